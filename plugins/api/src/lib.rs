@@ -1,1 +1,37 @@
-//! (see Cargo.toml)
+//! What a plugin and a filter are: the traits, the values they exchange with the server, and the
+//! [`Backend`] that stands between every two layers of the stack and holds nbdkit's contract.
+//!
+//! Runs in the template (configuration) and in the workers (serving). Nothing here opens a socket
+//! or reads the command line; `unsafe` is confined to [`shared`], the module that maps memory
+//! which several processes use.
+//!
+//! Sources: nbdkit-plugin(3), nbdkit-filter(3).
+
+#![deny(unsafe_code)]
+
+pub mod backend;
+pub mod client;
+pub mod error;
+pub mod exports;
+pub mod extents;
+pub mod filter;
+pub mod log;
+pub mod needs;
+pub mod parse;
+pub mod plugin;
+pub mod shared;
+pub mod stack;
+pub mod types;
+pub mod value;
+
+pub use backend::Backend;
+pub use client::Client;
+pub use error::{Errno, Error, Result, ResultExt};
+pub use exports::{Export, Exports};
+pub use extents::{Extent, ExtentKind, Extents};
+pub use filter::{Filter, FilterConnection, NextConfig, Slot};
+pub use needs::{Access, Isolation, Needs, Network};
+pub use plugin::{Connection, Open, Plugin};
+pub use stack::{Layer, Stack};
+pub use types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, ThreadModel, Zero};
+pub use value::Value;

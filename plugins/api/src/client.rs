@@ -1,0 +1,207 @@
+//! The client of a connection, and the server, as plugins and filters see them: who the peer is
+//! (`nbdkit_peer_*`), dropping it (`nbdkit_disconnect`), stopping everything (`nbdkit_shutdown`),
+//! and sleeping without delaying either (`nbdkit_nanosleep`).
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::error::{Errno, Error, Result};
+
+/// Where a client comes from, established by the listener when it accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerAddress {
+    /// TCP.
+    Inet(SocketAddr),
+    /// A Unix domain socket; clients rarely bind a path of their own.
+    Unix,
+    /// AF_VSOCK: context id and port.
+    Vsock {
+        /// Context id of the virtual machine.
+        cid: u32,
+        /// Its port.
+        port: u32,
+    },
+    /// Standard input and output, or a socket family that has no address for us.
+    Unknown,
+}
+
+/// What is known about the peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its address.
+    pub address: PeerAddress,
+    /// Process, user and group id, for Unix domain sockets.
+    pub credentials: Option<(i32, u32, u32)>,
+    /// Its security context (SELinux label), `None` where the kernel has none to tell.
+    pub security_context: Option<String>,
+}
+
+impl Default for Peer {
+    fn default() -> Peer {
+        Peer { address: PeerAddress::Unknown, credentials: None, security_context: None }
+    }
+}
+
+/// What TLS established about the client; empty strings where there is nothing to tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsPeer {
+    /// Subject of the client's certificate, RFC 4514.
+    pub dn: String,
+    /// Its issuer.
+    pub issuer_dn: String,
+}
+
+const ALIVE: u8 = 0;
+const SOFT: u8 = 1;
+const FORCED: u8 = 2;
+
+/// One connected client.
+pub struct Client {
+    number: u64,
+    peer: Peer,
+    socket: Option<Arc<OwnedFd>>,
+    tls: OnceLock<TlsPeer>,
+    disconnect: AtomicU8,
+    on_force: Box<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("number", &self.number)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// The client with connection number `number`, on `socket`. `on_force` cuts the connection.
+    pub fn new(
+        number: u64,
+        peer: Peer,
+        socket: Option<Arc<OwnedFd>>,
+        on_force: Box<dyn Fn() + Send + Sync>,
+    ) -> Arc<Client> {
+        Arc::new(Client {
+            number,
+            peer,
+            socket,
+            tls: OnceLock::new(),
+            disconnect: AtomicU8::new(ALIVE),
+            on_force,
+        })
+    }
+
+    /// Connection number, counted from 1.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Who it is.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Notes that the connection is now encrypted; the first call counts.
+    pub fn set_tls(&self, peer: TlsPeer) {
+        let _ = self.tls.set(peer);
+    }
+
+    /// Whether TLS has been negotiated on this connection.
+    pub fn is_tls(&self) -> bool {
+        self.tls.get().is_some()
+    }
+
+    /// What TLS established, if it is in use.
+    pub fn tls(&self) -> Option<&TlsPeer> {
+        self.tls.get()
+    }
+
+    /// Drops this client. With `force` at once, without further replies; without, new requests
+    /// are refused with ESHUTDOWN while those under way finish. `nbdkit_disconnect`.
+    pub fn disconnect(&self, force: bool) {
+        let wanted = if force { FORCED } else { SOFT };
+        if self.disconnect.fetch_max(wanted, Ordering::SeqCst) < FORCED && force {
+            (self.on_force)();
+        }
+    }
+
+    /// Whether new requests must be refused.
+    #[inline]
+    pub fn is_disconnecting(&self) -> bool {
+        self.disconnect.load(Ordering::Relaxed) != ALIVE
+    }
+
+    /// Whether nothing more may be sent.
+    #[inline]
+    pub fn is_cut(&self) -> bool {
+        self.disconnect.load(Ordering::Relaxed) == FORCED
+    }
+}
+
+/// Sleeps for `duration`, unless the client goes away or the server stops meanwhile.
+/// `client` is the one being served, `None` in contexts that outlive connections.
+///
+/// # Errors
+/// ESHUTDOWN if the sleep was cut short.
+pub fn sleep(client: Option<&Client>, duration: Duration) -> Result<()> {
+    let Some(socket) = client.and_then(|c| c.socket.as_ref()) else {
+        std::thread::sleep(duration);
+        return Ok(());
+    };
+    let until = Instant::now() + duration;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        // A millisecond is poll's resolution; round up so as not to spin at the end.
+        let millis = left
+            .as_millis()
+            .saturating_add(u128::from(!left.subsec_nanos().is_multiple_of(1_000_000)));
+        let timeout = PollTimeout::try_from(millis.min(60_000) as i32).unwrap_or(PollTimeout::MAX);
+        if left < Duration::from_millis(1) {
+            std::thread::sleep(left);
+            return Ok(());
+        }
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))];
+        match poll(&mut fds, timeout) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            _ => {
+                return Err(Error::silent(Errno::ESHUTDOWN)
+                    .context("aborting sleep because the connection is closing"));
+            }
+        }
+    }
+}
+
+static STDIO_SAFE: AtomicBool = AtomicBool::new(true);
+static SHUTDOWN: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
+
+/// Whether a plugin may use standard input and output while it is configured
+/// (`nbdkit_stdio_safe`): false with `-s`.
+pub fn stdio_safe() -> bool {
+    STDIO_SAFE.load(Ordering::Relaxed)
+}
+
+/// Set once at start by the process that runs the stack.
+pub fn set_stdio_safe(safe: bool) {
+    STDIO_SAFE.store(safe, Ordering::Relaxed);
+}
+
+/// Installs what [`shutdown`] does; the first call counts.
+pub fn on_shutdown(hook: Box<dyn Fn() + Send + Sync>) {
+    let _ = SHUTDOWN.set(hook);
+}
+
+/// Asks the server to stop (`nbdkit_shutdown`). Returns at once; callbacks may still come.
+pub fn shutdown() {
+    if let Some(hook) = SHUTDOWN.get() {
+        hook();
+    }
+}

@@ -1,0 +1,117 @@
+//! Where plugins and filters send their messages: `nbdkit_error` and `nbdkit_debug`.
+//!
+//! A process-wide sink is installed once by the worker; it turns records into messages to the
+//! listener, which alone writes the log. The name and connection number of a record come from
+//! a thread-local set by the [`Backend`](crate::Backend) when a layer is entered.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Severity of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// `nbdkit_error`: always logged.
+    Error,
+    /// `nbdkit_debug`: only with `-v`.
+    Debug,
+}
+
+/// Who speaks: the layer and the connection it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Speaker {
+    /// Name of the plugin or filter; `None` for the server itself.
+    pub layer: Option<&'static str>,
+    /// Connection number, counted from 1; 0 outside of connections.
+    pub connection: u64,
+}
+
+type Sink = Box<dyn Fn(Level, Speaker, &str) + Send + Sync>;
+
+static SINK: OnceLock<Sink> = OnceLock::new();
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+static DATAPATH: AtomicBool = AtomicBool::new(true);
+
+thread_local! {
+    static SPEAKER: Cell<Speaker> = const { Cell::new(Speaker { layer: None, connection: 0 }) };
+}
+
+/// Installs the process's sink and sets verbosity. Later calls change only the verbosity.
+pub fn install(verbose: bool, sink: Sink) {
+    VERBOSE.store(verbose, Ordering::Relaxed);
+    let _ = SINK.set(sink);
+}
+
+/// True if debug messages are wanted (`-v`).
+#[inline]
+pub fn verbose() -> bool {
+    VERBOSE.load(Ordering::Relaxed)
+}
+
+/// Silences (or not) the debug lines of single requests, `-D nbdkit.backend.datapath=0`.
+pub fn set_datapath(on: bool) {
+    DATAPATH.store(on, Ordering::Relaxed);
+}
+
+/// True if debug lines of single requests are wanted.
+#[inline]
+pub fn datapath() -> bool {
+    verbose() && DATAPATH.load(Ordering::Relaxed)
+}
+
+/// Logs an error in the name of the current speaker.
+pub fn error(message: &str) {
+    record(Level::Error, SPEAKER.get(), message);
+}
+
+/// Logs a debug message in the name of the current speaker, if wanted. Prefer [`debug!`](crate::debug),
+/// which formats only then.
+pub fn debug(message: &str) {
+    if verbose() {
+        record(Level::Debug, SPEAKER.get(), message);
+    }
+}
+
+/// Logs in the name of `speaker`.
+pub fn record(level: Level, speaker: Speaker, message: &str) {
+    if let Some(sink) = SINK.get() {
+        sink(level, speaker, message);
+    }
+}
+
+/// The current thread's speaker.
+pub fn speaker() -> Speaker {
+    SPEAKER.get()
+}
+
+/// Makes `speaker` the current one until the guard is dropped.
+#[must_use]
+pub fn enter(speaker: Speaker) -> Entered {
+    Entered(SPEAKER.replace(speaker))
+}
+
+/// Restores the previous speaker on drop.
+#[derive(Debug)]
+pub struct Entered(Speaker);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        SPEAKER.set(self.0);
+    }
+}
+
+/// Formats and logs a debug message if `-v` was given.
+#[macro_export]
+macro_rules! debug {
+    ($($arg:tt)*) => {
+        if $crate::log::verbose() {
+            $crate::log::debug(&format!($($arg)*));
+        }
+    };
+}
+
+/// Formats and logs an error message that does not end the current callback.
+#[macro_export]
+macro_rules! error {
+    ($($arg:tt)*) => { $crate::log::error(&format!($($arg)*)) };
+}

@@ -1,0 +1,90 @@
+//! What the processes of a stack may touch, as data: the sandbox opens these and nothing else.
+
+use std::path::PathBuf;
+
+/// What may be done beneath a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Open for reading, list a directory.
+    Read,
+    /// Also write, truncate, create and remove beneath it.
+    Write,
+}
+
+/// Which sockets a worker may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Network {
+    /// None.
+    #[default]
+    None,
+    /// Unix domain sockets.
+    Unix,
+    /// TCP, UDP and name resolution, and Unix domain sockets.
+    Inet,
+}
+
+/// Everything that a layer needs from outside its own process once it serves clients.
+/// Descriptors that were opened before that need no entry here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Paths (absolute) that connections open, and what for.
+    pub paths: Vec<(PathBuf, Access)>,
+    /// Sockets.
+    pub network: Network,
+    /// Runs programs: fork and exec of what the system's directories hold.
+    pub programs: bool,
+    /// Starts threads of its own (those of the server's pool do not count).
+    pub threads: bool,
+}
+
+impl Needs {
+    /// Nothing at all: the stack works on what is in memory or already open.
+    pub fn nothing() -> Needs {
+        Needs::default()
+    }
+
+    /// One more path.
+    #[must_use]
+    pub fn path(mut self, path: impl Into<PathBuf>, access: Access) -> Needs {
+        self.paths.push((path.into(), access));
+        self
+    }
+
+    /// May run programs.
+    #[must_use]
+    pub fn programs(mut self) -> Needs {
+        self.programs = true;
+        self
+    }
+
+    /// May start threads.
+    #[must_use]
+    pub fn threads(mut self) -> Needs {
+        self.threads = true;
+        self
+    }
+
+    /// May make sockets of this kind.
+    #[must_use]
+    pub fn network(mut self, network: Network) -> Needs {
+        self.network = self.network.max(network);
+        self
+    }
+
+    /// The union with another layer's needs.
+    pub fn merge(&mut self, other: Needs) {
+        self.paths.extend(other.paths);
+        self.network = self.network.max(other.network);
+        self.programs |= other.programs;
+        self.threads |= other.threads;
+    }
+}
+
+/// How clients are divided over processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isolation {
+    /// One process for all clients, on threads: for state that lives in ordinary memory.
+    Shared,
+    /// A process of its own for every client.
+    Connection,
+}

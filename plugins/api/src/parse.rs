@@ -1,0 +1,333 @@
+//! Parsers for parameter values: `nbdkit_parse_size`, `_bool`, `_int`…, `_delay`, `_probability`,
+//! and the password forms. Runs in the template while it is configured; the texts come from
+//! the command line. Sources: nbdkit-plugin(3), "Parsing command line parameters".
+
+use std::io::{BufRead, Read, Write};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+
+use crate::error::{Error, Result, ResultExt};
+
+/// Parses a size in bytes: decimal digits and an optional suffix `b k m g t p e` (powers of 1024,
+/// either case) or `s` (512 byte sectors). The result is at most `i64::MAX`.
+///
+/// # Errors
+/// What is wrong with `text`, in nbdkit's words.
+pub fn size(text: &str) -> Result<u64> {
+    let trimmed = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+    let (negative, rest) = match trimmed.as_bytes().first() {
+        Some(b'-') => (true, &trimmed[1..]),
+        Some(b'+') => (false, &trimmed[1..]),
+        _ => (false, trimmed),
+    };
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    if digits == 0 {
+        return Err(Error::msg(format!("could not parse size string: {text}")));
+    }
+    let too_big = || Error::msg(format!("size exceeds maximum value: {text}"));
+    let number: u64 = rest[..digits].parse().map_err(|_| too_big())?;
+    if negative && number != 0 {
+        return Err(Error::msg(format!("size cannot be negative: {text}")));
+    }
+    let suffix = &rest[digits..];
+    let scale: u64 = match suffix.as_bytes() {
+        [] | [b'b' | b'B'] => 1,
+        [b's' | b'S'] => 512,
+        [b'k' | b'K'] => 1 << 10,
+        [b'm' | b'M'] => 1 << 20,
+        [b'g' | b'G'] => 1 << 30,
+        [b't' | b'T'] => 1 << 40,
+        [b'p' | b'P'] => 1 << 50,
+        [b'e' | b'E'] => 1 << 60,
+        _ => return Err(Error::msg(format!("could not parse size: unknown suffix: {suffix}"))),
+    };
+    if number > i64::MAX as u64 {
+        return Err(too_big());
+    }
+    match number.checked_mul(scale) {
+        Some(bytes) if bytes <= i64::MAX as u64 => Ok(bytes),
+        _ => Err(Error::msg(format!("could not parse size: size * scale overflows: {text}"))),
+    }
+}
+
+/// Parses a boolean in any of nbdkit's spellings: `1 true t yes y on`, `0 false f no n off`.
+///
+/// # Errors
+/// `could not decipher boolean (TEXT)`.
+pub fn boolean(text: &str) -> Result<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "t" | "yes" | "y" | "on" => Ok(true),
+        "0" | "false" | "f" | "no" | "n" | "off" => Ok(false),
+        _ => Err(Error::msg(format!("could not decipher boolean ({text})"))),
+    }
+}
+
+/// Parses a decimal, hexadecimal (`0x…`) or octal (`0…`) number of any integer type;
+/// `what` names the parameter in messages.
+///
+/// # Errors
+/// Empty, trailing garbage, negative for an unsigned type, or out of range.
+pub fn integer<T: TryFrom<i128> + Bounded>(what: &str, text: &str) -> Result<T> {
+    let bad = |why: &str| Error::msg(format!("{what}: could not parse number: \"{text}\"{why}"));
+    let trimmed = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+    let (negative, rest) = match trimmed.as_bytes().first() {
+        Some(b'-') => (true, &trimmed[1..]),
+        Some(b'+') => (false, &trimmed[1..]),
+        _ => (false, trimmed),
+    };
+    if negative && !T::SIGNED {
+        return Err(Error::msg(format!("{what}: negative numbers are not allowed")));
+    }
+    let (radix, digits) = match rest.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (16, &rest[2..]),
+        [b'0', _, ..] => (8, &rest[1..]),
+        _ => (10, rest),
+    };
+    if !rest.bytes().next().is_some_and(|b| b.is_ascii_digit()) {
+        return Err(Error::msg(format!("{what}: empty string where we expected a number")));
+    }
+    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
+        return Err(bad(": trailing garbage"));
+    }
+    let range = || bad(": Numerical result out of range");
+    let value = i128::from_str_radix(digits, radix).map_err(|_| range())?;
+    T::try_from(if negative { -value } else { value }).map_err(|_| range())
+}
+
+/// Integer types that [`integer`] can parse.
+pub trait Bounded {
+    /// Whether the type has negative values.
+    const SIGNED: bool;
+}
+
+macro_rules! bounded {
+    ($($t:ty: $signed:literal),*) => { $(impl Bounded for $t { const SIGNED: bool = $signed; })* };
+}
+bounded!(i8: true, i16: true, i32: true, i64: true, u8: false, u16: false, u32: false, u64: false);
+
+/// Splits a floating point number as `scanf("%lf%n")` would: leading blanks, sign, digits,
+/// fraction, exponent. Returns the number and the rest of the text.
+fn float_prefix(text: &str) -> Option<(f64, bool, &str)> {
+    let text = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+    let bytes = text.as_bytes();
+    let mut at = usize::from(matches!(bytes.first(), Some(b'-' | b'+')));
+    let digits_from = at;
+    let digits = |from: usize| bytes[from..].iter().take_while(|b| b.is_ascii_digit()).count();
+    let mut mantissa = digits(at);
+    at += mantissa;
+    if bytes.get(at) == Some(&b'.') {
+        let fraction = digits(at + 1);
+        mantissa += fraction;
+        at += 1 + fraction;
+    }
+    if mantissa == 0 {
+        return None;
+    }
+    if matches!(bytes.get(at), Some(b'e' | b'E')) {
+        let sign = usize::from(matches!(bytes.get(at + 1), Some(b'-' | b'+')));
+        let exponent = digits(at + 1 + sign);
+        if exponent > 0 {
+            at += 1 + sign + exponent;
+        }
+    }
+    let number: f64 = text[digits_from..at].parse().ok()?;
+    Some((number, bytes[0] == b'-', &text[at..]))
+}
+
+/// Parses a delay: a number, possibly with a fraction, and a unit `s` (the default), `ms`, `us`,
+/// `μs` or `ns`. `nbdkit_parse_delay`, nbdkit 1.40.
+///
+/// # Errors
+/// `WHAT: could not parse delay or sleep: "TEXT"`, also for negative and for more than 2^32-1 seconds.
+pub fn delay(what: &str, text: &str) -> Result<Duration> {
+    let bad = || Error::msg(format!("{what}: could not parse delay or sleep: \"{text}\""));
+    let (number, negative, unit) = float_prefix(text).ok_or_else(bad)?;
+    if negative || !number.is_finite() {
+        return Err(bad());
+    }
+    let seconds = match unit {
+        "" | "s" => number,
+        "ms" => number / 1e3,
+        "us" | "\u{3bc}s" | "\u{b5}s" => number / 1e6,
+        "ns" => number / 1e9,
+        _ => return Err(bad()),
+    };
+    if seconds > f64::from(u32::MAX) {
+        return Err(bad());
+    }
+    Duration::try_from_secs_f64(seconds).map_err(|_| bad())
+}
+
+/// Parses a probability: `0.1`, `1e-8`, `10%`, `N:M` or `N/M`. The result may exceed 1.
+/// `nbdkit_parse_probability`, nbdkit 1.36.
+///
+/// # Errors
+/// Negative, infinite, division by zero (0/0 counts as 0), or no number.
+pub fn probability(what: &str, text: &str) -> Result<f64> {
+    let bad = || Error::msg(format!("{what}: could not parse '{text}' as a probability"));
+    let (number, negative, rest) = float_prefix(text).ok_or_else(bad)?;
+    if negative {
+        return Err(bad());
+    }
+    let result = match rest {
+        "" => number,
+        "%" => number / 100.0,
+        _ => {
+            let divisor = rest.strip_prefix([':', '/']).ok_or_else(bad)?;
+            match float_prefix(divisor) {
+                Some((d, false, "")) if d != 0.0 => number / d,
+                Some((_, false, "")) if number == 0.0 => 0.0,
+                _ => return Err(bad()),
+            }
+        }
+    };
+    if result.is_finite() { Ok(result) } else { Err(bad()) }
+}
+
+/// Reads a password: the text itself, `-` (asked for on the terminal), `-FD` (read from
+/// an inherited descriptor, which is then closed) or `+FILE`. From a descriptor or file
+/// it is the first line.
+///
+/// # Errors
+/// The source cannot be read, or is one of the standard descriptors.
+pub fn password(value: &str) -> Result<String> {
+    if value == "-" {
+        return password_from_terminal();
+    }
+    if let Some(fd) = value.strip_prefix('-') {
+        let fd: i32 = integer("password file descriptor", fd)?;
+        if fd <= 2 {
+            return Err(Error::msg(format!(
+                "cannot use password -FD with stdin/stdout/stderr: {fd}"
+            )));
+        }
+        // Opening it anew by its /proc name reads pipes and files alike.
+        let password = first_line(&format!("/proc/self/fd/{fd}"));
+        nix::unistd::close(fd).or_error(|| format!("close: {fd}"))?;
+        return password;
+    }
+    match value.strip_prefix('+') {
+        Some(path) => first_line(path),
+        None => Ok(value.to_owned()),
+    }
+}
+
+/// Passwords are short; a device or a huge file named by mistake must not fill the memory.
+const MAX_PASSWORD: u64 = 64 * 1024;
+
+fn first_line(path: &str) -> Result<String> {
+    let file = std::fs::File::open(path).or_error(|| format!("open: {path}"))?;
+    let mut line = String::new();
+    std::io::BufReader::new(file.take(MAX_PASSWORD))
+        .read_line(&mut line)
+        .or_error(|| format!("read: {path}"))?;
+    Ok(line.strip_suffix('\n').unwrap_or(&line).to_owned())
+}
+
+fn password_from_terminal() -> Result<String> {
+    if !crate::client::stdio_safe() {
+        return Err(Error::msg("stdin is not available for reading password"));
+    }
+    let stdin = std::io::stdin();
+    let Ok(saved) = tcgetattr(stdin.as_fd()) else {
+        return Err(Error::msg("stdin is not a tty, cannot read password interactively"));
+    };
+    let mut quiet = saved.clone();
+    quiet.local_flags.remove(LocalFlags::ECHO);
+    let _ = write!(std::io::stdout(), "password: ");
+    let _ = std::io::stdout().flush();
+    tcsetattr(stdin.as_fd(), SetArg::TCSAFLUSH, &quiet).or_error(|| "tcsetattr: stdin")?;
+    let mut line = String::new();
+    let read = stdin.lock().take(MAX_PASSWORD).read_line(&mut line);
+    let restored = tcsetattr(stdin.as_fd(), SetArg::TCSAFLUSH, &saved);
+    println!();
+    read.or_error(|| "read: stdin")?;
+    restored.or_error(|| "tcsetattr: stdin")?;
+    Ok(line.strip_suffix('\n').unwrap_or(&line).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_every_suffix() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("512", 512),
+            (" 08", 8),
+            (" +1k", 1024),
+            ("-0", 0),
+            ("3s", 1536),
+            ("1K", 1 << 10),
+            ("1m", 1 << 20),
+            ("1G", 1 << 30),
+            ("1t", 1 << 40),
+            ("1P", 1 << 50),
+            ("7e", 7 << 60),
+            ("9223372036854775807", i64::MAX as u64),
+        ] {
+            assert_eq!(size(text).unwrap(), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_are_not_sizes_say_why() {
+        for (text, why) in [
+            ("", "could not parse size string: "),
+            ("foo", "could not parse size string: foo"),
+            ("-1", "size cannot be negative: -1"),
+            ("9223372036854775808", "size exceeds maximum value: 9223372036854775808"),
+            ("8E", "could not parse size: size * scale overflows: 8E"),
+            ("1x", "could not parse size: unknown suffix: x"),
+            ("1kk", "could not parse size: unknown suffix: kk"),
+        ] {
+            assert_eq!(size(text).unwrap_err().message(), why);
+        }
+    }
+
+    #[test]
+    fn integers_in_three_bases_and_within_their_type() {
+        assert_eq!(integer::<u32>("x", "0x1F").unwrap(), 31);
+        assert_eq!(integer::<i32>("x", "-017").unwrap(), -15);
+        assert_eq!(integer::<u8>("x", "255").unwrap(), 255);
+        assert_eq!(integer::<i64>("x", "0").unwrap(), 0);
+        assert!(integer::<u8>("x", "256").is_err());
+        assert!(integer::<u8>("x", "-1").is_err());
+        for garbage in ["", "x", "08", "0x", "1 ", "1k", "--1"] {
+            assert!(integer::<i32>("x", garbage).is_err(), "{garbage}");
+        }
+    }
+
+    #[test]
+    fn delays_with_units_and_fractions() {
+        for (text, nanos) in [
+            ("1", 1_000_000_000),
+            ("1.5s", 1_500_000_000),
+            ("10ms", 10_000_000),
+            ("2us", 2_000),
+            ("3\u{3bc}s", 3_000),
+            ("40ns", 40),
+            (" 1e-3", 1_000_000),
+        ] {
+            assert_eq!(delay("d", text).unwrap(), Duration::from_nanos(nanos), "{text}");
+        }
+        for bad in ["", "abc", "-1", "-0", "1 s", "1m", "nan", "inf", "1e99"] {
+            assert!(delay("d", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn probabilities_in_every_form() {
+        for (text, p) in
+            [("0.5", 0.5), ("10%", 0.1), ("1:4", 0.25), ("1/4", 0.25), ("0/0", 0.0), ("1e-2", 0.01)]
+        {
+            assert!((probability("p", text).unwrap() - p).abs() < 1e-12, "{text}");
+        }
+        for bad in ["", "-1", "1/0", "x", "1:", "1%%"] {
+            assert!(probability("p", bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The traits of a plugin. A [`Plugin`] is the configured module, a [`Connection`] is what `open`
+//! made for one client. nbdkit-plugin(3), "Callbacks".
+
+use std::io::Write;
+use std::sync::Arc;
+
+use crate::client::Client;
+use crate::error::{Errno, Error, Result};
+use crate::exports::Exports;
+use crate::extents::Extents;
+use crate::needs::{Isolation, Needs};
+use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, ThreadModel};
+use crate::value::Value;
+
+/// A plugin, from `load` (its constructor) to `unload` (its drop).
+///
+/// The order of calls is nbdkit's: `config` for each parameter, `config_complete`,
+/// `thread_model`, `get_ready` as the invoking user; `after_fork` once privileges are dropped; then
+/// for each client `preconnect`, `list_exports`, `default_export` and `open`; `cleanup` at the end.
+/// Up to and with `after_fork` they run in the template; from `preconnect` to `open` in a
+/// process or thread of the client, several at a time as far as the thread model allows. With
+/// [`Isolation::Connection`] what a client changes in ordinary memory no other client sees: shared
+/// state lives in [`crate::shared`] objects made up to `get_ready`.
+pub trait Plugin: Send + Sync {
+    /// The short name, ASCII alphanumerics and `-`.
+    fn name(&self) -> &str;
+
+    /// Free text name for messages.
+    fn longname(&self) -> Option<&str> {
+        None
+    }
+
+    /// Version of the plugin; `None` stands for the server's own.
+    fn version(&self) -> Option<&str> {
+        None
+    }
+
+    /// Description, perhaps of several lines, printed by `--help`.
+    fn description(&self) -> Option<&str> {
+        None
+    }
+
+    /// Text about the parameters, printed by `--help`.
+    fn config_help(&self) -> Option<&str> {
+        None
+    }
+
+    /// The key that a bare value is for.
+    fn magic_config_key(&self) -> Option<&str> {
+        None
+    }
+
+    /// Whether there are parameters at all; without, giving one is an error of the server's.
+    fn has_config(&self) -> bool {
+        true
+    }
+
+    /// Takes one parameter. The default knows none.
+    ///
+    /// # Errors
+    /// Unknown key or bad value; the server does not start.
+    fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
+        let _ = value;
+        Err(Error::unknown_parameter(key))
+    }
+
+    /// Called after the last parameter.
+    ///
+    /// # Errors
+    /// Something is missing or contradictory; the server does not start.
+    fn config_complete(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The most parallel model that the plugin can stand in any configuration.
+    fn max_thread_model(&self) -> ThreadModel {
+        ThreadModel::Parallel
+    }
+
+    /// The model for this configuration, asked after `config_complete`.
+    ///
+    /// # Errors
+    /// The server does not start.
+    fn thread_model(&self) -> Result<ThreadModel> {
+        Ok(self.max_thread_model())
+    }
+
+    /// Last chance for errors that the user sees: open files, allocate, read passwords.
+    /// Must not start threads.
+    ///
+    /// # Errors
+    /// The server does not start.
+    fn get_ready(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called once as the final user, before the sandbox closes and before the first client. With
+    /// [`Isolation::Connection`] it must not start threads, since this process forks.
+    ///
+    /// # Errors
+    /// The server stops.
+    fn after_fork(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called once in the template after the last client has gone.
+    fn cleanup(&self) {}
+
+    /// Prints further `key=value` lines for `--dump-plugin`.
+    ///
+    /// # Errors
+    /// Standard output cannot be written.
+    fn dump_plugin(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        let _ = out;
+        Ok(())
+    }
+
+    /// What connections will touch, asked after `get_ready`.
+    fn needs(&self) -> Needs {
+        Needs::nothing()
+    }
+
+    /// How clients may be divided over processes in this configuration.
+    fn isolation(&self) -> Isolation {
+        Isolation::Connection
+    }
+
+    /// Called when a client has connected, before any negotiation.
+    ///
+    /// # Errors
+    /// The client is dropped.
+    fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
+        let _ = (client, readonly);
+        Ok(())
+    }
+
+    /// Fills the answer to NBD_OPT_LIST. The default advertises the default export.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn list_exports(
+        &self,
+        client: &Arc<Client>,
+        readonly: bool,
+        exports: &mut Exports,
+    ) -> Result<()> {
+        let _ = (client, readonly);
+        exports.use_default();
+        Ok(())
+    }
+
+    /// The name that the export `""` stands for; `None` if there is no default export.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn default_export(&self, client: &Arc<Client>, readonly: bool) -> Result<Option<String>> {
+        let _ = (client, readonly);
+        Ok(Some(String::new()))
+    }
+
+    /// Opens the disk for a client that picked an export.
+    ///
+    /// # Errors
+    /// The option fails; the client may try another export.
+    fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>>;
+}
+
+/// What a connection is opened for.
+#[derive(Debug, Clone, Copy)]
+pub struct Open<'a> {
+    /// The client, `None` for a context that serves several.
+    pub client: Option<&'a Arc<Client>>,
+    /// The connection will not write.
+    pub readonly: bool,
+    /// The export's name, at most 4096 bytes, from the client: hostile.
+    pub export: &'a str,
+    /// The client has negotiated TLS.
+    pub tls: bool,
+}
+
+impl<'a> Open<'a> {
+    /// The same with another `readonly`.
+    #[must_use]
+    pub fn readonly(self, readonly: bool) -> Open<'a> {
+        Open { readonly, ..self }
+    }
+
+    /// The same with another export name.
+    #[must_use]
+    pub fn export(self, export: &'a str) -> Open<'a> {
+        Open { export, ..self }
+    }
+}
+
+/// One client's use of a plugin, from `open` to `close` (its drop).
+///
+/// `size` and the `can_*` methods are asked at most once and cached. Data methods get ranges that lie
+/// within the size, buffers of 1 byte to 64 MiB, and only flags that the `can_*` answers allow.
+/// As the thread model permits, they are called from several threads at once.
+pub trait Connection: Send + Sync {
+    /// Size of the disk in bytes, at most `i64::MAX`.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn size(&self) -> Result<u64>;
+
+    /// Text for NBD_INFO_DESCRIPTION.
+    fn export_description(&self) -> Option<String> {
+        None
+    }
+
+    /// Block size constraints; all zero for none.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn block_size(&self) -> Result<BlockSize> {
+        Ok(BlockSize::default())
+    }
+
+    /// Whether `pwrite` works on this connection.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn can_write(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Whether `flush` works.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn can_flush(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Whether the disk behaves like a rotating one.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn is_rotational(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Whether `trim` works.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn can_trim(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Whether `zero` is worth calling; without it the server writes zeroes.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn can_zero(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Whether [`Flags::FAST_ZERO`] may be passed to `zero`. By default true where `zero` is not
+    /// used, since then the server refuses every fast zero at once, which is fast.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn can_fast_zero(&self) -> Result<bool> {
+        Ok(!self.can_zero()?)
+    }
+
+    /// Whether `extents` works; without it the whole disk counts as data.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn can_extents(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// What is done about FUA. By default emulated where `flush` works.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn can_fua(&self) -> Result<Fua> {
+        Ok(if self.can_flush()? { Fua::Emulate } else { Fua::None })
+    }
+
+    /// Whether a flush on one connection covers the writes of all.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn can_multi_conn(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// What is done about cache requests.
+    ///
+    /// # Errors
+    /// The option fails.
+    fn can_cache(&self) -> Result<Cache> {
+        Ok(Cache::None)
+    }
+
+    /// Fills all of `buf` from `offset`.
+    ///
+    /// # Errors
+    /// The request fails with the error's errno.
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Writes all of `buf` at `offset`. Flags: FUA.
+    ///
+    /// # Errors
+    /// The request fails; what was written is undefined.
+    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        let _ = (buf, offset, flags);
+        Err(Error::new(Errno::EROFS, "plugin does not support writes"))
+    }
+
+    /// Returns once all completed writes are on stable storage.
+    ///
+    /// # Errors
+    /// The request fails.
+    fn flush(&self) -> Result<()> {
+        Err(Error::new(Errno::EOPNOTSUPP, "plugin does not support flush"))
+    }
+
+    /// Makes the range a hole if that is possible. Flags: FUA.
+    ///
+    /// # Errors
+    /// The request fails.
+    fn trim(&self, count: u64, offset: u64, flags: Flags) -> Result<()> {
+        let _ = (count, offset, flags);
+        Err(Error::new(Errno::EOPNOTSUPP, "plugin does not support trim"))
+    }
+
+    /// Makes the range read as zeroes. Flags: MAY_TRIM, FUA, FAST_ZERO.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP makes the server write zeroes (or, with FAST_ZERO, refuse).
+    fn zero(&self, count: u64, offset: u64, flags: Flags) -> Result<()> {
+        let _ = (count, offset, flags);
+        Err(Error::silent(Errno::EOPNOTSUPP))
+    }
+
+    /// Describes the disk from `offset` on, at least its first byte, preferably `count` bytes.
+    /// Flags: REQ_ONE.
+    ///
+    /// # Errors
+    /// The request fails.
+    fn extents(&self, count: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
+        let _ = (count, offset, flags, extents);
+        Err(Error::new(Errno::EOPNOTSUPP, "plugin does not support extents"))
+    }
+
+    /// Prefetches the range; called only if `can_cache` said [`Cache::Native`].
+    ///
+    /// # Errors
+    /// The request fails.
+    fn cache(&self, count: u64, offset: u64) -> Result<()> {
+        let _ = (count, offset);
+        Ok(())
+    }
+
+    /// How long the data methods may take.
+    fn blocking(&self) -> Blocking {
+        Blocking::Long
+    }
+
+    /// `pread` if it can be done at once, else `None`: nothing has been done and `pread` will be
+    /// called on a thread that may wait.
+    fn try_pread(&self, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        (self.blocking() == Blocking::Never).then(|| self.pread(buf, offset))
+    }
+
+    /// Where the bytes of a read stand in a file, if they do, so that they need not be copied.
+    fn file_range(&self, count: u32, offset: u64) -> Option<FileRange<'_>> {
+        let _ = (count, offset);
+        None
+    }
+}

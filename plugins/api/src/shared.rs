@@ -1,0 +1,17 @@
+//! State that all clients of a server share although each has a process of its own: kernel objects
+//! made before the first fork and inherited.
+//!
+//! - [`SharedFile`]: bytes, sparse, in memory (memfd) or in an unlinked temporary file.
+//! - [`SharedWords`]: an array of atomic 64-bit words.
+//! - [`SharedMutex`]: a few words under a lock that a killed worker cannot wedge.
+//!
+//! Make them up to `get_ready`; what is made later is seen by one process only. Another worker may
+//! have been taken over by its client: what is read from shared state is checked like any input.
+
+pub mod file;
+pub mod map;
+pub mod mutex;
+
+pub use file::SharedFile;
+pub use map::SharedWords;
+pub use mutex::{Locked, SharedMutex};

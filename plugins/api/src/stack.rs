@@ -1,0 +1,346 @@
+//! The stack of filters on a plugin: [`Stack`] while it is configured, [`Layer`] once it serves.
+//!
+//! Two types for two stages: configuration changes the modules and is done by one owner, serving
+//! shares them and changes nothing. nbdkit-filter(3), "Next plugin".
+
+use std::sync::Arc;
+
+use crate::backend::Backend;
+use crate::client::Client;
+use crate::debug;
+use crate::error::{Error, Result};
+use crate::exports::Exports;
+use crate::filter::Filter;
+use crate::log::{self, Speaker};
+use crate::needs::{Isolation, Needs};
+use crate::plugin::{Open, Plugin};
+use crate::types::ThreadModel;
+use crate::value::Value;
+
+/// A stack that is being configured: filters from the outermost in, then the plugin.
+pub struct Stack {
+    filters: Vec<Box<dyn Filter>>,
+    plugin: Box<dyn Plugin>,
+}
+
+impl std::fmt::Debug for Stack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut list = f.debug_list();
+        list.entries(self.filters.iter().map(|x| x.name()));
+        list.entry(&self.plugin.name()).finish()
+    }
+}
+
+/// The rest of the stack below a filter that is being configured.
+pub struct NextConfig<'a> {
+    filters: &'a mut [Box<dyn Filter>],
+    plugin: &'a mut dyn Plugin,
+}
+
+impl NextConfig<'_> {
+    /// Hands a parameter to the layer below.
+    ///
+    /// # Errors
+    /// Those of the layer that took it; the plugin's if none did.
+    pub fn config(self, key: &str, value: Value<'_>) -> Result<()> {
+        let shown = value.as_bytes().escape_ascii();
+        match self.filters.split_first_mut() {
+            Some((filter, filters)) => {
+                debug!("{}: config key={key}, value={shown}", filter.name());
+                filter.config(NextConfig { filters, plugin: self.plugin }, key, value)
+            }
+            None => {
+                debug!("{}: config key={key}, value={shown}", self.plugin.name());
+                if !self.plugin.has_config() {
+                    let name = self.plugin.name();
+                    return Err(Error::msg(format!(
+                        "{name}: this plugin does not need command line configuration. \
+                         Try using: nbdkit --help {name}"
+                    )));
+                }
+                self.plugin.config(key, value)
+            }
+        }
+    }
+
+    /// Tells the layer below that there are no more parameters.
+    ///
+    /// # Errors
+    /// Those of the layers below.
+    pub fn config_complete(self) -> Result<()> {
+        match self.filters.split_first_mut() {
+            Some((filter, filters)) => {
+                debug!("{}: config_complete", filter.name());
+                filter.config_complete(NextConfig { filters, plugin: self.plugin })
+            }
+            None => {
+                debug!("{}: config_complete", self.plugin.name());
+                self.plugin.config_complete()
+            }
+        }
+    }
+}
+
+impl Stack {
+    /// Filters in command line order (the first is outermost) on a plugin.
+    pub fn new(filters: Vec<Box<dyn Filter>>, plugin: Box<dyn Plugin>) -> Stack {
+        Stack { filters, plugin }
+    }
+
+    /// The plugin.
+    pub fn plugin(&self) -> &dyn Plugin {
+        &*self.plugin
+    }
+
+    /// The filters, outermost first.
+    pub fn filters(&self) -> impl Iterator<Item = &dyn Filter> {
+        self.filters.iter().map(|f| &**f)
+    }
+
+    fn top(&mut self) -> NextConfig<'_> {
+        NextConfig { filters: &mut self.filters, plugin: &mut *self.plugin }
+    }
+
+    /// Offers a parameter to the outermost layer.
+    ///
+    /// # Errors
+    /// Unknown or bad parameter.
+    pub fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
+        self.top().config(key, value)
+    }
+
+    /// Ends the parameters.
+    ///
+    /// # Errors
+    /// A layer misses something.
+    pub fn config_complete(&mut self) -> Result<()> {
+        self.top().config_complete()
+    }
+
+    /// The final thread model: the tightest of all layers'.
+    ///
+    /// # Errors
+    /// A layer cannot tell.
+    pub fn thread_model(&self) -> Result<ThreadModel> {
+        let mut model = self.plugin.thread_model()?.min(self.plugin.max_thread_model());
+        for filter in self.filters.iter().rev() {
+            model = model.min(filter.thread_model(model)?);
+        }
+        debug!("using thread model: {}", model.as_str());
+        Ok(model)
+    }
+
+    /// `get_ready` of every layer, the plugin first.
+    ///
+    /// # Errors
+    /// A layer is not ready.
+    pub fn get_ready(&mut self, model: ThreadModel) -> Result<()> {
+        debug!("{}: get_ready", self.plugin.name());
+        self.plugin.get_ready()?;
+        for filter in self.filters.iter_mut().rev() {
+            debug!("{}: get_ready thread_model={}", filter.name(), model as i32);
+            filter.get_ready(model)?;
+        }
+        Ok(())
+    }
+
+    /// What all layers together need from outside the process.
+    pub fn needs(&self) -> Needs {
+        let mut needs = self.plugin.needs();
+        for filter in &self.filters {
+            needs.merge(filter.needs());
+        }
+        needs
+    }
+
+    /// The least isolation that any layer asks for.
+    pub fn isolation(&self) -> Isolation {
+        self.filters.iter().map(|f| f.isolation()).fold(self.plugin.isolation(), Isolation::min)
+    }
+
+    /// Ends configuration: the outermost layer of the stack that serves.
+    pub fn freeze(self) -> Arc<Layer> {
+        let mut layer = Arc::new(Layer {
+            name: intern(self.plugin.name()),
+            module: Module::Plugin(self.plugin),
+        });
+        for filter in self.filters.into_iter().rev() {
+            layer = Arc::new(Layer {
+                name: intern(filter.name()),
+                module: Module::Filter(filter, layer),
+            });
+        }
+        layer
+    }
+}
+
+/// Names live as long as the process: log records carry them from any thread at any time, and there are
+/// as many as there are layers.
+fn intern(name: &str) -> &'static str {
+    Box::leak(name.to_owned().into_boxed_str())
+}
+
+pub(crate) enum Module {
+    Plugin(Box<dyn Plugin>),
+    Filter(Box<dyn Filter>, Arc<Layer>),
+}
+
+/// A configured layer: a plugin, or a filter with the layer below it.
+pub struct Layer {
+    name: &'static str,
+    pub(crate) module: Module,
+}
+
+impl std::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Layer").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Layer {
+    /// Name of the plugin or filter.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The layer below; `None` for the plugin.
+    pub fn below(&self) -> Option<&Arc<Layer>> {
+        match &self.module {
+            Module::Plugin(_) => None,
+            Module::Filter(_, below) => Some(below),
+        }
+    }
+
+    fn enter(&self, client: Option<&Client>) -> log::Entered {
+        log::enter(Speaker { layer: Some(self.name), connection: client.map_or(0, Client::number) })
+    }
+
+    /// Runs a callback in the name of this layer; an error that it made is logged here.
+    fn call<T>(&self, client: Option<&Client>, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _entered = self.enter(client);
+        body().map_err(log_once)
+    }
+
+    /// `after_fork`, the plugin first.
+    ///
+    /// # Errors
+    /// A layer failed; the server stops.
+    pub fn after_fork(&self) -> Result<()> {
+        if let Some(below) = self.below() {
+            below.after_fork()?;
+        }
+        self.call(None, || {
+            debug!("{}: after_fork", self.name);
+            match &self.module {
+                Module::Plugin(plugin) => plugin.after_fork(),
+                Module::Filter(filter, below) => filter.after_fork(below),
+            }
+        })
+    }
+
+    /// `cleanup`, the outermost filter first.
+    pub fn cleanup(&self) {
+        {
+            let _entered = self.enter(None);
+            debug!("{}: cleanup", self.name);
+            match &self.module {
+                Module::Plugin(plugin) => plugin.cleanup(),
+                Module::Filter(filter, below) => filter.cleanup(below),
+            }
+        }
+        if let Some(below) = self.below() {
+            below.cleanup();
+        }
+    }
+
+    /// `preconnect` of this layer (a filter calls on).
+    ///
+    /// # Errors
+    /// The client is not wanted.
+    pub fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
+        self.call(Some(client), || {
+            debug!("{}: preconnect", self.name);
+            match &self.module {
+                Module::Plugin(plugin) => plugin.preconnect(client, readonly),
+                Module::Filter(filter, below) => filter.preconnect(below, client, readonly),
+            }
+        })
+    }
+
+    /// Fills `exports`; the default export is resolved here if the layer asked for it.
+    ///
+    /// # Errors
+    /// The list cannot be made.
+    pub fn list_exports(
+        &self,
+        client: &Arc<Client>,
+        readonly: bool,
+        exports: &mut Exports,
+    ) -> Result<()> {
+        self.call(Some(client), || {
+            debug!(
+                "{}: list_exports readonly={} tls={}",
+                self.name,
+                u8::from(readonly),
+                u8::from(client.is_tls())
+            );
+            match &self.module {
+                Module::Plugin(plugin) => plugin.list_exports(client, readonly, exports)?,
+                Module::Filter(filter, below) => {
+                    filter.list_exports(below, client, readonly, exports)?
+                }
+            }
+            if exports.take_use_default()
+                && let Some(name) = self.default_export(client, readonly)?
+            {
+                exports.add(name, None)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The name that the export `""` stands for. A name that is too long counts as none.
+    ///
+    /// # Errors
+    /// The layer failed.
+    pub fn default_export(&self, client: &Arc<Client>, readonly: bool) -> Result<Option<String>> {
+        self.call(Some(client), || {
+            debug!(
+                "{}: default_export readonly={} tls={}",
+                self.name,
+                u8::from(readonly),
+                u8::from(client.is_tls())
+            );
+            let name = match &self.module {
+                Module::Plugin(plugin) => plugin.default_export(client, readonly)?,
+                Module::Filter(filter, below) => filter.default_export(below, client, readonly)?,
+            };
+            Ok(name.filter(|name| name.len() <= crate::exports::MAX_STRING))
+        })
+    }
+
+    /// Opens this layer and, through it, those below. [`Backend::prepare`] must follow.
+    ///
+    /// # Errors
+    /// A layer refused; nothing stays open.
+    pub fn open(self: &Arc<Layer>, open: &Open<'_>) -> Result<Backend> {
+        self.call(open.client.map(|c| &**c), || {
+            debug!(
+                "{}: open readonly={} exportname=\"{}\" tls={}",
+                self.name,
+                u8::from(open.readonly),
+                open.export.escape_debug(),
+                u8::from(open.tls)
+            );
+            Backend::open(self, open)
+        })
+    }
+}
+
+/// Logs an error unless that has been done, in the name of the current speaker.
+pub(crate) fn log_once(mut error: Error) -> Error {
+    if error.take_for_log() {
+        log::error(error.message());
+    }
+    error
+}
