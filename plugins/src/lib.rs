@@ -7,8 +7,10 @@
 
 pub mod allocator;
 pub mod data;
+pub mod eval;
 pub mod memory;
 pub mod null;
+pub mod sh;
 
 use nbdkit_api::Plugin;
 
@@ -18,8 +20,10 @@ type Load = fn() -> Box<dyn Plugin>;
 /// Every built-in plugin by its short name, in alphabetical order.
 const REGISTRY: &[(&str, Load)] = &[
     ("data", || Box::<data::Data>::default()),
+    ("eval", || Box::<eval::Eval>::default()),
     ("memory", || Box::<memory::Memory>::default()),
     ("null", || Box::<null::Null>::default()),
+    ("sh", || Box::<sh::Sh>::default()),
 ];
 
 /// The built-in plugin called `name`, fresh.
