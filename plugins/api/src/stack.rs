@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::backend::Backend;
 use crate::client::Client;
 use crate::debug;
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::exports::Exports;
 use crate::filter::Filter;
 use crate::log::{self, Speaker};
@@ -319,7 +319,8 @@ impl Layer {
         })
     }
 
-    /// Opens this layer and, through it, those below. [`Backend::prepare`] must follow.
+    /// Opens this layer and, through it, those below. The export `""` is opened by its canonical name.
+    /// [`Backend::prepare`] must follow.
     ///
     /// # Errors
     /// A layer refused; nothing stays open.
@@ -332,7 +333,13 @@ impl Layer {
                 open.export.escape_debug(),
                 u8::from(open.tls)
             );
-            Backend::open(self, open)
+            let Some(client) = open.client.filter(|_| open.export.is_empty()) else {
+                return Backend::open(self, open);
+            };
+            let Some(name) = self.default_export(client, open.readonly)? else {
+                return Err(Error::new(Errno::ENOENT, "default export (\"\") not permitted"));
+            };
+            Backend::open(self, &open.export(&name))
         })
     }
 }
