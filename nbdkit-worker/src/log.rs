@@ -5,8 +5,10 @@
 use std::sync::{Arc, RwLock};
 
 use nbdkit_api::log::{Level, Speaker};
-use nbdkit_ipc::messages::{FromTemplate, FromWorker, LogRecord, MAX_LOG_TEXT, ToTemplate, ToWorker};
 use nbdkit_ipc::Channel;
+use nbdkit_ipc::messages::{
+    FromTemplate, FromWorker, LogRecord, MAX_LOG_TEXT, ToTemplate, ToWorker,
+};
 
 /// The template's end of its link to the listener.
 pub(crate) type TemplateLink = Channel<FromTemplate, ToTemplate>;

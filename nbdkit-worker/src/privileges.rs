@@ -24,7 +24,8 @@ pub(crate) fn become_user(service: &EnterService) -> Result<()> {
             return Err(Error::new(Errno::EPERM, "root privileges could be regained after setuid"));
         }
     }
-    let (uids, gids) = (getresuid().or_error(|| "getresuid")?, getresgid().or_error(|| "getresgid")?);
+    let (uids, gids) =
+        (getresuid().or_error(|| "getresuid")?, getresgid().or_error(|| "getresgid")?);
     let kept = |want: Option<u32>, have: [u32; 3]| want.is_none_or(|want| have == [want; 3]);
     if !kept(service.user, [uids.real, uids.effective, uids.saved].map(Uid::as_raw))
         || !kept(service.group, [gids.real, gids.effective, gids.saved].map(Gid::as_raw))

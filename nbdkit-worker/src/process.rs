@@ -31,10 +31,10 @@ pub(crate) fn fork() -> nix::Result<Option<Pid>> {
 /// Ends the process at once: no destructors, for the stack belongs to the template.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit has no preconditions and does not return.
-    unsafe { nix::libc::_exit(status) }
+    unsafe { libc::_exit(status) }
 }
 
-extern "C" fn ignore(_signal: nix::libc::c_int) {}
+extern "C" fn ignore(_signal: libc::c_int) {}
 
 /// Makes the signals that a terminal or a service manager sends to all processes at once do nothing here:
 /// the listener gets them too and tells everyone what to do. A handler and not SIG_IGN, which programs
@@ -45,7 +45,8 @@ pub(crate) fn leave_signals_to_listener() {
         // SAFETY: the handler does nothing, which is safe in any context.
         let _ = unsafe { sigaction(signal, &action) };
     }
-    let hang_up = SigAction::new(SigHandler::Handler(stop_reading), SaFlags::empty(), SigSet::empty());
+    let hang_up =
+        SigAction::new(SigHandler::Handler(stop_reading), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler only loads an atomic and calls shutdown(2), which is async-signal-safe.
     let _ = unsafe { sigaction(Signal::SIGIO, &hang_up) };
 }
@@ -55,15 +56,15 @@ static CLIENT: AtomicI32 = AtomicI32::new(-1);
 
 /// The listener said `Quiesce` or is gone: make the client's socket read as ended. That ends the wait for the
 /// next request whether it has begun or not, without a system call more on the data path.
-extern "C" fn stop_reading(_signal: nix::libc::c_int) {
+extern "C" fn stop_reading(_signal: libc::c_int) {
     let fd = CLIENT.load(Ordering::Relaxed);
     if fd >= 0 {
         // SAFETY: shutdown(2) on a number that is or was our client's socket; async-signal-safe. Errno is
         // restored for the code that was interrupted.
         unsafe {
-            let errno = nix::libc::__errno_location();
+            let errno = libc::__errno_location();
             let saved = *errno;
-            nix::libc::shutdown(fd, nix::libc::SHUT_RD);
+            libc::shutdown(fd, libc::SHUT_RD);
             *errno = saved;
         }
     }
@@ -77,7 +78,7 @@ pub(crate) fn end_client_on_message(channel: impl AsFd, client: impl AsFd) -> ni
     CLIENT.store(client.as_fd().as_raw_fd(), Ordering::Relaxed);
     // SAFETY: F_SETOWN takes a process id by value.
     let result = unsafe {
-        nix::libc::fcntl(channel.as_fd().as_raw_fd(), nix::libc::F_SETOWN, std::process::id() as nix::libc::pid_t)
+        libc::fcntl(channel.as_fd().as_raw_fd(), libc::F_SETOWN, std::process::id() as libc::pid_t)
     };
     nix::errno::Errno::result(result)?;
     fcntl(channel.as_fd(), FcntlArg::F_SETFL(OFlag::O_ASYNC))?;

@@ -31,9 +31,11 @@ impl Settings {
     /// # Errors
     /// No memory for the shared lock.
     pub(crate) fn new(configure: &Configure, model: ThreadModel) -> nbdkit_api::Result<Settings> {
-        let all_requests =
-            (model == ThreadModel::SerializeAllRequests).then(|| SharedMutex::new([])).transpose()?;
-        let threads = if model == ThreadModel::Parallel { configure.threads.max(1) as usize } else { 1 };
+        let all_requests = (model == ThreadModel::SerializeAllRequests)
+            .then(|| SharedMutex::new([]))
+            .transpose()?;
+        let threads =
+            if model == ThreadModel::Parallel { configure.threads.max(1) as usize } else { 1 };
         Ok(Settings {
             readonly: configure.readonly,
             threads,
