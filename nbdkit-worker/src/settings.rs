@@ -19,8 +19,6 @@ pub(crate) struct Settings {
     pub(crate) protocol: Protocol,
     /// How long a handshake may take.
     pub(crate) timeout: Option<Duration>,
-    /// The stack's thread model.
-    pub(crate) model: ThreadModel,
     /// The lock around every call into the stack, for NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS.
     all_requests: Option<SharedMutex<0>>,
 }
@@ -41,7 +39,6 @@ impl Settings {
             threads,
             protocol: configure.protocol,
             timeout: configure.timeout,
-            model,
             all_requests,
         })
     }

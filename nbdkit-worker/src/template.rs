@@ -239,7 +239,7 @@ impl Service {
                     }
                     Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => break,
                     Ok(Received { message: ToTemplate::Quiesce, .. }) | Err(RecvError::Closed) => {
-                        serving = false
+                        serving = false;
                     }
                     Ok(other) => {
                         let _ = unexpected(&other.message);

@@ -204,10 +204,10 @@ fn facts(
     if request.wants(InfoType::NAME) {
         send(Info::Name(canonical.as_deref().unwrap_or(request.name)));
     }
-    if request.wants(InfoType::DESCRIPTION) {
-        if let Some(text) = settings.serialized(|| export.backend.export_description()) {
-            send(Info::Description(&text));
-        }
+    if request.wants(InfoType::DESCRIPTION)
+        && let Some(text) = settings.serialized(|| export.backend.export_description())
+    {
+        send(Info::Description(&text));
     }
     if request.wants(InfoType::BLOCK_SIZE) && !block_size.is_unspecified() {
         send(Info::BlockSize(BlockSizes {
