@@ -13,6 +13,7 @@ mod options;
 mod pool;
 mod reply;
 mod socket;
+mod splice;
 mod transmission;
 mod validate;
 

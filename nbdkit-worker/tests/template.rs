@@ -1,5 +1,7 @@
 //! Plays the listener to a real `nbdkit-worker`: the start-up sequence, clients, the end.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something goes wrong")]
+
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,7 +13,8 @@ use nbd_protocol::constants::{Command as Cmd, CommandFlags, Opt, Rep};
 use nbd_protocol::handshake::{OptionReplyHeader, encode_option};
 use nbd_protocol::transmission::{Request, SimpleReply};
 use nbdkit_ipc::messages::{
-    Configure, EnterService, Hello, Isolation, Parameter, Peer, PeerAddress, Protocol, Purpose, Serve,
+    Configure, EnterService, Hello, Isolation, Parameter, Peer, PeerAddress, Protocol, Purpose,
+    Serve,
 };
 use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -40,8 +43,8 @@ impl Template {
             .unwrap();
         drop(theirs);
         let template = Template { link, child };
-        template.send(ToTemplate::Hello(Hello::ours()));
-        template.send(ToTemplate::Configure(Box::new(Configure {
+        template.send(&ToTemplate::Hello(Hello::ours()));
+        template.send(&ToTemplate::Configure(Box::new(Configure {
             purpose: Purpose::Serve,
             filters: vec![],
             plugin: plugin.into(),
@@ -61,25 +64,34 @@ impl Template {
             isolation,
         })));
         for (key, value) in parameters {
-            let parameter = Parameter { key: Some((*key).to_owned()), value: OsString::from(value) };
-            template.send(ToTemplate::Parameter(parameter));
+            let parameter =
+                Parameter { key: Some((*key).to_owned()), value: OsString::from(value) };
+            template.send(&ToTemplate::Parameter(parameter));
         }
-        template.send(ToTemplate::ConfigureEnd);
+        template.send(&ToTemplate::ConfigureEnd);
         assert_eq!(template.recv(), FromTemplate::Hello(Hello::ours()));
         template
     }
 
-    fn serving(plugin: &str, parameters: &[(&str, &str)], isolation: Option<Isolation>) -> Template {
+    fn serving(
+        plugin: &str,
+        parameters: &[(&str, &str)],
+        isolation: Option<Isolation>,
+    ) -> Template {
         let template = Template::start(plugin, parameters, isolation);
         let configured = template.recv();
         assert!(matches!(configured, FromTemplate::Configured(_)), "{configured:?}");
-        template.send(ToTemplate::EnterService(EnterService { user: None, group: None, background: false }));
+        template.send(&ToTemplate::EnterService(EnterService {
+            user: None,
+            group: None,
+            background: false,
+        }));
         assert_eq!(template.recv(), FromTemplate::Ready);
         template
     }
 
-    fn send(&self, message: ToTemplate) {
-        self.link.send(&message, &[]).unwrap();
+    fn send(&self, message: &ToTemplate) {
+        self.link.send(message, &[]).unwrap();
     }
 
     fn recv(&self) -> FromTemplate {
@@ -162,12 +174,16 @@ fn quiesce_ends_workers_and_template_and_a_killed_worker_is_reported() {
     negotiate(&mut other);
     let FromTemplate::Forked { .. } = template.recv() else { panic!() };
     let FromTemplate::Forked { pid, .. } = template.recv() else { panic!() };
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
-    assert_eq!(template.recv(), FromTemplate::Exited { connection: 2, exit: WorkerExit::Killed(9) });
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+    assert_eq!(
+        template.recv(),
+        FromTemplate::Exited { connection: 2, exit: WorkerExit::Killed(9) }
+    );
     assert_eq!(read(&mut client, 0, 512), [0; 512]);
     link.send(&ToWorker::Quiesce, &[]).unwrap();
     assert_eq!(template.recv(), FromTemplate::Exited { connection: 1, exit: WorkerExit::Clean });
-    template.send(ToTemplate::Quiesce);
+    template.send(&ToTemplate::Quiesce);
     assert!(template.child.wait().unwrap().success());
 }
 
@@ -176,11 +192,14 @@ fn shared_isolation_serves_on_threads() {
     let mut template = Template::serving("null", &[("size", "1M")], Some(Isolation::Shared));
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-    template.link.send(&ToTemplate::Serve(Serve { connection: 1, peer }), &[theirs.as_fd()]).unwrap();
+    template
+        .link
+        .send(&ToTemplate::Serve(Serve { connection: 1, peer }), &[theirs.as_fd()])
+        .unwrap();
     drop(theirs);
     negotiate(&mut ours);
     assert_eq!(read(&mut ours, 0, 512), [0; 512]);
-    template.send(ToTemplate::Quiesce);
+    template.send(&ToTemplate::Quiesce);
     assert_eq!(template.recv(), FromTemplate::Exited { connection: 1, exit: WorkerExit::Clean });
     assert!(template.child.wait().unwrap().success());
 }

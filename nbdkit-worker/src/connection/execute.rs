@@ -6,7 +6,7 @@ use nbd_protocol::constants::{ChunkType, Command, CommandFlags, MAX_DESCRIPTOR_L
 use nbd_protocol::transmission::{
     BlockDescriptor, BlockDescriptorExt, BlockStatus, BlockStatusExt, BlockStatusPayload, Request,
 };
-use nbdkit_api::{Backend, Blocking, Errno, Error, ExtentKind, Extents, Flags, Result};
+use nbdkit_api::{Backend, Blocking, Errno, Error, ExtentKind, Extents, FileRange, Flags, Result};
 
 use super::export::Features;
 use super::options::BASE_ALLOCATION_ID;
@@ -58,6 +58,15 @@ impl Target<'_> {
             replies.error(request, self.features, error);
         }
         result.is_some()
+    }
+
+    /// Where the bytes of a read stand in a file, if they do and if all of them are to be sent.
+    pub(crate) fn file_range(&self, request: &Request) -> Option<FileRange<'_>> {
+        let Request { offset, length, .. } = *request;
+        if self.may_be_sparse(request) && self.pieces(offset, length) != [(offset, length, false)] {
+            return None;
+        }
+        self.backend.file_range(length as u32, offset)
     }
 
     fn run(

@@ -125,6 +125,19 @@ impl Replies {
         self.append(&payload);
     }
 
+    /// Appends the header of a read reply whose `count` bytes of data follow by another way.
+    pub(crate) fn data_header(
+        &mut self,
+        request: &Request,
+        form: Features,
+        offset: u64,
+        count: usize,
+    ) {
+        let mut header = [0; ExtendedReplyChunk::LENGTH + 8];
+        let size = data_header(&mut header, request, form, true, offset, count);
+        self.append(&header[..size]);
+    }
+
     /// Appends `count` bytes read from `offset`, which `read` puts where they are sent from. If `read` does not
     /// return `Some(Ok)`, nothing is appended and what it returned comes back.
     pub(crate) fn data<E>(

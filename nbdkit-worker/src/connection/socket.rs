@@ -35,6 +35,11 @@ impl Socket {
         &self.input
     }
 
+    /// The descriptor that replies go to.
+    pub(crate) fn output(&self) -> &OwnedFd {
+        &self.output
+    }
+
     /// Waits for bytes and puts what there is into `buf`; 0 is the end.
     ///
     /// # Errors

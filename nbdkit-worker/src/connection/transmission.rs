@@ -20,8 +20,9 @@ use super::export::{Export, Features};
 use super::input::Input;
 use super::pool::{Job, Pool};
 use super::reply::Replies;
+use super::splice::{Pipe, SPLICE_FROM, SPLICE_UP_TO};
 use super::validate::{Rules, payload_length};
-use super::{Connection, End};
+use super::{Connection, End, Socket};
 
 /// Replies are sent when so much has gathered, even if there are more requests at hand.
 const FLUSH_AT: usize = 64 * 1024;
@@ -52,7 +53,8 @@ pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -
         pool: pooled.then(|| Pool::new(connection.settings.threads)),
     };
     let session = &session;
-    let mut reader = Reader { session, input, replies: Replies::default(), payload: Vec::new() };
+    let mut reader =
+        Reader { session, input, replies: Replies::default(), payload: Vec::new(), pipe: None };
     let end = match &session.pool {
         None => reader.run(None),
         Some(pool) => std::thread::scope(|scope| {
@@ -87,12 +89,22 @@ impl Session<'_> {
         if replies.is_empty() {
             return Ok(());
         }
+        self.send_with(replies, |_| Ok(()))
+    }
+
+    /// Sends a batch and what `rest` sends, with no other thread's replies between the two, and empties it.
+    fn send_with(
+        &self,
+        replies: &mut Replies,
+        rest: impl FnOnce(&Socket) -> io::Result<()>,
+    ) -> io::Result<()> {
         let result = {
             let _turn = self.output.lock().unwrap_or_else(PoisonError::into_inner);
             if self.connection.client.is_cut() || self.broken.load(Ordering::Relaxed) {
                 Err(io::ErrorKind::BrokenPipe.into())
             } else {
-                self.connection.socket.write_all(replies.bytes(), None)
+                let socket = &self.connection.socket;
+                socket.write_all(replies.bytes(), None).and_then(|()| rest(socket))
             }
         };
         replies.clear();
@@ -104,11 +116,39 @@ impl Session<'_> {
     }
 
     /// Carries out a job on a thread of the pool.
-    fn run(&self, job: &Job, replies: &mut Replies) {
-        self.target.execute(&job.request, job.flags, &job.payload, replies);
-        if let Err(error) = self.send(replies) {
+    fn run(&self, job: &Job, replies: &mut Replies, pipe: &mut Option<Pipe>) {
+        let spliced = self.splice(&job.request, replies, pipe);
+        let sent = spliced.unwrap_or_else(|| {
+            self.target.execute(&job.request, job.flags, &job.payload, replies);
+            self.send(replies)
+        });
+        if let Err(error) = sent {
             debug!("reply not sent: {error}");
         }
+    }
+
+    /// Answers a large read without copying it, behind what has gathered in `replies`; `None` if it must be done
+    /// the ordinary way, and nothing was done.
+    fn splice(
+        &self,
+        request: &Request,
+        replies: &mut Replies,
+        pipe: &mut Option<Pipe>,
+    ) -> Option<io::Result<()>> {
+        let count = usize::try_from(request.length).ok()?;
+        if request.command != Command::READ || !(SPLICE_FROM..=SPLICE_UP_TO).contains(&count) {
+            return None;
+        }
+        let target = &self.target;
+        let filled = target.settings.serialized(|| {
+            let range = target.file_range(request)?;
+            // A pipe that could not take everything is not empty: it is not used again.
+            let mut fresh = pipe.take().or_else(|| Pipe::new().ok())?;
+            fresh.fill(range, count).then_some(fresh)
+        })?;
+        let pipe = pipe.insert(filled);
+        replies.data_header(request, self.features(), request.offset, count);
+        Some(self.send_with(replies, |socket| pipe.send(socket.output(), count)))
     }
 }
 
@@ -123,6 +163,8 @@ struct Reader<'s> {
     replies: Replies,
     /// Data of a write that does not fit the input buffer.
     payload: Vec<u8>,
+    /// For large reads that are done here.
+    pipe: Option<Pipe>,
 }
 
 impl<'s> Reader<'s> {
@@ -229,9 +271,14 @@ impl<'s> Reader<'s> {
     /// Whether a request that may wait is carried out by this thread all the same: it takes only a local device,
     /// and there is nothing else to do meanwhile.
     fn is_done_here(&self, request: &Request, pool: &Pool, extended: bool) -> bool {
-        request.command == Command::WRITE
-            && self.session.target.backend.blocking() == Blocking::Short
-            && self.input.available().len() < request.length as usize + header_length(extended)
+        let payload = match request.command {
+            Command::READ => 0,
+            Command::WRITE => request.length as usize,
+            // A flush or a zero may take a device much longer than a block.
+            _ => return false,
+        };
+        self.session.target.backend.blocking() == Blocking::Short
+            && self.input.available().len() < payload + header_length(extended)
             && pool.is_idle()
     }
 
@@ -241,6 +288,9 @@ impl<'s> Reader<'s> {
         {
             // What was answered before must not wait for this one.
             self.flush()?;
+        }
+        if let Some(sent) = self.session.splice(request, &mut self.replies, &mut self.pipe) {
+            return Ok(sent?);
         }
         let target = self.session.target;
         if Input::fits(length) {
@@ -278,8 +328,8 @@ impl<'s> Reader<'s> {
                 layer: Some(session.connection.plugin_name()),
                 connection: session.connection.client.number(),
             });
-            let mut replies = Replies::default();
-            pool.work(|job| session.run(job, &mut replies));
+            let (mut replies, mut pipe) = (Replies::default(), None);
+            pool.work(|job| session.run(job, &mut replies, &mut pipe));
         });
         if let Some(job) = refused {
             session.target.execute(&job.request, job.flags, &job.payload, &mut self.replies);
