@@ -8,6 +8,7 @@ mod malloc;
 mod sparse;
 
 use std::fmt::Debug;
+use std::io::Write;
 use std::os::fd::BorrowedFd;
 
 use nbdkit_api::{Error, Extents, Isolation, Result, Value};
@@ -77,6 +78,14 @@ pub trait Allocator: Debug + Send + Sync {
 
     /// How the plugin's clients may be divided over processes.
     fn isolation(&self) -> Isolation;
+}
+
+/// Prints the `--dump-plugin` lines that tell which strategies there are.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn dump_plugin(out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(out, "mlock=yes")
 }
 
 /// Piece in which [`Allocator::fill`] writes, bytes.

@@ -6,8 +6,11 @@
 #![deny(unsafe_code)]
 
 pub mod allocator;
+pub mod file;
 pub mod memory;
 pub mod null;
+#[cfg(test)]
+mod test_dir;
 
 use nbdkit_api::Plugin;
 
