@@ -3,9 +3,14 @@
 //! Runs in the template and in the workers. Parameters come from the command line, export names
 //! and data from clients.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod allocator;
+pub mod file;
+pub mod memory;
 pub mod null;
+#[cfg(test)]
+mod test_dir;
 
 use nbdkit_api::Plugin;
 
@@ -13,7 +18,8 @@ use nbdkit_api::Plugin;
 type Load = fn() -> Box<dyn Plugin>;
 
 /// Every built-in plugin by its short name, in alphabetical order.
-const REGISTRY: &[(&str, Load)] = &[("null", || Box::new(null::Null::default()))];
+const REGISTRY: &[(&str, Load)] =
+    &[("memory", || Box::<memory::Memory>::default()), ("null", || Box::<null::Null>::default())];
 
 /// The built-in plugin called `name`, fresh.
 pub fn load(name: &str) -> Option<Box<dyn Plugin>> {
