@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod allocator;
+pub mod data;
 pub mod file;
 pub mod memory;
 pub mod null;
@@ -18,8 +19,12 @@ use nbdkit_api::Plugin;
 type Load = fn() -> Box<dyn Plugin>;
 
 /// Every built-in plugin by its short name, in alphabetical order.
-const REGISTRY: &[(&str, Load)] =
-    &[("memory", || Box::<memory::Memory>::default()), ("null", || Box::<null::Null>::default())];
+const REGISTRY: &[(&str, Load)] = &[
+    ("data", || Box::<data::Data>::default()),
+    ("file", || Box::<file::File>::default()),
+    ("memory", || Box::<memory::Memory>::default()),
+    ("null", || Box::<null::Null>::default()),
+];
 
 /// The built-in plugin called `name`, fresh.
 pub fn load(name: &str) -> Option<Box<dyn Plugin>> {
