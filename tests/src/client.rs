@@ -14,6 +14,7 @@ use std::fmt;
 use std::io;
 
 use nbd_protocol::Malformed;
+use nbd_protocol::constants::TransmissionFlags;
 
 pub use answer::{InfoAnswer, ListAnswer, MetaAnswer, OptionReply, OwnedInfo};
 pub use assembly::{Chunk, Reply, ReplyError};
@@ -98,6 +99,7 @@ pub struct Client<T> {
     next_cookie: u64,
     outstanding: HashMap<u64, Assembly>,
     contexts: Vec<(u32, String)>,
+    export: Option<(u64, TransmissionFlags)>,
 }
 
 impl<T: Transport> Client<T> {
@@ -116,6 +118,7 @@ impl<T: Transport> Client<T> {
             next_cookie: 0x1122_3344_5566_7700,
             outstanding: HashMap::new(),
             contexts: Vec::new(),
+            export: None,
         }
     }
 
@@ -129,6 +132,18 @@ impl<T: Transport> Client<T> {
     #[must_use]
     pub fn contexts(&self) -> &[(u32, String)] {
         &self.contexts
+    }
+
+    /// Export size in bytes and transmission flags, once an export is open.
+    #[must_use]
+    pub fn export(&self) -> Option<(u64, TransmissionFlags)> {
+        self.export
+    }
+
+    /// Whether the open export has all these flags.
+    #[must_use]
+    pub fn offers(&self, flags: TransmissionFlags) -> bool {
+        self.export.is_some_and(|(_, offered)| offered.contains(flags))
     }
 
     /// The socket itself.

@@ -9,6 +9,7 @@
 mod diff;
 mod differences;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -29,6 +30,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy)]
 pub struct Row<'a> {
     name: &'a str,
+    variant: &'a str,
     arguments: &'a [&'a str],
     setup: fn(&TempDir),
     normalise: fn(&str) -> Option<String>,
@@ -38,7 +40,14 @@ impl<'a> Row<'a> {
     /// A row by the name under which `differences.txt` may list it. `{dir}` in an argument is the private directory.
     #[must_use]
     pub fn new(name: &'a str, arguments: &'a [&'a str]) -> Self {
-        Row { name, arguments, setup: |_| {}, normalise: |line| Some(line.to_owned()) }
+        Row { name, variant: "", arguments, setup: |_| {}, normalise: |line| Some(line.to_owned()) }
+    }
+
+    /// Tells rows of one test apart: `differences.txt` lists them as `[name: variant]`.
+    #[must_use]
+    pub fn variant(mut self, variant: &'a str) -> Self {
+        self.variant = variant;
+        self
     }
 
     /// Prepares files in the private directory before the server starts.
@@ -71,7 +80,15 @@ impl<'a> Row<'a> {
         self.compare_sides(|binary| self.output(binary));
     }
 
+    fn label(self) -> String {
+        match self.variant {
+            "" => self.name.to_owned(),
+            variant => format!("{}: {}", self.name, variant.replace('\n', "\\n")),
+        }
+    }
+
     fn compare_sides(self, run: impl Fn(&Binary) -> Vec<String>) {
+        let label = self.label();
         let Some(debian) = Binary::debian() else {
             assert!(std::env::var_os("CI").is_none(), "CI must have Debian's nbdkit, the oracle");
             eprintln!(
@@ -84,15 +101,14 @@ impl<'a> Row<'a> {
         let expected = self.lines(&run(&debian));
         let found = self.lines(&run(&ours));
         if std::env::var_os("NBDKIT_TRANSCRIPTS").is_some() {
-            eprintln!("[{}]\n{}\n", self.name, expected.join("\n"));
+            eprintln!("[{label}]\n{}\n", expected.join("\n"));
         }
         let difference = diff::diff(&expected, &found);
-        let intended = if ours.is_ours() { differences::of_row(self.name) } else { Vec::new() };
+        let intended = if ours.is_ours() { differences::of_row(&label) } else { Vec::new() };
         assert!(
             difference == intended,
-            "row {}: Debian (-) and the server under test (+) differ:\n{}\n\ndifferences.txt lists:\n{}\n\n\
+            "row [{label}]: Debian (-) and the server under test (+) differ:\n{}\n\ndifferences.txt lists:\n{}\n\n\
              Debian's transcript:\n{}\n",
-            self.name,
             difference.join("\n"),
             intended.join("\n"),
             expected.join("\n")
@@ -139,6 +155,16 @@ impl<'a> Row<'a> {
     }
 }
 
+/// Runs a row for each of several variants, all of them even if some fail.
+///
+/// # Panics
+/// If any of them did.
+pub fn for_each<T: Copy>(variants: &[T], row: impl Fn(T)) {
+    let run = |variant: &&T| catch_unwind(AssertUnwindSafe(|| row(**variant))).is_err();
+    let failed = variants.iter().filter(run).count();
+    assert!(failed == 0, "{failed} of {} variants failed, see above", variants.len());
+}
+
 fn texts(stream: &str, text: &str, binary: &Binary, dir: &Path) -> Vec<String> {
     text.lines().map(|line| anonymous(&format!("{stream}: {line}"), binary, dir)).collect()
 }
@@ -157,7 +183,7 @@ macro_rules! row_name {
     () => {{
         fn here() {}
         let path = std::any::type_name_of_val(&here);
-        let path = path.strip_suffix("::here").unwrap_or(path);
-        path.rsplit("::").next().unwrap_or(path)
+        let names = path.rsplit("::").filter(|name| *name != "here" && *name != "{{closure}}");
+        names.into_iter().next().unwrap_or(path)
     }};
 }

@@ -10,9 +10,11 @@ pub mod client;
 pub mod command;
 pub mod differential;
 pub mod server;
+pub mod single;
 pub mod tempdir;
 pub mod transcript;
 
 pub use client::{Ask, Client};
 pub use server::Server;
+pub use single::Single;
 pub use tempdir::TempDir;

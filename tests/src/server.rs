@@ -2,7 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,9 @@ use crate::tempdir::TempDir;
 /// How long a server may take to start or to stop. Generous: the machine may be busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// Gives descriptor 0 to the program in `$0` as the one socket of socket activation, sd_listen_fds(3).
+const ACTIVATE: &str = r#"LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@" 3<&0 0</dev/null"#;
+
 /// A server to be started.
 #[derive(Debug)]
 pub struct Builder {
@@ -29,6 +33,8 @@ pub struct Builder {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     listen: bool,
+    port: Option<u16>,
+    activation: Option<OwnedFd>,
     dir: TempDir,
 }
 
@@ -72,6 +78,24 @@ impl Builder {
         self
     }
 
+    /// Listens on a free TCP port of the loopback interface instead; connect to [`Server::address`].
+    #[must_use]
+    pub fn tcp(self) -> Self {
+        let port = free_port();
+        let mut builder = self.without_unix_socket();
+        builder.port = Some(port);
+        builder.arg("-i").arg("127.0.0.1").arg("-p").arg(port.to_string())
+    }
+
+    /// Hands the server a listening socket as systemd does, as descriptor 3; the server is told nothing else about
+    /// where to listen.
+    #[must_use]
+    pub fn activated_by(mut self, socket: impl Into<OwnedFd>) -> Self {
+        self.listen = false;
+        self.activation = Some(socket.into());
+        self
+    }
+
     /// The private directory, to put files in before the server starts.
     #[must_use]
     pub fn dir(&self) -> &TempDir {
@@ -102,14 +126,23 @@ impl Builder {
     pub fn try_start(self) -> Result<Server, Box<Finished>> {
         let socket = self.dir.join("sock");
         let pid_file = self.dir.join("pid");
-        let mut command = Command::new(self.binary.path());
+        let mut command = match &self.activation {
+            None => Command::new(self.binary.path()),
+            Some(_) => {
+                // The shell moves the socket from standard input to where the protocol wants it, and is then replaced.
+                let mut shell = Command::new("/bin/sh");
+                shell.arg("-c").arg(ACTIVATE).arg(self.binary.path());
+                shell
+            }
+        };
         command.arg("-f").arg("-P").arg(&pid_file);
         if self.listen {
             command.arg("-U").arg(&socket);
         }
         command.args(&self.arguments).envs(self.environment.iter().cloned());
+        let stdin = self.activation.map_or_else(Stdio::null, Stdio::from);
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -117,7 +150,9 @@ impl Builder {
             .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
         let stderr = Lines::default();
         let reader = child.stderr.take().map(|pipe| stderr.clone().fill_from(pipe));
-        let mut server = Server { child, ended: None, socket, stderr, reader, dir: self.dir };
+        let address = self.port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let mut server =
+            Server { child, ended: None, socket, address, stderr, reader, dir: self.dir };
         let end = Instant::now() + DEADLINE;
         while !pid_file.exists() {
             if let Some(status) = server.try_wait() {
@@ -137,6 +172,7 @@ pub struct Server {
     child: Child,
     ended: Option<ExitStatus>,
     socket: PathBuf,
+    address: Option<SocketAddr>,
     stderr: Lines,
     reader: Option<JoinHandle<()>>,
     // Last, so that the directory outlives the process.
@@ -152,6 +188,8 @@ impl Server {
             arguments: Vec::new(),
             environment: Vec::new(),
             listen: true,
+            port: None,
+            activation: None,
             dir: TempDir::new(),
         };
         builder.args(arguments)
@@ -187,6 +225,27 @@ impl Server {
             Err(error) => {
                 panic!("connect: {}: {error}\n{}", self.socket.display(), self.stderr_text())
             }
+        }
+    }
+
+    /// The TCP address that it listens on.
+    ///
+    /// # Panics
+    /// If it was not built with [`Builder::tcp`].
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address.expect("a server on TCP")
+    }
+
+    /// Connects a client to the TCP port; nothing is sent or read yet.
+    ///
+    /// # Panics
+    /// If the server does not accept.
+    #[must_use]
+    pub fn connect_tcp(&self) -> Client<TcpStream> {
+        match TcpStream::connect(self.address()) {
+            Ok(stream) => Client::new(stream),
+            Err(error) => panic!("connect: {}: {error}\n{}", self.address(), self.stderr_text()),
         }
     }
 

@@ -6,7 +6,7 @@ use std::fmt::{Display, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use nbd_protocol::constants::{ClientFlags, InfoType, Opt};
+use nbd_protocol::constants::{ClientFlags, InfoType, Opt, TransmissionFlags};
 use nbd_protocol::handshake::{ExportNameReply, Greeting};
 
 use crate::client::{Ask, Client, Failure, Result};
@@ -205,6 +205,16 @@ impl Session {
     /// A request and its reply.
     pub fn ask(&mut self, ask: &Ask) {
         self.step(&describe(ask), |client| client.call(ask));
+    }
+
+    /// A request that is only made if the server offered it.
+    pub fn ask_if(&mut self, offered: TransmissionFlags, ask: &Ask) {
+        match &self.client {
+            Some(client) if !client.offers(offered) => {
+                self.lines.push(format!("{} -> not offered", describe(ask)));
+            }
+            _ => self.ask(ask),
+        }
     }
 
     /// Reads.

@@ -33,7 +33,11 @@ impl<T: Transport> Client<T> {
                 "reserved bytes of the greeting are not zero".to_owned(),
             ));
         }
-        Ok(Greeting::decode_oldstyle(&whole)?)
+        let greeting = Greeting::decode_oldstyle(&whole)?;
+        if let Greeting::Oldstyle { size, flags } = greeting {
+            self.export = Some((size, flags));
+        }
+        Ok(greeting)
     }
 
     /// Answers a newstyle greeting.
@@ -167,7 +171,11 @@ impl<T: Transport> Client<T> {
     /// # Errors
     /// Any [`Failure`].
     pub fn go(&mut self, export: &str, infos: &[InfoType]) -> Result<InfoAnswer> {
-        self.info_or_go(Opt::GO, export, infos)
+        let answer = self.info_or_go(Opt::GO, export, infos)?;
+        if answer.end.reply == Rep::ACK {
+            self.export = answer.export();
+        }
+        Ok(answer)
     }
 
     fn info_or_go(&mut self, option: Opt, export: &str, infos: &[InfoType]) -> Result<InfoAnswer> {
@@ -190,8 +198,8 @@ impl<T: Transport> Client<T> {
     ///
     /// # Errors
     /// Any [`Failure`]; reserved bytes that are not zero are a violation.
-    pub fn export_name(&mut self, export: &str) -> Result<ExportNameReply> {
-        self.send_option(Opt::EXPORT_NAME, export.as_bytes())?;
+    pub fn export_name(&mut self, export: impl AsRef<[u8]>) -> Result<ExportNameReply> {
+        self.send_option(Opt::EXPORT_NAME, export.as_ref())?;
         let reply = ExportNameReply::decode(&self.receive_array()?);
         if !self.no_zeroes {
             let reserved = self.receive_rest(RESERVED_ZEROES as u64)?;
@@ -199,6 +207,7 @@ impl<T: Transport> Client<T> {
                 return Err(Failure::Violation("reserved bytes are not zero".to_owned()));
             }
         }
+        self.export = Some((reply.size, reply.flags));
         Ok(reply)
     }
 

@@ -1,7 +1,7 @@
 //! Filters, mostly over the plugins whose contents are known.
 
-use nbd_protocol::constants::CommandFlags;
-use nbdkit_tests::differential::Row;
+use nbd_protocol::constants::{CommandFlags, TransmissionFlags};
+use nbdkit_tests::differential::{Row, for_each};
 use nbdkit_tests::row_name;
 use nbdkit_tests::transcript::Session;
 use nbdkit_tests::{Ask, TempDir};
@@ -15,7 +15,8 @@ fn capabilities(s: &mut Session) {
     s.write(0, 512, 0xaa);
     s.ask(&Ask::write(512, [1; 16]).flags(CommandFlags::FUA));
     s.ask(&Ask::write_zeroes(256, 512));
-    s.ask(&Ask::write_zeroes(256, 512).flags(CommandFlags::FAST_ZERO));
+    let fast = Ask::write_zeroes(256, 512).flags(CommandFlags::FAST_ZERO);
+    s.ask_if(TransmissionFlags::SEND_FAST_ZERO, &fast);
     s.ask(&Ask::trim(0, 128));
     s.ask(&Ask::cache(0, 512));
     s.ask(&Ask::flush());
@@ -50,22 +51,21 @@ fn offset_without_a_range() {
 
 #[test]
 fn offset_beyond_the_end() {
-    for (offset, range) in
-        [("offset=2M", "range=1K"), ("offset=0", "range=2M"), ("offset=x", "range=1")]
-    {
+    let ranges = [("offset=2M", "range=1K"), ("offset=0", "range=2M"), ("offset=x", "range=1")];
+    for_each(&ranges, |(offset, range)| {
         let arguments = ["--filter=offset", "memory", "1M", offset, range];
-        Row::new(row_name!(), &arguments).compare(|s| {
+        Row::new(row_name!(), &arguments).variant(offset).compare(|s| {
             s.connect();
             s.go("");
         });
-    }
+    });
 }
 
 #[test]
 fn truncate() {
-    for parameter in ["truncate=512", "truncate=2M", "round-up=768K", "round-down=768K"] {
+    for_each(&["truncate=512", "truncate=2M", "round-up=768K", "round-down=768K"], |parameter| {
         let arguments = ["--filter=truncate", "pattern", "1M", parameter];
-        Row::new(row_name!(), &arguments).compare(|s| {
+        Row::new(row_name!(), &arguments).variant(parameter).compare(|s| {
             s.open();
             s.read(0, 16);
             s.read(496, 16);
@@ -74,7 +74,7 @@ fn truncate() {
             s.block_status(MIB - 4096, 8192);
             s.disconnect();
         });
-    }
+    });
 }
 
 #[test]
@@ -120,8 +120,8 @@ fn cow() {
 #[test]
 fn cow_leaves_the_file_alone() {
     let setup = |dir: &TempDir| std::fs::write(dir.join("disk"), [1; 4096]).unwrap();
-    let row = Row::new(row_name!(), &["--filter=cow", "file", "{dir}/disk"]);
-    row.setup(setup).compare(|s| {
+    let arguments = ["--filter=cow", "file", "{dir}/disk"];
+    Row::new(row_name!(), &arguments).setup(setup).compare(|s| {
         s.open();
         s.write(0, 4096, 2);
         s.read(0, 4096);
@@ -151,21 +151,21 @@ fn delay() {
 
 #[test]
 fn error_in_every_request() {
-    for error in ["EPERM", "EIO", "ENOMEM", "EINVAL", "ENOSPC", "ESHUTDOWN"] {
+    for_each(&["EPERM", "EIO", "ENOMEM", "EINVAL", "ENOSPC", "ESHUTDOWN"], |error| {
         let error = format!("error={error}");
         let arguments = ["--filter=error", "memory", "1M", &error, "error-rate=100%"];
-        Row::new(row_name!(), &arguments).compare(capabilities);
-    }
+        Row::new(row_name!(), &arguments).variant(&error).compare(capabilities);
+    });
 }
 
 #[test]
 fn error_in_one_kind_of_request() {
-    for kind in ["pread", "pwrite", "trim", "zero", "extents", "cache"] {
+    for_each(&["pread", "pwrite", "trim", "zero", "extents", "cache"], |kind| {
         let error = format!("error-{kind}=ENOSPC");
         let rate = format!("error-{kind}-rate=1");
         let arguments = ["--filter=error", "memory", "1M", &error, &rate];
-        Row::new(row_name!(), &arguments).compare(capabilities);
-    }
+        Row::new(row_name!(), &arguments).variant(kind).compare(capabilities);
+    });
 }
 
 #[test]
@@ -234,10 +234,12 @@ fn log() {
 
 #[test]
 fn fua_modes() {
-    for mode in ["discard", "pass", "none", "emulate", "native", "force"] {
+    for_each(&["discard", "pass", "none", "emulate", "native", "force"], |mode| {
         let mode = format!("fuamode={mode}");
-        Row::new(row_name!(), &["--filter=fua", "memory", "1M", &mode]).compare(capabilities);
-    }
+        Row::new(row_name!(), &["--filter=fua", "memory", "1M", &mode])
+            .variant(&mode)
+            .compare(capabilities);
+    });
 }
 
 #[test]
@@ -247,14 +249,16 @@ fn fua_mode_by_default() {
 
 #[test]
 fn nozero_modes() {
-    for zero in ["none", "emulate", "notrim", "plugin"] {
-        for fast in ["none", "slow", "ignore", "default"] {
-            let zero = format!("zeromode={zero}");
-            let fast = format!("fastzeromode={fast}");
-            let arguments = ["--filter=nozero", "memory", "1M", &zero, &fast];
-            Row::new(row_name!(), &arguments).compare(capabilities);
-        }
-    }
+    let fast_modes = ["none", "slow", "ignore", "default"];
+    let modes =
+        ["none", "emulate", "notrim", "plugin"].map(|zero| fast_modes.map(|fast| (zero, fast)));
+    for_each(modes.as_flattened(), |(zero, fast)| {
+        let variant = format!("{zero} {fast}");
+        let zero = format!("zeromode={zero}");
+        let fast = format!("fastzeromode={fast}");
+        let arguments = ["--filter=nozero", "memory", "1M", &zero, &fast];
+        Row::new(row_name!(), &arguments).variant(&variant).compare(capabilities);
+    });
 }
 
 #[test]
@@ -264,19 +268,22 @@ fn noextents() {
 
 #[test]
 fn nocache_modes() {
-    for mode in ["none", "emulate", "nop", "frob"] {
+    for_each(&["none", "emulate", "nop", "frob"], |mode| {
         let mode = format!("cachemode={mode}");
-        Row::new(row_name!(), &["--filter=nocache", "memory", "1M", &mode]).compare(capabilities);
-    }
+        Row::new(row_name!(), &["--filter=nocache", "memory", "1M", &mode])
+            .variant(&mode)
+            .compare(capabilities);
+    });
 }
 
 #[test]
 fn noparallel_modes() {
-    for mode in ["requests", "all-requests", "connections"] {
+    for_each(&["requests", "all-requests", "connections"], |mode| {
         let mode = format!("serialize={mode}");
         Row::new(row_name!(), &["--filter=noparallel", "memory", "1M", &mode])
+            .variant(&mode)
             .compare(capabilities);
-    }
+    });
 }
 
 #[test]
@@ -296,22 +303,22 @@ fn limit() {
 
 #[test]
 fn exportname_lists() {
-    for mode in ["keep", "error", "empty", "defaultonly", "explicit"] {
+    for_each(&["keep", "error", "empty", "defaultonly", "explicit"], |mode| {
         let mode = format!("exportname-list={mode}");
         let arguments =
             ["--filter=exportname", "memory", "1M", &mode, "exportname=a", "exportname=b"];
-        Row::new(row_name!(), &arguments).compare(|s| {
+        Row::new(row_name!(), &arguments).variant(&mode).compare(|s| {
             s.connect();
             s.list();
             s.go("c");
             s.disconnect();
         });
-    }
+    });
 }
 
 #[test]
 fn exportname_strict_and_descriptions() {
-    for description in ["keep", "none", "fixed:some disk", "script:echo about $name"] {
+    for_each(&["keep", "none", "fixed:some disk", "script:echo about $name"], |description| {
         let description = format!("exportdesc={description}");
         let arguments = [
             "--filter=exportname",
@@ -322,7 +329,7 @@ fn exportname_strict_and_descriptions() {
             "default-export=a",
             &description,
         ];
-        Row::new(row_name!(), &arguments).compare(|s| {
+        Row::new(row_name!(), &arguments).variant(&description).compare(|s| {
             s.connect();
             s.list();
             s.info("");
@@ -331,7 +338,7 @@ fn exportname_strict_and_descriptions() {
             s.read(0, 1);
             s.disconnect();
         });
-    }
+    });
 }
 
 #[test]
@@ -345,7 +352,7 @@ fn two_filters_in_order() {
     });
     let arguments =
         ["--filter=offset", "--filter=truncate", "pattern", "1M", "offset=8", "truncate=16"];
-    Row::new(row_name!(), &arguments).compare(|s| {
+    Row::new(row_name!(), &arguments).variant("offset first").compare(|s| {
         s.open();
         s.read(0, 8);
         s.disconnect();

@@ -2,6 +2,7 @@
 //!
 //! A row is an ordinary test, named after what it is about. Where ours differs on purpose, `tests/differences.txt` lists
 //! the row, the reason, and the lines.
+#![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
 mod command_line;
 mod filters;

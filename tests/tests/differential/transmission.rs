@@ -274,9 +274,6 @@ fn goodbye_with_requests_outstanding() {
             }
             client.expect_close().map(|()| "10 replies")
         });
-        s.open();
-        s.read(0, 5120);
-        s.disconnect();
     });
 }
 
@@ -310,6 +307,18 @@ fn clients_see_each_others_writes() {
         s.disconnect();
         s.open();
         s.read(0, 1024);
+        s.disconnect();
+    });
+}
+
+/// A flag that the server did not offer; the null plugin below a filter that hides the feature.
+#[test]
+fn a_fast_zero_that_was_not_offered() {
+    let arguments = ["--filter=nozero", "memory", "1M", "zeromode=plugin", "fastzeromode=none"];
+    Row::new(row_name!(), &arguments).compare(|s| {
+        s.open();
+        s.ask(&Ask::write_zeroes(0, 512).flags(CommandFlags::FAST_ZERO));
+        s.read(0, 1);
         s.disconnect();
     });
 }
