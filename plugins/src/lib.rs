@@ -7,10 +7,16 @@
 
 pub mod allocator;
 pub mod file;
+pub mod full;
 pub mod memory;
 pub mod null;
+pub mod ones;
+pub mod pattern;
+pub mod random;
 #[cfg(test)]
 mod test_dir;
+mod words;
+pub mod zero;
 
 use nbdkit_api::Plugin;
 
@@ -18,8 +24,16 @@ use nbdkit_api::Plugin;
 type Load = fn() -> Box<dyn Plugin>;
 
 /// Every built-in plugin by its short name, in alphabetical order.
-const REGISTRY: &[(&str, Load)] =
-    &[("memory", || Box::<memory::Memory>::default()), ("null", || Box::<null::Null>::default())];
+const REGISTRY: &[(&str, Load)] = &[
+    ("file", || Box::<file::File>::default()),
+    ("full", || Box::<full::Full>::default()),
+    ("memory", || Box::<memory::Memory>::default()),
+    ("null", || Box::<null::Null>::default()),
+    ("ones", || Box::<ones::Ones>::default()),
+    ("pattern", || Box::<pattern::Pattern>::default()),
+    ("random", || Box::<random::Random>::default()),
+    ("zero", || Box::<zero::Zero>::default()),
+];
 
 /// The built-in plugin called `name`, fresh.
 pub fn load(name: &str) -> Option<Box<dyn Plugin>> {
