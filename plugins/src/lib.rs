@@ -8,6 +8,7 @@
 pub mod allocator;
 pub mod file;
 pub mod full;
+pub mod info;
 pub mod memory;
 pub mod null;
 pub mod ones;
@@ -27,6 +28,7 @@ type Load = fn() -> Box<dyn Plugin>;
 const REGISTRY: &[(&str, Load)] = &[
     ("file", || Box::<file::File>::default()),
     ("full", || Box::<full::Full>::default()),
+    ("info", || Box::<info::Info>::default()),
     ("memory", || Box::<memory::Memory>::default()),
     ("null", || Box::<null::Null>::default()),
     ("ones", || Box::<ones::Ones>::default()),
