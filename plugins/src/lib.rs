@@ -14,6 +14,7 @@ pub mod null;
 pub mod ones;
 pub mod pattern;
 pub mod random;
+pub mod split;
 #[cfg(test)]
 mod test_dir;
 mod words;
@@ -34,6 +35,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("ones", || Box::<ones::Ones>::default()),
     ("pattern", || Box::<pattern::Pattern>::default()),
     ("random", || Box::<random::Random>::default()),
+    ("split", || Box::<split::Split>::default()),
     ("zero", || Box::<zero::Zero>::default()),
 ];
 
