@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod allocator;
+pub mod data;
 pub mod file;
 pub mod full;
 pub mod info;
@@ -27,6 +28,7 @@ type Load = fn() -> Box<dyn Plugin>;
 
 /// Every built-in plugin by its short name, in alphabetical order.
 const REGISTRY: &[(&str, Load)] = &[
+    ("data", || Box::<data::Data>::default()),
     ("file", || Box::<file::File>::default()),
     ("full", || Box::<full::Full>::default()),
     ("info", || Box::<info::Info>::default()),

@@ -73,9 +73,10 @@ impl Plugin for Memory {
     }
 }
 
-struct Handle {
-    disk: Arc<dyn Allocator>,
-    size: u64,
+/// One client of a disk that an allocator keeps.
+pub(crate) struct Handle {
+    pub(crate) disk: Arc<dyn Allocator>,
+    pub(crate) size: u64,
 }
 
 impl Connection for Handle {

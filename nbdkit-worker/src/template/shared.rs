@@ -1,0 +1,86 @@
+//! Isolation `shared`: this process serves all clients, each on a thread of its own. For stacks whose state lives
+//! in ordinary memory.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+
+use nbdkit_api::log::error as log_error;
+use nbdkit_ipc::messages::Serve;
+use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate, WorkerExit};
+use nix::errno::Errno;
+
+use super::{Service, unexpected, worker};
+use crate::connection::Socket;
+
+/// The clients being served, so that they can be ended.
+type Clients = Mutex<HashMap<u64, Socket>>;
+
+/// Serves clients until the listener says `Quiesce` or is gone, then ends them and waits for their threads.
+pub(super) fn run(service: &Service) {
+    let clients = Clients::default();
+    std::thread::scope(|scope| {
+        loop {
+            match service.link.recv() {
+                Ok(Received { message: ToTemplate::Serve(serve), fds }) => {
+                    let Some(socket) = socket(fds) else {
+                        log_error("a client arrived with the wrong number of descriptors");
+                        ended(service, serve.connection, WorkerExit::Failed);
+                        continue;
+                    };
+                    let connection = serve.connection;
+                    lock(&clients).insert(connection, socket.clone());
+                    let clients = &clients;
+                    let thread = std::thread::Builder::new().name("connection".to_owned());
+                    let started = thread.spawn_scoped(scope, move || {
+                        let exit = serve_one(service, &serve, socket);
+                        lock(clients).remove(&serve.connection);
+                        ended(service, serve.connection, exit);
+                    });
+                    if let Err(error) = started {
+                        log_error(&format!("thread: {error}"));
+                        lock(clients).remove(&connection);
+                        ended(service, connection, WorkerExit::Failed);
+                    }
+                }
+                Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
+                Ok(Received { message: ToTemplate::Quiesce, .. }) | Err(RecvError::Closed) => break,
+                Ok(other) => {
+                    let _ = unexpected(&other.message);
+                    break;
+                }
+                Err(error) => {
+                    log_error(&format!("control channel: {error}"));
+                    break;
+                }
+            }
+        }
+        for socket in lock(&clients).values() {
+            socket.stop_reading();
+        }
+    });
+}
+
+fn lock(clients: &Clients) -> std::sync::MutexGuard<'_, HashMap<u64, Socket>> {
+    clients.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn socket(fds: Vec<OwnedFd>) -> Option<Socket> {
+    let mut fds = fds.into_iter();
+    match (fds.next(), fds.next(), fds.next()) {
+        (Some(input), output, None) => Some(Socket::new(input, output)),
+        _ => None,
+    }
+}
+
+fn serve_one(service: &Service, serve: &Serve, socket: Socket) -> WorkerExit {
+    catch_unwind(AssertUnwindSafe(|| worker::serve_client(service, serve, socket, &|_| {})))
+        .unwrap_or(WorkerExit::Panicked)
+}
+
+fn ended(service: &Service, connection: u64, exit: WorkerExit) {
+    let _ = service.link.send(&FromTemplate::Exited { connection, exit }, &[]);
+}

@@ -1,0 +1,187 @@
+//! nbdkit-data-plugin(1): a disk whose content is written on the command line.
+//!
+//! The text becomes a list of expressions ([`parser`]), that a sparse image ([`eval`], [`image`]), and that
+//! the bytes of an allocator: all of it in the template, in `get_ready`. The workers only use
+//! the allocator, as those of the memory plugin do.
+
+mod base64;
+mod eval;
+#[cfg(test)]
+mod examples;
+mod expr;
+mod image;
+mod parser;
+mod source;
+mod token;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use nbdkit_api::{Connection, Error, Isolation, Open, Plugin, Result, ResultExt, Value, debug};
+
+use crate::allocator::{Allocator, Strategy};
+use crate::memory::Handle;
+use image::{Content, Image};
+
+/// The plugin: parameters and, once it is ready, the disk.
+#[derive(Debug, Default)]
+pub struct Data {
+    content: Option<Source>,
+    size: Option<u64>,
+    strategy: Strategy,
+    /// Parameters of other names, for `$NAME`.
+    parameters: HashMap<String, OsString>,
+    disk: Option<(Arc<dyn Allocator>, u64)>,
+}
+
+/// The one parameter that says what is on the disk.
+#[derive(Debug)]
+enum Source {
+    /// `data=`
+    Format(OsString),
+    /// `raw=` and `base64=`
+    Bytes(Vec<u8>),
+}
+
+impl Data {
+    fn set_content(&mut self, content: Source) -> Result<()> {
+        if self.content.is_some() {
+            return Err(Error::msg("raw|base64|data parameter must be specified exactly once"));
+        }
+        self.content = Some(content);
+        Ok(())
+    }
+
+    fn image(&self) -> Result<Image> {
+        match &self.content {
+            None => Err(missing()),
+            Some(Source::Format(text)) => eval::evaluate(text.as_bytes(), &self.parameters),
+            Some(Source::Bytes(bytes)) => {
+                Ok(Image::of(Content::Bytes(Rc::new(bytes.clone())), bytes.len() as u64))
+            }
+        }
+    }
+}
+
+fn missing() -> Error {
+    Error::msg("raw|base64|data parameter was not specified")
+}
+
+impl Plugin for Data {
+    fn name(&self) -> &str {
+        "data"
+    }
+
+    fn magic_config_key(&self) -> Option<&str> {
+        Some("data")
+    }
+
+    fn config_help(&self) -> Option<&str> {
+        Some(
+            "data|raw|base64=...     Specify disk data on the command line\n\
+             size=<SIZE>             Size of the backing disk\n\
+             allocator=sparse|...    Backend allocation strategy",
+        )
+    }
+
+    fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
+        match key {
+            "data" => self.set_content(Source::Format(value.to_os_string())),
+            "raw" => self.set_content(Source::Bytes(value.as_bytes().to_vec())),
+            "base64" => {
+                let bytes = base64::decode(value.as_bytes())
+                    .ok_or_else(|| Error::msg("base64: Base64 decoding error."))?;
+                self.set_content(Source::Bytes(bytes))
+            }
+            "size" => {
+                self.size = Some(value.size()?);
+                Ok(())
+            }
+            "allocator" => {
+                self.strategy = Strategy::parse(value)?;
+                Ok(())
+            }
+            // Any other parameter may be the text of a $NAME.
+            _ => {
+                self.parameters.insert(key.to_owned(), value.to_os_string());
+                Ok(())
+            }
+        }
+    }
+
+    fn config_complete(&mut self) -> Result<()> {
+        if self.content.is_some() { Ok(()) } else { Err(missing()) }
+    }
+
+    fn get_ready(&mut self) -> Result<()> {
+        let image = self.image()?;
+        debug!("implicit disk size: {}", image.size());
+        let size = self.size.unwrap_or(image.size());
+        let shown = image.size().min(size);
+        let image = Image::slice(&Rc::new(image), 0, shown)?;
+        check_cost(&image)?;
+        let mut disk = self.strategy.create("data")?;
+        disk.set_size(size)?;
+        write(&image, &*disk)?;
+        self.disk = Some((disk.into(), size));
+        Ok(())
+    }
+
+    fn dump_plugin(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        writeln!(out, "data_base64=yes\nmlock=yes")
+    }
+
+    fn isolation(&self) -> Isolation {
+        self.disk.as_ref().map_or(Isolation::Connection, |(disk, _)| disk.isolation())
+    }
+
+    fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
+        match &self.disk {
+            Some((disk, size)) => Ok(Box::new(Handle { disk: Arc::clone(disk), size: *size })),
+            None => Err(Error::msg("data: not ready")),
+        }
+    }
+}
+
+/// Refuses what this machine cannot hold before anything is written: a repeat count with a few digits too
+/// many would otherwise fill the memory, and a file in memory that does not fit is not
+/// an error but a visit of the OOM killer.
+fn check_cost(image: &Image) -> Result<()> {
+    let machine = nix::sys::sysinfo::sysinfo().or_error(|| "sysinfo")?;
+    let memory = machine.ram_total().saturating_add(machine.swap_total());
+    if image.cost() > memory {
+        return Err(Error::msg(format!(
+            "data parameter describes {} bytes of data, more than this machine's memory ({memory} bytes)",
+            image.cost()
+        )));
+    }
+    Ok(())
+}
+
+/// Piece in which the image is written, bytes.
+const PIECE: u64 = 64 << 10;
+/// Zeroes are left out in units of this many bytes.
+const PAGE: usize = 4096;
+
+/// Writes what is not zero in `image`.
+fn write(image: &Image, disk: &dyn Allocator) -> Result<()> {
+    let mut buf = vec![0; PIECE as usize];
+    let mut at = 0;
+    while let Some(found) = image.next_data(at) {
+        at = found - found % PIECE;
+        let length = (image.size() - at).min(PIECE) as usize;
+        let piece = &mut buf[..length];
+        image.read(piece, at)?;
+        for (page, offset) in piece.chunks(PAGE).zip((at..).step_by(PAGE)) {
+            if page.iter().any(|&b| b != 0) {
+                disk.write(page, offset)?;
+            }
+        }
+        at += length as u64;
+    }
+    Ok(())
+}
