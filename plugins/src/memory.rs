@@ -150,7 +150,8 @@ impl Connection for Handle {
     }
 
     fn blocking(&self) -> Blocking {
-        Blocking::Never
+        // Compressed pages take time and locks.
+        if self.disk.as_file().is_some() { Blocking::Never } else { Blocking::Short }
     }
 
     fn file_range(&self, _count: u32, offset: u64) -> Option<FileRange<'_>> {
