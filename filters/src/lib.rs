@@ -36,6 +36,7 @@ pub mod exportname;
 pub mod fua;
 pub mod ip;
 pub mod limit;
+pub mod log;
 pub mod nocache;
 pub mod noextents;
 pub mod noparallel;
@@ -43,6 +44,7 @@ pub mod nozero;
 pub mod offset;
 mod presence;
 mod shell;
+pub mod stats;
 #[cfg(test)]
 mod testing;
 pub mod truncate;
@@ -61,11 +63,13 @@ const REGISTRY: &[(&str, Load)] = &[
     ("fua", || Box::new(fua::FuaFilter::default())),
     ("ip", || Box::new(ip::Ip::default())),
     ("limit", || Box::new(limit::Limit::default())),
+    ("log", || Box::new(log::Log::default())),
     ("nocache", || Box::new(nocache::NoCache::default())),
     ("noextents", || Box::new(noextents::NoExtents)),
     ("noparallel", || Box::new(noparallel::NoParallel::default())),
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
+    ("stats", || Box::new(stats::Stats::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),
 ];
 
