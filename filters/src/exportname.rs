@@ -1,7 +1,6 @@
 //! nbdkit-exportname-filter(1): changes which export names clients see and may ask for, which one
 //! "" stands for, and how they are described.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use nbdkit_api::exports::MAX_STRING;
@@ -156,7 +155,9 @@ impl Filter for ExportName {
         client: &Arc<Client>,
         readonly: bool,
     ) -> Result<Option<String>> {
-        if self.default.is_empty() {
+        if self.strict && !self.explicit.iter().any(String::is_empty) {
+            Ok(None)
+        } else if self.default.is_empty() {
             below.default_export(client, readonly)
         } else {
             Ok(Some(self.default.clone()))
@@ -164,28 +165,17 @@ impl Filter for ExportName {
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
-        if self.strict && !self.explicit.iter().any(|name| name == open.export) {
-            let message = if open.export.is_empty() {
-                "default export (\"\") not permitted".to_owned()
-            } else {
-                format!("export '{}' not found", open.export.escape_debug())
-            };
+        // The server has put the default export's name in the place of "" before it came here.
+        let listed = |name: &str| self.explicit.iter().any(|explicit| explicit == name);
+        if self.strict && !listed(open.export) && !(listed("") && open.export == self.default) {
+            let message = format!("export '{}' not found", open.export.escape_debug());
             return Err(Error::new(Errno::ENOENT, message));
         }
-        // What "" stands for is asked of the plugin only for the script's sake.
-        let name = match open.export {
-            "" if !self.default.is_empty() => Cow::Borrowed(self.default.as_str()),
-            "" if matches!(*self.description, Description::Script(_)) => {
-                let default = match open.client {
-                    Some(client) => below.layer().default_export(client, open.readonly)?,
-                    None => None,
-                };
-                Cow::Owned(default.unwrap_or_default())
-            }
-            name => Cow::Borrowed(name),
-        };
-        below.open(&open.export(if open.export.is_empty() { &self.default } else { &name }))?;
-        Ok(Box::new(Handle { name: name.into_owned(), description: Arc::clone(&self.description) }))
+        below.open(open)?;
+        Ok(Box::new(Handle {
+            name: open.export.to_owned(),
+            description: Arc::clone(&self.description),
+        }))
     }
 }
 
@@ -292,7 +282,7 @@ mod tests {
         let backend = testing::try_open(&layer, "$(id)", false).unwrap();
         assert_eq!(backend.export_description().unwrap(), "[$(id)]");
         let layer = testing::layer(&disk, &["exportname"], &[]);
-        assert_eq!(testing::open(&layer).export_description().unwrap(), "about \"\"");
+        assert_eq!(testing::open(&layer).export_description().unwrap(), "about \"one\"");
         let params = [("exportdesc", "script:echo \"[$name]\"")];
         let layer = testing::layer(&disk, &["exportname"], &params);
         assert_eq!(testing::open(&layer).export_description().unwrap(), "[one]");
