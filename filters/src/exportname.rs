@@ -1,7 +1,6 @@
 //! nbdkit-exportname-filter(1): changes which export names clients see and may ask for, which one
 //! "" stands for, and how they are described.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use nbdkit_api::exports::MAX_STRING;
@@ -150,42 +149,48 @@ impl Filter for ExportName {
         Ok(())
     }
 
+    /// Nothing if a strict filter does not permit "" itself: the server then refuses it.
     fn default_export(
         &self,
         below: &Arc<Layer>,
         client: &Arc<Client>,
         readonly: bool,
     ) -> Result<Option<String>> {
-        if self.default.is_empty() {
+        if self.strict && !self.lists("") {
+            Ok(None)
+        } else if self.default.is_empty() {
             below.default_export(client, readonly)
         } else {
             Ok(Some(self.default.clone()))
         }
     }
 
+    /// The server has replaced "" by what it stands for, unless nobody knew.
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
-        if self.strict && !self.explicit.iter().any(|name| name == open.export) {
-            let message = if open.export.is_empty() {
-                "default export (\"\") not permitted".to_owned()
-            } else {
-                format!("export '{}' not found", open.export.escape_debug())
-            };
-            return Err(Error::new(Errno::ENOENT, message));
+        if self.strict && !self.lists(open.export) && !self.is_listed_default(below, open)? {
+            let name = open.export.escape_debug();
+            return Err(Error::new(Errno::ENOENT, format!("export '{name}' not found")));
         }
-        // What "" stands for is asked of the plugin only for the script's sake.
-        let name = match open.export {
-            "" if !self.default.is_empty() => Cow::Borrowed(self.default.as_str()),
-            "" if matches!(*self.description, Description::Script(_)) => {
-                let default = match open.client {
-                    Some(client) => below.layer().default_export(client, open.readonly)?,
-                    None => None,
-                };
-                Cow::Owned(default.unwrap_or_default())
+        let name = if open.export.is_empty() { self.default.as_str() } else { open.export };
+        below.open(&open.export(name))?;
+        Ok(Box::new(Handle { name: name.to_owned(), description: Arc::clone(&self.description) }))
+    }
+}
+
+impl ExportName {
+    fn lists(&self, name: &str) -> bool {
+        self.explicit.iter().any(|listed| listed == name)
+    }
+
+    /// Whether the export is the one that a listed "" stands for.
+    fn is_listed_default(&self, below: &Slot<'_>, open: &Open<'_>) -> Result<bool> {
+        match open.client {
+            Some(client) if self.lists("") => {
+                let default = self.default_export(below.layer(), client, open.readonly)?;
+                Ok(default.as_deref() == Some(open.export))
             }
-            name => Cow::Borrowed(name),
-        };
-        below.open(&open.export(if open.export.is_empty() { &self.default } else { &name }))?;
-        Ok(Box::new(Handle { name: name.into_owned(), description: Arc::clone(&self.description) }))
+            _ => Ok(false),
+        }
     }
 }
 
@@ -226,7 +231,6 @@ fn from_script(script: &str, name: &str) -> Option<String> {
 }
 
 struct Handle {
-    /// The export, with "" resolved where that matters.
     name: String,
     description: Arc<Description>,
 }
@@ -292,7 +296,7 @@ mod tests {
         let backend = testing::try_open(&layer, "$(id)", false).unwrap();
         assert_eq!(backend.export_description().unwrap(), "[$(id)]");
         let layer = testing::layer(&disk, &["exportname"], &[]);
-        assert_eq!(testing::open(&layer).export_description().unwrap(), "about \"\"");
+        assert_eq!(testing::open(&layer).export_description().unwrap(), "about \"one\"");
         let params = [("exportdesc", "script:echo \"[$name]\"")];
         let layer = testing::layer(&disk, &["exportname"], &params);
         assert_eq!(testing::open(&layer).export_description().unwrap(), "[one]");
@@ -312,6 +316,12 @@ mod tests {
             testing::try_open(&layer, "", false).unwrap_err().message(),
             "default export (\"\") not permitted"
         );
+        let params = [("exportname", ""), ("exportname-strict", "true"), ("default-export", "b")];
+        let layer = testing::layer(&disk, &["exportname"], &params);
+        disk.take_calls();
+        testing::open(&layer);
+        assert_eq!(disk.take_calls(), ["open \"b\" readonly=false"]);
+        assert!(testing::try_open(&layer, "a", false).is_err());
     }
 
     #[test]

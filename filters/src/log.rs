@@ -337,7 +337,7 @@ mod tests {
                 "...Preconnect id=1 return=0",
                 "ListExports id=1 readonly=0 tls=0 ...",
                 "...ListExports id=1 exports=(one two) return=0",
-                "connection=1 Connect export=\"\" tls=0 size=0x100000 minsize=0x0 prefsize=0x0 \
+                "connection=1 Connect export=one tls=0 size=0x100000 minsize=0x0 prefsize=0x0 \
              maxsize=0x0 write=1 flush=1 rotational=0 trim=1 zero=2 fua=2 extents=1 cache=2 \
              fast_zero=1",
                 "connection=1 Read id=1 offset=0x0 count=0x200 ...",
