@@ -149,13 +149,14 @@ impl Filter for ExportName {
         Ok(())
     }
 
+    /// Nothing if a strict filter does not permit "" itself: the server then refuses it.
     fn default_export(
         &self,
         below: &Arc<Layer>,
         client: &Arc<Client>,
         readonly: bool,
     ) -> Result<Option<String>> {
-        if self.strict && !self.explicit.iter().any(String::is_empty) {
+        if self.strict && !self.lists("") {
             Ok(None)
         } else if self.default.is_empty() {
             below.default_export(client, readonly)
@@ -164,18 +165,32 @@ impl Filter for ExportName {
         }
     }
 
+    /// The server has replaced "" by what it stands for, unless nobody knew.
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
-        // The server has put the default export's name in the place of "" before it came here.
-        let listed = |name: &str| self.explicit.iter().any(|explicit| explicit == name);
-        if self.strict && !listed(open.export) && !(listed("") && open.export == self.default) {
-            let message = format!("export '{}' not found", open.export.escape_debug());
-            return Err(Error::new(Errno::ENOENT, message));
+        if self.strict && !self.lists(open.export) && !self.is_listed_default(below, open)? {
+            let name = open.export.escape_debug();
+            return Err(Error::new(Errno::ENOENT, format!("export '{name}' not found")));
         }
-        below.open(open)?;
-        Ok(Box::new(Handle {
-            name: open.export.to_owned(),
-            description: Arc::clone(&self.description),
-        }))
+        let name = if open.export.is_empty() { self.default.as_str() } else { open.export };
+        below.open(&open.export(name))?;
+        Ok(Box::new(Handle { name: name.to_owned(), description: Arc::clone(&self.description) }))
+    }
+}
+
+impl ExportName {
+    fn lists(&self, name: &str) -> bool {
+        self.explicit.iter().any(|listed| listed == name)
+    }
+
+    /// Whether the export is the one that a listed "" stands for.
+    fn is_listed_default(&self, below: &Slot<'_>, open: &Open<'_>) -> Result<bool> {
+        match open.client {
+            Some(client) if self.lists("") => {
+                let default = self.default_export(below.layer(), client, open.readonly)?;
+                Ok(default.as_deref() == Some(open.export))
+            }
+            _ => Ok(false),
+        }
     }
 }
 
@@ -216,7 +231,6 @@ fn from_script(script: &str, name: &str) -> Option<String> {
 }
 
 struct Handle {
-    /// The export, with "" resolved where that matters.
     name: String,
     description: Arc<Description>,
 }
@@ -302,6 +316,12 @@ mod tests {
             testing::try_open(&layer, "", false).unwrap_err().message(),
             "default export (\"\") not permitted"
         );
+        let params = [("exportname", ""), ("exportname-strict", "true"), ("default-export", "b")];
+        let layer = testing::layer(&disk, &["exportname"], &params);
+        disk.take_calls();
+        testing::open(&layer);
+        assert_eq!(disk.take_calls(), ["open \"b\" readonly=false"]);
+        assert!(testing::try_open(&layer, "a", false).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use nbdkit_api::{
     Client, Errno, Error, Exports, Filter, FilterConnection, Layer, NextConfig, Open, Result, Slot,
-    Value, debug,
+    ThreadModel, Value, debug,
 };
 
 use rule::Rule;
@@ -43,6 +43,17 @@ impl Filter for Ip {
             "allow" => self.allow.extend(Rule::parse_list(key, value.str()?)?),
             "deny" => self.deny.extend(Rule::parse_list(key, value.str()?)?),
             _ => return next.config(key, value),
+        }
+        Ok(())
+    }
+
+    fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
+        if nbdkit_api::log::flag("ip", "rules") != 0 {
+            for (list, rules) in [("allow", &self.allow), ("deny", &self.deny)] {
+                for rule in rules {
+                    debug!("ip: {list} {rule:?}");
+                }
+            }
         }
         Ok(())
     }

@@ -29,6 +29,7 @@ macro_rules! reads_pass_through {
     };
 }
 
+pub mod cow;
 pub mod delay;
 pub mod error;
 pub mod exitlast;
@@ -56,6 +57,7 @@ type Load = fn() -> Box<dyn Filter>;
 
 /// Every built-in filter by its short name, in alphabetical order.
 const REGISTRY: &[(&str, Load)] = &[
+    ("cow", || Box::new(cow::Cow::default())),
     ("delay", || Box::new(delay::Delay::default())),
     ("error", || Box::new(error::Inject::default())),
     ("exitlast", || Box::new(exitlast::ExitLast::default())),
