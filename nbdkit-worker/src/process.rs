@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -47,16 +47,25 @@ pub(crate) fn leave_signals_to_listener() {
     }
     let hang_up =
         SigAction::new(SigHandler::Handler(stop_reading), SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler only loads an atomic and calls shutdown(2), which is async-signal-safe.
+    // SAFETY: the handler only touches atomics and calls shutdown(2), which is async-signal-safe.
     let _ = unsafe { sigaction(Signal::SIGIO, &hang_up) };
 }
 
 /// The client's socket of this worker, for the handler below.
 static CLIENT: AtomicI32 = AtomicI32::new(-1);
 
+/// Whether the listener wants this worker to finish, or is gone.
+static QUIESCING: AtomicBool = AtomicBool::new(false);
+
+/// Whether new requests should be refused because the server is stopping.
+pub(crate) fn is_quiescing() -> bool {
+    QUIESCING.load(Ordering::Relaxed)
+}
+
 /// The listener said `Quiesce` or is gone: make the client's socket read as ended. That ends the wait for the
 /// next request whether it has begun or not, without a system call more on the data path.
 extern "C" fn stop_reading(_signal: libc::c_int) {
+    QUIESCING.store(true, Ordering::Relaxed);
     let fd = CLIENT.load(Ordering::Relaxed);
     if fd >= 0 {
         // SAFETY: shutdown(2) on a number that is or was our client's socket; async-signal-safe. Errno is

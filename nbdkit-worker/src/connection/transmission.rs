@@ -180,6 +180,9 @@ impl<'s> Reader<'s> {
             if client.is_cut() {
                 return Ok(());
             }
+            if crate::process::is_quiescing() {
+                client.disconnect(false);
+            }
             if request.command == Command::DISC {
                 debug!("client sent {}, closing connection", Command::DISC);
                 self.flush()?;
@@ -271,14 +274,13 @@ impl<'s> Reader<'s> {
     /// Whether a request that may wait is carried out by this thread all the same: it takes only a local device,
     /// and there is nothing else to do meanwhile.
     fn is_done_here(&self, request: &Request, pool: &Pool, extended: bool) -> bool {
-        let payload = match request.command {
-            Command::READ => 0,
-            Command::WRITE => request.length as usize,
-            // A flush or a zero may take a device much longer than a block.
-            _ => return false,
-        };
-        self.session.target.backend.blocking() == Blocking::Short
-            && self.input.available().len() < payload + header_length(extended)
+        // A flush or a zero may take a device much longer than a block.
+        let quick =
+            matches!(request.command, Command::READ | Command::WRITE | Command::BLOCK_STATUS);
+        let rest = payload_length(request, extended) as usize + header_length(extended);
+        quick
+            && self.session.target.backend.blocking() == Blocking::Short
+            && self.input.available().len() < rest
             && pool.is_idle()
     }
 

@@ -6,18 +6,18 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use nbdkit_api::Client;
 use nbdkit_api::log::error as log_error;
-use nbdkit_ipc::messages::Serve;
 use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate, WorkerExit};
 use nix::errno::Errno;
 
 use super::{Service, unexpected, worker};
-use crate::connection::Socket;
+use crate::connection::{Connection, Socket};
 
 /// The clients being served, so that they can be ended.
-type Clients = Mutex<HashMap<u64, Socket>>;
+type Clients = Mutex<HashMap<u64, (Arc<Client>, Socket)>>;
 
 /// Serves clients until the listener says `Quiesce` or is gone, then ends them and waits for their threads.
 pub(super) fn run(service: &Service) {
@@ -32,13 +32,14 @@ pub(super) fn run(service: &Service) {
                         continue;
                     };
                     let connection = serve.connection;
-                    lock(&clients).insert(connection, socket.clone());
+                    let client = worker::client(&serve, &socket);
+                    lock(&clients).insert(connection, (Arc::clone(&client), socket.clone()));
                     let clients = &clients;
                     let thread = std::thread::Builder::new().name("connection".to_owned());
                     let started = thread.spawn_scoped(scope, move || {
-                        let exit = serve_one(service, &serve, socket);
-                        lock(clients).remove(&serve.connection);
-                        ended(service, serve.connection, exit);
+                        let exit = serve_one(service, client, socket);
+                        lock(clients).remove(&connection);
+                        ended(service, connection, exit);
                     });
                     if let Err(error) = started {
                         log_error(&format!("thread: {error}"));
@@ -58,13 +59,14 @@ pub(super) fn run(service: &Service) {
                 }
             }
         }
-        for socket in lock(&clients).values() {
+        for (client, socket) in lock(&clients).values() {
+            client.disconnect(false);
             socket.stop_reading();
         }
     });
 }
 
-fn lock(clients: &Clients) -> std::sync::MutexGuard<'_, HashMap<u64, Socket>> {
+fn lock(clients: &Clients) -> std::sync::MutexGuard<'_, HashMap<u64, (Arc<Client>, Socket)>> {
     clients.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -76,9 +78,10 @@ fn socket(fds: Vec<OwnedFd>) -> Option<Socket> {
     }
 }
 
-fn serve_one(service: &Service, serve: &Serve, socket: Socket) -> WorkerExit {
-    catch_unwind(AssertUnwindSafe(|| worker::serve_client(service, serve, socket, &|_| {})))
-        .unwrap_or(WorkerExit::Panicked)
+fn serve_one(service: &Service, client: Arc<Client>, socket: Socket) -> WorkerExit {
+    let (layer, settings) = (&service.layer, &service.settings);
+    let connection = Connection { layer, settings, client, socket, on_serving: &|_| {} };
+    catch_unwind(AssertUnwindSafe(|| connection.serve())).unwrap_or(WorkerExit::Panicked)
 }
 
 fn ended(service: &Service, connection: u64, exit: WorkerExit) {

@@ -42,32 +42,23 @@ pub(super) fn run(service: &Service, serve: &Serve, fds: Vec<OwnedFd>) -> i32 {
     let tell = |export: &str| {
         let _ = link.send(&FromWorker::Serving { export: export.to_owned() }, &[]);
     };
-    let served = catch_unwind(AssertUnwindSafe(|| serve_client(service, serve, socket, &tell)));
-    served.unwrap_or(WorkerExit::Panicked).code()
-}
-
-/// Serves one client, on this thread and as many others as it takes.
-pub(super) fn serve_client(
-    service: &Service,
-    serve: &Serve,
-    socket: Socket,
-    tell: &(dyn Fn(&str) + Sync),
-) -> WorkerExit {
-    let cut = socket.clone();
-    let client = Client::new(
-        serve.connection,
-        peer(&serve.peer),
-        Some(Arc::clone(socket.input())),
-        Box::new(move || cut.cut()),
-    );
-    Connection {
+    let client = client(serve, &socket);
+    let connection = Connection {
         layer: &service.layer,
         settings: &service.settings,
         client,
         socket,
-        on_serving: tell,
-    }
-    .serve()
+        on_serving: &tell,
+    };
+    let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));
+    served.unwrap_or(WorkerExit::Panicked).code()
+}
+
+/// The client that came with `serve`.
+pub(super) fn client(serve: &Serve, socket: &Socket) -> Arc<Client> {
+    let cut = socket.clone();
+    let input = Some(Arc::clone(socket.input()));
+    Client::new(serve.connection, peer(&serve.peer), input, Box::new(move || cut.cut()))
 }
 
 /// The peer as plugins see it.
