@@ -23,8 +23,8 @@ impl Filter for Offset {
 
     fn config_help(&self) -> Option<&str> {
         Some(
-            "offset=<OFFSET>     The start offset to serve (default 0).\n\
-             range=<LENGTH>      The length of data to serve (default rest of file).",
+            "offset=<OFFSET>            The start offset to serve (default 0).\n\
+             range=<LENGTH>             The total size to serve (default rest of file).",
         )
     }
 
@@ -43,6 +43,8 @@ impl Filter for Offset {
     }
 }
 
+/// The sums below cannot overflow: the layer above checked the request against `size`, so that
+/// `offset + self.offset` lies within the disk below.
 struct Handle {
     offset: u64,
     range: Option<u64>,
@@ -52,13 +54,20 @@ impl FilterConnection for Handle {
     fn size(&self, next: &Backend) -> Result<u64> {
         let below = next.size()?;
         let (offset, range) = (self.offset, self.range);
-        let too_big =
-            |what| Error::new(Errno::EINVAL, format!("{what} is larger than plugin size {below}"));
-        let rest = below.checked_sub(offset).ok_or_else(|| too_big(format!("offset {offset}")))?;
+        let too_big = |what| {
+            Error::new(
+                Errno::EINVAL,
+                format!(
+                    "{what} is larger than the real size ({below}) of the underlying file or device"
+                ),
+            )
+        };
+        let rest =
+            below.checked_sub(offset).ok_or_else(|| too_big(format!("offset ({offset})")))?;
         match range {
             None => Ok(rest),
             Some(range) if range <= rest => Ok(range),
-            Some(range) => Err(too_big(format!("offset {offset} + range {range}"))),
+            Some(range) => Err(too_big(format!("offset+range ({offset}+{range})"))),
         }
     }
 
@@ -101,5 +110,56 @@ impl FilterConnection for Handle {
 
     fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
         next.file_range(count, offset + self.offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, Disk};
+    use std::sync::Arc;
+
+    #[test]
+    fn every_request_is_shifted() {
+        let disk = Arc::new(Disk::pattern(1 << 20));
+        let backend =
+            testing::backend(&disk, &["offset"], &[("offset", "1000"), ("range", "5000")]);
+        assert_eq!(backend.size().unwrap(), 5000);
+        assert_eq!(testing::read(&backend, 2, 3), [1003 % 251, 1004 % 251].map(|b: usize| b as u8));
+        disk.take_calls();
+        backend.pwrite(b"abc", 4997, Flags::FUA).unwrap();
+        backend.trim(5, 0, Flags::empty()).unwrap();
+        backend.zero(6, 1, Flags::MAY_TRIM).unwrap();
+        backend.cache(7, 2).unwrap();
+        assert_eq!(
+            disk.take_calls(),
+            ["pwrite 3@5997 FUA", "trim 5@1000", "zero 6@1001 MAY_TRIM", "cache 7@1002"]
+        );
+        assert!(backend.pread(&mut [0; 2], 4999).is_err());
+    }
+
+    #[test]
+    fn extents_are_shifted_and_end_with_the_range() {
+        let disk = Arc::new(Disk::new(1 << 20));
+        let backend = testing::backend(&disk, &["offset"], &[("offset", "60k"), ("range", "100k")]);
+        assert_eq!(
+            testing::extents_of(&backend, 100 << 10, 0),
+            [(0, 4 << 10, 0), (4 << 10, 64 << 10, 3), (68 << 10, 32 << 10, 0)]
+        );
+    }
+
+    #[test]
+    fn a_part_beyond_the_end_is_an_error_at_open() {
+        let disk = Arc::new(Disk::new(1 << 20));
+        for (params, why) in [
+            (&[("offset", "2M")][..], "offset (2097152) is larger than the real size (1048576) "),
+            (
+                &[("offset", "512k"), ("range", "1M")],
+                "offset+range (524288+1048576) is larger than the real size (1048576) ",
+            ),
+        ] {
+            let error = testing::backend(&disk, &["offset"], params).size().unwrap_err();
+            assert!(error.message().starts_with(why), "{error}");
+        }
     }
 }

@@ -1,1 +1,34 @@
-//! (see Cargo.toml)
+//! The control channel between the listener, the template and the workers: typed messages over Unix
+//! SOCK_SEQPACKET, one message per packet, descriptors attached to the messages that carry them.
+//!
+//! One enum per direction and link ([`messages`]), an end of a channel that can only send one and
+//! receive the other ([`Channel`]), a table of what may be said when ([`phase`]). What the other
+//! end says is checked here for size, form and descriptors; what it means is checked by the receiver.
+
+#![deny(unsafe_code)]
+
+mod channel;
+mod codec;
+mod inherit;
+pub mod messages;
+pub mod phase;
+pub mod status;
+
+pub use channel::{Channel, Received, RecvError};
+pub use inherit::inherited;
+pub use messages::{FromTemplate, FromWorker, ToTemplate, ToWorker};
+pub use status::WorkerExit;
+
+/// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
+/// [`messages`] notice. 1: the first.
+pub const VERSION: u32 = 1;
+
+/// Identifies the build: listener and worker must come from the same one.
+pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));
+
+/// Largest packet, bytes. The longest message is a parameter, which the kernel's limit on one
+/// command line argument (128 KiB) bounds.
+pub const MAX_PACKET: usize = 160 * 1024;
+
+/// Most descriptors that a message carries.
+pub const MAX_FDS: usize = 3;

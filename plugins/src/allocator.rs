@@ -6,8 +6,10 @@
 
 mod malloc;
 mod sparse;
+mod zstd;
 
 use std::fmt::Debug;
+use std::io::Write;
 use std::os::fd::BorrowedFd;
 
 use nbdkit_api::{Error, Extents, Isolation, Result, Value};
@@ -79,6 +81,15 @@ pub trait Allocator: Debug + Send + Sync {
     fn isolation(&self) -> Isolation;
 }
 
+/// Prints the `--dump-plugin` lines that tell which strategies there are.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn dump_plugin(out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(out, "mlock=yes")?;
+    writeln!(out, "zstd=yes")
+}
+
 /// Piece in which [`Allocator::fill`] writes, bytes.
 const FILL_PIECE: u64 = 1 << 20;
 
@@ -93,6 +104,8 @@ pub enum Strategy {
         /// Keep it from being swapped out.
         mlock: bool,
     },
+    /// `zstd`: what was written is kept compressed, in one process for all clients.
+    Zstd,
 }
 
 impl Strategy {
@@ -106,7 +119,10 @@ impl Strategy {
         let strategy = match text.split_once(',').unwrap_or((text, "")) {
             ("sparse" | "", "") => Ok(Strategy::Sparse),
             ("malloc", parameters) => malloc::parse(parameters),
-            ("sparse", _) => Err(Error::msg("allocator=sparse does not take extra parameters")),
+            ("zstd", "") => Ok(Strategy::Zstd),
+            (name @ ("sparse" | "zstd"), _) => {
+                Err(Error::msg(format!("allocator={name} does not take extra parameters")))
+            }
             _ => Err(Error::silent(nbdkit_api::Errno::EINVAL)),
         };
         strategy.map_err(|mut why| {
@@ -125,6 +141,7 @@ impl Strategy {
         Ok(match self {
             Strategy::Sparse => Box::new(sparse::Sparse::new(name)?),
             Strategy::Malloc { mlock } => Box::new(malloc::Malloc::new(name, mlock)?),
+            Strategy::Zstd => Box::new(zstd::Zstd::new()?),
         })
     }
 }
@@ -141,17 +158,18 @@ mod tests {
     #[test]
     fn every_form_of_the_parameter_is_understood() {
         assert_eq!(parse("sparse").unwrap(), Strategy::Sparse);
+        assert_eq!(parse("zstd").unwrap(), Strategy::Zstd);
         assert_eq!(parse("malloc").unwrap(), Strategy::Malloc { mlock: false });
         assert_eq!(parse("malloc,mlock=true").unwrap(), Strategy::Malloc { mlock: true });
         assert_eq!(parse("malloc,mlock=1,mlock=0").unwrap(), Strategy::Malloc { mlock: false });
-        for bad in ["foo", "sparse,x=1", "malloc,foo=1", "malloc,mlock=x", "Sparse"] {
+        for bad in ["foo", "zstd,x=1", "sparse,x=1", "malloc,foo=1", "malloc,mlock=x", "Sparse"] {
             let why = parse(bad).unwrap_err();
             assert_eq!(why.message(), format!("unknown allocator \"{bad}\""));
         }
     }
 
     fn all() -> Vec<Box<dyn Allocator>> {
-        [Strategy::Sparse, Strategy::Malloc { mlock: false }]
+        [Strategy::Sparse, Strategy::Malloc { mlock: false }, Strategy::Zstd]
             .map(|strategy| {
                 let mut allocator = strategy.create("test").unwrap();
                 allocator.set_size(1 << 20).unwrap();
@@ -195,7 +213,7 @@ mod tests {
 
     #[test]
     fn what_was_written_before_the_size_was_known_is_kept() {
-        for strategy in [Strategy::Sparse, Strategy::Malloc { mlock: false }] {
+        for strategy in [Strategy::Sparse, Strategy::Malloc { mlock: false }, Strategy::Zstd] {
             let mut allocator = strategy.create("test").unwrap();
             allocator.write(b"hello", 100_000).unwrap();
             allocator.set_size(200_000).unwrap();

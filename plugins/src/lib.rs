@@ -8,9 +8,20 @@
 pub mod allocator;
 pub mod data;
 pub mod eval;
+pub mod file;
+pub mod full;
+pub mod info;
 pub mod memory;
 pub mod null;
+pub mod ones;
+pub mod pattern;
+pub mod random;
 pub mod sh;
+pub mod split;
+#[cfg(test)]
+mod test_dir;
+mod words;
+pub mod zero;
 
 use nbdkit_api::Plugin;
 
@@ -21,9 +32,17 @@ type Load = fn() -> Box<dyn Plugin>;
 const REGISTRY: &[(&str, Load)] = &[
     ("data", || Box::<data::Data>::default()),
     ("eval", || Box::<eval::Eval>::default()),
+    ("file", || Box::<file::File>::default()),
+    ("full", || Box::<full::Full>::default()),
+    ("info", || Box::<info::Info>::default()),
     ("memory", || Box::<memory::Memory>::default()),
     ("null", || Box::<null::Null>::default()),
+    ("ones", || Box::<ones::Ones>::default()),
+    ("pattern", || Box::<pattern::Pattern>::default()),
+    ("random", || Box::<random::Random>::default()),
     ("sh", || Box::<sh::Sh>::default()),
+    ("split", || Box::<split::Split>::default()),
+    ("zero", || Box::<zero::Zero>::default()),
 ];
 
 /// The built-in plugin called `name`, fresh.

@@ -8,7 +8,7 @@ use nbdkit_api::{
     Plugin, Result, Value,
 };
 
-use crate::allocator::{Allocator, Strategy};
+use crate::allocator::{self, Allocator, Strategy};
 
 /// The plugin: a size and, once it is ready, the disk.
 #[derive(Debug, Default)]
@@ -58,7 +58,7 @@ impl Plugin for Memory {
     }
 
     fn dump_plugin(&self, out: &mut dyn Write) -> std::io::Result<()> {
-        writeln!(out, "mlock=yes")
+        allocator::dump_plugin(out)
     }
 
     fn isolation(&self) -> Isolation {
@@ -150,7 +150,8 @@ impl Connection for Handle {
     }
 
     fn blocking(&self) -> Blocking {
-        Blocking::Never
+        // Compressed pages take time and locks.
+        if self.disk.as_file().is_some() { Blocking::Never } else { Blocking::Short }
     }
 
     fn file_range(&self, _count: u32, offset: u64) -> Option<FileRange<'_>> {

@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::debug;
+use crate::debug_control;
 use crate::error::{Errno, Error, Result};
 use crate::extents::{ExtentKind, Extents};
 use crate::filter::{FilterConnection, Slot};
@@ -68,7 +68,7 @@ macro_rules! ask {
             return Ok(*answer);
         }
         let answer = $self.call(|| {
-            debug!("{}: {}", $self.name(), stringify!($slot));
+            debug_control!("{}: {}", $self.name(), stringify!($slot));
             match &$self.handle {
                 Handle::Plugin(plugin) => $plugin(&**plugin),
                 Handle::Filter(filter, next) => $filter(&**filter, &**next),
@@ -140,7 +140,7 @@ impl Backend {
                 next.prepare()?;
             }
             let _entered = log::enter(speaker);
-            debug!(
+            debug_control!(
                 "{}: prepare readonly={}",
                 speaker.layer.unwrap_or_default(),
                 u8::from(readonly)
@@ -163,7 +163,7 @@ impl Backend {
         let Handle::Filter(filter, next) = &mut self.handle else { return Ok(()) };
         let own = {
             let _entered = log::enter(speaker);
-            debug!("{}: finalize", speaker.layer.unwrap_or_default());
+            debug_control!("{}: finalize", speaker.layer.unwrap_or_default());
             filter.finalize(next).map_err(log_once)
         };
         let below = Arc::get_mut(next).map_or(Ok(()), Backend::finalize);
@@ -186,7 +186,7 @@ impl Backend {
     /// Text for NBD_INFO_DESCRIPTION, at most 4096 bytes.
     pub fn export_description(&self) -> Option<String> {
         let _entered = log::enter(self.speaker);
-        debug!("{}: export_description", self.name());
+        debug_control!("{}: export_description", self.name());
         let text = match &self.handle {
             Handle::Plugin(plugin) => plugin.export_description(),
             Handle::Filter(filter, next) => filter.export_description(next),
@@ -579,7 +579,7 @@ impl Backend {
             match &self.handle {
                 Handle::Plugin(plugin) => plugin.extents(count, offset, flags, extents)?,
                 Handle::Filter(filter, next) => {
-                    filter.extents(next, count, offset, flags, extents)?
+                    filter.extents(next, count, offset, flags, extents)?;
                 }
                 Handle::Absent => return Err(absent()),
             }

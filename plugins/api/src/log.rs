@@ -5,8 +5,8 @@
 //! a thread-local set by the [`Backend`](crate::Backend) when a layer is entered.
 
 use std::cell::Cell;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 /// Severity of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ type Sink = Box<dyn Fn(Level, Speaker, &str) + Send + Sync>;
 static SINK: OnceLock<Sink> = OnceLock::new();
 static VERBOSE: AtomicBool = AtomicBool::new(false);
 static DATAPATH: AtomicBool = AtomicBool::new(true);
+static CONTROLPATH: AtomicBool = AtomicBool::new(true);
+static FLAGS: RwLock<Vec<(String, String, i32)>> = RwLock::new(Vec::new());
 
 thread_local! {
     static SPEAKER: Cell<Speaker> = const { Cell::new(Speaker { layer: None, connection: 0 }) };
@@ -48,9 +50,29 @@ pub fn verbose() -> bool {
     VERBOSE.load(Ordering::Relaxed)
 }
 
-/// Silences (or not) the debug lines of single requests, `-D nbdkit.backend.datapath=0`.
-pub fn set_datapath(on: bool) {
-    DATAPATH.store(on, Ordering::Relaxed);
+/// Sets a debug flag, `-D MODULE.FLAG=VALUE`. Modules ask for theirs with [`flag`].
+pub fn set_flag(module: &str, name: &str, value: i32) {
+    match (module, name) {
+        ("nbdkit", "backend.datapath") => DATAPATH.store(value != 0, Ordering::Relaxed),
+        ("nbdkit", "backend.controlpath") => CONTROLPATH.store(value != 0, Ordering::Relaxed),
+        _ => {
+            let mut flags = FLAGS.write().unwrap_or_else(PoisonError::into_inner);
+            flags.retain(|(m, n, _)| (m.as_str(), n.as_str()) != (module, name));
+            flags.push((module.to_owned(), name.to_owned(), value));
+        }
+    }
+}
+
+/// The value of a debug flag, 0 if it was not given.
+pub fn flag(module: &str, name: &str) -> i32 {
+    let flags = FLAGS.read().unwrap_or_else(PoisonError::into_inner);
+    flags.iter().find(|(m, n, _)| m == module && n == name).map_or(0, |(_, _, value)| *value)
+}
+
+/// True if debug lines of calls other than data requests are wanted.
+#[inline]
+pub fn controlpath() -> bool {
+    verbose() && CONTROLPATH.load(Ordering::Relaxed)
 }
 
 /// True if debug lines of single requests are wanted.
@@ -105,6 +127,16 @@ impl Drop for Entered {
 macro_rules! debug {
     ($($arg:tt)*) => {
         if $crate::log::verbose() {
+            $crate::log::debug(&format!($($arg)*));
+        }
+    };
+}
+
+/// As [`debug!`](crate::debug), for a layer's control calls, which `-D nbdkit.backend.controlpath=0` silences.
+#[macro_export]
+macro_rules! debug_control {
+    ($($arg:tt)*) => {
+        if $crate::log::controlpath() {
             $crate::log::debug(&format!($($arg)*));
         }
     };

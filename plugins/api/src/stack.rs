@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use crate::backend::Backend;
 use crate::client::Client;
-use crate::debug;
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::exports::Exports;
 use crate::filter::Filter;
 use crate::log::{self, Speaker};
@@ -16,6 +15,7 @@ use crate::needs::{Isolation, Needs};
 use crate::plugin::{Open, Plugin};
 use crate::types::ThreadModel;
 use crate::value::Value;
+use crate::{debug, debug_control};
 
 /// A stack that is being configured: filters from the outermost in, then the plugin.
 pub struct Stack {
@@ -46,11 +46,11 @@ impl NextConfig<'_> {
         let shown = value.as_bytes().escape_ascii();
         match self.filters.split_first_mut() {
             Some((filter, filters)) => {
-                debug!("{}: config key={key}, value={shown}", filter.name());
+                debug_control!("{}: config key={key}, value={shown}", filter.name());
                 filter.config(NextConfig { filters, plugin: self.plugin }, key, value)
             }
             None => {
-                debug!("{}: config key={key}, value={shown}", self.plugin.name());
+                debug_control!("{}: config key={key}, value={shown}", self.plugin.name());
                 if !self.plugin.has_config() {
                     let name = self.plugin.name();
                     return Err(Error::msg(format!(
@@ -70,11 +70,11 @@ impl NextConfig<'_> {
     pub fn config_complete(self) -> Result<()> {
         match self.filters.split_first_mut() {
             Some((filter, filters)) => {
-                debug!("{}: config_complete", filter.name());
+                debug_control!("{}: config_complete", filter.name());
                 filter.config_complete(NextConfig { filters, plugin: self.plugin })
             }
             None => {
-                debug!("{}: config_complete", self.plugin.name());
+                debug_control!("{}: config_complete", self.plugin.name());
                 self.plugin.config_complete()
             }
         }
@@ -135,10 +135,10 @@ impl Stack {
     /// # Errors
     /// A layer is not ready.
     pub fn get_ready(&mut self, model: ThreadModel) -> Result<()> {
-        debug!("{}: get_ready", self.plugin.name());
+        debug_control!("{}: get_ready", self.plugin.name());
         self.plugin.get_ready()?;
         for filter in self.filters.iter_mut().rev() {
-            debug!("{}: get_ready thread_model={}", filter.name(), model as i32);
+            debug_control!("{}: get_ready thread_model={}", filter.name(), model as i32);
             filter.get_ready(model)?;
         }
         Ok(())
@@ -230,7 +230,7 @@ impl Layer {
             below.after_fork()?;
         }
         self.call(None, || {
-            debug!("{}: after_fork", self.name);
+            debug_control!("{}: after_fork", self.name);
             match &self.module {
                 Module::Plugin(plugin) => plugin.after_fork(),
                 Module::Filter(filter, below) => filter.after_fork(below),
@@ -242,7 +242,7 @@ impl Layer {
     pub fn cleanup(&self) {
         {
             let _entered = self.enter(None);
-            debug!("{}: cleanup", self.name);
+            debug_control!("{}: cleanup", self.name);
             match &self.module {
                 Module::Plugin(plugin) => plugin.cleanup(),
                 Module::Filter(filter, below) => filter.cleanup(below),
@@ -259,7 +259,7 @@ impl Layer {
     /// The client is not wanted.
     pub fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
         self.call(Some(client), || {
-            debug!("{}: preconnect", self.name);
+            debug_control!("{}: preconnect", self.name);
             match &self.module {
                 Module::Plugin(plugin) => plugin.preconnect(client, readonly),
                 Module::Filter(filter, below) => filter.preconnect(below, client, readonly),
@@ -278,7 +278,7 @@ impl Layer {
         exports: &mut Exports,
     ) -> Result<()> {
         self.call(Some(client), || {
-            debug!(
+            debug_control!(
                 "{}: list_exports readonly={} tls={}",
                 self.name,
                 u8::from(readonly),
@@ -287,7 +287,7 @@ impl Layer {
             match &self.module {
                 Module::Plugin(plugin) => plugin.list_exports(client, readonly, exports)?,
                 Module::Filter(filter, below) => {
-                    filter.list_exports(below, client, readonly, exports)?
+                    filter.list_exports(below, client, readonly, exports)?;
                 }
             }
             if exports.take_use_default()
@@ -305,7 +305,7 @@ impl Layer {
     /// The layer failed.
     pub fn default_export(&self, client: &Arc<Client>, readonly: bool) -> Result<Option<String>> {
         self.call(Some(client), || {
-            debug!(
+            debug_control!(
                 "{}: default_export readonly={} tls={}",
                 self.name,
                 u8::from(readonly),
@@ -319,20 +319,27 @@ impl Layer {
         })
     }
 
-    /// Opens this layer and, through it, those below. [`Backend::prepare`] must follow.
+    /// Opens this layer and, through it, those below. The export `""` is opened by its canonical name.
+    /// [`Backend::prepare`] must follow.
     ///
     /// # Errors
     /// A layer refused; nothing stays open.
     pub fn open(self: &Arc<Layer>, open: &Open<'_>) -> Result<Backend> {
         self.call(open.client.map(|c| &**c), || {
-            debug!(
+            debug_control!(
                 "{}: open readonly={} exportname=\"{}\" tls={}",
                 self.name,
                 u8::from(open.readonly),
                 open.export.escape_debug(),
                 u8::from(open.tls)
             );
-            Backend::open(self, open)
+            let Some(client) = open.client.filter(|_| open.export.is_empty()) else {
+                return Backend::open(self, open);
+            };
+            let Some(name) = self.default_export(client, open.readonly)? else {
+                return Err(Error::new(Errno::ENOENT, "default export (\"\") not permitted"));
+            };
+            Backend::open(self, &open.export(&name))
         })
     }
 }

@@ -1,0 +1,55 @@
+# Two commands for a new user: "make run" and "make test". The rest is for packagers and developers.
+
+PREFIX      ?= /usr/local
+BINDIR      ?= $(PREFIX)/bin
+SBINDIR     ?= $(PREFIX)/sbin
+LIBDIR      ?= $(PREFIX)/lib
+LIBEXECDIR  ?= $(PREFIX)/libexec/nbdkit
+MANDIR      ?= $(PREFIX)/share/man
+UNITDIR     ?= $(PREFIX)/lib/systemd/system
+CARGO       ?= cargo
+CARGOFLAGS  ?= --locked
+
+# Baked into the programs: where the listener finds the worker, and what --dump-config says.
+export NBDKIT_BINDIR = $(BINDIR)
+export NBDKIT_SBINDIR = $(SBINDIR)
+export NBDKIT_LIBDIR = $(LIBDIR)
+export NBDKIT_LIBEXECDIR = $(LIBEXECDIR)
+export NBDKIT_MANDIR = $(MANDIR)
+
+RELEASE = $(or $(CARGO_TARGET_DIR),target)/release
+
+.PHONY: all build run test lint install clean
+
+all: build
+
+build:
+	$(CARGO) build $(CARGOFLAGS) --release --bins
+
+# Makes a small ext4 image with a file in it, serves it, and has a real client read that file back.
+run:
+	scripts/install-packages.sh run
+	$(MAKE) --no-print-directory build
+	scripts/demo.sh $(RELEASE)/nbdkit
+
+# Every test: units, the protocol with a raw client, real clients, and side by side with Debian's nbdkit.
+test:
+	scripts/install-packages.sh test
+	$(MAKE) --no-print-directory lint
+	$(CARGO) build $(CARGOFLAGS) --workspace --bins
+	$(CARGO) test $(CARGOFLAGS) --workspace
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(CARGOFLAGS) --workspace --all-targets -- -D warnings
+
+install: build
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(UNITDIR)
+	install -m 755 $(RELEASE)/nbdkit $(DESTDIR)$(SBINDIR)/nbdkit
+	install -m 755 $(RELEASE)/nbdkit-worker $(DESTDIR)$(LIBEXECDIR)/nbdkit-worker
+	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1/
+	sed 's|@SBINDIR@|$(SBINDIR)|g' systemd/nbdkit@.service > $(DESTDIR)$(UNITDIR)/nbdkit@.service
+	install -m 644 systemd/nbdkit@.socket $(DESTDIR)$(UNITDIR)/nbdkit@.socket
+
+clean:
+	$(CARGO) clean

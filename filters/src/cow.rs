@@ -1,0 +1,319 @@
+//! nbdkit-cow-filter(1): keeps what clients write in a temporary overlay, so that a disk that is
+//! never written below can be written by them all and looks the same to them all.
+//!
+//! The template makes the overlay; workers share it. Per export name there is a table with a word for
+//! each block (`table`, `exports`); the data of all exports lies in one unlinked file (`overlay`).
+//! A worker may be killed at any moment: a block's data is written before its word says so.
+
+mod blocks;
+mod exports;
+mod overlay;
+mod table;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nbdkit_api::{
+    Access, Backend, BlockSize, Blocking, Cache, Errno, Error, ExtentKind, Extents, FileRange,
+    Filter, FilterConnection, Flags, Fua, Needs, NextConfig, Open, Result, Slot, ThreadModel,
+    Value, Zero,
+};
+
+use blocks::{Blocks, Contents, Data};
+use overlay::Overlay;
+
+/// Largest preferred block size that may be advertised, bytes (NBD protocol, "Block size
+/// constraints").
+const MAX_PREFERRED: u32 = 32 << 20;
+
+/// Whether reads are saved in the overlay.
+#[derive(Debug, Default, Clone)]
+enum OnRead {
+    #[default]
+    Never,
+    Always,
+    /// While this exists.
+    While(PathBuf),
+}
+
+impl OnRead {
+    fn now(&self) -> bool {
+        match self {
+            OnRead::Never => false,
+            OnRead::Always => true,
+            OnRead::While(path) => path.exists(),
+        }
+    }
+}
+
+/// The filter: its parameters and, once ready, the overlay.
+#[derive(Debug)]
+pub struct Cow {
+    /// Bytes, a power of two.
+    block_size: u64,
+    on_cache: bool,
+    on_read: OnRead,
+    overlay: Option<Arc<Overlay>>,
+}
+
+impl Default for Cow {
+    fn default() -> Cow {
+        Cow { block_size: 64 << 10, on_cache: false, on_read: OnRead::Never, overlay: None }
+    }
+}
+
+impl Filter for Cow {
+    fn name(&self) -> &str {
+        "cow"
+    }
+
+    fn longname(&self) -> Option<&str> {
+        Some("nbdkit copy-on-write (COW) filter")
+    }
+
+    fn config_help(&self) -> Option<&str> {
+        Some(
+            "cow-block-size=<N>       Set COW block size.\n\
+             cow-on-cache=<BOOL>      Copy cache (prefetch) requests to the overlay.\n\
+             cow-on-read=<BOOL>|/PATH Copy read requests to the overlay.",
+        )
+    }
+
+    fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
+        match key {
+            "cow-block-size" => {
+                let size = value.size()?;
+                if !size.is_power_of_two() || !(4096..=2 << 30).contains(&size) {
+                    return Err(Error::msg(
+                        "cow-block-size is out of range (4096..2G) or not a power of 2",
+                    ));
+                }
+                self.block_size = size;
+            }
+            "cow-on-cache" => self.on_cache = value.boolean()?,
+            "cow-on-read" => {
+                self.on_read = if value.as_path().is_absolute() {
+                    OnRead::While(value.absolute_path()?)
+                } else if value.boolean()? {
+                    OnRead::Always
+                } else {
+                    OnRead::Never
+                }
+            }
+            _ => return next.config(key, value),
+        }
+        Ok(())
+    }
+
+    fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
+        self.overlay = Some(Arc::new(Overlay::new(self.block_size)?));
+        Ok(())
+    }
+
+    /// The path need not exist yet; only that is asked of it.
+    fn needs(&self) -> Needs {
+        match &self.on_read {
+            OnRead::While(path) => Needs::nothing().path(path, Access::Read),
+            OnRead::Never | OnRead::Always => Needs::nothing(),
+        }
+    }
+
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+        below.open(&open.readonly(true))?;
+        let overlay = self
+            .overlay
+            .as_ref()
+            .ok_or_else(|| Error::new(Errno::EINVAL, "cow: opened before get_ready"))?;
+        Ok(Box::new(Handle {
+            export: open.export.to_owned(),
+            overlay: Arc::clone(overlay),
+            on_cache: self.on_cache,
+            on_read: self.on_read.clone(),
+            blocks: None,
+        }))
+    }
+}
+
+struct Handle {
+    export: String,
+    overlay: Arc<Overlay>,
+    on_cache: bool,
+    on_read: OnRead,
+    /// Known once the size of the disk is.
+    blocks: Option<Blocks>,
+}
+
+impl Handle {
+    fn blocks(&self) -> Result<&Blocks> {
+        self.blocks.as_ref().ok_or_else(|| Error::new(Errno::EIO, "cow: used before prepare"))
+    }
+}
+
+impl FilterConnection for Handle {
+    fn prepare(&mut self, next: &Backend, _: bool) -> Result<()> {
+        let table = self.overlay.table(&self.export, next.size()?)?;
+        self.blocks = Some(Blocks::new(Arc::clone(&self.overlay), table, next.size()?));
+        Ok(())
+    }
+
+    /// Blocks of the overlay are what is best written whole.
+    fn block_size(&self, next: &Backend) -> Result<BlockSize> {
+        let below = next.block_size()?;
+        let own = u32::try_from(self.overlay.block_size()).unwrap_or(u32::MAX);
+        Ok(if below.is_unspecified() {
+            BlockSize { minimum: 1, preferred: own.min(MAX_PREFERRED), maximum: u32::MAX }
+        } else if own <= below.maximum.min(MAX_PREFERRED) {
+            BlockSize { preferred: below.preferred.max(own), ..below }
+        } else {
+            below
+        })
+    }
+
+    fn can_write(&self, _: &Backend) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_flush(&self, _: &Backend) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_trim(&self, _: &Backend) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// As in nbdkit, clients write zeroes like other data.
+    fn can_zero(&self, _: &Backend) -> Result<Zero> {
+        Ok(Zero::None)
+    }
+
+    fn can_extents(&self, _: &Backend) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_fua(&self, _: &Backend) -> Result<Fua> {
+        Ok(Fua::Native)
+    }
+
+    /// All clients share the overlay, and a flush has nothing to do.
+    fn can_multi_conn(&self, _: &Backend) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_cache(&self, next: &Backend) -> Result<Cache> {
+        let native = self.on_cache || next.can_cache()? != Cache::None;
+        Ok(if native { Cache::Native } else { Cache::Emulate })
+    }
+
+    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+        let blocks = self.blocks()?;
+        if self.on_read.now() {
+            blocks.copy_up(next, buf.len() as u64, offset)?;
+        }
+        let mut rest = buf;
+        for run in blocks.runs(rest.len() as u64, offset) {
+            let run = run?;
+            let (part, others) = rest.split_at_mut(run.count as usize);
+            match run.contents {
+                Contents::Below => next.pread(part, run.offset)?,
+                Contents::Overlay(at) => self.overlay.read(part, at)?,
+                Contents::Trimmed => part.fill(0),
+            }
+            rest = others;
+        }
+        Ok(())
+    }
+
+    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, _: Flags) -> Result<()> {
+        self.blocks()?.write(next, Data::Bytes(buf), offset)
+    }
+
+    /// What clients wrote is gone with the server, so none of it need ever be on stable storage.
+    fn flush(&self, _: &Backend) -> Result<()> {
+        Ok(())
+    }
+
+    fn trim(&self, next: &Backend, count: u64, offset: u64, _: Flags) -> Result<()> {
+        self.blocks()?.trim(next, count, offset)
+    }
+
+    fn extents(
+        &self,
+        next: &Backend,
+        count: u64,
+        offset: u64,
+        flags: Flags,
+        extents: &mut Extents,
+    ) -> Result<()> {
+        for run in self.blocks()?.runs(count, offset) {
+            let run = run?;
+            match run.contents {
+                Contents::Overlay(_) => extents.add(run.offset, run.count, ExtentKind::DATA)?,
+                Contents::Trimmed => extents.add(run.offset, run.count, ExtentKind::SPARSE)?,
+                Contents::Below => {
+                    let end = run.offset + run.count;
+                    let mut below = Extents::new(run.offset, end);
+                    next.extents(run.count, run.offset, flags, &mut below)?;
+                    extents.add_shifted(&below, 0)?;
+                    if below.covered_to() < end {
+                        break;
+                    }
+                }
+            }
+            if flags.contains(Flags::REQ_ONE) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+        let blocks = self.blocks()?;
+        if self.on_cache {
+            return blocks.copy_up(next, count, offset);
+        }
+        for run in blocks.runs(count, offset) {
+            let run = run?;
+            if matches!(run.contents, Contents::Below) && next.can_cache()? != Cache::None {
+                next.cache(run.count, run.offset)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn blocking(&self, next: &Backend) -> Blocking {
+        next.blocking().max(Blocking::Short)
+    }
+
+    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        match self.whole(buf.len() as u64, offset)? {
+            Contents::Below => next.try_pread(buf, offset),
+            // The file may have to be read from disk.
+            Contents::Overlay(_) => None,
+            Contents::Trimmed => {
+                buf.fill(0);
+                Some(Ok(()))
+            }
+        }
+    }
+
+    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+        match self.whole(count.into(), offset)? {
+            Contents::Below => next.file_range(count, offset),
+            Contents::Overlay(_) | Contents::Trimmed => None,
+        }
+    }
+}
+
+impl Handle {
+    /// Where all of a range stands, if it stands in one place and reading it changes nothing.
+    fn whole(&self, count: u64, offset: u64) -> Option<Contents> {
+        if !matches!(self.on_read, OnRead::Never) {
+            return None;
+        }
+        let run = self.blocks().ok()?.runs(count, offset).next()?.ok()?;
+        (run.count == count).then_some(run.contents)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! One connection's view of one export through the overlay: which block stands where, and how blocks
+//! come into the overlay.
+//!
+//! Blocks change place only under the lock of their stripe. Data goes into a block that already is
+//! in the overlay without lock: its place changes only by trimming, and a request that runs
+//! at the same time as a trim of the same bytes may come before it or after.
+
+use std::sync::Arc;
+
+use nbdkit_api::{Backend, Result};
+
+use super::overlay::Overlay;
+use super::table::{Block, Cursor, Table};
+
+/// Piece in which a block is copied, bytes.
+const PIECE: u64 = 256 << 10;
+
+/// What is written.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Data<'a> {
+    Bytes(&'a [u8]),
+    /// So many zero bytes.
+    Zeroes(u64),
+}
+
+impl<'a> Data<'a> {
+    fn len(self) -> u64 {
+        match self {
+            Data::Bytes(bytes) => bytes.len() as u64,
+            Data::Zeroes(count) => count,
+        }
+    }
+
+    /// `count` bytes from `from`.
+    fn part(self, from: u64, count: u64) -> Data<'a> {
+        match self {
+            Data::Bytes(bytes) => Data::Bytes(&bytes[from as usize..][..count as usize]),
+            Data::Zeroes(_) => Data::Zeroes(count),
+        }
+    }
+
+    /// Copies `buf.len()` bytes from `from`.
+    fn copy_to(self, buf: &mut [u8], from: u64) {
+        match self {
+            Data::Bytes(bytes) => buf.copy_from_slice(&bytes[from as usize..][..buf.len()]),
+            Data::Zeroes(_) => buf.fill(0),
+        }
+    }
+}
+
+/// Where bytes stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Contents {
+    /// In the layer below, at the same offset.
+    Below,
+    /// In the overlay's file, from this offset on.
+    Overlay(u64),
+    /// Nowhere: they are zeroes.
+    Trimmed,
+}
+
+/// Bytes of the disk that stand in one place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    pub(super) contents: Contents,
+    pub(super) offset: u64,
+    pub(super) count: u64,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Blocks {
+    overlay: Arc<Overlay>,
+    table: Table,
+    /// Of the disk, bytes.
+    size: u64,
+}
+
+impl Blocks {
+    pub(super) fn new(overlay: Arc<Overlay>, table: Table, size: u64) -> Blocks {
+        Blocks { overlay, table, size }
+    }
+
+    fn block_size(&self) -> u64 {
+        self.overlay.block_size()
+    }
+
+    /// Bytes of a block; the last one may be short.
+    fn length(&self, block: u64) -> u64 {
+        self.block_size().min(self.size - block * self.block_size())
+    }
+
+    /// The runs of a range in ascending order.
+    pub(super) fn runs(&self, count: u64, offset: u64) -> Runs<'_> {
+        let end = offset + count;
+        Runs { blocks: self, cursor: self.table.cursor(), at: offset, end }
+    }
+
+    /// Calls `each` with every block that a range touches: its number, the first byte of the range
+    /// within it, and how many bytes of it are in the range.
+    fn for_blocks(
+        &self,
+        count: u64,
+        offset: u64,
+        mut each: impl FnMut(u64, u64, u64) -> Result<()>,
+    ) -> Result<()> {
+        let (mut at, end) = (offset, offset + count);
+        while at < end {
+            let (block, within) = (at / self.block_size(), at % self.block_size());
+            let count = (self.block_size() - within).min(end - at);
+            each(block, within, count)?;
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// Writes `data` at `offset`.
+    pub(super) fn write(&self, next: &Backend, data: Data<'_>, offset: u64) -> Result<()> {
+        let mut cursor = self.table.cursor();
+        let mut done = 0;
+        self.for_blocks(data.len(), offset, |block, within, count| {
+            let part = data.part(done, count);
+            done += count;
+            self.write_block(next, &mut cursor, block, within, part)
+        })
+    }
+
+    fn write_block(
+        &self,
+        next: &Backend,
+        cursor: &mut Cursor<'_>,
+        block: u64,
+        within: u64,
+        data: Data<'_>,
+    ) -> Result<()> {
+        if let Block::Present(cluster) = cursor.load(block)?.0 {
+            return self.write_in_place(cluster, within, data);
+        }
+        let _locked = self.overlay.lock(&self.table, block);
+        let (cluster, below) = match cursor.load(block)?.0 {
+            Block::Present(cluster) => return self.write_in_place(cluster, within, data),
+            Block::Trimmed(Some(cluster)) => (cluster, None),
+            Block::Trimmed(None) => (self.overlay.allocate()?, None),
+            Block::Absent => (self.overlay.allocate()?, Some(next)),
+        };
+        self.fill(below, block, cluster, within, data)?;
+        cursor.store(block, Block::Present(cluster))
+    }
+
+    fn write_in_place(&self, cluster: u64, within: u64, data: Data<'_>) -> Result<()> {
+        let at = self.overlay.offset(cluster)? + within;
+        match data {
+            Data::Bytes(bytes) => self.overlay.write(bytes, at),
+            Data::Zeroes(count) => self.overlay.write(&vec![0; count as usize], at),
+        }
+    }
+
+    /// Writes the whole of a block into a cluster that nobody reads yet: what stands below (or
+    /// zeroes) with `data` over it.
+    fn fill(
+        &self,
+        below: Option<&Backend>,
+        block: u64,
+        cluster: u64,
+        within: u64,
+        data: Data<'_>,
+    ) -> Result<()> {
+        let to = self.overlay.offset(cluster)?;
+        let (length, data_end) = (self.length(block), within + data.len());
+        let mut buf = vec![0; length.min(PIECE) as usize];
+        let mut at = 0;
+        while at < length {
+            let count = (length - at).min(PIECE);
+            let piece = &mut buf[..count as usize];
+            let (from, end) = (within.clamp(at, at + count), data_end.clamp(at, at + count));
+            let covered = from == at && end == at + count;
+            match below {
+                _ if covered => {}
+                Some(next) => next.pread(piece, block * self.block_size() + at)?,
+                None => piece.fill(0),
+            }
+            if from < end {
+                data.copy_to(&mut piece[(from - at) as usize..(end - at) as usize], from - within);
+            }
+            self.overlay.write(piece, to + at)?;
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// Brings every block of a range that stands below into the overlay.
+    pub(super) fn copy_up(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+        let mut cursor = self.table.cursor();
+        self.for_blocks(count, offset, |block, _, _| {
+            if cursor.load(block)?.0 != Block::Absent {
+                return Ok(());
+            }
+            let _locked = self.overlay.lock(&self.table, block);
+            if cursor.load(block)?.0 != Block::Absent {
+                return Ok(());
+            }
+            let cluster = self.overlay.allocate()?;
+            self.fill(Some(next), block, cluster, 0, Data::Zeroes(0))?;
+            cursor.store(block, Block::Present(cluster))
+        })
+    }
+
+    /// Drops whole blocks; parts of blocks at both ends become zeroes.
+    pub(super) fn trim(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+        let mut cursor = self.table.cursor();
+        self.for_blocks(count, offset, |block, within, count| {
+            if count < self.length(block) {
+                return match cursor.load(block)?.0 {
+                    Block::Trimmed(_) => Ok(()),
+                    Block::Absent | Block::Present(_) => {
+                        self.write_block(next, &mut cursor, block, within, Data::Zeroes(count))
+                    }
+                };
+            }
+            let _locked = self.overlay.lock(&self.table, block);
+            match cursor.load(block)?.0 {
+                Block::Trimmed(_) => Ok(()),
+                Block::Absent => cursor.store(block, Block::Trimmed(None)),
+                Block::Present(cluster) => {
+                    // The block keeps its cluster, so nobody else's data can ever stand where a slow
+                    // reader still looks.
+                    cursor.store(block, Block::Trimmed(Some(cluster)))?;
+                    self.overlay.free(cluster)
+                }
+            }
+        })
+    }
+}
+
+/// Iterator over the runs of a range.
+#[derive(Debug)]
+pub(super) struct Runs<'a> {
+    blocks: &'a Blocks,
+    cursor: Cursor<'a>,
+    at: u64,
+    end: u64,
+}
+
+impl Runs<'_> {
+    /// Where the byte at `at` stands, and up to where at least that holds.
+    fn look(&mut self, at: u64) -> Result<(Contents, u64)> {
+        let size = self.blocks.block_size();
+        let (block, within) = (at / size, at % size);
+        let (state, holds) = self.cursor.load(block)?;
+        let contents = match state {
+            Block::Absent => Contents::Below,
+            Block::Trimmed(_) => Contents::Trimmed,
+            Block::Present(cluster) => {
+                Contents::Overlay(self.blocks.overlay.offset(cluster)? + within)
+            }
+        };
+        let end = block.saturating_add(holds).saturating_mul(size);
+        Ok((contents, end.min(self.end)))
+    }
+
+    fn run(&mut self) -> Result<Run> {
+        let offset = self.at;
+        let (contents, mut end) = self.look(offset)?;
+        while end < self.end {
+            let (others, others_end) = self.look(end)?;
+            let continues = match (contents, others) {
+                (Contents::Below, Contents::Below) => true,
+                (Contents::Trimmed, Contents::Trimmed) => true,
+                (Contents::Overlay(a), Contents::Overlay(b)) => {
+                    b.checked_sub(end - offset) == Some(a)
+                }
+                _ => false,
+            };
+            if !continues {
+                break;
+            }
+            end = others_end;
+        }
+        self.at = end;
+        Ok(Run { contents, offset, count: end - offset })
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Result<Run>;
+
+    fn next(&mut self) -> Option<Result<Run>> {
+        (self.at < self.end).then(|| self.run())
+    }
+}

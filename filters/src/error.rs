@@ -1,0 +1,322 @@
+//! nbdkit-error-filter(1): makes requests fail at random. In messages it is `error-inject`, so
+//! that its name is not taken for the word error.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nbdkit_api::{
+    Access, Backend, Blocking, Errno, Error, Extents, FileRange, Filter, FilterConnection, Flags,
+    Needs, NextConfig, Open, Result, Slot, Value,
+};
+
+/// The operations that can be made to fail, as parameters and messages call them.
+const OPERATIONS: [&str; 6] = ["pread", "pwrite", "trim", "zero", "extents", "cache"];
+const PREAD: usize = 0;
+const PWRITE: usize = 1;
+const TRIM: usize = 2;
+const ZERO: usize = 3;
+const EXTENTS: usize = 4;
+const CACHE: usize = 5;
+
+const ERRORS: [(&str, Errno); 6] = [
+    ("EPERM", Errno::EPERM),
+    ("EIO", Errno::EIO),
+    ("ENOMEM", Errno::ENOMEM),
+    ("EINVAL", Errno::EINVAL),
+    ("ENOSPC", Errno::ENOSPC),
+    ("ESHUTDOWN", Errno::ESHUTDOWN),
+];
+
+/// How one operation fails.
+#[derive(Debug, Clone)]
+struct Setting {
+    name: &'static str,
+    errno: Errno,
+    /// Probability, 0 to 1.
+    rate: f64,
+    /// If given, only while this exists.
+    trigger: Option<PathBuf>,
+}
+
+/// The filter: how each of the operations fails.
+#[derive(Debug, Clone)]
+pub struct Inject {
+    settings: [Setting; 6],
+}
+
+impl Default for Inject {
+    fn default() -> Inject {
+        let io = Setting { name: "EIO", errno: Errno::EIO, rate: 0.0, trigger: None };
+        Inject { settings: std::array::from_fn(|_| io.clone()) }
+    }
+}
+
+impl Filter for Inject {
+    fn name(&self) -> &str {
+        "error-inject"
+    }
+
+    fn longname(&self) -> Option<&str> {
+        Some("nbdkit error injection filter")
+    }
+
+    fn config_help(&self) -> Option<&str> {
+        Some(
+            "error=EPERM|EIO|ENOMEM|EINVAL|ENOSPC|ESHUTDOWN\n\
+             \x20                              The error indication to return.\n\
+             error-rate=0%..100%|0..1|N:M   Rate of errors to generate.\n\
+             error-file=TRIGGER             Set trigger filename.\n\
+             error-pread*, error-pwrite*, error-trim*, error-zero*, error-extents*, error-cache*\n\
+             \x20                              Apply settings only to read/write/etc",
+        )
+    }
+
+    fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
+        let Some((settings, what)) = self.select(key) else { return next.config(key, value) };
+        match what {
+            What::Error => {
+                let text = value.str()?;
+                let (name, errno) = *ERRORS
+                    .iter()
+                    .find(|(name, _)| *name == text)
+                    .ok_or_else(|| Error::msg(format!("{key}: unknown error name '{text}'")))?;
+                settings.iter_mut().for_each(|s| (s.name, s.errno) = (name, errno));
+            }
+            What::Rate => {
+                let rate = value.probability(key)?;
+                if rate > 1.0 {
+                    let text = value.str()?;
+                    return Err(Error::msg(format!(
+                        "{key}: rate out of range: '{text}' parsed as {rate}"
+                    )));
+                }
+                settings.iter_mut().for_each(|s| s.rate = rate);
+            }
+            What::File => {
+                let path = value.absolute_path()?;
+                settings.iter_mut().for_each(|s| s.trigger = Some(path.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Trigger files need not exist yet; only that is asked of them.
+    fn needs(&self) -> Needs {
+        self.settings
+            .iter()
+            .filter_map(|setting| setting.trigger.clone())
+            .fold(Needs::nothing(), |needs, path| needs.path(path, Access::Read))
+    }
+
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+        below.open(open)?;
+        let connection = open.client.map_or(0, |client| client.number());
+        Ok(Box::new(Handle {
+            settings: self.settings.clone(),
+            random: Random::seeded_for(connection),
+        }))
+    }
+}
+
+enum What {
+    Error,
+    Rate,
+    File,
+}
+
+impl Inject {
+    /// What `error`, `error-OP`, `error[-OP]-rate` and `error[-OP]-file` set, and for which operations.
+    fn select(&mut self, key: &str) -> Option<(&mut [Setting], What)> {
+        let rest = key.strip_prefix("error")?;
+        let (rest, what) = if let Some(rest) = rest.strip_suffix("-rate") {
+            (rest, What::Rate)
+        } else if let Some(rest) = rest.strip_suffix("-file") {
+            (rest, What::File)
+        } else {
+            (rest, What::Error)
+        };
+        if rest.is_empty() {
+            return Some((&mut self.settings, what));
+        }
+        let operation = rest.strip_prefix('-')?;
+        let at = OPERATIONS.iter().position(|name| *name == operation)?;
+        Some((std::slice::from_mut(&mut self.settings[at]), what))
+    }
+}
+
+struct Handle {
+    settings: [Setting; 6],
+    random: Random,
+}
+
+impl Handle {
+    fn perhaps_fail(&self, operation: usize) -> Result<()> {
+        let setting = &self.settings[operation];
+        if setting.rate <= 0.0
+            || setting.trigger.as_ref().is_some_and(|path| !path.exists())
+            || (setting.rate < 1.0 && self.random.unit() >= setting.rate)
+        {
+            return Ok(());
+        }
+        let (name, operation) = (setting.name, OPERATIONS[operation]);
+        Err(Error::new(setting.errno, format!("injecting {name} error into {operation}")))
+    }
+
+    fn reads_fail(&self) -> bool {
+        self.settings[PREAD].rate > 0.0
+    }
+}
+
+impl FilterConnection for Handle {
+    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.perhaps_fail(PREAD)?;
+        next.pread(buf, offset)
+    }
+
+    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        self.perhaps_fail(PWRITE)?;
+        next.pwrite(buf, offset, flags)
+    }
+
+    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.perhaps_fail(TRIM)?;
+        next.trim(count, offset, flags)
+    }
+
+    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.perhaps_fail(ZERO)?;
+        next.zero(count, offset, flags)
+    }
+
+    fn extents(
+        &self,
+        next: &Backend,
+        count: u64,
+        offset: u64,
+        flags: Flags,
+        extents: &mut Extents,
+    ) -> Result<()> {
+        self.perhaps_fail(EXTENTS)?;
+        next.extents(count, offset, flags, extents)
+    }
+
+    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+        self.perhaps_fail(CACHE)?;
+        next.cache(count, offset)
+    }
+
+    /// A read that turned out to block is tried again by `pread`: dice must be thrown once for
+    /// both, so only where nothing blocks is it decided here.
+    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        if !self.reads_fail() {
+            next.try_pread(buf, offset)
+        } else if next.blocking() == Blocking::Never {
+            Some(self.pread(next, buf, offset))
+        } else {
+            None
+        }
+    }
+
+    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+        if self.reads_fail() { None } else { next.file_range(count, offset) }
+    }
+}
+
+/// SplitMix64, which any number of threads may draw from. Quality matters here, secrecy does not.
+struct Random(AtomicU64);
+
+impl Random {
+    /// A sequence of its own for every connection, though workers are forks of one process.
+    fn seeded_for(connection: u64) -> Random {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seed = time.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(32);
+        Random(AtomicU64::new(seed ^ connection.rotate_left(48)))
+    }
+
+    /// Uniform in 0 .. 1.
+    fn unit(&self) -> f64 {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        // The upper 53 bits are what a double holds exactly.
+        (z >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, Disk};
+    use std::sync::Arc;
+
+    #[test]
+    fn the_chosen_operations_fail_with_the_chosen_errors() {
+        let disk = Arc::new(Disk::new(4096));
+        let none = Flags::empty();
+        let backend = testing::backend(
+            &disk,
+            &["error"],
+            &[
+                ("error", "ENOSPC"),
+                ("error-rate", "100%"),
+                ("error-pread-rate", "0"),
+                ("error-trim", "EPERM"),
+            ],
+        );
+        backend.pread(&mut [0], 0).unwrap();
+        let error = backend.pwrite(b"x", 0, none).unwrap_err();
+        assert_eq!(error.errno(), Errno::ENOSPC);
+        assert_eq!(error.message(), "injecting ENOSPC error into pwrite");
+        assert_eq!(backend.trim(1, 0, none).unwrap_err().errno(), Errno::EPERM);
+        assert_eq!(backend.zero(1, 0, none).unwrap_err().errno(), Errno::ENOSPC);
+        assert_eq!(backend.cache(1, 0).unwrap_err().errno(), Errno::ENOSPC);
+        let mut extents = Extents::new(0, 4096);
+        assert!(backend.extents(1, 0, none, &mut extents).is_err());
+        backend.flush().unwrap();
+    }
+
+    #[test]
+    fn the_rate_is_about_kept() {
+        let disk = Arc::new(Disk::new(4096));
+        let backend = testing::backend(&disk, &["error"], &[("error-rate", "1:4")]);
+        let failed = (0..4000).filter(|_| backend.pread(&mut [0], 0).is_err()).count();
+        // Six standard deviations around 1000.
+        assert!((836..1164).contains(&failed), "{failed}");
+        let failed = (0..4000).filter(|_| backend.try_pread(&mut [0], 0).unwrap().is_err()).count();
+        assert!((836..1164).contains(&failed), "{failed}");
+    }
+
+    #[test]
+    fn nothing_fails_before_the_trigger_exists() {
+        let dir = std::env::temp_dir().join(format!("error-filter-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let trigger = dir.join("inject");
+        let disk = Arc::new(Disk::new(4096));
+        let params = [("error-rate", "1"), ("error-file", trigger.to_str().unwrap())];
+        let backend = testing::backend(&disk, &["error"], &params);
+        backend.pread(&mut [0], 0).unwrap();
+        std::fs::write(&trigger, b"").unwrap();
+        assert!(backend.pread(&mut [0], 0).is_err());
+        std::fs::remove_file(&trigger).unwrap();
+        backend.pread(&mut [0], 0).unwrap();
+        std::fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn bad_parameters_are_refused() {
+        for (key, value, why) in [
+            ("error", "eio", "error: unknown error name 'eio'"),
+            ("error-zero", "EFOO", "error-zero: unknown error name 'EFOO'"),
+            ("error-pread-rate", "2", "error-pread-rate: rate out of range: '2' parsed as 2"),
+            ("error-open", "EIO", "unknown parameter 'error-open'"),
+            ("error-flush-rate", "1", "unknown parameter 'error-flush-rate'"),
+        ] {
+            assert_eq!(testing::config_error("error", &[(key, value)]), why);
+        }
+        testing::config_error("error", &[("error-rate", "50%x")]);
+        testing::config_error("error", &[("error-file", "")]);
+    }
+}

@@ -1,0 +1,44 @@
+//! nbdkit-noextents-filter(1): makes the disk look fully allocated.
+
+use nbdkit_api::{Backend, Filter, FilterConnection, Open, Result, Slot};
+
+/// The filter; it has no parameters.
+#[derive(Debug, Default)]
+pub struct NoExtents;
+
+impl Filter for NoExtents {
+    fn name(&self) -> &str {
+        "noextents"
+    }
+
+    fn longname(&self) -> Option<&str> {
+        Some("nbdkit noextents filter")
+    }
+
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+        below.open(open)?;
+        Ok(Box::new(NoExtents))
+    }
+}
+
+impl FilterConnection for NoExtents {
+    fn can_extents(&self, _: &Backend) -> Result<bool> {
+        Ok(false)
+    }
+
+    reads_pass_through!();
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{self, Disk};
+    use std::sync::Arc;
+
+    #[test]
+    fn holes_count_as_data() {
+        let disk = Arc::new(Disk::new(1 << 20));
+        let backend = testing::backend(&disk, &["noextents"], &[]);
+        assert!(!backend.can_extents().unwrap());
+        assert_eq!(testing::extents_of(&backend, 1 << 20, 0), [(0, 1 << 20, 0)]);
+    }
+}

@@ -1,0 +1,272 @@
+//! What the tests of all filters need: a plugin in memory that notes what it is asked, and short
+//! ways to configure and open a stack.
+
+use std::sync::{Arc, Mutex};
+
+use nbdkit_api::client::Peer;
+use nbdkit_api::{
+    Backend, BlockSize, Blocking, Cache, Client, Connection, Errno, Error, ExtentKind, Extents,
+    Flags, Fua, Layer, Open, Plugin, Result, Stack, Value,
+};
+
+/// A disk in memory and what the plugin on it says about itself.
+pub(crate) struct Disk {
+    pub(crate) data: Mutex<Vec<u8>>,
+    pub(crate) calls: Mutex<Vec<String>>,
+    pub(crate) flush: bool,
+    pub(crate) trim: bool,
+    pub(crate) zero: bool,
+    pub(crate) fast_zero: bool,
+    pub(crate) fua: Fua,
+    pub(crate) cache: Cache,
+    pub(crate) extents: bool,
+    pub(crate) block_size: BlockSize,
+    pub(crate) fail_reads: Option<Errno>,
+}
+
+impl Disk {
+    pub(crate) fn new(size: usize) -> Disk {
+        Disk {
+            data: Mutex::new(vec![0; size]),
+            calls: Mutex::default(),
+            flush: true,
+            trim: true,
+            zero: true,
+            fast_zero: true,
+            fua: Fua::Native,
+            cache: Cache::Native,
+            extents: true,
+            block_size: BlockSize::default(),
+            fail_reads: None,
+        }
+    }
+
+    /// A disk whose byte at `i` is `i % 251`.
+    pub(crate) fn pattern(size: usize) -> Disk {
+        let disk = Disk::new(size);
+        *disk.data.lock().unwrap() = (0..size).map(|i| (i % 251) as u8).collect();
+        disk
+    }
+
+    /// What the plugin was asked since the last call of this, one string each.
+    pub(crate) fn take_calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+}
+
+struct Memory(Arc<Disk>);
+
+impl Plugin for Memory {
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    fn list_exports(
+        &self,
+        _: &Arc<Client>,
+        _: bool,
+        exports: &mut nbdkit_api::Exports,
+    ) -> Result<()> {
+        exports.add("one", Some("first".to_owned()))?;
+        exports.add("two", None)
+    }
+
+    fn default_export(&self, _: &Arc<Client>, _: bool) -> Result<Option<String>> {
+        Ok(Some("one".to_owned()))
+    }
+
+    fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
+        self.0.note(format!("open {:?} readonly={}", open.export, open.readonly));
+        Ok(Box::new(Handle(Arc::clone(&self.0), open.export.to_owned())))
+    }
+}
+
+impl Disk {
+    fn note(&self, call: String) {
+        self.calls.lock().unwrap().push(call);
+    }
+}
+
+struct Handle(Arc<Disk>, String);
+
+impl Connection for Handle {
+    fn size(&self) -> Result<u64> {
+        Ok(self.0.data.lock().unwrap().len() as u64)
+    }
+
+    fn export_description(&self) -> Option<String> {
+        Some(format!("about {:?}", self.1))
+    }
+
+    fn block_size(&self) -> Result<BlockSize> {
+        Ok(self.0.block_size)
+    }
+
+    fn can_write(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_flush(&self) -> Result<bool> {
+        Ok(self.0.flush)
+    }
+
+    fn can_trim(&self) -> Result<bool> {
+        Ok(self.0.trim)
+    }
+
+    fn can_zero(&self) -> Result<bool> {
+        Ok(self.0.zero)
+    }
+
+    fn can_fast_zero(&self) -> Result<bool> {
+        Ok(self.0.fast_zero)
+    }
+
+    fn can_extents(&self) -> Result<bool> {
+        Ok(self.0.extents)
+    }
+
+    fn can_fua(&self) -> Result<Fua> {
+        Ok(self.0.fua)
+    }
+
+    fn can_cache(&self) -> Result<Cache> {
+        Ok(self.0.cache)
+    }
+
+    fn can_multi_conn(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.0.note(format!("pread {}@{offset}", buf.len()));
+        if let Some(errno) = self.0.fail_reads {
+            return Err(Error::new(errno, "made to fail"));
+        }
+        let at = offset as usize;
+        buf.copy_from_slice(&self.0.data.lock().unwrap()[at..at + buf.len()]);
+        Ok(())
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        self.0.note(format!("pwrite {}@{offset}{}", buf.len(), show(flags)));
+        let at = offset as usize;
+        self.0.data.lock().unwrap()[at..at + buf.len()].copy_from_slice(buf);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.0.note("flush".to_owned());
+        Ok(())
+    }
+
+    fn trim(&self, count: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.0.note(format!("trim {count}@{offset}{}", show(flags)));
+        let at = offset as usize;
+        self.0.data.lock().unwrap()[at..at + count as usize].fill(0);
+        Ok(())
+    }
+
+    fn zero(&self, count: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.0.note(format!("zero {count}@{offset}{}", show(flags)));
+        let at = offset as usize;
+        self.0.data.lock().unwrap()[at..at + count as usize].fill(0);
+        Ok(())
+    }
+
+    /// Every other 64 KiB is a hole, so that tests can tell shifted extents from others.
+    fn extents(&self, count: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
+        self.0.note(format!("extents {count}@{offset}"));
+        let mut at = offset / 65536 * 65536;
+        while at < offset + count {
+            let kind =
+                if (at / 65536).is_multiple_of(2) { ExtentKind::DATA } else { ExtentKind::SPARSE };
+            extents.add(at, 65536, kind)?;
+            at += 65536;
+            if flags.contains(Flags::REQ_ONE) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn cache(&self, count: u64, offset: u64) -> Result<()> {
+        self.0.note(format!("cache {count}@{offset}"));
+        Ok(())
+    }
+
+    fn blocking(&self) -> Blocking {
+        Blocking::Never
+    }
+}
+
+fn show(flags: Flags) -> String {
+    flags.iter_names().map(|(name, _)| format!(" {name}")).collect()
+}
+
+/// A configured stack: filters outermost first, parameters in order.
+pub(crate) fn try_stack(
+    disk: &Arc<Disk>,
+    filters: &[&str],
+    params: &[(&str, &str)],
+) -> Result<Stack> {
+    let filters = filters.iter().map(|name| crate::load(name).unwrap()).collect();
+    let mut stack = Stack::new(filters, Box::new(Memory(Arc::clone(disk))));
+    for (key, value) in params {
+        stack.config(key, Value::new(value))?;
+    }
+    stack.config_complete()?;
+    let model = stack.thread_model()?;
+    stack.get_ready(model)?;
+    Ok(stack)
+}
+
+/// The same, frozen and past `after_fork`; panics on errors.
+pub(crate) fn layer(disk: &Arc<Disk>, filters: &[&str], params: &[(&str, &str)]) -> Arc<Layer> {
+    let layer = try_stack(disk, filters, params).unwrap().freeze();
+    layer.after_fork().unwrap();
+    layer
+}
+
+/// What the configuration of `filter` says about a bad parameter.
+pub(crate) fn config_error(filter: &str, params: &[(&str, &str)]) -> String {
+    let disk = Arc::new(Disk::new(1 << 20));
+    try_stack(&disk, &[filter], params).unwrap_err().message().to_owned()
+}
+
+/// A client without socket.
+pub(crate) fn client() -> Arc<Client> {
+    Client::new(1, Peer::default(), None, Box::new(|| ()))
+}
+
+/// Opens and prepares `export`.
+pub(crate) fn try_open(layer: &Arc<Layer>, export: &str, readonly: bool) -> Result<Backend> {
+    let client = client();
+    let mut backend = layer.open(&Open { client: Some(&client), readonly, export, tls: false })?;
+    backend.prepare()?;
+    Ok(backend)
+}
+
+/// Opens and prepares the export "" for writing; panics on errors.
+pub(crate) fn open(layer: &Arc<Layer>) -> Backend {
+    try_open(layer, "", false).unwrap()
+}
+
+/// Configures and opens a stack in one go.
+pub(crate) fn backend(disk: &Arc<Disk>, filters: &[&str], params: &[(&str, &str)]) -> Backend {
+    open(&layer(disk, filters, params))
+}
+
+/// Extents of a range as (offset, length, bits).
+pub(crate) fn extents_of(backend: &Backend, count: u64, offset: u64) -> Vec<(u64, u64, u32)> {
+    let mut extents = Extents::new(offset, offset + count);
+    backend.extents(count, offset, Flags::empty(), &mut extents).unwrap();
+    extents.iter().map(|e| (e.offset, e.length, e.kind.bits())).collect()
+}
+
+/// Reads `count` bytes.
+pub(crate) fn read(backend: &Backend, count: usize, offset: u64) -> Vec<u8> {
+    let mut buf = vec![0xee; count];
+    backend.pread(&mut buf, offset).unwrap();
+    buf
+}

@@ -1,0 +1,263 @@
+//! An end of a control channel.
+
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, setsockopt, socketpair, sockopt,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{MAX_FDS, MAX_PACKET, codec};
+
+thread_local! {
+    /// Where packets are received: as long as the longest, and not made anew for each.
+    static PACKET: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An end that sends `S` and receives `R`.
+pub struct Channel<S, R> {
+    fd: OwnedFd,
+    direction: PhantomData<fn(S) -> R>,
+}
+
+impl<S, R> fmt::Debug for Channel<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Channel").field(&self.fd).finish()
+    }
+}
+
+/// A message with the descriptors that came attached, all close-on-exec.
+#[derive(Debug)]
+pub struct Received<R> {
+    /// What was said.
+    pub message: R,
+    /// What came with it, in order. The receiver checks that the number is the one this message carries.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Why nothing could be received.
+#[derive(Debug)]
+pub enum RecvError {
+    /// The other end is closed.
+    Closed,
+    /// Nothing there now (only with [`Channel::try_recv`]).
+    Empty,
+    /// The other end broke the rules: too long, not a message, too many descriptors.
+    Violation(&'static str),
+    /// The system failed.
+    Io(Errno),
+}
+
+impl fmt::Display for RecvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecvError::Closed => f.write_str("the other end is closed"),
+            RecvError::Empty => f.write_str("no message"),
+            RecvError::Violation(what) => f.write_str(what),
+            RecvError::Io(errno) => f.write_str(errno.desc()),
+        }
+    }
+}
+
+impl std::error::Error for RecvError {}
+
+impl<S, R> Channel<S, R> {
+    /// The end that `fd` is.
+    pub fn from_fd(fd: OwnedFd) -> Channel<S, R> {
+        // The default is usually enough for a packet; where it is not, sending reports it.
+        let _ = setsockopt(&fd, sockopt::SndBuf, &(2 * MAX_PACKET));
+        Channel { fd, direction: PhantomData }
+    }
+
+    /// Gives up the type: the descriptor, to pass it on.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
+    /// Both ends of a new channel, close-on-exec.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM.
+    pub fn pair() -> io::Result<(Channel<S, R>, Channel<R, S>)> {
+        let (a, b) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Channel::from_fd(a), Channel::from_fd(b)))
+    }
+
+    /// Sends a message with descriptors, at most [`MAX_FDS`]. Waits while the other end's queue is full.
+    ///
+    /// # Errors
+    /// EMSGSIZE if it is too long, EPIPE if the other end is closed.
+    pub fn send(&self, message: &S, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send_flags(message, fds, MsgFlags::MSG_NOSIGNAL)
+    }
+
+    /// Sends without waiting.
+    ///
+    /// # Errors
+    /// EAGAIN if the other end's queue is full, else as [`send`](Self::send).
+    pub fn try_send(&self, message: &S, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send_flags(message, fds, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn send_flags(&self, message: &S, fds: &[BorrowedFd<'_>], flags: MsgFlags) -> io::Result<()> {
+        assert!(fds.len() <= MAX_FDS, "a message carries at most MAX_FDS descriptors");
+        let bytes = codec::encode(message).ok_or_else(|| io::Error::from(Errno::EMSGSIZE))?;
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let control = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() { &control[..0] } else { &control[..] };
+        loop {
+            match sendmsg::<()>(self.fd.as_raw_fd(), &[IoSlice::new(&bytes)], control, flags, None)
+            {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Waits for a message.
+    ///
+    /// # Errors
+    /// All of [`RecvError`] but `Empty`. A signal that interrupts the wait is `Io(EINTR)`.
+    pub fn recv(&self) -> Result<Received<R>, RecvError> {
+        self.recv_flags(MsgFlags::empty())
+    }
+
+    /// Takes a message if there is one.
+    ///
+    /// # Errors
+    /// [`RecvError`].
+    pub fn try_recv(&self) -> Result<Received<R>, RecvError> {
+        self.recv_flags(MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn recv_flags(&self, flags: MsgFlags) -> Result<Received<R>, RecvError> {
+        PACKET.with_borrow_mut(|packet| self.recv_into(packet, flags))
+    }
+
+    fn recv_into(&self, packet: &mut Vec<u8>, flags: MsgFlags) -> Result<Received<R>, RecvError> {
+        packet.resize(MAX_PACKET, 0);
+        // Room for all that the kernel lets one message carry (SCM_MAX_FD), so that a surplus is received,
+        // owned and closed: with too little room some would stay open that nobody knows of.
+        let mut control = cmsg_space!([RawFd; 253]);
+        let mut iov = [IoSliceMut::new(packet)];
+        let received = recvmsg::<()>(
+            self.fd.as_raw_fd(),
+            &mut iov,
+            Some(&mut control),
+            flags | MsgFlags::MSG_CMSG_CLOEXEC,
+        );
+        let received = match received {
+            Ok(received) => received,
+            Err(Errno::EAGAIN) => return Err(RecvError::Empty),
+            Err(Errno::ECONNRESET) => return Err(RecvError::Closed),
+            Err(errno) => return Err(RecvError::Io(errno)),
+        };
+        let (length, flags) = (received.bytes, received.flags);
+        let mut fds = Vec::new();
+        for message in received.cmsgs().map_err(RecvError::Io)? {
+            if let ControlMessageOwned::ScmRights(raw) = message {
+                fds.extend(raw.into_iter().map(crate::inherit::received));
+            }
+        }
+        if length == 0 {
+            return Err(RecvError::Closed);
+        }
+        if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+            return Err(RecvError::Violation("truncated packet"));
+        }
+        if fds.len() > MAX_FDS {
+            return Err(RecvError::Violation("too many descriptors"));
+        }
+        let message = codec::decode(&packet[..length])
+            .ok_or(RecvError::Violation("not a message of this channel"))?;
+        Ok(Received { message, fds })
+    }
+}
+
+impl<S, R> AsFd for Channel<S, R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    type Text = Channel<String, String>;
+
+    #[test]
+    fn descriptors_arrive_with_their_message_and_close_on_exec() {
+        let (a, b) = Text::pair().unwrap();
+        let (r, w) = nix::unistd::pipe().unwrap();
+        a.send(&"two".to_owned(), &[r.as_fd(), w.as_fd()]).unwrap();
+        let got = b.recv().unwrap();
+        assert_eq!((got.message.as_str(), got.fds.len()), ("two", 2));
+        let flags = nix::fcntl::fcntl(&got.fds[0], nix::fcntl::FcntlArg::F_GETFD).unwrap();
+        assert_eq!(flags, nix::libc::FD_CLOEXEC);
+    }
+
+    #[test]
+    fn surplus_descriptors_are_a_violation_and_do_not_stay_open() {
+        let (a, b) = Text::pair().unwrap();
+        // A file that no other test opens, so that they may run at the same time.
+        let file = nix::sys::memfd::memfd_create("surplus", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+            .unwrap();
+        let count = || {
+            std::fs::read_dir("/proc/self/fd")
+                .unwrap()
+                .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+                .filter(|target| target.to_string_lossy().contains("memfd:surplus"))
+                .count()
+        };
+        let before = count();
+        assert_eq!(before, 1);
+        let bytes = codec::encode(&"x".to_owned()).unwrap();
+        let raw = [file.as_raw_fd(); 100];
+        sendmsg::<()>(
+            a.as_fd().as_raw_fd(),
+            &[IoSlice::new(&bytes)],
+            &[ControlMessage::ScmRights(&raw)],
+            MsgFlags::empty(),
+            None,
+        )
+        .unwrap();
+        assert!(matches!(b.try_recv(), Err(RecvError::Violation(_))));
+        assert_eq!(count(), before);
+    }
+
+    #[test]
+    fn a_closed_end_and_an_empty_queue_are_told_apart() {
+        let (a, b) = Text::pair().unwrap();
+        assert!(matches!(b.try_recv(), Err(RecvError::Empty)));
+        drop(a);
+        assert!(matches!(b.try_recv(), Err(RecvError::Closed)));
+    }
+
+    #[test]
+    fn the_longest_message_passes() {
+        let (a, b) = Text::pair().unwrap();
+        let long = "x".repeat(MAX_PACKET - 8);
+        a.send(&long, &[]).unwrap();
+        assert_eq!(b.recv().unwrap().message, long);
+        assert_eq!(
+            a.send(&"x".repeat(MAX_PACKET), &[]).unwrap_err().raw_os_error(),
+            Some(nix::libc::EMSGSIZE)
+        );
+    }
+}

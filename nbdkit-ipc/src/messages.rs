@@ -1,0 +1,362 @@
+//! What the processes say to each other.
+//!
+//! serde encodes the position of a variant, so the order here is the wire format; the tests pin the bytes.
+//! Paths and parameters are `OsString`: they need not be UTF-8.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::WorkerExit;
+
+/// First message each way on the link between listener and template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`](crate::VERSION) of the sender.
+    pub version: u32,
+    /// [`BUILD`](crate::BUILD) of the sender.
+    pub build: String,
+}
+
+impl Hello {
+    /// Ours.
+    pub fn ours() -> Hello {
+        Hello { version: crate::VERSION, build: crate::BUILD.to_owned() }
+    }
+
+    /// Checks that the other end was built together with this one.
+    ///
+    /// # Errors
+    /// What it is instead, for a message.
+    pub fn check(&self) -> Result<(), String> {
+        if *self == Hello::ours() {
+            return Ok(());
+        }
+        let theirs: String = self.build.chars().take(64).flat_map(char::escape_debug).collect();
+        Err(format!(
+            "listener and worker come from different builds (ours: {} protocol {}, theirs: {theirs} protocol {})",
+            crate::BUILD,
+            crate::VERSION,
+            self.version
+        ))
+    }
+}
+
+/// Sent by the listener to the template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToTemplate {
+    /// First.
+    Hello(Hello),
+    /// What to load and how to serve it. Once, after `Hello`.
+    Configure(Box<Configure>),
+    /// One parameter for the stack, in command line order. After `Configure`.
+    Parameter(Parameter),
+    /// There are no more parameters. Answer: `Configured` or `Failed`.
+    ConfigureEnd,
+    /// Change to the final user, leave the terminal, get ready for clients. Answer: `Ready` or `Failed`.
+    EnterService(EnterService),
+    /// Serve a client. Descriptors: with isolation `Connection` the worker's control channel, then the client's
+    /// socket, then its output if that is another descriptor (`-s`). Answers: `Forked` (or, with isolation
+    /// `Shared`, none), and `Exited` in the end.
+    Serve(Serve),
+    /// Finish: connections end after their running requests, then the stack is cleaned up and the process
+    /// exits.
+    Quiesce,
+}
+
+/// Sent by the template. The word of a confined process: check before use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromTemplate {
+    /// First.
+    Hello(Hello),
+    /// The stack is configured and ready.
+    Configured(Configured),
+    /// Start-up failed. The reasons have been logged. The process exits.
+    Failed,
+    /// A line for the log. At any time.
+    Log(LogRecord),
+    /// Clients may come.
+    Ready,
+    /// A worker was made for a client.
+    Forked {
+        /// Which client.
+        connection: u64,
+        /// The worker's process id.
+        pid: i32,
+    },
+    /// A client's service ended.
+    Exited {
+        /// Which client.
+        connection: u64,
+        /// How.
+        exit: WorkerExit,
+    },
+    /// A plugin or filter asked the server to stop (`nbdkit_shutdown`).
+    Shutdown,
+}
+
+/// Sent by a worker on its own channel. The word of a process that talks to a client: check before use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// A line for the log. At any time.
+    Log(LogRecord),
+    /// A plugin or filter asked the server to stop.
+    Shutdown,
+    /// The handshake is over and this export is being served.
+    Serving {
+        /// The export's name as the client gave it: hostile.
+        export: String,
+    },
+}
+
+/// Sent by the listener to a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Finish: no new requests, replies to the running ones, then exit.
+    Quiesce,
+}
+
+/// What the template is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    /// To serve clients.
+    Serve,
+    /// To print what `nbdkit --help PLUGIN` says about the stack, and exit.
+    Help,
+    /// To print name and version of the stack, and exit.
+    Version,
+    /// To print `--dump-plugin`, and exit.
+    DumpPlugin,
+}
+
+/// What to load and how to serve it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configure {
+    /// What for.
+    pub purpose: Purpose,
+    /// Short names or paths of filters, outermost first.
+    pub filters: Vec<OsString>,
+    /// Short name or path of the plugin.
+    pub plugin: OsString,
+    /// `-v`.
+    pub verbose: bool,
+    /// `-D`, in order.
+    pub debug_flags: Vec<DebugFlag>,
+    /// `-r`.
+    pub readonly: bool,
+    /// Most requests of one client that run at the same time; `-t`, 16 by default.
+    pub threads: u32,
+    /// What the handshake offers.
+    pub protocol: Protocol,
+    /// How long a handshake may take (`--timeout`).
+    pub timeout: Option<Duration>,
+    /// Whether plugins may use standard input and output while they are configured (not with `-s`).
+    pub stdio_safe: bool,
+    /// `--swap`: lock the process into memory.
+    pub swap: bool,
+    /// `--isolation`.
+    pub isolation: Option<Isolation>,
+}
+
+/// `-D NAME.FLAG=VALUE`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DebugFlag {
+    /// Plugin, filter or `nbdkit`.
+    pub name: String,
+    /// Name of the flag.
+    pub flag: String,
+    /// Its value.
+    pub value: i32,
+}
+
+/// What the handshake offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protocol {
+    /// Handshake flags that may be advertised (`--mask-handshake`).
+    pub mask_handshake: u32,
+    /// False with `--no-mc`.
+    pub meta_contexts: bool,
+    /// True with `-o`.
+    pub oldstyle: bool,
+    /// False with `--no-sr`.
+    pub structured_replies: bool,
+}
+
+/// How clients are divided over processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Isolation {
+    /// A process for each client.
+    Connection,
+    /// One process, a thread for each client.
+    Shared,
+}
+
+/// A parameter from the command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameter {
+    /// What stood before the `=`; `None` for a bare value.
+    pub key: Option<String>,
+    /// The rest.
+    pub value: OsString,
+}
+
+/// The answer to a configuration that went well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configured {
+    /// Only one client at a time (NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS).
+    pub one_client: bool,
+    /// How clients are to be divided.
+    pub isolation: Isolation,
+}
+
+/// The step from start-up into service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnterService {
+    /// User and group to become (`-u`, `-g`); supplementary groups go.
+    pub user: Option<u32>,
+    /// See `user`.
+    pub group: Option<u32>,
+    /// Whether standard error is given up too, because the server is in the background.
+    pub background: bool,
+}
+
+/// A client to serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serve {
+    /// Its number, counted from 1.
+    pub connection: u64,
+    /// Who it is.
+    pub peer: Peer,
+}
+
+/// Who a client is, as the listener learned when it accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Where it comes from.
+    pub address: PeerAddress,
+    /// Process, user and group id; Unix domain sockets only.
+    pub credentials: Option<(i32, u32, u32)>,
+    /// SELinux label or the like.
+    pub security_context: Option<String>,
+}
+
+/// Where a client comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerAddress {
+    /// TCP.
+    Inet(SocketAddr),
+    /// Unix domain socket.
+    Unix,
+    /// AF_VSOCK.
+    Vsock {
+        /// Context id.
+        cid: u32,
+        /// Port.
+        port: u32,
+    },
+    /// Standard input and output, or something that has no address.
+    Unknown,
+}
+
+impl std::fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            PeerAddress::Inet(address) => address.fmt(f),
+            PeerAddress::Unix => f.write_str("unix"),
+            PeerAddress::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
+            PeerAddress::Unknown => f.write_str("stdin"),
+        }
+    }
+}
+
+/// Longest text of a log record, bytes; longer ones are cut by the sender, refused by the receiver.
+pub const MAX_LOG_TEXT: usize = 16 * 1024;
+
+/// A line for the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRecord {
+    /// An error, or else a debug message (`-v`).
+    pub error: bool,
+    /// Plugin or filter that speaks; `None` for the server itself.
+    pub layer: Option<String>,
+    /// Connection that it concerns; 0 for none.
+    pub connection: u64,
+    /// Without prefix and newline. May contain anything: the listener escapes control characters.
+    pub text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{decode, encode};
+
+    /// The start of every session. If these bytes change, so must `VERSION`.
+    #[test]
+    fn the_hello_keeps_its_bytes() {
+        let hello = Hello { version: 1, build: "b".to_owned() };
+        let bytes = [0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, b'b'];
+        assert_eq!(encode(&ToTemplate::Hello(hello.clone())).unwrap(), bytes);
+        assert_eq!(encode(&FromTemplate::Hello(hello)).unwrap(), bytes);
+    }
+
+    /// The position of a variant is its number on the wire.
+    #[test]
+    fn variants_keep_their_order() {
+        let first = |bytes: Option<Vec<u8>>| bytes.unwrap()[0];
+        let parameter = Parameter { key: None, value: OsString::new() };
+        let service = EnterService { user: None, group: None, background: false };
+        assert_eq!(first(encode(&ToTemplate::Parameter(parameter))), 2);
+        assert_eq!(first(encode(&ToTemplate::ConfigureEnd)), 3);
+        assert_eq!(first(encode(&ToTemplate::EnterService(service))), 4);
+        assert_eq!(first(encode(&ToTemplate::Quiesce)), 6);
+        assert_eq!(first(encode(&FromTemplate::Failed)), 2);
+        assert_eq!(first(encode(&FromTemplate::Ready)), 4);
+        assert_eq!(first(encode(&FromTemplate::Forked { connection: 1, pid: 1 })), 5);
+        assert_eq!(
+            first(encode(&FromTemplate::Exited { connection: 1, exit: WorkerExit::Clean })),
+            6
+        );
+        assert_eq!(first(encode(&FromTemplate::Shutdown)), 7);
+        assert_eq!(first(encode(&FromWorker::Shutdown)), 1);
+        assert_eq!(first(encode(&FromWorker::Serving { export: String::new() })), 2);
+        assert_eq!(first(encode(&ToWorker::Quiesce)), 0);
+    }
+
+    #[test]
+    fn noise_is_no_message_and_no_panic() {
+        // xorshift: the same noise in every run.
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for _ in 0..20_000 {
+            let length = (next() % 64) as usize;
+            let mut noise: Vec<u8> = (0..length).map(|_| next() as u8).collect();
+            if let Some(byte) = noise.first_mut() {
+                *byte %= 10;
+                for byte in noise.iter_mut().skip(1).take(3) {
+                    *byte = 0;
+                }
+            }
+            if let Some(message) = decode::<FromTemplate>(&noise) {
+                assert_eq!(encode(&message).unwrap(), noise);
+            }
+            let _ = decode::<FromWorker>(&noise);
+            let _ = decode::<ToTemplate>(&noise);
+        }
+    }
+
+    #[test]
+    fn another_build_is_refused_with_both_names() {
+        let error = Hello { version: 1, build: "evil\x1b[2J".to_owned() }.check().unwrap_err();
+        assert!(error.contains("evil\\u{1b}[2J"), "{error}");
+        assert!(Hello::ours().check().is_ok());
+    }
+}

@@ -1,0 +1,97 @@
+//! Exit statuses of workers: what the listener logs and acts on. Unforgeable in the dangerous direction, since
+//! a worker can only make itself look worse than it is.
+
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+/// How a worker, or a connection in a shared worker, ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkerExit {
+    /// The client said goodbye or hung up between requests. Status 0.
+    Clean,
+    /// The client broke the protocol. Status 3.
+    Protocol,
+    /// The client did not finish the handshake in time. Status 4.
+    Deadline,
+    /// The plugin or a filter did not want the client. Status 5.
+    Refused,
+    /// The connection broke: the client vanished or a reply could not be sent. Status 6.
+    Broken,
+    /// The server's own failure, already logged. Status 7.
+    Failed,
+    /// A panic. Status 101, which is Rust's.
+    Panicked,
+    /// Killed by this signal.
+    Killed(i32),
+    /// A status that no worker of ours uses.
+    Unknown(i32),
+}
+
+impl WorkerExit {
+    /// The exit status of a process that ends this way. Signals and unknown statuses are observed, never used.
+    pub fn code(self) -> i32 {
+        match self {
+            WorkerExit::Clean => 0,
+            WorkerExit::Protocol => 3,
+            WorkerExit::Deadline => 4,
+            WorkerExit::Refused => 5,
+            WorkerExit::Broken => 6,
+            WorkerExit::Failed => 7,
+            WorkerExit::Panicked => 101,
+            WorkerExit::Killed(_) => 128,
+            WorkerExit::Unknown(status) => status,
+        }
+    }
+
+    /// What exit status `code` means.
+    pub fn from_code(code: i32) -> WorkerExit {
+        match code {
+            0 => WorkerExit::Clean,
+            3 => WorkerExit::Protocol,
+            4 => WorkerExit::Deadline,
+            5 => WorkerExit::Refused,
+            6 => WorkerExit::Broken,
+            7 => WorkerExit::Failed,
+            101 => WorkerExit::Panicked,
+            other => WorkerExit::Unknown(other),
+        }
+    }
+
+    /// What the operator should be told; `None` for the ordinary ends, which need no line.
+    pub fn report(self) -> Option<String> {
+        match self {
+            WorkerExit::Clean | WorkerExit::Protocol | WorkerExit::Refused | WorkerExit::Broken => {
+                None
+            }
+            WorkerExit::Deadline => {
+                Some("handshake not finished in time, client disconnected".to_owned())
+            }
+            WorkerExit::Failed => None,
+            WorkerExit::Panicked => Some("worker panicked".to_owned()),
+            WorkerExit::Killed(signal) => Some(format!("worker killed by signal {signal}")),
+            WorkerExit::Unknown(status) => Some(format!("worker exited with status {status}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_survives_the_exit() {
+        for exit in [
+            WorkerExit::Clean,
+            WorkerExit::Protocol,
+            WorkerExit::Deadline,
+            WorkerExit::Refused,
+            WorkerExit::Broken,
+            WorkerExit::Failed,
+            WorkerExit::Panicked,
+        ] {
+            assert_eq!(WorkerExit::from_code(exit.code()), exit);
+        }
+        assert_eq!(WorkerExit::from_code(42), WorkerExit::Unknown(42));
+    }
+}

@@ -1,0 +1,89 @@
+//! From the listener's `Configure` to a configured stack: loading modules by name, handing out parameters.
+//! nbdkit(1), "Plugin name", "Plugin configuration".
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use nbdkit_api::{Error, Filter, Plugin, Result, Stack, Value, debug};
+use nbdkit_ipc::messages::{Configure, Parameter};
+
+/// Loads plugin and filters and sets debug flags.
+///
+/// # Errors
+/// A name that is not known.
+pub(crate) fn load(configure: &Configure) -> Result<Stack> {
+    let plugin = load_plugin(&configure.plugin)?;
+    let filters =
+        configure.filters.iter().map(|name| load_filter(name)).collect::<Result<Vec<_>>>()?;
+    let stack = Stack::new(filters, plugin);
+    for flag in &configure.debug_flags {
+        let known = flag.name == "nbdkit"
+            || flag.name == stack.plugin().name()
+            || stack.filters().any(|filter| filter.name() == flag.name);
+        if !known {
+            debug!("debug flag -D {}.{} was not used", flag.name, flag.flag);
+        }
+        nbdkit_api::log::set_flag(&flag.name, &flag.flag, flag.value);
+    }
+    Ok(stack)
+}
+
+/// An argument with any of these is a path and not a short name (nbdkit 1.40, "Loading plugins").
+fn is_path(name: &OsStr) -> bool {
+    name.as_bytes().iter().any(|byte| {
+        matches!(byte, b'/' | b'\\' | b':' | b';' | b' ' | b'.' | b',' | b'=' | 127 | 0..=31)
+    })
+}
+
+fn load_plugin(name: &OsStr) -> Result<Box<dyn Plugin>> {
+    name.to_str()
+        .filter(|_| !is_path(name))
+        .and_then(nbdkit_plugins::load)
+        .ok_or_else(|| no_such("plugin", name))
+}
+
+fn load_filter(name: &OsStr) -> Result<Box<dyn Filter>> {
+    name.to_str()
+        .filter(|_| !is_path(name))
+        .and_then(nbdkit_filters::load)
+        .ok_or_else(|| no_such("filter", name))
+}
+
+fn no_such(what: &str, name: &OsStr) -> Error {
+    let shown = name.as_bytes().escape_ascii();
+    if is_path(name) {
+        Error::msg(format!(
+            "cannot open {what} '{shown}': loading {what}s from files is not possible in this version"
+        ))
+    } else {
+        Error::msg(format!(
+            "cannot open {what} '{shown}': there is no built-in {what} of this name"
+        ))
+    }
+}
+
+/// Hands every parameter to the stack. A bare value goes to the plugin's magic key; the first one, if
+/// the plugin has no magic key, is a script (nbdkit(1), "Magic parameters").
+///
+/// # Errors
+/// A layer's, or a bare value that has nowhere to go.
+pub(crate) fn parameters(stack: &mut Stack, parameters: &[Parameter]) -> Result<()> {
+    let magic = stack.plugin().magic_config_key().map(str::to_owned);
+    for (index, Parameter { key, value }) in parameters.iter().enumerate() {
+        let key = match (key, &magic) {
+            (Some(key), _) => key,
+            (None, Some(magic)) => magic,
+            (None, None) if index == 0 => "script",
+            (None, None) => {
+                return Err(Error::msg(format!(
+                    "expecting key=value on the command line but got: {}",
+                    value.as_bytes().escape_ascii()
+                )));
+            }
+        };
+        stack.config(key, Value::new(value))?;
+    }
+    Ok(())
+}

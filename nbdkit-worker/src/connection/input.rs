@@ -1,0 +1,158 @@
+//! Bytes that the client has sent and we have not used: one recv may bring many requests.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::time::Instant;
+
+use super::Socket;
+
+/// Bytes that one read may bring.
+const CAPACITY: usize = 64 * 1024;
+
+/// A buffered reader over the client's socket.
+#[derive(Debug)]
+pub(crate) struct Input {
+    socket: Socket,
+    buf: Box<[u8]>,
+    start: usize,
+    end: usize,
+    /// When waiting ends in an error, if ever.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Input {
+    pub(crate) fn new(socket: Socket, deadline: Option<Instant>) -> Input {
+        Input { socket, buf: vec![0; CAPACITY].into_boxed_slice(), start: 0, end: 0, deadline }
+    }
+
+    /// What has come and was not used.
+    pub(crate) fn available(&self) -> &[u8] {
+        &self.buf[self.start..self.end]
+    }
+
+    /// Marks `count` bytes as used, at most what is available.
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.start += count.min(self.end - self.start);
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+    }
+
+    /// Whether `count` bytes fit the buffer at all.
+    pub(crate) fn fits(count: usize) -> bool {
+        count <= CAPACITY
+    }
+
+    /// Waits until at least `count` bytes are available; false if the client ended before the first of
+    /// them. `count` must fit.
+    ///
+    /// # Errors
+    /// UnexpectedEof if the client ended in the middle; TimedOut; the kernel's.
+    pub(crate) fn fill(&mut self, count: usize) -> io::Result<bool> {
+        debug_assert!(Input::fits(count), "the caller checks");
+        while self.end - self.start < count {
+            if self.buf.len() - self.start < count {
+                self.buf.copy_within(self.start..self.end, 0);
+                self.end -= self.start;
+                self.start = 0;
+            }
+            match self.socket.read(&mut self.buf[self.end..], self.deadline)? {
+                0 if self.start == self.end => return Ok(false),
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => self.end += read,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes exactly `N` bytes; `None` if the client ended before the first.
+    ///
+    /// # Errors
+    /// As [`fill`](Self::fill).
+    pub(crate) fn take<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
+        if !self.fill(N)? {
+            return Ok(None);
+        }
+        let bytes = self.available().first_chunk().copied();
+        self.consume(N);
+        Ok(bytes)
+    }
+
+    /// Fills all of `out`, what has come first and the rest straight from the socket.
+    ///
+    /// # Errors
+    /// As [`fill`](Self::fill); UnexpectedEof wherever the client ends.
+    pub(crate) fn read_exact(&mut self, out: &mut [u8]) -> io::Result<()> {
+        let buffered = out.len().min(self.end - self.start);
+        let (first, mut rest) = out.split_at_mut(buffered);
+        first.copy_from_slice(&self.available()[..buffered]);
+        self.consume(buffered);
+        while !rest.is_empty() {
+            match self.socket.read(rest, self.deadline)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => rest = &mut rest[read..],
+            }
+        }
+        Ok(())
+    }
+
+    /// Throws `count` bytes away.
+    ///
+    /// # Errors
+    /// As [`read_exact`](Self::read_exact).
+    pub(crate) fn skip(&mut self, mut count: u64) -> io::Result<()> {
+        while count > 0 {
+            if !self.fill(1)? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let piece = count.min(self.available().len() as u64);
+            self.consume(piece as usize);
+            count -= piece;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (UnixStream, Input) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (theirs, Input::new(Socket::new(ours.into(), None), None))
+    }
+
+    #[test]
+    fn one_read_brings_many_messages() {
+        let (mut client, mut input) = pair();
+        client.write_all(b"aabbcc").unwrap();
+        assert_eq!(input.take().unwrap(), Some(*b"aa"));
+        assert_eq!(input.available(), b"bbcc");
+        input.skip(2).unwrap();
+        let mut rest = [0; 2];
+        input.read_exact(&mut rest).unwrap();
+        assert_eq!(&rest, b"cc");
+    }
+
+    #[test]
+    fn an_end_between_messages_differs_from_one_within() {
+        let (client, mut input) = pair();
+        drop(client);
+        assert_eq!(input.take::<4>().unwrap(), None);
+        let (mut client, mut input) = pair();
+        client.write_all(b"abc").unwrap();
+        drop(client);
+        assert_eq!(input.take::<4>().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn waiting_ends_at_the_deadline() {
+        let (_client, mut input) = pair();
+        input.deadline = Some(Instant::now() + std::time::Duration::from_millis(20));
+        assert_eq!(input.take::<1>().unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+}

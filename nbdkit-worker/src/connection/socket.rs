@@ -1,0 +1,107 @@
+//! The client's descriptors: one socket as a rule, two pipes with `-s`.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::{read, write};
+
+/// How much is written at a time under a deadline: less than any socket buffer that polls as writable has room for.
+const DEADLINE_PIECE: usize = 1024;
+
+/// Where a client's bytes come from and go to. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Socket {
+    input: Arc<OwnedFd>,
+    output: Arc<OwnedFd>,
+}
+
+impl Socket {
+    /// One socket, or an input and an output.
+    pub(crate) fn new(input: OwnedFd, output: Option<OwnedFd>) -> Socket {
+        let input = Arc::new(input);
+        let output = output.map_or_else(|| Arc::clone(&input), Arc::new);
+        Socket { input, output }
+    }
+
+    /// The descriptor that the client's bytes come from.
+    pub(crate) fn input(&self) -> &Arc<OwnedFd> {
+        &self.input
+    }
+
+    /// The descriptor that replies go to.
+    pub(crate) fn output(&self) -> &OwnedFd {
+        &self.output
+    }
+
+    /// Waits for bytes and puts what there is into `buf`; 0 is the end.
+    ///
+    /// # Errors
+    /// TimedOut if nothing came before the deadline; the kernel's.
+    pub(crate) fn read(&self, buf: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
+        loop {
+            if let Some(deadline) = deadline {
+                self.wait(deadline, &self.input, PollFlags::POLLIN)?;
+            }
+            match read(&*self.input, buf) {
+                Err(Errno::EINTR) => {}
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// Sends all of `bytes`.
+    ///
+    /// # Errors
+    /// TimedOut if the client took too long to take them; the kernel's, EPIPE above all.
+    pub(crate) fn write_all(&self, bytes: &[u8], deadline: Option<Instant>) -> io::Result<()> {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            let mut piece = &bytes[sent..];
+            if let Some(deadline) = deadline {
+                self.wait(deadline, &self.output, PollFlags::POLLOUT)?;
+                // A blocking socket would wait for room for everything; give it what fits at once.
+                piece = &piece[..piece.len().min(DEADLINE_PIECE)];
+            }
+            match write(&*self.output, piece) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(written) => sent += written,
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self, deadline: Instant, fd: &OwnedFd, events: PollFlags) -> io::Result<()> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let millis = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
+            let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(fd.as_fd(), events)], timeout) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Cuts the connection in both directions, whoever is waiting on it.
+    pub(crate) fn cut(&self) {
+        let _ = shutdown(self.input.as_raw_fd(), Shutdown::Both);
+        let _ = shutdown(self.output.as_raw_fd(), Shutdown::Both);
+    }
+
+    /// Makes reads find the end of input, so that requests stop coming while replies still go.
+    pub(crate) fn stop_reading(&self) {
+        let _ = shutdown(self.input.as_raw_fd(), Shutdown::Read);
+    }
+}

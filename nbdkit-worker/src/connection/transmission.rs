@@ -1,0 +1,356 @@
+//! The transmission phase: requests in, replies out. NBD protocol, "Transmission phase".
+//!
+//! One thread reads. It takes all requests that a recv brought, answers those that cannot wait on the spot, and
+//! sends what has gathered when it runs out of requests, in one write. Requests that may wait go to the pool's threads
+//! unless nothing else is outstanding: with one request at a time there is no hand-off.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::Scope;
+
+use nbd_protocol::constants::{Command, MAX_REQUEST};
+use nbd_protocol::transmission::Request;
+use nbdkit_api::{Blocking, Errno, Error, Flags, debug, log};
+
+use super::execute::Target;
+use super::export::{Export, Features};
+use super::input::Input;
+use super::pool::{Job, Pool};
+use super::reply::Replies;
+use super::splice::{Pipe, SPLICE_FROM, SPLICE_UP_TO};
+use super::validate::{Rules, payload_length};
+use super::{Connection, End, Socket};
+
+/// Replies are sent when so much has gathered, even if there are more requests at hand.
+const FLUSH_AT: usize = 64 * 1024;
+/// A write this long is read and refused; a longer one ends the connection.
+const MAX_SKIPPED_WRITE: u64 = 2 * MAX_REQUEST as u64;
+/// Longest payload of NBD_CMD_BLOCK_STATUS, bytes.
+const MAX_FILTER: u64 = 4096;
+/// Largest buffer for payloads that the reading thread keeps between requests, bytes.
+const KEEP_PAYLOAD: usize = 256 * 1024;
+
+/// Serves an open export until the client leaves, then closes it.
+///
+/// # Errors
+/// How the client misbehaved or broke off.
+pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -> Result<(), End> {
+    let pooled = connection.settings.threads > 1 && export.backend.blocking() != Blocking::Never;
+    let session = Session {
+        connection,
+        rules: Rules::from(&export),
+        target: Target {
+            backend: &export.backend,
+            settings: connection.settings,
+            features: export.features,
+            size: export.size,
+        },
+        output: Mutex::new(()),
+        broken: AtomicBool::new(false),
+        pool: pooled.then(|| Pool::new(connection.settings.threads)),
+    };
+    let session = &session;
+    let mut reader =
+        Reader { session, input, replies: Replies::default(), payload: Vec::new(), pipe: None };
+    let end = match &session.pool {
+        None => reader.run(None),
+        Some(pool) => std::thread::scope(|scope| {
+            let end = reader.run(Some((pool, scope)));
+            pool.close();
+            end
+        }),
+    };
+    let closed = export.close(connection);
+    end.and(closed.map_err(|_| End::Refused))
+}
+
+/// What all threads of a connection share.
+struct Session<'a> {
+    connection: &'a Connection<'a>,
+    rules: Rules,
+    target: Target<'a>,
+    /// Held while replies are sent, so that they do not mix.
+    output: Mutex<()>,
+    /// A reply could not be sent; nobody is listening any more.
+    broken: AtomicBool,
+    pool: Option<Pool>,
+}
+
+impl Session<'_> {
+    fn features(&self) -> Features {
+        self.target.features
+    }
+
+    /// Sends a batch and empties it.
+    fn send(&self, replies: &mut Replies) -> io::Result<()> {
+        if replies.is_empty() {
+            return Ok(());
+        }
+        self.send_with(replies, |_| Ok(()))
+    }
+
+    /// Sends a batch and what `rest` sends, with no other thread's replies between the two, and empties it.
+    fn send_with(
+        &self,
+        replies: &mut Replies,
+        rest: impl FnOnce(&Socket) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let result = {
+            let _turn = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.connection.client.is_cut() || self.broken.load(Ordering::Relaxed) {
+                Err(io::ErrorKind::BrokenPipe.into())
+            } else {
+                let socket = &self.connection.socket;
+                socket.write_all(replies.bytes(), None).and_then(|()| rest(socket))
+            }
+        };
+        replies.clear();
+        if result.is_err() && !self.broken.swap(true, Ordering::Relaxed) {
+            // The reader may be waiting for requests that nobody wants an answer to.
+            self.connection.socket.stop_reading();
+        }
+        result
+    }
+
+    /// Carries out a job on a thread of the pool.
+    fn run(&self, job: &Job, replies: &mut Replies, pipe: &mut Option<Pipe>) {
+        let spliced = self.splice(&job.request, replies, pipe);
+        let sent = spliced.unwrap_or_else(|| {
+            self.target.execute(&job.request, job.flags, &job.payload, replies);
+            self.send(replies)
+        });
+        if let Err(error) = sent {
+            debug!("reply not sent: {error}");
+        }
+    }
+
+    /// Answers a large read without copying it, behind what has gathered in `replies`; `None` if it must be done
+    /// the ordinary way, and nothing was done.
+    fn splice(
+        &self,
+        request: &Request,
+        replies: &mut Replies,
+        pipe: &mut Option<Pipe>,
+    ) -> Option<io::Result<()>> {
+        let count = usize::try_from(request.length).ok()?;
+        if request.command != Command::READ || !(SPLICE_FROM..=SPLICE_UP_TO).contains(&count) {
+            return None;
+        }
+        let target = &self.target;
+        let filled = target.settings.serialized(|| {
+            let range = target.file_range(request)?;
+            // A pipe that could not take everything is not empty: it is not used again.
+            let mut fresh = pipe.take().or_else(|| Pipe::new().ok())?;
+            fresh.fill(range, count).then_some(fresh)
+        })?;
+        let pipe = pipe.insert(filled);
+        replies.data_header(request, self.features(), request.offset, count);
+        Some(self.send_with(replies, |socket| pipe.send(socket.output(), count)))
+    }
+}
+
+/// The pool and the scope in which its threads live.
+type Threads<'scope, 's> = Option<(&'s Pool, &'scope Scope<'scope, 's>)>;
+
+/// The thread that reads requests.
+struct Reader<'s> {
+    session: &'s Session<'s>,
+    input: Input,
+    /// What has been answered on the spot and not yet sent.
+    replies: Replies,
+    /// Data of a write that does not fit the input buffer.
+    payload: Vec<u8>,
+    /// For large reads that are done here.
+    pipe: Option<Pipe>,
+}
+
+impl<'s> Reader<'s> {
+    /// Reads requests until there are no more.
+    fn run<'scope>(&mut self, threads: Threads<'scope, 's>) -> Result<(), End> {
+        let extended = self.session.features().extended;
+        let client = &self.session.connection.client;
+        loop {
+            let Some(request) = self.next_request(extended)? else {
+                self.flush()?;
+                return Ok(());
+            };
+            if client.is_cut() {
+                return Ok(());
+            }
+            if crate::process::is_quiescing() {
+                client.disconnect(false);
+            }
+            if request.command == Command::DISC {
+                debug!("client sent {}, closing connection", Command::DISC);
+                self.flush()?;
+                return Ok(());
+            }
+            self.answer(&request, extended, threads)?;
+            if self.replies.bytes().len() >= FLUSH_AT {
+                self.flush()?;
+            }
+        }
+    }
+
+    /// The next request header; `None` if the client hung up instead.
+    fn next_request(&mut self, extended: bool) -> Result<Option<Request>, End> {
+        let length = header_length(extended);
+        if self.input.available().len() < length {
+            self.flush()?;
+            if !self.input.fill(length)? {
+                return Ok(None);
+            }
+        }
+        let header = self.input.available();
+        let request = match (extended, header.first_chunk(), header.first_chunk()) {
+            (false, Some(header), _) => Request::decode(header),
+            (true, _, Some(header)) => Request::decode_extended(header),
+            _ => return Ok(None),
+        };
+        self.input.consume(length);
+        request
+            .map(Some)
+            .map_err(|malformed| End::Protocol(format!("invalid request: {malformed}")))
+    }
+
+    fn flush(&mut self) -> Result<(), End> {
+        Ok(self.session.send(&mut self.replies)?)
+    }
+
+    /// Answers one request, here or on another thread.
+    fn answer<'scope>(
+        &mut self,
+        request: &Request,
+        extended: bool,
+        threads: Threads<'scope, 's>,
+    ) -> Result<(), End> {
+        let payload = payload_length(request, extended);
+        if payload > MAX_SKIPPED_WRITE {
+            return Err(End::Protocol(format!(
+                "invalid request: {}: payload of {payload} bytes",
+                request.command
+            )));
+        }
+        let checked = if self.session.connection.client.is_disconnecting() {
+            Err(Error::silent(Errno::ESHUTDOWN))
+        } else {
+            self.session
+                .rules
+                .check(request)
+                .and_then(|flags| fits_memory(request, payload).map(|()| flags))
+        };
+        match checked {
+            Ok(flags) => {
+                match threads.filter(|threads| !self.is_done_here(request, threads.0, extended)) {
+                    None => self.answer_here(request, flags, payload as usize),
+                    Some(threads) if payload == 0 && self.try_read(request) => {
+                        let _ = threads;
+                        Ok(())
+                    }
+                    Some((pool, scope)) => {
+                        self.hand_over(request, flags, payload as usize, pool, scope)
+                    }
+                }
+            }
+            Err(error) => {
+                if !error.message().is_empty() {
+                    nbdkit_api::error!("{}", error.message());
+                }
+                self.input.skip(payload)?;
+                self.replies.error(request, self.session.features(), &error);
+                Ok(())
+            }
+        }
+    }
+
+    /// Answers a read at once if it cannot wait.
+    fn try_read(&mut self, request: &Request) -> bool {
+        request.command == Command::READ && self.session.target.try_read(request, &mut self.replies)
+    }
+
+    /// Whether a request that may wait is carried out by this thread all the same: it takes only a local device,
+    /// and there is nothing else to do meanwhile.
+    fn is_done_here(&self, request: &Request, pool: &Pool, extended: bool) -> bool {
+        // A flush or a zero may take a device much longer than a block.
+        let quick =
+            matches!(request.command, Command::READ | Command::WRITE | Command::BLOCK_STATUS);
+        let rest = payload_length(request, extended) as usize + header_length(extended);
+        quick
+            && self.session.target.backend.blocking() == Blocking::Short
+            && self.input.available().len() < rest
+            && pool.is_idle()
+    }
+
+    fn answer_here(&mut self, request: &Request, flags: Flags, length: usize) -> Result<(), End> {
+        if self.input.available().len() < length
+            || self.session.target.backend.blocking() != Blocking::Never
+        {
+            // What was answered before must not wait for this one.
+            self.flush()?;
+        }
+        if let Some(sent) = self.session.splice(request, &mut self.replies, &mut self.pipe) {
+            return Ok(sent?);
+        }
+        let target = self.session.target;
+        if Input::fits(length) {
+            if length > 0 && !self.input.fill(length)? {
+                return Err(End::Broken(io::ErrorKind::UnexpectedEof.into()));
+            }
+            target.execute(request, flags, &self.input.available()[..length], &mut self.replies);
+            self.input.consume(length);
+        } else {
+            self.payload.resize(length, 0);
+            self.input.read_exact(&mut self.payload)?;
+            target.execute(request, flags, &self.payload, &mut self.replies);
+            if self.payload.len() > KEEP_PAYLOAD {
+                self.payload = Vec::new();
+            }
+        }
+        Ok(())
+    }
+
+    fn hand_over<'scope>(
+        &mut self,
+        request: &Request,
+        flags: Flags,
+        length: usize,
+        pool: &'s Pool,
+        scope: &'scope Scope<'scope, 's>,
+    ) -> Result<(), End> {
+        self.flush()?;
+        let mut payload = vec![0; length];
+        self.input.read_exact(&mut payload)?;
+        let session = self.session;
+        let job = Job { request: *request, flags, payload };
+        let refused = pool.submit(scope, job, move || {
+            let _speaker = log::enter(log::Speaker {
+                layer: Some(session.connection.plugin_name()),
+                connection: session.connection.client.number(),
+            });
+            let (mut replies, mut pipe) = (Replies::default(), None);
+            pool.work(|job| session.run(job, &mut replies, &mut pipe));
+        });
+        if let Some(job) = refused {
+            session.target.execute(&job.request, job.flags, &job.payload, &mut self.replies);
+        }
+        Ok(())
+    }
+}
+
+fn header_length(extended: bool) -> usize {
+    if extended { Request::EXTENDED_LENGTH } else { Request::LENGTH }
+}
+
+/// A payload other than a write's is a list of a few ids.
+fn fits_memory(request: &Request, payload: u64) -> nbdkit_api::Result<()> {
+    if request.command != Command::WRITE && payload > MAX_FILTER {
+        return Err(Error::new(
+            Errno::EINVAL,
+            format!("invalid request: {}: payload too large", request.command),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! Log records on their way to the listener, which alone writes the log.
+
+#![forbid(unsafe_code)]
+
+use std::sync::{Arc, RwLock};
+
+use nbdkit_api::log::{Level, Speaker};
+use nbdkit_ipc::Channel;
+use nbdkit_ipc::messages::{
+    FromTemplate, FromWorker, LogRecord, MAX_LOG_TEXT, ToTemplate, ToWorker,
+};
+
+/// The template's end of its link to the listener.
+pub(crate) type TemplateLink = Channel<FromTemplate, ToTemplate>;
+/// A worker's end of its own.
+pub(crate) type WorkerLink = Channel<FromWorker, ToWorker>;
+
+/// Where this process's records go.
+enum Link {
+    None,
+    Template(Arc<TemplateLink>),
+    Worker(Arc<WorkerLink>),
+}
+
+static LINK: RwLock<Link> = RwLock::new(Link::None);
+
+/// Sends what plugins, filters and the server log to the listener by `link` from now on.
+pub(crate) fn use_template(link: Arc<TemplateLink>, verbose: bool) {
+    set(Link::Template(link));
+    nbdkit_api::log::install(verbose, Box::new(send));
+    std::panic::set_hook(Box::new(|panic| {
+        nbdkit_api::log::error(&format!("panic: {panic}").replace('\n', " "));
+    }));
+}
+
+/// After a fork: the worker's own channel instead of the template's.
+pub(crate) fn use_worker(link: Arc<WorkerLink>) {
+    set(Link::Worker(link));
+}
+
+fn set(link: Link) {
+    *LINK.write().unwrap_or_else(std::sync::PoisonError::into_inner) = link;
+}
+
+fn send(level: Level, speaker: Speaker, text: &str) {
+    let record = LogRecord {
+        error: level == Level::Error,
+        layer: speaker.layer.map(str::to_owned),
+        connection: speaker.connection,
+        text: cut(text).to_owned(),
+    };
+    // A log that cannot be sent has nobody to complain to.
+    match &*LINK.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Link::None => {}
+        Link::Template(link) => drop(link.send(&FromTemplate::Log(record), &[])),
+        Link::Worker(link) => drop(link.send(&FromWorker::Log(record), &[])),
+    }
+}
+
+/// Asks the listener to stop the server (`nbdkit_shutdown`).
+pub(crate) fn request_shutdown() {
+    match &*LINK.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Link::None => {}
+        Link::Template(link) => drop(link.send(&FromTemplate::Shutdown, &[])),
+        Link::Worker(link) => drop(link.send(&FromWorker::Shutdown, &[])),
+    }
+}
+
+/// The longest prefix of whole characters that a record may carry.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_LOG_TEXT)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let text = "\u{e9}".repeat(MAX_LOG_TEXT);
+        assert_eq!(cut(&text).len(), MAX_LOG_TEXT);
+        let text = format!("x{text}");
+        assert_eq!(cut(&text).len(), MAX_LOG_TEXT - 1);
+        assert_eq!(cut("short"), "short");
+    }
+}

@@ -1,0 +1,45 @@
+//! Becoming the user that serves. nbdkit(1), `-u`, `-g`, `--swap`.
+
+#![forbid(unsafe_code)]
+
+use nbdkit_api::{Errno, Error, Result, ResultExt};
+use nbdkit_ipc::messages::EnterService;
+use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::unistd::{Gid, Uid, getresgid, getresuid, setgroups, setresgid, setresuid};
+
+/// Takes the user and group of the command line for good; supplementary groups go.
+///
+/// # Errors
+/// EPERM if the process may not; EPERM too if root could be had back afterwards.
+pub(crate) fn become_user(service: &EnterService) -> Result<()> {
+    if let Some(group) = service.group {
+        let gid = Gid::from_raw(group);
+        setgroups(&[gid]).or_error(|| "setgroups")?;
+        setresgid(gid, gid, gid).or_error(|| format!("setgid: {group}"))?;
+    }
+    if let Some(user) = service.user {
+        let uid = Uid::from_raw(user);
+        setresuid(uid, uid, uid).or_error(|| format!("setuid: {user}"))?;
+        if user != 0 && (setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok()) {
+            return Err(Error::new(Errno::EPERM, "root privileges could be regained after setuid"));
+        }
+    }
+    let (uids, gids) =
+        (getresuid().or_error(|| "getresuid")?, getresgid().or_error(|| "getresgid")?);
+    let kept = |want: Option<u32>, have: [u32; 3]| want.is_none_or(|want| have == [want; 3]);
+    if !kept(service.user, [uids.real, uids.effective, uids.saved].map(Uid::as_raw))
+        || !kept(service.group, [gids.real, gids.effective, gids.saved].map(Gid::as_raw))
+    {
+        return Err(Error::new(Errno::EPERM, "user and group did not change as asked"));
+    }
+    Ok(())
+}
+
+/// `--swap`: keeps all memory of this process, now and later, out of the swap.
+///
+/// # Errors
+/// ENOMEM, EPERM: RLIMIT_MEMLOCK is too low.
+pub(crate) fn lock_memory() -> Result<()> {
+    mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE)
+        .or_error(|| "mlockall (for --swap; raise RLIMIT_MEMLOCK, see ulimit -l)")
+}

@@ -1,0 +1,95 @@
+//! The system calls that Rust calls unsafe: fork, exit without cleaning up, signal handlers.
+
+#![expect(unsafe_code, reason = "fork, _exit and signal handlers")]
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::{ForkResult, Pid};
+
+/// Makes a copy of this process. Returns `None` in the copy.
+///
+/// # Errors
+/// EAGAIN, ENOMEM; EBUSY if this process has more than one thread, because the copy would have
+/// only this one and whatever locks the others hold.
+pub(crate) fn fork() -> nix::Result<Option<Pid>> {
+    // A directory has a link for itself, one from its parent, and one from each subdirectory: each thread.
+    if std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3) {
+        return Err(nix::errno::Errno::EBUSY);
+    }
+    // SAFETY: the process is single-threaded (checked above, and nothing else runs that could start a thread in
+    // between), so the child may go on as if nothing had happened.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// Ends the process at once: no destructors, for the stack belongs to the template.
+pub(crate) fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit has no preconditions and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+extern "C" fn ignore(_signal: libc::c_int) {}
+
+/// Makes the signals that a terminal or a service manager sends to all processes at once do nothing here:
+/// the listener gets them too and tells everyone what to do. A handler and not SIG_IGN, which programs
+/// that plugins run would inherit.
+pub(crate) fn leave_signals_to_listener() {
+    let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler does nothing, which is safe in any context.
+        let _ = unsafe { sigaction(signal, &action) };
+    }
+    let hang_up =
+        SigAction::new(SigHandler::Handler(stop_reading), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler only touches atomics and calls shutdown(2), which is async-signal-safe.
+    let _ = unsafe { sigaction(Signal::SIGIO, &hang_up) };
+}
+
+/// The client's socket of this worker, for the handler below.
+static CLIENT: AtomicI32 = AtomicI32::new(-1);
+
+/// Whether the listener wants this worker to finish, or is gone.
+static QUIESCING: AtomicBool = AtomicBool::new(false);
+
+/// Whether new requests should be refused because the server is stopping.
+pub(crate) fn is_quiescing() -> bool {
+    QUIESCING.load(Ordering::Relaxed)
+}
+
+/// The listener said `Quiesce` or is gone: make the client's socket read as ended. That ends the wait for the
+/// next request whether it has begun or not, without a system call more on the data path.
+extern "C" fn stop_reading(_signal: libc::c_int) {
+    QUIESCING.store(true, Ordering::Relaxed);
+    let fd = CLIENT.load(Ordering::Relaxed);
+    if fd >= 0 {
+        // SAFETY: shutdown(2) on a number that is or was our client's socket; async-signal-safe. Errno is
+        // restored for the code that was interrupted.
+        unsafe {
+            let errno = libc::__errno_location();
+            let saved = *errno;
+            libc::shutdown(fd, libc::SHUT_RD);
+            *errno = saved;
+        }
+    }
+}
+
+/// Has SIGIO sent whenever `channel` has a message or is closed, and `client` end when it arrives.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub(crate) fn end_client_on_message(channel: impl AsFd, client: impl AsFd) -> nix::Result<()> {
+    CLIENT.store(client.as_fd().as_raw_fd(), Ordering::Relaxed);
+    // SAFETY: F_SETOWN takes a process id by value.
+    let result = unsafe {
+        libc::fcntl(channel.as_fd().as_raw_fd(), libc::F_SETOWN, std::process::id() as libc::pid_t)
+    };
+    nix::errno::Errno::result(result)?;
+    fcntl(channel.as_fd(), FcntlArg::F_SETFL(OFlag::O_ASYNC))?;
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! What every connection of this server has in common, fixed before the first client.
+
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use nbdkit_api::ThreadModel;
+use nbdkit_api::shared::SharedMutex;
+use nbdkit_ipc::messages::{Configure, Protocol};
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// `-r`.
+    pub(crate) readonly: bool,
+    /// Most requests of one connection that run at the same time, at least 1.
+    pub(crate) threads: usize,
+    /// What the handshake offers.
+    pub(crate) protocol: Protocol,
+    /// How long a handshake may take.
+    pub(crate) timeout: Option<Duration>,
+    /// The lock around every call into the stack, for NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS.
+    all_requests: Option<SharedMutex<0>>,
+}
+
+impl Settings {
+    /// From the command line and the stack's thread model.
+    ///
+    /// # Errors
+    /// No memory for the shared lock.
+    pub(crate) fn new(configure: &Configure, model: ThreadModel) -> nbdkit_api::Result<Settings> {
+        let all_requests = (model == ThreadModel::SerializeAllRequests)
+            .then(|| SharedMutex::new([]))
+            .transpose()?;
+        let threads =
+            if model == ThreadModel::Parallel { configure.threads.max(1) as usize } else { 1 };
+        Ok(Settings {
+            readonly: configure.readonly,
+            threads,
+            protocol: configure.protocol,
+            timeout: configure.timeout,
+            all_requests,
+        })
+    }
+
+    /// Runs a call into the stack as the thread model demands.
+    #[inline]
+    pub(crate) fn serialized<T>(&self, call: impl FnOnce() -> T) -> T {
+        let _locked = self.all_requests.as_ref().map(SharedMutex::lock);
+        call()
+    }
+}

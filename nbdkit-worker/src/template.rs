@@ -1,0 +1,276 @@
+//! The template: configures the stack, becomes the final user, and then makes a worker for every client
+//! that the listener sends, or, with isolation `shared`, serves them all on threads.
+//!
+//! Trusts the listener. Single-threaded as long as it forks.
+
+#![forbid(unsafe_code)]
+
+mod reap;
+mod shared;
+mod worker;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use nbdkit_api::{Isolation, Layer, ResultExt, ThreadModel, log::error as log_error};
+use nbdkit_ipc::messages::{
+    self, Configure, Configured, EnterService, Hello, Parameter, Purpose, Serve,
+};
+use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::log::{self, TemplateLink};
+use crate::settings::Settings;
+use crate::{configure, describe, privileges, process};
+
+/// Why the template ends early. What there is to say has been said to the listener.
+struct Failed;
+
+/// Runs the template on its link to the listener until the server ends.
+pub(crate) fn run(link: TemplateLink) -> ExitCode {
+    let link = Arc::new(link);
+    match start(&link) {
+        Ok(Some(mut service)) => {
+            service.run();
+            service.layer.cleanup();
+            ExitCode::SUCCESS
+        }
+        Ok(None) => ExitCode::SUCCESS,
+        Err(Failed) => {
+            let _ = link.send(&FromTemplate::Failed, &[]);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The start-up sequence of nbdkit-plugin(3). `None` if the purpose was only to print something.
+fn start(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
+    let _ = link.send(&FromTemplate::Hello(Hello::ours()), &[]);
+    let (configure, parameters) = receive_configuration(link)?;
+    log::use_template(Arc::clone(link), configure.verbose);
+    nbdkit_api::client::set_stdio_safe(configure.stdio_safe);
+    nbdkit_api::client::on_shutdown(Box::new(log::request_shutdown));
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+
+    let mut stack = configure::load(&configure).map_err(failed)?;
+    match configure.purpose {
+        Purpose::Help => {
+            return describe::help(&stack)
+                .or_error(|| "standard output")
+                .map(|()| None)
+                .map_err(failed);
+        }
+        Purpose::Version => {
+            return describe::version(&stack)
+                .or_error(|| "standard output")
+                .map(|()| None)
+                .map_err(failed);
+        }
+        Purpose::Serve | Purpose::DumpPlugin => {}
+    }
+    configure::parameters(&mut stack, &parameters).map_err(failed)?;
+    if configure.purpose == Purpose::DumpPlugin {
+        let model = stack.thread_model().map_err(failed)?;
+        return describe::dump_plugin(&stack, model)
+            .or_error(|| "standard output")
+            .map(|()| None)
+            .map_err(failed);
+    }
+    stack.config_complete().map_err(failed)?;
+    let model = stack.thread_model().map_err(failed)?;
+    stack.get_ready(model).map_err(failed)?;
+    let settings = Settings::new(&configure, model).map_err(failed)?;
+
+    let wanted = configure.isolation.map_or(Isolation::Connection, |isolation| match isolation {
+        messages::Isolation::Connection => Isolation::Connection,
+        messages::Isolation::Shared => Isolation::Shared,
+    });
+    let isolation = match (configure.isolation, stack.isolation()) {
+        (Some(messages::Isolation::Connection), Isolation::Shared) => {
+            log_error("--isolation=connection: this plugin keeps its state in one process");
+            return Err(Failed);
+        }
+        (_, possible) => possible.min(wanted),
+    };
+    let layer = stack.freeze();
+    let told = Configured {
+        one_client: model == ThreadModel::SerializeConnections,
+        isolation: match isolation {
+            Isolation::Connection => messages::Isolation::Connection,
+            Isolation::Shared => messages::Isolation::Shared,
+        },
+    };
+    let _ = link.send(&FromTemplate::Configured(told), &[]);
+
+    let service = match receive(link)? {
+        Received { message: ToTemplate::EnterService(service), .. } => service,
+        // Start-up failed elsewhere.
+        Received { message: ToTemplate::Quiesce, .. } => return Ok(None),
+        other => return Err(unexpected(&other.message)),
+    };
+    enter(&service, configure.swap, &layer).map_err(failed)?;
+    let _ = link.send(&FromTemplate::Ready, &[]);
+    Ok(Some(Service {
+        link: Arc::clone(link),
+        layer,
+        settings: Arc::new(settings),
+        isolation,
+        swap: configure.swap,
+    }))
+}
+
+/// From start-up into service: out of the terminal and the directory, to the final user. Must not yet close what
+/// `after_fork` may open.
+fn enter(service: &EnterService, swap: bool, layer: &Layer) -> nbdkit_api::Result<()> {
+    process::leave_signals_to_listener();
+    nix::unistd::chdir("/").or_error(|| "chdir: /")?;
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .or_error(|| "open: /dev/null")?;
+    nix::unistd::dup2_stdin(&null).or_error(|| "dup2")?;
+    nix::unistd::dup2_stdout(&null).or_error(|| "dup2")?;
+    if service.background {
+        nix::unistd::dup2_stderr(&null).or_error(|| "dup2")?;
+    }
+    privileges::become_user(service)?;
+    if swap {
+        privileges::lock_memory()?;
+    }
+    layer.after_fork()
+}
+
+fn failed(mut error: nbdkit_api::Error) -> Failed {
+    if error.take_for_log() {
+        log_error(error.message());
+    }
+    Failed
+}
+
+fn unexpected(message: &ToTemplate) -> Failed {
+    let text = format!("{message:?}");
+    log_error(&format!(
+        "unexpected message from the listener: {}",
+        text.split('(').next().unwrap_or_default()
+    ));
+    Failed
+}
+
+fn receive(link: &TemplateLink) -> Result<Received<ToTemplate>, Failed> {
+    loop {
+        match link.recv() {
+            Ok(received) => return Ok(received),
+            Err(RecvError::Io(Errno::EINTR)) => {}
+            // Without a listener there is nobody to tell.
+            Err(_) => return Err(Failed),
+        }
+    }
+}
+
+fn receive_configuration(link: &TemplateLink) -> Result<(Configure, Vec<Parameter>), Failed> {
+    let ToTemplate::Hello(hello) = receive(link)?.message else { return Err(Failed) };
+    if let Err(why) = hello.check() {
+        eprintln!("nbdkit-worker: {why}");
+        return Err(Failed);
+    }
+    let ToTemplate::Configure(configure) = receive(link)?.message else { return Err(Failed) };
+    let mut parameters = Vec::new();
+    loop {
+        match receive(link)?.message {
+            ToTemplate::Parameter(parameter) => parameters.push(parameter),
+            ToTemplate::ConfigureEnd => return Ok((*configure, parameters)),
+            _ => return Err(Failed),
+        }
+    }
+}
+
+/// The template in service.
+struct Service {
+    link: Arc<TemplateLink>,
+    layer: Arc<Layer>,
+    settings: Arc<Settings>,
+    isolation: Isolation,
+    swap: bool,
+}
+
+impl Service {
+    fn run(&mut self) {
+        match self.isolation {
+            Isolation::Connection => self.run_forking(),
+            Isolation::Shared => shared::run(self),
+        }
+    }
+
+    /// Makes a worker for every client until the listener says `Quiesce` or is gone, then waits for the
+    /// workers to end.
+    fn run_forking(&mut self) {
+        let mut children = match reap::Children::new() {
+            Ok(children) => children,
+            Err(errno) => {
+                log_error(&format!("signalfd: {}", errno.desc()));
+                return;
+            }
+        };
+        let mut serving = true;
+        while serving || !children.is_empty() {
+            let link =
+                PollFlags::from_bits_truncate(if serving { PollFlags::POLLIN.bits() } else { 0 });
+            let mut fds = [
+                PollFd::new(children.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.link.as_fd(), link),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => {
+                    log_error(&format!("poll: {}", errno.desc()));
+                    return;
+                }
+            }
+            for (connection, exit) in children.reap() {
+                let _ = self.link.send(&FromTemplate::Exited { connection, exit }, &[]);
+            }
+            while serving {
+                match self.link.try_recv() {
+                    Ok(Received { message: ToTemplate::Serve(serve), fds }) => {
+                        self.fork_worker(&serve, fds, &mut children);
+                    }
+                    Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => break,
+                    Ok(Received { message: ToTemplate::Quiesce, .. }) | Err(RecvError::Closed) => {
+                        serving = false;
+                    }
+                    Ok(other) => {
+                        let _ = unexpected(&other.message);
+                        serving = false;
+                    }
+                    Err(error) => {
+                        log_error(&format!("control channel: {error}"));
+                        serving = false;
+                    }
+                }
+            }
+        }
+    }
+
+    fn fork_worker(&mut self, serve: &Serve, fds: Vec<OwnedFd>, children: &mut reap::Children) {
+        let connection = serve.connection;
+        match process::fork() {
+            Ok(Some(pid)) => {
+                children.add(pid, connection);
+                let _ =
+                    self.link.send(&FromTemplate::Forked { connection, pid: pid.as_raw() }, &[]);
+            }
+            Ok(None) => {
+                children.forget();
+                process::exit_now(worker::run(self, serve, fds));
+            }
+            Err(errno) => {
+                log_error(&format!("fork: {}", errno.desc()));
+                let exit = nbdkit_ipc::WorkerExit::Failed;
+                let _ = self.link.send(&FromTemplate::Exited { connection, exit }, &[]);
+            }
+        }
+    }
+}

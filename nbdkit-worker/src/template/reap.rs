@@ -1,0 +1,75 @@
+//! The workers that this template made and how they end.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nbdkit_ipc::WorkerExit;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// See the module's text.
+pub(super) struct Children {
+    /// Readable when a child has ended.
+    signals: SignalFd,
+    connections: HashMap<Pid, u64>,
+}
+
+fn child_signal() -> SigSet {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set
+}
+
+impl Children {
+    pub(super) fn new() -> nix::Result<Children> {
+        child_signal().thread_block()?;
+        let signals =
+            SignalFd::with_flags(&child_signal(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        Ok(Children { signals, connections: HashMap::new() })
+    }
+
+    pub(super) fn add(&mut self, pid: Pid, connection: u64) {
+        self.connections.insert(pid, connection);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// In the child: its siblings are not its children, and it takes signals as usual.
+    pub(super) fn forget(&mut self) {
+        self.connections.clear();
+        let _ = child_signal().thread_unblock();
+    }
+
+    /// The connections whose workers have ended since the last call.
+    pub(super) fn reap(&mut self) -> Vec<(u64, WorkerExit)> {
+        while let Ok(Some(_)) = self.signals.read_signal() {}
+        let mut ended = Vec::new();
+        while !self.connections.is_empty() {
+            let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, WorkerExit::from_code(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid, WorkerExit::Killed(signal as i32))
+                }
+                Ok(WaitStatus::StillAlive) | Err(_) => break,
+                Ok(_) => continue,
+            };
+            // Programs that a plugin ran while it was configured may end here too.
+            if let Some(connection) = self.connections.remove(&pid) {
+                ended.push((connection, exit));
+            }
+        }
+        ended
+    }
+}
+
+impl AsFd for Children {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.signals.as_fd()
+    }
+}

@@ -1,0 +1,76 @@
+//! A worker: what a fork of the template does for its one client.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use nbdkit_api::client::{self, Client};
+use nbdkit_ipc::messages::{self, Serve};
+use nbdkit_ipc::{Channel, FromWorker, WorkerExit};
+
+use super::Service;
+use crate::connection::{Connection, Socket};
+use crate::{log, privileges, process};
+
+/// Serves the client that came with `serve` and returns the exit status.
+/// `fds`: control channel, client's socket, client's output if that is another.
+pub(super) fn run(service: &Service, serve: &Serve, fds: Vec<OwnedFd>) -> i32 {
+    let mut fds = fds.into_iter();
+    let (Some(channel), Some(input), output, None) =
+        (fds.next(), fds.next(), fds.next(), fds.next())
+    else {
+        nbdkit_api::error!("a client arrived with the wrong number of descriptors");
+        return WorkerExit::Failed.code();
+    };
+    let link = Arc::new(Channel::from_fd(channel));
+    // From here on everything goes to our own channel; the template's is not ours to use.
+    log::use_worker(Arc::clone(&link));
+    if let Err(errno) = process::end_client_on_message(&*link, &input) {
+        nbdkit_api::error!("fcntl: {}", errno.desc());
+        return WorkerExit::Failed.code();
+    }
+    if service.swap {
+        // Locks are not inherited by fork.
+        if let Err(error) = privileges::lock_memory() {
+            nbdkit_api::error!("{error}");
+            return WorkerExit::Failed.code();
+        }
+    }
+    let socket = Socket::new(input, output);
+    let tell = |export: &str| {
+        let _ = link.send(&FromWorker::Serving { export: export.to_owned() }, &[]);
+    };
+    let client = client(serve, &socket);
+    let connection = Connection {
+        layer: &service.layer,
+        settings: &service.settings,
+        client,
+        socket,
+        on_serving: &tell,
+    };
+    let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));
+    served.unwrap_or(WorkerExit::Panicked).code()
+}
+
+/// The client that came with `serve`.
+pub(super) fn client(serve: &Serve, socket: &Socket) -> Arc<Client> {
+    let cut = socket.clone();
+    let input = Some(Arc::clone(socket.input()));
+    Client::new(serve.connection, peer(&serve.peer), input, Box::new(move || cut.cut()))
+}
+
+/// The peer as plugins see it.
+fn peer(peer: &messages::Peer) -> client::Peer {
+    client::Peer {
+        address: match peer.address {
+            messages::PeerAddress::Inet(address) => client::PeerAddress::Inet(address),
+            messages::PeerAddress::Unix => client::PeerAddress::Unix,
+            messages::PeerAddress::Vsock { cid, port } => client::PeerAddress::Vsock { cid, port },
+            messages::PeerAddress::Unknown => client::PeerAddress::Unknown,
+        },
+        credentials: peer.credentials,
+        security_context: peer.security_context.clone(),
+    }
+}

@@ -1,0 +1,245 @@
+//! Plays the listener to a real `nbdkit-worker`: the start-up sequence, clients, the end.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something goes wrong")]
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nbd_protocol::constants::{Command as Cmd, CommandFlags, Opt, Rep};
+use nbd_protocol::handshake::{OptionReplyHeader, encode_option};
+use nbd_protocol::transmission::{Request, SimpleReply};
+use nbdkit_ipc::messages::{
+    Configure, EnterService, Hello, Isolation, Parameter, Peer, PeerAddress, Protocol, Purpose,
+    Serve,
+};
+use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+/// The listener's side of a running template.
+struct Template {
+    link: Channel<ToTemplate, FromTemplate>,
+    child: Child,
+}
+
+impl Drop for Template {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Template {
+    fn start(plugin: &str, parameters: &[(&str, &str)], isolation: Option<Isolation>) -> Template {
+        let (link, theirs) = Channel::pair().unwrap();
+        fcntl(theirs.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_nbdkit-worker"))
+            .arg(theirs.as_fd().as_raw_fd().to_string())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        drop(theirs);
+        let template = Template { link, child };
+        template.send(&ToTemplate::Hello(Hello::ours()));
+        template.send(&ToTemplate::Configure(Box::new(Configure {
+            purpose: Purpose::Serve,
+            filters: vec![],
+            plugin: plugin.into(),
+            verbose: false,
+            debug_flags: vec![],
+            readonly: false,
+            threads: 16,
+            protocol: Protocol {
+                mask_handshake: u32::MAX,
+                meta_contexts: true,
+                oldstyle: false,
+                structured_replies: true,
+            },
+            timeout: None,
+            stdio_safe: true,
+            swap: false,
+            isolation,
+        })));
+        for (key, value) in parameters {
+            let parameter =
+                Parameter { key: Some((*key).to_owned()), value: OsString::from(value) };
+            template.send(&ToTemplate::Parameter(parameter));
+        }
+        template.send(&ToTemplate::ConfigureEnd);
+        assert_eq!(template.recv(), FromTemplate::Hello(Hello::ours()));
+        template
+    }
+
+    fn serving(
+        plugin: &str,
+        parameters: &[(&str, &str)],
+        isolation: Option<Isolation>,
+    ) -> Template {
+        let template = Template::start(plugin, parameters, isolation);
+        let configured = template.recv();
+        assert!(matches!(configured, FromTemplate::Configured(_)), "{configured:?}");
+        template.send(&ToTemplate::EnterService(EnterService {
+            user: None,
+            group: None,
+            background: false,
+        }));
+        assert_eq!(template.recv(), FromTemplate::Ready);
+        template
+    }
+
+    fn send(&self, message: &ToTemplate) {
+        self.link.send(message, &[]).unwrap();
+    }
+
+    fn recv(&self) -> FromTemplate {
+        self.link.recv().unwrap().message
+    }
+
+    /// A client in a process of its own: its end of the socket, the control channel of its worker.
+    fn client(&self, connection: u64) -> (UnixStream, Channel<ToWorker, FromWorker>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (link, worker) = Channel::pair().unwrap();
+        let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
+        let message = ToTemplate::Serve(Serve { connection, peer });
+        self.link.send(&message, &[worker.as_fd(), theirs.as_fd()]).unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        (ours, link)
+    }
+}
+
+/// Goes to the transmission phase of the default export.
+fn negotiate(client: &mut UnixStream) {
+    let mut greeting = [0; 18];
+    client.read_exact(&mut greeting).unwrap();
+    let mut out = 3u32.to_be_bytes().to_vec();
+    encode_option(&mut out, Opt::GO, &[0; 6]);
+    client.write_all(&out).unwrap();
+    loop {
+        let mut header = [0; 20];
+        client.read_exact(&mut header).unwrap();
+        let header = OptionReplyHeader::decode(&header).unwrap();
+        let mut payload = vec![0; header.length as usize];
+        client.read_exact(&mut payload).unwrap();
+        match header.reply {
+            Rep::INFO => {}
+            Rep::ACK => return,
+            other => panic!("{other}"),
+        }
+    }
+}
+
+fn read(client: &mut UnixStream, offset: u64, length: usize) -> Vec<u8> {
+    let flags = CommandFlags::empty();
+    let request = Request { flags, command: Cmd::READ, cookie: 1, offset, length: length as u64 };
+    client.write_all(&request.encode()).unwrap();
+    let mut reply = [0; 16];
+    client.read_exact(&mut reply).unwrap();
+    assert_eq!(SimpleReply::decode(&reply).unwrap(), SimpleReply { error: 0, cookie: 1 });
+    let mut data = vec![1; length];
+    client.read_exact(&mut data).unwrap();
+    data
+}
+
+#[test]
+fn every_client_gets_a_process_that_ends_with_it() {
+    let template = Template::serving("null", &[("size", "1M")], None);
+    let (mut first, first_link) = template.client(1);
+    let (mut second, _second_link) = template.client(2);
+    let (mut pids, mut numbers) = (vec![], vec![]);
+    for _ in 0..2 {
+        let FromTemplate::Forked { connection, pid } = template.recv() else { panic!() };
+        pids.push(pid);
+        numbers.push(connection);
+    }
+    assert_eq!(numbers, [1, 2]);
+    assert_ne!(pids[0], pids[1]);
+    negotiate(&mut first);
+    negotiate(&mut second);
+    assert_eq!(first_link.recv().unwrap().message, FromWorker::Serving { export: String::new() });
+    assert_eq!(read(&mut first, 0, 512), [0; 512]);
+    drop(first);
+    assert_eq!(template.recv(), FromTemplate::Exited { connection: 1, exit: WorkerExit::Clean });
+    assert_eq!(read(&mut second, 4096, 100_000), vec![0; 100_000]);
+}
+
+#[test]
+fn quiesce_ends_workers_and_template_and_a_killed_worker_is_reported() {
+    let mut template = Template::serving("null", &[("size", "1M")], None);
+    let (mut client, link) = template.client(1);
+    negotiate(&mut client);
+    let (mut other, _other_link) = template.client(2);
+    negotiate(&mut other);
+    let FromTemplate::Forked { .. } = template.recv() else { panic!() };
+    let FromTemplate::Forked { pid, .. } = template.recv() else { panic!() };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+    assert_eq!(
+        template.recv(),
+        FromTemplate::Exited { connection: 2, exit: WorkerExit::Killed(9) }
+    );
+    assert_eq!(read(&mut client, 0, 512), [0; 512]);
+    link.send(&ToWorker::Quiesce, &[]).unwrap();
+    assert_eq!(template.recv(), FromTemplate::Exited { connection: 1, exit: WorkerExit::Clean });
+    template.send(&ToTemplate::Quiesce);
+    assert!(template.child.wait().unwrap().success());
+}
+
+#[test]
+fn shared_isolation_serves_on_threads() {
+    let mut template = Template::serving("null", &[("size", "1M")], Some(Isolation::Shared));
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
+    template
+        .link
+        .send(&ToTemplate::Serve(Serve { connection: 1, peer }), &[theirs.as_fd()])
+        .unwrap();
+    drop(theirs);
+    negotiate(&mut ours);
+    assert_eq!(read(&mut ours, 0, 512), [0; 512]);
+    template.send(&ToTemplate::Quiesce);
+    assert_eq!(template.recv(), FromTemplate::Exited { connection: 1, exit: WorkerExit::Clean });
+    assert!(template.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_bad_parameter_fails_with_the_plugins_words() {
+    let mut template = Template::start("null", &[("size", "1x")], None);
+    let FromTemplate::Log(record) = template.recv() else { panic!() };
+    assert_eq!(record.text, "could not parse size: unknown suffix: x");
+    assert_eq!(template.recv(), FromTemplate::Failed);
+    assert!(!template.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_client_that_breaks_the_protocol_loses_its_own_connection() {
+    let template = Template::serving("null", &[("size", "1M")], None);
+    let (mut good, _good_link) = template.client(1);
+    negotiate(&mut good);
+    let (mut bad, bad_link) = template.client(2);
+    negotiate(&mut bad);
+    bad.write_all(&[0xff; 28]).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(template.recv(), FromTemplate::Forked { .. }));
+    }
+    assert_eq!(template.recv(), FromTemplate::Exited { connection: 2, exit: WorkerExit::Protocol });
+    assert!(matches!(bad_link.recv().unwrap().message, FromWorker::Serving { .. }));
+    let FromWorker::Log(record) = bad_link.recv().unwrap().message else { panic!() };
+    assert!(record.error && record.text.contains("invalid request"), "{record:?}");
+    assert_eq!(read(&mut good, 0, 512), [0; 512]);
+}
+
+/// As when the listener is killed: everything that it started ends.
+#[test]
+fn nothing_outlives_the_listener() {
+    let mut template = Template::serving("null", &[("size", "1M")], None);
+    let (mut client, link) = template.client(1);
+    negotiate(&mut client);
+    let (closed, _) = Channel::<ToTemplate, FromTemplate>::pair().unwrap();
+    drop(std::mem::replace(&mut template.link, closed));
+    drop(link);
+    assert!(template.child.wait().unwrap().success());
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+}

@@ -1,0 +1,310 @@
+//! What a command line asks for, typed.
+//!
+//! Made by [`parse`](super::parse::parse), read by every later stage of the listener. A value of these types has passed
+//! every check that needs neither a system call nor a plugin. Paths and names are kept as bytes; they need not be UTF-8.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::parameters::Parameter;
+use super::uri::Endpoint;
+
+/// The port when `-p` is not given, for TCP and for vsock. NBD protocol; IANA.
+pub(crate) const NBD_PORT: u16 = 10809;
+
+/// A whole command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CommandLine {
+    /// The last component of `argv[0]`, which introduces messages; `nbdkit` as a rule.
+    pub(crate) program: String,
+    /// What to do.
+    pub(crate) action: Action,
+    /// The options. Anything but [`Action::Serve`] needs few of them.
+    pub(crate) options: Options,
+    /// Whole lines for standard error that do not keep the server from starting, such as `LISTEN_PID` being for another.
+    pub(crate) notices: Vec<String>,
+}
+
+/// What to do. All but [`Serve`](Self::Serve) print to standard output and exit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Print [`help`](super::options::help).
+    Help,
+    /// Print [`version`](super::build_info::version).
+    Version,
+    /// Print [`dump_config`](super::dump_config::dump_config).
+    DumpConfig,
+    /// Print [`long_options`](super::options::long_options).
+    LongOptions,
+    /// Print [`short_options`](super::options::short_options).
+    ShortOptions,
+    /// Print the help text, then for each filter, outermost first, and the plugin: its description and parameters. The
+    /// stack is loaded but not configured, and carries no parameters.
+    PluginHelp(Stack),
+    /// Print the version, then `NAME VERSION` for each filter and the plugin. Loaded but not configured.
+    PluginVersion(Stack),
+    /// Configure the plugin with its parameters and print its details.
+    DumpPlugin(Stack),
+    /// Serve clients.
+    Serve {
+        /// What to serve.
+        stack: Stack,
+        /// Where clients come from.
+        service: ServiceMode,
+    },
+}
+
+/// A plugin, the filters in front of it, and the parameters for all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stack {
+    /// In the order of the command line: the first is next to the client.
+    pub(crate) filters: Vec<OsString>,
+    /// A short name or the path of a file.
+    pub(crate) plugin: OsString,
+    /// In order, parameter files already expanded.
+    pub(crate) parameters: Vec<Parameter>,
+}
+
+/// Where clients come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ServiceMode {
+    /// Listening sockets were passed at descriptors 3 and up; each is yet to be checked. Implies foreground.
+    SocketActivation {
+        /// How many; at least one.
+        count: u32,
+    },
+    /// One client, on standard input and output (`-s`). Implies foreground.
+    Stdin,
+    /// A Unix socket at an absolute path that fits `sockaddr_un` (`-U SOCKET`).
+    Unix(PathBuf),
+    /// A Unix socket with a random name in a private directory (`-U -`, and `--run` alone). Removed on exit.
+    UnixPrivate,
+    /// AF_VSOCK on any CID (`--vsock`).
+    Vsock {
+        /// As given with `-p`; [`NBD_PORT`] if not.
+        port: Option<u32>,
+    },
+    /// TCP (the default).
+    Tcp {
+        /// A host name or address (`-i`); `None` for all interfaces.
+        address: Option<OsString>,
+        /// As given with `-p`; [`NBD_PORT`] if not.
+        port: Option<TcpPort>,
+        /// Which addresses to bind or to resolve to.
+        family: AddressFamily,
+    },
+}
+
+impl ServiceMode {
+    /// What the URI is made of; `None` with `-s` and socket activation, which have no URI.
+    ///
+    /// `private_socket` is the path that was made up for [`UnixPrivate`](Self::UnixPrivate), and is not looked at otherwise.
+    pub(crate) fn endpoint<'a>(&'a self, private_socket: &'a Path) -> Option<Endpoint<'a>> {
+        match self {
+            Self::SocketActivation { .. } | Self::Stdin => None,
+            Self::Unix(path) => Some(Endpoint::Unix(path)),
+            Self::UnixPrivate => Some(Endpoint::Unix(private_socket)),
+            Self::Vsock { port } => Some(Endpoint::Vsock(*port)),
+            Self::Tcp { port, .. } => Some(Endpoint::Tcp(port.as_ref())),
+        }
+    }
+
+    /// How debug output names it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::SocketActivation { .. } => "socket activation",
+            Self::Stdin => "listen on stdin",
+            Self::Unix(_) | Self::UnixPrivate => "unix socket",
+            Self::Vsock { .. } => "vsock",
+            Self::Tcp { .. } => "tcp/ip",
+        }
+    }
+}
+
+/// A TCP port as `-p` gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TcpPort {
+    /// A number; 0 lets the kernel choose.
+    Number(u16),
+    /// A service name such as `nbd`, for the resolver.
+    Service(OsString),
+}
+
+impl TcpPort {
+    /// Its text, for the URI, `$port` and the resolver.
+    pub(crate) fn text(&self) -> OsString {
+        match self {
+            Self::Number(number) => number.to_string().into(),
+            Self::Service(name) => name.clone(),
+        }
+    }
+}
+
+/// `-4` and `-6`; the last one given counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum AddressFamily {
+    /// Both.
+    #[default]
+    Any,
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
+}
+
+/// The options that are about the server as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// `-D`, in order; a later flag of the same name wins.
+    pub(crate) debug_flags: Vec<DebugFlag>,
+    /// `--exit-with-parent`. Implies foreground.
+    pub(crate) exit_with_parent: bool,
+    /// `-e`; empty if not given. Goes into the URI and `$exportname`, nowhere else.
+    pub(crate) export_name: OsString,
+    /// Do not fork into the background: `-f` and all that implies it.
+    pub(crate) foreground: bool,
+    /// `-g`: a name or a number, not yet looked up.
+    pub(crate) group: Option<OsString>,
+    /// `--isolation`; `None` leaves it to the plugin.
+    pub(crate) isolation: Option<Isolation>,
+    /// `--keepalive`.
+    pub(crate) keepalive: bool,
+    /// `--log`.
+    pub(crate) log: LogDestination,
+    /// `--name`.
+    pub(crate) name: Option<String>,
+    /// `-P`, absolute.
+    pub(crate) pid_file: Option<PathBuf>,
+    /// `--print-uri`.
+    pub(crate) print_uri: bool,
+    /// What the handshake offers.
+    pub(crate) protocol: Protocol,
+    /// `-r`.
+    pub(crate) readonly: bool,
+    /// `--run`: a shell command, perhaps empty. Implies foreground.
+    pub(crate) run: Option<OsString>,
+    /// `--sandbox`; `None` leaves it to the plugin.
+    pub(crate) sandbox: Option<Sandbox>,
+    /// `--selinux-label`.
+    pub(crate) selinux_label: Option<OsString>,
+    /// `--swap`.
+    pub(crate) swap: bool,
+    /// `-t`; `None` is the default, and so is `-t 0`.
+    pub(crate) threads: Option<NonZero<u32>>,
+    /// `--timeout`: how long a handshake may take; `None` is no limit, and so is 0.
+    pub(crate) timeout: Option<Duration>,
+    /// The TLS options.
+    pub(crate) tls: Tls,
+    /// `-u`: a name or a number, not yet looked up.
+    pub(crate) user: Option<OsString>,
+    /// `-v`.
+    pub(crate) verbose: bool,
+}
+
+/// Where error messages go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum LogDestination {
+    /// Standard error, or the system log once forked into the background (`--log=default`).
+    #[default]
+    Default,
+    /// Standard error.
+    Stderr,
+    /// The system log.
+    Syslog,
+    /// Nowhere.
+    Null,
+    /// Appended to the file at this absolute path.
+    File(PathBuf),
+}
+
+/// What the handshake offers to clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Protocol {
+    /// `--mask-handshake`: the handshake flags that may be advertised.
+    pub(crate) mask_handshake: u32,
+    /// False with `--no-mc`.
+    pub(crate) meta_contexts: bool,
+    /// `-o`, unless `-n` came later.
+    pub(crate) oldstyle: bool,
+    /// False with `--no-sr`.
+    pub(crate) structured_replies: bool,
+}
+
+impl Default for Protocol {
+    fn default() -> Self {
+        Self {
+            mask_handshake: u32::MAX,
+            meta_contexts: true,
+            oldstyle: false,
+            structured_replies: true,
+        }
+    }
+}
+
+/// The TLS options. Paths are as given, perhaps relative.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Tls {
+    /// `--tls-certificates`.
+    pub(crate) certificates: Option<OsString>,
+    /// `--tls`; `None`: on if there are certificates or keys, off otherwise.
+    pub(crate) mode: Option<TlsMode>,
+    /// `--tls-priority`.
+    pub(crate) priority: Option<String>,
+    /// `--tls-psk`; overrides certificates.
+    pub(crate) psk: Option<OsString>,
+    /// `--tls-verify-peer`.
+    pub(crate) verify_peer: bool,
+}
+
+/// `--tls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TlsMode {
+    /// Never.
+    Off,
+    /// If the client wants it.
+    On,
+    /// Nothing is served without it.
+    Require,
+}
+
+/// How clients are kept apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Isolation {
+    /// A process for each.
+    Connection,
+    /// Threads of one process.
+    Shared,
+}
+
+/// How serving processes are confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sandbox {
+    /// System calls on an allow-list.
+    Strict,
+    /// All but those on a deny-list, for plugins that may call anything.
+    Compat,
+    /// Not at all, for debugging.
+    Off,
+}
+
+/// `-D NAME.FLAG=VALUE`. nbdkit-plugin(3), "Debug flags".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DebugFlag {
+    /// The plugin, the filter, or `nbdkit`; not empty.
+    pub(crate) name: String,
+    /// The flag; not empty, may contain dots.
+    pub(crate) flag: String,
+    /// What it is set to.
+    pub(crate) value: i32,
+}
+
+impl DebugFlag {
+    /// Whether the flag is one of the server's own.
+    pub(crate) fn is_server(&self) -> bool {
+        self.name == "nbdkit"
+    }
+}

@@ -1,0 +1,236 @@
+//! Parameters for the plugin and the filters: `KEY=VALUE`, bare values, and `@PATH` parameter files.
+//!
+//! Used by the listener. Which key a bare value belongs to depends on the plugin's `magic_config_key`, which only the
+//! process that loads the plugin knows, so bare values are handed on as such. Parameter files are named by the caller
+//! and trusted as far as the command line is, but they are bounded. nbdkit(1), "Plugin configuration".
+
+#![forbid(unsafe_code)]
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::error::Fault;
+
+/// The longest parameter file, in bytes.
+pub(crate) const MAX_FILE: u64 = 1 << 20;
+
+/// How deep parameter files may include one another; enough for people, and an end to a file that includes itself.
+const MAX_DEPTH: usize = 16;
+
+/// How many parameter files may be read in all: files that include each other twice would otherwise read 2^16.
+const MAX_FILES: usize = 256;
+
+/// Reads a whole file of at most [`MAX_FILE`] bytes.
+pub(crate) type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<Vec<u8>>;
+
+/// One parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Parameter {
+    /// The key: a letter, then letters, digits, `_`, `-` and `.`, all ASCII.
+    ///
+    /// `None` marks a bare value. Whoever knows the plugin gives it the key `magic_config_key`. A plugin without one
+    /// takes the first parameter of all as `script` and refuses any later bare value with `expecting key=value on the
+    /// command line but got: VALUE`.
+    pub(crate) key: Option<String>,
+    /// What follows the first `=`, or the whole of a bare value. May be empty; holds no NUL.
+    pub(crate) value: OsString,
+}
+
+impl Parameter {
+    /// Splits `KEY=VALUE`; anything that does not begin with a legal key and `=` is a bare value.
+    pub(crate) fn new(argument: &OsStr) -> Self {
+        let bytes = argument.as_bytes();
+        let split = bytes.iter().position(|byte| *byte == b'=').map(|at| bytes.split_at(at));
+        if let Some((key, [_, value @ ..])) = split
+            && is_key(key)
+            && let Ok(key) = str::from_utf8(key)
+        {
+            return Self { key: Some(key.to_owned()), value: OsStr::from_bytes(value).to_owned() };
+        }
+        Self { key: None, value: argument.to_owned() }
+    }
+}
+
+fn is_key(key: &[u8]) -> bool {
+    key.first().is_some_and(u8::is_ascii_alphabetic)
+        && key.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+/// Turns the operands after the plugin's name into parameters, with `@PATH` replaced by the parameters in that file.
+///
+/// In a file each line is one parameter, taken as it is: no quoting, blanks count. Blank lines and lines that begin with
+/// `#` are skipped. `@PATH` includes another file, relative to the directory of the file that names it; on the command
+/// line it is relative to `directory`.
+///
+/// # Errors
+/// A file that cannot be read, is too long, or holds a NUL; files nested too deeply, or too many.
+pub(crate) fn expand(
+    operands: &[OsString],
+    directory: &Path,
+    read_file: ReadFile<'_>,
+) -> Result<Vec<Parameter>, Fault> {
+    let mut expansion = Expansion { read_file, files: 0, parameters: Vec::new() };
+    for operand in operands {
+        expansion.add(operand, directory, 0)?;
+    }
+    Ok(expansion.parameters)
+}
+
+struct Expansion<'a> {
+    read_file: ReadFile<'a>,
+    files: usize,
+    parameters: Vec<Parameter>,
+}
+
+impl Expansion<'_> {
+    fn add(&mut self, argument: &OsStr, directory: &Path, depth: usize) -> Result<(), Fault> {
+        let [b'@', path @ ..] = argument.as_bytes() else {
+            self.parameters.push(Parameter::new(argument));
+            return Ok(());
+        };
+        let path = directory.join(OsStr::from_bytes(path));
+        self.files += 1;
+        if depth >= MAX_DEPTH || self.files > MAX_FILES {
+            return Err(refused(&path, "too many parameter files include one another"));
+        }
+        self.include(&path, depth + 1)
+    }
+
+    fn include(&mut self, path: &Path, depth: usize) -> Result<(), Fault> {
+        let contents = (self.read_file)(path).map_err(|error| refused(path, &cause(&error)))?;
+        if contents.contains(&0) {
+            return Err(refused(path, "it contains a NUL byte"));
+        }
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        for line in contents.split(|byte| *byte == b'\n') {
+            if line.first() == Some(&b'#') || line.trim_ascii().is_empty() {
+                continue;
+            }
+            self.add(OsStr::from_bytes(line), directory, depth)?;
+        }
+        Ok(())
+    }
+}
+
+fn refused(path: &Path, cause: &str) -> Fault {
+    Fault::error(format!("cannot read parameter file {}: {cause}", path.display()))
+}
+
+/// The system's words for an error, without Rust's `(os error N)`.
+fn cause(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(
+        || error.to_string(),
+        |code| nix::errno::Errno::from_raw(code).desc().to_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+    use std::os::unix::ffi::OsStringExt;
+    use std::path::PathBuf;
+
+    fn keyed(key: &str, value: &str) -> Parameter {
+        Parameter { key: Some(key.into()), value: value.into() }
+    }
+
+    fn bare(value: &str) -> Parameter {
+        Parameter { key: None, value: value.into() }
+    }
+
+    fn expand_in(files: &[(&str, &str)], operands: &[&str]) -> Result<Vec<Parameter>, String> {
+        let files: HashMap<PathBuf, Vec<u8>> = files
+            .iter()
+            .map(|(path, text)| (PathBuf::from(path), text.as_bytes().to_vec()))
+            .collect();
+        let read = |path: &Path| {
+            files.get(path).cloned().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+        };
+        let operands: Vec<OsString> = operands.iter().map(OsString::from).collect();
+        expand(&operands, Path::new("/here"), &read)
+            .map_err(|fault| fault.named("nbdkit", "nbdkit").to_string())
+    }
+
+    #[test]
+    fn a_legal_key_makes_a_pair() {
+        for (argument, key, value) in [
+            ("size=1M", "size", "1M"),
+            ("a_b-c.d9=1", "a_b-c.d9", "1"),
+            ("k2=v=w", "k2", "v=w"),
+            ("X=", "X", ""),
+        ] {
+            assert_eq!(Parameter::new(argument.as_ref()), keyed(key, value));
+        }
+    }
+
+    #[test]
+    fn anything_else_is_a_bare_value() {
+        for argument in [
+            "1M", "", "=1M", "1size=5", "si,ze=5", "_size=5", "si ze=5", "a+b=1", "-x=1", "é=1",
+            "./a=b",
+        ] {
+            assert_eq!(Parameter::new(argument.as_ref()), bare(argument));
+        }
+    }
+
+    #[test]
+    fn values_need_not_be_utf8() {
+        let parameter = Parameter::new(OsStr::from_bytes(b"file=/tmp/\xff"));
+        assert_eq!(parameter.key.as_deref(), Some("file"));
+        assert_eq!(parameter.value, OsString::from_vec(b"/tmp/\xff".to_vec()));
+    }
+
+    #[test]
+    fn files_are_expanded_in_place() {
+        let files = [
+            ("/here/p", "# comment\n\n   \nsize=1G\n two words\n@sub/q\nlast=1"),
+            ("/here/sub/q", "@r\n"),
+            ("/here/sub/r", "r=1\n#@nowhere\n"),
+        ];
+        assert_eq!(
+            expand_in(&files, &["a=b", "@p", "z=1"]).unwrap(),
+            [
+                keyed("a", "b"),
+                keyed("size", "1G"),
+                bare(" two words"),
+                keyed("r", "1"),
+                keyed("last", "1"),
+                keyed("z", "1")
+            ]
+        );
+        assert_eq!(expand_in(&files, &["@/here/sub/q"]).unwrap(), [keyed("r", "1")]);
+    }
+
+    #[test]
+    fn a_file_that_includes_itself_is_refused() {
+        let error = expand_in(&[("/here/p", "@p\n")], &["@p"]).unwrap_err();
+        assert_eq!(
+            error,
+            "nbdkit: error: cannot read parameter file /here/p: too many parameter files include one another"
+        );
+        assert!(expand_in(&[("/here/p", "@q\n@q\n"), ("/here/q", "@p\n@p\n")], &["@p"]).is_err());
+    }
+
+    #[test]
+    fn files_that_double_at_each_level_are_refused() {
+        let names: Vec<(String, String)> =
+            (0..15).map(|i| (format!("/here/{i}"), format!("@{0}\n@{0}\n", i + 1))).collect();
+        let mut files: Vec<(&str, &str)> =
+            names.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+        files.push(("/here/15", "x=1\n"));
+        assert!(expand_in(&files, &["@0"]).unwrap_err().contains("too many"));
+        assert_eq!(expand_in(&files, &["@10"]).unwrap().len(), 32);
+    }
+
+    #[test]
+    fn a_file_that_is_missing_or_binary_is_refused() {
+        assert_eq!(
+            expand_in(&[], &["@none"]).unwrap_err(),
+            "nbdkit: error: cannot read parameter file /here/none: No such file or directory"
+        );
+        assert!(expand_in(&[("/here/p", "a=\0\n")], &["@p"]).unwrap_err().contains("NUL"));
+    }
+}

@@ -1,0 +1,99 @@
+//! Option arguments that stand for one of a few things: ports, debug flags, log destinations, modes.
+//!
+//! Used by the listener while it parses its command line. Every function refuses what it does not know, in nbdkit's
+//! words where nbdkit has the option. nbdkit(1), "Global options".
+
+#![forbid(unsafe_code)]
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+
+use super::command_line::{DebugFlag, Isolation, LogDestination, Sandbox, TcpPort, TlsMode};
+use super::error::Fault;
+use super::numbers::{parse_bool, parse_i32};
+
+/// `-p` for TCP: a number or the name of a service.
+///
+/// nbdkit gives the text to the resolver, which takes a number modulo 65536 and an empty text for 0, and so listens
+/// on a port that nobody meant. We refuse both.
+pub(crate) fn parse_tcp_port(argument: OsString) -> Result<TcpPort, Fault> {
+    let digits = argument.as_bytes().trim_ascii_start();
+    if digits.is_empty() {
+        return Err(Fault::error("port: empty string where we expected a number"));
+    }
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return Ok(TcpPort::Service(argument));
+    }
+    str::from_utf8(digits)
+        .ok()
+        .and_then(|digits| digits.parse().ok())
+        .map(TcpPort::Number)
+        .ok_or_else(|| {
+            let given = argument.to_string_lossy();
+            Fault::error(format!(
+                "port: could not parse number: \"{given}\": Numerical result out of range"
+            ))
+        })
+}
+
+/// `-D NAME.FLAG=N`: the name ends at the first dot, the flag at the first equals sign.
+pub(crate) fn parse_debug_flag(argument: &OsStr) -> Result<DebugFlag, Fault> {
+    const FORMAT: &str = "-D (Debug Flag) must have the format NAME.FLAG=N";
+    let (name, flag, value) = argument
+        .to_str()
+        .and_then(|argument| argument.split_once('='))
+        .and_then(|(left, value)| left.split_once('.').map(|(name, flag)| (name, flag, value)))
+        .filter(|(name, flag, value)| !name.is_empty() && !flag.is_empty() && !value.is_empty())
+        .ok_or_else(|| Fault::plain(FORMAT))?;
+    let value = parse_i32("flag", value.as_ref()).map_err(|fault| fault.followed_by(FORMAT))?;
+    Ok(DebugFlag { name: name.to_owned(), flag: flag.to_owned(), value })
+}
+
+/// `--log`: a word, or an absolute path.
+pub(crate) fn parse_log(argument: &OsStr) -> Result<LogDestination, Fault> {
+    match argument.as_bytes() {
+        b"default" => Ok(LogDestination::Default),
+        b"stderr" => Ok(LogDestination::Stderr),
+        b"syslog" => Ok(LogDestination::Syslog),
+        b"null" => Ok(LogDestination::Null),
+        [b'/', ..] => Ok(LogDestination::File(argument.into())),
+        _ => {
+            Err(Fault::plain("--log must be \"stderr\", \"syslog\", \"null\", or an absolute path"))
+        }
+    }
+}
+
+/// `--tls`: a boolean or `require`, in any case.
+pub(crate) fn parse_tls(argument: &OsStr) -> Result<TlsMode, Fault> {
+    if argument.eq_ignore_ascii_case("require") {
+        return Ok(TlsMode::Require);
+    }
+    parse_bool(argument).map(|on| if on { TlsMode::On } else { TlsMode::Off })
+}
+
+/// `--isolation`.
+pub(crate) fn parse_isolation(argument: &OsStr) -> Result<Isolation, Fault> {
+    match argument.as_bytes() {
+        b"connection" => Ok(Isolation::Connection),
+        b"shared" => Ok(Isolation::Shared),
+        _ => Err(Fault::plain("--isolation must be \"connection\" or \"shared\"")),
+    }
+}
+
+/// `--sandbox`.
+pub(crate) fn parse_sandbox(argument: &OsStr) -> Result<Sandbox, Fault> {
+    match argument.as_bytes() {
+        b"strict" => Ok(Sandbox::Strict),
+        b"compat" => Ok(Sandbox::Compat),
+        b"off" => Ok(Sandbox::Off),
+        _ => Err(Fault::plain("--sandbox must be \"strict\", \"compat\" or \"off\"")),
+    }
+}
+
+/// Text that ends up in messages, so it must be printable.
+pub(crate) fn parse_text(option: &str, argument: &OsStr) -> Result<String, Fault> {
+    match argument.to_str() {
+        Some(text) if !text.contains(char::is_control) => Ok(text.to_owned()),
+        _ => Err(Fault::plain(format!("{option} must be printable UTF-8 text"))),
+    }
+}

@@ -1,0 +1,170 @@
+//! nbdkit-file-plugin(1): serves a file or block device, or those of a directory by export name.
+//!
+//! The template checks and remembers what is to be served; each worker opens its file anew, so
+//! a client sees the size at its own time of connection. Export names are hostile; what
+//! the directory holds is the user's affair.
+
+mod cache;
+pub(crate) mod disk;
+mod ioctl;
+mod ladder;
+pub(crate) mod source;
+pub(crate) mod syscall;
+
+use std::io::Write;
+
+use nbdkit_api::{Connection, Error, Exports, Needs, Open, Plugin, Result, Value};
+use nix::fcntl::PosixFadviseAdvice;
+
+use disk::{Disk, Hints};
+use source::{Source, What};
+
+/// The plugin: what to serve and how to use the page cache.
+#[derive(Debug)]
+pub struct File {
+    what: Option<What>,
+    hints: Hints,
+    source: Option<Source>,
+}
+
+impl Default for File {
+    fn default() -> File {
+        let hints = Hints { spare_cache: false, advice: PosixFadviseAdvice::POSIX_FADV_NORMAL };
+        File { what: None, hints, source: None }
+    }
+}
+
+impl File {
+    /// Notes what to serve: the last one of a kind counts, and there may be one kind only.
+    fn serve(&mut self, what: What) -> Result<()> {
+        match &self.what {
+            Some(other) if other.key() != what.key() => Err(Error::msg(format!(
+                "{}= and {}= cannot be used at the same time",
+                other.key(),
+                what.key()
+            ))),
+            _ => {
+                self.what = Some(what);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Parses the number of an inherited descriptor.
+fn descriptor(key: &str, value: Value<'_>) -> Result<i32> {
+    let fd: i32 = value.integer(key)?;
+    if fd <= 2 {
+        return Err(Error::msg(format!(
+            "{key}={fd}: file descriptor must be > 2, \
+             because stdin, stdout and stderr are used for other purposes"
+        )));
+    }
+    Ok(fd)
+}
+
+impl Plugin for File {
+    fn name(&self) -> &str {
+        "file"
+    }
+
+    fn longname(&self) -> Option<&str> {
+        Some("nbdkit file plugin")
+    }
+
+    fn magic_config_key(&self) -> Option<&str> {
+        Some("file")
+    }
+
+    fn config_help(&self) -> Option<&str> {
+        Some(
+            "[file=]<FILENAME>     The filename to serve.\n\
+             dir=<DIRNAME>         A directory containing files to serve.\n\
+             fd=<FD>               An inherited file descriptor to serve.\n\
+             dirfd=<FD>            An inherited descriptor of a directory to serve.\n\
+             cache=<MODE>          Set use of caching (default, none).\n\
+             reduce-memory-pressure=<BOOL>  Same as cache=none if true.\n\
+             fadvise=<LEVEL>       Set fadvise hint (normal, random, sequential).",
+        )
+    }
+
+    fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
+        match key {
+            "file" => self.serve(What::File(value.realpath()?))?,
+            "dir" | "directory" => self.serve(What::Directory(value.realpath()?))?,
+            "fd" => self.serve(What::Fd(descriptor(key, value)?))?,
+            "dirfd" => self.serve(What::DirFd(descriptor(key, value)?))?,
+            "cache" => {
+                self.hints.spare_cache = match value.str()? {
+                    "default" => false,
+                    "none" => true,
+                    mode => return Err(Error::msg(format!("unknown cache mode: {mode}"))),
+                };
+            }
+            "reduce-memory-pressure" => self.hints.spare_cache = value.boolean()?,
+            "fadvise" => {
+                self.hints.advice = match value.str()? {
+                    "normal" => PosixFadviseAdvice::POSIX_FADV_NORMAL,
+                    "random" => PosixFadviseAdvice::POSIX_FADV_RANDOM,
+                    "sequential" => PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL,
+                    mode => return Err(Error::msg(format!("unknown fadvise mode: {mode}"))),
+                };
+            }
+            _ => return Err(Error::unknown_parameter(key)),
+        }
+        Ok(())
+    }
+
+    fn config_complete(&mut self) -> Result<()> {
+        let what = self.what.as_ref().ok_or_else(|| {
+            Error::msg(
+                "you must supply either [file=]<FILENAME>, dir=<DIRNAME>, fd=<FD> or dirfd=<FD> \
+                 parameter after the plugin name on the command line",
+            )
+        })?;
+        self.source = Some(Source::new(what)?);
+        Ok(())
+    }
+
+    fn dump_plugin(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        for field in [
+            "blksszget",
+            "blkzeroout",
+            "blkrotational",
+            "blkdiscard",
+            "block_size",
+            "extents",
+            "falloc_fl_punch_hole",
+            "falloc_fl_zero_range",
+        ] {
+            writeln!(out, "file_{field}=yes")?;
+        }
+        Ok(())
+    }
+
+    fn needs(&self) -> Needs {
+        self.source.as_ref().map_or_else(Needs::nothing, Source::needs)
+    }
+
+    fn list_exports(
+        &self,
+        _client: &std::sync::Arc<nbdkit_api::Client>,
+        _readonly: bool,
+        exports: &mut Exports,
+    ) -> Result<()> {
+        match self.source.as_ref().map(Source::names) {
+            Some(Some(names)) => {
+                for name in names? {
+                    exports.add(name, None)?;
+                }
+            }
+            _ => exports.use_default(),
+        }
+        Ok(())
+    }
+
+    fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
+        let source = self.source.as_ref().ok_or_else(|| Error::msg("file: not configured"))?;
+        Ok(Box::new(Disk::new(source.open(open.export, open.readonly)?, self.hints)?))
+    }
+}

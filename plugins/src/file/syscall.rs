@@ -1,0 +1,54 @@
+//! System calls that nix does not offer in the form the file plugin needs, as safe functions.
+
+#![expect(unsafe_code, reason = "raw system calls")]
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nbdkit_api::Errno;
+
+/// Reads what is in the page cache at `offset`, up to the length of `buf`, without ever waiting for
+/// the device. preadv2(2), RWF_NOWAIT.
+///
+/// # Errors
+/// EAGAIN if nothing is in the cache, EOPNOTSUPP where the file system cannot tell.
+pub(crate) fn read_now(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> nix::Result<usize> {
+    let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    let vector = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    // SAFETY: the one vector describes `buf`, which is borrowed for writing during the call.
+    let read = unsafe { libc::preadv2(fd.as_raw_fd(), &vector, 1, offset, libc::RWF_NOWAIT) };
+    Errno::result(read).map(|read| read as usize)
+}
+
+/// Starts writing out the range's dirty pages and, with `wait`, waits until that is done.
+/// sync_file_range(2); says nothing about the file's metadata.
+///
+/// # Errors
+/// EIO, ENOSPC, ESPIPE.
+pub(super) fn sync_range(
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    count: u64,
+    wait: bool,
+) -> nix::Result<()> {
+    let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    let count = i64::try_from(count).map_err(|_| Errno::EINVAL)?;
+    let mut flags = libc::SYNC_FILE_RANGE_WRITE;
+    if wait {
+        flags |= libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    }
+    // SAFETY: takes numbers only and touches no memory of ours.
+    let result = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, count, flags) };
+    Errno::result(result).map(drop)
+}
+
+/// A close-on-exec duplicate, above the standard descriptors, of the one that the user named
+/// by number. The original stays open, since it may be named twice.
+///
+/// # Errors
+/// EBADF if there is no such descriptor, EMFILE.
+pub(super) fn duplicate(number: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: duplicating takes nothing from whoever owns `number`, and fails if nobody does.
+    let fd = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

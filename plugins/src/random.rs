@@ -1,0 +1,176 @@
+//! nbdkit-random-plugin(1): a disk of random bytes, for testing clients. Writes succeed if they write
+//! what is there already. The bytes are not fit for cryptography.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use nbdkit_api::{Blocking, Cache, Connection, Errno, Error, Flags, Open, Plugin, Result, Value};
+
+use crate::words;
+
+/// The plugin: a size and the seed, which is random unless given.
+#[derive(Debug)]
+pub struct Random {
+    size: u64,
+    seed: u32,
+}
+
+impl Default for Random {
+    fn default() -> Random {
+        // Chosen once, here in the template, so that all clients see the same disk.
+        let seed = RandomState::new().build_hasher().finish() as u32;
+        Random { size: 0, seed }
+    }
+}
+
+impl Plugin for Random {
+    fn name(&self) -> &str {
+        "random"
+    }
+
+    fn magic_config_key(&self) -> Option<&str> {
+        Some("size")
+    }
+
+    fn config_help(&self) -> Option<&str> {
+        Some(
+            "size=<SIZE>  (required) Size of the backing disk\n\
+             seed=<SEED>             Random number generator seed",
+        )
+    }
+
+    fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
+        match key {
+            "size" => self.size = value.size()?,
+            "seed" => self.seed = value.integer("seed")?,
+            _ => return Err(Error::unknown_parameter(key)),
+        }
+        Ok(())
+    }
+
+    fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
+        Ok(Box::new(Handle { size: self.size, seed: self.seed }))
+    }
+}
+
+struct Handle {
+    size: u64,
+    seed: u32,
+}
+
+/// The 8 bytes at a multiple of 8: a step of SplitMix64 (Steele, Lea, Flood: "Fast splittable
+/// pseudorandom number generators", 2014) whose state is made of the seed and the offset.
+fn word(seed: u32, offset: u64) -> [u8; 8] {
+    let mix = |mut z: u64| {
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let start = mix(u64::from(seed).wrapping_add(0x9e37_79b9_7f4a_7c15));
+    let step = (offset / 8).wrapping_add(1);
+    mix(start.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15))).to_le_bytes()
+}
+
+impl Handle {
+    fn not_sparse() -> Error {
+        Error::new(Errno::EIO, "attempt to trim or zero non-sparse random disk")
+    }
+}
+
+impl Connection for Handle {
+    fn size(&self) -> Result<u64> {
+        Ok(self.size)
+    }
+
+    fn can_write(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_trim(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_zero(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_multi_conn(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_cache(&self) -> Result<Cache> {
+        Ok(Cache::Native)
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        words::fill(buf, offset, |at| word(self.seed, at));
+        Ok(())
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, _flags: Flags) -> Result<()> {
+        if !words::matches(buf, offset, |at| word(self.seed, at)) {
+            return Err(Error::new(Errno::EIO, "data written does not match expected"));
+        }
+        Ok(())
+    }
+
+    // A copying program that trims or zeroes has taken data for a hole.
+    fn trim(&self, _count: u64, _offset: u64, _flags: Flags) -> Result<()> {
+        Err(Handle::not_sparse())
+    }
+
+    fn zero(&self, _count: u64, _offset: u64, _flags: Flags) -> Result<()> {
+        Err(Handle::not_sparse())
+    }
+
+    fn blocking(&self) -> Blocking {
+        Blocking::Never
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(seed: u32, offset: u64, count: usize) -> Vec<u8> {
+        let mut buf = vec![0; count];
+        Handle { size: 1 << 40, seed }.pread(&mut buf, offset).unwrap();
+        buf
+    }
+
+    #[test]
+    fn a_seed_always_gives_the_same_disk_however_it_is_read() {
+        let whole = read(1, 0, 10_000);
+        assert_eq!(read(1, 0, 10_000), whole);
+        for (from, to) in [(0, 1), (3, 9), (7, 8), (513, 5000), (9_993, 10_000)] {
+            assert_eq!(read(1, from as u64, to - from), whole[from..to]);
+        }
+        assert_ne!(read(2, 0, 10_000), whole);
+    }
+
+    #[test]
+    fn the_bytes_do_not_change_between_versions() {
+        assert_eq!(read(0, 0, 8), word(0, 0));
+        assert_eq!(u64::from_le_bytes(word(0, 0)), 0xa706_dd2f_4d19_7e6f);
+    }
+
+    #[test]
+    fn every_byte_value_is_about_equally_frequent() {
+        let mut counts = [0_u32; 256];
+        for byte in read(7, 1 << 30, 256 * 1000) {
+            counts[usize::from(byte)] += 1;
+        }
+        // 1000 expected with a standard deviation of 32.
+        assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn only_what_is_there_already_can_be_written() {
+        let disk = Handle { size: 1000, seed: 5 };
+        let mut data = read(5, 11, 100);
+        disk.pwrite(&data, 11, Flags::empty()).unwrap();
+        data[99] ^= 1;
+        let why = disk.pwrite(&data, 11, Flags::empty()).unwrap_err();
+        assert_eq!(why.message(), "data written does not match expected");
+        assert_eq!(disk.trim(1, 0, Flags::empty()).unwrap_err().errno(), Errno::EIO);
+    }
+}

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Installs the Debian packages that "make run" or "make test" needs and that are missing.
+# usage: install-packages.sh run|test
+set -eu
+
+case "${1:-}" in
+run)  packages="e2fsprogs libnbd-bin" ;;
+test) packages="e2fsprogs fio iproute2 libnbd-bin mount nbdfuse nbdkit nbdkit-plugin-dev python3 python3-libnbd qemu-utils strace" ;;
+*)    echo "usage: $0 run|test" >&2; exit 2 ;;
+esac
+
+missing=
+for package in $packages; do
+    status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" = installed ] || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" = 0 ]; then
+    sudo=
+elif command -v sudo >/dev/null 2>&1; then
+    sudo=sudo
+else
+    echo "$0: please install as root:$missing" >&2
+    exit 1
+fi
+echo "installing:$missing"
+$sudo apt-get update -q
+# shellcheck disable=SC2086 # a list of words
+DEBIAN_FRONTEND=noninteractive $sudo apt-get install -q -y --no-install-recommends $missing

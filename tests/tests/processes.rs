@@ -1,0 +1,268 @@
+//! The process picture: a listener, a template, and a worker for every client, which ends when its client goes. Nothing
+//! is left behind: no process, no descriptor, no memory file. Ours only; Debian's nbdkit is one process.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nbd_protocol::constants::Rep;
+use nbdkit_tests::binary::Binary;
+use nbdkit_tests::{Ask, Client, Server};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// One process of the server, from /proc.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Process {
+    pid: i32,
+    parent: i32,
+    state: char,
+    executable: String,
+}
+
+fn process(pid: i32) -> Option<Process> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let executable = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let executable = executable.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    Some(Process { pid, parent, state, executable: executable.unwrap_or_default() })
+}
+
+/// All descendants of `ancestor`.
+fn descendants(ancestor: i32) -> BTreeSet<Process> {
+    let all: Vec<Process> = std::fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(process)
+        .collect();
+    let mut found = BTreeSet::new();
+    let mut parents = vec![ancestor];
+    while let Some(parent) = parents.pop() {
+        for process in all.iter().filter(|process| process.parent == parent) {
+            found.insert(process.clone());
+            parents.push(process.pid);
+        }
+    }
+    found
+}
+
+/// What the descriptors of a process point to.
+fn descriptors(pid: i32) -> Vec<PathBuf> {
+    let mut targets: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("a living process of ours")
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .collect();
+    targets.sort();
+    targets
+}
+
+fn listener(server: &Server) -> i32 {
+    server.pid().as_raw()
+}
+
+/// The template and the workers of a running server.
+fn family(server: &Server) -> (Process, Vec<Process>) {
+    let all = descendants(listener(server));
+    let template =
+        all.iter().find(|process| process.parent == listener(server)).expect("a template").clone();
+    let workers = all.into_iter().filter(|process| process.parent == template.pid).collect();
+    (template, workers)
+}
+
+/// Waits until `condition` holds.
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A client that has opened the default export.
+fn connected(server: &Server) -> Client<UnixStream> {
+    let mut client = server.connect();
+    client.handshake().expect("a greeting");
+    assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+    client
+}
+
+fn start(arguments: &[&str]) -> Server {
+    Server::nbdkit(arguments).binary(Binary::ours()).start()
+}
+
+#[test]
+fn every_client_has_a_process_of_its_own() {
+    let server = start(&["memory", "1M"]);
+    let mut clients: Vec<_> = (0..3).map(|_| connected(&server)).collect();
+    let (template, workers) = family(&server);
+    assert_eq!(process(listener(&server)).expect("alive").executable, "nbdkit");
+    assert_eq!(template.executable, "nbdkit-worker");
+    assert_eq!(workers.len(), 3, "{workers:?}");
+    assert!(workers.iter().all(|worker| worker.executable == "nbdkit-worker"));
+    // What one writes the others read, though it is another process that wrote it.
+    assert_eq!(clients[0].call(&Ask::write(100, *b"shared")).expect("a reply").error, None);
+    for client in &mut clients {
+        assert_eq!(client.call(&Ask::read(100, 6)).expect("a reply").data, b"shared");
+    }
+    drop(clients);
+    eventually("workers end with their clients", || family(&server).1.is_empty());
+}
+
+#[test]
+fn the_listener_holds_no_client_after_the_hand_over() {
+    let server = start(&["memory", "1M"]);
+    connected(&server).disconnect().expect("sent");
+    eventually("the first worker ends", || family(&server).1.is_empty());
+    let idle = descriptors(listener(&server));
+    let client = connected(&server);
+    let (template, workers) = family(&server);
+    let [worker] = &workers[..] else { panic!("{workers:?}") };
+
+    // Our own end of the connection tells its inode's neighbour: the worker must have a socket that neither listener
+    // nor template has.
+    assert!(client_socket_is_only_in(worker.pid, &[listener(&server), template.pid]));
+    // The one descriptor more that the listener has is the worker's control channel.
+    assert_eq!(descriptors(listener(&server)).len(), idle.len() + 1);
+    drop(client);
+    eventually("the channel goes with the worker", || descriptors(listener(&server)).len() == idle.len());
+}
+
+/// The worker has two sockets of its own, control channel and client; the others have only the first one's other end.
+fn client_socket_is_only_in(worker: i32, others: &[i32]) -> bool {
+    let sockets = |pid| -> BTreeSet<PathBuf> {
+        descriptors(pid).into_iter().filter(|target| target.to_string_lossy().starts_with("socket:")).collect()
+    };
+    let elsewhere: BTreeSet<PathBuf> = others.iter().flat_map(|pid| sockets(*pid)).collect();
+    sockets(worker).difference(&elsewhere).count() == 2
+}
+
+#[test]
+fn two_hundred_clients_leave_nothing_behind() {
+    let server = start(&["--filter=cow", "memory", "16M"]);
+    connected(&server).disconnect().expect("sent");
+    eventually("the first worker ends", || family(&server).1.is_empty());
+    let (template, _) = family(&server);
+    let before = (descriptors(listener(&server)).len(), descriptors(template.pid).len());
+    for round in 0..200 {
+        let mut client = connected(&server);
+        assert_eq!(client.call(&Ask::write(round * 4096, vec![1; 4096])).expect("a reply").error, None);
+        if round % 2 == 0 {
+            client.disconnect().expect("sent");
+        }
+    }
+    eventually("all workers end", || family(&server).1.is_empty());
+    let zombies: Vec<_> = descendants(listener(&server)).into_iter().filter(|p| p.state == 'Z').collect();
+    assert_eq!(zombies, []);
+    assert_eq!((descriptors(listener(&server)).len(), descriptors(template.pid).len()), before);
+}
+
+#[test]
+fn a_killed_worker_takes_only_its_own_client_with_it() {
+    let server = start(&["memory", "1M"]);
+    let mut survivor = connected(&server);
+    let (_, first) = family(&server);
+    let mut victim = connected(&server);
+    let (_, both) = family(&server);
+    let killed = both.iter().find(|worker| !first.contains(worker)).expect("a second worker");
+    assert_eq!(victim.call(&Ask::write(0, *b"before")).expect("a reply").error, None);
+    kill(Pid::from_raw(killed.pid), Signal::SIGKILL).expect("killed");
+    victim.expect_close().expect("closed");
+    assert_eq!(survivor.call(&Ask::read(0, 6)).expect("a reply").data, b"before");
+    assert_eq!(connected(&server).call(&Ask::read(0, 6)).expect("a reply").data, b"before");
+    let text = server.wait_for_stderr("killed by signal 9");
+    assert!(text.contains("[2]"), "the report names the connection: {text}");
+}
+
+#[test]
+fn killing_workers_under_load_harms_nobody_else() {
+    let server = start(&["--filter=cow", "memory", "4M"]);
+    let mut survivor = connected(&server);
+    let (_, mine) = family(&server);
+    for round in 0..20_u64 {
+        let mut victim = connected(&server);
+        for block in 0..8 {
+            victim.send(&Ask::write(block * 65536, vec![round as u8; 65536])).expect("sent");
+        }
+        let (_, all) = family(&server);
+        for worker in all.iter().filter(|worker| !mine.contains(worker)) {
+            let _ = kill(Pid::from_raw(worker.pid), Signal::SIGKILL);
+        }
+        let data = vec![round as u8; 4096];
+        assert_eq!(survivor.call(&Ask::write(2 << 20, data.clone())).expect("a reply").error, None);
+        assert_eq!(survivor.call(&Ask::flush()).expect("a reply").error, None);
+        assert_eq!(survivor.call(&Ask::read(2 << 20, 4096)).expect("a reply").data, data);
+    }
+}
+
+#[test]
+fn the_template_is_made_anew_when_it_dies() {
+    let server = start(&["null", "1M"]);
+    let mut client = connected(&server);
+    let (template, _) = family(&server);
+    kill(Pid::from_raw(template.pid), Signal::SIGKILL).expect("killed");
+    eventually("there is another template", || {
+        descendants(listener(&server)).iter().any(|process| process.parent == listener(&server) && process.pid != template.pid && process.state != 'Z')
+    });
+    assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
+    assert_eq!(connected(&server).call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
+}
+
+#[test]
+fn nothing_outlives_a_killed_listener() {
+    let mut server = start(&["memory", "1M"]);
+    let mut client = connected(&server);
+    let everyone = descendants(listener(&server));
+    assert_eq!(everyone.len(), 2);
+    server.signal(Signal::SIGKILL);
+    let _ = server.wait();
+    client.expect_close().expect("closed");
+    eventually("template and worker end", || everyone.iter().all(|known| process(known.pid).is_none_or(|now| now.state == 'Z')));
+}
+
+#[test]
+fn stopping_the_server_finishes_running_requests() {
+    let mut server = start(&["--filter=delay", "memory", "1M", "wdelay=500ms"]);
+    let mut client = connected(&server);
+    client.send(&Ask::write(0, *b"late")).expect("sent");
+    std::thread::sleep(Duration::from_millis(100));
+    server.signal(Signal::SIGTERM);
+    // A delay is cut short by the shutdown, so the answer is an error; but there is an answer.
+    assert!(client.receive().is_ok());
+    assert!(server.wait().success());
+}
+
+#[test]
+fn the_programs_run_as_the_user_that_was_asked_for() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: changing the user needs root");
+        return;
+    }
+    let server = start(&["-u", "nobody", "-g", "nogroup", "memory", "1M"]);
+    let client = connected(&server);
+    let nobody = nix::unistd::User::from_name("nobody").expect("looked up").expect("nobody exists");
+    let (template, workers) = family(&server);
+    for pid in workers.iter().map(|worker| worker.pid).chain([template.pid]) {
+        assert_eq!(std::fs::metadata(format!("/proc/{pid}")).expect("alive").uid(), nobody.uid.as_raw());
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("alive");
+        let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).expect("a line of groups");
+        let gid = nix::unistd::Group::from_name("nogroup").expect("looked up").expect("exists").gid;
+        assert_eq!(groups.trim(), gid.to_string());
+    }
+    drop(client);
+}
+
+#[test]
+fn an_idle_connection_keeps_one_socket() {
+    let server = start(&["null", "1M"]);
+    let mut client = connected(&server);
+    let ours = client.transport().as_raw_fd();
+    assert!(ours > 2);
+    let (_, workers) = family(&server);
+    let threads = std::fs::read_dir(format!("/proc/{}/task", workers[0].pid)).expect("alive").count();
+    assert_eq!(threads, 1, "nothing that may wait, no thread but one");
+}
