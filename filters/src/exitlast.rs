@@ -1,10 +1,12 @@
 //! nbdkit-exitlast-filter(1): stops the server when the last client has gone.
 //!
-//! A worker that dies without closing its connection frees its place but stops nothing: the
-//! server then lives until the next client has come and gone.
+//! A worker that is killed cannot say that it was the last; the template then notices that nobody is there any
+//! more.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use nbdkit_api::shared::SharedWords;
 use nbdkit_api::{
     Errno, Error, Filter, FilterConnection, Open, Result, Slot, ThreadModel, client, debug,
 };
@@ -15,6 +17,17 @@ use crate::presence::{Place, Places};
 #[derive(Debug, Default)]
 pub struct ExitLast {
     places: Option<Arc<Places>>,
+    /// Not 0 once there was a client at all.
+    visited: Option<Arc<SharedWords>>,
+}
+
+impl ExitLast {
+    fn shared(&self) -> Result<(&Arc<Places>, &Arc<SharedWords>)> {
+        self.places
+            .as_ref()
+            .zip(self.visited.as_ref())
+            .ok_or_else(|| Error::new(Errno::EINVAL, "exitlast: opened before get_ready"))
+    }
 }
 
 impl Filter for ExitLast {
@@ -28,15 +41,22 @@ impl Filter for ExitLast {
 
     fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
         self.places = Some(Places::new("exitlast", i64::MAX as u64)?);
+        self.visited = Some(Arc::new(SharedWords::new(1)?));
         Ok(())
+    }
+
+    fn worker_ended(&self) {
+        if let Ok((places, visited)) = self.shared()
+            && visited[0].load(Ordering::Relaxed) != 0
+        {
+            shut_down_if_empty(places);
+        }
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
         below.open(open)?;
-        let places = self
-            .places
-            .as_ref()
-            .ok_or_else(|| Error::new(Errno::EINVAL, "exitlast: opened before get_ready"))?;
+        let (places, visited) = self.shared()?;
+        visited[0].store(1, Ordering::Relaxed);
         // With so many places there is always one.
         Ok(Box::new(Handle { place: places.take()?, places: Arc::clone(places) }))
     }
@@ -52,10 +72,14 @@ impl Drop for Handle {
     /// least one finds itself alone.
     fn drop(&mut self) {
         self.place = None;
-        if matches!(self.places.occupied(), Ok(false)) {
-            debug!("exitlast: exiting on last client connection");
-            client::shutdown();
-        }
+        shut_down_if_empty(&self.places);
+    }
+}
+
+fn shut_down_if_empty(places: &Places) {
+    if matches!(places.occupied(), Ok(false)) {
+        debug!("exitlast: exiting on last client connection");
+        client::shutdown();
     }
 }
 
@@ -67,7 +91,7 @@ impl FilterConnection for Handle {
 mod tests {
     use super::*;
     use crate::testing::{self, Disk};
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     static SHUTDOWNS: AtomicU32 = AtomicU32::new(0);
 

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use nbdkit_api::{Isolation, Layer, ResultExt, ThreadModel, log::error as log_error};
+use nbdkit_api::{Isolation, Layer, ResultExt, ThreadModel, log::error as log_error, strerror};
 use nbdkit_ipc::messages::{
     self, Configure, Configured, EnterService, Hello, Parameter, Purpose, Serve,
 };
@@ -210,7 +210,7 @@ impl Service {
         let mut children = match reap::Children::new() {
             Ok(children) => children,
             Err(errno) => {
-                log_error(&format!("signalfd: {}", errno.desc()));
+                log_error(&format!("signalfd: {}", strerror(errno)));
                 return;
             }
         };
@@ -225,12 +225,13 @@ impl Service {
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => {
-                    log_error(&format!("poll: {}", errno.desc()));
+                    log_error(&format!("poll: {}", strerror(errno)));
                     return;
                 }
             }
             for (connection, exit) in children.reap() {
                 let _ = self.link.send(&FromTemplate::Exited { connection, exit }, &[]);
+                self.layer.worker_ended();
             }
             while serving {
                 match self.link.try_recv() {
@@ -267,7 +268,7 @@ impl Service {
                 process::exit_now(worker::run(self, serve, fds));
             }
             Err(errno) => {
-                log_error(&format!("fork: {}", errno.desc()));
+                log_error(&format!("fork: {}", strerror(errno)));
                 let exit = nbdkit_ipc::WorkerExit::Failed;
                 let _ = self.link.send(&FromTemplate::Exited { connection, exit }, &[]);
             }

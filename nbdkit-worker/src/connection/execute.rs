@@ -6,7 +6,7 @@ use nbd_protocol::constants::{ChunkType, Command, CommandFlags, MAX_DESCRIPTOR_L
 use nbd_protocol::transmission::{
     BlockDescriptor, BlockDescriptorExt, BlockStatus, BlockStatusExt, BlockStatusPayload, Request,
 };
-use nbdkit_api::{Backend, Blocking, Errno, Error, ExtentKind, Extents, FileRange, Flags, Result};
+use nbdkit_api::{Backend, Errno, Error, ExtentKind, Extents, FileRange, Flags, Result};
 
 use super::export::Features;
 use super::options::BASE_ALLOCATION_ID;
@@ -92,14 +92,14 @@ impl Target<'_> {
         Ok(())
     }
 
-    /// Whether a read should be looked through for holes. The stack must know about extents without
-    /// waiting for a network or a program.
+    /// Whether a read should be looked through for holes: only where its bytes are those of a file, as they stand
+    /// there. Any other layer is to see the reads that the client makes.
     fn may_be_sparse(&self, request: &Request) -> bool {
         self.features.structured
             && request.length >= SPARSE_FROM
             && !request.flags.contains(CommandFlags::DF)
-            && self.backend.blocking() != Blocking::Long
             && self.backend.can_extents().unwrap_or(false)
+            && self.backend.file_range(request.length as u32, request.offset).is_some()
     }
 
     fn read(&self, request: &Request, replies: &mut Replies) -> Result<()> {

@@ -116,6 +116,10 @@ impl ExpectOption<'_> {
 
     /// NBD_OPT_EXPORT_NAME: the answer is the export itself; a refusal is the end of the connection.
     fn export_name(&mut self, payload: &[u8]) -> Result<Export, End> {
+        if self.extended {
+            let option = Opt::EXPORT_NAME;
+            return Err(End::Protocol(format!("{option} after extended headers were negotiated")));
+        }
         let name = nbd_protocol::handshake::decode_export_name(payload)
             .map_err(|malformed| End::Protocol(format!("{}: {malformed}", Opt::EXPORT_NAME)))?;
         let features = self.features_for(name);

@@ -29,7 +29,8 @@ pub(crate) struct ExpectOption<'a> {
     /// The reply to NBD_OPT_EXPORT_NAME goes without padding.
     pub(super) no_zeroes: bool,
     structured: bool,
-    extended: bool,
+    /// Extended headers are in use.
+    pub(super) extended: bool,
     /// The export for which `base:allocation` was set.
     meta_context: Option<String>,
 }

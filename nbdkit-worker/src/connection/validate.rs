@@ -148,9 +148,6 @@ impl Rules {
         {
             return invalid("PAYLOAD_LEN flag not allowed here");
         }
-        if !payload && self.features.extended && command == Command::WRITE {
-            return invalid("PAYLOAD_LEN flag missing");
-        }
         Ok(())
     }
 }
@@ -167,12 +164,10 @@ fn translate(request: &Request) -> Flags {
 
 /// How many bytes of payload follow the header of a request, whatever else is wrong with it.
 pub(crate) fn payload_length(request: &Request, extended: bool) -> u64 {
-    let carries = if extended {
-        request.flags.contains(CommandFlags::PAYLOAD_LEN)
-    } else {
-        request.command == Command::WRITE
-    };
-    if carries { request.length } else { 0 }
+    // A write has its data behind it whether or not the flag says so: qemu's client, the only one that speaks
+    // extended headers, leaves it out, and qemu's server takes that.
+    let flagged = extended && request.flags.contains(CommandFlags::PAYLOAD_LEN);
+    if request.command == Command::WRITE || flagged { request.length } else { 0 }
 }
 
 #[cfg(test)]
@@ -246,15 +241,16 @@ mod tests {
     }
 
     #[test]
-    fn extended_writes_announce_their_payload() {
+    fn a_write_has_a_payload_whatever_its_flags_say() {
         let mut rules = rules();
         rules.features.extended = true;
         let with = request(Command::WRITE, CommandFlags::PAYLOAD_LEN, 0, 512);
         let without = request(Command::WRITE, CommandFlags::empty(), 0, 512);
-        assert_eq!(errno(rules, &with), None);
-        assert_eq!(errno(rules, &without), Some(Errno::EINVAL));
-        assert_eq!((payload_length(&with, true), payload_length(&without, true)), (512, 0));
+        assert_eq!((errno(rules, &with), errno(rules, &without)), (None, None));
+        assert_eq!((payload_length(&with, true), payload_length(&without, true)), (512, 512));
         assert_eq!(payload_length(&without, false), 512);
+        let status = request(Command::BLOCK_STATUS, CommandFlags::PAYLOAD_LEN, 0, 12);
+        assert_eq!((payload_length(&status, true), payload_length(&status, false)), (12, 0));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) fn run(service: &Service, serve: &Serve, fds: Vec<OwnedFd>) -> i32 {
     // From here on everything goes to our own channel; the template's is not ours to use.
     log::use_worker(Arc::clone(&link));
     if let Err(errno) = process::end_client_on_message(&*link, &input) {
-        nbdkit_api::error!("fcntl: {}", errno.desc());
+        nbdkit_api::error!("fcntl: {}", nbdkit_api::strerror(errno));
         return WorkerExit::Failed.code();
     }
     if service.swap {

@@ -41,7 +41,7 @@ impl Error {
 
     /// `operation: cause`, with the errno of a failed system call.
     pub fn os(operation: impl fmt::Display, errno: Errno) -> Error {
-        Error::new(errno, format!("{operation}: {}", errno.desc()))
+        Error::new(errno, format!("{operation}: {}", strerror(errno)))
     }
 
     /// `operation: cause`, with the errno of a failed standard library call (EIO if it had none).
@@ -101,7 +101,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.message.is_empty() {
-            f.write_str(self.errno.desc())
+            f.write_str(&strerror(self.errno))
         } else {
             f.write_str(&self.message)
         }
@@ -109,6 +109,15 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// The C library's words for an errno, which nbdkit's messages end with.
+pub fn strerror(errno: Errno) -> String {
+    let text = io::Error::from_raw_os_error(errno as i32).to_string();
+    match text.rfind(" (os error ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
 
 /// Adds the operation and its object to errors of system calls.
 pub trait ResultExt<T> {

@@ -87,6 +87,10 @@ pub trait Filter: Send + Sync {
         let _ = below;
     }
 
+    /// Called in the template after a worker has ended, however it ended, so that what it left undone
+    /// can be noticed. Not called with [`Isolation::Shared`].
+    fn worker_ended(&self) {}
+
     /// Prints further `key=value` lines for `--dump-plugin`.
     ///
     /// # Errors
@@ -327,7 +331,7 @@ pub trait FilterConnection: Send + Sync {
     }
 
     /// Where the bytes of a read stand in a file. `None` unless the filter knows that they pass
-    /// through unchanged.
+    /// through unchanged and need not see the read, which may then be done without calling it.
     fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
         let _ = (next, count, offset);
         None

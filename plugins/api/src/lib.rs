@@ -26,7 +26,7 @@ pub mod value;
 
 pub use backend::Backend;
 pub use client::Client;
-pub use error::{Errno, Error, Result, ResultExt};
+pub use error::{Errno, Error, Result, ResultExt, strerror};
 pub use exports::{Export, Exports};
 pub use extents::{Extent, ExtentKind, Extents};
 pub use filter::{Filter, FilterConnection, NextConfig, Slot};

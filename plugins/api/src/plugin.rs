@@ -369,7 +369,8 @@ pub trait Connection: Send + Sync {
         (self.blocking() == Blocking::Never).then(|| self.pread(buf, offset))
     }
 
-    /// Where the bytes of a read stand in a file, if they do, so that they need not be copied.
+    /// Where the bytes of a read stand in a file, if they do, so that they need not be copied. The server may
+    /// then leave out `pread`, and send holes of the file as holes.
     fn file_range(&self, count: u32, offset: u64) -> Option<FileRange<'_>> {
         let _ = (count, offset);
         None

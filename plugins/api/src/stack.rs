@@ -253,6 +253,17 @@ impl Layer {
         }
     }
 
+    /// Tells every filter that a worker has ended.
+    pub fn worker_ended(&self) {
+        if let Module::Filter(filter, below) = &self.module {
+            {
+                let _entered = self.enter(None);
+                filter.worker_ended();
+            }
+            below.worker_ended();
+        }
+    }
+
     /// `preconnect` of this layer (a filter calls on).
     ///
     /// # Errors

@@ -104,7 +104,7 @@ fn mistakes_on_the_command_line_are_explained() {
     let why = configured(&[("config", "echo EIO no $2 >&2; exit 1"), ("a", "b")]).err().unwrap();
     assert!(why.message().ends_with("/config: no a"), "{why}");
     let why = configured(&[size, ("config_complete", "echo EIO >&2; exit 1")]).err().unwrap();
-    assert!(why.message().ends_with("/config_complete: I/O error"), "{why}");
+    assert!(why.message().ends_with("/config_complete: Input/output error"), "{why}");
 }
 
 #[test]

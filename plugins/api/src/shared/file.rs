@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use nix::fcntl::{FallocateFlags, OFlag, fallocate, open};
+use nix::fcntl::{FallocateFlags, FcntlArg, FdFlag, OFlag, SealFlag, fallocate, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, ftruncate, lseek64};
@@ -28,8 +28,8 @@ impl SharedFile {
     /// # Errors
     /// The kernel's.
     pub fn in_memory(name: &str, size: u64) -> Result<SharedFile> {
-        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC)
-            .or_error(|| format!("memfd_create: {name}"))?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = memfd_create(name, flags).or_error(|| format!("memfd_create: {name}"))?;
         let file = SharedFile { file: File::from(fd), name: name.to_owned() };
         file.set_len(size)?;
         Ok(file)
@@ -57,6 +57,14 @@ impl SharedFile {
         let size = i64::try_from(size)
             .map_err(|_| Error::os(format!("ftruncate: {}", self.name), Errno::EFBIG))?;
         ftruncate(&self.file, size).or_error(|| format!("ftruncate: {}", self.name))
+    }
+
+    /// Forbids for good to make a memfd shorter; does nothing to a temporary file.
+    pub(super) fn never_shrink(&self) -> Result<()> {
+        match fcntl(&self.file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)) {
+            Ok(_) | Err(Errno::EINVAL) => Ok(()),
+            Err(errno) => Err(Error::os(format!("fcntl F_ADD_SEALS: {}", self.name), errno)),
+        }
     }
 
     /// Length in bytes.
@@ -168,8 +176,7 @@ fn unlinked(dir: &Path) -> Result<OwnedFd> {
     let (fd, path) = nix::unistd::mkstemp(&dir.join("nbdkitXXXXXX"))
         .or_error(|| format!("mkstemp: {}", dir.display()))?;
     nix::unistd::unlink(&path).or_error(|| format!("unlink: {}", path.display()))?;
-    nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
-        .or_error(|| "fcntl")?;
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).or_error(|| "fcntl")?;
     Ok(fd)
 }
 

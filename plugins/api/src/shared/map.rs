@@ -53,7 +53,8 @@ impl SharedWords {
     /// `words` words that stand in `file` from byte `offset`, a multiple of the page size. The
     /// file is grown to hold them. Processes that map the same place share it, whenever they do.
     ///
-    /// Nothing may shrink the file afterwards: touching a page beyond its end is SIGBUS.
+    /// A memfd can never be shrunk from then on: touching a page beyond its end would be SIGBUS in all
+    /// processes that map it.
     ///
     /// # Errors
     /// ENOMEM, ENOSPC, EINVAL for an unaligned offset.
@@ -62,8 +63,11 @@ impl SharedWords {
         let end = offset
             .checked_add(length.get() as u64)
             .ok_or_else(|| Error::os("mmap", Errno::EOVERFLOW))?;
+        file.never_shrink()?;
         if file.size()? < end {
-            file.set_len(end)?;
+            // Another process may have made it longer than that by now, and it stays so.
+            file.set_len(end)
+                .or_else(|error| if file.size()? < end { Err(error) } else { Ok(()) })?;
         }
         let at = off_t::try_from(offset).map_err(|_| Error::os("mmap", Errno::EOVERFLOW))?;
         // SAFETY: as in `new`; the file is at least as long as the mapping.
@@ -118,6 +122,10 @@ mod tests {
         a[999].store(42, Ordering::SeqCst);
         assert_eq!(b[999].load(Ordering::SeqCst), 42);
         assert_eq!(file.size().unwrap(), 4096 + 8000);
+        assert!(
+            file.set_len(0).is_err(),
+            "a hostile worker must not be able to pull the pages away"
+        );
     }
 
     #[test]
