@@ -121,11 +121,13 @@ fn start(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
     }))
 }
 
-/// From start-up into service: out of the terminal and the directory, to the final user. Must not yet close what
+/// From start-up into service: out of the terminal and, in the background, the directory; to the final user. Must not yet close what
 /// `after_fork` may open.
 fn enter(service: &EnterService, swap: bool, layer: &Layer) -> nbdkit_api::Result<()> {
     process::leave_signals_to_listener();
-    nix::unistd::chdir("/").or_error(|| "chdir: /")?;
+    if service.background {
+        nix::unistd::chdir("/").or_error(|| "chdir: /")?;
+    }
     let null = std::fs::File::options()
         .read(true)
         .write(true)

@@ -178,10 +178,9 @@ impl Target<'_> {
                     "invalid request: offset and count are out of range",
                 ));
             }
-            if filter.ids.clone().count() == 0
-                || filter.ids.clone().any(|id| id != BASE_ALLOCATION_ID)
-            {
-                return Err(Error::new(Errno::EINVAL, "invalid request: unknown meta context id"));
+            if !filter.ids.clone().eq([BASE_ALLOCATION_ID]) {
+                let what = "invalid request: unknown or repeated meta context id";
+                return Err(Error::new(Errno::EINVAL, what));
             }
         }
         let mut extents = Extents::new(offset, self.size);

@@ -301,8 +301,9 @@ impl Layer {
                     filter.list_exports(below, client, readonly, exports)?;
                 }
             }
+            // A plugin that cannot tell its default export, and has said why, has none to advertise.
             if exports.take_use_default()
-                && let Some(name) = self.default_export(client, readonly)?
+                && let Ok(Some(name)) = self.default_export(client, readonly)
             {
                 exports.add(name, None)?;
             }
