@@ -58,9 +58,20 @@ fn write_out_and_drop(fd: BorrowedFd<'_>, offset: u64, count: u64) -> nix::Resul
     Ok(())
 }
 
+/// The kernel caches files in folios of up to this many bytes and drops a folio only as a whole.
+const LARGEST_FOLIO: u64 = 2 << 20;
+
 /// Drops clean pages. Advice: it does not matter if it fails.
+///
+/// The folio that a small request ends in is usually still to be used by the next one, and no range of a
+/// small request covers a whole folio. So the range begins a folio earlier: each is dropped by the
+/// first request that reaches its end.
 pub(super) fn drop_pages(fd: BorrowedFd<'_>, offset: u64, count: u64) {
-    let (Ok(offset), Ok(count)) = (i64::try_from(offset), i64::try_from(count)) else { return };
+    let start = offset.saturating_sub(LARGEST_FOLIO);
+    let end = offset.saturating_add(count);
+    let (Ok(offset), Ok(count)) = (i64::try_from(start), i64::try_from(end - start)) else {
+        return;
+    };
     let _ = posix_fadvise(fd, offset, count, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
