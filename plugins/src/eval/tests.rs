@@ -185,6 +185,17 @@ fn zero_falls_back_to_pwrite() {
 }
 
 #[test]
+fn what_was_promised_and_is_missing_fails_only_for_pwrite() {
+    let promises = ["can_write", "can_flush", "can_trim", "can_zero"].map(|name| (name, "exit 0"));
+    let disk = open(&[&promises[..], &[("can_cache", "echo native")]].concat()).unwrap();
+    disk.flush().unwrap();
+    disk.trim(512, 0, Flags::empty()).unwrap();
+    disk.cache(512, 0).unwrap();
+    let why = disk.pwrite(&[1; 512], 0, Flags::empty()).unwrap_err();
+    assert!(why.message().ends_with("pwrite not implemented"), "{why}");
+}
+
+#[test]
 fn nonsense_in_answers_is_an_error() {
     for (method, script) in [
         ("get_size", "echo foo"),
