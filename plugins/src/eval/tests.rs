@@ -90,6 +90,17 @@ fn scripts_share_a_directory_that_goes_with_the_plugin() {
 }
 
 #[test]
+fn a_fragment_may_name_its_interpreter() {
+    let mut out = Vec::new();
+    let plugin =
+        configured(&[("get_size", "echo 1"), ("dump_plugin", "#!/bin/echo a\nb")]).unwrap();
+    plugin.dump_plugin(&mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.starts_with("max_known_status=8\na /tmp/nbdkit"), "{text}");
+    assert!(text.ends_with("/dump_plugin dump_plugin\n"), "{text}");
+}
+
+#[test]
 fn mistakes_on_the_command_line_are_explained() {
     let size = ("get_size", "echo 1M");
     let unknown = "callback 'load' is unknown, and there is no 'config' callback to handle it";
