@@ -206,6 +206,16 @@ impl FilterConnection for Handle {
         next.cache(count, offset)
     }
 
+    /// Where waiting is short the server looks for holes first and reads only around them. Then
+    /// reads of holes would not fail, and reads would fail at the rate of extents.
+    fn blocking(&self, next: &Backend) -> Blocking {
+        if self.reads_fail() || self.settings[EXTENTS].rate > 0.0 {
+            Blocking::Long
+        } else {
+            next.blocking()
+        }
+    }
+
     /// A read that turned out to block is tried again by `pread`: dice must be thrown once for
     /// both, so only where nothing blocks is it decided here.
     fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nbdkit_api::{
-    Backend, Error, Extents, Filter, FilterConnection, Flags, Layer, NextConfig, Open, Result,
-    ResultExt, Slot, ThreadModel, Value,
+    Backend, Blocking, Error, Extents, Filter, FilterConnection, Flags, Layer, NextConfig, Open,
+    Result, ResultExt, Slot, ThreadModel, Value,
 };
 
 use counters::{Counters, Operation};
@@ -170,6 +170,12 @@ impl FilterConnection for Handle {
 
     fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
         self.counted(Operation::Cache, count, offset, || next.cache(count, offset))
+    }
+
+    /// Where waiting is short the server looks for holes first and reads only around them; what
+    /// the client asked for must be counted as it was asked.
+    fn blocking(&self, _: &Backend) -> Blocking {
+        Blocking::Long
     }
 
     /// Counted only if it was done.

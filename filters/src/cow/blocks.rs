@@ -151,7 +151,13 @@ impl Blocks {
         let at = self.overlay.offset(cluster)? + within;
         match data {
             Data::Bytes(bytes) => self.overlay.write(bytes, at),
-            Data::Zeroes(count) => self.overlay.write(&vec![0; count as usize], at),
+            Data::Zeroes(count) => {
+                let zeroes = vec![0; count.min(PIECE) as usize];
+                (0..count).step_by(PIECE as usize).try_for_each(|done| {
+                    let piece = (count - done).min(PIECE) as usize;
+                    self.overlay.write(&zeroes[..piece], at + done)
+                })
+            }
         }
     }
 

@@ -112,6 +112,18 @@ fn trimming_drops_blocks_and_zeroes_their_parts() {
 }
 
 #[test]
+fn parts_of_large_blocks_are_zeroed_in_pieces() {
+    let disk = Arc::new(Disk::pattern(4 << 20));
+    let backend = testing::backend(&disk, &["cow"], &[("cow-block-size", "4M")]);
+    let mut expected = disk.data.lock().unwrap().clone();
+    backend.pwrite(&[1; 700_000], 300_000, NONE).unwrap();
+    expected[300_000..1_000_000].fill(1);
+    backend.trim(3_000_000, 400_000, NONE).unwrap();
+    expected[400_000..3_400_000].fill(0);
+    assert!(testing::read(&backend, 4 << 20, 0) == expected);
+}
+
+#[test]
 fn extents_below_show_through() {
     let disk = Arc::new(Disk::new(1 << 20));
     let backend = testing::backend(&disk, &["cow"], &[]);

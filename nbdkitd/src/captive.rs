@@ -1,0 +1,101 @@
+//! `--run`: a shell command that lives with the server. nbdkit-captive(1).
+
+#![forbid(unsafe_code)]
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
+
+use crate::notify;
+
+/// The caller's standard streams, which the command gets while the server gives them up.
+pub(crate) struct Streams {
+    input: OwnedFd,
+    output: OwnedFd,
+}
+
+impl Streams {
+    /// Keeps copies.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub(crate) fn keep() -> io::Result<Streams> {
+        Ok(Streams {
+            input: io::stdin().as_fd().try_clone_to_owned()?,
+            output: io::stdout().as_fd().try_clone_to_owned()?,
+        })
+    }
+
+    /// Both, as descriptors of a client (`-s`).
+    pub(crate) fn into_client(self) -> Vec<OwnedFd> {
+        vec![self.input, self.output]
+    }
+}
+
+/// The running command.
+#[derive(Debug)]
+pub(crate) struct Captive {
+    pid: Pid,
+}
+
+impl Captive {
+    /// Starts `script` under a shell, as the user that started the server.
+    ///
+    /// # Errors
+    /// Those of fork(2) and execve(2).
+    pub(crate) fn start(script: &OsStr, streams: Streams) -> io::Result<Captive> {
+        let child = Command::new("/bin/sh")
+            .arg("-c")
+            .arg(OsString::from(script))
+            .env_remove(notify::NOTIFY_SOCKET)
+            .stdin(Stdio::from(streams.input))
+            .stdout(Stdio::from(streams.output))
+            .spawn()?;
+        Ok(Captive { pid: Pid::from_raw(child.id().cast_signed()) })
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Sends it a signal. It has not been reaped, so the number is still its own.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let _ = kill(self.pid, signal);
+    }
+}
+
+/// The server's exit status for that of the command, and what the user is told about it.
+pub(crate) fn outcome(status: WaitStatus) -> (u8, Option<String>) {
+    match status {
+        // The kernel keeps only eight bits of it.
+        WaitStatus::Exited(_, code) => ((code & 0xff) as u8, None),
+        WaitStatus::Signaled(_, signal, _) => {
+            let number = signal as i32;
+            let text = format!("external command was killed by signal {number}");
+            ((number + 128) as u8, Some(text))
+        }
+        _ => (1, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_are_those_of_nbdkit() {
+        let pid = Pid::from_raw(1);
+        assert_eq!(outcome(WaitStatus::Exited(pid, 0)), (0, None));
+        assert_eq!(outcome(WaitStatus::Exited(pid, 7)), (7, None));
+        assert_eq!(
+            outcome(WaitStatus::Signaled(pid, Signal::SIGKILL, false)),
+            (137, Some("external command was killed by signal 9".to_owned()))
+        );
+    }
+}

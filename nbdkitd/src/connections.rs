@@ -1,0 +1,224 @@
+//! Who is being served: the table of connections, and what the template may claim about them. Pure.
+//!
+//! Every claim is checked: the template is a confined process that ran a plugin's code.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Instant;
+
+use nbdkit_ipc::messages::{Isolation, Peer, PeerAddress};
+
+use crate::log::{Quota, escape};
+use crate::sys::process::Process;
+
+/// The longest export name. NBD protocol, "String values".
+const MAX_EXPORT: usize = 4096;
+
+/// Error lines that one client's worker may cause: at once, and each second.
+const LINES: (u32, u32) = (200, 20);
+
+/// A client that was handed over.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// Who it is.
+    pub(crate) peer: Peer,
+    /// The worker's process id, once it was forked.
+    pub(crate) pid: Option<i32>,
+    /// A handle on the worker, if it could be had.
+    pub(crate) process: Option<Process>,
+    /// How many lines it may still log.
+    pub(crate) quota: Quota,
+    export: Option<String>,
+}
+
+impl Connection {
+    /// Notes the export that is being served.
+    ///
+    /// # Errors
+    /// It was noted before, or cannot be a name.
+    pub(crate) fn serving(&mut self, export: String) -> Result<(), Violation> {
+        if export.len() > MAX_EXPORT || self.export.is_some() {
+            return Err(Violation::Serving);
+        }
+        self.export = Some(export);
+        Ok(())
+    }
+}
+
+/// For log lines: `client 127.0.0.1:4000, export "x"`.
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.peer.address, self.peer.credentials) {
+            (PeerAddress::Unix, Some((pid, uid, _))) => write!(f, "client pid {pid} uid {uid}")?,
+            (address, _) => write!(f, "client {address}")?,
+        }
+        if let Some(export) = &self.export {
+            let mut escaped = String::new();
+            escape(&mut escaped, export);
+            write!(f, ", export \"{escaped}\"")?;
+        }
+        Ok(())
+    }
+}
+
+/// A claim that cannot be true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Violation {
+    /// There is no such connection.
+    UnknownConnection,
+    /// It has a worker already, or there are no workers.
+    Forked,
+    /// The process is another connection's worker, or no number of a process.
+    Process,
+    /// The handshake cannot have ended twice, or with such a name.
+    Serving,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Violation::UnknownConnection => "a connection that does not exist",
+            Violation::Forked => "a worker for a connection that can have none",
+            Violation::Process => "a worker that is not its child",
+            Violation::Serving => "an export that cannot be",
+        })
+    }
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    table: BTreeMap<u64, Connection>,
+}
+
+impl Connections {
+    /// A client was handed over.
+    pub(crate) fn add(&mut self, number: u64, peer: Peer, now: Instant) {
+        let quota = Quota::new(LINES.0, LINES.1, now);
+        self.table
+            .insert(number, Connection { peer, pid: None, process: None, quota, export: None });
+    }
+
+    /// The template says that process `pid` serves a connection.
+    ///
+    /// # Errors
+    /// The claim cannot be true.
+    pub(crate) fn forked(
+        &mut self,
+        number: u64,
+        pid: i32,
+        isolation: Isolation,
+    ) -> Result<&mut Connection, Violation> {
+        if pid <= 1 || self.of_pid(pid).is_some() {
+            return Err(Violation::Process);
+        }
+        let connection = self.table.get_mut(&number).ok_or(Violation::UnknownConnection)?;
+        if connection.pid.is_some() || isolation == Isolation::Shared {
+            return Err(Violation::Forked);
+        }
+        connection.pid = Some(pid);
+        Ok(connection)
+    }
+
+    /// A connection has ended. Not every connection had a worker: fork may have failed.
+    ///
+    /// # Errors
+    /// There was no such connection.
+    pub(crate) fn remove(&mut self, number: u64) -> Result<Connection, Violation> {
+        self.table.remove(&number).ok_or(Violation::UnknownConnection)
+    }
+
+    /// One of them.
+    pub(crate) fn get_mut(&mut self, number: u64) -> Option<&mut Connection> {
+        self.table.get_mut(&number)
+    }
+
+    /// Whose worker a process is.
+    pub(crate) fn of_pid(&self, pid: i32) -> Option<u64> {
+        self.table.iter().find(|(_, it)| it.pid == Some(pid)).map(|(number, _)| *number)
+    }
+
+    /// All of them, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Connection)> {
+        self.table.iter().map(|(number, connection)| (*number, connection))
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(address: PeerAddress) -> Peer {
+        Peer { address, credentials: None, security_context: None }
+    }
+
+    fn table(numbers: &[u64]) -> Connections {
+        let mut table = Connections::default();
+        for number in numbers {
+            table.add(*number, peer(PeerAddress::Unix), Instant::now());
+        }
+        table
+    }
+
+    #[test]
+    fn a_connection_is_handed_over_forked_and_ended() {
+        let mut table = table(&[1, 2]);
+        assert_eq!(table.forked(2, 42, Isolation::Connection).unwrap().pid, Some(42));
+        assert_eq!((table.of_pid(42), table.of_pid(43)), (Some(2), None));
+        assert_eq!(table.remove(2).unwrap().pid, Some(42));
+        assert_eq!((table.len(), table.is_empty()), (1, false));
+        assert_eq!(table.remove(1).unwrap().pid, None);
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn claims_that_cannot_be_true_are_violations() {
+        let mut table = table(&[1, 2]);
+        let forked = |table: &mut Connections, number, pid, isolation| {
+            table.forked(number, pid, isolation).err()
+        };
+        use Isolation::{Connection as Own, Shared};
+        assert_eq!(forked(&mut table, 3, 42, Own), Some(Violation::UnknownConnection));
+        assert_eq!(forked(&mut table, 1, 42, Shared), Some(Violation::Forked));
+        for pid in [-1, 0, 1] {
+            assert_eq!(forked(&mut table, 1, pid, Own), Some(Violation::Process));
+        }
+        assert_eq!(forked(&mut table, 1, 42, Own), None);
+        assert_eq!(forked(&mut table, 1, 43, Own), Some(Violation::Forked));
+        assert_eq!(forked(&mut table, 2, 42, Own), Some(Violation::Process));
+        assert_eq!(table.remove(3).err(), Some(Violation::UnknownConnection));
+    }
+
+    #[test]
+    fn a_handshake_ends_once_and_with_a_name_of_the_protocol() {
+        let mut table = table(&[1]);
+        let connection = table.get_mut(1).unwrap();
+        assert_eq!(connection.serving("x".repeat(MAX_EXPORT + 1)), Err(Violation::Serving));
+        assert_eq!(connection.serving(String::new()), Ok(()));
+        assert_eq!(connection.serving(String::new()), Err(Violation::Serving));
+    }
+
+    #[test]
+    fn log_lines_name_client_and_export_without_control_characters() {
+        let mut table = Connections::default();
+        table.add(1, peer(PeerAddress::Inet("[::1]:4000".parse().unwrap())), Instant::now());
+        let connection = table.get_mut(1).unwrap();
+        assert_eq!(connection.to_string(), "client [::1]:4000");
+        connection.serving("a\x1b\n".to_owned()).unwrap();
+        assert_eq!(connection.to_string(), "client [::1]:4000, export \"a\\x1b\\n\"");
+        connection.peer = Peer { credentials: Some((7, 1000, 100)), ..peer(PeerAddress::Unix) };
+        assert!(connection.to_string().starts_with("client pid 7 uid 1000, export"));
+    }
+}

@@ -1,0 +1,108 @@
+//! Into the background. The process that was started forks before anything else and waits; the server starts up with
+//! the terminal still attached, so that errors and password prompts are where the user is, and leaves it when ready.
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use nix::fcntl::OFlag;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Pid, pipe2};
+
+use crate::sys;
+
+/// Which of the two we are after [`fork`].
+pub(crate) enum Forked {
+    /// The process that was started, with its exit status: there is no more to do.
+    Launcher(ExitCode),
+    /// The server.
+    Server(Report),
+}
+
+/// How the server tells the process that started it that clients may come.
+pub(crate) struct Report(OwnedFd);
+
+impl Report {
+    /// Tells it.
+    ///
+    /// # Errors
+    /// EPIPE: it is gone.
+    pub(crate) fn ready(self) -> io::Result<()> {
+        File::from(self.0).write_all(&[1])
+    }
+}
+
+/// Forks and, in the original process, waits for the outcome.
+///
+/// # Errors
+/// Those of pipe(2) and fork(2).
+pub(crate) fn fork(program: &str) -> io::Result<Forked> {
+    let (outcome, report) = pipe2(OFlag::O_CLOEXEC)?;
+    match sys::process::fork()? {
+        None => Ok(Forked::Server(Report(report))),
+        Some(server) => {
+            drop(report);
+            Ok(Forked::Launcher(wait(program, server, outcome)))
+        }
+    }
+}
+
+fn wait(program: &str, server: Pid, outcome: OwnedFd) -> ExitCode {
+    let mut byte = [0];
+    // Without a byte the server has ended; an interrupted read is repeated by read_exact.
+    if File::from(outcome).read_exact(&mut byte).is_ok() {
+        return ExitCode::SUCCESS;
+    }
+    match waitpid(server, None) {
+        // A plugin that asked for shutdown while it started ends the server well.
+        Ok(WaitStatus::Exited(_, 0)) => ExitCode::SUCCESS,
+        Ok(WaitStatus::Exited(..)) => ExitCode::FAILURE,
+        Ok(WaitStatus::Signaled(_, signal, _)) => {
+            eprintln!("{program}: error: the server was killed by {signal} while it started");
+            ExitCode::FAILURE
+        }
+        Ok(_) | Err(_) => {
+            eprintln!("{program}: error: the server ended while it started");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Leaves the terminal and the current directory. Standard error is kept if debug lines go there. Must not yet be
+/// called while something may still have to be told to the user.
+///
+/// # Errors
+/// Which call failed.
+pub(crate) fn leave_terminal(keep_stderr: bool) -> Result<(), String> {
+    let failed =
+        |call: &'static str| move |errno: nix::errno::Errno| format!("{call}: {}", errno.desc());
+    nix::unistd::setsid().map_err(failed("setsid"))?;
+    nix::unistd::chdir("/").map_err(failed("chdir: /"))?;
+    if !keep_stderr {
+        let null = open_null()?;
+        nix::unistd::dup2_stderr(&null).map_err(failed("dup2"))?;
+    }
+    Ok(())
+}
+
+/// Puts `/dev/null` in the place of standard input and output.
+///
+/// # Errors
+/// Which call failed.
+pub(crate) fn release_standard_streams() -> Result<(), String> {
+    let null = open_null()?;
+    nix::unistd::dup2_stdin(&null)
+        .and_then(|()| nix::unistd::dup2_stdout(&null))
+        .map_err(|errno| format!("dup2: {}", errno.desc()))
+}
+
+fn open_null() -> Result<File, String> {
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(|error| format!("open: /dev/null: {}", crate::errno_text(&error)))
+}

@@ -1,0 +1,125 @@
+//! The log: this process is the only one that writes it. Workers and template send records, which are bounded and
+//! escaped here. nbdkit-service(1), "Logging".
+//!
+//! Errors go where `--log` says, debug lines (`-v`) always to standard error. A line is one write(2), so that lines of
+//! several programs with the same standard error do not mix. Without a system log (`/dev/log`) lines for it are lost,
+//! as with syslog(3); it is tried anew with every line.
+
+#![forbid(unsafe_code)]
+
+mod destination;
+mod format;
+mod quota;
+
+use std::cell::RefCell;
+use std::io::{self, IsTerminal, Write};
+use std::time::Instant;
+
+use nbdkit_ipc::messages::LogRecord;
+
+use crate::cli::command_line::{LogDestination, Options};
+use destination::Destination;
+pub(crate) use format::{Level, Speaker, escape};
+pub(crate) use quota::{Quota, Verdict};
+
+/// See the module's text.
+pub(crate) struct Log {
+    prefix: String,
+    verbose: bool,
+    bold: bool,
+    destination: RefCell<Destination>,
+    default: bool,
+}
+
+impl Log {
+    /// The log as the options want it. Opens `--log=FILE`.
+    ///
+    /// # Errors
+    /// The file cannot be opened; the text is for standard error.
+    pub(crate) fn new(program: &str, options: &Options) -> Result<Log, String> {
+        let destination = Destination::open(&options.log)?;
+        Ok(Log {
+            prefix: match &options.name {
+                Some(name) => {
+                    let mut prefix = format!("{program}[");
+                    escape(&mut prefix, name);
+                    prefix + "]"
+                }
+                None => program.to_owned(),
+            },
+            verbose: options.verbose,
+            bold: io::stderr().is_terminal(),
+            destination: RefCell::new(destination),
+            default: options.log == LogDestination::Default,
+        })
+    }
+
+    /// The server leaves the terminal: the default destination becomes the system log.
+    pub(crate) fn enter_background(&self) {
+        if self.default {
+            self.destination.replace(Destination::syslog());
+        }
+    }
+
+    /// Whether debug lines are wanted.
+    pub(crate) fn verbose(&self) -> bool {
+        self.verbose
+    }
+
+    /// An error of the listener's own.
+    pub(crate) fn error(&self, text: &str) {
+        self.write(Speaker::default(), Level::Error, text);
+    }
+
+    /// An error that keeps the server from starting: it reaches the user wherever else it goes.
+    pub(crate) fn fatal(&self, text: &str) {
+        if !matches!(*self.destination.borrow(), Destination::Stderr) {
+            let line = format::line(&self.prefix, Speaker::default(), Level::Error, text, false);
+            let _ = io::stderr().write_all(line.as_bytes());
+        }
+        self.error(text);
+    }
+
+    /// A debug line of the listener's own.
+    pub(crate) fn debug(&self, text: impl FnOnce() -> String) {
+        if self.verbose {
+            self.write(Speaker::default(), Level::Debug, &text());
+        }
+    }
+
+    /// Writes a line. A log that cannot be written has nobody to complain to.
+    pub(crate) fn write(&self, speaker: Speaker<'_>, level: Level, text: &str) {
+        match level {
+            Level::Debug if self.verbose => {
+                let line = format::line(&self.prefix, speaker, level, text, self.bold);
+                let _ = io::stderr().write_all(line.as_bytes());
+            }
+            Level::Debug => {}
+            Level::Error => self.destination.borrow_mut().error(|kind| match kind {
+                destination::Kind::Terminal => {
+                    format::line(&self.prefix, speaker, level, text, self.bold)
+                }
+                destination::Kind::File => format::line(&self.prefix, speaker, level, text, false),
+                destination::Kind::Syslog => format::syslog_line(speaker, text),
+            }),
+        }
+    }
+
+    /// Writes the record of another process in the name of `speaker`, if its quota allows it. Debug lines are not
+    /// counted: whoever asks for them wants them all.
+    pub(crate) fn record(&self, record: &LogRecord, speaker: Speaker<'_>, quota: &mut Quota) {
+        if !record.error {
+            return self.write(speaker, Level::Debug, &record.text);
+        }
+        match quota.take(Instant::now()) {
+            Verdict::Drop => {}
+            Verdict::Write { dropped } => {
+                if dropped != 0 {
+                    let text = format!("{dropped} messages were dropped, they came too fast");
+                    self.write(speaker, Level::Error, &text);
+                }
+                self.write(speaker, Level::Error, &record.text);
+            }
+        }
+    }
+}

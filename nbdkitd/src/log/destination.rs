@@ -1,0 +1,138 @@
+//! Where error lines go: `--log`.
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+
+use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
+
+use crate::cli::command_line::LogDestination;
+
+/// What a line has to be made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Standard error.
+    Terminal,
+    /// A file.
+    File,
+    /// The system log.
+    Syslog,
+}
+
+/// See the module's text.
+pub(super) enum Destination {
+    Stderr,
+    Null,
+    File(File),
+    Syslog(Syslog),
+}
+
+impl Destination {
+    /// What the option asks for. The default is standard error until the server goes into the background.
+    ///
+    /// # Errors
+    /// A file that cannot be opened, for standard error.
+    pub(super) fn open(wanted: &LogDestination) -> Result<Destination, String> {
+        Ok(match wanted {
+            LogDestination::Default | LogDestination::Stderr => Destination::Stderr,
+            LogDestination::Syslog => Destination::syslog(),
+            LogDestination::Null => Destination::Null,
+            LogDestination::File(path) => {
+                // A log may name clients and files; it is for its owner.
+                let file =
+                    File::options().append(true).create(true).mode(0o600).open(path).map_err(
+                        |error| format!("--log: {}: {}", path.display(), crate::errno_text(&error)),
+                    )?;
+                Destination::File(file)
+            }
+        })
+    }
+
+    /// The system log.
+    pub(super) fn syslog() -> Destination {
+        let pid = std::process::id();
+        Destination::Syslog(Syslog { pid, connection: connect(pid) })
+    }
+
+    /// Writes an error line made by `line` for this kind of destination.
+    pub(super) fn error(&mut self, line: impl FnOnce(Kind) -> String) {
+        // There is nobody to tell that the log is full.
+        let _ = match self {
+            Destination::Null => Ok(()),
+            Destination::Stderr => io::stderr().write_all(line(Kind::Terminal).as_bytes()),
+            Destination::File(file) => file.write_all(line(Kind::File).as_bytes()),
+            Destination::Syslog(syslog) => {
+                syslog.error(&line(Kind::Syslog));
+                Ok(())
+            }
+        };
+    }
+}
+
+/// The system log, at facility LOG_DAEMON.
+pub(super) struct Syslog {
+    pid: u32,
+    connection: Option<Logger<LoggerBackend, Formatter3164>>,
+}
+
+impl Syslog {
+    /// Sends a line at LOG_ERR; tries a second time if the system log was restarted.
+    fn error(&mut self, line: &str) {
+        for _ in 0..2 {
+            if self.connection.is_none() {
+                self.connection = connect(self.pid);
+            }
+            let Some(connection) = &mut self.connection else { return };
+            if connection.err(line).is_ok() {
+                return;
+            }
+            self.connection = None;
+        }
+    }
+}
+
+fn connect(pid: u32) -> Option<Logger<LoggerBackend, Formatter3164>> {
+    let formatter = Formatter3164 {
+        facility: Facility::LOG_DAEMON,
+        hostname: None,
+        process: "nbdkit".to_owned(),
+        pid,
+    };
+    let logger = syslog::unix(formatter).ok()?;
+    if let LoggerBackend::Unix(socket) = &logger.backend {
+        // A system log that is stuck must not stop the server; a line is lost instead.
+        socket.set_nonblocking(true).ok()?;
+    }
+    Some(logger)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_appended_to_and_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let path = std::env::temp_dir().join(format!("nbdkitd-log-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        for text in ["one\n", "two\n"] {
+            let mut log = Destination::open(&LogDestination::File(path.clone())).unwrap();
+            log.error(|kind| {
+                assert_eq!(kind, Kind::File);
+                text.to_owned()
+            });
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_named() {
+        let path = std::path::PathBuf::from("/no/such/dir/log");
+        let error = Destination::open(&LogDestination::File(path)).err().unwrap();
+        assert_eq!(error, "--log: /no/such/dir/log: No such file or directory");
+    }
+}

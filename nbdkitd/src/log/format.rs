@@ -1,0 +1,161 @@
+//! How lines of the log look. Pure. The text of a line may come from a client by way of a worker: whatever could move a
+//! terminal's cursor, forge a second line or reverse what is read is escaped.
+
+#![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+
+/// How serious a line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// Always logged.
+    Error,
+    /// Only with `-v`, and always to standard error.
+    Debug,
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Speaker<'a> {
+    /// Plugin or filter; `None` for the server itself.
+    pub(crate) layer: Option<&'a str>,
+    /// Number of the connection; 0 for none.
+    pub(crate) connection: u64,
+}
+
+/// Longest name of a layer that is printed, bytes.
+const MAX_LAYER: usize = 64;
+
+/// A line for standard error or a file, with its newline: `nbdkit: file[1]: error: open: disk.img: ...`.
+///
+/// `bold` makes the layer's name stand out on a terminal.
+pub(crate) fn line(
+    prefix: &str,
+    speaker: Speaker<'_>,
+    level: Level,
+    text: &str,
+    bold: bool,
+) -> String {
+    let mut line = format!("{prefix}: ");
+    let name = name(speaker);
+    if !name.is_empty() {
+        let (on, off) = if bold { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+        // Writing to a String does not fail.
+        let _ = write!(line, "{on}{name}{off}: ");
+    }
+    line.push_str(match level {
+        Level::Error => "error: ",
+        Level::Debug => "debug: ",
+    });
+    escape(&mut line, text);
+    line.push('\n');
+    line
+}
+
+/// A line for the system log, which adds program, process and priority itself.
+pub(crate) fn syslog_line(speaker: Speaker<'_>, text: &str) -> String {
+    let mut line = name(speaker);
+    if !line.is_empty() {
+        line.push_str(": ");
+    }
+    escape(&mut line, text);
+    line
+}
+
+/// `LAYER[CONNECTION]`, or less. A name holds only what the names of plugins and filters may hold.
+fn name(speaker: Speaker<'_>) -> String {
+    let mut name: String =
+        speaker
+            .layer
+            .unwrap_or_default()
+            .bytes()
+            .take(MAX_LAYER)
+            .map(|byte| {
+                if byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) {
+                    byte.into()
+                } else {
+                    '?'
+                }
+            })
+            .collect();
+    if speaker.connection != 0 {
+        let _ = write!(name, "[{}]", speaker.connection);
+    }
+    name
+}
+
+/// Appends `text` with control characters, and characters that change the direction of text, as C escapes.
+pub(crate) fn escape(line: &mut String, text: &str) {
+    for character in text.chars() {
+        match character {
+            '\n' => line.push_str("\\n"),
+            '\r' => line.push_str("\\r"),
+            '\t' => line.push_str("\\t"),
+            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                escape_bytes(line, character);
+            }
+            _ if character.is_control() => escape_bytes(line, character),
+            _ => line.push(character),
+        }
+    }
+}
+
+fn escape_bytes(line: &mut String, character: char) {
+    for byte in character.encode_utf8(&mut [0; 4]).bytes() {
+        let _ = write!(line, "\\x{byte:02x}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn speaker(layer: &str, connection: u64) -> Speaker<'_> {
+        Speaker { layer: (!layer.is_empty()).then_some(layer), connection }
+    }
+
+    #[test]
+    fn lines_are_those_of_nbdkit() {
+        for (layer, connection, level, expected) in [
+            ("file", 1, Level::Error, "nbdkit: file[1]: error: x\n"),
+            ("null", 12, Level::Debug, "nbdkit: null[12]: debug: x\n"),
+            ("null", 0, Level::Debug, "nbdkit: null: debug: x\n"),
+            ("", 0, Level::Error, "nbdkit: error: x\n"),
+        ] {
+            assert_eq!(line("nbdkit", speaker(layer, connection), level, "x", false), expected);
+        }
+        let named = line("nbdkit[web]", speaker("", 0), Level::Error, "x", false);
+        assert_eq!(named, "nbdkit[web]: error: x\n");
+    }
+
+    #[test]
+    fn the_layer_is_bold_on_a_terminal() {
+        assert_eq!(
+            line("nbdkit", speaker("cow", 2), Level::Debug, "x", true),
+            "nbdkit: \x1b[1mcow[2]\x1b[0m: debug: x\n"
+        );
+    }
+
+    #[test]
+    fn control_characters_are_escaped_and_others_are_not() {
+        for (text, expected) in [
+            ("a\nnbdkit: error: forged", "a\\nnbdkit: error: forged"),
+            ("\x1b[2J\r\t\0\x7f", "\\x1b[2J\\r\\t\\x00\\x7f"),
+            ("\u{9b}31m", "\\xc2\\x9b31m"),
+            ("\u{202e}txt", "\\xe2\\x80\\xaetxt"),
+            ("grün \\ \"ok\"", "grün \\ \"ok\""),
+        ] {
+            let mut line = String::new();
+            escape(&mut line, text);
+            assert_eq!(line, expected);
+        }
+    }
+
+    #[test]
+    fn layer_names_cannot_forge_anything() {
+        let forged = line("nbdkit", speaker("x: error: \x1b[1m\n", 0), Level::Debug, "", false);
+        assert_eq!(forged, "nbdkit: x??error????1m?: debug: \n");
+        let long = "n".repeat(1000);
+        assert_eq!(syslog_line(speaker(&long, 0), "t").len(), MAX_LAYER + 3);
+    }
+}

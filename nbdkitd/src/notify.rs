@@ -1,0 +1,71 @@
+//! Telling a service manager how we are. sd_notify(3).
+
+#![forbid(unsafe_code)]
+
+use std::env;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+/// The variable that names the manager's socket. Not passed on to children.
+pub(crate) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+
+/// A state that the manager is told about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Clients can connect.
+    Ready,
+    /// The server is on its way out.
+    Stopping,
+}
+
+/// Tells the manager, if there is one. A manager that cannot be told is not an error.
+pub(crate) fn notify(state: State) {
+    if let Some(socket) = env::var_os(NOTIFY_SOCKET) {
+        let _ = send(&socket, &text(state, std::process::id()));
+    }
+}
+
+fn text(state: State, pid: u32) -> String {
+    match state {
+        State::Ready => format!("READY=1\nMAINPID={pid}"),
+        State::Stopping => "STOPPING=1".to_owned(),
+    }
+}
+
+/// A name that begins with `@` is in the abstract namespace.
+fn send(name: &OsStr, text: &str) -> io::Result<()> {
+    let address = match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(name)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(text.as_bytes(), &address).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_reaches_path_and_abstract_sockets() {
+        let pid = std::process::id();
+        let path = env::temp_dir().join(format!("nbdkitd-notify-{pid}"));
+        let _ = std::fs::remove_file(&path);
+        let abstract_name = format!("@nbdkitd-notify-{pid}");
+        let address = SocketAddr::from_abstract_name(&abstract_name[1..]).unwrap();
+        for (manager, name) in [
+            (UnixDatagram::bind(&path).unwrap(), path.as_os_str()),
+            (UnixDatagram::bind_addr(&address).unwrap(), abstract_name.as_ref()),
+        ] {
+            send(name, &text(State::Ready, 7)).unwrap();
+            let mut buffer = [0; 64];
+            let length = manager.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], b"READY=1\nMAINPID=7");
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}

@@ -1,0 +1,279 @@
+//! The loop: one thread, which waits for clients, for what the template and the workers say, for signals and for
+//! children that end. Nothing here waits for a child, and each source is served a bounded amount at a time.
+//!
+//! - `startup`: from the first template to the first client; `accept`: from the socket to the template
+//! - `incoming`: what template and workers say; `ending`: children that ended, and the end of the server
+//! - `rebuild`: when a template that ended is replaced
+
+#![forbid(unsafe_code)]
+
+mod accept;
+mod ending;
+mod incoming;
+mod rebuild;
+mod startup;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use nbdkit_ipc::messages::Configured;
+use nbdkit_ipc::{Channel, FromWorker, ToWorker};
+use nix::sys::prctl;
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+
+use crate::captive::{Captive, Streams};
+use crate::cli::command_line::{Options, ServiceMode};
+use crate::connections::Connections;
+use crate::daemon::Report;
+use crate::identity::Identity;
+use crate::log::{Level, Log, Quota, Speaker};
+use crate::sockets::PrivateDirectory;
+use crate::template::{Recipe, Template};
+use accept::{Listener, Pause, Pending};
+use ending::Deadlines;
+use rebuild::Rebuilds;
+
+const SIGNALS: Token = Token(0);
+const TEMPLATE: Token = Token(1);
+/// Listening sockets follow from here.
+const FIRST_LISTENER: usize = 2;
+/// Workers' channels: this and the number of the connection. More listening sockets than that cannot be opened.
+const FIRST_WORKER: usize = 1 << 32;
+
+/// Error lines that the template may cause: at once, and each second. Many clients may share it.
+const TEMPLATE_LINES: (u32, u32) = (1000, 200);
+
+/// Our end of the channel to a worker.
+type WorkerLink = Channel<ToWorker, FromWorker>;
+
+/// What was settled before the loop begins.
+pub(crate) struct Plan {
+    /// The command line's options.
+    pub(crate) options: Options,
+    /// Where clients come from; `None` if the template only prints something.
+    pub(crate) mode: Option<ServiceMode>,
+    /// The sockets of socket activation.
+    pub(crate) adopted: Vec<OwnedFd>,
+    /// Who serves.
+    pub(crate) identity: Identity,
+    /// Who waits for us to be ready, if we are in the background.
+    pub(crate) report: Option<Report>,
+    /// The client of `-s`.
+    pub(crate) streams: Option<Streams>,
+    /// How to make a template.
+    pub(crate) recipe: Recipe,
+    /// The plugin's name, for log lines that concern a connection.
+    pub(crate) plugin: String,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With this exit status.
+    Status(u8),
+    /// By this signal, before it was ready.
+    Signal(i32),
+}
+
+/// How far the server has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The template is being configured, or prints what it was asked for.
+    Configuring,
+    /// There are sockets; the template changes to its user.
+    Entering,
+    /// Clients are served. The template may have to be replaced.
+    Serving,
+    /// On the way out.
+    Stopping,
+}
+
+/// See the module's text.
+pub(crate) struct Server {
+    plan: Plan,
+    log: Log,
+    poll: Poll,
+    signals: Signals,
+    stage: Stage,
+    template: Option<Template>,
+    template_quota: Quota,
+    /// What the first template said; later ones must say the same.
+    configured: Option<Configured>,
+    rebuilds: Rebuilds,
+    rebuild_at: Option<Instant>,
+    listeners: Vec<Listener>,
+    /// Where the search for the next client begins, so that each socket gets its turn.
+    next_listener: usize,
+    private: Option<PrivateDirectory>,
+    pending: Option<Pending>,
+    pause: Pause,
+    last_connection: u64,
+    connections: Connections,
+    links: BTreeMap<u64, WorkerLink>,
+    /// Sources that had more to say than was taken: connections, the template, children.
+    unread: BTreeSet<u64>,
+    template_unread: bool,
+    reap_again: bool,
+    captive_streams: Option<Streams>,
+    captive: Option<Captive>,
+    captive_status: Option<u8>,
+    status: u8,
+    signal: Option<i32>,
+    deadlines: Option<Deadlines>,
+}
+
+impl Server {
+    /// Starts the first template.
+    ///
+    /// # Errors
+    /// One line for the user.
+    pub(crate) fn start(plan: Plan, log: Log) -> Result<Server, String> {
+        let failed = |call: &'static str| {
+            move |error: io::Error| format!("{call}: {}", crate::errno_text(&error))
+        };
+        let poll = Poll::new().map_err(failed("epoll_create"))?;
+        let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM])
+            .map_err(failed("sigaction"))?;
+        poll.registry()
+            .register(&mut signals, SIGNALS, Interest::READABLE)
+            .map_err(failed("epoll_ctl"))?;
+        // Workers whose template has ended come to us.
+        prctl::set_child_subreaper(true)
+            .map_err(|errno| format!("prctl: PR_SET_CHILD_SUBREAPER: {}", errno.desc()))?;
+        let now = Instant::now();
+        let mut server = Server {
+            plan,
+            log,
+            poll,
+            signals,
+            stage: Stage::Configuring,
+            template: None,
+            template_quota: Quota::new(TEMPLATE_LINES.0, TEMPLATE_LINES.1, now),
+            configured: None,
+            rebuilds: Rebuilds::default(),
+            rebuild_at: None,
+            listeners: Vec::new(),
+            next_listener: 0,
+            private: None,
+            pending: None,
+            pause: Pause::default(),
+            last_connection: 0,
+            connections: Connections::default(),
+            links: BTreeMap::new(),
+            unread: BTreeSet::new(),
+            template_unread: false,
+            reap_again: false,
+            captive_streams: None,
+            captive: None,
+            captive_status: None,
+            status: 0,
+            signal: None,
+            deadlines: None,
+        };
+        server.introduce();
+        server.start_template()?;
+        Ok(server)
+    }
+
+    /// Runs until everything has ended.
+    pub(crate) fn run(mut self) -> End {
+        let mut events = Events::with_capacity(256);
+        while !self.finished() {
+            if let Err(error) = self.poll.poll(&mut events, self.timeout(Instant::now()))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                self.log.error(&format!("epoll_wait: {}", crate::errno_text(&error)));
+                return End::Status(1);
+            }
+            for event in &events {
+                match event.token() {
+                    SIGNALS => self.take_signals(),
+                    TEMPLATE => self.template_unread = true,
+                    Token(number @ FIRST_WORKER..) => {
+                        self.unread.insert((number - FIRST_WORKER) as u64);
+                    }
+                    Token(number) => {
+                        if let Some(it) = self.listeners.get_mut(number - FIRST_LISTENER) {
+                            it.ready = true;
+                        }
+                    }
+                }
+            }
+            self.read_template();
+            self.read_workers();
+            if std::mem::take(&mut self.reap_again) {
+                self.reap();
+            }
+            let now = Instant::now();
+            self.rebuild_if_due(now);
+            self.enforce_deadlines(now);
+            self.accept_clients(now);
+        }
+        match self.signal {
+            Some(signal) => End::Signal(signal),
+            None => {
+                End::Status(self.captive_status.filter(|_| self.status == 0).unwrap_or(self.status))
+            }
+        }
+    }
+
+    /// How long nothing has to be done unless something happens.
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        if self.template_unread
+            || self.reap_again
+            || !self.unread.is_empty()
+            || self.can_accept(now)
+        {
+            return Some(Duration::ZERO);
+        }
+        [
+            self.rebuild_at,
+            self.pause.until().filter(|_| self.stage == Stage::Serving),
+            self.deadlines.as_ref().and_then(Deadlines::next),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Starts a template and listens to it.
+    fn start_template(&mut self) -> Result<(), String> {
+        let template = self.plan.recipe.start()?;
+        let watched = self.poll.registry().register(
+            &mut SourceFd(&template.raw_fd()),
+            TEMPLATE,
+            Interest::READABLE | Interest::WRITABLE,
+        );
+        if let Err(error) = watched {
+            template.kill();
+            return Err(format!("epoll_ctl: {}", crate::errno_text(&error)));
+        }
+        self.template = Some(template);
+        Ok(())
+    }
+
+    /// Who speaks in log lines that concern a connection. Like nbdkit, `-s` does not number its one client.
+    fn speaker<'a>(&'a self, layer: Option<&'a str>, connection: u64) -> Speaker<'a> {
+        let numbered = self.plan.mode != Some(ServiceMode::Stdin);
+        Speaker {
+            layer: layer.or(Some(&self.plan.plugin)),
+            connection: if numbered { connection } else { 0 },
+        }
+    }
+
+    /// Something about a connection that the operator should know.
+    fn connection_error(&self, connection: u64, text: &str) {
+        self.log.write(self.speaker(None, connection), Level::Error, text);
+    }
+
+    /// Stops listening to a descriptor. It may be closed already, and so be forgotten.
+    fn forget(&self, fd: &impl AsRawFd) {
+        let _ = self.poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));
+    }
+}

@@ -1,0 +1,284 @@
+//! From the socket to the template. A client's socket is closed here as soon as the template has it; nothing is
+//! read from it. While the template does not take clients, none are accepted: they wait in the kernel's queue.
+
+#![forbid(unsafe_code)]
+
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
+use nbdkit_ipc::messages::{Isolation, Serve};
+use nbdkit_ipc::phase::Phase;
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::{FIRST_WORKER, Server, Stage, WorkerLink};
+use crate::captive::Streams;
+use crate::sockets;
+use crate::sys::socket::accept;
+
+/// How many clients are accepted before the other sources get their turn.
+const CLIENTS_AT_ONCE: usize = 16;
+
+/// A listening socket.
+pub(super) struct Listener {
+    pub(super) socket: OwnedFd,
+    /// Whether it may have a client: the kernel says so once, until there are none.
+    pub(super) ready: bool,
+}
+
+/// A client that the template has not taken yet.
+pub(super) struct Pending {
+    serve: Serve,
+    fds: Vec<OwnedFd>,
+    link: Option<WorkerLink>,
+}
+
+/// What a failure of accept(2) means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    /// There are no more clients.
+    Nothing,
+    /// This client is gone, or its network has a problem; the next may be well.
+    Client,
+    /// The system, or this process, has no more of something.
+    Exhausted,
+    /// The socket is no good.
+    Socket,
+}
+
+/// accept(2), "Error handling".
+fn failure(errno: Errno) -> Failure {
+    match errno {
+        Errno::EAGAIN => Failure::Nothing,
+        Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS => {
+            Failure::Exhausted
+        }
+        Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK | Errno::EOPNOTSUPP | Errno::EFAULT => {
+            Failure::Socket
+        }
+        _ => Failure::Client,
+    }
+}
+
+/// A rest after running out of something. Clients wait in the kernel's queue, so nobody is turned away.
+#[derive(Debug, Default)]
+pub(super) struct Pause {
+    until: Option<Instant>,
+    length: Duration,
+}
+
+impl Pause {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    /// The end of the rest.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Begins a rest; longer each time. True if this is the first since the last success, which is worth a line.
+    fn begin(&mut self, now: Instant) -> bool {
+        let first = self.length.is_zero();
+        self.length = (self.length * 2).clamp(Self::FIRST, Self::LONGEST);
+        self.until = Some(now + self.length);
+        first
+    }
+
+    fn over(&mut self, now: Instant) -> bool {
+        if self.until.is_some_and(|until| now >= until) {
+            self.until = None;
+        }
+        self.until.is_none()
+    }
+
+    fn success(&mut self) {
+        self.length = Duration::ZERO;
+    }
+}
+
+impl Server {
+    /// Whether there may be a client that may be accepted now.
+    pub(super) fn can_accept(&self, now: Instant) -> bool {
+        self.accepts()
+            && self.pause.until.is_none_or(|until| now >= until)
+            && self.listeners.iter().any(|listener| listener.ready)
+    }
+
+    fn accepts(&self) -> bool {
+        let one = self.configured.as_ref().is_some_and(|configured| configured.one_client);
+        self.stage == Stage::Serving
+            && self.pending.is_none()
+            && self.template.as_ref().is_some_and(|template| template.phase() == Phase::Serving)
+            && !(one && !self.connections.is_empty())
+    }
+
+    /// Accepts some clients, from each socket in turn.
+    pub(super) fn accept_clients(&mut self, now: Instant) {
+        if !self.pause.over(now) {
+            return;
+        }
+        self.hand_over(now);
+        for _ in 0..CLIENTS_AT_ONCE {
+            if !self.can_accept(now) {
+                return;
+            }
+            let count = self.listeners.len();
+            let Some(index) = (0..count)
+                .map(|turn| (self.next_listener + turn) % count)
+                .find(|index| self.listeners[*index].ready)
+            else {
+                return;
+            };
+            self.next_listener = (index + 1) % count;
+            match accept(&self.listeners[index].socket) {
+                Ok(client) => self.admit(client, now),
+                Err(errno) => match failure(errno) {
+                    Failure::Nothing => self.listeners[index].ready = false,
+                    Failure::Client => {
+                        self.log.debug(|| format!("accept: {} (ignored)", errno.desc()));
+                    }
+                    Failure::Exhausted => self.rest("accept", errno, now),
+                    Failure::Socket => return self.fail(&format!("accept: {}", errno.desc())),
+                },
+            }
+        }
+    }
+
+    fn rest(&mut self, call: &str, errno: Errno, now: Instant) {
+        if self.pause.begin(now) {
+            self.log.error(&format!("{call}: {}. New clients have to wait.", errno.desc()));
+        }
+    }
+
+    fn admit(&mut self, client: OwnedFd, now: Instant) {
+        self.log.debug(|| "accepted connection".to_owned());
+        let peer = sockets::peer(&client);
+        if sockets::is_tcp(&peer) {
+            // Neither matters enough to turn the client away.
+            let _ = setsockopt(&client, sockopt::TcpNoDelay, &true);
+            if self.plan.options.keepalive {
+                let _ = setsockopt(&client, sockopt::KeepAlive, &true);
+            }
+        }
+        self.last_connection += 1;
+        let serve = Serve { connection: self.last_connection, peer };
+        self.prepare(serve, vec![client], now);
+    }
+
+    /// The client of `-s`.
+    pub(super) fn hand_over_streams(&mut self, streams: Streams) {
+        let fds = streams.into_client();
+        let peer = sockets::peer(&fds[0]);
+        self.last_connection += 1;
+        let serve = Serve { connection: self.last_connection, peer };
+        self.prepare(serve, fds, Instant::now());
+    }
+
+    /// Adds the worker's control channel, if there will be a worker, and hands the client over.
+    fn prepare(&mut self, serve: Serve, mut fds: Vec<OwnedFd>, now: Instant) {
+        let isolation = self.configured.as_ref().map(|configured| configured.isolation);
+        let link = match isolation {
+            Some(Isolation::Shared) | None => None,
+            Some(Isolation::Connection) => match WorkerLink::pair() {
+                Ok((ours, theirs)) => {
+                    fds.insert(0, theirs.into_fd());
+                    Some(ours)
+                }
+                Err(error) => {
+                    self.connection_error(
+                        serve.connection,
+                        "no control channel, client turned away",
+                    );
+                    let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
+                    return self.rest("socketpair", errno, now);
+                }
+            },
+        };
+        self.pending = Some(Pending { serve, fds, link });
+        self.hand_over(now);
+    }
+
+    /// Hands the waiting client over, if the template takes it.
+    pub(super) fn hand_over(&mut self, now: Instant) {
+        let Some(template) = &mut self.template else { return };
+        if template.phase() != Phase::Serving {
+            return;
+        }
+        let Some(pending) = self.pending.take() else { return };
+        match template.serve(&pending.serve, &pending.fds) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.pending = Some(pending);
+                return;
+            }
+            // It has ended; the next one takes the client.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.pending = Some(pending);
+                return;
+            }
+            Err(error) => {
+                self.pending = Some(pending);
+                let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
+                return self.rest("sendmsg", errno, now);
+            }
+        }
+        self.pause.success();
+        let Pending { serve: Serve { connection, peer }, fds, link } = pending;
+        drop(fds);
+        self.connections.add(connection, peer, now);
+        if let Some(link) = link {
+            let watched = self.poll.registry().register(
+                &mut SourceFd(&link.as_fd().as_raw_fd()),
+                Token(FIRST_WORKER + connection as usize),
+                Interest::READABLE,
+            );
+            match watched {
+                Ok(()) => drop(self.links.insert(connection, link)),
+                // Closing the channel ends the worker.
+                Err(error) => self.connection_error(
+                    connection,
+                    &format!("epoll_ctl: {}", crate::errno_text(&error)),
+                ),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_of_accept_are_told_apart() {
+        for (errno, expected) in [
+            (Errno::EAGAIN, Failure::Nothing),
+            (Errno::ECONNABORTED, Failure::Client),
+            (Errno::ENETDOWN, Failure::Client),
+            (Errno::EINTR, Failure::Client),
+            (Errno::EMFILE, Failure::Exhausted),
+            (Errno::ENOMEM, Failure::Exhausted),
+            (Errno::EBADF, Failure::Socket),
+        ] {
+            assert_eq!(failure(errno), expected, "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_reported_once_and_grows_to_a_second() {
+        let now = Instant::now();
+        let mut pause = Pause::default();
+        assert!(pause.over(now));
+        assert!(pause.begin(now));
+        assert!(!pause.over(now + Duration::from_millis(99)));
+        assert!(pause.over(now + Duration::from_millis(100)));
+        for _ in 0..10 {
+            assert!(!pause.begin(now));
+        }
+        assert_eq!(pause.until(), Some(now + Duration::from_secs(1)));
+        pause.success();
+        assert!(pause.begin(now));
+    }
+}

@@ -1,0 +1,310 @@
+//! Children that ended, and the end of the server: no new clients, the workers finish their requests, the template
+//! cleans up, and whoever takes too long is killed. A second signal skips the patience.
+
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use nbdkit_ipc::messages::{Isolation, Purpose};
+use nbdkit_ipc::phase::Phase;
+use nbdkit_ipc::{ToTemplate, ToWorker, WorkerExit};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use signal_hook::consts::SIGCHLD;
+
+use super::{Server, Stage};
+use crate::captive;
+use crate::notify::{self, State};
+
+/// How long clients may take to finish their requests.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the template may take after that, for `cleanup` and `unload`: it may have data to write.
+const TEMPLATE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many children are reaped before the other sources get their turn.
+const CHILDREN_AT_ONCE: usize = 64;
+
+/// How often messages are taken from a template that has ended; if there are still more, another process holds its
+/// channel.
+const LAST_WORDS: usize = 64;
+
+/// When patience ends.
+#[derive(Debug)]
+pub(super) struct Deadlines {
+    workers: Option<Instant>,
+    template: Option<Instant>,
+}
+
+impl Deadlines {
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.workers.or(self.template)
+    }
+
+    fn over(&self) -> bool {
+        self.next().is_none()
+    }
+}
+
+impl Server {
+    /// Whether nothing is left to wait for.
+    pub(super) fn finished(&self) -> bool {
+        self.stage == Stage::Stopping
+            && self.template.is_none()
+            && self.captive.is_none()
+            && (self.connections.is_empty() || self.deadlines.as_ref().is_some_and(Deadlines::over))
+    }
+
+    pub(super) fn take_signals(&mut self) {
+        let signals: Vec<i32> = self.signals.pending().collect();
+        for signal in signals {
+            match signal {
+                SIGCHLD => self.reap_again = true,
+                signal => self.signalled(signal),
+            }
+        }
+    }
+
+    fn signalled(&mut self, signal: i32) {
+        match self.stage {
+            Stage::Configuring | Stage::Entering => {
+                self.signal = Some(signal);
+                if let Some(template) = &self.template {
+                    template.kill();
+                }
+                self.stop(1);
+            }
+            Stage::Serving => {
+                self.log.debug(|| format!("shutting down: signal {signal}"));
+                self.stop(0);
+                if let Some(captive) = &self.captive {
+                    captive.signal(Signal::SIGTERM);
+                }
+            }
+            Stage::Stopping => {
+                self.deadlines = Some(Deadlines { workers: None, template: None });
+                self.kill_workers();
+                if let Some(template) = &self.template {
+                    template.kill();
+                }
+                if let Some(captive) = &self.captive {
+                    captive.signal(Signal::SIGKILL);
+                }
+            }
+        }
+    }
+
+    /// Stops because of an error.
+    pub(super) fn fail(&mut self, line: &str) {
+        match self.stage {
+            Stage::Configuring | Stage::Entering => self.log.fatal(line),
+            Stage::Serving | Stage::Stopping => self.log.error(line),
+        }
+        self.stop(1);
+    }
+
+    /// Stops, with this exit status. The first reason counts.
+    pub(super) fn stop(&mut self, status: u8) {
+        if self.stage == Stage::Stopping {
+            return;
+        }
+        if self.stage == Stage::Serving {
+            notify::notify(State::Stopping);
+        }
+        self.status = status;
+        self.stage = Stage::Stopping;
+        self.pending = None;
+        self.rebuild_at = None;
+        for listener in std::mem::take(&mut self.listeners) {
+            self.forget(&listener.socket);
+        }
+        for link in self.links.values() {
+            // A worker that does not even take this is killed when patience ends.
+            let _ = link.try_send(&ToWorker::Quiesce, &[]);
+        }
+        if let Some(template) = &mut self.template {
+            template.say(ToTemplate::Quiesce);
+        }
+        let workers = Instant::now() + PATIENCE;
+        self.deadlines =
+            Some(Deadlines { workers: Some(workers), template: Some(workers + TEMPLATE_PATIENCE) });
+    }
+
+    pub(super) fn enforce_deadlines(&mut self, now: Instant) {
+        let Some(deadlines) = &mut self.deadlines else { return };
+        if deadlines.workers.is_some_and(|at| now >= at) {
+            deadlines.workers = None;
+            if !self.connections.is_empty() {
+                self.log.error(&format!(
+                    "{} client(s) did not finish in {} seconds and are disconnected",
+                    self.connections.len(),
+                    PATIENCE.as_secs()
+                ));
+            }
+            self.kill_workers();
+            // One that has not come to serving has nothing to clean up; one in the midst of configuring does not listen.
+            if let Some(template) = &self.template
+                && template.phase() != Phase::Serving
+            {
+                template.kill();
+            }
+        } else if deadlines.template.is_some_and(|at| now >= at) {
+            deadlines.template = None;
+            if let Some(template) = &self.template {
+                self.log.error(&format!(
+                    "the template (pid {}) does not end and is killed",
+                    template.pid()
+                ));
+                template.kill();
+            }
+        }
+    }
+
+    fn kill_workers(&self) {
+        for (_, connection) in self.connections.iter() {
+            if let Some(process) = &connection.process {
+                let _ = process.signal(Some(Signal::SIGKILL));
+            }
+        }
+    }
+
+    /// Collects children that have ended.
+    pub(super) fn reap(&mut self) {
+        for _ in 0..CHILDREN_AT_ONCE {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(status @ (WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..))) => {
+                    if self.template.as_ref().is_some_and(|template| template.pid() == pid) {
+                        self.template_ended(status);
+                    } else if self.captive.as_ref().is_some_and(|captive| captive.pid() == pid) {
+                        self.captive_ended(status);
+                    } else if let Some(number) = self.connections.of_pid(pid.as_raw()) {
+                        // Its template has ended before it.
+                        let _ = self.connection_ended(number, Some(exit_of(status)));
+                    }
+                }
+                Ok(WaitStatus::StillAlive) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+        self.reap_again = true;
+    }
+
+    fn captive_ended(&mut self, status: WaitStatus) {
+        let (code, text) = captive::outcome(status);
+        if let Some(text) = text {
+            self.log.error(&text);
+        }
+        self.captive = None;
+        self.captive_status = Some(code);
+        self.stop(0);
+    }
+
+    fn template_ended(&mut self, status: WaitStatus) {
+        if let Some(template) = &mut self.template {
+            template.set_reaped();
+        }
+        // What it said last comes first.
+        for _ in 0..LAST_WORDS {
+            self.template_unread = true;
+            self.read_template();
+            if !self.template_unread {
+                break;
+            }
+        }
+        let Some(template) = self.template.take() else { return };
+        self.template_unread = false;
+        self.forget(&template.raw_fd());
+        let how = match status {
+            WaitStatus::Exited(_, code) => format!("exited with status {code}"),
+            WaitStatus::Signaled(_, signal, _) => format!("was killed by {signal}"),
+            _ => "ended".to_owned(),
+        };
+        let well = matches!(status, WaitStatus::Exited(_, 0));
+        let dead = format!("the template (pid {}) {how}", template.pid());
+        match self.stage {
+            Stage::Configuring if self.plan.recipe.purpose() != Purpose::Serve => {
+                if !well && !template.has_failed() {
+                    self.log.error(&dead);
+                }
+                self.stop(u8::from(!well));
+            }
+            Stage::Configuring | Stage::Entering => {
+                if !template.has_failed() {
+                    self.log.error(&dead);
+                }
+                self.stop(1);
+            }
+            Stage::Stopping => {
+                if !well && !template.has_failed() && self.signal.is_none() {
+                    self.log.error(&dead);
+                }
+            }
+            Stage::Serving => {
+                self.log.error(&dead);
+                self.plan_rebuild(&template, Instant::now());
+            }
+        }
+        self.settle_orphans();
+    }
+
+    /// Without a template: connections that lived in it are over, those without a worker that could be waited for
+    /// are over when their channel is closed.
+    fn settle_orphans(&mut self) {
+        let shared = self
+            .configured
+            .as_ref()
+            .is_some_and(|configured| configured.isolation == Isolation::Shared);
+        let over: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(number, it)| {
+                shared || (it.process.is_none() && !self.links.contains_key(number))
+            })
+            .map(|(number, _)| number)
+            .collect();
+        for number in over {
+            let _ = self.connection_ended(number, None);
+        }
+    }
+
+    /// A worker has closed its channel, and is ending. How it ended is learned from the template, or by reaping it.
+    pub(super) fn link_closed(&mut self, number: u64) {
+        let unknown = self.connections.get_mut(number).is_some_and(|it| it.process.is_none());
+        if self.template.is_none() && unknown {
+            let _ = self.connection_ended(number, None);
+        }
+    }
+
+    /// The server goes on without a template until there is a new one, if there can be one.
+    fn plan_rebuild(&mut self, template: &crate::template::Template, now: Instant) {
+        if template.phase() != Phase::Serving {
+            return self.fail("the template could not be replaced");
+        }
+        if !self.plan.recipe.repeatable() {
+            return self.fail(
+                "the template cannot be replaced, since a parameter was read from a descriptor",
+            );
+        }
+        match self.rebuilds.next(now) {
+            Some(at) => self.rebuild_at = Some(at),
+            None => self.fail("the template ended too often and is not replaced again"),
+        }
+    }
+
+    pub(super) fn rebuild_if_due(&mut self, now: Instant) {
+        if self.rebuild_at.is_some_and(|at| now >= at) {
+            self.rebuild_at = None;
+            if let Err(line) = self.start_template() {
+                self.fail(&line);
+            }
+        }
+    }
+}
+
+fn exit_of(status: WaitStatus) -> WorkerExit {
+    match status {
+        WaitStatus::Exited(_, code) => WorkerExit::from_code(code),
+        WaitStatus::Signaled(_, signal, _) => WorkerExit::Killed(signal as i32),
+        _ => WorkerExit::Unknown(-1),
+    }
+}

@@ -1,0 +1,297 @@
+//! What template and workers say. The phase of a message was checked when it was received; here it is checked whether
+//! it can be true, and what follows from it. Whoever breaks the rules is ended.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use nbdkit_ipc::messages::{Isolation, LogRecord, MAX_LOG_TEXT};
+use nbdkit_ipc::{FromTemplate, FromWorker, RecvError, ToWorker, WorkerExit};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::{Server, Stage, WorkerLink};
+use crate::connections::Violation;
+use crate::log::{Level, Speaker};
+use crate::sys::process::Process;
+use crate::template::{self, Incoming};
+
+/// How many messages are taken from one source before the others get their turn.
+const MESSAGES_AT_ONCE: usize = 64;
+
+/// The longest name of a layer that makes sense, bytes.
+const MAX_LAYER: usize = 256;
+
+/// What a worker's channel holds at most after its end; more means that another process holds the channel too.
+const LAST_WORDS: usize = 1024;
+
+impl Server {
+    /// Takes some messages of the template, and lets it take what is queued for it.
+    pub(super) fn read_template(&mut self) {
+        if !std::mem::take(&mut self.template_unread) {
+            return;
+        }
+        if let Some(template) = &mut self.template
+            && let Err(error) = template.flush()
+            && error.raw_os_error() == Some(Errno::EMSGSIZE as i32)
+        {
+            return self.fail(template::TOO_LONG);
+        }
+        for _ in 0..MESSAGES_AT_ONCE {
+            let Some(template) = &mut self.template else { return };
+            match template.receive() {
+                Incoming::Message(message) => self.template_says(message),
+                Incoming::Empty => return,
+                Incoming::Closed => {
+                    // A process that closes its channel is on its way out, or should be.
+                    let fd = template.raw_fd();
+                    if !template.has_failed() && self.stage != Stage::Stopping {
+                        self.log.debug(|| "the template has closed its channel".to_owned());
+                    }
+                    return self.forget(&fd);
+                }
+                Incoming::Violation(what) => return self.template_violates(&what),
+            }
+        }
+        self.template_unread = true;
+    }
+
+    fn template_says(&mut self, message: FromTemplate) {
+        match message {
+            FromTemplate::Hello(_) => {}
+            FromTemplate::Configured(configured) => self.configured(configured),
+            // It ends now, and its end is what counts.
+            FromTemplate::Failed => {}
+            FromTemplate::Log(record) => self.template_logs(&record),
+            FromTemplate::Ready => self.ready(),
+            FromTemplate::Forked { connection, pid } => {
+                if let Err(violation) = self.forked(connection, pid) {
+                    self.template_violates(&violation.to_string());
+                }
+            }
+            FromTemplate::Exited { connection, exit } => {
+                if let Err(violation) = self.connection_ended(connection, Some(exit)) {
+                    self.template_violates(&violation.to_string());
+                }
+            }
+            FromTemplate::Shutdown => self.stop(0),
+        }
+    }
+
+    /// Ends a template that breaks the rules; what becomes of its clients is decided when it has ended.
+    pub(super) fn template_violates(&mut self, what: &str) {
+        let Some(template) = &self.template else { return };
+        self.log.error(&format!(
+            "the template (pid {}) broke the rules and is ended: {what}",
+            template.pid()
+        ));
+        template.kill();
+        self.forget(&template.raw_fd());
+        self.template_unread = false;
+    }
+
+    fn template_logs(&mut self, record: &LogRecord) {
+        if !is_plausible(record) {
+            return self.template_violates("a log record that is too long");
+        }
+        let known = self.connections.get_mut(record.connection).is_some();
+        let connection = if known { record.connection } else { 0 };
+        let speaker = if connection == 0 {
+            Speaker { layer: record.layer.as_deref(), connection }
+        } else {
+            // Field by field, because the quota is borrowed at the same time.
+            Speaker { layer: record.layer.as_deref().or(Some(&self.plan.plugin)), connection }
+        };
+        self.log.record(record, speaker, &mut self.template_quota);
+    }
+
+    fn forked(&mut self, number: u64, pid: i32) -> Result<(), Violation> {
+        let isolation = self.configured.as_ref().map_or(Isolation::Shared, |it| it.isolation);
+        let parents = [self.template.as_ref().map(|it| it.pid()), Some(Pid::this())];
+        if parents.contains(&Some(Pid::from_raw(pid)))
+            || self.captive.as_ref().is_some_and(|captive| captive.pid().as_raw() == pid)
+        {
+            return Err(Violation::Process);
+        }
+        let connection = self.connections.forked(number, pid, isolation)?;
+        // The number may be anything, even another program's: it becomes ours to signal only when it is a child of the
+        // template, or ours because the template has ended. One that has ended already needs no handle.
+        if let Ok(process) = Process::open(Pid::from_raw(pid))
+            && let Some(parent) = parent_of(pid)
+            && process.signal(None).is_ok()
+        {
+            if !parents.contains(&Some(parent)) {
+                return Err(Violation::Process);
+            }
+            connection.process = Some(process);
+        }
+        if self.stage == Stage::Stopping
+            && let Some(link) = self.links.get(&number)
+        {
+            // It was on its way when the others were told.
+            let _ = link.try_send(&ToWorker::Quiesce, &[]);
+        }
+        Ok(())
+    }
+
+    /// Takes some messages of each worker that has any.
+    pub(super) fn read_workers(&mut self) {
+        for number in std::mem::take(&mut self.unread) {
+            if let Some(link) = self.links.remove(&number) {
+                match self.read_worker(number, &link, MESSAGES_AT_ONCE) {
+                    Rest::Nothing => drop(self.links.insert(number, link)),
+                    Rest::More => {
+                        self.links.insert(number, link);
+                        self.unread.insert(number);
+                    }
+                    Rest::Closed => {
+                        self.forget(&link.as_fd().as_raw_fd());
+                        drop(link);
+                        self.link_closed(number);
+                    }
+                }
+            }
+        }
+    }
+
+    fn read_worker(&mut self, number: u64, link: &WorkerLink, most: usize) -> Rest {
+        for _ in 0..most {
+            match link.try_recv() {
+                Ok(received) if received.fds.is_empty() => {
+                    if let Err(what) = self.worker_says(number, received.message) {
+                        self.worker_violates(number, what);
+                        return Rest::Closed;
+                    }
+                }
+                Ok(_) => {
+                    self.worker_violates(number, "descriptors where none belong");
+                    return Rest::Closed;
+                }
+                Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => return Rest::Nothing,
+                Err(RecvError::Closed) => return Rest::Closed,
+                Err(error) => {
+                    self.worker_violates(number, &error.to_string());
+                    return Rest::Closed;
+                }
+            }
+        }
+        Rest::More
+    }
+
+    fn worker_says(&mut self, number: u64, message: FromWorker) -> Result<(), &'static str> {
+        match message {
+            FromWorker::Log(record) => {
+                if !is_plausible(&record) {
+                    return Err("a log record that is too long");
+                }
+                let single = self.speaker(None, number).connection;
+                let Some(connection) = self.connections.get_mut(number) else { return Ok(()) };
+                let layer = record.layer.as_deref().or(Some(&self.plan.plugin));
+                // Whatever number it gives itself.
+                let speaker = Speaker { layer, connection: single };
+                self.log.record(&record, speaker, &mut connection.quota);
+            }
+            FromWorker::Shutdown => self.stop(0),
+            FromWorker::Serving { export } => {
+                if let Some(connection) = self.connections.get_mut(number)
+                    && connection.serving(export).is_err()
+                {
+                    return Err("an export that cannot be");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a worker that breaks the rules. Its end is reported by the template in the usual way.
+    fn worker_violates(&mut self, number: u64, what: &str) {
+        let Some(connection) = self.connections.get_mut(number) else { return };
+        let client = connection.to_string();
+        let pid = connection.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+        if let Some(process) = &connection.process {
+            let _ = process.signal(Some(Signal::SIGKILL));
+        }
+        self.connection_error(
+            number,
+            &format!("the worker (pid {pid}, {client}) broke the rules and is ended: {what}"),
+        );
+    }
+
+    /// A connection is over. `exit` is `None` if nobody can say how.
+    ///
+    /// # Errors
+    /// There was no such connection.
+    pub(super) fn connection_ended(
+        &mut self,
+        number: u64,
+        exit: Option<WorkerExit>,
+    ) -> Result<(), Violation> {
+        // What the worker said last may still be in its channel.
+        if let Some(link) = self.links.remove(&number) {
+            self.read_worker(number, &link, LAST_WORDS);
+            self.forget(&link.as_fd().as_raw_fd());
+        }
+        self.unread.remove(&number);
+        let connection = self.connections.remove(number)?;
+        if let Some(report) = exit.and_then(WorkerExit::report) {
+            self.connection_error(number, &format!("{report} ({connection})"));
+        }
+        if self.log.verbose() {
+            let exit = exit.map_or_else(|| "unknown".to_owned(), |exit| format!("{exit:?}"));
+            let text = format!("connection ended: {exit} ({connection})");
+            self.log.write(self.speaker(None, number), Level::Debug, &text);
+        }
+        if self.plan.mode == Some(crate::cli::command_line::ServiceMode::Stdin) {
+            self.stop(0);
+        }
+        Ok(())
+    }
+}
+
+/// What is left of a source.
+enum Rest {
+    Nothing,
+    More,
+    Closed,
+}
+
+fn is_plausible(record: &LogRecord) -> bool {
+    record.text.len() <= MAX_LOG_TEXT
+        && record.layer.as_ref().is_none_or(|layer| layer.len() <= MAX_LAYER)
+}
+
+/// The parent of a process. proc_pid_stat(5).
+fn parent_of(pid: i32) -> Option<Pid> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may contain anything; state and parent follow the last one.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.split(' ').nth(1)?.parse().ok().map(Pid::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_knows_its_parent() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        assert_eq!(parent_of(child.id().cast_signed()), Some(Pid::this()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(parent_of(child.id().cast_signed()), None);
+    }
+
+    #[test]
+    fn records_that_are_too_long_are_not_plausible() {
+        let record = |layer: usize, text: usize| LogRecord {
+            error: true,
+            layer: Some("l".repeat(layer)),
+            connection: 1,
+            text: "t".repeat(text),
+        };
+        assert!(is_plausible(&record(MAX_LAYER, MAX_LOG_TEXT)));
+        assert!(!is_plausible(&record(MAX_LAYER + 1, 0)));
+        assert!(!is_plausible(&record(0, MAX_LOG_TEXT + 1)));
+    }
+}

@@ -1,0 +1,183 @@
+//! From the first template to the first client. The order is nbdkit's: `get_ready`, sockets, the URI, another user
+//! and `after_fork`, the pid file, the background, `--run`.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
+use nbdkit_ipc::ToTemplate;
+use nbdkit_ipc::messages::{Configured, EnterService, Purpose};
+
+use super::accept::Listener;
+use super::{FIRST_LISTENER, Server, Stage};
+use crate::captive::{Captive, Streams};
+use crate::cli::build_info::{NBDKIT_VERSION, OWN_VERSION};
+use crate::cli::command_line::{ServiceMode, TcpPort, TlsMode};
+use crate::cli::uri;
+use crate::notify::{self, State};
+use crate::{daemon, errno_text, sockets};
+
+impl Server {
+    /// The first debug lines.
+    pub(super) fn introduce(&self) {
+        self.log.debug(|| format!("nbdkit {NBDKIT_VERSION} (nbdkitd {OWN_VERSION})"));
+        let flags = &self.plan.options.debug_flags;
+        let environ = |flag: &&crate::cli::command_line::DebugFlag| {
+            flag.is_server() && flag.flag == "environ"
+        };
+        if flags.iter().rfind(environ).is_some_and(|flag| flag.value != 0) {
+            for (name, value) in std::env::vars_os() {
+                self.log
+                    .debug(|| format!("{}={}", name.to_string_lossy(), value.to_string_lossy()));
+            }
+        }
+    }
+
+    /// The template has configured the stack.
+    pub(super) fn configured(&mut self, configured: Configured) {
+        if self.plan.recipe.purpose() != Purpose::Serve {
+            return self.template_violates("unexpected Configured");
+        }
+        if self.stage == Stage::Serving {
+            // A replacement. The same parameters may mean something else by now, but not this much else.
+            if self.configured.as_ref() != Some(&configured) {
+                return self.fail("the new template was configured in another way than the first");
+            }
+        } else {
+            self.configured = Some(configured);
+            if let Err(line) = self.listen() {
+                return self.fail(&line);
+            }
+            self.stage = Stage::Entering;
+        }
+        let service = EnterService {
+            user: self.plan.identity.user,
+            group: self.plan.identity.group,
+            background: !self.plan.options.foreground,
+        };
+        if let Some(template) = &mut self.template {
+            template.say(ToTemplate::EnterService(service));
+        }
+    }
+
+    /// Makes the sockets, prints the URI, and gives up the standard streams.
+    fn listen(&mut self) -> Result<(), String> {
+        let Some(mode) = &mut self.plan.mode else { return Ok(()) };
+        let adopted = std::mem::take(&mut self.plan.adopted);
+        let label = self.plan.options.selinux_label.as_deref();
+        let listening = sockets::open(mode, adopted, label, &self.log)?;
+        // For the URI: port 0 is of no use to clients.
+        if let (ServiceMode::Tcp { port, .. }, Some(chosen)) = (mode, listening.port) {
+            *port = Some(TcpPort::Number(chosen));
+        }
+        self.private = listening.directory;
+        for (index, socket) in listening.sockets.into_iter().enumerate() {
+            self.poll
+                .registry()
+                .register(
+                    &mut SourceFd(&socket.as_raw_fd()),
+                    Token(FIRST_LISTENER + index),
+                    Interest::READABLE,
+                )
+                .map_err(|error| format!("epoll_ctl: {}", errno_text(&error)))?;
+            self.listeners.push(Listener { socket, ready: false });
+        }
+        self.print_uri()?;
+        if self.plan.options.run.is_some() {
+            let streams =
+                Streams::keep().map_err(|error| format!("dup: {}", errno_text(&error)))?;
+            self.captive_streams = Some(streams);
+        }
+        daemon::release_standard_streams()
+    }
+
+    fn private_socket(&self) -> &Path {
+        self.private.as_ref().map_or(Path::new(""), |directory| directory.socket())
+    }
+
+    fn print_uri(&self) -> Result<(), String> {
+        let Some(mode) = &self.plan.mode else { return Ok(()) };
+        let options = &self.plan.options;
+        let Some(endpoint) = mode.endpoint(self.private_socket()) else {
+            self.log.debug(|| format!("no NBD URI because service mode is {}", mode.name()));
+            return Ok(());
+        };
+        let uri = uri::uri(endpoint, &options.export_name, TlsMode::Off, &options.tls);
+        self.log.debug(|| format!("NBD URI: {uri}"));
+        if options.print_uri {
+            let mut stdout = io::stdout().lock();
+            stdout
+                .write_all(uri::print_uri(&uri).as_bytes())
+                .and_then(|()| stdout.flush())
+                .map_err(|error| format!("standard output: {}", errno_text(&error)))?;
+        }
+        Ok(())
+    }
+
+    /// The template is ready for clients.
+    pub(super) fn ready(&mut self) {
+        if self.stage != Stage::Entering {
+            self.log.error("the template was replaced, clients are accepted again");
+            return;
+        }
+        self.stage = Stage::Serving;
+        if let Err(line) = self.enter_service() {
+            return self.fail(&line);
+        }
+        notify::notify(State::Ready);
+        if let Some(streams) = self.plan.streams.take() {
+            self.hand_over_streams(streams);
+        }
+    }
+
+    /// All that the outside world sees of being ready.
+    fn enter_service(&mut self) -> Result<(), String> {
+        if self.plan.report.is_some() {
+            self.log.debug(|| format!("forked into background (new pid = {})", std::process::id()));
+        }
+        if let Some(path) = &self.plan.options.pid_file {
+            write_pid_file(path)
+                .map_err(|error| format!("{}: {}", path.display(), errno_text(&error)))?;
+            self.log.debug(|| format!("written pidfile {}", path.display()));
+        }
+        if let Some(report) = self.plan.report.take() {
+            daemon::leave_terminal(self.log.verbose())?;
+            self.log.enter_background();
+            report.ready().map_err(|_| "the process that started the server is gone".to_owned())?;
+        }
+        if let Some(streams) = self.captive_streams.take() {
+            let script = self.run_script();
+            let captive = Captive::start(&script, streams)
+                .map_err(|error| format!("--run: /bin/sh: {}", errno_text(&error)))?;
+            self.captive = Some(captive);
+        }
+        Ok(())
+    }
+
+    fn run_script(&self) -> OsString {
+        let options = &self.plan.options;
+        let endpoint =
+            self.plan.mode.as_ref().and_then(|mode| mode.endpoint(self.private_socket()));
+        uri::run_script(
+            options.run.as_deref().unwrap_or_default(),
+            endpoint,
+            &options.export_name,
+            TlsMode::Off,
+            &options.tls,
+        )
+    }
+}
+
+/// The pid file: one line. An old one is overwritten, and it stays when the server ends. nbdkit(1), `-P`.
+fn write_pid_file(path: &Path) -> io::Result<()> {
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    file.write_all(format!("{}\n", std::process::id()).as_bytes())
+}

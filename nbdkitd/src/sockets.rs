@@ -1,0 +1,76 @@
+//! The listening sockets: made here or passed to us, of any family.
+//!
+//! Made once, after the plugin's `get_ready` as in nbdkit, by the user that started the server. Never reads from them.
+
+#![forbid(unsafe_code)]
+
+mod activation;
+mod label;
+mod peer;
+mod tcp;
+mod unix;
+mod vsock;
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+
+pub(crate) use activation::adopt;
+use label::SocketLabel;
+pub(crate) use peer::{is_tcp, peer};
+pub(crate) use unix::PrivateDirectory;
+
+use crate::cli::command_line::ServiceMode;
+use crate::log::Log;
+
+/// Where clients come from.
+pub(crate) struct Listening {
+    /// Listening and non-blocking. Empty with `-s`.
+    pub(crate) sockets: Vec<OwnedFd>,
+    /// The TCP port, where the kernel chose it.
+    pub(crate) port: Option<u16>,
+    /// Of `-U -`. Removed when dropped.
+    pub(crate) directory: Option<PrivateDirectory>,
+}
+
+impl Listening {
+    fn on(sockets: Vec<OwnedFd>) -> Listening {
+        Listening { sockets, port: None, directory: None }
+    }
+}
+
+/// Makes the sockets for `mode`, or takes those that were `adopted`.
+///
+/// # Errors
+/// One line for the user.
+pub(crate) fn open(
+    mode: &ServiceMode,
+    adopted: Vec<OwnedFd>,
+    label: Option<&OsStr>,
+    log: &Log,
+) -> Result<Listening, String> {
+    let label = label.map(SocketLabel::set).transpose()?;
+    let listening = match mode {
+        ServiceMode::SocketActivation { count } => {
+            log.debug(|| format!("using socket activation, nr_socks = {count}"));
+            Listening::on(adopted)
+        }
+        ServiceMode::Stdin => Listening::on(Vec::new()),
+        ServiceMode::Unix(path) => {
+            let socket = unix::listen(path)?;
+            log.debug(|| format!("bound to unix socket {}", path.display()));
+            Listening::on(vec![socket])
+        }
+        ServiceMode::UnixPrivate => {
+            let directory = PrivateDirectory::new()?;
+            let socket = unix::listen(directory.socket())?;
+            log.debug(|| format!("bound to unix socket {}", directory.socket().display()));
+            Listening { directory: Some(directory), ..Listening::on(vec![socket]) }
+        }
+        ServiceMode::Vsock { port } => Listening::on(vec![vsock::listen(*port, log)?]),
+        ServiceMode::Tcp { address, port, family } => {
+            tcp::listen(address.as_deref(), port.as_ref(), *family, log)?
+        }
+    };
+    label.map(SocketLabel::reset).transpose()?;
+    Ok(listening)
+}

@@ -1,0 +1,89 @@
+//! Fork, and handles on processes that cannot come to mean another process.
+
+#![expect(unsafe_code, reason = "fork and the pidfd system calls")]
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::{ForkResult, Pid};
+
+/// Makes a copy of this process. Returns the copy's id, or `None` in the copy.
+///
+/// # Errors
+/// EAGAIN, ENOMEM; EBUSY if this process has more than one thread, because the copy would have only this one and
+/// whatever locks the others hold.
+pub(crate) fn fork() -> nix::Result<Option<Pid>> {
+    // A directory has a link for itself, one from its parent, and one from each subdirectory: each thread.
+    if std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3) {
+        return Err(Errno::EBUSY);
+    }
+    // SAFETY: the process is single-threaded (checked above, and nothing in between starts a thread), so the child
+    // may go on as if nothing had happened.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// A process, whatever becomes of its number. pidfd_open(2).
+#[derive(Debug)]
+pub(crate) struct Process(OwnedFd);
+
+impl Process {
+    /// The process that has the number `pid` now.
+    ///
+    /// # Errors
+    /// ESRCH if there is none, ENOSYS before Linux 5.3, EMFILE.
+    pub(crate) fn open(pid: Pid) -> nix::Result<Process> {
+        // SAFETY: takes two integers; a descriptor that nobody else knows (close-on-exec) comes back.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+        let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+        // SAFETY: the kernel has just made it for us.
+        Ok(Process(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Sends a signal; `None` only checks that the process has not been reaped.
+    ///
+    /// # Errors
+    /// ESRCH, EPERM.
+    pub(crate) fn signal(&self, signal: Option<Signal>) -> nix::Result<()> {
+        let number = signal.map_or(0, |signal| signal as i32);
+        // SAFETY: the descriptor is ours and open; no siginfo is passed.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                number,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        Errno::result(sent).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_outlives_its_process_and_then_says_so() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let process = Process::open(Pid::from_raw(child.id() as i32)).unwrap();
+        assert_eq!(process.signal(None), Ok(()));
+        process.signal(Some(Signal::SIGKILL)).unwrap();
+        child.wait().unwrap();
+        assert_eq!(process.signal(None), Err(Errno::ESRCH));
+    }
+
+    #[test]
+    fn a_process_with_threads_does_not_fork() {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || drop(stopped.recv()));
+        assert_eq!(fork(), Err(Errno::EBUSY));
+        drop(stop);
+        thread.join().unwrap();
+    }
+}

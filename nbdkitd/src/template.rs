@@ -1,0 +1,391 @@
+//! The template: starting `nbdkit-worker` and talking to it.
+//!
+//! Never waits for it: what it does not take at once is queued here. What it says is held against the table of
+//! [`nbdkit_ipc::phase`]; what that means is checked by the receiver. It was given the caller's environment and
+//! streams, so that plugins see what they would see in nbdkit.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nbdkit_ipc::messages::{self, Configure, Hello, Parameter, Purpose, Serve};
+use nbdkit_ipc::phase::{self, Phase};
+use nbdkit_ipc::{Channel, FromTemplate, RecvError, ToTemplate};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::cli::command_line::{Isolation, Options, Stack};
+use crate::notify;
+
+/// Most requests of one client that run at the same time, without `-t`. nbdkit(1).
+const DEFAULT_THREADS: u32 = 16;
+
+/// A parameter that does not fit a message; one from a file may be longer than any on a command line.
+pub(crate) const TOO_LONG: &str = "a parameter is too long";
+
+/// Variables that were meant for us alone.
+const OURS: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", notify::NOTIFY_SOCKET];
+
+/// How to make a template, now and again.
+pub(crate) struct Recipe {
+    program: PathBuf,
+    directory: Option<PathBuf>,
+    configure: Configure,
+    parameters: Vec<Parameter>,
+}
+
+impl Recipe {
+    /// From the command line. `stdio_safe`: standard input and output are not a client's.
+    pub(crate) fn new(
+        stack: &Stack,
+        options: &Options,
+        purpose: Purpose,
+        stdio_safe: bool,
+    ) -> Recipe {
+        let protocol = &options.protocol;
+        let configure = Configure {
+            purpose,
+            filters: stack.filters.clone(),
+            plugin: stack.plugin.clone(),
+            verbose: options.verbose,
+            debug_flags: options
+                .debug_flags
+                .iter()
+                .map(|flag| messages::DebugFlag {
+                    name: flag.name.clone(),
+                    flag: flag.flag.clone(),
+                    value: flag.value,
+                })
+                .collect(),
+            readonly: options.readonly,
+            threads: options.threads.map_or(DEFAULT_THREADS, std::num::NonZero::get),
+            protocol: messages::Protocol {
+                mask_handshake: protocol.mask_handshake,
+                meta_contexts: protocol.meta_contexts,
+                oldstyle: protocol.oldstyle,
+                structured_replies: protocol.structured_replies,
+            },
+            timeout: options.timeout,
+            stdio_safe,
+            swap: options.swap,
+            isolation: options.isolation.map(|isolation| match isolation {
+                Isolation::Connection => messages::Isolation::Connection,
+                Isolation::Shared => messages::Isolation::Shared,
+            }),
+        };
+        let parameters = stack
+            .parameters
+            .iter()
+            .map(|parameter| Parameter {
+                key: parameter.key.clone(),
+                value: parameter.value.clone(),
+            })
+            .collect();
+        Recipe {
+            program: worker_program(),
+            directory: std::env::current_dir().ok(),
+            configure,
+            parameters,
+        }
+    }
+
+    /// What the template is for.
+    pub(crate) fn purpose(&self) -> Purpose {
+        self.configure.purpose
+    }
+
+    /// Whether a second template would be configured as the first was: not if a parameter (`-`, `-FD`) made it read
+    /// standard input or another descriptor, which can be read only once.
+    pub(crate) fn repeatable(&self) -> bool {
+        !self.parameters.iter().any(|parameter| reads_descriptor(&parameter.value))
+    }
+
+    /// Starts a template and begins to configure it.
+    ///
+    /// # Errors
+    /// One line for the user.
+    pub(crate) fn start(&self) -> Result<Template, String> {
+        let failed = |error: io::Error| {
+            format!("cannot start {}: {}", self.program.display(), crate::errno_text(&error))
+        };
+        let (link, theirs) = Channel::<ToTemplate, FromTemplate>::pair().map_err(failed)?;
+        let theirs: OwnedFd = theirs.into_fd();
+        // This one descriptor crosses exec; nothing else is started before it is closed below.
+        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|e| failed(e.into()))?;
+        let mut command = Command::new(&self.program);
+        command.arg0("nbdkit: template").arg(theirs.as_raw_fd().to_string());
+        for name in OURS {
+            command.env_remove(name);
+        }
+        // Later ones start when we may have left it.
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        let child = command.spawn().map_err(failed)?;
+        drop(theirs);
+        let mut template = Template {
+            pid: Pid::from_raw(child.id().cast_signed()),
+            link,
+            phase: Phase::ExpectHello,
+            outbox: VecDeque::new(),
+            failed: false,
+            reaped: false,
+        };
+        template.outbox.push_back(ToTemplate::Hello(Hello::ours()));
+        template.outbox.push_back(ToTemplate::Configure(Box::new(self.configure.clone())));
+        template.outbox.extend(self.parameters.iter().cloned().map(ToTemplate::Parameter));
+        template.outbox.push_back(ToTemplate::ConfigureEnd);
+        template.flush().map_err(|error| match error.raw_os_error() {
+            Some(libc::EMSGSIZE) => TOO_LONG.to_owned(),
+            _ => failed(error),
+        })?;
+        Ok(template)
+    }
+}
+
+/// `nbdkit-worker` beside this program, or where it was installed. Never found by `PATH`.
+fn worker_program() -> PathBuf {
+    const NAME: &str = "nbdkit-worker";
+    let beside = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join(NAME)));
+    match beside {
+        Some(path) if path.exists() => path,
+        _ => Path::new(option_env!("NBDKIT_LIBEXECDIR").unwrap_or("/usr/local/libexec/nbdkit"))
+            .join(NAME),
+    }
+}
+
+fn reads_descriptor(value: &OsStr) -> bool {
+    matches!(value.as_bytes(), [b'-', digits @ ..] if digits.iter().all(u8::is_ascii_digit))
+}
+
+/// A running template.
+pub(crate) struct Template {
+    pid: Pid,
+    link: Channel<ToTemplate, FromTemplate>,
+    phase: Phase,
+    outbox: VecDeque<ToTemplate>,
+    failed: bool,
+    reaped: bool,
+}
+
+/// What came from the template.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// A message that may be said now.
+    Message(FromTemplate),
+    /// Nothing now.
+    Empty,
+    /// Nothing any more.
+    Closed,
+    /// Something that breaks the rules; which.
+    Violation(String),
+}
+
+impl Template {
+    /// Its process id.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// The control channel's descriptor, for polling.
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.link.as_fd().as_raw_fd()
+    }
+
+    /// How far it has come.
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Whether it said that it failed, and so has said why.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Ends it the hard way. As our child it keeps its number until it is reaped.
+    pub(crate) fn kill(&self) {
+        if !self.reaped {
+            let _ = kill(self.pid, Signal::SIGKILL);
+        }
+    }
+
+    /// It was reaped: its number may be another's from now on.
+    pub(crate) fn set_reaped(&mut self) {
+        self.reaped = true;
+    }
+
+    /// Says something, now or when it listens.
+    pub(crate) fn say(&mut self, message: ToTemplate) {
+        if let ToTemplate::EnterService(_) = message {
+            self.phase = Phase::ExpectReady;
+        }
+        self.outbox.push_back(message);
+        // One that does not listen any more has ended, which is noticed elsewhere.
+        let _ = self.flush();
+    }
+
+    /// Sends what is queued, as far as it goes without waiting.
+    ///
+    /// # Errors
+    /// A message that cannot be sent at all.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        while let Some(message) = self.outbox.front() {
+            match self.link.try_send(message, &[]) {
+                Ok(()) => drop(self.outbox.pop_front()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over a client. The caller keeps its copies of the descriptors only if this fails.
+    ///
+    /// # Errors
+    /// EAGAIN: not now. EPIPE: it has ended.
+    pub(crate) fn serve(&mut self, serve: &Serve, fds: &[OwnedFd]) -> io::Result<()> {
+        self.flush()?;
+        if !self.outbox.is_empty() {
+            return Err(Errno::EAGAIN.into());
+        }
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        self.link.try_send(&ToTemplate::Serve(serve.clone()), &fds)
+    }
+
+    /// Takes a message if there is one, and checks that it may be said now.
+    pub(crate) fn receive(&mut self) -> Incoming {
+        let received = match self.link.try_recv() {
+            Ok(received) => received,
+            Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => return Incoming::Empty,
+            Err(RecvError::Closed) => return Incoming::Closed,
+            Err(error) => return Incoming::Violation(error.to_string()),
+        };
+        let name = phase::name(&received.message);
+        if !received.fds.is_empty() {
+            return Incoming::Violation(format!("descriptors with {name}"));
+        }
+        let Some(next) = self.phase.after(&received.message) else {
+            return Incoming::Violation(format!("unexpected {name} in phase {:?}", self.phase));
+        };
+        if let FromTemplate::Hello(hello) = &received.message
+            && let Err(why) = hello.check()
+        {
+            return Incoming::Violation(why);
+        }
+        self.phase = next;
+        self.failed |= received.message == FromTemplate::Failed;
+        Incoming::Message(received.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(values: &[&str]) -> Recipe {
+        let stack = Stack { filters: vec![], plugin: "null".into(), parameters: vec![] };
+        let mut recipe = Recipe::new(&stack, &Options::default(), Purpose::Serve, true);
+        recipe.parameters = values
+            .iter()
+            .map(|value| Parameter { key: Some("k".to_owned()), value: value.into() })
+            .collect();
+        recipe
+    }
+
+    #[test]
+    fn a_password_from_a_descriptor_cannot_be_read_again() {
+        assert!(recipe(&["disk.img", "-x", "1-2", "--"]).repeatable());
+        assert!(!recipe(&["disk.img", "-"]).repeatable());
+        assert!(!recipe(&["-3"]).repeatable());
+    }
+
+    #[test]
+    fn the_default_is_sixteen_threads() {
+        assert_eq!(recipe(&[]).configure.threads, 16);
+    }
+
+    #[test]
+    fn a_worker_that_is_not_there_is_named() {
+        let mut recipe = recipe(&[]);
+        recipe.program = "/no/such/nbdkit-worker".into();
+        assert_eq!(
+            recipe.start().err().unwrap(),
+            "cannot start /no/such/nbdkit-worker: No such file or directory"
+        );
+    }
+
+    #[test]
+    fn what_the_template_says_out_of_turn_is_a_violation() {
+        let (link, other) = Channel::<ToTemplate, FromTemplate>::pair().unwrap();
+        let mut template = Template {
+            pid: Pid::this(),
+            link,
+            phase: Phase::ExpectHello,
+            outbox: VecDeque::new(),
+            failed: false,
+            reaped: false,
+        };
+        assert!(matches!(template.receive(), Incoming::Empty));
+        other.send(&FromTemplate::Ready, &[]).unwrap();
+        assert!(matches!(
+            template.receive(),
+            Incoming::Violation(why) if why == "unexpected Ready in phase ExpectHello"
+        ));
+        let stranger = Hello { version: 99, build: "x".to_owned() };
+        other.send(&FromTemplate::Hello(stranger), &[]).unwrap();
+        assert!(matches!(template.receive(), Incoming::Violation(why) if why.contains("build")));
+        other.send(&FromTemplate::Hello(Hello::ours()), &[other.as_fd()]).unwrap();
+        assert!(matches!(template.receive(), Incoming::Violation(why) if why.contains("Hello")));
+        other.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
+        assert!(matches!(template.receive(), Incoming::Message(FromTemplate::Hello(_))));
+        drop(other);
+        assert!(matches!(template.receive(), Incoming::Closed));
+    }
+
+    #[test]
+    fn what_is_not_taken_is_queued_and_clients_wait_behind_it() {
+        let (link, other) = Channel::<ToTemplate, FromTemplate>::pair().unwrap();
+        let mut template = Template {
+            pid: Pid::this(),
+            link,
+            phase: Phase::ExpectConfigured,
+            outbox: VecDeque::new(),
+            failed: false,
+            reaped: false,
+        };
+        let parameter = |n: u32| {
+            ToTemplate::Parameter(Parameter {
+                key: Some(n.to_string()),
+                value: "x".repeat(100_000).into(),
+            })
+        };
+        for n in 0..50 {
+            template.say(parameter(n));
+        }
+        let serve = Serve {
+            connection: 1,
+            peer: messages::Peer {
+                address: messages::PeerAddress::Unix,
+                credentials: None,
+                security_context: None,
+            },
+        };
+        let error = template.serve(&serve, &[]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        for n in 0..50 {
+            assert_eq!(other.recv().unwrap().message, parameter(n));
+            template.flush().unwrap();
+        }
+        template.serve(&serve, &[]).unwrap();
+        assert_eq!(other.recv().unwrap().message, ToTemplate::Serve(serve));
+    }
+}
