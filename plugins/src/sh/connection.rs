@@ -205,7 +205,11 @@ impl Connection for Handle {
         let output = call.text()?.ok_or_else(|| {
             call.error("can_extents returned true, but extents method is not defined")
         })?;
-        text::extents(&output, extents).map_err(|why| call.error(why))
+        text::extents(&output, extents).map_err(|why| {
+            // What is no list of extents is EIO, a list that breaks the rules EINVAL.
+            let errno = if why.errno() == Errno::ERANGE { Errno::EINVAL } else { Errno::EIO };
+            call.error(why).with_errno(errno)
+        })
     }
 
     fn cache(&self, count: u64, offset: u64) -> Result<()> {
