@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use nbdkit_api::{Connection, Error, Isolation, Open, Plugin, Result, ResultExt, Value, debug};
 
-use crate::allocator::{Allocator, Strategy};
+use crate::allocator::{self, Allocator, Strategy};
 use crate::memory::Handle;
 use image::{Content, Image};
 
@@ -123,7 +123,7 @@ impl Plugin for Data {
         let size = self.size.unwrap_or(image.size());
         let shown = image.size().min(size);
         let image = Image::slice(&Rc::new(image), 0, shown)?;
-        check_cost(&image)?;
+        check_cost(&image, self.strategy)?;
         let mut disk = self.strategy.create("data")?;
         disk.set_size(size)?;
         write(&image, &*disk)?;
@@ -132,7 +132,8 @@ impl Plugin for Data {
     }
 
     fn dump_plugin(&self, out: &mut dyn Write) -> std::io::Result<()> {
-        writeln!(out, "data_base64=yes\nmlock=yes")
+        writeln!(out, "data_base64=yes")?;
+        allocator::dump_plugin(out)
     }
 
     fn isolation(&self) -> Isolation {
@@ -150,10 +151,15 @@ impl Plugin for Data {
 /// Refuses what this machine cannot hold before anything is written: a repeat count with a few digits too
 /// many would otherwise fill the memory, and a file in memory that does not fit is not
 /// an error but a visit of the OOM killer.
-fn check_cost(image: &Image) -> Result<()> {
+fn check_cost(image: &Image, strategy: Strategy) -> Result<()> {
     let machine = nix::sys::sysinfo::sysinfo().or_error(|| "sysinfo")?;
     let memory = machine.ram_total().saturating_add(machine.swap_total());
-    if image.cost() > memory {
+    let compression = match strategy {
+        Strategy::Sparse | Strategy::Malloc { .. } => 1,
+        // The patterns that one can write on a command line compress at least so well.
+        Strategy::Zstd => 64,
+    };
+    if image.cost() > memory.saturating_mul(compression) {
         return Err(Error::msg(format!(
             "data parameter describes {} bytes of data, more than this machine's memory ({memory} bytes)",
             image.cost()

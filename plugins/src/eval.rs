@@ -1,13 +1,14 @@
 //! nbdkit-eval-plugin(1): every method is a fragment of shell script from the command line.
 //!
-//! Each becomes a file in the plugin's temporary directory, made in the template when it is configured;
-//! the rest is the sh plugin's machinery.
+//! What is the sh plugin's file is the text of a parameter here, given to the shell as it is; the rest
+//! is the same machinery.
 
 #[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use nbdkit_api::{
     Access, Client, Connection, Error, Exports, Needs, Open, Plugin, Result, ThreadModel, Value,
 };
 
-use crate::sh::call::{Found, Program, Scripts, lacks_shebang};
+use crate::sh::call::{Found, Program, Scripts, Start, lacks_shebang};
 use crate::sh::connection::Handle;
 use crate::sh::lifecycle;
 use crate::sh::tmpdir::TempDir;
@@ -81,13 +82,16 @@ struct Fragments {
 }
 
 struct Fragment {
+    /// What nbdkit calls it, `$0` for the script. The file exists only if it names its interpreter.
     path: PathBuf,
-    shell: bool,
+    /// The script, if it is for /bin/sh.
+    text: Option<OsString>,
 }
 
 impl Fragment {
     fn program(&self) -> Found<'_> {
-        Found::Program(Program { path: &self.path, shell: self.shell })
+        let start = self.text.as_deref().map_or(Start::Execute, Start::Text);
+        Found::Program(Program { path: &self.path, start })
     }
 }
 
@@ -151,9 +155,14 @@ impl Plugin for Eval {
                     "method {method} defined more than once on the command line"
                 )));
             }
-            let path = fragments.tmpdir.add_script(method, value.as_bytes())?;
-            let shell = lacks_shebang(value.as_bytes());
-            fragments.scripts.insert(method, Fragment { path, shell });
+            let fragment = if lacks_shebang(value.as_bytes()) {
+                let path = fragments.tmpdir.path().join(method);
+                Fragment { path, text: Some(value.to_os_string()) }
+            } else {
+                let path = fragments.tmpdir.add_script(method, value.as_bytes())?;
+                Fragment { path, text: None }
+            };
+            fragments.scripts.insert(method, fragment);
             return Ok(());
         }
         if lifecycle::config(fragments, key, value.as_os_str())? {

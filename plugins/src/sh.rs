@@ -23,7 +23,7 @@ use nbdkit_api::{
     ThreadModel, Value,
 };
 
-use call::{Call, Found, Program, Scripts, chomp, lacks_shebang};
+use call::{Call, Found, Program, Scripts, Start, chomp, lacks_shebang};
 use connection::Handle;
 use tmpdir::TempDir;
 
@@ -41,13 +41,13 @@ pub struct Sh {
 /// One script for all methods.
 struct Script {
     path: PathBuf,
-    shell: bool,
+    start: Start<'static>,
     tmpdir: TempDir,
 }
 
 impl Scripts for Script {
     fn find(&self, _method: &str) -> Found<'_> {
-        Found::Program(Program { path: &self.path, shell: self.shell })
+        Found::Program(Program { path: &self.path, start: self.start })
     }
 
     fn tmpdir(&self) -> &TempDir {
@@ -60,7 +60,7 @@ impl Script {
         if value.as_bytes() != b"-" {
             let path = value.realpath()?;
             // Whether it is executable and has an interpreter, running it will show.
-            return Ok(Script { path, shell: false, tmpdir: TempDir::new()? });
+            return Ok(Script { path, start: Start::Execute, tmpdir: TempDir::new()? });
         }
         if !nbdkit_api::client::stdio_safe() {
             return Err(Error::msg("inline script is incompatible with -s"));
@@ -75,7 +75,8 @@ impl Script {
         }
         let tmpdir = TempDir::new()?;
         let path = tmpdir.add_script("inline-script.sh", &text)?;
-        Ok(Script { path, shell: lacks_shebang(&text), tmpdir })
+        let start = if lacks_shebang(&text) { Start::Read } else { Start::Execute };
+        Ok(Script { path, start, tmpdir })
     }
 }
 

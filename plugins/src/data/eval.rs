@@ -136,7 +136,9 @@ impl Evaluator<'_> {
                 Image::slice(&image, 0, image.size())
             }
             Expr::Group(list) => self.list(list, Some(scope), want),
+            // Nothing, as in nbdkit whatever of.
             Expr::Repeat(_, 0) => Ok(Image::default()),
+            Expr::Slice(_, from, Some(to)) if from == to => Ok(Image::default()),
             Expr::Repeat(expr, count) => {
                 let image = Rc::new(self.value(expr, scope, None)?);
                 Image::repeat(&image, *count)
@@ -145,7 +147,11 @@ impl Evaluator<'_> {
                 let want = to.or_else(|| want.map(|want| want.saturating_add(*from)));
                 let image = Rc::new(self.value(expr, scope, want)?);
                 let size = image.size();
-                let lenient = matches!(**expr, Expr::File(_) | Expr::Script(_));
+                let lenient = match **expr {
+                    Expr::File(_) => true,
+                    Expr::Script(_) => *from == 0,
+                    _ => false,
+                };
                 let (from, to) = match (*from, to.unwrap_or(size.max(*from))) {
                     // As in nbdkit, a file or script may turn out shorter than its slice.
                     (from, to) if lenient && from <= to => (from.min(size), to.min(size)),

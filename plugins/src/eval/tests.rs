@@ -90,6 +90,24 @@ fn scripts_share_a_directory_that_goes_with_the_plugin() {
 }
 
 #[test]
+fn a_fragment_may_name_its_interpreter() {
+    let parameters = [("get_size", "echo 1"), ("dump_plugin", "#!/bin/echo a\nb")];
+    let plugin = configured(&parameters).unwrap();
+    let mut out = Vec::new();
+    // A test that forks just now may still have the new file open for writing (ETXTBSY).
+    for _ in 0..100 {
+        out.clear();
+        plugin.dump_plugin(&mut out).unwrap();
+        if out.ends_with(b"dump_plugin\n") {
+            break;
+        }
+    }
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.starts_with("max_known_status=8\na /tmp/nbdkit"), "{text}");
+    assert!(text.ends_with("/dump_plugin dump_plugin\n"), "{text}");
+}
+
+#[test]
 fn mistakes_on_the_command_line_are_explained() {
     let size = ("get_size", "echo 1M");
     let unknown = "callback 'load' is unknown, and there is no 'config' callback to handle it";
@@ -182,6 +200,17 @@ fn zero_falls_back_to_pwrite() {
     }
     let disk = open(&[("zero", "echo ENOSPC x >&2; exit 1"), ("pwrite", "exit 0")]).unwrap();
     assert_eq!(disk.zero(100, 5, Flags::empty()).unwrap_err().errno(), Errno::ENOSPC);
+}
+
+#[test]
+fn what_was_promised_and_is_missing_fails_only_for_pwrite() {
+    let promises = ["can_write", "can_flush", "can_trim", "can_zero"].map(|name| (name, "exit 0"));
+    let disk = open(&[&promises[..], &[("can_cache", "echo native")]].concat()).unwrap();
+    disk.flush().unwrap();
+    disk.trim(512, 0, Flags::empty()).unwrap();
+    disk.cache(512, 0).unwrap();
+    let why = disk.pwrite(&[1; 512], 0, Flags::empty()).unwrap_err();
+    assert!(why.message().ends_with("pwrite not implemented"), "{why}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use nbdkit_api::{Client, Errno, Error, Result, debug};
+use nix::unistd::AccessFlags;
 
 use super::run::{self, Finished, Sink};
 use super::status::{self, Verdict};
@@ -37,9 +38,20 @@ pub(crate) enum Found<'a> {
 
 /// A script and how to start it.
 pub(crate) struct Program<'a> {
+    /// Its file, or what it calls itself if it has none.
     pub(crate) path: &'a Path,
-    /// It has no `#!` line, so it is one for /bin/sh.
-    pub(crate) shell: bool,
+    pub(crate) start: Start<'a>,
+}
+
+/// How a script is started.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    /// The file is executed.
+    Execute,
+    /// The file is read by /bin/sh.
+    Read,
+    /// This text is given to /bin/sh.
+    Text(&'a OsStr),
 }
 
 /// One call.
@@ -215,16 +227,20 @@ impl<'a> Call<'a> {
             self.method,
             self.arguments.join(OsStr::new(" ")).as_bytes().escape_ascii()
         );
-        let result = if program.shell {
-            self.start(shell(program.path), sink)
-        } else {
-            match self.start(Command::new(program.path), sink) {
+        let result = match program.start {
+            Start::Text(text) => {
+                let mut command = Command::new("/bin/sh");
+                command.arg("-c").arg(text).arg(program.path);
+                self.start(command, sink)
+            }
+            Start::Read => self.start_shell(program.path, sink),
+            Start::Execute => match self.start(Command::new(program.path), sink) {
                 // A script without #! is one for the shell, as for execvp(3).
                 Err(error) if error.raw_os_error() == Some(libc::ENOEXEC) => {
-                    self.start(shell(program.path), sink)
+                    self.start_shell(program.path, sink)
                 }
                 result => result,
-            }
+            },
         };
         result.map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
@@ -233,17 +249,19 @@ impl<'a> Call<'a> {
         })
     }
 
+    fn start_shell(&self, script: &Path, sink: &mut Sink<'_>) -> io::Result<Finished> {
+        // The shell's status for a file that it cannot read is 2, which means "no such method" to us.
+        nix::unistd::access(script, AccessFlags::R_OK)?;
+        let mut command = Command::new("/bin/sh");
+        command.arg(script);
+        self.start(command, sink)
+    }
+
     fn start(&self, mut command: Command, sink: &mut Sink<'_>) -> io::Result<Finished> {
         command.arg(self.method).args(&self.arguments);
         command.env("tmpdir", self.scripts.tmpdir().path());
         run::run(&mut command, self.stdin, sink)
     }
-}
-
-fn shell(script: &Path) -> Command {
-    let mut command = Command::new("/bin/sh");
-    command.arg(script);
-    command
 }
 
 /// Drops one newline at the end.

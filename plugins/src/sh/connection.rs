@@ -178,16 +178,16 @@ impl Connection for Handle {
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let flags = names(flags);
         let call = self.range("pwrite", buf.len() as u64, offset).arg(&flags).stdin(buf);
-        done(&call, "pwrite")
+        if call.action()? { Ok(()) } else { Err(call.error("pwrite not implemented")) }
     }
 
     fn flush(&self) -> Result<()> {
-        done(&self.call("flush"), "flush")
+        advisory(&self.call("flush"))
     }
 
     fn trim(&self, count: u64, offset: u64, flags: Flags) -> Result<()> {
         let flags = names(flags);
-        done(&self.range("trim", count, offset).arg(&flags), "trim")
+        advisory(&self.range("trim", count, offset).arg(&flags))
     }
 
     fn zero(&self, count: u64, offset: u64, flags: Flags) -> Result<()> {
@@ -205,11 +205,15 @@ impl Connection for Handle {
         let output = call.text()?.ok_or_else(|| {
             call.error("can_extents returned true, but extents method is not defined")
         })?;
-        text::extents(&output, extents).map_err(|why| call.error(why))
+        text::extents(&output, extents).map_err(|why| {
+            // What is no list of extents is EIO, a list that breaks the rules EINVAL.
+            let errno = if why.errno() == Errno::ERANGE { Errno::EINVAL } else { Errno::EIO };
+            call.error(why).with_errno(errno)
+        })
     }
 
     fn cache(&self, count: u64, offset: u64) -> Result<()> {
-        done(&self.range("cache", count, offset), "cache")
+        advisory(&self.range("cache", count, offset))
     }
 
     fn blocking(&self) -> Blocking {
@@ -217,9 +221,10 @@ impl Connection for Handle {
     }
 }
 
-/// Calls a method that a `can_` method promised.
-fn done(call: &Call<'_>, method: &str) -> Result<()> {
-    if call.action()? { Ok(()) } else { Err(call.error(format!("{method} not implemented"))) }
+/// Calls a method that a `can_` method promised and whose absence harms nobody: as in nbdkit, what is not
+/// there succeeds.
+fn advisory(call: &Call<'_>) -> Result<()> {
+    call.action().map(drop)
 }
 
 impl Drop for Handle {
