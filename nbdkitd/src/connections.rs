@@ -11,7 +11,6 @@ use std::time::Instant;
 use nbdkit_ipc::messages::{Isolation, Peer, PeerAddress};
 
 use crate::log::{Quota, escape};
-use crate::sys::process::Process;
 
 /// The longest export name. NBD protocol, "String values".
 const MAX_EXPORT: usize = 4096;
@@ -24,10 +23,8 @@ const LINES: (u32, u32) = (200, 20);
 pub(crate) struct Connection {
     /// Who it is.
     pub(crate) peer: Peer,
-    /// The worker's process id, once it was forked.
+    /// The worker's process id, once it was forked; the template's word.
     pub(crate) pid: Option<i32>,
-    /// A handle on the worker, if it could be had.
-    pub(crate) process: Option<Process>,
     /// How many lines it may still log.
     pub(crate) quota: Quota,
     export: Option<String>,
@@ -97,8 +94,7 @@ impl Connections {
     /// A client was handed over.
     pub(crate) fn add(&mut self, number: u64, peer: Peer, now: Instant) {
         let quota = Quota::new(LINES.0, LINES.1, now);
-        self.table
-            .insert(number, Connection { peer, pid: None, process: None, quota, export: None });
+        self.table.insert(number, Connection { peer, pid: None, quota, export: None });
     }
 
     /// The template says that process `pid` serves a connection.

@@ -77,8 +77,9 @@ fn wait(program: &str, server: Pid, outcome: OwnedFd) -> ExitCode {
 /// # Errors
 /// Which call failed.
 pub(crate) fn leave_terminal(keep_stderr: bool) -> Result<(), String> {
-    let failed =
-        |call: &'static str| move |errno: nix::errno::Errno| format!("{call}: {}", errno.desc());
+    let failed = |call: &'static str| {
+        move |errno: nix::errno::Errno| format!("{call}: {}", crate::words(errno))
+    };
     nix::unistd::setsid().map_err(failed("setsid"))?;
     nix::unistd::chdir("/").map_err(failed("chdir: /"))?;
     if !keep_stderr {
@@ -96,7 +97,7 @@ pub(crate) fn release_standard_streams() -> Result<(), String> {
     let null = open_null()?;
     nix::unistd::dup2_stdin(&null)
         .and_then(|()| nix::unistd::dup2_stdout(&null))
-        .map_err(|errno| format!("dup2: {}", errno.desc()))
+        .map_err(|errno| format!("dup2: {}", crate::words(errno)))
 }
 
 fn open_null() -> Result<File, String> {

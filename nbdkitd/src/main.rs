@@ -158,14 +158,31 @@ fn print(text: &OsStr) -> ExitCode {
 
 /// The system's words for an error, as strerror(3) has them, without a number.
 fn errno_text(error: &io::Error) -> String {
-    error
-        .raw_os_error()
-        .map_or_else(|| error.to_string(), |raw| Errno::from_raw(raw).desc().to_owned())
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(number) => text.trim_end_matches(&format!(" (os error {number})")).to_owned(),
+        None => text,
+    }
+}
+
+/// The same for an error of nix, whose own words are not always those of the C library.
+fn words(errno: Errno) -> String {
+    errno_text(&io::Error::from(errno))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_are_in_the_words_of_the_c_library() {
+        assert_eq!(words(Errno::EBADF), "Bad file descriptor");
+        assert_eq!(
+            errno_text(&io::Error::from_raw_os_error(libc::ENOENT)),
+            "No such file or directory"
+        );
+        assert_eq!(errno_text(&io::Error::other("own")), "own");
+    }
 
     #[test]
     fn a_plugin_is_named_by_its_name_or_file() {

@@ -41,7 +41,7 @@ fn wants_tls(tls: &Tls) -> bool {
 /// The parent is gone already.
 pub(crate) fn exit_with_parent(parent: Pid) -> Result<(), String> {
     prctl::set_pdeathsig(Signal::SIGTERM)
-        .map_err(|errno| format!("prctl: PR_SET_PDEATHSIG: {}", errno.desc()))?;
+        .map_err(|errno| format!("prctl: PR_SET_PDEATHSIG: {}", crate::words(errno)))?;
     // It may have ended before the kernel knew that we care.
     if getppid() != parent {
         return Err("--exit-with-parent: the parent process has exited already".to_owned());

@@ -102,6 +102,8 @@ pub(crate) struct Server {
     stage: Stage,
     template: Option<Template>,
     template_quota: Quota,
+    /// Until when it has to end, since it has closed its channel.
+    template_grace: Option<Instant>,
     /// What the first template said; later ones must say the same.
     configured: Option<Configured>,
     rebuilds: Rebuilds,
@@ -144,7 +146,7 @@ impl Server {
             .map_err(failed("epoll_ctl"))?;
         // Workers whose template has ended come to us.
         prctl::set_child_subreaper(true)
-            .map_err(|errno| format!("prctl: PR_SET_CHILD_SUBREAPER: {}", errno.desc()))?;
+            .map_err(|errno| format!("prctl: PR_SET_CHILD_SUBREAPER: {}", crate::words(errno)))?;
         let now = Instant::now();
         let mut server = Server {
             plan,
@@ -154,6 +156,7 @@ impl Server {
             stage: Stage::Configuring,
             template: None,
             template_quota: Quota::new(TEMPLATE_LINES.0, TEMPLATE_LINES.1, now),
+            template_grace: None,
             configured: None,
             rebuilds: Rebuilds::default(),
             rebuild_at: None,
@@ -233,6 +236,7 @@ impl Server {
         }
         [
             self.rebuild_at,
+            self.template_grace,
             self.pause.until().filter(|_| self.stage == Stage::Serving),
             self.deadlines.as_ref().and_then(Deadlines::next),
         ]

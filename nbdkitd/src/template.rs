@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind};
@@ -138,6 +139,7 @@ impl Recipe {
             phase: Phase::ExpectHello,
             outbox: VecDeque::new(),
             failed: false,
+            killed: Cell::new(false),
             reaped: false,
         };
         template.outbox.push_back(ToTemplate::Hello(Hello::ours()));
@@ -174,6 +176,7 @@ pub(crate) struct Template {
     phase: Phase,
     outbox: VecDeque<ToTemplate>,
     failed: bool,
+    killed: Cell<bool>,
     reaped: bool,
 }
 
@@ -206,14 +209,15 @@ impl Template {
         self.phase
     }
 
-    /// Whether it said that it failed, and so has said why.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed
+    /// Whether the log says already why it ends: because it said so, or because we ended it.
+    pub(crate) fn is_explained(&self) -> bool {
+        self.failed || self.killed.get()
     }
 
     /// Ends it the hard way. As our child it keeps its number until it is reaped.
     pub(crate) fn kill(&self) {
         if !self.reaped {
+            self.killed.set(true);
             let _ = kill(self.pid, Signal::SIGKILL);
         }
     }
@@ -261,8 +265,12 @@ impl Template {
         self.link.try_send(&ToTemplate::Serve(serve.clone()), &fds)
     }
 
-    /// Takes a message if there is one, and checks that it may be said now.
+    /// Takes a message if there is one and the template was not killed, and checks that it may be said now.
     pub(crate) fn receive(&mut self) -> Incoming {
+        if self.killed.get() {
+            // Whatever it still says was said by a process that is not trusted any more.
+            return Incoming::Empty;
+        }
         let received = match self.link.try_recv() {
             Ok(received) => received,
             Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => return Incoming::Empty,
@@ -332,6 +340,7 @@ mod tests {
             phase: Phase::ExpectHello,
             outbox: VecDeque::new(),
             failed: false,
+            killed: Cell::new(false),
             reaped: false,
         };
         assert!(matches!(template.receive(), Incoming::Empty));
@@ -360,6 +369,7 @@ mod tests {
             phase: Phase::ExpectConfigured,
             outbox: VecDeque::new(),
             failed: false,
+            killed: Cell::new(false),
             reaped: false,
         };
         let parameter = |n: u32| {

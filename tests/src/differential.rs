@@ -169,8 +169,17 @@ fn texts(stream: &str, text: &str, binary: &Binary, dir: &Path) -> Vec<String> {
     text.lines().map(|line| anonymous(&format!("{stream}: {line}"), binary, dir)).collect()
 }
 
-/// Removes what differs from run to run: the private directory and the executable's path.
+/// Removes what differs from run to run and from machine to machine: the private directory, the executable's path, the
+/// directory of Debian's plugins.
 fn anonymous(line: &str, binary: &Binary, dir: &Path) -> String {
+    let words = line.split(' ').map(|word| match word.split_once("/nbdkit/plugins/") {
+        Some((before, plugin)) => {
+            let before_path = before.split('/').next().unwrap_or_default();
+            format!("{before_path}{{plugindir}}/{plugin}")
+        }
+        None => word.to_owned(),
+    });
+    let line = words.collect::<Vec<_>>().join(" ");
     line.replace(&*dir.to_string_lossy(), "{dir}")
         .replace(&*binary.path().to_string_lossy(), "nbdkit")
         .trim_end()

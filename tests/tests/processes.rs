@@ -29,7 +29,8 @@ fn process(pid: i32) -> Option<Process> {
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
     let executable = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let executable = executable.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let executable =
+        executable.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
     Some(Process { pid, parent, state, executable: executable.unwrap_or_default() })
 }
 
@@ -129,13 +130,18 @@ fn the_listener_holds_no_client_after_the_hand_over() {
     // The one descriptor more that the listener has is the worker's control channel.
     assert_eq!(descriptors(listener(&server)).len(), idle.len() + 1);
     drop(client);
-    eventually("the channel goes with the worker", || descriptors(listener(&server)).len() == idle.len());
+    eventually("the channel goes with the worker", || {
+        descriptors(listener(&server)).len() == idle.len()
+    });
 }
 
 /// The worker has two sockets of its own, control channel and client; the others have only the first one's other end.
 fn client_socket_is_only_in(worker: i32, others: &[i32]) -> bool {
     let sockets = |pid| -> BTreeSet<PathBuf> {
-        descriptors(pid).into_iter().filter(|target| target.to_string_lossy().starts_with("socket:")).collect()
+        descriptors(pid)
+            .into_iter()
+            .filter(|target| target.to_string_lossy().starts_with("socket:"))
+            .collect()
     };
     let elsewhere: BTreeSet<PathBuf> = others.iter().flat_map(|pid| sockets(*pid)).collect();
     sockets(worker).difference(&elsewhere).count() == 2
@@ -150,13 +156,17 @@ fn two_hundred_clients_leave_nothing_behind() {
     let before = (descriptors(listener(&server)).len(), descriptors(template.pid).len());
     for round in 0..200 {
         let mut client = connected(&server);
-        assert_eq!(client.call(&Ask::write(round * 4096, vec![1; 4096])).expect("a reply").error, None);
+        assert_eq!(
+            client.call(&Ask::write(round * 4096, vec![1; 4096])).expect("a reply").error,
+            None
+        );
         if round % 2 == 0 {
             client.disconnect().expect("sent");
         }
     }
     eventually("all workers end", || family(&server).1.is_empty());
-    let zombies: Vec<_> = descendants(listener(&server)).into_iter().filter(|p| p.state == 'Z').collect();
+    let zombies: Vec<_> =
+        descendants(listener(&server)).into_iter().filter(|p| p.state == 'Z').collect();
     assert_eq!(zombies, []);
     assert_eq!((descriptors(listener(&server)).len(), descriptors(template.pid).len()), before);
 }
@@ -168,7 +178,8 @@ fn a_killed_worker_takes_only_its_own_client_with_it() {
     let (_, first) = family(&server);
     let mut victim = connected(&server);
     let (_, both) = family(&server);
-    let killed = both.iter().find(|worker| !first.contains(worker)).expect("a second worker");
+    let is_new = |worker: &&Process| first.iter().all(|known| known.pid != worker.pid);
+    let killed = both.iter().find(is_new).expect("a second worker");
     assert_eq!(victim.call(&Ask::write(0, *b"before")).expect("a reply").error, None);
     kill(Pid::from_raw(killed.pid), Signal::SIGKILL).expect("killed");
     victim.expect_close().expect("closed");
@@ -189,7 +200,7 @@ fn killing_workers_under_load_harms_nobody_else() {
             victim.send(&Ask::write(block * 65536, vec![round as u8; 65536])).expect("sent");
         }
         let (_, all) = family(&server);
-        for worker in all.iter().filter(|worker| !mine.contains(worker)) {
+        for worker in all.iter().filter(|worker| mine.iter().all(|known| known.pid != worker.pid)) {
             let _ = kill(Pid::from_raw(worker.pid), Signal::SIGKILL);
         }
         let data = vec![round as u8; 4096];
@@ -206,7 +217,11 @@ fn the_template_is_made_anew_when_it_dies() {
     let (template, _) = family(&server);
     kill(Pid::from_raw(template.pid), Signal::SIGKILL).expect("killed");
     eventually("there is another template", || {
-        descendants(listener(&server)).iter().any(|process| process.parent == listener(&server) && process.pid != template.pid && process.state != 'Z')
+        descendants(listener(&server)).iter().any(|process| {
+            process.parent == listener(&server)
+                && process.pid != template.pid
+                && process.state != 'Z'
+        })
     });
     assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
     assert_eq!(connected(&server).call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
@@ -221,7 +236,9 @@ fn nothing_outlives_a_killed_listener() {
     server.signal(Signal::SIGKILL);
     let _ = server.wait();
     client.expect_close().expect("closed");
-    eventually("template and worker end", || everyone.iter().all(|known| process(known.pid).is_none_or(|now| now.state == 'Z')));
+    eventually("template and worker end", || {
+        everyone.iter().all(|known| process(known.pid).is_none_or(|now| now.state == 'Z'))
+    });
 }
 
 #[test]
@@ -247,9 +264,13 @@ fn the_programs_run_as_the_user_that_was_asked_for() {
     let nobody = nix::unistd::User::from_name("nobody").expect("looked up").expect("nobody exists");
     let (template, workers) = family(&server);
     for pid in workers.iter().map(|worker| worker.pid).chain([template.pid]) {
-        assert_eq!(std::fs::metadata(format!("/proc/{pid}")).expect("alive").uid(), nobody.uid.as_raw());
+        assert_eq!(
+            std::fs::metadata(format!("/proc/{pid}")).expect("alive").uid(),
+            nobody.uid.as_raw()
+        );
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("alive");
-        let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).expect("a line of groups");
+        let groups =
+            status.lines().find_map(|line| line.strip_prefix("Groups:")).expect("a line of groups");
         let gid = nix::unistd::Group::from_name("nogroup").expect("looked up").expect("exists").gid;
         assert_eq!(groups.trim(), gid.to_string());
     }
@@ -263,6 +284,7 @@ fn an_idle_connection_keeps_one_socket() {
     let ours = client.transport().as_raw_fd();
     assert!(ours > 2);
     let (_, workers) = family(&server);
-    let threads = std::fs::read_dir(format!("/proc/{}/task", workers[0].pid)).expect("alive").count();
+    let threads =
+        std::fs::read_dir(format!("/proc/{}/task", workers[0].pid)).expect("alive").count();
     assert_eq!(threads, 1, "nothing that may wait, no thread but one");
 }

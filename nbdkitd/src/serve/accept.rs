@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,9 @@ pub(super) struct Listener {
 /// A client that the template has not taken yet.
 pub(super) struct Pending {
     serve: Serve,
+    /// What the template gets: the worker's end of its control channel, as soon as it was made; the client.
     fds: Vec<OwnedFd>,
+    /// Our end.
     link: Option<WorkerLink>,
 }
 
@@ -68,23 +70,30 @@ fn failure(errno: Errno) -> Failure {
 pub(super) struct Pause {
     until: Option<Instant>,
     length: Duration,
+    reported: Option<Instant>,
 }
 
 impl Pause {
     const FIRST: Duration = Duration::from_millis(100);
     const LONGEST: Duration = Duration::from_secs(1);
+    /// How often it is worth a line.
+    const REPORTS: Duration = Duration::from_secs(60);
 
     /// The end of the rest.
     pub(super) fn until(&self) -> Option<Instant> {
         self.until
     }
 
-    /// Begins a rest; longer each time. True if this is the first since the last success, which is worth a line.
+    /// Begins a rest; longer each time. True if that is worth a line.
     fn begin(&mut self, now: Instant) -> bool {
-        let first = self.length.is_zero();
         self.length = (self.length * 2).clamp(Self::FIRST, Self::LONGEST);
         self.until = Some(now + self.length);
-        first
+        let silent =
+            self.reported.is_some_and(|at| now.saturating_duration_since(at) < Self::REPORTS);
+        if !silent {
+            self.reported = Some(now);
+        }
+        !silent
     }
 
     fn over(&mut self, now: Instant) -> bool {
@@ -112,7 +121,7 @@ impl Server {
         self.stage == Stage::Serving
             && self.pending.is_none()
             && self.template.as_ref().is_some_and(|template| template.phase() == Phase::Serving)
-            && !(one && !self.connections.is_empty())
+            && (!one || self.connections.is_empty())
     }
 
     /// Accepts some clients, from each socket in turn.
@@ -138,10 +147,12 @@ impl Server {
                 Err(errno) => match failure(errno) {
                     Failure::Nothing => self.listeners[index].ready = false,
                     Failure::Client => {
-                        self.log.debug(|| format!("accept: {} (ignored)", errno.desc()));
+                        self.log.debug(|| format!("accept: {} (ignored)", crate::words(errno)));
                     }
                     Failure::Exhausted => self.rest("accept", errno, now),
-                    Failure::Socket => return self.fail(&format!("accept: {}", errno.desc())),
+                    Failure::Socket => {
+                        return self.fail(&format!("accept: {}", crate::words(errno)));
+                    }
                 },
             }
         }
@@ -149,7 +160,7 @@ impl Server {
 
     fn rest(&mut self, call: &str, errno: Errno, now: Instant) {
         if self.pause.begin(now) {
-            self.log.error(&format!("{call}: {}. New clients have to wait.", errno.desc()));
+            self.log.error(&format!("{call}: {}. New clients have to wait.", crate::words(errno)));
         }
     }
 
@@ -165,7 +176,8 @@ impl Server {
         }
         self.last_connection += 1;
         let serve = Serve { connection: self.last_connection, peer };
-        self.prepare(serve, vec![client], now);
+        self.pending = Some(Pending { serve, fds: vec![client], link: None });
+        self.hand_over(now);
     }
 
     /// The client of `-s`.
@@ -174,40 +186,30 @@ impl Server {
         let peer = sockets::peer(&fds[0]);
         self.last_connection += 1;
         let serve = Serve { connection: self.last_connection, peer };
-        self.prepare(serve, fds, Instant::now());
-    }
-
-    /// Adds the worker's control channel, if there will be a worker, and hands the client over.
-    fn prepare(&mut self, serve: Serve, mut fds: Vec<OwnedFd>, now: Instant) {
-        let isolation = self.configured.as_ref().map(|configured| configured.isolation);
-        let link = match isolation {
-            Some(Isolation::Shared) | None => None,
-            Some(Isolation::Connection) => match WorkerLink::pair() {
-                Ok((ours, theirs)) => {
-                    fds.insert(0, theirs.into_fd());
-                    Some(ours)
-                }
-                Err(error) => {
-                    self.connection_error(
-                        serve.connection,
-                        "no control channel, client turned away",
-                    );
-                    let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
-                    return self.rest("socketpair", errno, now);
-                }
-            },
-        };
-        self.pending = Some(Pending { serve, fds, link });
-        self.hand_over(now);
+        self.pending = Some(Pending { serve, fds, link: None });
+        self.hand_over(Instant::now());
     }
 
     /// Hands the waiting client over, if the template takes it.
-    pub(super) fn hand_over(&mut self, now: Instant) {
+    fn hand_over(&mut self, now: Instant) {
         let Some(template) = &mut self.template else { return };
         if template.phase() != Phase::Serving {
             return;
         }
-        let Some(pending) = self.pending.take() else { return };
+        let Some(mut pending) = self.pending.take() else { return };
+        let isolation = self.configured.as_ref().map(|configured| configured.isolation);
+        if isolation == Some(Isolation::Connection) && pending.link.is_none() {
+            match WorkerLink::pair() {
+                Ok((ours, theirs)) => {
+                    pending.fds.insert(0, theirs.into_fd());
+                    pending.link = Some(ours);
+                }
+                Err(error) => {
+                    self.pending = Some(pending);
+                    return self.rest("socketpair", error_number(&error), now);
+                }
+            }
+        }
         match template.serve(&pending.serve, &pending.fds) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -221,8 +223,7 @@ impl Server {
             }
             Err(error) => {
                 self.pending = Some(pending);
-                let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
-                return self.rest("sendmsg", errno, now);
+                return self.rest("sendmsg", error_number(&error), now);
             }
         }
         self.pause.success();
@@ -247,6 +248,10 @@ impl Server {
     }
 }
 
+fn error_number(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_reported_once_and_grows_to_a_second() {
+    fn a_pause_is_reported_once_a_minute_and_grows_to_a_second() {
         let now = Instant::now();
         let mut pause = Pause::default();
         assert!(pause.over(now));
@@ -279,6 +284,8 @@ mod tests {
         }
         assert_eq!(pause.until(), Some(now + Duration::from_secs(1)));
         pause.success();
-        assert!(pause.begin(now));
+        let later = now + Pause::REPORTS;
+        assert!(pause.begin(later));
+        assert_eq!(pause.until(), Some(later + Pause::FIRST));
     }
 }

@@ -41,6 +41,11 @@ impl Deadlines {
         self.workers.or(self.template)
     }
 
+    /// Whether workers are not waited for any more.
+    pub(super) fn workers_passed(&self) -> bool {
+        self.workers.is_none()
+    }
+
     fn over(&self) -> bool {
         self.next().is_none()
     }
@@ -131,6 +136,13 @@ impl Server {
     }
 
     pub(super) fn enforce_deadlines(&mut self, now: Instant) {
+        if self.template_grace.is_some_and(|at| now >= at) {
+            self.template_grace = None;
+            // On the way out it may be cleaning up.
+            if self.stage != Stage::Stopping {
+                self.template_violates("it has closed its control channel");
+            }
+        }
         let Some(deadlines) = &mut self.deadlines else { return };
         if deadlines.workers.is_some_and(|at| now >= at) {
             deadlines.workers = None;
@@ -142,7 +154,7 @@ impl Server {
                 ));
             }
             self.kill_workers();
-            // One that has not come to serving has nothing to clean up; one in the midst of configuring does not listen.
+            // One that has not come to serving has nothing to clean up, and may be too busy to listen.
             if let Some(template) = &self.template
                 && template.phase() != Phase::Serving
             {
@@ -162,9 +174,7 @@ impl Server {
 
     fn kill_workers(&self) {
         for (_, connection) in self.connections.iter() {
-            if let Some(process) = &connection.process {
-                let _ = process.signal(Some(Signal::SIGKILL));
-            }
+            self.kill_worker(connection.pid);
         }
     }
 
@@ -213,6 +223,7 @@ impl Server {
         }
         let Some(template) = self.template.take() else { return };
         self.template_unread = false;
+        self.template_grace = None;
         self.forget(&template.raw_fd());
         let how = match status {
             WaitStatus::Exited(_, code) => format!("exited with status {code}"),
@@ -223,32 +234,34 @@ impl Server {
         let dead = format!("the template (pid {}) {how}", template.pid());
         match self.stage {
             Stage::Configuring if self.plan.recipe.purpose() != Purpose::Serve => {
-                if !well && !template.has_failed() {
+                if !well && !template.is_explained() {
                     self.log.error(&dead);
                 }
                 self.stop(u8::from(!well));
             }
             Stage::Configuring | Stage::Entering => {
-                if !template.has_failed() {
+                if !template.is_explained() {
                     self.log.error(&dead);
                 }
                 self.stop(1);
             }
             Stage::Stopping => {
-                if !well && !template.has_failed() && self.signal.is_none() {
+                if !well && !template.is_explained() {
                     self.log.error(&dead);
                 }
             }
             Stage::Serving => {
-                self.log.error(&dead);
+                if !template.is_explained() {
+                    self.log.error(&dead);
+                }
                 self.plan_rebuild(&template, Instant::now());
             }
         }
         self.settle_orphans();
     }
 
-    /// Without a template: connections that lived in it are over, those without a worker that could be waited for
-    /// are over when their channel is closed.
+    /// Without a template: connections that lived in it are over, and those whose worker it had reaped without saying
+    /// so. The others are over when their worker is reaped here, or closes its channel without being known.
     fn settle_orphans(&mut self) {
         let shared = self
             .configured
@@ -258,7 +271,7 @@ impl Server {
             .connections
             .iter()
             .filter(|(number, it)| {
-                shared || (it.process.is_none() && !self.links.contains_key(number))
+                shared || (!self.links.contains_key(number) && !self.has_worker(it))
             })
             .map(|(number, _)| number)
             .collect();
@@ -268,10 +281,9 @@ impl Server {
     }
 
     /// A worker has closed its channel, and is ending. How it ended is learned from the template, or by reaping it.
-    pub(super) fn link_closed(&mut self, number: u64) {
-        let unknown = self.connections.get_mut(number).is_some_and(|it| it.process.is_none());
-        if self.template.is_none() && unknown {
-            let _ = self.connection_ended(number, None);
+    pub(super) fn link_closed(&mut self) {
+        if self.template.is_none() {
+            self.settle_orphans();
         }
     }
 

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
 
 use nbdkit_ipc::messages::{Isolation, LogRecord, MAX_LOG_TEXT};
 use nbdkit_ipc::{FromTemplate, FromWorker, RecvError, ToWorker, WorkerExit};
@@ -11,17 +12,22 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::ending::Deadlines;
 use super::{Server, Stage, WorkerLink};
-use crate::connections::Violation;
+use crate::captive::Captive;
+use crate::connections::{Connection, Violation};
 use crate::log::{Level, Speaker};
 use crate::sys::process::Process;
-use crate::template::{self, Incoming};
+use crate::template::{self, Incoming, Template};
 
 /// How many messages are taken from one source before the others get their turn.
 const MESSAGES_AT_ONCE: usize = 64;
 
 /// The longest name of a layer that makes sense, bytes.
 const MAX_LAYER: usize = 256;
+
+/// How long a template may live that has closed its channel.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What a worker's channel holds at most after its end; more means that another process holds the channel too.
 const LAST_WORDS: usize = 1024;
@@ -44,11 +50,9 @@ impl Server {
                 Incoming::Message(message) => self.template_says(message),
                 Incoming::Empty => return,
                 Incoming::Closed => {
-                    // A process that closes its channel is on its way out, or should be.
+                    // It has ended, which is noticed when it is reaped; or it lives on without a channel.
                     let fd = template.raw_fd();
-                    if !template.has_failed() && self.stage != Stage::Stopping {
-                        self.log.debug(|| "the template has closed its channel".to_owned());
-                    }
+                    self.template_grace = Some(Instant::now() + GRACE);
                     return self.forget(&fd);
                 }
                 Incoming::Violation(what) => return self.template_violates(&what),
@@ -97,10 +101,11 @@ impl Server {
         }
         let known = self.connections.get_mut(record.connection).is_some();
         let connection = if known { record.connection } else { 0 };
+        // As in nbdkit, only lines that concern a connection name the plugin. Field by field, because the quota is
+        // borrowed at the same time.
         let speaker = if connection == 0 {
-            Speaker { layer: record.layer.as_deref(), connection }
+            Speaker::default()
         } else {
-            // Field by field, because the quota is borrowed at the same time.
             Speaker { layer: record.layer.as_deref().or(Some(&self.plan.plugin)), connection }
         };
         self.log.record(record, speaker, &mut self.template_quota);
@@ -108,31 +113,47 @@ impl Server {
 
     fn forked(&mut self, number: u64, pid: i32) -> Result<(), Violation> {
         let isolation = self.configured.as_ref().map_or(Isolation::Shared, |it| it.isolation);
-        let parents = [self.template.as_ref().map(|it| it.pid()), Some(Pid::this())];
-        if parents.contains(&Some(Pid::from_raw(pid)))
-            || self.captive.as_ref().is_some_and(|captive| captive.pid().as_raw() == pid)
-        {
+        // The number may be anything, even another program's. One that has ended already is of no interest.
+        if let Some(None) = self.worker_process(pid) {
             return Err(Violation::Process);
         }
-        let connection = self.connections.forked(number, pid, isolation)?;
-        // The number may be anything, even another program's: it becomes ours to signal only when it is a child of the
-        // template, or ours because the template has ended. One that has ended already needs no handle.
-        if let Ok(process) = Process::open(Pid::from_raw(pid))
-            && let Some(parent) = parent_of(pid)
-            && process.signal(None).is_ok()
-        {
-            if !parents.contains(&Some(parent)) {
-                return Err(Violation::Process);
-            }
-            connection.process = Some(process);
-        }
-        if self.stage == Stage::Stopping
+        self.connections.forked(number, pid, isolation)?;
+        if self.deadlines.as_ref().is_some_and(Deadlines::workers_passed) {
+            self.kill_worker(Some(pid));
+        } else if self.stage == Stage::Stopping
             && let Some(link) = self.links.get(&number)
         {
             // It was on its way when the others were told.
             let _ = link.try_send(&ToWorker::Quiesce, &[]);
         }
         Ok(())
+    }
+
+    /// A handle on the process that has the number `pid`: `None` if there is none, `Some(None)` if it is not a worker.
+    /// A worker is a child of the template, or ours because its template has ended.
+    fn worker_process(&self, pid: i32) -> Option<Option<Process>> {
+        let pid = Pid::from_raw(pid);
+        let template = self.template.as_ref().map(Template::pid);
+        let captive = self.captive.as_ref().map(Captive::pid);
+        let process = Process::open(pid).ok()?;
+        let parent = parent_of(pid)?;
+        // It lives: so what was read was not about a later process of the same number.
+        process.signal(None).ok()?;
+        let not_a_worker = [template, captive].contains(&Some(pid));
+        let is_child = parent == Pid::this() || Some(parent) == template;
+        Some((is_child && !not_a_worker).then_some(process))
+    }
+
+    /// Whether a connection has a worker that lives or has yet to be reaped.
+    pub(super) fn has_worker(&self, connection: &Connection) -> bool {
+        connection.pid.is_some_and(|pid| matches!(self.worker_process(pid), Some(Some(_))))
+    }
+
+    /// Ends the worker of a connection, if it is one. The handle is not kept: clients are many, descriptors are not.
+    pub(super) fn kill_worker(&self, pid: Option<i32>) {
+        if let Some(Some(process)) = pid.and_then(|pid| self.worker_process(pid)) {
+            let _ = process.signal(Some(Signal::SIGKILL));
+        }
     }
 
     /// Takes some messages of each worker that has any.
@@ -148,7 +169,7 @@ impl Server {
                     Rest::Closed => {
                         self.forget(&link.as_fd().as_raw_fd());
                         drop(link);
-                        self.link_closed(number);
+                        self.link_closed();
                     }
                 }
             }
@@ -209,9 +230,8 @@ impl Server {
         let Some(connection) = self.connections.get_mut(number) else { return };
         let client = connection.to_string();
         let pid = connection.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
-        if let Some(process) = &connection.process {
-            let _ = process.signal(Some(Signal::SIGKILL));
-        }
+        let worker = connection.pid;
+        self.kill_worker(worker);
         self.connection_error(
             number,
             &format!("the worker (pid {pid}, {client}) broke the rules and is ended: {what}"),
@@ -262,7 +282,7 @@ fn is_plausible(record: &LogRecord) -> bool {
 }
 
 /// The parent of a process. proc_pid_stat(5).
-fn parent_of(pid: i32) -> Option<Pid> {
+fn parent_of(pid: Pid) -> Option<Pid> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may contain anything; state and parent follow the last one.
     let (_, fields) = stat.rsplit_once(") ")?;
@@ -276,10 +296,10 @@ mod tests {
     #[test]
     fn a_child_knows_its_parent() {
         let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
-        assert_eq!(parent_of(child.id().cast_signed()), Some(Pid::this()));
+        assert_eq!(parent_of(Pid::from_raw(child.id().cast_signed())), Some(Pid::this()));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(parent_of(child.id().cast_signed()), None);
+        assert_eq!(parent_of(Pid::from_raw(child.id().cast_signed())), None);
     }
 
     #[test]

@@ -5,14 +5,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
 use crate::cli::activation::FIRST_SOCKET;
-use crate::errno_text;
+use crate::{errno_text, words};
 
 /// Takes over the sockets. Must be called first thing in the process.
 ///
@@ -37,21 +36,21 @@ fn invalid(number: i32, why: &str) -> String {
 /// What is wrong with it.
 pub(crate) fn check(socket: impl AsFd) -> Result<(), String> {
     let socket = socket.as_fd();
-    let text = |errno: nix::errno::Errno| errno_text(&io::Error::from(errno));
-    if getsockopt(&socket, sockopt::SockType).map_err(text)? != SockType::Stream {
+    if getsockopt(&socket, sockopt::SockType).map_err(words)? != SockType::Stream {
         return Err("not a stream socket".to_owned());
     }
-    if !getsockopt(&socket, sockopt::AcceptConn).map_err(text)? {
+    if !getsockopt(&socket, sockopt::AcceptConn).map_err(words)? {
         return Err("not a listening socket".to_owned());
     }
-    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL).map_err(text)?);
-    fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(text)?;
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL).map_err(words)?);
+    fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(words)?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
     use std::net::{TcpListener, UdpSocket};
 
     #[test]

@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    self, AddressFamily as Family, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage,
-    getsockname, setsockopt, sockopt,
+    self, AddressFamily as Family, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6,
+    SockaddrLike, SockaddrStorage, getsockname, setsockopt, sockopt,
 };
 
 use super::Listening;
@@ -49,8 +49,8 @@ pub(super) fn listen(
                 }
             }
             Err((call, errno)) => {
-                log.debug(|| format!("{call}: {address}: {} (ignored)", errno.desc()));
-                failure = Some(format!("{call}: {address}: {}", errno.desc()));
+                log.debug(|| format!("{call}: {address}: {} (ignored)", crate::words(errno)));
+                failure = Some(format!("{call}: {address}: {}", crate::words(errno)));
             }
         }
     }
@@ -82,8 +82,8 @@ fn listen_on(address: SocketAddr) -> Result<(OwnedFd, u16), (&'static str, Errno
     let bound: SockaddrStorage = getsockname(fd.as_raw_fd()).map_err(|e| ("getsockname", e))?;
     let port = bound
         .as_sockaddr_in()
-        .map(|name| name.port())
-        .or_else(|| bound.as_sockaddr_in6().map(|name| name.port()));
+        .map(SockaddrIn::port)
+        .or_else(|| bound.as_sockaddr_in6().map(SockaddrIn6::port));
     Ok((fd, port.unwrap_or_default()))
 }
 

@@ -13,7 +13,7 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, Sockadd
 /// # Errors
 /// One line with the path.
 pub(super) fn listen(path: &Path) -> Result<OwnedFd, String> {
-    try_listen(path).map_err(|errno| format!("bind: {}: {}", path.display(), errno.desc()))
+    try_listen(path).map_err(|errno| format!("bind: {}: {}", path.display(), crate::words(errno)))
 }
 
 fn try_listen(path: &Path) -> nix::Result<OwnedFd> {
@@ -37,7 +37,7 @@ impl PrivateDirectory {
     /// mkdtemp's.
     pub(super) fn new() -> Result<PrivateDirectory, String> {
         let directory = nix::unistd::mkdtemp("/tmp/nbdkitXXXXXX")
-            .map_err(|errno| format!("mkdtemp: /tmp/nbdkitXXXXXX: {}", errno.desc()))?;
+            .map_err(|errno| format!("mkdtemp: /tmp/nbdkitXXXXXX: {}", crate::words(errno)))?;
         let socket = directory.join("socket");
         Ok(PrivateDirectory { directory, socket })
     }

@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn no_host_means_all_interfaces() {
-        let all = super::resolve(None, OsStr::new("1"), AddressFamily::V4).unwrap();
+        let all = resolve(None, OsStr::new("1"), AddressFamily::V4).unwrap();
         assert_eq!(all, ["0.0.0.0:1".parse().unwrap()]);
     }
 }

@@ -142,7 +142,7 @@ fn malformed_info_and_go() {
 
 #[test]
 fn information_of_unknown_types() {
-    Row::new(row_name!(), MEMORY).compare(|s| {
+    Row::new(row_name!(), &["null", "1M"]).compare(|s| {
         s.connect();
         s.option(Opt::INFO, b"\0\0\0\0\0\x02\x12\x34\0\0");
         s.option(Opt::INFO, b"\0\0\0\0\0\x03\0\x03\0\x03\0\x03");
@@ -260,12 +260,23 @@ fn malformed_meta_context_options() {
             s.option(option, b"\0\0\0\0");
             s.option(option, b"\0\0\0\0\0\0\0\x01");
             s.option(option, b"\0\0\0\0\0\0\0\x01\0\0\0\x02a");
-            s.option(option, b"\0\0\0\0\0\0\0\x01\0\0\0\x02a:b");
+            s.option(option, b"\0\0\0\0\0\0\0\x01\0\0\0\x03a:b");
             s.option(option, b"\0\0\0\0\xff\xff\xff\xff");
             s.option(option, b"\0\0\0\x09name\0\0\0\0");
             s.go("");
             s.disconnect();
         }
+    });
+}
+
+#[test]
+fn bytes_after_the_last_meta_context_query() {
+    Row::new(row_name!(), MEMORY).compare(|s| {
+        s.connect();
+        s.structured_replies();
+        s.option(Opt::SET_META_CONTEXT, b"\0\0\0\0\0\0\0\x01\0\0\0\x03a:bc");
+        s.go("");
+        s.disconnect();
     });
 }
 

@@ -61,6 +61,31 @@ fn memory_allocators() {
 }
 
 #[test]
+fn block_sizes_of_every_plugin() {
+    for_each(
+        &[
+            &["memory", "1M"][..],
+            &["null", "1M"],
+            &["full", "1M"],
+            &["pattern", "1M"],
+            &["data", "1"],
+            &["info"],
+            &["random", "1M"],
+            &["zero"],
+            &["--filter=cow", "null", "1M"],
+            &["--filter=offset", "null", "1M"],
+        ],
+        |arguments| {
+            Row::new(row_name!(), arguments).variant(&arguments.join(" ")).compare(|s| {
+                s.connect();
+                s.block_sizes("");
+                s.disconnect();
+            });
+        },
+    );
+}
+
+#[test]
 fn null() {
     Row::new(row_name!(), &["null", "1M"]).compare(exercise);
 }

@@ -219,6 +219,8 @@ fn eval_with_block_sizes() {
     let arguments =
         ["eval", "get_size=echo 1M", ZEROES, "pwrite=cat >/dev/null", "block_size=echo 512 4K 64K"];
     Row::new(row_name!(), &arguments).compare(|s| {
+        s.connect();
+        s.block_sizes("");
         s.open();
         s.read(0, 512);
         s.read(1, 512);

@@ -150,6 +150,7 @@ fn an_extended_request_that_was_not_negotiated_ends_the_session() {
     assert_still_serves(&server);
 }
 
+/// The protocol wants the flag on every write; a server that refuses a write without it must still take its payload.
 #[test]
 fn a_write_without_the_payload_flag_keeps_the_stream_in_step() {
     if !ours_only(WHAT) {
