@@ -118,6 +118,11 @@ impl Filter for Cow {
         }
     }
 
+    /// What clients write is nowhere else.
+    fn keeps_state(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
         below.open(&open.readonly(true))?;
         let overlay = self

@@ -211,6 +211,9 @@ pub struct Configured {
     pub one_client: bool,
     /// How clients are to be divided.
     pub isolation: Isolation,
+    /// Whether a template made later has the same disk to offer. Not if what clients wrote is in this one's
+    /// memory only.
+    pub replaceable: bool,
 }
 
 /// The step from start-up into service.

@@ -62,9 +62,6 @@ pub(crate) fn dump_plugin(stack: &Stack, model: ThreadModel) -> io::Result<()> {
     let path = std::fs::read_link("/proc/self/exe").unwrap_or_default();
     writeln!(out, "path={}", path.display())?;
     writeln!(out, "name={}", plugin.name())?;
-    if let Some(longname) = plugin.longname() {
-        writeln!(out, "longname={longname}")?;
-    }
     writeln!(out, "version={}", plugin.version().unwrap_or(COMPATIBILITY))?;
     writeln!(out, "api_version=2")?;
     writeln!(out, "max_thread_model={}", plugin.max_thread_model().as_str())?;

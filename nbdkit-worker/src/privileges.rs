@@ -5,16 +5,19 @@
 use nbdkit_api::{Errno, Error, Result, ResultExt};
 use nbdkit_ipc::messages::EnterService;
 use nix::sys::mman::{MlockAllFlags, mlockall};
-use nix::unistd::{Gid, Uid, getresgid, getresuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, geteuid, getresgid, getresuid, setgroups, setresgid, setresuid};
 
 /// Takes the user and group of the command line for good; supplementary groups go.
 ///
 /// # Errors
 /// EPERM if the process may not; EPERM too if root could be had back afterwards.
 pub(crate) fn become_user(service: &EnterService) -> Result<()> {
+    if (service.user.is_some() || service.group.is_some()) && geteuid().is_root() {
+        let only: Vec<Gid> = service.group.map(Gid::from_raw).into_iter().collect();
+        setgroups(&only).or_error(|| "setgroups")?;
+    }
     if let Some(group) = service.group {
         let gid = Gid::from_raw(group);
-        setgroups(&[gid]).or_error(|| "setgroups")?;
         setresgid(gid, gid, gid).or_error(|| format!("setgid: {group}"))?;
     }
     if let Some(user) = service.user {

@@ -30,23 +30,30 @@ struct Failed;
 
 /// Runs the template on its link to the listener until the server ends.
 pub(crate) fn run(link: TemplateLink) -> ExitCode {
-    let link = Arc::new(link);
-    match start(&link) {
+    match start(Arc::new(link)) {
         Ok(Some(mut service)) => {
             service.run();
             service.layer.cleanup();
             ExitCode::SUCCESS
         }
         Ok(None) => ExitCode::SUCCESS,
+        Err(Failed) => ExitCode::FAILURE,
+    }
+}
+
+/// Gets ready, and gives the link to the service alone, so that a worker can close it.
+fn start(link: Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
+    match get_ready(&link) {
+        Ok(service) => Ok(service.map(|service| Service { link: Some(link), ..service })),
         Err(Failed) => {
             let _ = link.send(&FromTemplate::Failed, &[]);
-            ExitCode::FAILURE
+            Err(Failed)
         }
     }
 }
 
 /// The start-up sequence of nbdkit-plugin(3). `None` if the purpose was only to print something.
-fn start(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
+fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
     let _ = link.send(&FromTemplate::Hello(Hello::ours()), &[]);
     let (configure, parameters) = receive_configuration(link)?;
     log::use_template(Arc::clone(link), configure.verbose);
@@ -94,6 +101,7 @@ fn start(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         }
         (_, possible) => possible.min(wanted),
     };
+    let replaceable = !stack.keeps_state();
     let layer = stack.freeze();
     let told = Configured {
         one_client: model == ThreadModel::SerializeConnections,
@@ -101,6 +109,7 @@ fn start(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
             Isolation::Connection => messages::Isolation::Connection,
             Isolation::Shared => messages::Isolation::Shared,
         },
+        replaceable,
     };
     let _ = link.send(&FromTemplate::Configured(told), &[]);
 
@@ -113,7 +122,7 @@ fn start(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
     enter(&service, configure.swap, &layer).map_err(failed)?;
     let _ = link.send(&FromTemplate::Ready, &[]);
     Ok(Some(Service {
-        link: Arc::clone(link),
+        link: None,
         layer,
         settings: Arc::new(settings),
         isolation,
@@ -135,8 +144,11 @@ fn enter(service: &EnterService, swap: bool, layer: &Layer) -> nbdkit_api::Resul
         .or_error(|| "open: /dev/null")?;
     nix::unistd::dup2_stdin(&null).or_error(|| "dup2")?;
     nix::unistd::dup2_stdout(&null).or_error(|| "dup2")?;
+    nbdkit_api::client::set_background(service.background);
     if service.background {
         nix::unistd::dup2_stderr(&null).or_error(|| "dup2")?;
+        // The terminal's signals are not for us any more. It can fail only if we lead a session already.
+        let _ = nix::unistd::setsid();
     }
     privileges::become_user(service)?;
     if swap {
@@ -191,7 +203,8 @@ fn receive_configuration(link: &TemplateLink) -> Result<(Configure, Vec<Paramete
 
 /// The template in service.
 struct Service {
-    link: Arc<TemplateLink>,
+    /// `None` before service, and in workers, which must not speak as the template.
+    link: Option<Arc<TemplateLink>>,
     layer: Arc<Layer>,
     settings: Arc<Settings>,
     isolation: Isolation,
@@ -199,6 +212,13 @@ struct Service {
 }
 
 impl Service {
+    /// Tells the listener. If it is gone, there is nobody to tell, which is noticed elsewhere.
+    fn say(&self, message: &FromTemplate) {
+        if let Some(link) = &self.link {
+            let _ = link.send(message, &[]);
+        }
+    }
+
     fn run(&mut self) {
         match self.isolation {
             Isolation::Connection => self.run_forking(),
@@ -218,12 +238,11 @@ impl Service {
         };
         let mut serving = true;
         while serving || !children.is_empty() {
-            let link =
-                PollFlags::from_bits_truncate(if serving { PollFlags::POLLIN.bits() } else { 0 });
-            let mut fds = [
-                PollFd::new(children.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.link.as_fd(), link),
-            ];
+            // Once we do not listen any more, a closed link must not wake us again and again.
+            let link = self.link.as_ref().filter(|_| serving).map(|link| link.as_fd());
+            let fds = [Some(children.as_fd()), link].into_iter().flatten();
+            let mut fds: Vec<PollFd<'_>> =
+                fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => {
@@ -232,11 +251,11 @@ impl Service {
                 }
             }
             for (connection, exit) in children.reap() {
-                let _ = self.link.send(&FromTemplate::Exited { connection, exit }, &[]);
+                self.say(&FromTemplate::Exited { connection, exit });
                 self.layer.worker_ended();
             }
             while serving {
-                match self.link.try_recv() {
+                match self.link.as_ref().map_or(Err(RecvError::Closed), |link| link.try_recv()) {
                     Ok(Received { message: ToTemplate::Serve(serve), fds }) => {
                         self.fork_worker(&serve, fds, &mut children);
                     }
@@ -262,17 +281,17 @@ impl Service {
         match process::fork() {
             Ok(Some(pid)) => {
                 children.add(pid, connection);
-                let _ =
-                    self.link.send(&FromTemplate::Forked { connection, pid: pid.as_raw() }, &[]);
+                self.say(&FromTemplate::Forked { connection, pid: pid.as_raw() });
             }
             Ok(None) => {
                 children.forget();
-                process::exit_now(worker::run(self, serve, fds));
+                let link = self.link.take();
+                process::exit_now(worker::run(self, link, serve, fds));
             }
             Err(errno) => {
                 log_error(&format!("fork: {}", strerror(errno)));
                 let exit = nbdkit_ipc::WorkerExit::Failed;
-                let _ = self.link.send(&FromTemplate::Exited { connection, exit }, &[]);
+                self.say(&FromTemplate::Exited { connection, exit });
             }
         }
     }

@@ -108,6 +108,8 @@ pub(crate) struct Server {
     configured: Option<Configured>,
     rebuilds: Rebuilds,
     rebuild_at: Option<Instant>,
+    /// There is no template and there will be none.
+    retiring: bool,
     listeners: Vec<Listener>,
     /// Where the search for the next client begins, so that each socket gets its turn.
     next_listener: usize,
@@ -160,6 +162,7 @@ impl Server {
             configured: None,
             rebuilds: Rebuilds::default(),
             rebuild_at: None,
+            retiring: false,
             listeners: Vec::new(),
             next_listener: 0,
             private: None,

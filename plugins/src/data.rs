@@ -140,6 +140,11 @@ impl Plugin for Data {
         self.disk.as_ref().map_or(Isolation::Connection, |(disk, _)| disk.isolation())
     }
 
+    /// What clients write is nowhere else.
+    fn keeps_state(&self) -> bool {
+        true
+    }
+
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         match &self.disk {
             Some((disk, size)) => Ok(Box::new(Handle { disk: Arc::clone(disk), size: *size })),

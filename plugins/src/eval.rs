@@ -227,6 +227,11 @@ impl Plugin for Eval {
         lifecycle::default_export(self.fragments()?, client, readonly)
     }
 
+    /// `$tmpdir` is the scripts' memory, and a new one is empty.
+    fn keeps_state(&self) -> bool {
+        true
+    }
+
     fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
         let fragments = self.fragments.clone().ok_or_else(no_size)?;
         Ok(Box::new(Handle::open(&(fragments as Arc<dyn Scripts>), open)?))

@@ -65,6 +65,11 @@ impl Plugin for Memory {
         self.disk.as_ref().map_or(Isolation::Connection, |disk| disk.isolation())
     }
 
+    /// What clients write is nowhere else.
+    fn keeps_state(&self) -> bool {
+        true
+    }
+
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         match (&self.disk, self.size) {
             (Some(disk), Some(size)) => Ok(Box::new(Handle { disk: Arc::clone(disk), size })),

@@ -199,6 +199,11 @@ impl Plugin for Sh {
         lifecycle::default_export(self.script()?, client, readonly)
     }
 
+    /// `$tmpdir` is the scripts' memory, and a new one is empty.
+    fn keeps_state(&self) -> bool {
+        true
+    }
+
     fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
         self.script()?;
         let script = self.script.clone().ok_or_else(|| Error::msg("missing script parameter"))?;

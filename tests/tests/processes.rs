@@ -288,3 +288,31 @@ fn an_idle_connection_keeps_one_socket() {
         std::fs::read_dir(format!("/proc/{}/task", workers[0].pid)).expect("alive").count();
     assert_eq!(threads, 1, "nothing that may wait, no thread but one");
 }
+
+/// What clients wrote is in memory that only the dead template could hand on: a new one would offer another disk under
+/// the same name.
+#[test]
+fn a_template_that_holds_data_is_not_made_anew() {
+    let mut server = start(&["memory", "1M"]);
+    let mut client = connected(&server);
+    assert_eq!(client.call(&Ask::write(0, *b"kept")).expect("a reply").error, None);
+    let (template, _) = family(&server);
+    kill(Pid::from_raw(template.pid), Signal::SIGKILL).expect("killed");
+    server.wait_for_stderr("no more clients are served");
+    assert!(UnixStream::connect(server.socket()).is_err(), "nobody listens any more");
+    assert_eq!(client.call(&Ask::read(0, 4)).expect("a reply").data, b"kept");
+    client.disconnect().expect("sent");
+    assert_eq!(server.wait().code(), Some(1));
+}
+
+#[test]
+fn a_worker_has_no_channel_but_its_own() {
+    let server = start(&["null", "1M"]);
+    let _client = connected(&server);
+    let (template, workers) = family(&server);
+    let sockets = |pid| -> BTreeSet<PathBuf> {
+        let targets = descriptors(pid).into_iter();
+        targets.filter(|target| target.to_string_lossy().starts_with("socket:")).collect()
+    };
+    assert_eq!(sockets(template.pid).intersection(&sockets(workers[0].pid)).count(), 0);
+}

@@ -37,6 +37,11 @@ impl Rules {
         let invalid =
             |errno, what: &str| Error::new(errno, format!("invalid request: {command}: {what}"));
         let advertised = |flag| self.flags.contains(flag);
+        // First of all: whatever else may be wrong with it, a write is not permitted.
+        let writes = matches!(command, Command::WRITE | Command::WRITE_ZEROES | Command::TRIM);
+        if writes && advertised(TransmissionFlags::READ_ONLY) {
+            return Err(invalid(Errno::EROFS, "write request on readonly connection"));
+        }
         match command {
             Command::READ
             | Command::CACHE
@@ -76,10 +81,6 @@ impl Rules {
             }
         }
         self.check_flags(request)?;
-        let writes = matches!(command, Command::WRITE | Command::WRITE_ZEROES | Command::TRIM);
-        if writes && advertised(TransmissionFlags::READ_ONLY) {
-            return Err(invalid(Errno::EROFS, "write request on readonly connection"));
-        }
         let missing = match command {
             Command::READ | Command::WRITE if length > u64::from(MAX_REQUEST) => {
                 return Err(invalid(

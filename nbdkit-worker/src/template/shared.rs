@@ -21,10 +21,11 @@ type Clients = Mutex<HashMap<u64, (Arc<Client>, Socket)>>;
 
 /// Serves clients until the listener says `Quiesce` or is gone, then ends them and waits for their threads.
 pub(super) fn run(service: &Service) {
+    let Some(link) = &service.link else { return };
     let clients = Clients::default();
     std::thread::scope(|scope| {
         loop {
-            match service.link.recv() {
+            match link.recv() {
                 Ok(Received { message: ToTemplate::Serve(serve), fds }) => {
                     let Some(socket) = socket(fds) else {
                         log_error("a client arrived with the wrong number of descriptors");
@@ -85,5 +86,5 @@ fn serve_one(service: &Service, client: Arc<Client>, socket: Socket) -> WorkerEx
 }
 
 fn ended(service: &Service, connection: u64, exit: WorkerExit) {
-    let _ = service.link.send(&FromTemplate::Exited { connection, exit }, &[]);
+    service.say(&FromTemplate::Exited { connection, exit });
 }

@@ -12,11 +12,18 @@ use nbdkit_ipc::{Channel, FromWorker, WorkerExit};
 
 use super::Service;
 use crate::connection::{Connection, Socket};
+use crate::log::TemplateLink;
 use crate::{log, privileges, process};
 
 /// Serves the client that came with `serve` and returns the exit status.
+/// `template_link` is the template's own, on which a worker has nothing to say.
 /// `fds`: control channel, client's socket, client's output if that is another.
-pub(super) fn run(service: &Service, serve: &Serve, fds: Vec<OwnedFd>) -> i32 {
+pub(super) fn run(
+    service: &Service,
+    template_link: Option<Arc<TemplateLink>>,
+    serve: &Serve,
+    fds: Vec<OwnedFd>,
+) -> i32 {
     let mut fds = fds.into_iter();
     let (Some(channel), Some(input), output, None) =
         (fds.next(), fds.next(), fds.next(), fds.next())
@@ -25,8 +32,9 @@ pub(super) fn run(service: &Service, serve: &Serve, fds: Vec<OwnedFd>) -> i32 {
         return WorkerExit::Failed.code();
     };
     let link = Arc::new(Channel::from_fd(channel));
-    // From here on everything goes to our own channel; the template's is not ours to use.
+    // From here on everything goes to our own channel, and the template's is closed.
     log::use_worker(Arc::clone(&link));
+    drop(template_link);
     if let Err(errno) = process::end_client_on_message(&*link, &input) {
         nbdkit_api::error!("fcntl: {}", nbdkit_api::strerror(errno));
         return WorkerExit::Failed.code();

@@ -120,9 +120,7 @@ impl Server {
         self.stage = Stage::Stopping;
         self.pending = None;
         self.rebuild_at = None;
-        for listener in std::mem::take(&mut self.listeners) {
-            self.forget(&listener.socket);
-        }
+        self.close_listeners();
         for link in self.links.values() {
             // A worker that does not even take this is killed when patience ends.
             let _ = link.try_send(&ToWorker::Quiesce, &[]);
@@ -278,6 +276,7 @@ impl Server {
         for number in over {
             let _ = self.connection_ended(number, None);
         }
+        self.stop_if_retired();
     }
 
     /// A worker has closed its channel, and is ending. How it ended is learned from the template, or by reaping it.
@@ -293,13 +292,38 @@ impl Server {
             return self.fail("the template could not be replaced");
         }
         if !self.plan.recipe.repeatable() {
-            return self.fail(
-                "the template cannot be replaced, since a parameter was read from a descriptor",
-            );
+            return self.retire("a parameter was read from a descriptor");
+        }
+        if self.configured.as_ref().is_some_and(|configured| !configured.replaceable) {
+            return self.retire("what clients wrote would be missing from its disk");
         }
         match self.rebuilds.next(now) {
             Some(at) => self.rebuild_at = Some(at),
             None => self.fail("the template ended too often and is not replaced again"),
+        }
+    }
+
+    /// No template and no new one: the clients that there are go on, others find nobody listening, and the server ends
+    /// with the last of them.
+    fn retire(&mut self, why: &str) {
+        self.log.error(&format!(
+            "the template cannot be replaced, since {why}; no more clients are served"
+        ));
+        self.retiring = true;
+        self.pending = None;
+        self.close_listeners();
+        self.stop_if_retired();
+    }
+
+    pub(super) fn stop_if_retired(&mut self) {
+        if self.retiring && self.connections.is_empty() {
+            self.stop(1);
+        }
+    }
+
+    fn close_listeners(&mut self) {
+        for listener in std::mem::take(&mut self.listeners) {
+            self.forget(&listener.socket);
         }
     }
 

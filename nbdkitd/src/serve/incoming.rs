@@ -265,6 +265,7 @@ impl Server {
         if self.plan.mode == Some(crate::cli::command_line::ServiceMode::Stdin) {
             self.stop(0);
         }
+        self.stop_if_retired();
         Ok(())
     }
 }

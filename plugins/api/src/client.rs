@@ -181,6 +181,7 @@ pub fn sleep(client: Option<&Client>, duration: Duration) -> Result<()> {
 }
 
 static STDIO_SAFE: AtomicBool = AtomicBool::new(true);
+static BACKGROUND: AtomicBool = AtomicBool::new(false);
 static SHUTDOWN: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
 /// Whether a plugin may use standard input and output while it is configured
@@ -192,6 +193,16 @@ pub fn stdio_safe() -> bool {
 /// Set once at start by the process that runs the stack.
 pub fn set_stdio_safe(safe: bool) {
     STDIO_SAFE.store(safe, Ordering::Relaxed);
+}
+
+/// Whether the server has gone into the background; known from `after_fork` on.
+pub fn in_background() -> bool {
+    BACKGROUND.load(Ordering::Relaxed)
+}
+
+/// Set once before `after_fork` by the process that runs the stack.
+pub fn set_background(background: bool) {
+    BACKGROUND.store(background, Ordering::Relaxed);
 }
 
 /// Installs what [`shutdown`] does; the first call counts.

@@ -110,6 +110,11 @@ pub trait Filter: Send + Sync {
         Isolation::Connection
     }
 
+    /// See [`Plugin::keeps_state`](crate::Plugin::keeps_state).
+    fn keeps_state(&self) -> bool {
+        false
+    }
+
     /// Called when a client has connected, before any negotiation; calls on to `below`.
     ///
     /// # Errors

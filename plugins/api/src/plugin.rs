@@ -125,6 +125,12 @@ pub trait Plugin: Send + Sync {
         Isolation::Connection
     }
 
+    /// Whether the disk, or what clients changed on it, is kept in memory or in unnamed files made by this
+    /// process. If so, a template that died is not replaced by a new one with an empty disk.
+    fn keeps_state(&self) -> bool {
+        false
+    }
+
     /// Called when a client has connected, before any negotiation.
     ///
     /// # Errors

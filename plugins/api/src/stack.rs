@@ -158,6 +158,11 @@ impl Stack {
         self.filters.iter().map(|f| f.isolation()).fold(self.plugin.isolation(), Isolation::min)
     }
 
+    /// Whether any layer keeps what clients write in this process.
+    pub fn keeps_state(&self) -> bool {
+        self.plugin.keeps_state() || self.filters.iter().any(|filter| filter.keeps_state())
+    }
+
     /// Ends configuration: the outermost layer of the stack that serves.
     pub fn freeze(self) -> Arc<Layer> {
         let mut layer = Arc::new(Layer {
