@@ -27,8 +27,14 @@ pid=$(cat "$dir/pid")
 uri="nbd+unix:///?socket=$socket"
 
 echo
-echo "\$ ps                   # listener, template; every client gets a worker of its own"
-ps -o pid,ppid,user,args --pid "$pid" --ppid "$pid"
+echo "\$ ps -o pid,ppid,user,comm    # two clients are connected: each has a worker of its own"
+nbdcopy "$uri" - | sleep 1 &
+nbdcopy "$uri" - | sleep 1 &
+sleep 0.3
+template=$(pgrep -P "$pid")
+# shellcheck disable=SC2046 # a list of numbers
+ps -o pid,ppid,user,comm -p "$pid" -p "$template" $(pgrep -P "$template" | sed 's/^/-p /')
+wait
 echo
 echo "\$ nbdinfo '$uri'"
 nbdinfo "$uri"

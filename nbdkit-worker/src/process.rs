@@ -54,6 +54,15 @@ pub(crate) fn leave_signals_to_listener() {
 /// The client's socket of this worker, for the handler below.
 static CLIENT: AtomicI32 = AtomicI32::new(-1);
 
+/// For `--swap`: tells the kernel that this process is needed to free memory, so that it is not made to wait for memory
+/// itself. PR_SET_IO_FLUSHER, prctl(2); needs CAP_SYS_RESOURCE, and does not matter enough to fail without.
+pub(crate) fn become_io_flusher() {
+    /// linux/prctl.h
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    // SAFETY: takes four numbers and touches no memory.
+    unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+}
+
 /// Whether the listener wants this worker to finish, or is gone.
 static QUIESCING: AtomicBool = AtomicBool::new(false);
 

@@ -134,6 +134,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
 /// `after_fork` may open.
 fn enter(service: &EnterService, swap: bool, layer: &Layer) -> nbdkit_api::Result<()> {
     process::leave_signals_to_listener();
+    let _ = nix::sys::prctl::set_name(c"nbdkit:template");
     if service.background {
         nix::unistd::chdir("/").or_error(|| "chdir: /")?;
     }

@@ -15,6 +15,9 @@ const MAX_BYTES: u64 = 64 << 20;
 /// Requests that wait for a thread. Beyond, the client waits.
 const MAX_QUEUED: usize = 128;
 
+/// Largest buffer that is kept for the next request, bytes.
+const KEEP: usize = 1 << 20;
+
 /// A request for another thread.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -42,6 +45,8 @@ struct State {
     running: usize,
     /// Cost of everything queued and running.
     bytes: u64,
+    /// Buffers of finished jobs, for the payloads of the next.
+    spare: Vec<Vec<u8>>,
     closed: bool,
 }
 
@@ -103,6 +108,14 @@ impl Pool {
         None
     }
 
+    /// A buffer of `length` bytes for a payload, of unspecified content.
+    pub(super) fn buffer(&self, length: usize) -> Vec<u8> {
+        let mut buffer =
+            if length == 0 { None } else { self.lock().spare.pop() }.unwrap_or_default();
+        buffer.resize(length, 0);
+        buffer
+    }
+
     /// Runs jobs until the pool is closed and empty.
     pub(super) fn work(&self, mut run: impl FnMut(&Job)) {
         let mut state = self.lock();
@@ -112,10 +125,12 @@ impl Pool {
                 drop(state);
                 run(&job);
                 let cost = job.cost();
-                drop(job);
                 state = self.lock();
                 state.running -= 1;
                 state.bytes -= cost;
+                if (1..=KEEP).contains(&job.payload.capacity()) && state.spare.len() < self.limit {
+                    state.spare.push(job.payload);
+                }
                 self.room.notify_one();
             } else if state.closed {
                 return;

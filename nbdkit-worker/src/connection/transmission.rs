@@ -321,7 +321,7 @@ impl<'s> Reader<'s> {
         scope: &'scope Scope<'scope, 's>,
     ) -> Result<(), End> {
         self.flush()?;
-        let mut payload = vec![0; length];
+        let mut payload = pool.buffer(length);
         self.input.read_exact(&mut payload)?;
         let session = self.session;
         let job = Job { request: *request, flags, payload };

@@ -39,7 +39,10 @@ pub(super) fn run(
         nbdkit_api::error!("fcntl: {}", nbdkit_api::strerror(errno));
         return WorkerExit::Failed.code();
     }
+    // What top(1) and ps(1) show as the command.
+    let _ = nix::sys::prctl::set_name(c"nbdkit:worker");
     if service.swap {
+        process::become_io_flusher();
         // Locks are not inherited by fork.
         if let Err(error) = privileges::lock_memory() {
             nbdkit_api::error!("{error}");

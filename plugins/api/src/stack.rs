@@ -38,6 +38,11 @@ pub struct NextConfig<'a> {
 }
 
 impl NextConfig<'_> {
+    /// The same once more, for a filter that hands several parameters on.
+    pub fn reborrow(&mut self) -> NextConfig<'_> {
+        NextConfig { filters: self.filters, plugin: self.plugin }
+    }
+
     /// Hands a parameter to the layer below.
     ///
     /// # Errors
