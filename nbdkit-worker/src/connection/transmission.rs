@@ -152,6 +152,18 @@ impl Session<'_> {
     }
 }
 
+/// Ends the connection if the thread panics: the request that it was about would never be answered, and the
+/// thread that reads would wait for more.
+struct CutOnPanic<'s>(&'s Session<'s>);
+
+impl Drop for CutOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.connection.socket.cut();
+        }
+    }
+}
+
 /// The pool and the scope in which its threads live.
 type Threads<'scope, 's> = Option<(&'s Pool, &'scope Scope<'scope, 's>)>;
 
@@ -330,6 +342,7 @@ impl<'s> Reader<'s> {
                 layer: Some(session.connection.plugin_name()),
                 connection: session.connection.client.number(),
             });
+            let _cut = CutOnPanic(session);
             let (mut replies, mut pipe) = (Replies::default(), None);
             pool.work(|job| session.run(job, &mut replies, &mut pipe));
         });
