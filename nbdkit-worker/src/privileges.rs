@@ -5,13 +5,21 @@
 use nbdkit_api::{Errno, Error, Result, ResultExt};
 use nbdkit_ipc::messages::EnterService;
 use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, geteuid, getresgid, getresuid, setgroups, setresgid, setresuid};
 
 /// Takes the user and group of the command line for good; supplementary groups go.
 ///
 /// # Errors
 /// EPERM if the process may not; EPERM too if root could be had back afterwards.
-pub(crate) fn become_user(service: &EnterService) -> Result<()> {
+pub(crate) fn become_user(service: &EnterService, swap: bool) -> Result<()> {
+    if swap {
+        // The user that we become has to lock what root may lock. Whether it is enough shows when it is tried.
+        let (_, hard) =
+            getrlimit(Resource::RLIMIT_MEMLOCK).or_error(|| "getrlimit: RLIMIT_MEMLOCK")?;
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
+            .or_else(|_| setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard));
+    }
     if (service.user.is_some() || service.group.is_some()) && geteuid().is_root() {
         let only: Vec<Gid> = service.group.map(Gid::from_raw).into_iter().collect();
         setgroups(&only).or_error(|| "setgroups")?;

@@ -151,7 +151,7 @@ fn enter(service: &EnterService, swap: bool, layer: &Layer) -> nbdkit_api::Resul
         // The terminal's signals are not for us any more. It can fail only if we lead a session already.
         let _ = nix::unistd::setsid();
     }
-    privileges::become_user(service)?;
+    privileges::become_user(service, swap)?;
     if swap {
         privileges::lock_memory()?;
     }

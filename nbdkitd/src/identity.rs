@@ -49,7 +49,7 @@ pub(crate) fn identity(user: Option<&OsStr>, group: Option<&OsStr>) -> Result<Id
             && !has(capability)
         {
             return Err(format!(
-                "{option} option: cannot change to {what} {id}: only root (or a process with {capability}) may"
+                "{option} option: cannot change to {what} {id}: Operation not permitted (it takes root or {capability})"
             ));
         }
     }

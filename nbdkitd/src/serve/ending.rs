@@ -19,6 +19,9 @@ use crate::notify::{self, State};
 /// How long clients may take to finish their requests.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A second signal sooner than this after the first does not count.
+const IMPATIENCE: Duration = Duration::from_secs(1);
+
 /// How long the template may take after that, for `cleanup` and `unload`: it may have data to write.
 const TEMPLATE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -86,6 +89,7 @@ impl Server {
                     captive.signal(Signal::SIGTERM);
                 }
             }
+            Stage::Stopping if self.has_just_begun_to_stop(Instant::now()) => {}
             Stage::Stopping => {
                 self.deadlines = Some(Deadlines { workers: None, template: None });
                 self.kill_workers();
@@ -97,6 +101,12 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// timeout(1), for one, signals the process and then its whole group. That is not an impatient user.
+    fn has_just_begun_to_stop(&self, now: Instant) -> bool {
+        let patience_ends = self.deadlines.as_ref().and_then(|deadlines| deadlines.workers);
+        patience_ends.is_some_and(|at| now + PATIENCE < at + IMPATIENCE)
     }
 
     /// Stops because of an error.
@@ -199,7 +209,8 @@ impl Server {
 
     fn captive_ended(&mut self, status: WaitStatus) {
         let (code, text) = captive::outcome(status);
-        if let Some(text) = text {
+        // While the server is being stopped, the signal was meant for both.
+        if let Some(text) = text.filter(|_| self.stage != Stage::Stopping) {
             self.log.error(&text);
         }
         self.captive = None;

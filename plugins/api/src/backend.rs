@@ -83,6 +83,16 @@ fn absent() -> Error {
     Error::new(Errno::EIO, "there is no open layer below this filter")
 }
 
+impl Drop for Backend {
+    /// The handle's drop, which follows, is `.close`.
+    fn drop(&mut self) {
+        if !matches!(self.handle, Handle::Absent) {
+            let _entered = log::enter(self.speaker);
+            debug_control!("{}: close", self.name());
+        }
+    }
+}
+
 impl Backend {
     pub(crate) fn open(layer: &Arc<Layer>, open: &Open<'_>) -> Result<Backend> {
         let speaker = Speaker {
@@ -133,19 +143,28 @@ impl Backend {
     /// # Errors
     /// A layer failed; the context must be dropped.
     pub fn prepare(&mut self) -> Result<()> {
-        let speaker = self.speaker;
-        let readonly = self.readonly;
-        if let Handle::Filter(filter, next) = &mut self.handle {
-            if let Some(next) = Arc::get_mut(next) {
-                next.prepare()?;
-            }
-            let _entered = log::enter(speaker);
+        let Backend { handle, speaker, readonly, .. } = self;
+        let announce = || {
             debug_control!(
                 "{}: prepare readonly={}",
                 speaker.layer.unwrap_or_default(),
-                u8::from(readonly)
+                u8::from(*readonly)
             );
-            filter.prepare(next, readonly).map_err(log_once)?;
+        };
+        match handle {
+            Handle::Filter(filter, next) => {
+                if let Some(next) = Arc::get_mut(next) {
+                    next.prepare()?;
+                }
+                let _entered = log::enter(*speaker);
+                announce();
+                filter.prepare(next, *readonly).map_err(log_once)?;
+            }
+            Handle::Plugin(_) => {
+                let _entered = log::enter(*speaker);
+                announce();
+            }
+            Handle::Absent => {}
         }
         self.prepared = true;
         Ok(())
@@ -159,13 +178,10 @@ impl Backend {
         if !std::mem::take(&mut self.prepared) {
             return Ok(());
         }
-        let speaker = self.speaker;
+        let _entered = log::enter(self.speaker);
+        debug_control!("{}: finalize", self.name());
         let Handle::Filter(filter, next) = &mut self.handle else { return Ok(()) };
-        let own = {
-            let _entered = log::enter(speaker);
-            debug_control!("{}: finalize", speaker.layer.unwrap_or_default());
-            filter.finalize(next).map_err(log_once)
-        };
+        let own = filter.finalize(next).map_err(log_once);
         let below = Arc::get_mut(next).map_or(Ok(()), Backend::finalize);
         own.and(below)
     }
