@@ -298,7 +298,7 @@ fn a_template_that_holds_data_is_not_made_anew() {
     assert_eq!(client.call(&Ask::write(0, *b"kept")).expect("a reply").error, None);
     let (template, _) = family(&server);
     kill(Pid::from_raw(template.pid), Signal::SIGKILL).expect("killed");
-    server.wait_for_stderr("no more clients are served");
+    let _ = server.wait_for_stderr("no more clients are served");
     assert!(UnixStream::connect(server.socket()).is_err(), "nobody listens any more");
     assert_eq!(client.call(&Ask::read(0, 4)).expect("a reply").data, b"kept");
     client.disconnect().expect("sent");

@@ -101,10 +101,13 @@ pub(crate) fn open<T: Transport>(client: &mut Client<T>) {
     assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
 }
 
-/// Opens the default export and reads its first bytes.
+/// Opens the default export, reads its first bytes, if it has any, and says goodbye.
 pub(crate) fn assert_serves<T: Transport>(client: &mut Client<T>) {
     open(client);
-    assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").error, None);
+    let length = client.export().map_or(0, |(size, _)| size.min(512));
+    if length > 0 {
+        assert_eq!(client.call(&Ask::read(0, length)).expect("a reply").error, None);
+    }
     client.disconnect().expect("sent");
     client.expect_close().expect("closed");
 }
@@ -119,6 +122,18 @@ pub(crate) fn stat(pid: i32) -> Option<Vec<String>> {
 /// Whether the process runs.
 pub(crate) fn alive(pid: i32) -> bool {
     stat(pid).is_some()
+}
+
+/// Runs a command that leaves a daemon behind, in the same process group perhaps, to its end and to the end of its
+/// standard streams, which the daemon therefore must not keep.
+pub(crate) fn launch(command: &mut Command) -> Finished {
+    let mut launcher = Foreground::start(command.stdin(Stdio::null()));
+    let status = launcher.wait();
+    eventually("standard output and standard error end with the command", || {
+        launcher.stdout.is_complete() && launcher.stderr.is_complete()
+    });
+    launcher.leaves_a_daemon = true;
+    Finished { status, stdout: launcher.stdout(), stderr: launcher.stderr() }
 }
 
 /// Ends a server that is no child of ours when dropped: a daemon, by its pid file.
@@ -171,11 +186,24 @@ impl Drop for Daemon {
 pub(crate) struct Foreground {
     child: Child,
     ended: Option<ExitStatus>,
+    leaves_a_daemon: bool,
     stdout: Text,
     stderr: Text,
 }
 
-type Text = Arc<Mutex<String>>;
+/// What a pipe has brought so far, and whether it has ended.
+#[derive(Clone, Default)]
+struct Text(Arc<Mutex<(String, bool)>>);
+
+impl Text {
+    fn so_far(&self) -> String {
+        self.0.lock().unwrap().0.clone()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.0.lock().unwrap().1
+    }
+}
 
 impl Foreground {
     /// Starts the server under test with nothing added to these arguments.
@@ -193,7 +221,7 @@ impl Foreground {
             .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
         let stdout = gather(child.stdout.take());
         let stderr = gather(child.stderr.take());
-        Foreground { child, ended: None, stdout, stderr }
+        Foreground { child, ended: None, leaves_a_daemon: false, stdout, stderr }
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -201,11 +229,11 @@ impl Foreground {
     }
 
     pub(crate) fn stdout(&self) -> String {
-        self.stdout.lock().unwrap().clone()
+        self.stdout.so_far()
     }
 
     pub(crate) fn stderr(&self) -> String {
-        self.stderr.lock().unwrap().clone()
+        self.stderr.so_far()
     }
 
     /// Waits for so many whole lines on standard output and gives them.
@@ -260,7 +288,9 @@ impl Drop for Foreground {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        let _ = killpg(self.pid(), Signal::SIGKILL);
+        if !self.leaves_a_daemon {
+            let _ = killpg(self.pid(), Signal::SIGKILL);
+        }
         let _ = self.child.wait();
         if std::thread::panicking() {
             eprintln!("--- standard output ---\n{}", self.stdout());
@@ -277,9 +307,10 @@ fn gather(pipe: Option<impl Read + Send + 'static>) -> Text {
             let mut pipe = BufReader::new(pipe);
             let mut line = Vec::new();
             while pipe.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-                filled.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+                filled.0.lock().unwrap().0.push_str(&String::from_utf8_lossy(&line));
                 line.clear();
             }
+            filled.0.lock().unwrap().1 = true;
         });
     }
     text

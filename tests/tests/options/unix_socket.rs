@@ -10,8 +10,8 @@ use nbdkit_tests::Server;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Foreground, Paths, assert_refused, assert_serves, connect, debian_lacks, eventually,
-    needs_root, run,
+    Foreground, Paths, assert_refused, assert_serves, connect, debian_lacks, eventually, launch,
+    nbdkit, needs_root, run,
 };
 
 /// Where a running server of `-U -` listens: its --run command told us.
@@ -116,8 +116,7 @@ fn the_private_directory_goes_with_a_signal_without_a_command() {
 #[test]
 fn the_private_directory_goes_with_its_daemon() {
     let paths = Paths::new();
-    // The plugin tells where the socket is: it is what /tmp/nbdkit* is listening, found by the pid file's process.
-    let finished = run(["-U", "-", "-P", &paths.text("pid"), "null"]);
+    let finished = launch(&mut nbdkit(["-U", "-", "-P", &paths.text("pid"), "null"]));
     assert!(finished.status.success(), "{finished:?}");
     let daemon = crate::support::Daemon::of(&paths.path("pid"));
     let socket = listening_path(daemon.pid());
@@ -220,6 +219,9 @@ fn the_longest_possible_path_works() {
 
 #[test]
 fn the_umask_decides_who_may_connect() {
+    if debian_lacks("respect for the umask: it sets its own") {
+        return;
+    }
     let paths = Paths::new();
     let socket = paths.text("sock");
     let mut shell = std::process::Command::new("/bin/sh");
