@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nbdkit_tests::Server;
+use nbdkit_tests::binary::Binary;
 use nix::sys::signal::Signal;
 
 use crate::support::{
@@ -235,5 +236,26 @@ fn a_plugin_that_fails_after_the_fork_ends_a_server_in_the_foreground() {
             assert_eq!(server.wait().code(), Some(1));
             assert!(server.stderr_text_after_end().contains("too late"));
         }
+    }
+}
+
+#[test]
+fn a_caller_without_standard_streams_gets_a_working_server() {
+    if debian_lacks("a start without standard streams") {
+        return;
+    }
+    for options in ["", "-f"] {
+        let paths = Paths::new();
+        let script =
+            format!(r#"exec "$0" {options} -U "$1/sock" -P "$1/pid" memory 1M 0<&- 1>&- 2>&-"#);
+        let mut shell = std::process::Command::new("/bin/sh");
+        shell.arg("-c").arg(script).arg(Binary::under_test().path()).arg(paths.dir.path());
+        let mut child = shell.spawn().unwrap();
+        let daemon = Daemon::of(&paths.path("pid"));
+        for _ in 0..2 {
+            assert_serves(&mut connect(&paths.path("sock")));
+        }
+        daemon.stop();
+        assert!(child.wait().unwrap().success());
     }
 }

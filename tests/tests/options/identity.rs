@@ -9,7 +9,10 @@ use nix::unistd::{Group, User};
 
 use nbd_protocol::constants::Rep;
 
-use crate::support::{assert_refused, assert_serves, eventually, needs_root, open, run};
+use crate::support::{
+    DEADLINE, Paths, assert_refused, assert_serves, debian_lacks, eventually, line_in, needs_root,
+    open, run,
+};
 
 /// A server with these options in a directory where any user may write: Debian's writes its pid file as the new user.
 fn server(options: &[&str]) -> Builder {
@@ -118,6 +121,25 @@ fn a_root_only_file_that_configuration_needs_is_read_before_the_change() {
 }
 
 #[test]
+fn scripts_of_the_command_line_run_as_the_new_user_and_are_removed() {
+    if needs_root("-u") || debian_lacks("scripts of eval that the new user may run") {
+        return;
+    }
+    let paths = Paths::new();
+    // $0 is the script, in the directory that must go.
+    let size = format!("get_size=dirname $0 >> {}; echo 1M", paths.write("where", ""));
+    for name in [paths.path("where"), paths.dir.path().to_owned()] {
+        std::fs::set_permissions(name, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let mut server = server(&["-u", "nobody", "eval", &size, "pread=head -c $3 /dev/zero"]).start();
+    assert_serves(&mut server.connect());
+    assert!(server.stop().success());
+    let directory = line_in(&paths.path("where"));
+    assert!(!std::path::Path::new(directory.lines().next().unwrap()).exists(), "{directory}");
+    assert_eq!(server.stderr_text_after_end(), "");
+}
+
+#[test]
 fn a_privileged_port_is_bound_before_the_change() {
     if needs_root("-u") {
         return;
@@ -138,18 +160,18 @@ fn unknown_users_and_groups_are_refused() {
         return;
     }
     for (option, name) in [("-u", "nosuchuser"), ("-g", "nosuchgroup")] {
-        let paths = crate::support::Paths::new();
+        let paths = Paths::new();
         assert_refused(["-f", "-U", &paths.text("sock"), option, name, "null"], &[name]);
     }
 }
 
 #[test]
 fn unknown_users_are_refused_before_the_command_returns() {
-    if needs_root("-u") || crate::support::debian_lacks("a look at -u before the fork") {
+    if needs_root("-u") || debian_lacks("a look at -u before the fork") {
         return;
     }
     for (option, name) in [("-u", "nosuchuser"), ("-g", "nosuchgroup")] {
-        let paths = crate::support::Paths::new();
+        let paths = Paths::new();
         assert_refused(["-U", &paths.text("sock"), option, name, "null"], &[name]);
     }
 }
@@ -169,7 +191,7 @@ fn an_ordinary_user_cannot_become_another() {
     command.args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups"]);
     command.arg(Binary::under_test().path());
     command.args(["-f", "-u", "daemon", "null", "-U", "-"]);
-    let finished = nbdkit_tests::command::run(&mut command, crate::support::DEADLINE);
+    let finished = nbdkit_tests::command::run(&mut command, DEADLINE);
     if finished.stderr.contains("setpriv:") {
         eprintln!("SKIPPED: the ordinary user may not run this build: {}", finished.stderr);
         return;
@@ -237,7 +259,7 @@ fn swap_that_is_not_permitted_is_one_line_and_status_1() {
     command.args(["--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]);
     command.arg(Binary::under_test().path());
     command.args(["--swap", "null", "-U", "-", "--run", "nbdinfo --size \"$uri\""]);
-    let finished = nbdkit_tests::command::run(&mut command, crate::support::DEADLINE);
+    let finished = nbdkit_tests::command::run(&mut command, DEADLINE);
     assert!(!finished.status.success(), "{finished:?}");
     assert!(finished.stderr.contains("mlockall"), "{finished:?}");
 }
