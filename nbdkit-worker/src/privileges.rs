@@ -3,10 +3,15 @@
 #![forbid(unsafe_code)]
 
 use nbdkit_api::{Errno, Error, Result, ResultExt};
+use std::path::Path;
+
 use nbdkit_ipc::messages::EnterService;
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use nix::unistd::{Gid, Uid, geteuid, getresgid, getresuid, setgroups, setresgid, setresuid};
+use nix::unistd::{
+    Gid, Uid, fchownat, geteuid, getresgid, getresuid, setgroups, setresgid, setresuid,
+};
 
 /// Takes the user and group of the command line for good; supplementary groups go.
 ///
@@ -44,6 +49,23 @@ pub(crate) fn become_user(service: &EnterService, swap: bool) -> Result<()> {
         return Err(Error::new(Errno::EPERM, "user and group did not change as asked"));
     }
     Ok(())
+}
+
+/// Gives a temporary file, or a directory and what is in it, to the user that the server becomes.
+///
+/// # Errors
+/// EPERM, with the path.
+pub(crate) fn hand_down(path: &Path, service: &EnterService) -> Result<()> {
+    let (user, group) = (service.user.map(Uid::from_raw), service.group.map(Gid::from_raw));
+    let give = |path: &Path| {
+        fchownat(AT_FDCWD, path, user, group, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .or_error(|| format!("chown: {}", path.display()))
+    };
+    // Nobody but us can have put anything there: it is ours, and not accessible for others.
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        give(&entry.path())?;
+    }
+    give(path)
 }
 
 /// `--swap`: keeps all memory of this process, now and later, out of the swap.

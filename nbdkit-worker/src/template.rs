@@ -151,6 +151,9 @@ fn enter(service: &EnterService, swap: bool, layer: &Layer) -> nbdkit_api::Resul
         // The terminal's signals are not for us any more. It can fail only if we lead a session already.
         let _ = nix::unistd::setsid();
     }
+    for path in layer.temporary() {
+        privileges::hand_down(&path, service)?;
+    }
     privileges::become_user(service, swap)?;
     if swap {
         privileges::lock_memory()?;

@@ -227,6 +227,10 @@ impl Plugin for Eval {
         lifecycle::default_export(self.fragments()?, client, readonly)
     }
 
+    fn temporary(&self) -> Vec<PathBuf> {
+        self.fragments.iter().map(|fragments| fragments.tmpdir.path().to_owned()).collect()
+    }
+
     /// `$tmpdir` is the scripts' memory, and a new one is empty.
     fn keeps_state(&self) -> bool {
         true

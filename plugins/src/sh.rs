@@ -199,6 +199,10 @@ impl Plugin for Sh {
         lifecycle::default_export(self.script()?, client, readonly)
     }
 
+    fn temporary(&self) -> Vec<PathBuf> {
+        self.script.iter().map(|script| script.tmpdir.path().to_owned()).collect()
+    }
+
     /// `$tmpdir` is the scripts' memory, and a new one is empty.
     fn keeps_state(&self) -> bool {
         true

@@ -20,7 +20,7 @@ pub(crate) const VERSION_EXTRA: Option<&str> = option_env!("NBDKIT_VERSION_EXTRA
 /// Whether the plugins and filters were built with zstd.
 pub(crate) const ZSTD: &str = match option_env!("NBDKIT_ZSTD") {
     Some(setting) => setting,
-    None => "no",
+    None => "yes",
 };
 
 /// The text of `--version`: nbdkit's line, which scripts match from its beginning, with our own version behind it.

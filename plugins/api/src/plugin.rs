@@ -2,6 +2,7 @@
 //! made for one client. nbdkit-plugin(3), "Callbacks".
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::client::Client;
@@ -123,6 +124,12 @@ pub trait Plugin: Send + Sync {
     /// How clients may be divided over processes in this configuration.
     fn isolation(&self) -> Isolation {
         Isolation::Connection
+    }
+
+    /// Temporary files and directories that were made during configuration and are used and removed in service. They
+    /// are given, with what the directories contain, to the final user (`-u`, `-g`).
+    fn temporary(&self) -> Vec<PathBuf> {
+        Vec::new()
     }
 
     /// Whether the disk, or what clients changed on it, is kept in memory or in unnamed files made by this

@@ -3,6 +3,7 @@
 //! Two types for two stages: configuration changes the modules and is done by one owner, serving
 //! shares them and changes nothing. nbdkit-filter(3), "Next plugin".
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::backend::Backend;
@@ -260,6 +261,14 @@ impl Layer {
         }
         if let Some(below) = self.below() {
             below.cleanup();
+        }
+    }
+
+    /// The plugin's temporary files.
+    pub fn temporary(&self) -> Vec<PathBuf> {
+        match &self.module {
+            Module::Plugin(plugin) => plugin.temporary(),
+            Module::Filter(_, below) => below.temporary(),
         }
     }
 

@@ -160,7 +160,7 @@ fn a_socket_that_does_not_listen_is_refused() {
     let mut command = activated("LISTEN_PID=$$ LISTEN_FDS=1", "3<&0 0</dev/null", &["null"]);
     let mut server = Foreground::start(command.stdin(OwnedFd::from(socket)));
     assert_eq!(server.wait().code(), Some(1), "{}", server.stderr());
-    assert!(server.stderr().contains("fd = 3"), "{}", server.stderr());
+    server.wait_for_stderr("fd = 3");
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn other_places_to_listen_are_refused() {
         let mut server = Foreground::start(command.stdin(OwnedFd::from(listener)));
         assert_eq!(server.wait().code(), Some(1), "{arguments:?}: {}", server.stderr());
         let expected = format!("cannot use socket activation with {flag} flag");
-        crate::support::eventually(&expected, || server.stderr().contains(&expected));
+        server.wait_for_stderr(&expected);
     }
 }
 

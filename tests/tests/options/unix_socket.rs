@@ -163,7 +163,11 @@ fn the_private_directory_goes_when_the_start_fails() {
         let (before, start) = (private_directories(), SystemTime::now());
         let finished = run(arguments);
         assert!(!finished.status.success(), "{arguments:?}: {finished:?}");
-        assert_eq!(left_behind(&before, start), Vec::<PathBuf>::new(), "{arguments:?}");
+        // Other tests' servers have such directories meanwhile, but not for ever.
+        let left = left_behind(&before, start);
+        eventually(&format!("{left:?} go away: {arguments:?}"), || {
+            left.iter().all(|path| !path.exists())
+        });
     }
 }
 

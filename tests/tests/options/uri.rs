@@ -4,7 +4,7 @@ use nbdkit_tests::server::free_port;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Daemon, Foreground, Paths, assert_serves, connect, debian_lacks, launch, nbdkit, run,
+    Daemon, Foreground, Paths, assert_serves, connect, debian_lacks, launch, nbdkit, pid_in, run,
 };
 
 /// The four lines of a URI and its form for a shell.
@@ -25,9 +25,12 @@ fn the_uri_of_a_unix_socket_is_printed_and_quoted() {
     for option in ["--print-uri", "--print-url", "--show-uri", "--show-url"] {
         let paths = Paths::new();
         let socket = paths.text("sock");
-        let mut server = Foreground::nbdkit(["-f", option, "-U", &socket, "null"]);
+        let mut server =
+            Foreground::nbdkit(["-f", option, "-U", &socket, "-P", &paths.text("pid"), "null"]);
         let uri = format!("nbd+unix://?socket={socket}");
         assert_eq!(server.stdout_lines(4), lines(&uri, &format!("\"{uri}\"")), "{option}");
+        // The URI is printed a little before the server is ready to be stopped in good order.
+        let _ = pid_in(&paths.path("pid"));
         server.signal(Signal::SIGTERM);
         assert!(server.wait().success());
         assert_eq!(server.stdout_lines(4).len(), 4, "nothing more");
