@@ -154,7 +154,7 @@ impl Builder {
         let mut server =
             Server { child, ended: None, socket, address, stderr, reader, dir: self.dir };
         let end = Instant::now() + DEADLINE;
-        while !pid_file.exists() {
+        while std::fs::metadata(&pid_file).map_or(0, |metadata| metadata.len()) == 0 {
             if let Some(status) = server.try_wait() {
                 let stderr = server.stderr_text_after_end();
                 return Err(Box::new(Finished { status, stdout: String::new(), stderr }));

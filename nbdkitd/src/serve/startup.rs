@@ -176,8 +176,22 @@ impl Server {
 }
 
 /// The pid file: one line. An old one is overwritten, and it stays when the server ends. nbdkit(1), `-P`.
+///
+/// It appears with its content, for whoever waits for it to appear, unless it is no regular file or its directory takes no
+/// new ones.
 fn write_pid_file(path: &Path) -> io::Result<()> {
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o644).open(path)?;
-    file.write_all(format!("{}\n", std::process::id()).as_bytes())
+    let line = format!("{}\n", std::process::id());
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}", std::process::id()));
+    let is_file = path.symlink_metadata().map_or(true, |metadata| metadata.is_file());
+    if is_file && write_line(Path::new(&beside), &line, true).is_ok() {
+        return std::fs::rename(&beside, path).inspect_err(|_| drop(std::fs::remove_file(&beside)));
+    }
+    write_line(path, &line, false)
+}
+
+fn write_line(path: &Path, line: &str, new: bool) -> io::Result<()> {
+    let mut options = File::options();
+    options.write(true).create(true).create_new(new).truncate(true).mode(0o644);
+    options.open(path)?.write_all(line.as_bytes())
 }
