@@ -164,7 +164,12 @@ fn try_step(
     if unsupported.load(Ordering::Relaxed) {
         return Ok(false);
     }
-    match step() {
+    let result = step();
+    if nbdkit_api::log::flag("file", "zero") != 0 {
+        let outcome = result.map_or_else(nbdkit_api::strerror, |()| "done".to_owned());
+        nbdkit_api::debug!("{name}: {outcome}");
+    }
+    match result {
         Ok(()) => Ok(true),
         // ENODEV and ENOTTY: not for this type of file; ENOSYS: not in this kernel.
         Err(Errno::EOPNOTSUPP | Errno::ENODEV | Errno::ENOTTY | Errno::ENOSYS) => {
