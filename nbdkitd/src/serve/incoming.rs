@@ -117,8 +117,8 @@ impl Server {
         if let Some(None) = self.worker_process(pid) {
             return Err(Violation::Process);
         }
-        self.connections.forked(number, pid, isolation)?;
-        if self.deadlines.as_ref().is_some_and(Deadlines::workers_passed) {
+        let gave_way = self.connections.forked(number, pid, isolation)?.gave_way;
+        if gave_way || self.deadlines.as_ref().is_some_and(Deadlines::workers_passed) {
             self.kill_worker(Some(pid));
         } else if self.stage == Stage::Stopping
             && let Some(link) = self.links.get(&number)
@@ -254,7 +254,14 @@ impl Server {
         }
         self.unread.remove(&number);
         let connection = self.connections.remove(number)?;
-        if let Some(report) = exit.and_then(WorkerExit::report) {
+        let now = Instant::now();
+        if connection.gave_way {
+            let text = format!("handshake ended in favour of a newer client's ({connection})");
+            self.report_turned_away(number, &text, now);
+        } else if exit == Some(WorkerExit::Deadline) {
+            let report = WorkerExit::Deadline.report().unwrap_or_default();
+            self.report_turned_away(number, &format!("{report} ({connection})"), now);
+        } else if let Some(report) = exit.and_then(WorkerExit::report) {
             self.connection_error(number, &format!("{report} ({connection})"));
         }
         if self.log.verbose() {
