@@ -17,6 +17,9 @@ mod splice;
 mod transmission;
 mod validate;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::sync::Arc;
 

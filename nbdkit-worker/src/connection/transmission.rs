@@ -58,9 +58,9 @@ pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -
     let end = match &session.pool {
         None => reader.run(None),
         Some(pool) => std::thread::scope(|scope| {
-            let end = reader.run(Some((pool, scope)));
-            pool.close();
-            end
+            // Also when a panic ends it, or the scope would wait for threads that wait for work.
+            let _close = CloseOnDrop(pool);
+            reader.run(Some((pool, scope)))
         }),
     };
     let closed = export.close(connection);
@@ -149,6 +149,27 @@ impl Session<'_> {
         let pipe = pipe.insert(filled);
         replies.data_header(request, self.features(), request.offset, count);
         Some(self.send_with(replies, |socket| pipe.send(socket.output(), count)))
+    }
+}
+
+/// Tells the pool's threads that there is no more to do.
+struct CloseOnDrop<'s>(&'s Pool);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Ends the connection if the thread panics: the request that it was about would never be answered, and the
+/// thread that reads would wait for more.
+struct CutOnPanic<'s>(&'s Session<'s>);
+
+impl Drop for CutOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.connection.socket.cut();
+        }
     }
 }
 
@@ -329,6 +350,7 @@ impl<'s> Reader<'s> {
                 layer: Some(session.connection.plugin_name()),
                 connection: session.connection.client.number(),
             });
+            let _cut = CutOnPanic(session);
             let (mut replies, mut pipe) = (Replies::default(), None);
             pool.work(|job| session.run(job, &mut replies, &mut pipe));
         });

@@ -1,0 +1,167 @@
+//! A connection served on a thread of the test, over a plugin that does what a test needs.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use nbd_protocol::constants::{Command, CommandFlags, Opt};
+use nbd_protocol::handshake::encode_option;
+use nbd_protocol::transmission::Request;
+use nbdkit_api::client::Peer;
+use nbdkit_api::{
+    Blocking, Client, Connection as Handle, Open, Plugin, Result, Stack, ThreadModel,
+};
+use nbdkit_ipc::WorkerExit;
+use nbdkit_ipc::messages::{Configure, Protocol, Purpose};
+
+use super::{Connection, Socket};
+use crate::settings::Settings;
+
+/// Reads of the first half take their time, or panic; the second half is zeroes at once.
+struct Odd {
+    blocking: Blocking,
+    panics: bool,
+}
+
+const SIZE: u64 = 1 << 20;
+
+impl Plugin for Odd {
+    fn name(&self) -> &str {
+        "odd"
+    }
+
+    fn open(&self, _: &Open<'_>) -> Result<Box<dyn Handle>> {
+        Ok(Box::new(Odd { ..*self }))
+    }
+}
+
+impl Handle for Odd {
+    fn size(&self) -> Result<u64> {
+        Ok(SIZE)
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        assert!(!self.panics || offset >= SIZE / 2, "as the test wants");
+        if offset < SIZE / 2 {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        buf.fill(0);
+        Ok(())
+    }
+
+    fn blocking(&self) -> Blocking {
+        self.blocking
+    }
+}
+
+/// Serves the other end of the socket with so many threads; returns how it ended.
+fn serve(socket: UnixStream, plugin: Odd, threads: u32) -> WorkerExit {
+    let layer = Stack::new(Vec::new(), Box::new(plugin)).freeze();
+    let configure = Configure {
+        purpose: Purpose::Serve,
+        filters: Vec::new(),
+        plugin: "odd".into(),
+        verbose: false,
+        debug_flags: Vec::new(),
+        readonly: false,
+        threads,
+        protocol: Protocol {
+            mask_handshake: u32::MAX,
+            meta_contexts: true,
+            oldstyle: false,
+            structured_replies: true,
+        },
+        timeout: None,
+        stdio_safe: false,
+        swap: false,
+        isolation: None,
+    };
+    let settings = Settings::new(&configure, ThreadModel::Parallel).unwrap();
+    let socket = Socket::new(socket.into(), None);
+    let cut = socket.clone();
+    let client = Client::new(1, Peer::default(), None, Box::new(move || cut.cut()));
+    let connection =
+        Connection { layer: &layer, settings: &settings, client, socket, on_serving: &|_| {} };
+    catch_unwind(AssertUnwindSafe(|| connection.serve())).unwrap_or(WorkerExit::Panicked)
+}
+
+fn negotiate(client: &mut UnixStream) {
+    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut out = 3u32.to_be_bytes().to_vec();
+    encode_option(&mut out, Opt::GO, &[0; 6]);
+    client.write_all(&out).unwrap();
+    // Greeting, NBD_INFO_EXPORT, NBD_REP_ACK.
+    client.read_exact(&mut [0; 18 + 20 + 12 + 20]).unwrap();
+}
+
+fn read_request(cookie: u64, offset: u64) -> [u8; 28] {
+    let flags = CommandFlags::empty();
+    Request { flags, command: Command::READ, cookie, offset, length: 512 }.encode()
+}
+
+/// The cookie of the next reply.
+fn reply(client: &mut UnixStream) -> u64 {
+    let mut bytes = [0; 16 + 512];
+    client.read_exact(&mut bytes).unwrap();
+    u64::from_be_bytes(*bytes[8..].first_chunk().unwrap())
+}
+
+fn run(plugin: Odd, threads: u32, client: impl FnOnce(UnixStream)) -> WorkerExit {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    std::thread::scope(|scope| {
+        let server = scope.spawn(move || serve(ours, plugin, threads));
+        negotiate(&mut theirs);
+        client(theirs);
+        server.join().unwrap()
+    })
+}
+
+#[test]
+fn a_panic_ends_the_connection_whatever_thread_it_is_on() {
+    for blocking in [Blocking::Never, Blocking::Short, Blocking::Long] {
+        let exit = run(Odd { blocking, panics: true }, 4, |mut client| {
+            client.write_all(&read_request(1, 0)).unwrap();
+            // No answer, but an end.
+            assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
+        });
+        assert_eq!(exit, WorkerExit::Panicked, "{blocking:?}");
+    }
+}
+
+#[test]
+fn what_waits_does_not_hold_up_what_does_not() {
+    let exit = run(Odd { blocking: Blocking::Long, panics: false }, 4, |mut client| {
+        client.write_all(&read_request(1, 0)).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        client.write_all(&read_request(2, SIZE / 2)).unwrap();
+        assert_eq!((reply(&mut client), reply(&mut client)), (2, 1));
+    });
+    assert_eq!(exit, WorkerExit::Clean);
+}
+
+#[test]
+fn requests_overlap_up_to_the_number_of_threads() {
+    for (threads, least, most) in [(1, 800, u128::MAX), (4, 200, 800)] {
+        let start = Instant::now();
+        run(Odd { blocking: Blocking::Long, panics: false }, threads, |mut client| {
+            let requests: Vec<u8> = (1..=4).flat_map(|cookie| read_request(cookie, 0)).collect();
+            client.write_all(&requests).unwrap();
+            let mut cookies: Vec<u64> = (0..4).map(|_| reply(&mut client)).collect();
+            cookies.sort_unstable();
+            assert_eq!(cookies, [1, 2, 3, 4]);
+        });
+        let took = start.elapsed().as_millis();
+        assert!((least..most).contains(&took), "{threads} threads: {took} ms");
+    }
+}
+
+#[test]
+fn replies_to_running_requests_are_sent_when_the_client_stops_sending() {
+    let exit = run(Odd { blocking: Blocking::Long, panics: false }, 4, |mut client| {
+        client.write_all(&read_request(7, 0)).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(reply(&mut client), 7);
+    });
+    assert_eq!(exit, WorkerExit::Clean);
+}
