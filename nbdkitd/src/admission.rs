@@ -22,7 +22,10 @@ const MAX_CONNECTIONS: u32 = 1024;
 /// Unfinished handshakes at a time, if the number of connections has no limit.
 const HANDSHAKES: usize = 256;
 /// Whatever the limits are, so many handshakes may be under way.
-const FEWEST_HANDSHAKES: usize = 16;
+const FEWEST_HANDSHAKES: usize = 64;
+
+/// When all places are taken, a handshake that has taken so long gives its place up.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Lines about clients that were turned away: at once, and each second.
 const LINES: (u32, u32) = (20, 1);
@@ -86,7 +89,6 @@ impl Admission {
     pub(crate) fn new(total: Option<u32>, per_peer: Option<u32>, now: Instant) -> Admission {
         let limit = |value: u32| (value > 0).then_some(value as usize);
         let total = limit(total.unwrap_or(MAX_CONNECTIONS));
-        // What is left cannot be taken by clients that say nothing.
         let handshakes = total.map_or(HANDSHAKES, |total| (total / 4).max(FEWEST_HANDSHAKES));
         Admission {
             total,
@@ -99,8 +101,30 @@ impl Admission {
     }
 
     /// Whether all places are taken, so that clients wait in the kernel's queue.
-    pub(crate) fn is_full(&self, connections: &Connections) -> bool {
-        self.total.is_some_and(|total| connections.len() >= total)
+    pub(crate) fn is_full(
+        &self,
+        connections: &Connections,
+        handshakes: bool,
+        now: Instant,
+    ) -> bool {
+        self.all_taken(connections)
+            && !(handshakes && overdue(connections).is_some_and(|(at, _)| at <= now))
+    }
+
+    /// When a place comes free that is taken by a handshake under way, if all are taken.
+    pub(crate) fn next_place(
+        &self,
+        connections: &Connections,
+        handshakes: bool,
+    ) -> Option<Instant> {
+        let next = if handshakes { overdue(connections) } else { None };
+        next.filter(|_| self.all_taken(connections)).map(|(at, _)| at)
+    }
+
+    fn all_taken(&self, connections: &Connections) -> bool {
+        // Those who gave way have a place until they are gone, but not for long.
+        let staying = |total| connections.iter().filter(|(_, it)| !it.gave_way).count() >= total;
+        self.total.is_some_and(|total| connections.len() >= total && staying(total))
     }
 
     /// Whether it is time for a line that says so.
@@ -122,6 +146,7 @@ impl Admission {
         connections: &Connections,
         peer: &Peer,
         handshakes: bool,
+        now: Instant,
     ) -> Decision {
         let key = PeerKey::from(peer);
         let mut of_peer = 0;
@@ -149,8 +174,23 @@ impl Admission {
         {
             return Decision::Instead(*oldest);
         }
+        if self.all_taken(connections)
+            && handshakes
+            && let Some((at, number)) = overdue(connections)
+            && at <= now
+        {
+            return Decision::Instead(number);
+        }
         Decision::Admit
     }
+}
+
+/// The oldest unfinished handshake, and when it has taken too long to keep its place.
+fn overdue(connections: &Connections) -> Option<(Instant, u64)> {
+    connections
+        .iter()
+        .find(|(_, it)| !it.gave_way && it.is_in_handshake())
+        .map(|(number, it)| (it.since + PATIENCE, number))
 }
 
 #[cfg(test)]
@@ -180,43 +220,50 @@ mod tests {
 
     #[test]
     fn a_peer_with_its_share_of_handshakes_loses_its_own_oldest() {
-        let admission = admission(64, 0);
-        let table = table(&[(B, 1), (A, 8)]);
-        assert_eq!(admission.decide(&table, &peer(A), true), Decision::Instead(2));
-        assert_eq!(admission.decide(&table, &peer(B), true), Decision::Admit);
+        let admission = admission(256, 0);
+        let table = table(&[(B, 1), (A, 32)]);
+        assert_eq!(admission.decide(&table, &peer(A), true, Instant::now()), Decision::Instead(2));
+        assert_eq!(admission.decide(&table, &peer(B), true, Instant::now()), Decision::Admit);
     }
 
     #[test]
     fn when_many_peers_say_nothing_the_greediest_loses_its_oldest() {
-        let admission = admission(64, 0);
-        let table = table(&[(A, 4), ("10.0.0.3:1", 6), ("10.0.0.4:1", 3), ("10.0.0.5:1", 3)]);
-        assert_eq!(admission.decide(&table, &peer(B), true), Decision::Instead(5));
+        let admission = admission(256, 0);
+        let table = table(&[(A, 16), ("10.0.0.3:1", 24), ("10.0.0.4:1", 12), ("10.0.0.5:1", 12)]);
+        assert_eq!(admission.decide(&table, &peer(B), true, Instant::now()), Decision::Instead(17));
     }
 
     #[test]
     fn those_who_finished_or_gave_way_do_not_count_as_handshakes() {
-        let admission = admission(64, 0);
-        let mut table = table(&[(A, 8)]);
+        let admission = admission(256, 0);
+        let mut table = table(&[(A, 32)]);
         table.get_mut(1).unwrap().serving(String::new()).unwrap();
-        assert_eq!(admission.decide(&table, &peer(A), true), Decision::Admit);
-        table.add(9, peer(A), Instant::now());
-        assert_eq!(admission.decide(&table, &peer(A), true), Decision::Instead(2));
+        assert_eq!(admission.decide(&table, &peer(A), true, Instant::now()), Decision::Admit);
+        table.add(33, peer(A), Instant::now());
+        assert_eq!(admission.decide(&table, &peer(A), true, Instant::now()), Decision::Instead(2));
         table.get_mut(2).unwrap().gave_way = true;
-        assert_eq!(admission.decide(&table, &peer(A), true), Decision::Admit);
+        assert_eq!(admission.decide(&table, &peer(A), true, Instant::now()), Decision::Admit);
     }
 
     #[test]
     fn without_news_of_handshakes_nobody_gives_way() {
         let table = table(&[(A, 100)]);
-        assert_eq!(admission(0, 0).decide(&table, &peer(A), false), Decision::Admit);
-        assert_eq!(admission(0, 100).decide(&table, &peer(A), false), Decision::Refuse);
+        assert_eq!(
+            admission(0, 0).decide(&table, &peer(A), false, Instant::now()),
+            Decision::Admit
+        );
+        assert_eq!(
+            admission(0, 100).decide(&table, &peer(A), false, Instant::now()),
+            Decision::Refuse
+        );
     }
 
     #[test]
     fn a_peer_is_an_address_a_network_a_user_or_a_machine() {
         let table = table(&[("[2001:db8::1]:1", 1), ("[::ffff:10.0.0.1]:1", 1)]);
-        let refused =
-            |address| admission(0, 1).decide(&table, &peer(address), true) == Decision::Refuse;
+        let refused = |address| {
+            admission(0, 1).decide(&table, &peer(address), true, Instant::now()) == Decision::Refuse
+        };
         assert!(refused("[2001:db8::ffff]:2") && refused(A));
         assert!(!refused("[2001:db8:0:1::1]:1") && !refused(B));
         let user = |uid| Peer {
@@ -236,9 +283,24 @@ mod tests {
     #[test]
     fn zero_is_no_limit_and_the_default_is_one() {
         let full = table(&[(A, 1024)]);
-        assert!(!admission(0, 0).is_full(&full));
-        assert!(Admission::new(None, None, Instant::now()).is_full(&full));
-        assert!(!admission(1025, 0).is_full(&full));
+        assert!(!admission(0, 0).is_full(&full, false, Instant::now()));
+        assert!(Admission::new(None, None, Instant::now()).is_full(&full, false, Instant::now()));
+        assert!(!admission(1025, 0).is_full(&full, false, Instant::now()));
+    }
+
+    #[test]
+    fn a_handshake_that_takes_long_gives_up_the_last_place() {
+        let admission = admission(2, 0);
+        let mut table = table(&[(A, 2)]);
+        table.get_mut(1).unwrap().serving(String::new()).unwrap();
+        let since = table.get_mut(2).unwrap().since;
+        let late = since + PATIENCE;
+        assert!(admission.is_full(&table, true, since) && !admission.is_full(&table, true, late));
+        assert_eq!(admission.next_place(&table, true), Some(late));
+        assert_eq!(admission.decide(&table, &peer(B), true, late), Decision::Instead(2));
+        table.get_mut(2).unwrap().serving(String::new()).unwrap();
+        assert!(admission.is_full(&table, true, late));
+        assert_eq!(admission.next_place(&table, true), None);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(crate) struct Connection {
     /// How many lines it may still log.
     pub(crate) quota: Quota,
     export: Option<String>,
+    /// When it was handed over.
+    pub(crate) since: Instant,
     /// It was told to end because another client's handshake needs the place.
     pub(crate) gave_way: bool,
 }
@@ -106,7 +108,8 @@ impl Connections {
     /// A client was handed over.
     pub(crate) fn add(&mut self, number: u64, peer: Peer, now: Instant) {
         let quota = Quota::new(LINES.0, LINES.1, now);
-        let connection = Connection { peer, pid: None, quota, export: None, gave_way: false };
+        let connection =
+            Connection { peer, pid: None, quota, export: None, since: now, gave_way: false };
         self.table.insert(number, connection);
     }
 

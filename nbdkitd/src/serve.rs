@@ -246,6 +246,8 @@ impl Server {
             self.template_grace,
             self.pause.until().filter(|_| self.stage == Stage::Serving),
             self.deadlines.as_ref().and_then(Deadlines::next),
+            // If it has come, something else keeps us from accepting, and will wake us.
+            self.next_place().filter(|at| *at > now),
         ]
         .into_iter()
         .flatten()

@@ -114,18 +114,18 @@ impl Pause {
 impl Server {
     /// Whether there may be a client that may be accepted now.
     pub(super) fn can_accept(&self, now: Instant) -> bool {
-        self.accepts()
+        self.accepts(now)
             && self.pause.until.is_none_or(|until| now >= until)
             && self.listeners.iter().any(|listener| listener.ready)
     }
 
-    fn accepts(&self) -> bool {
+    fn accepts(&self, now: Instant) -> bool {
         let one = self.configured.as_ref().is_some_and(|configured| configured.one_client);
         self.stage == Stage::Serving
             && self.pending.is_none()
             && self.template.as_ref().is_some_and(|template| template.phase() == Phase::Serving)
             && (!one || self.connections.is_empty())
-            && !self.admission.is_full(&self.connections)
+            && !self.admission.is_full(&self.connections, self.knows_handshakes(), now)
     }
 
     /// Accepts some clients, from each socket in turn.
@@ -134,7 +134,7 @@ impl Server {
             return;
         }
         self.hand_over(now);
-        if self.admission.is_full(&self.connections)
+        if self.admission.is_full(&self.connections, self.knows_handshakes(), now)
             && self.listeners.iter().any(|listener| listener.ready)
             && let Some(line) = self.admission.report_full(now)
         {
@@ -195,24 +195,42 @@ impl Server {
 
     /// Whether a client is taken on; an unfinished handshake may have to end for it.
     fn has_place_for(&mut self, peer: &Peer, now: Instant) -> bool {
-        // Only workers say when a handshake is over.
-        let isolation = self.configured.as_ref().map(|configured| configured.isolation);
-        let handshakes = isolation == Some(Isolation::Connection);
-        match self.admission.decide(&self.connections, peer, handshakes) {
-            Decision::Admit => true,
-            Decision::Instead(number) => {
+        loop {
+            let handshakes = self.knows_handshakes();
+            let decision = self.admission.decide(&self.connections, peer, handshakes, now);
+            let Decision::Instead(number) = decision else {
+                return decision == Decision::Admit || self.refuse(peer, now);
+            };
+            // That the handshake is over may have been said and not yet been read.
+            self.read_worker_of(number);
+            if self.connections.get_mut(number).is_some_and(|it| it.is_in_handshake()) {
                 self.give_way(number);
-                true
-            }
-            Decision::Refuse => {
-                let who = client_name(peer);
-                let line = format!(
-                    "{who} has too many connections, disconnected (--max-connections-per-peer)"
-                );
-                self.report_turned_away(0, &line, now);
-                false
+                return true;
             }
         }
+    }
+
+    /// Whether it is known when a handshake is over: only workers say so.
+    pub(super) fn knows_handshakes(&self) -> bool {
+        let isolation = self.configured.as_ref().map(|configured| configured.isolation);
+        isolation == Some(Isolation::Connection)
+    }
+
+    /// When somebody who waits may be accepted because a handshake takes too long.
+    pub(super) fn next_place(&self) -> Option<Instant> {
+        let waiting = self.listeners.iter().any(|listener| listener.ready);
+        let next = self.admission.next_place(&self.connections, self.knows_handshakes());
+        // Nobody is accepted while a client is being handed over, or on the way out.
+        next.filter(|_| waiting && self.pending.is_none() && self.stage == Stage::Serving)
+    }
+
+    /// Says why a client is disconnected; false.
+    fn refuse(&mut self, peer: &Peer, now: Instant) -> bool {
+        let who = client_name(peer);
+        let line =
+            format!("{who} has too many connections, disconnected (--max-connections-per-peer)");
+        self.report_turned_away(0, &line, now);
+        false
     }
 
     /// Ends a connection whose handshake is not over. Its end is reported by the template in the usual way.

@@ -159,19 +159,23 @@ impl Server {
     /// Takes some messages of each worker that has any.
     pub(super) fn read_workers(&mut self) {
         for number in std::mem::take(&mut self.unread) {
-            if let Some(link) = self.links.remove(&number) {
-                match self.read_worker(number, &link, MESSAGES_AT_ONCE) {
-                    Rest::Nothing => drop(self.links.insert(number, link)),
-                    Rest::More => {
-                        self.links.insert(number, link);
-                        self.unread.insert(number);
-                    }
-                    Rest::Closed => {
-                        self.forget(&link.as_fd().as_raw_fd());
-                        drop(link);
-                        self.link_closed();
-                    }
-                }
+            self.read_worker_of(number);
+        }
+    }
+
+    /// Takes some messages of one connection's worker.
+    pub(super) fn read_worker_of(&mut self, number: u64) {
+        let Some(link) = self.links.remove(&number) else { return };
+        match self.read_worker(number, &link, MESSAGES_AT_ONCE) {
+            Rest::Nothing => drop(self.links.insert(number, link)),
+            Rest::More => {
+                self.links.insert(number, link);
+                self.unread.insert(number);
+            }
+            Rest::Closed => {
+                self.forget(&link.as_fd().as_raw_fd());
+                drop(link);
+                self.link_closed();
             }
         }
     }
