@@ -116,8 +116,7 @@ fn connections_opened_and_dropped_in_a_hurry_leave_nothing_behind() {
 /// nbdkit(1) has nothing to say about it; accept(2) does: EMFILE must neither end the server nor make it spin.
 #[test]
 fn running_out_of_descriptors_is_survived_reported_and_over_when_clients_leave() {
-    let server =
-        server(&["memory", "1M"]).through_shell(r#"ulimit -n 32; exec "$0" "$@""#).start();
+    let server = server(&["memory", "1M"]).through_shell(r#"ulimit -n 32; exec "$0" "$@""#).start();
     let mut first = open(&server, Headers::Simple);
     let mut many: Vec<_> = (0..60).map(|_| server.connect()).collect();
     let line = server.wait_for_stderr("New clients have to wait");

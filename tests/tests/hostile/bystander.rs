@@ -68,7 +68,12 @@ fn connect(socket: &PathBuf) -> Client<UnixStream> {
     client
 }
 
-fn labour(socket: &PathBuf, work: Work, stop: &AtomicBool, begun: &Sender<()>) -> (Vec<Duration>, Vec<Duration>) {
+fn labour(
+    socket: &PathBuf,
+    work: Work,
+    stop: &AtomicBool,
+    begun: &Sender<()>,
+) -> (Vec<Duration>, Vec<Duration>) {
     let (mut requests, mut arrivals) = (Vec::new(), Vec::new());
     let mut client = connect(socket);
     let _ = begun.send(());
@@ -113,5 +118,11 @@ fn exchange(client: &mut Client<UnixStream>, work: Work, round: u64, took: &mut 
 fn tail(what: &str, mut all: Vec<Duration>) -> String {
     all.sort_unstable();
     let at = |share: f64| all[((all.len() - 1) as f64 * share) as usize];
-    format!("{} {what}: median {:.1?}, 99% {:.1?}, most {:.1?}", all.len(), at(0.5), at(0.99), at(1.0))
+    format!(
+        "{} {what}: median {:.1?}, 99% {:.1?}, most {:.1?}",
+        all.len(),
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    )
 }

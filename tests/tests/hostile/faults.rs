@@ -24,8 +24,9 @@ fn file_server(more: &[&str]) -> Server {
 
 fn names_in(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).expect("a directory");
-    let mut names: Vec<_> =
-        entries.map(|entry| entry.expect("read").file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.expect("read").file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }
@@ -38,7 +39,9 @@ fn write_and_go_on(client: &mut Connection, start: u64, value: u8) {
     }
     succeed(client, &Ask::flush());
     for block in 0..20 {
-        client.send(&Ask::write(start + MIB + block * 64 * KIB, vec![!value; 65536])).expect("sent");
+        client
+            .send(&Ask::write(start + MIB + block * 64 * KIB, vec![!value; 65536]))
+            .expect("sent");
     }
 }
 
@@ -77,7 +80,8 @@ fn a_template_killed_under_load_is_replaced_and_its_workers_go_on() {
     let mut server = file_server(&[]);
     let mut client = open(&server, Headers::Structured);
     for round in 0..3 {
-        let bystander = Bystander::start(&server, "kill -9 of the template", Work::ReadsZeroes(60 * MIB));
+        let bystander =
+            Bystander::start(&server, "kill -9 of the template", Work::ReadsZeroes(60 * MIB));
         let old = template(&server);
         write_and_go_on(&mut client, round * 4 * MIB, 7);
         kill_9(old);
@@ -93,7 +97,7 @@ fn a_template_killed_under_load_is_replaced_and_its_workers_go_on() {
     let everyone = children(server.pid().as_raw());
     assert!(server.stop().success());
     eventually("all have ended", || everyone.iter().all(|pid| !is_alive(*pid)));
-    assert_eq!(names_in(server.dir().path()), ["disk"]);
+    assert_eq!(names_in(server.dir().path()), ["disk", "pid", "sock"]);
 }
 
 #[test]
@@ -205,7 +209,8 @@ fn a_limit_on_file_sizes_is_enospc() {
 fn a_file_that_shrank_under_the_server_is_eio() {
     let server = file_server(&[]);
     let mut client = open(&server, Headers::Structured);
-    let file = std::fs::OpenOptions::new().write(true).open(server.dir().join("disk")).expect("there");
+    let file =
+        std::fs::OpenOptions::new().write(true).open(server.dir().join("disk")).expect("there");
     file.set_len(MIB).expect("resized");
     for length in [512, 64 * KIB, 256 * KIB, 8 * MIB] {
         let reply = client.call(&Ask::read(32 * MIB, length)).expect("a reply");
@@ -229,7 +234,8 @@ fn errors_of_a_plugin_arrive_as_what_they_are() {
         ("ESHUTDOWN", NbdError::Shutdown),
     ] {
         let script = format!("pwrite=echo {word} no >&2; exit 1");
-        let server = server(&["eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero", &script]).start();
+        let server =
+            server(&["eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero", &script]).start();
         let mut client = open(&server, Headers::Structured);
         let reply = client.call(&Ask::write(0, vec![1; 512])).expect("a reply");
         assert_eq!(reply.nbd_error(), Some(expected), "{word}: {reply}");

@@ -205,7 +205,10 @@ fn hanging_up_in_negotiation_under_the_file_plugin_harms_nobody() {
         }
     }
     let mut client = haggling(&server);
-    assert!(client.go("../disk", &[]).expect("a reply").end.reply.is_error(), "not out of the directory");
+    assert!(
+        client.go("../disk", &[]).expect("a reply").end.reply.is_error(),
+        "not out of the directory"
+    );
     assert_eq!(client.go("disk", &[]).expect("a reply").end.reply, Rep::ACK);
     assert_eq!(server.stderr_text().matches("signal").count(), 0, "{}", server.stderr_text());
 }
@@ -230,15 +233,18 @@ fn control_characters_of_a_client_do_not_reach_the_log() {
 
 fn run(arguments: &[&str]) -> command::Finished {
     let mut nbdkit = Process::new(Binary::ours().path());
-    command::run(nbdkit.args(["-U", "-"]).args(arguments).args(["--run", "true"]), Duration::from_secs(20))
+    command::run(
+        nbdkit.args(["-U", "-"]).args(arguments).args(["--run", "true"]),
+        Duration::from_secs(20),
+    )
 }
 
 /// 1.38: crashes there.
 #[test]
 fn plugins_and_filters_without_parameters_serve_or_say_why_not() {
     for plugin in [
-        "data", "eval", "file", "full", "info", "memory", "null", "ones", "pattern", "random", "sh",
-        "split", "zero",
+        "data", "eval", "file", "full", "info", "memory", "null", "ones", "pattern", "random",
+        "sh", "split", "zero",
     ] {
         let finished = run(&[plugin]);
         let status = finished.status.code();
@@ -247,8 +253,22 @@ fn plugins_and_filters_without_parameters_serve_or_say_why_not() {
         assert!(!finished.stderr.contains("panic"), "{plugin}: {}", finished.stderr);
     }
     for filter in [
-        "cow", "delay", "error", "exitlast", "exportname", "fua", "ip", "limit", "log", "nocache",
-        "noextents", "noparallel", "nozero", "offset", "stats", "truncate",
+        "cow",
+        "delay",
+        "error",
+        "exitlast",
+        "exportname",
+        "fua",
+        "ip",
+        "limit",
+        "log",
+        "nocache",
+        "noextents",
+        "noparallel",
+        "nozero",
+        "offset",
+        "stats",
+        "truncate",
     ] {
         let finished = run(&["--filter", filter, "null", "1M"]);
         assert!(matches!(finished.status.code(), Some(0 | 1)), "{filter}");
@@ -320,10 +340,16 @@ fn a_denied_client_learns_no_export_names() {
 #[test]
 fn an_export_name_is_never_shell_text() {
     let server = script(&["open=echo \"$3\" > {dir}/name"]).start();
-    let evil = format!("$(touch {0}/owned) `touch {0}/owned`; touch {0}/owned '\"", server.dir().path().display());
+    let evil = format!(
+        "$(touch {0}/owned) `touch {0}/owned`; touch {0}/owned '\"",
+        server.dir().path().display()
+    );
     let mut client = haggling(&server);
     assert_eq!(client.go(&evil, &[]).expect("a reply").end.reply, Rep::ACK);
-    assert_eq!(std::fs::read_to_string(server.dir().join("name")).expect("opened"), format!("{evil}\n"));
+    assert_eq!(
+        std::fs::read_to_string(server.dir().join("name")).expect("opened"),
+        format!("{evil}\n")
+    );
     assert!(!server.dir().join("owned").exists());
 }
 

@@ -8,7 +8,10 @@ use nix::unistd::Pid;
 pub(crate) fn children(pid: i32) -> Vec<i32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let pids = text.unwrap_or_default();
-    pids.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| is_alive(*pid)).collect()
+    pids.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .filter(|pid| is_alive(*pid))
+        .collect()
 }
 
 /// Whether a process exists and is no zombie.
