@@ -100,6 +100,19 @@ fn writes_that_are_too_long_are_thrown_away_as_they_come() {
     measured("64 MiB taken", worker, 160);
 }
 
+/// Requests that wait in the stack, on threads: what they carry is bounded together.
+#[test]
+fn slow_writes_of_32_mib_wait_in_the_socket_and_not_in_memory() {
+    let server = server(&["--filter=delay", "memory", "64M", "wdelay=2"]).start();
+    let (worker, mut greedy) = worker_of(&server, || open(&server, Headers::Structured));
+    greedy.transport().set_timeout(Duration::from_millis(500)).expect("set");
+    let write = Ask::write(0, vec![1; 32 << 20]);
+    let sent = (0..16).take_while(|_| greedy.send(&write).is_ok()).count();
+    println!("slow writes of 32 MiB: {sent} of 16 were taken");
+    assert!(sent < 16, "the rest has to wait");
+    measured("slow writes of 32 MiB", worker, 160);
+}
+
 /// Every second block is data, so that each block is an extent.
 #[test]
 fn block_status_of_a_file_in_pieces() {
