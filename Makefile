@@ -19,7 +19,7 @@ export NBDKIT_MANDIR = $(MANDIR)
 
 RELEASE = $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: all build run test lint install clean
+.PHONY: all build run test fuzz lint install clean
 
 all: build
 
@@ -38,6 +38,12 @@ test:
 	$(MAKE) --no-print-directory lint
 	$(CARGO) build $(CARGOFLAGS) --workspace --bins
 	$(CARGO) test $(CARGOFLAGS) --workspace
+
+# Mutated sessions against the server for some minutes; "make test" has a short run of the same. NBDKIT_FUZZ_SEED repeats one.
+fuzz:
+	$(CARGO) build $(CARGOFLAGS) --workspace --bins
+	NBDKIT_FUZZ_SESSIONS=$(or $(NBDKIT_FUZZ_SESSIONS),100000) NBDKIT_FUZZ_SEED=$(or $(NBDKIT_FUZZ_SEED),$(shell date +%s)) \
+	    $(CARGO) test $(CARGOFLAGS) -p nbdkit-tests --test hostile -- --nocapture fuzz
 
 lint:
 	$(CARGO) fmt --all --check

@@ -45,6 +45,9 @@ pub(crate) fn leave_signals_to_listener() {
         // SAFETY: the handler does nothing, which is safe in any context.
         let _ = unsafe { sigaction(signal, &action) };
     }
+    // A file that may not grow further is an error of one request (EFBIG), not the end of the process. setrlimit(2).
+    // SAFETY: as above.
+    let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
     let hang_up =
         SigAction::new(SigHandler::Handler(stop_reading), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler only touches atomics and calls shutdown(2), which is async-signal-safe.

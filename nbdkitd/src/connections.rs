@@ -28,9 +28,18 @@ pub(crate) struct Connection {
     /// How many lines it may still log.
     pub(crate) quota: Quota,
     export: Option<String>,
+    /// When it was handed over.
+    pub(crate) since: Instant,
+    /// It was told to end because another client's handshake needs the place.
+    pub(crate) gave_way: bool,
 }
 
 impl Connection {
+    /// Whether its handshake is not over, as far as is known.
+    pub(crate) fn is_in_handshake(&self) -> bool {
+        self.export.is_none()
+    }
+
     /// Notes the export that is being served.
     ///
     /// # Errors
@@ -47,16 +56,21 @@ impl Connection {
 /// For log lines: `client 127.0.0.1:4000, export "x"`.
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.peer.address, self.peer.credentials) {
-            (PeerAddress::Unix, Some((pid, uid, _))) => write!(f, "client pid {pid} uid {uid}")?,
-            (address, _) => write!(f, "client {address}")?,
-        }
+        f.write_str(&client_name(&self.peer))?;
         if let Some(export) = &self.export {
             let mut escaped = String::new();
             escape(&mut escaped, export);
             write!(f, ", export \"{escaped}\"")?;
         }
         Ok(())
+    }
+}
+
+/// How log lines call a client: `client 127.0.0.1:4000`.
+pub(crate) fn client_name(peer: &Peer) -> String {
+    match (&peer.address, peer.credentials) {
+        (PeerAddress::Unix, Some((pid, uid, _))) => format!("client pid {pid} uid {uid}"),
+        (address, _) => format!("client {address}"),
     }
 }
 
@@ -94,7 +108,9 @@ impl Connections {
     /// A client was handed over.
     pub(crate) fn add(&mut self, number: u64, peer: Peer, now: Instant) {
         let quota = Quota::new(LINES.0, LINES.1, now);
-        self.table.insert(number, Connection { peer, pid: None, quota, export: None });
+        let connection =
+            Connection { peer, pid: None, quota, export: None, since: now, gave_way: false };
+        self.table.insert(number, connection);
     }
 
     /// The template says that process `pid` serves a connection.

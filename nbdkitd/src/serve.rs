@@ -26,6 +26,7 @@ use nix::sys::prctl;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
+use crate::admission::Admission;
 use crate::captive::{Captive, Streams};
 use crate::cli::command_line::{Options, ServiceMode};
 use crate::connections::Connections;
@@ -116,6 +117,7 @@ pub(crate) struct Server {
     private: Option<PrivateDirectory>,
     pending: Option<Pending>,
     pause: Pause,
+    admission: Admission,
     last_connection: u64,
     connections: Connections,
     links: BTreeMap<u64, WorkerLink>,
@@ -150,6 +152,7 @@ impl Server {
         prctl::set_child_subreaper(true)
             .map_err(|errno| format!("prctl: PR_SET_CHILD_SUBREAPER: {}", crate::words(errno)))?;
         let now = Instant::now();
+        let Options { max_connections, max_connections_per_peer, .. } = plan.options;
         let mut server = Server {
             plan,
             log,
@@ -168,6 +171,7 @@ impl Server {
             private: None,
             pending: None,
             pause: Pause::default(),
+            admission: Admission::new(max_connections, max_connections_per_peer, now),
             last_connection: 0,
             connections: Connections::default(),
             links: BTreeMap::new(),
@@ -242,6 +246,8 @@ impl Server {
             self.template_grace,
             self.pause.until().filter(|_| self.stage == Stage::Serving),
             self.deadlines.as_ref().and_then(Deadlines::next),
+            // If it has come, something else keeps us from accepting, and will wake us.
+            self.next_place().filter(|at| *at > now),
         ]
         .into_iter()
         .flatten()

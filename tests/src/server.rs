@@ -35,6 +35,7 @@ pub struct Builder {
     listen: bool,
     port: Option<u16>,
     activation: Option<OwnedFd>,
+    script: Option<String>,
     dir: TempDir,
 }
 
@@ -96,6 +97,14 @@ impl Builder {
         self
     }
 
+    /// Has a shell run this script, which must end in `exec "$0" "$@"`, so that the server starts under limits or in a
+    /// namespace. `{dir}` becomes the path of the private directory.
+    #[must_use]
+    pub fn through_shell(mut self, script: &str) -> Self {
+        self.script = Some(script.replace("{dir}", &self.dir.path().to_string_lossy()));
+        self
+    }
+
     /// The private directory, to put files in before the server starts.
     #[must_use]
     pub fn dir(&self) -> &TempDir {
@@ -126,12 +135,14 @@ impl Builder {
     pub fn try_start(self) -> Result<Server, Box<Finished>> {
         let socket = self.dir.join("sock");
         let pid_file = self.dir.join("pid");
-        let mut command = match &self.activation {
+        let activate = self.activation.as_ref().map(|_| ACTIVATE);
+        let mut command = match self.script.as_deref().or(activate) {
             None => Command::new(self.binary.path()),
-            Some(_) => {
-                // The shell moves the socket from standard input to where the protocol wants it, and is then replaced.
+            Some(script) => {
+                // The shell sets the stage, such as moving the socket from standard input to where the protocol wants it, and
+                // is then replaced.
                 let mut shell = Command::new("/bin/sh");
-                shell.arg("-c").arg(ACTIVATE).arg(self.binary.path());
+                shell.arg("-c").arg(script).arg(self.binary.path());
                 shell
             }
         };
@@ -190,6 +201,7 @@ impl Server {
             listen: true,
             port: None,
             activation: None,
+            script: None,
             dir: TempDir::new(),
         };
         builder.args(arguments)

@@ -98,6 +98,24 @@ impl Input {
         Ok(())
     }
 
+    /// Makes `out` `length` bytes of payload. Memory is taken as the bytes come: to announce them costs a client nothing,
+    /// so it must cost us nothing.
+    ///
+    /// # Errors
+    /// As [`read_exact`](Self::read_exact).
+    pub(crate) fn read_payload(&mut self, out: &mut Vec<u8>, length: usize) -> io::Result<()> {
+        out.truncate(length);
+        let mut read = 0;
+        while read < length {
+            // What the buffer has anyway, then as much again as has come.
+            let target = out.len().max(read * 2).max(CAPACITY).min(length);
+            out.resize(target, 0);
+            self.read_exact(&mut out[read..])?;
+            read = target;
+        }
+        Ok(())
+    }
+
     /// Throws `count` bytes away.
     ///
     /// # Errors
@@ -136,6 +154,33 @@ mod tests {
         let mut rest = [0; 2];
         input.read_exact(&mut rest).unwrap();
         assert_eq!(&rest, b"cc");
+    }
+
+    #[test]
+    fn a_payload_takes_memory_only_as_it_comes() {
+        let (mut client, mut input) = pair();
+        let sent = vec![5; CAPACITY + 1];
+        let writer = std::thread::spawn(move || client.write_all(&sent));
+        let mut payload = vec![1; 10];
+        assert!(input.read_payload(&mut payload, 64 << 20).is_err(), "the client hung up");
+        assert!(payload.capacity() <= 4 * CAPACITY, "{}", payload.capacity());
+        writer.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_payload_replaces_what_was_in_the_buffer() {
+        for length in [0, 3, CAPACITY, 3 * CAPACITY + 5] {
+            for before in [0, 3, 1 << 20] {
+                let (mut client, mut input) = pair();
+                let sent: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+                let expected = sent.clone();
+                let writer = std::thread::spawn(move || client.write_all(&sent));
+                let mut payload = vec![0xff; before];
+                input.read_payload(&mut payload, length).unwrap();
+                assert_eq!(payload, expected, "{length} {before}");
+                writer.join().unwrap().unwrap();
+            }
+        }
     }
 
     #[test]

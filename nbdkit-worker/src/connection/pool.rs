@@ -108,12 +108,9 @@ impl Pool {
         None
     }
 
-    /// A buffer of `length` bytes for a payload, of unspecified content.
+    /// A buffer for a payload of `length` bytes, of unspecified length and content.
     pub(super) fn buffer(&self, length: usize) -> Vec<u8> {
-        let mut buffer =
-            if length == 0 { None } else { self.lock().spare.pop() }.unwrap_or_default();
-        buffer.resize(length, 0);
-        buffer
+        if length == 0 { None } else { self.lock().spare.pop() }.unwrap_or_default()
     }
 
     /// Runs jobs until the pool is closed and empty.

@@ -323,8 +323,7 @@ impl<'s> Reader<'s> {
             target.execute(request, flags, &self.input.available()[..length], &mut self.replies);
             self.input.consume(length);
         } else {
-            self.payload.resize(length, 0);
-            self.input.read_exact(&mut self.payload)?;
+            self.input.read_payload(&mut self.payload, length)?;
             target.execute(request, flags, &self.payload, &mut self.replies);
             if self.payload.len() > KEEP_PAYLOAD {
                 self.payload = Vec::new();
@@ -343,7 +342,7 @@ impl<'s> Reader<'s> {
     ) -> Result<(), End> {
         self.flush()?;
         let mut payload = pool.buffer(length);
-        self.input.read_exact(&mut payload)?;
+        self.input.read_payload(&mut payload, length)?;
         let session = self.session;
         let job = Job { request: *request, flags, payload };
         let refused = pool.submit(scope, job, move || {

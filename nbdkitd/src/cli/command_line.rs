@@ -175,6 +175,10 @@ pub(crate) struct Options {
     pub(crate) keepalive: bool,
     /// `--log`.
     pub(crate) log: LogDestination,
+    /// `--max-connections`; 0 is no limit, `None` the default.
+    pub(crate) max_connections: Option<u32>,
+    /// `--max-connections-per-peer`; 0 is no limit, and so is `None`.
+    pub(crate) max_connections_per_peer: Option<u32>,
     /// `--name`.
     pub(crate) name: Option<String>,
     /// `-P`, absolute.

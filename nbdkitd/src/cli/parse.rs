@@ -157,6 +157,13 @@ impl Given {
             OptionId::MaskHandshake => {
                 options.protocol.mask_handshake = parse_u32("mask-handshake", &argument)?;
             }
+            OptionId::MaxConnections => {
+                options.max_connections = Some(parse_u32("max-connections", &argument)?);
+            }
+            OptionId::MaxConnectionsPerPeer => {
+                options.max_connections_per_peer =
+                    Some(parse_u32("max-connections-per-peer", &argument)?);
+            }
             OptionId::Name => options.name = Some(parse_text("--name", &argument)?),
             OptionId::NewStyle => options.protocol.oldstyle = false,
             OptionId::NoMetaContexts => options.protocol.meta_contexts = false,

@@ -143,6 +143,8 @@ fn every_spelling_of_every_argument_sets_its_field() {
         (&["--log"], "default", |o| o.log = LogDestination::Default),
         (&["--log"], "/var/log/x", |o| o.log = LogDestination::File("/var/log/x".into())),
         (&["--mask-handshake"], "0x1", |o| o.protocol.mask_handshake = 1),
+        (&["--max-connections"], "0", |o| o.max_connections = Some(0)),
+        (&["--max-connections-per-peer"], "8", |o| o.max_connections_per_peer = Some(8)),
         (&["--name"], "disk 1", |o| o.name = Some("disk 1".into())),
         (&["-P", "--pid-file", "--pidfile"], "x.pid", |o| o.pid_file = Some("/here/x.pid".into())),
         (&["-P"], "/x.pid", |o| o.pid_file = Some("/x.pid".into())),

@@ -9,13 +9,16 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
-use nbdkit_ipc::messages::{Isolation, Serve};
+use nbdkit_ipc::messages::{Isolation, Peer, Serve};
 use nbdkit_ipc::phase::Phase;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{FIRST_WORKER, Server, Stage, WorkerLink};
+use crate::admission::Decision;
 use crate::captive::Streams;
+use crate::connections::client_name;
+use crate::log::Verdict;
 use crate::sockets;
 use crate::sys::socket::accept;
 
@@ -111,17 +114,18 @@ impl Pause {
 impl Server {
     /// Whether there may be a client that may be accepted now.
     pub(super) fn can_accept(&self, now: Instant) -> bool {
-        self.accepts()
+        self.accepts(now)
             && self.pause.until.is_none_or(|until| now >= until)
             && self.listeners.iter().any(|listener| listener.ready)
     }
 
-    fn accepts(&self) -> bool {
+    fn accepts(&self, now: Instant) -> bool {
         let one = self.configured.as_ref().is_some_and(|configured| configured.one_client);
         self.stage == Stage::Serving
             && self.pending.is_none()
             && self.template.as_ref().is_some_and(|template| template.phase() == Phase::Serving)
             && (!one || self.connections.is_empty())
+            && !self.admission.is_full(&self.connections, self.knows_handshakes(), now)
     }
 
     /// Accepts some clients, from each socket in turn.
@@ -130,6 +134,12 @@ impl Server {
             return;
         }
         self.hand_over(now);
+        if self.admission.is_full(&self.connections, self.knows_handshakes(), now)
+            && self.listeners.iter().any(|listener| listener.ready)
+            && let Some(line) = self.admission.report_full(now)
+        {
+            self.log.error(&line);
+        }
         for _ in 0..CLIENTS_AT_ONCE {
             if !self.can_accept(now) {
                 return;
@@ -167,6 +177,9 @@ impl Server {
     fn admit(&mut self, client: OwnedFd, now: Instant) {
         self.log.debug(|| "accepted connection".to_owned());
         let peer = sockets::peer(&client);
+        if !self.has_place_for(&peer, now) {
+            return;
+        }
         if sockets::is_tcp(&peer) {
             // Neither matters enough to turn the client away.
             let _ = setsockopt(&client, sockopt::TcpNoDelay, &true);
@@ -178,6 +191,72 @@ impl Server {
         let serve = Serve { connection: self.last_connection, peer };
         self.pending = Some(Pending { serve, fds: vec![client], link: None });
         self.hand_over(now);
+    }
+
+    /// Whether a client is taken on; an unfinished handshake may have to end for it.
+    fn has_place_for(&mut self, peer: &Peer, now: Instant) -> bool {
+        loop {
+            let handshakes = self.knows_handshakes();
+            let decision = self.admission.decide(&self.connections, peer, handshakes, now);
+            let Decision::Instead(number) = decision else {
+                return decision == Decision::Admit || self.refuse(peer, now);
+            };
+            // That the handshake is over may have been said and not yet been read.
+            self.read_worker_of(number);
+            if self.connections.get_mut(number).is_some_and(|it| it.is_in_handshake()) {
+                self.give_way(number);
+                return true;
+            }
+        }
+    }
+
+    /// Whether it is known when a handshake is over: only workers say so.
+    pub(super) fn knows_handshakes(&self) -> bool {
+        let isolation = self.configured.as_ref().map(|configured| configured.isolation);
+        isolation == Some(Isolation::Connection)
+    }
+
+    /// When somebody who waits may be accepted because a handshake takes too long.
+    pub(super) fn next_place(&self) -> Option<Instant> {
+        let waiting = self.listeners.iter().any(|listener| listener.ready);
+        let next = self.admission.next_place(&self.connections, self.knows_handshakes());
+        // Nobody is accepted while a client is being handed over, or on the way out.
+        next.filter(|_| waiting && self.pending.is_none() && self.stage == Stage::Serving)
+    }
+
+    /// Says why a client is disconnected; false.
+    fn refuse(&mut self, peer: &Peer, now: Instant) -> bool {
+        let who = client_name(peer);
+        let line =
+            format!("{who} has too many connections, disconnected (--max-connections-per-peer)");
+        self.report_turned_away(0, &line, now);
+        false
+    }
+
+    /// Ends a connection whose handshake is not over. Its end is reported by the template in the usual way.
+    fn give_way(&mut self, number: u64) {
+        let Some(connection) = self.connections.get_mut(number) else { return };
+        connection.gave_way = true;
+        let worker = connection.pid;
+        self.kill_worker(worker);
+        if let Some(link) = self.links.remove(&number) {
+            self.forget(&link.as_fd().as_raw_fd());
+        }
+    }
+
+    /// Writes a line about a client that was turned away, unless there were many of late. `connection` is 0 if it never
+    /// became one.
+    pub(super) fn report_turned_away(&mut self, connection: u64, text: &str, now: Instant) {
+        let line = match self.admission.quota.take(now) {
+            Verdict::Drop => return,
+            Verdict::Write { dropped: 0 } => text.to_owned(),
+            Verdict::Write { dropped } => format!("{text} ({dropped} such lines were left out)"),
+        };
+        if connection == 0 {
+            self.log.error(&line);
+        } else {
+            self.connection_error(connection, &line);
+        }
     }
 
     /// The client of `-s`.

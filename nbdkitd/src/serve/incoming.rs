@@ -117,8 +117,8 @@ impl Server {
         if let Some(None) = self.worker_process(pid) {
             return Err(Violation::Process);
         }
-        self.connections.forked(number, pid, isolation)?;
-        if self.deadlines.as_ref().is_some_and(Deadlines::workers_passed) {
+        let gave_way = self.connections.forked(number, pid, isolation)?.gave_way;
+        if gave_way || self.deadlines.as_ref().is_some_and(Deadlines::workers_passed) {
             self.kill_worker(Some(pid));
         } else if self.stage == Stage::Stopping
             && let Some(link) = self.links.get(&number)
@@ -159,19 +159,23 @@ impl Server {
     /// Takes some messages of each worker that has any.
     pub(super) fn read_workers(&mut self) {
         for number in std::mem::take(&mut self.unread) {
-            if let Some(link) = self.links.remove(&number) {
-                match self.read_worker(number, &link, MESSAGES_AT_ONCE) {
-                    Rest::Nothing => drop(self.links.insert(number, link)),
-                    Rest::More => {
-                        self.links.insert(number, link);
-                        self.unread.insert(number);
-                    }
-                    Rest::Closed => {
-                        self.forget(&link.as_fd().as_raw_fd());
-                        drop(link);
-                        self.link_closed();
-                    }
-                }
+            self.read_worker_of(number);
+        }
+    }
+
+    /// Takes some messages of one connection's worker.
+    pub(super) fn read_worker_of(&mut self, number: u64) {
+        let Some(link) = self.links.remove(&number) else { return };
+        match self.read_worker(number, &link, MESSAGES_AT_ONCE) {
+            Rest::Nothing => drop(self.links.insert(number, link)),
+            Rest::More => {
+                self.links.insert(number, link);
+                self.unread.insert(number);
+            }
+            Rest::Closed => {
+                self.forget(&link.as_fd().as_raw_fd());
+                drop(link);
+                self.link_closed();
             }
         }
     }
@@ -254,7 +258,14 @@ impl Server {
         }
         self.unread.remove(&number);
         let connection = self.connections.remove(number)?;
-        if let Some(report) = exit.and_then(WorkerExit::report) {
+        let now = Instant::now();
+        if connection.gave_way {
+            let text = format!("handshake ended in favour of a newer client's ({connection})");
+            self.report_turned_away(number, &text, now);
+        } else if exit == Some(WorkerExit::Deadline) {
+            let report = WorkerExit::Deadline.report().unwrap_or_default();
+            self.report_turned_away(number, &format!("{report} ({connection})"), now);
+        } else if let Some(report) = exit.and_then(WorkerExit::report) {
             self.connection_error(number, &format!("{report} ({connection})"));
         }
         if self.log.verbose() {

@@ -201,8 +201,20 @@ pub fn seek_extents(
     while at < end {
         let data = match seek(at, Whence::SeekData) {
             Ok(data) => data,
-            // Nothing but hole up to the end of the file.
-            Err(Errno::ENXIO) => end,
+            Err(Errno::ENXIO) => {
+                // Nothing but hole up to the end of the file. What lies beyond, if it shrank under us, is no hole: reading
+                // it must fail.
+                let size = lseek64(fd, 0, Whence::SeekEnd).or_error(|| "lseek SEEK_END")? as u64;
+                if size < end {
+                    if size > at {
+                        extents.add(at, size - at, ExtentKind::SPARSE)?;
+                    }
+                    let beyond = at.max(size);
+                    extents.add(beyond, end - beyond, ExtentKind::DATA)?;
+                    break;
+                }
+                end
+            }
             Err(errno) => return Err(Error::os("lseek SEEK_DATA", errno)),
         };
         if data > at {
@@ -230,6 +242,18 @@ pub fn seek_extents(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lies_beyond_the_end_of_a_file_is_no_hole() {
+        let file = SharedFile::in_memory("test", 1 << 20).unwrap();
+        let kinds = |offset: u64| {
+            let mut extents = Extents::new(offset, 2 << 20);
+            seek_extents(file.as_fd(), (2 << 20) - offset, offset, false, &mut extents).unwrap();
+            extents.iter().map(|e| (e.offset, e.kind)).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(0), [(0, ExtentKind::SPARSE), (1 << 20, ExtentKind::DATA)]);
+        assert_eq!(kinds(3 << 19), [(3 << 19, ExtentKind::DATA)]);
+    }
 
     #[test]
     fn holes_are_found_and_read_as_zeroes() {

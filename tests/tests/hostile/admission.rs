@@ -1,0 +1,147 @@
+//! Who is let in when many come: `--max-connections` and its relations, and a listener that is out of descriptors.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nbdkit_tests::client::{Failure, Headers};
+use nbdkit_tests::{Ask, Client, Server};
+
+use super::bystander::{Bystander, Work};
+use super::processes::workers;
+use super::{eventually, open, server, succeed};
+
+/// Whether the server has greeted, within a while.
+fn greets(client: &mut Client<UnixStream>, within: Duration) -> bool {
+    client.transport().set_read_timeout(Some(within)).expect("set");
+    client.transport().read_exact(&mut [0; 18]).is_ok()
+}
+
+const SOON: Duration = Duration::from_secs(10);
+const NOW: Duration = Duration::from_millis(300);
+
+#[test]
+fn clients_beyond_the_limit_wait_until_another_leaves() {
+    let server = server(&["--max-connections=3", "memory", "1M"]).start();
+    let mut served: Vec<_> = (0..3).map(|_| open(&server, Headers::Simple)).collect();
+    let mut waiting = server.connect();
+    assert!(!greets(&mut waiting, NOW), "it waits");
+    let line = server.wait_for_stderr("--max-connections");
+    assert!(line.contains("3 clients are connected"), "{line}");
+    for client in &mut served {
+        succeed(client, &Ask::read(0, 512));
+    }
+    served.pop();
+    assert!(greets(&mut waiting, SOON), "it is served as soon as there is a place");
+}
+
+#[test]
+fn a_peer_beyond_its_limit_is_disconnected_and_the_line_says_who() {
+    let server = server(&["--max-connections-per-peer=2", "memory", "1M"]).start();
+    let mut first = open(&server, Headers::Simple);
+    let second = open(&server, Headers::Simple);
+    server.connect().expect_close().expect("closed without a word");
+    let line = server.wait_for_stderr("--max-connections-per-peer");
+    assert!(line.contains("uid"), "{line}");
+    succeed(&mut first, &Ask::read(0, 512));
+    drop(second);
+    eventually("the place is free again", || workers(&server).len() == 1);
+    eventually("a new client is served", || greets(&mut server.connect(), SOON));
+}
+
+#[test]
+fn tcp_peers_are_told_apart_by_address_and_not_by_port() {
+    let server = server(&["--max-connections-per-peer=1", "memory", "1M"]).tcp().start();
+    let mut first = server.connect_tcp();
+    first.handshake().expect("served");
+    server.connect_tcp().expect_close().expect("closed");
+    let line = server.wait_for_stderr("too many connections");
+    assert!(line.contains("client 127.0.0.1:"), "{line}");
+}
+
+/// No `--timeout`, and still nobody who says nothing keeps anybody out.
+#[test]
+fn silent_connections_give_way_to_clients_that_speak() {
+    let server = server(&["memory", "1M"]).start();
+    let mut served = open(&server, Headers::Simple);
+    let bystander = Bystander::start(&server, "500 silent connections", Work::Writes(4096));
+    let mut silent = Vec::new();
+    for _ in 0..500 {
+        silent.push(server.connect());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // A quarter of 1024 are handshakes, half of those of one peer.
+    eventually("the oldest are ended", || workers(&server).len() <= 128 + 3);
+    succeed(&mut served, &Ask::read(0, 512));
+    succeed(&mut open(&server, Headers::Structured), &Ask::read(0, 512));
+    let ends = silent.iter_mut().take(300).map(|client| {
+        client.greeting().expect("they were greeted");
+        client.receive_raw(1)
+    });
+    assert!(ends.into_iter().all(|end| matches!(end, Err(Failure::Closed))), "the oldest ended");
+    bystander.finish();
+    let line = server.wait_for_stderr("in favour of a newer");
+    assert!(!line.contains("signal"), "{line}");
+    let lines = server.stderr_text().lines().count();
+    assert!(lines < 60, "a flood of clients is no flood of lines: {lines}");
+}
+
+#[test]
+fn silent_connections_in_all_places_give_them_up_after_a_second() {
+    let server = server(&["--max-connections=8", "memory", "1M"]).start();
+    let mut served = open(&server, Headers::Simple);
+    let _silent: Vec<_> = (0..20).map(|_| server.connect()).collect();
+    let begin = Instant::now();
+    // Behind 13 silent ones in the queue, of which 7 are let in each second.
+    let mut late = server.connect();
+    assert!(greets(&mut late, SOON));
+    println!("a client behind 20 silent ones, 8 places: served after {:?}", begin.elapsed());
+    succeed(&mut served, &Ask::read(0, 512));
+}
+
+#[test]
+fn connections_opened_and_dropped_in_a_hurry_leave_nothing_behind() {
+    let server = server(&["memory", "1M"]).start();
+    let bystander = Bystander::start(&server, "1000 dropped connections", Work::Writes(4096));
+    for _ in 0..1000 {
+        drop(server.connect());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    bystander.finish();
+    eventually("all workers end", || workers(&server).is_empty());
+    let channels = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).expect("alive").count();
+    assert!(channels < 20, "{channels} descriptors");
+}
+
+/// nbdkit(1) has nothing to say about it; accept(2) does: EMFILE must neither end the server nor make it spin.
+#[test]
+fn running_out_of_descriptors_is_survived_reported_and_over_when_clients_leave() {
+    let server = server(&["memory", "1M"]).through_shell(r#"ulimit -n 32; exec "$0" "$@""#).start();
+    let mut first = open(&server, Headers::Simple);
+    let mut many: Vec<_> = (0..60).map(|_| server.connect()).collect();
+    let line = server.wait_for_stderr("New clients have to wait");
+    assert!(line.contains("Too many open files"), "{line}");
+    succeed(&mut first, &Ask::read(0, 512));
+    let before = processor_time(&server);
+    std::thread::sleep(Duration::from_secs(1));
+    let spent = processor_time(&server) - before;
+    println!("out of descriptors for a second: {spent} ticks of processor time");
+    assert!(spent < 30, "the listener rests: {spent} ticks");
+    // Those who wait are served one after the other as places come free.
+    let begin = Instant::now();
+    for client in &mut many {
+        assert!(greets(client, SOON));
+        client.transport().shutdown(std::net::Shutdown::Both).expect("left");
+    }
+    println!("60 clients after one another through few descriptors: {:?}", begin.elapsed());
+    succeed(&mut first, &Ask::read(0, 512));
+    succeed(&mut open(&server, Headers::Structured), &Ask::read(0, 512));
+    assert_eq!(server.stderr_text().matches("New clients have to wait").count(), 1);
+}
+
+/// User and system time of the listener, clock ticks.
+fn processor_time(server: &Server) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).expect("alive");
+    let (_, fields) = stat.rsplit_once(") ").expect("a name");
+    fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+}

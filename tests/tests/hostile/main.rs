@@ -1,0 +1,74 @@
+//! Clients and accidents that mean harm: each attack runs while a well-behaved client works on the same server, whose
+//! answers must stay right. How long the slowest of them took is printed, not judged: the machine may be busy.
+//!
+//! - `admission`: who is let in; `memory`: what a client can make a worker hold; `floods`: what it can make it do
+//! - `history`: nbdkit's security history, by name; `faults`: kill -9, full disks; `fuzz`: mutated sessions
+//!
+//! Ours only: Debian's nbdkit is one process, and is known to fall to some of this.
+
+mod admission;
+mod bystander;
+mod faults;
+mod floods;
+mod fuzz;
+mod history;
+mod memory;
+mod processes;
+
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nbd_protocol::constants::Rep;
+use nbdkit_tests::binary::Binary;
+use nbdkit_tests::client::Headers;
+use nbdkit_tests::server::Builder;
+use nbdkit_tests::{Ask, Client, Server};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+type Connection = Client<UnixStream>;
+
+fn server(arguments: &[&str]) -> Builder {
+    Server::nbdkit(arguments).binary(Binary::ours())
+}
+
+/// A connection after the greeting.
+fn haggling(server: &Server) -> Connection {
+    let mut client = server.connect();
+    client.handshake().expect("a greeting");
+    client
+}
+
+/// A connection to the default export, with `base:allocation` if the headers permit it.
+fn open(server: &Server, headers: Headers) -> Connection {
+    let mut client = haggling(server);
+    let reply = match headers {
+        Headers::Simple => None,
+        Headers::Structured => Some(client.structured_replies().expect("a reply").reply),
+        Headers::Extended => Some(client.extended_headers().expect("a reply").reply),
+    };
+    if let Some(reply) = reply {
+        assert_eq!(reply, Rep::ACK);
+        client.set_meta_context("", &["base:allocation"]).expect("a reply");
+    }
+    assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+    client
+}
+
+/// A request that must succeed; what it read.
+fn succeed(client: &mut Connection, ask: &Ask) -> Vec<u8> {
+    let reply = client.call(ask).expect("a reply");
+    assert_eq!(reply.error, None, "{ask:?}");
+    reply.data
+}
+
+/// Waits until `condition` holds.
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
