@@ -27,6 +27,8 @@ pub(crate) struct Connection {
     pub(crate) pid: Option<i32>,
     /// How many lines it may still log.
     pub(crate) quota: Quota,
+    /// Whether its worker has said that the sandbox refused it.
+    pub(crate) refused: bool,
     export: Option<String>,
 }
 
@@ -94,7 +96,8 @@ impl Connections {
     /// A client was handed over.
     pub(crate) fn add(&mut self, number: u64, peer: Peer, now: Instant) {
         let quota = Quota::new(LINES.0, LINES.1, now);
-        self.table.insert(number, Connection { peer, pid: None, quota, export: None });
+        self.table
+            .insert(number, Connection { peer, pid: None, quota, refused: false, export: None });
     }
 
     /// The template says that process `pid` serves a connection.
