@@ -85,11 +85,12 @@ pub(crate) fn empty_bounding_set() -> Result<()> {
 
 /// Drops all capabilities. Root without `-u` that serves files which only capabilities can open (its own it may open
 /// as their owner) keeps the one for that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may write them.
-/// `paths`: what will be opened; `None` if that is not known, which keeps both.
+/// `paths`: what will be opened; `None` if that is not known, which keeps both. With `--swap` (`locks`) and a limit on
+/// locked memory it keeps CAP_IPC_LOCK too.
 ///
 /// # Errors
 /// EPERM if a capability is left or could be had back.
-pub(crate) fn drop_capabilities(paths: Option<&[(PathBuf, Access)]>) -> Result<()> {
+pub(crate) fn drop_capabilities(paths: Option<&[(PathBuf, Access)]>, locks: bool) -> Result<()> {
     let held = caps::read(None, CapSet::Permitted).map_err(|e| failed(&e))?;
     let with: Vec<bool> = each_entry(paths).map(|(path, access)| opens(&path, access)).collect();
     caps::clear(None, CapSet::Ambient).or_else(unless_old_kernel).map_err(|e| failed(&e))?;
@@ -104,6 +105,9 @@ pub(crate) fn drop_capabilities(paths: Option<&[(PathBuf, Access)]>) -> Result<(
             });
         }
     }
+    if locks && getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft != RLIM_INFINITY) {
+        keep.insert(Capability::CAP_IPC_LOCK);
+    }
     keep.retain(|capability| held.contains(capability));
     caps::clear(None, CapSet::Inheritable).map_err(|e| failed(&e))?;
     caps::set(None, CapSet::Permitted, &keep).map_err(|e| failed(&e))?;
@@ -116,7 +120,9 @@ pub(crate) fn drop_capabilities(paths: Option<&[(PathBuf, Access)]>) -> Result<(
         return Err(Error::new(Errno::EPERM, "capabilities could be regained after dropping them"));
     }
     for capability in keep {
-        nbdkit_api::debug!("sandbox: {capability} is kept for files of other users");
+        nbdkit_api::debug!(
+            "sandbox: {capability} is kept, since the command line asks for what needs it"
+        );
     }
     Ok(())
 }

@@ -170,7 +170,7 @@ fn enter(
     }
     privileges::become_user(service, swap)?;
     if sandbox.is_on() {
-        privileges::drop_capabilities(sandbox.paths())?;
+        privileges::drop_capabilities(sandbox.paths(), swap)?;
         privileges::lock_down(sandbox.descriptors())?;
     }
     if swap {

@@ -59,8 +59,8 @@ mod tests {
         assert!(with(tls(None, None)).is_ok());
         assert!(with(tls(Some(TlsMode::Off), Some("/c"))).is_ok());
         for refused in [
-            tls(Some(TlsMode::On)),
-            tls(Some(TlsMode::Require)),
+            tls(Some(TlsMode::On), None),
+            tls(Some(TlsMode::Require), None),
             tls(None, Some("/c")),
             Tls { psk: Some("/k".into()), ..Tls::default() },
         ] {

@@ -317,12 +317,13 @@ impl Server {
     /// No template and no new one: the clients that there are go on, others find nobody listening, and the server ends
     /// with the last of them.
     fn retire(&mut self, why: &str) {
-        self.log.error(&format!(
-            "the template cannot be replaced, since {why}; no more clients are served"
-        ));
         self.retiring = true;
         self.pending = None;
         self.close_listeners();
+        // Said when it is true: whoever reads it may rely on it.
+        self.log.error(&format!(
+            "the template cannot be replaced, since {why}; no more clients are served"
+        ));
         self.stop_if_retired();
     }
 
