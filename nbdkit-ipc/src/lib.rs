@@ -12,6 +12,7 @@ mod codec;
 mod inherit;
 pub mod messages;
 pub mod phase;
+pub mod refusal;
 pub mod status;
 
 pub use channel::{Channel, Received, RecvError};
@@ -20,8 +21,8 @@ pub use messages::{FromTemplate, FromWorker, ToTemplate, ToWorker};
 pub use status::WorkerExit;
 
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
-/// [`messages`] notice. 1: the first.
-pub const VERSION: u32 = 1;
+/// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`.
+pub const VERSION: u32 = 2;
 
 /// Identifies the build: listener and worker must come from the same one.
 pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));

@@ -97,6 +97,12 @@ pub enum FromTemplate {
     },
     /// A plugin or filter asked the server to stop (`nbdkit_shutdown`).
     Shutdown,
+    /// The sandbox refused a system call of the template itself, which ends now. Sent by a signal handler: see
+    /// [`refusal`](crate::refusal).
+    Refused {
+        /// The system call's number on this machine.
+        syscall: u32,
+    },
 }
 
 /// Sent by a worker on its own channel. The word of a process that talks to a client: check before use.
@@ -110,6 +116,12 @@ pub enum FromWorker {
     Serving {
         /// The export's name as the client gave it: hostile.
         export: String,
+    },
+    /// The sandbox refused a system call, and the worker ends now. Sent by a signal handler: see
+    /// [`refusal`](crate::refusal).
+    Refused {
+        /// The system call's number on this machine.
+        syscall: u32,
     },
 }
 
@@ -160,6 +172,19 @@ pub struct Configure {
     pub swap: bool,
     /// `--isolation`.
     pub isolation: Option<Isolation>,
+    /// `--sandbox`; `None` leaves it to the stack.
+    pub sandbox: Option<Sandbox>,
+}
+
+/// How template and workers are confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sandbox {
+    /// To what the stack has declared to need.
+    Strict,
+    /// To what no server of disks needs: for code that declares nothing.
+    Compat,
+    /// Not at all.
+    Off,
 }
 
 /// `-D NAME.FLAG=VALUE`.
@@ -326,6 +351,8 @@ mod tests {
         assert_eq!(first(encode(&FromTemplate::Shutdown)), 7);
         assert_eq!(first(encode(&FromWorker::Shutdown)), 1);
         assert_eq!(first(encode(&FromWorker::Serving { export: String::new() })), 2);
+        assert_eq!(first(encode(&FromTemplate::Refused { syscall: 0 })), 8);
+        assert_eq!(first(encode(&FromWorker::Refused { syscall: 0 })), 3);
         assert_eq!(first(encode(&ToWorker::Quiesce)), 0);
     }
 

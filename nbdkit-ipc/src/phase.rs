@@ -31,6 +31,7 @@ pub fn name(message: &FromTemplate) -> &'static str {
         FromTemplate::Forked { .. } => "Forked",
         FromTemplate::Exited { .. } => "Exited",
         FromTemplate::Shutdown => "Shutdown",
+        FromTemplate::Refused { .. } => "Refused",
     }
 }
 
@@ -50,6 +51,7 @@ impl Phase {
                 Some(self)
             }
             (FromTemplate::Forked { .. } | FromTemplate::Exited { .. }, Serving) => Some(self),
+            (FromTemplate::Refused { .. }, ExpectReady | Serving) => Some(self),
             (
                 FromTemplate::Hello(_)
                 | FromTemplate::Configured(_)
@@ -58,7 +60,8 @@ impl Phase {
                 | FromTemplate::Log(_)
                 | FromTemplate::Shutdown
                 | FromTemplate::Forked { .. }
-                | FromTemplate::Exited { .. },
+                | FromTemplate::Exited { .. }
+                | FromTemplate::Refused { .. },
                 _,
             ) => None,
         }

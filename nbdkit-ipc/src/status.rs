@@ -26,6 +26,8 @@ pub enum WorkerExit {
     Killed(i32),
     /// A status that no worker of ours uses.
     Unknown(i32),
+    /// It made a system call that the sandbox refuses, and said so in a `Refused` message. Status 8.
+    Forbidden,
 }
 
 impl WorkerExit {
@@ -38,6 +40,7 @@ impl WorkerExit {
             WorkerExit::Refused => 5,
             WorkerExit::Broken => 6,
             WorkerExit::Failed => 7,
+            WorkerExit::Forbidden => 8,
             WorkerExit::Panicked => 101,
             WorkerExit::Killed(_) => 128,
             WorkerExit::Unknown(status) => status,
@@ -53,6 +56,7 @@ impl WorkerExit {
             5 => WorkerExit::Refused,
             6 => WorkerExit::Broken,
             7 => WorkerExit::Failed,
+            8 => WorkerExit::Forbidden,
             101 => WorkerExit::Panicked,
             other => WorkerExit::Unknown(other),
         }
@@ -67,7 +71,8 @@ impl WorkerExit {
             WorkerExit::Deadline => {
                 Some("handshake not finished in time, client disconnected".to_owned())
             }
-            WorkerExit::Failed => None,
+            // What happened was said in a message.
+            WorkerExit::Failed | WorkerExit::Forbidden => None,
             WorkerExit::Panicked => Some("worker panicked".to_owned()),
             WorkerExit::Killed(signal) => Some(format!("worker killed by signal {signal}")),
             WorkerExit::Unknown(status) => Some(format!("worker exited with status {status}")),
@@ -88,6 +93,7 @@ mod tests {
             WorkerExit::Refused,
             WorkerExit::Broken,
             WorkerExit::Failed,
+            WorkerExit::Forbidden,
             WorkerExit::Panicked,
         ] {
             assert_eq!(WorkerExit::from_code(exit.code()), exit);

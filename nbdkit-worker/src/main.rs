@@ -11,6 +11,7 @@ mod describe;
 mod log;
 mod privileges;
 mod process;
+mod sandbox;
 mod settings;
 mod template;
 

@@ -1,16 +1,23 @@
-//! Becoming the user that serves. nbdkit(1), `-u`, `-g`, `--swap`.
+//! Becoming the user that serves, and less than that: no capabilities, no way back. nbdkit(1), `-u`, `-g`, `--swap`;
+//! capabilities(7), prctl(2).
+//!
+//! Every step is verified by trying to undo it. It works for root, with and without `-u`, and for ordinary users.
 
 #![forbid(unsafe_code)]
 
-use nbdkit_api::{Errno, Error, Result, ResultExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use caps::errors::CapsError;
+use caps::{CapSet, Capability, CapsHashSet};
+use nbdkit_api::{Access, Errno, Error, Result, ResultExt};
 use nbdkit_ipc::messages::EnterService;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::prctl;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::unistd::{
-    Gid, Uid, fchownat, geteuid, getresgid, getresuid, setgroups, setresgid, setresuid,
+    AccessFlags, Gid, Uid, faccessat, fchownat, geteuid, getresgid, getresuid, setgroups,
+    setresgid, setresuid,
 };
 
 /// Takes the user and group of the command line for good; supplementary groups go.
@@ -75,4 +82,132 @@ pub(crate) fn hand_down(path: &Path, service: &EnterService) -> Result<()> {
 pub(crate) fn lock_memory() -> Result<()> {
     mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE)
         .or_error(|| "mlockall (for --swap; raise RLIMIT_MEMLOCK, see ulimit -l)")
+}
+
+/// Capabilities that let root open the files of others.
+const OVERRULING: [Capability; 2] = [Capability::CAP_DAC_READ_SEARCH, Capability::CAP_DAC_OVERRIDE];
+
+/// Leaves nothing that a program could get by being executed, where the process may do that. Called before it becomes
+/// another user, which loses the right to.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn empty_bounding_set() -> Result<()> {
+    if !caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(|e| failed(&e))? {
+        return Ok(());
+    }
+    caps::clear(None, CapSet::Bounding).map_err(|e| failed(&e))?;
+    empty(CapSet::Bounding, &CapsHashSet::new())
+}
+
+/// Drops all capabilities. Root without `-u` that serves files which only capabilities can open (its own it may open
+/// as their owner) keeps the one for that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may write them.
+/// `paths`: what will be opened; `None` if that is not known, which keeps both. With `--swap` (`locks`) and a limit on
+/// locked memory it keeps CAP_IPC_LOCK too.
+///
+/// # Errors
+/// EPERM if a capability is left or could be had back.
+pub(crate) fn drop_capabilities(paths: Option<&[(PathBuf, Access)]>, locks: bool) -> Result<()> {
+    let held = caps::read(None, CapSet::Permitted).map_err(|e| failed(&e))?;
+    let with: Vec<bool> = each_entry(paths).map(|(path, access)| opens(&path, access)).collect();
+    caps::clear(None, CapSet::Ambient).or_else(unless_old_kernel).map_err(|e| failed(&e))?;
+    caps::clear(None, CapSet::Effective).map_err(|e| failed(&e))?;
+    let mut keep: CapsHashSet = if paths.is_none() { OVERRULING.into() } else { [].into() };
+    for ((path, access), opened) in each_entry(paths).zip(with) {
+        if opened && !opens(&path, access) {
+            // The second is a superset of the first in all that open(2) asks.
+            keep.insert(match access {
+                Access::Write => Capability::CAP_DAC_OVERRIDE,
+                Access::Read | Access::RemoveDirs => Capability::CAP_DAC_READ_SEARCH,
+            });
+        }
+    }
+    if locks && getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft != RLIM_INFINITY) {
+        keep.insert(Capability::CAP_IPC_LOCK);
+    }
+    keep.retain(|capability| held.contains(capability));
+    caps::clear(None, CapSet::Inheritable).map_err(|e| failed(&e))?;
+    caps::set(None, CapSet::Permitted, &keep).map_err(|e| failed(&e))?;
+    caps::set(None, CapSet::Effective, &keep).map_err(|e| failed(&e))?;
+    for set in [CapSet::Permitted, CapSet::Effective] {
+        empty(set, &keep)?;
+    }
+    empty(CapSet::Inheritable, &CapsHashSet::new())?;
+    if caps::raise(None, CapSet::Permitted, Capability::CAP_SYS_ADMIN).is_ok() {
+        return Err(Error::new(Errno::EPERM, "capabilities could be regained after dropping them"));
+    }
+    for capability in keep {
+        nbdkit_api::debug!(
+            "sandbox: {capability} is kept, since the command line asks for what needs it"
+        );
+    }
+    Ok(())
+}
+
+/// The declared paths, and what is in them if they are directories.
+fn each_entry(paths: Option<&[(PathBuf, Access)]>) -> impl Iterator<Item = (PathBuf, Access)> {
+    paths.unwrap_or_default().iter().filter(|(_, access)| *access != Access::RemoveDirs).flat_map(
+        |(path, access)| {
+            let beneath = std::fs::read_dir(path).into_iter().flatten().flatten();
+            let beneath = beneath.map(|entry| (entry.path(), *access));
+            std::iter::once((path.clone(), *access)).chain(beneath)
+        },
+    )
+}
+
+/// Whether a path can be opened as we are now.
+fn opens(path: &PathBuf, access: Access) -> bool {
+    let mode = match access {
+        Access::Read | Access::RemoveDirs => AccessFlags::R_OK,
+        Access::Write => AccessFlags::R_OK | AccessFlags::W_OK,
+    };
+    faccessat(AT_FDCWD, path, mode, AtFlags::AT_EACCESS).is_ok()
+}
+
+/// Ambient capabilities are younger (Linux 4.3) than the rest.
+fn unless_old_kernel(error: CapsError) -> std::result::Result<(), CapsError> {
+    if caps::read(None, CapSet::Ambient).is_err() { Ok(()) } else { Err(error) }
+}
+
+fn empty(set: CapSet, but: &CapsHashSet) -> Result<()> {
+    let left = caps::read(None, set).map_err(|e| failed(&e))?;
+    if left.is_subset(but) {
+        return Ok(());
+    }
+    Err(Error::new(Errno::EPERM, format!("capabilities could not be dropped: {left:?}")))
+}
+
+fn failed(error: &CapsError) -> Error {
+    Error::new(Errno::EPERM, error.to_string())
+}
+
+/// Closes the ways around: programs give no rights, nobody may look into this process, and it leaves no copy of its
+/// memory behind. `descriptors`: most that it may have open, if that is bounded.
+///
+/// # Errors
+/// The system's; EPERM if it could be undone.
+pub(crate) fn lock_down(descriptors: Option<u64>) -> Result<()> {
+    prctl::set_no_new_privs().or_error(|| "prctl: PR_SET_NO_NEW_PRIVS")?;
+    prctl::set_dumpable(false).or_error(|| "prctl: PR_SET_DUMPABLE")?;
+    let limits = [
+        (Resource::RLIMIT_CORE, Some(0), "RLIMIT_CORE"),
+        (Resource::RLIMIT_MSGQUEUE, Some(0), "RLIMIT_MSGQUEUE"),
+        (Resource::RLIMIT_NOFILE, descriptors, "RLIMIT_NOFILE"),
+    ];
+    for (resource, limit, name) in limits {
+        let (_, hard) = getrlimit(resource).or_error(|| format!("getrlimit: {name}"))?;
+        let limit = limit.unwrap_or(hard).min(hard);
+        setrlimit(resource, limit, limit).or_error(|| format!("setrlimit: {name}"))?;
+        // Raising it again takes CAP_SYS_RESOURCE.
+        let more = limit.saturating_add(1);
+        if more > limit && setrlimit(resource, more, more).is_ok() {
+            return Err(Error::new(Errno::EPERM, format!("{name} could be raised again")));
+        }
+    }
+    let locked = prctl::get_no_new_privs().or_error(|| "prctl: PR_GET_NO_NEW_PRIVS")?
+        && !prctl::get_dumpable().or_error(|| "prctl: PR_GET_DUMPABLE")?;
+    if !locked {
+        return Err(Error::new(Errno::EPERM, "no_new_privs and dumpable did not change as asked"));
+    }
+    Ok(())
 }

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
+use nbdkit_api::ResultExt;
+use nbdkit_ipc::{WorkerExit, refusal};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::{ForkResult, Pid};
@@ -64,6 +66,81 @@ pub(crate) fn become_io_flusher() {
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     // SAFETY: takes four numbers and touches no memory.
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+}
+
+/// Where the last words of a refused process go: a descriptor, and whether it is a worker's.
+static LAST_WORDS: AtomicI32 = AtomicI32::new(-1);
+static IS_WORKER: AtomicBool = AtomicBool::new(false);
+
+/// Says which process this is and where its control channel is, for [`report_refusals`].
+pub(crate) fn set_channel(channel: impl AsFd, is_worker: bool) {
+    LAST_WORDS.store(channel.as_fd().as_raw_fd(), Ordering::Relaxed);
+    IS_WORKER.store(is_worker, Ordering::Relaxed);
+}
+
+/// Has a system call that the sandbox refuses reported on the control channel. Forks inherit it.
+///
+/// # Errors
+/// None that a kernel has for this.
+pub(crate) fn report_refusals() -> nbdkit_api::Result<()> {
+    let action = SigAction::new(
+        SigHandler::SigAction(refused),
+        SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK,
+        SigSet::all(),
+    );
+    // SAFETY: the handler reads its argument and atomics, and calls send(2) and _exit(2): all async-signal-safe.
+    unsafe { sigaction(Signal::SIGSYS, &action) }.or_error(|| "sigaction: SIGSYS").map(drop)
+}
+
+/// A system call was refused: says which, and ends the process. Another thread may hold any lock, so nothing is
+/// formatted, allocated or locked.
+extern "C" fn refused(
+    _signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+    /// What the kernel puts into a siginfo_t for SIGSYS: sigaction(2), si_call_addr, si_syscall, si_arch.
+    #[repr(C)]
+    struct Refusal {
+        signal: libc::c_int,
+        errno: libc::c_int,
+        code: libc::c_int,
+        address: *mut libc::c_void,
+        syscall: libc::c_int,
+        machine: libc::c_uint,
+    }
+    const { assert!(size_of::<Refusal>() <= size_of::<libc::siginfo_t>()) };
+    // SAFETY: the kernel passes a siginfo_t, which is larger and aligned alike; any bits are valid numbers.
+    let syscall = unsafe { (*info.cast::<Refusal>()).syscall };
+    let packet = if IS_WORKER.load(Ordering::Relaxed) {
+        refusal::from_worker(syscall.cast_unsigned())
+    } else {
+        refusal::from_template(syscall.cast_unsigned())
+    };
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: sends the bytes of an array of ours; a number that is no descriptor is an error.
+    unsafe {
+        libc::send(LAST_WORDS.load(Ordering::Relaxed), packet.as_ptr().cast(), packet.len(), flags);
+    }
+    exit_now(WorkerExit::Forbidden.code());
+}
+
+/// For the sandbox's own tests, and not in release builds: with `-D nbdkit.syscalls=1` an export that is called
+/// `syscall=NUMBER,ARGUMENT...` makes the worker that serves it call that.
+#[cfg(debug_assertions)]
+pub(crate) fn call_for_test(export: &str) {
+    let Some(numbers) = export.strip_prefix("syscall=") else { return };
+    if nbdkit_api::log::flag("nbdkit", "syscalls") == 0 {
+        return;
+    }
+    let mut numbers = numbers.split(',').map(|number| number.parse().unwrap_or(-1));
+    let mut next = || numbers.next().unwrap_or(0);
+    let call: [libc::c_long; 7] = std::array::from_fn(|_| next());
+    let [number, a, b, c, d, e, f] = call;
+    // SAFETY: not upheld for all numbers; whoever runs a debug build with this flag asked for it.
+    let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+    let errno = nix::errno::Errno::last_raw();
+    nbdkit_api::error!("system call {number} returned {result} (errno {errno})");
 }
 
 /// Whether the listener wants this worker to finish, or is gone.

@@ -22,6 +22,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::log::{self, TemplateLink};
+use crate::sandbox::Sandbox;
 use crate::settings::Settings;
 use crate::{configure, describe, privileges, process};
 
@@ -102,6 +103,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         (_, possible) => possible.min(wanted),
     };
     let replaceable = !stack.keeps_state();
+    let sandbox = Sandbox::new(configure.sandbox, stack.needs(), isolation);
     let layer = stack.freeze();
     let told = Configured {
         one_client: model == ThreadModel::SerializeConnections,
@@ -119,7 +121,8 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         Received { message: ToTemplate::Quiesce, .. } => return Ok(None),
         other => return Err(unexpected(&other.message)),
     };
-    enter(&service, configure.swap, &layer).map_err(failed)?;
+    process::set_channel(&**link, false);
+    enter(&service, configure.swap, &layer, &sandbox).map_err(failed)?;
     let _ = link.send(&FromTemplate::Ready, &[]);
     Ok(Some(Service {
         link: None,
@@ -127,12 +130,18 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         settings: Arc::new(settings),
         isolation,
         swap: configure.swap,
+        sandbox,
     }))
 }
 
 /// From start-up into service: out of the terminal and, in the background, the directory; to the final user. Must not yet close what
 /// `after_fork` may open.
-fn enter(service: &EnterService, swap: bool, layer: &Layer) -> nbdkit_api::Result<()> {
+fn enter(
+    service: &EnterService,
+    swap: bool,
+    layer: &Layer,
+    sandbox: &Sandbox,
+) -> nbdkit_api::Result<()> {
     process::leave_signals_to_listener();
     let _ = nix::sys::prctl::set_name(c"nbdkit:template");
     if service.background {
@@ -154,11 +163,24 @@ fn enter(service: &EnterService, swap: bool, layer: &Layer) -> nbdkit_api::Resul
     for path in layer.temporary() {
         privileges::hand_down(&path, service)?;
     }
+    // Both need privileges that the next lines take away.
+    sandbox.separate();
+    if swap {
+        process::become_io_flusher();
+    }
+    if sandbox.is_on() {
+        privileges::empty_bounding_set()?;
+    }
     privileges::become_user(service, swap)?;
+    if sandbox.is_on() {
+        privileges::drop_capabilities(sandbox.paths(), swap)?;
+        privileges::lock_down(sandbox.descriptors())?;
+    }
     if swap {
         privileges::lock_memory()?;
     }
-    layer.after_fork()
+    layer.after_fork()?;
+    sandbox.close()
 }
 
 fn failed(mut error: nbdkit_api::Error) -> Failed {
@@ -213,6 +235,7 @@ struct Service {
     settings: Arc<Settings>,
     isolation: Isolation,
     swap: bool,
+    sandbox: Sandbox,
 }
 
 impl Service {

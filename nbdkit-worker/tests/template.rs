@@ -62,6 +62,7 @@ impl Template {
             stdio_safe: true,
             swap: false,
             isolation,
+            sandbox: None,
         })));
         for (key, value) in parameters {
             let parameter =

@@ -27,6 +27,8 @@ pub(crate) struct Connection {
     pub(crate) pid: Option<i32>,
     /// How many lines it may still log.
     pub(crate) quota: Quota,
+    /// Whether its worker has said that the sandbox refused it.
+    pub(crate) refused: bool,
     export: Option<String>,
     /// When it was handed over.
     pub(crate) since: Instant,
@@ -108,8 +110,15 @@ impl Connections {
     /// A client was handed over.
     pub(crate) fn add(&mut self, number: u64, peer: Peer, now: Instant) {
         let quota = Quota::new(LINES.0, LINES.1, now);
-        let connection =
-            Connection { peer, pid: None, quota, export: None, since: now, gave_way: false };
+        let connection = Connection {
+            peer,
+            pid: None,
+            quota,
+            refused: false,
+            export: None,
+            since: now,
+            gave_way: false,
+        };
         self.table.insert(number, connection);
     }
 

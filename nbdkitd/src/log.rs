@@ -10,6 +10,7 @@
 mod destination;
 mod format;
 mod quota;
+pub(crate) mod syscalls;
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};

@@ -6,7 +6,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 
-use crate::cli::command_line::{Options, Sandbox, Tls, TlsMode};
+use crate::cli::command_line::{Options, Tls, TlsMode};
 
 /// Refuses the options that this version does not implement.
 ///
@@ -16,15 +16,7 @@ pub(crate) fn refuse_unsupported(options: &Options) -> Result<(), String> {
     if wants_tls(&options.tls) {
         return Err("TLS is not available in this version of nbdkitd yet".to_owned());
     }
-    match options.sandbox {
-        None | Some(Sandbox::Off) => Ok(()),
-        Some(Sandbox::Strict) => Err(no_sandbox("strict")),
-        Some(Sandbox::Compat) => Err(no_sandbox("compat")),
-    }
-}
-
-fn no_sandbox(which: &str) -> String {
-    format!("--sandbox={which} is not available in this version of nbdkitd yet")
+    Ok(())
 }
 
 fn wants_tls(tls: &Tls) -> bool {
@@ -53,8 +45,8 @@ pub(crate) fn exit_with_parent(parent: Pid) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    fn with(tls: Tls, sandbox: Option<Sandbox>) -> Result<(), String> {
-        refuse_unsupported(&Options { tls, sandbox, ..Options::default() })
+    fn with(tls: Tls) -> Result<(), String> {
+        refuse_unsupported(&Options { tls, ..Options::default() })
     }
 
     #[test]
@@ -64,22 +56,15 @@ mod tests {
             certificates: certificates.map(Into::into),
             ..Tls::default()
         };
-        assert!(with(tls(None, None), None).is_ok());
-        assert!(with(tls(Some(TlsMode::Off), Some("/c")), None).is_ok());
+        assert!(with(tls(None, None)).is_ok());
+        assert!(with(tls(Some(TlsMode::Off), Some("/c"))).is_ok());
         for refused in [
             tls(Some(TlsMode::On), None),
             tls(Some(TlsMode::Require), None),
             tls(None, Some("/c")),
             Tls { psk: Some("/k".into()), ..Tls::default() },
         ] {
-            assert!(with(refused, None).unwrap_err().starts_with("TLS is not available"));
+            assert!(with(refused).unwrap_err().starts_with("TLS is not available"));
         }
-    }
-
-    #[test]
-    fn a_sandbox_that_is_not_there_is_not_promised() {
-        assert!(with(Tls::default(), Some(Sandbox::Off)).is_ok());
-        let error = with(Tls::default(), Some(Sandbox::Strict)).unwrap_err();
-        assert_eq!(error, "--sandbox=strict is not available in this version of nbdkitd yet");
     }
 }

@@ -24,7 +24,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cli::command_line::{Isolation, Options, Stack};
+use crate::cli::command_line::{Isolation, Options, Sandbox, Stack};
 use crate::notify;
 
 /// Most requests of one client that run at the same time, without `-t`. nbdkit(1).
@@ -82,6 +82,11 @@ impl Recipe {
                 Isolation::Connection => messages::Isolation::Connection,
                 Isolation::Shared => messages::Isolation::Shared,
             }),
+            sandbox: options.sandbox.map(|sandbox| match sandbox {
+                Sandbox::Strict => messages::Sandbox::Strict,
+                Sandbox::Compat => messages::Sandbox::Compat,
+                Sandbox::Off => messages::Sandbox::Off,
+            }),
         };
         let parameters = stack
             .parameters
@@ -97,6 +102,13 @@ impl Recipe {
             configure,
             parameters,
         }
+    }
+
+    /// The filters and the plugin, outermost first, for log lines.
+    pub(crate) fn stack(&self) -> String {
+        let Configure { filters, plugin, .. } = &self.configure;
+        let names = filters.iter().chain([plugin]).map(|name| name.as_bytes().escape_ascii());
+        names.map(|name| name.to_string()).collect::<Vec<_>>().join(" ")
     }
 
     /// What the template is for.

@@ -10,11 +10,11 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Access, Client, Connection, Error, Exports, Needs, Open, Plugin, Result, ThreadModel, Value,
+    Client, Connection, Error, Exports, Needs, Open, Plugin, Result, ThreadModel, Value,
 };
 
 use crate::sh::call::{Found, Program, Scripts, Start, lacks_shebang};
@@ -203,11 +203,11 @@ impl Plugin for Eval {
     }
 
     fn needs(&self) -> Needs {
-        let needs = Needs::nothing().programs();
-        match &self.fragments {
-            Some(fragments) => needs.path(Path::new(fragments.tmpdir.path()), Access::Write),
-            None => needs,
+        let mut needs = Needs::nothing().programs();
+        if let Some(fragments) = &self.fragments {
+            needs.merge(fragments.tmpdir.needs());
         }
+        needs
     }
 
     fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {

@@ -173,13 +173,12 @@ impl Plugin for Sh {
     }
 
     fn needs(&self) -> Needs {
-        let needs = Needs::nothing().programs();
-        match &self.script {
-            Some(script) => {
-                needs.path(&script.path, Access::Read).path(script.tmpdir.path(), Access::Write)
-            }
-            None => needs,
+        let mut needs = Needs::nothing().programs();
+        if let Some(script) = &self.script {
+            needs = needs.path(&script.path, Access::Read);
+            needs.merge(script.tmpdir.needs());
         }
+        needs
     }
 
     fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {

@@ -76,6 +76,7 @@ fn serve(socket: UnixStream, plugin: Odd, threads: u32) -> WorkerExit {
         stdio_safe: false,
         swap: false,
         isolation: None,
+        sandbox: None,
     };
     let settings = Settings::new(&configure, ThreadModel::Parallel).unwrap();
     let socket = Socket::new(socket.into(), None);

@@ -22,6 +22,9 @@ type Clients = Mutex<HashMap<u64, (Arc<Client>, Socket)>>;
 /// Serves clients until the listener says `Quiesce` or is gone, then ends them and waits for their threads.
 pub(super) fn run(service: &Service) {
     let Some(link) = &service.link else { return };
+    if let Err(error) = service.sandbox.close_worker() {
+        return log_error(&error.to_string());
+    }
     let clients = Clients::default();
     std::thread::scope(|scope| {
         loop {
@@ -81,7 +84,11 @@ fn socket(fds: Vec<OwnedFd>) -> Option<Socket> {
 
 fn serve_one(service: &Service, client: Arc<Client>, socket: Socket) -> WorkerExit {
     let (layer, settings) = (&service.layer, &service.settings);
-    let connection = Connection { layer, settings, client, socket, on_serving: &|_| {} };
+    let on_serving = |_export: &str| {
+        #[cfg(debug_assertions)]
+        crate::process::call_for_test(_export);
+    };
+    let connection = Connection { layer, settings, client, socket, on_serving: &on_serving };
     catch_unwind(AssertUnwindSafe(|| connection.serve())).unwrap_or(WorkerExit::Panicked)
 }
 

@@ -33,6 +33,7 @@ pub(super) fn run(
     };
     let link = Arc::new(Channel::from_fd(channel));
     // From here on everything goes to our own channel, and the template's is closed.
+    process::set_channel(&*link, true);
     log::use_worker(Arc::clone(&link));
     drop(template_link);
     if let Err(errno) = process::end_client_on_message(&*link, &input) {
@@ -42,16 +43,21 @@ pub(super) fn run(
     // What top(1) and ps(1) show as the command.
     let _ = nix::sys::prctl::set_name(c"nbdkit:worker");
     if service.swap {
-        process::become_io_flusher();
         // Locks are not inherited by fork.
         if let Err(error) = privileges::lock_memory() {
             nbdkit_api::error!("{error}");
             return WorkerExit::Failed.code();
         }
     }
+    if let Err(error) = service.sandbox.close_worker() {
+        nbdkit_api::error!("{error}");
+        return WorkerExit::Failed.code();
+    }
     let socket = Socket::new(input, output);
     let tell = |export: &str| {
         let _ = link.send(&FromWorker::Serving { export: export.to_owned() }, &[]);
+        #[cfg(debug_assertions)]
+        process::call_for_test(export);
     };
     let client = client(serve, &socket);
     let connection = Connection {

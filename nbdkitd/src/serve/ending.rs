@@ -320,6 +320,7 @@ impl Server {
         self.retiring = true;
         self.pending = None;
         self.close_listeners();
+        // Said when it is true: whoever reads it may rely on it.
         self.log.error(&format!(
             "the template cannot be replaced, since {why}; no more clients are served"
         ));

@@ -16,7 +16,7 @@ use super::ending::Deadlines;
 use super::{Server, Stage, WorkerLink};
 use crate::captive::Captive;
 use crate::connections::{Connection, Violation};
-use crate::log::{Level, Speaker};
+use crate::log::{Level, Speaker, syscalls};
 use crate::sys::process::Process;
 use crate::template::{self, Incoming, Template};
 
@@ -80,6 +80,15 @@ impl Server {
                 }
             }
             FromTemplate::Shutdown => self.stop(0),
+            FromTemplate::Refused { syscall } => {
+                let Some(template) = &self.template else { return };
+                self.log.error(&format!(
+                    "the sandbox refused system call {} to the template (pid {}, stack {})",
+                    syscalls::describe(syscall),
+                    template.pid(),
+                    self.plan.recipe.stack()
+                ));
+            }
         }
     }
 
@@ -218,6 +227,7 @@ impl Server {
                 self.log.record(&record, speaker, &mut connection.quota);
             }
             FromWorker::Shutdown => self.stop(0),
+            FromWorker::Refused { syscall } => self.worker_refused(number, syscall)?,
             FromWorker::Serving { export } => {
                 if let Some(connection) = self.connections.get_mut(number)
                     && connection.serving(export).is_err()
@@ -226,6 +236,25 @@ impl Server {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// A worker's last words, said once.
+    fn worker_refused(&mut self, number: u64, syscall: u32) -> Result<(), &'static str> {
+        let Some(connection) = self.connections.get_mut(number) else { return Ok(()) };
+        if std::mem::replace(&mut connection.refused, true) {
+            return Err("last words that were not the last");
+        }
+        let client = connection.to_string();
+        let pid = connection.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+        self.connection_error(
+            number,
+            &format!(
+                "the sandbox refused system call {} to the worker (pid {pid}, {client}, stack {})",
+                syscalls::describe(syscall),
+                self.plan.recipe.stack()
+            ),
+        );
         Ok(())
     }
 

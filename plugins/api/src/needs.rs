@@ -9,6 +9,8 @@ pub enum Access {
     Read,
     /// Also write, truncate, create and remove beneath it.
     Write,
+    /// Remove empty directories beneath it, and nothing else: where a directory of the stack's own is removed from.
+    RemoveDirs,
 }
 
 /// Which sockets a worker may make.

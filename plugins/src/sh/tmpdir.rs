@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nbdkit_api::{Result, ResultExt};
+use nbdkit_api::{Access, Needs, Result, ResultExt};
 
 /// A directory that only its owner may enter.
 #[derive(Debug)]
@@ -26,6 +26,15 @@ impl TempDir {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// That scripts use the directory and it is removed in the end.
+    pub(crate) fn needs(&self) -> Needs {
+        let needs = Needs::nothing().path(&self.path, Access::Write);
+        match self.path.parent() {
+            Some(parent) => needs.path(parent, Access::RemoveDirs),
+            None => needs,
+        }
     }
 
     /// Whether this is the process that made the directory.

@@ -1,0 +1,45 @@
+//! The last words of a process whose system call the sandbox refused, as bytes: they are said in a signal handler,
+//! where nothing may be encoded, allocated or locked.
+
+#![forbid(unsafe_code)]
+
+/// Position of `Refused` among the messages of a worker.
+const FROM_WORKER: u32 = 3;
+/// Position of `Refused` among the messages of the template.
+const FROM_TEMPLATE: u32 = 8;
+
+/// The packet of [`FromWorker::Refused`](crate::FromWorker::Refused).
+pub const fn from_worker(syscall: u32) -> [u8; 8] {
+    packet(FROM_WORKER, syscall)
+}
+
+/// The packet of [`FromTemplate::Refused`](crate::FromTemplate::Refused).
+pub const fn from_template(syscall: u32) -> [u8; 8] {
+    packet(FROM_TEMPLATE, syscall)
+}
+
+/// Two numbers, the least significant byte first.
+const fn packet(variant: u32, syscall: u32) -> [u8; 8] {
+    let ([a, b, c, d], [e, f, g, h]) = (variant.to_le_bytes(), syscall.to_le_bytes());
+    [a, b, c, d, e, f, g, h]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{decode, encode};
+    use crate::{FromTemplate, FromWorker};
+
+    #[test]
+    fn the_prepared_bytes_are_the_messages() {
+        assert_eq!(from_worker(0x0102_0304), [3, 0, 0, 0, 4, 3, 2, 1]);
+        assert_eq!(from_template(101), [8, 0, 0, 0, 101, 0, 0, 0]);
+        for syscall in [0, 101, u32::MAX] {
+            let message = FromWorker::Refused { syscall };
+            assert_eq!(encode(&message).as_deref(), Some(&from_worker(syscall)[..]));
+            assert_eq!(decode::<FromWorker>(&from_worker(syscall)), Some(message));
+            let message = FromTemplate::Refused { syscall };
+            assert_eq!(encode(&message).as_deref(), Some(&from_template(syscall)[..]));
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Confines the template, and thereby every worker, to what the stack has declared to need.
+//!
+//! The layers, in the order of their coming: [`namespaces`] while the process may still make them; another user, no
+//! capabilities, no new privileges ([`crate::privileges`]); [`paths`] (Landlock); [`filter`] (seccomp), whose
+//! lists are in [`policy`]. All of it is inherited by fork, so that a connection costs one short filter more: the one
+//! that takes away what only the template needs.
+//!
+//! The levels (`--sandbox`): `strict` has every layer; `compat`, for code that declares nothing, leaves network and
+//! paths as they are and refuses only what no server of disks calls; `off` leaves the user as the only change.
+//!
+//! What a kernel cannot do is said once, and the server goes on: all layers but one are better than none.
+
+#![forbid(unsafe_code)]
+
+mod filter;
+mod namespaces;
+mod paths;
+mod policy;
+
+use std::path::PathBuf;
+
+use nbdkit_api::{Access, Isolation, Needs, Result, debug};
+use nbdkit_ipc::messages::Sandbox as Level;
+
+use crate::process;
+
+/// How this process is confined, and what follows for its forks.
+pub(crate) struct Sandbox {
+    level: Level,
+    needs: Needs,
+    /// Whether one process serves all clients.
+    shared: bool,
+    /// Whether this kernel has filters.
+    filters: bool,
+}
+
+impl Sandbox {
+    /// `wanted`: what the command line says; every stack of built-in modules declares its needs and is confined
+    /// strictly otherwise.
+    pub(crate) fn new(wanted: Option<Level>, needs: Needs, isolation: Isolation) -> Sandbox {
+        let level = wanted.unwrap_or(Level::Strict);
+        if level == Level::Off {
+            say("--sandbox=off: clients are served without a sandbox");
+        }
+        let shared = isolation == Isolation::Shared;
+        Sandbox { level, needs, shared, filters: filter::are_supported() }
+    }
+
+    /// Whether there is any sandbox at all.
+    pub(crate) fn is_on(&self) -> bool {
+        self.level != Level::Off
+    }
+
+    /// The paths whose owner may have to be overruled by root; `None` if any path may be opened.
+    pub(crate) fn paths(&self) -> Option<&[(PathBuf, Access)]> {
+        (self.level == Level::Strict).then_some(&self.needs.paths)
+    }
+
+    /// Most descriptors that a process may have open; `None` if that grows with the number of its clients, or is not
+    /// known.
+    pub(crate) fn descriptors(&self) -> Option<u64> {
+        /// Sockets, pipes and files of a connection, with room to spare; what most systems give a process.
+        const ORDINARY: u64 = 1024;
+        (self.level == Level::Strict && !self.shared)
+            .then(|| ORDINARY + 2 * self.needs.paths.len() as u64)
+    }
+
+    /// The layers that only a privileged process can have. Called before it gives up its privileges.
+    pub(crate) fn separate(&self) {
+        if self.is_on() {
+            namespaces::enter(&self.needs, self.level == Level::Strict);
+        }
+    }
+
+    /// Closes the sandbox around the template. Called last, by its only thread.
+    ///
+    /// # Errors
+    /// The kernel has a layer and refuses to install it.
+    pub(crate) fn close(&self) -> Result<()> {
+        match self.level {
+            Level::Strict => {
+                process::report_refusals()?;
+                paths::restrict(&self.needs)?;
+                self.install(&filter::template(&self.needs)?)
+            }
+            Level::Compat => self.install(&filter::compat()?),
+            Level::Off => Ok(()),
+        }
+    }
+
+    fn install(&self, filters: &[filter::Program]) -> Result<()> {
+        if !self.filters {
+            say("this kernel has no seccomp filters: system calls are not restricted");
+            return Ok(());
+        }
+        for filter in filters {
+            filter::install(filter)?;
+        }
+        debug!("sandbox: {} seccomp filters installed", filters.len());
+        Ok(())
+    }
+
+    /// Takes away what the template needed to make this process, a fork of it, or, with isolation `shared`, to get
+    /// here. From now on there are threads at most.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub(crate) fn close_worker(&self) -> Result<()> {
+        // Programs are made by fork and exec.
+        if self.level == Level::Strict && !self.needs.programs && self.filters {
+            filter::install(&filter::worker()?)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the operator should know. Not an error, but it must be seen without `-v`.
+fn say(text: &str) {
+    nbdkit_api::log::error(text);
+}

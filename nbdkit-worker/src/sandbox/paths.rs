@@ -1,0 +1,127 @@
+//! Which paths may be opened: those that the stack has declared. Landlock, landlock(7).
+//!
+//! What is open already stays open, and looking (stat) is not restricted. A rule is about the file that is
+//! there now: one that takes its name later is not covered. Paths that do not exist, or that this user cannot
+//! reach, could not be opened anyway and get no rule.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+use nbdkit_api::needs::Network;
+use nbdkit_api::{Access, Errno, Error, Needs, Result, debug};
+use nix::sys::stat::{SFlag, fstat};
+
+/// What programs find where the system keeps them.
+const PROGRAMS: &[&str] = &["/bin", "/sbin", "/usr", "/lib", "/lib32", "/lib64", "/libx32"];
+
+/// What programs read: configuration, time zones, what they are told about themselves.
+const READABLE: &[&str] = &["/etc", "/proc", "/dev/random", "/dev/urandom"];
+
+/// What programs read and write without any effect.
+const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full"];
+
+/// What programs are allowed to look up hosts.
+const RESOLVER: &[&str] = &["/etc", "/run/systemd/resolve", "/usr/share"];
+
+/// Restricts this thread, which is the only one, and all that come from it.
+///
+/// # Errors
+/// EPERM: the kernel has Landlock and does not let us.
+pub(super) fn restrict(needs: &Needs) -> Result<()> {
+    let status = ruleset(needs)
+        .and_then(|ruleset| ruleset.restrict_self())
+        .map_err(|error| Error::new(Errno::EPERM, format!("landlock: {error}")))?;
+    match status.ruleset {
+        RulesetStatus::FullyEnforced => debug!("sandbox: Landlock, {} paths", needs.paths.len()),
+        RulesetStatus::PartiallyEnforced => {
+            debug!("sandbox: Landlock, {} paths, as far as this kernel has it", needs.paths.len());
+        }
+        RulesetStatus::NotEnforced => {
+            super::say("this kernel has no Landlock: paths are not restricted");
+        }
+    }
+    Ok(())
+}
+
+fn ruleset(needs: &Needs) -> std::result::Result<RulesetCreated, RulesetError> {
+    let mut ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(ABI::V5))?
+        .scope(Scope::from_all(ABI::V6))?;
+    if needs.network < Network::Inet {
+        ruleset = ruleset.handle_access(AccessNet::from_all(ABI::V4))?;
+    }
+    let mut ruleset = ruleset.create()?;
+    // A script is a path to be read, and what it puts into its directory may be a program too.
+    let run = if needs.programs { AccessFs::Execute.into() } else { BitFlags::EMPTY };
+    for (path, access) in &needs.paths {
+        let rights = match access {
+            Access::RemoveDirs => AccessFs::RemoveDir.into(),
+            Access::Read => read() | run,
+            Access::Write => write() | run,
+        };
+        ruleset = allow(ruleset, path, rights)?;
+    }
+    if needs.programs {
+        for path in PROGRAMS {
+            ruleset = allow(ruleset, Path::new(path), read() | AccessFs::Execute)?;
+        }
+        for path in READABLE {
+            ruleset = allow(ruleset, Path::new(path), read())?;
+        }
+        for path in DEVICES {
+            let rights = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
+            ruleset = allow(ruleset, Path::new(path), rights)?;
+        }
+    }
+    if needs.network == Network::Inet {
+        for path in RESOLVER {
+            ruleset = allow(ruleset, Path::new(path), read())?;
+        }
+    }
+    Ok(ruleset)
+}
+
+fn read() -> BitFlags<AccessFs> {
+    AccessFs::ReadFile | AccessFs::ReadDir
+}
+
+/// All but devices: nobody needs to make those.
+fn write() -> BitFlags<AccessFs> {
+    read()
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::IoctlDev
+        | AccessFs::RemoveDir
+        | AccessFs::RemoveFile
+        | AccessFs::MakeDir
+        | AccessFs::MakeReg
+        | AccessFs::MakeSock
+        | AccessFs::MakeFifo
+        | AccessFs::MakeSym
+        | AccessFs::Refer
+}
+
+fn allow(
+    ruleset: RulesetCreated,
+    path: &Path,
+    rights: BitFlags<AccessFs>,
+) -> std::result::Result<RulesetCreated, RulesetError> {
+    let Ok(fd) = PathFd::new(path) else {
+        debug!("sandbox: no rule for {}, which cannot be opened", path.display());
+        return Ok(ruleset);
+    };
+    let is_directory = fstat(fd.as_fd()).is_ok_and(|stat| {
+        SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
+    });
+    let rights = if is_directory { rights } else { rights & AccessFs::from_file(ABI::V5) };
+    if rights.is_empty() {
+        return Ok(ruleset);
+    }
+    ruleset.add_rule(PathBeneath::new(fd, rights))
+}

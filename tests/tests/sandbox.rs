@@ -1,0 +1,366 @@
+//! The workers' sandbox from outside: what /proc says of template, worker and every thread, and what happens when a
+//! worker tries what it may not. Each layer has a test that sees it gone with `--sandbox=off`. Ours only.
+//!
+//! Forbidden calls are made by debug builds themselves: `-D nbdkit.syscalls=1` and an export `syscall=NUMBER,...`.
+
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nbd_protocol::constants::Rep;
+use nbdkit_tests::binary::Binary;
+use nbdkit_tests::server::Builder;
+use nbdkit_tests::{Ask, Client, Server};
+use nix::unistd::{Uid, User, geteuid};
+
+/// x86-64 numbers, arch/x86/entry/syscalls/syscall_64.tbl; the tests that use them run on that machine only.
+const GETPID: u32 = 39;
+const SOCKET: u32 = 41;
+const CLONE: u32 = 56;
+const FORK: u32 = 57;
+const EXECVE: u32 = 59;
+const KILL: u32 = 62;
+const FCNTL: u32 = 72;
+const PTRACE: u32 = 101;
+const MMAP: u32 = 9;
+const IOCTL: u32 = 16;
+const UNSHARE: u32 = 272;
+const TGKILL: u32 = 234;
+const BPF: u32 = 321;
+const CLONE3: u32 = 435;
+const OPEN: u32 = 2;
+
+fn server(arguments: &[&str]) -> Builder {
+    Server::nbdkit(arguments).binary(Binary::ours())
+}
+
+/// The children of a process, by /proc.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("alive");
+    let children = threads
+        .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
+    children
+        .flat_map(|line| line.split(' ').filter_map(|n| n.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+fn template(server: &Server) -> i32 {
+    let [template] = children(server.pid().as_raw())[..] else { panic!("one template") };
+    template
+}
+
+/// The fields of /proc/PID/task/TID/status, for each thread.
+fn statuses(pid: i32) -> Vec<BTreeMap<String, String>> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("alive");
+    let texts = threads.map(|thread| {
+        std::fs::read_to_string(thread.expect("a thread").path().join("status")).expect("alive")
+    });
+    let fields = |text: String| {
+        let pairs = text.lines().filter_map(|line| line.split_once(':'));
+        pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
+    };
+    texts.map(fields).collect()
+}
+
+/// Waits until `condition` holds.
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn connected(server: &Server, export: &str) -> Client<UnixStream> {
+    let mut client = server.connect();
+    client.handshake().expect("a greeting");
+    assert_eq!(client.go(export, &[]).expect("a reply").end.reply, Rep::ACK);
+    client
+}
+
+/// Whoever owns /proc/PID/ns of a process that is not dumpable is root. proc(5).
+fn is_dumpable(pid: i32, user: Uid) -> bool {
+    std::fs::metadata(format!("/proc/{pid}/environ")).expect("alive").uid() == user.as_raw()
+}
+
+/// Asserts what /proc shows of a confined process.
+fn assert_confined(pid: i32, filters: u32, user: Uid, capabilities: &str) {
+    for status in statuses(pid) {
+        let field = |name: &str| status.get(name).map_or("", String::as_str);
+        assert_eq!(field("NoNewPrivs"), "1", "{status:?}");
+        assert_eq!(field("Seccomp"), "2", "{status:?}");
+        assert_eq!(field("Seccomp_filters"), filters.to_string(), "{status:?}");
+        for set in ["CapEff", "CapPrm"] {
+            assert_eq!(field(set), capabilities, "{set}: {status:?}");
+        }
+        for set in ["CapInh", "CapAmb"] {
+            assert_eq!(field(set), NONE, "{set}: {status:?}");
+        }
+        // An ordinary user may not empty it, and does not need to: nothing is gained by exec any more.
+        if geteuid().is_root() {
+            assert_eq!(field("CapBnd"), NONE, "{status:?}");
+        }
+        let ids = |id: u32| [id; 4].map(|id| id.to_string()).join("\t");
+        assert_eq!(field("Uid"), ids(user.as_raw()), "{status:?}");
+    }
+    if !user.is_root() {
+        assert!(!is_dumpable(pid, user), "others of the user may look into it");
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"));
+    // Like its memory, not for others of the user to see, on kernels that say so.
+    if let Ok(limits) = limits {
+        let limit = |name: &str| {
+            let line = limits.lines().find(|line| line.starts_with(name)).expect("a limit");
+            line[name.len()..].split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(limit("Max core file size"), "0 0");
+        assert_eq!(limit("Max msgqueue size"), "0 0");
+    }
+}
+
+const NONE: &str = "0000000000000000";
+
+#[test]
+fn template_and_worker_and_every_thread_are_confined() {
+    // Requests that wait make the pool start threads.
+    let server = server(&["--filter=delay", "memory", "1M", "rdelay=200ms"]).start();
+    let mut client = connected(&server, "");
+    for _ in 0..4 {
+        client.send(&Ask::read(0, 512)).expect("sent");
+    }
+    let template = template(&server);
+    let [worker] = children(template)[..] else { panic!("one worker") };
+    eventually("a second thread", || statuses(worker).len() > 1);
+    assert_confined(template, 3, geteuid(), NONE);
+    assert_confined(worker, 4, geteuid(), NONE);
+}
+
+#[test]
+fn root_that_becomes_nobody_keeps_nothing() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: takes root");
+        return;
+    }
+    let server = server(&["-u", "nobody", "null", "1M"]).start();
+    let _client = connected(&server, "");
+    let nobody = User::from_name("nobody").expect("users").expect("a nobody").uid;
+    let template = template(&server);
+    let [worker] = children(template)[..] else { panic!("one worker") };
+    for pid in [template, worker] {
+        let filters = if pid == worker { 4 } else { 3 };
+        assert_confined(pid, filters, nobody, NONE);
+        assert!(statuses(pid).iter().all(|status| status["Groups"].split(' ').count() <= 1));
+    }
+}
+
+/// Its own namespaces: only root may make them.
+#[test]
+fn root_gives_workers_namespaces_of_their_own() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: takes root");
+        return;
+    }
+    let shares = |option: &str| {
+        let server = server(&[option, "null", "1M"]).start();
+        let _client = connected(&server, "");
+        let [worker] = children(template(&server))[..] else { panic!("one worker") };
+        ["net", "ipc", "uts", "mnt"].map(|name| {
+            let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{name}"));
+            of(&worker.to_string()).expect("alive") == of("self").expect("us")
+        })
+    };
+    assert_eq!(shares("--sandbox=strict"), [false; 4]);
+    assert_eq!(shares("--sandbox=compat"), [true, false, false, false]);
+    assert_eq!(shares("--sandbox=off"), [true; 4]);
+}
+
+/// Root without -u may be asked to serve what only root can open.
+#[test]
+fn a_file_of_another_user_is_served_with_one_capability() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: takes root");
+        return;
+    }
+    let builder = server(&["file", "{dir}/disk"]);
+    let path = builder.dir().join("disk");
+    std::fs::write(&path, [7; 4096]).expect("written");
+    let nobody = User::from_name("nobody").expect("users").expect("a nobody");
+    std::os::unix::fs::chown(&path, Some(nobody.uid.as_raw()), None).expect("given away");
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("closed");
+    let server = builder.start();
+    let mut client = connected(&server, "");
+    assert_eq!(client.call(&Ask::read(0, 4)).expect("a reply").data, [7; 4]);
+    assert_eq!(client.call(&Ask::write(0, *b"w")).expect("a reply").error, None);
+    // CAP_DAC_OVERRIDE is number 1.
+    assert_confined(template(&server), 2, geteuid(), "0000000000000002");
+}
+
+#[test]
+fn without_a_sandbox_none_of_it_is_there_and_the_log_says_so() {
+    let server = server(&["--sandbox=off", "null", "1M"]).start();
+    let _client = connected(&server, "");
+    let [worker] = children(template(&server))[..] else { panic!("one worker") };
+    let status = &statuses(worker)[0];
+    assert_eq!((&*status["NoNewPrivs"], &*status["Seccomp"]), ("0", "0"));
+    assert!(is_dumpable(worker, geteuid()));
+    let _ = server.wait_for_stderr("--sandbox=off: clients are served without a sandbox");
+}
+
+#[test]
+fn compat_refuses_a_list_and_keeps_paths_open() {
+    let server = server(&["--sandbox=compat", "null", "1M"]).start();
+    let _client = connected(&server, "");
+    let template = template(&server);
+    let status = &statuses(template)[0];
+    assert_eq!((&*status["NoNewPrivs"], &*status["Seccomp"]), ("1", "2"));
+    assert_eq!(status["Seccomp_filters"], "1");
+}
+
+/// What a worker's call came to.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    /// The worker lives and the call returned with this errno.
+    Errno(i32),
+    /// The worker is gone, and the log says why.
+    Refused,
+}
+
+use Outcome::{Errno, Refused};
+
+/// Has a worker of `server` make a system call.
+fn call(server: &Server, number: u32, arguments: &[u64]) -> Outcome {
+    let arguments = arguments.iter().map(|argument| format!(",{}", argument.cast_signed()));
+    let export = format!("syscall={number}{}", arguments.collect::<String>());
+    let count = |needle: &str| server.stderr_text().lines().filter(|l| l.contains(needle)).count();
+    let (returned, refused) = (
+        format!("system call {number} returned"),
+        format!("the sandbox refused system call {number} ("),
+    );
+    let before = [count(&returned), count(&refused)];
+    let mut client = server.connect();
+    client.handshake().expect("a greeting");
+    let answer = client.go(&export, &[]);
+    let served = answer.is_ok() && client.call(&Ask::read(0, 512)).is_ok();
+    let (needle, before) = if served { (&returned, before[0]) } else { (&refused, before[1]) };
+    eventually(needle, || count(needle) > before);
+    if !served {
+        return Refused;
+    }
+    let text = server.stderr_text();
+    let line = text.lines().rfind(|line| line.contains(needle)).expect("a line");
+    let errno = line.rsplit_once("(errno ").expect("an errno").1.trim_end_matches(')');
+    Errno(errno.parse().expect("a number"))
+}
+
+fn caller(options: &[&str]) -> Server {
+    server(&[options, &["-D", "nbdkit.syscalls=1", "null", "1M"]].concat()).start()
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_forbidden_call_costs_its_client_only_and_is_named() {
+    let server = caller(&["--filter=nozero"]);
+    let mut bystander = connected(&server, "");
+    assert_eq!(call(&server, PTRACE, &[]), Refused);
+    let line = server.wait_for_stderr("refused system call");
+    assert!(line.contains("101 (ptrace) to the worker (pid "), "{line}");
+    assert!(line.contains("client pid ") && line.contains("stack nozero null)"), "{line}");
+    assert_eq!(bystander.call(&Ask::read(0, 512)).expect("served still").data, [0; 512]);
+    assert_eq!(connected(&server, "").call(&Ask::read(0, 1)).expect("a new client").data, [0]);
+    let lines = server.stderr_text();
+    assert_eq!(lines.lines().filter(|line| line.contains("error")).count(), 1, "{lines}");
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn arguments_are_held_against_the_list() {
+    let server = caller(&[]);
+    let (eacces, enosys, ebadf) = (13, 38, 9);
+    for (number, arguments, outcome) in [
+        (GETPID, &[][..], None),
+        // Two megabytes of memory, to read and write; to execute.
+        (MMAP, &[0, 2 << 20, 3, 0x22, u64::MAX, 0], None),
+        (MMAP, &[0, 2 << 20, 7, 0x22, u64::MAX, 0], Some(Refused)),
+        (SOCKET, &[2, 1, 0], Some(Refused)),
+        (SOCKET, &[1, 1, 0], Some(Refused)),
+        // Processes, in every way.
+        (FORK, &[], Some(Refused)),
+        (CLONE, &[17], Some(Refused)),
+        (CLONE3, &[0, 0], Some(Errno(enosys))),
+        (EXECVE, &[0, 0, 0], Some(Refused)),
+        (UNSHARE, &[0x1000_0000], Some(Refused)),
+        // Signals to others: the listener, one by one.
+        (KILL, &[1, 0], Some(Refused)),
+        (TGKILL, &[1, 1, 6], Some(Refused)),
+        (FCNTL, &[0, 8, 1], Some(Refused)),
+        (FCNTL, &[u64::from(u32::MAX), 1, 0], Some(Errno(ebadf))),
+        // BLKGETSIZE64 and BLKRRPART of nothing.
+        (IOCTL, &[u64::from(u32::MAX), 0x8008_1272, 0], Some(Errno(ebadf))),
+        (IOCTL, &[u64::from(u32::MAX), 0x125f, 0], Some(Refused)),
+        (BPF, &[], Some(Refused)),
+        (OPEN, &[], Some(Refused)),
+        // openat(2) fails as in a file that is not ours.
+        (257, &[0, 0, 0], Some(Errno(eacces))),
+    ] {
+        let got = call(&server, number, arguments);
+        match outcome {
+            Some(outcome) => assert_eq!(got, outcome, "{number} {arguments:x?}"),
+            None => assert_ne!(got, Refused, "{number} {arguments:x?}"),
+        }
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_same_calls_pass_without_a_sandbox_and_fail_softly_in_compat() {
+    // ESRCH: there is nothing to trace under that number. EPERM: the filter. EBADF: it got as far as the descriptor.
+    let off = caller(&["--sandbox=off"]);
+    assert_eq!(call(&off, PTRACE, &[16, 0x7fff_fff0]), Errno(3));
+    assert_eq!(call(&off, FCNTL, &[u64::from(u32::MAX), 8, 1]), Errno(9));
+    let compat = caller(&["--sandbox=compat"]);
+    assert_eq!(call(&compat, PTRACE, &[16, 0x7fff_fff0]), Errno(1));
+    assert_eq!(call(&compat, FCNTL, &[u64::from(u32::MAX), 8, 1]), Errno(9));
+}
+
+/// One process for all, so all connections go; the next clients find a new one.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_forbidden_call_in_a_shared_process_is_named_and_the_process_replaced() {
+    let server = caller(&["--isolation=shared"]);
+    assert_eq!(call(&server, PTRACE, &[]), Refused);
+    let line = server.wait_for_stderr("refused system call");
+    assert!(line.contains("101 (ptrace) to the template (pid "), "{line}");
+    let _ = server.wait_for_stderr("the template was replaced");
+    assert_eq!(connected(&server, "").call(&Ask::read(0, 1)).expect("served").data, [0]);
+}
+
+/// A script that tries to reach a file beside its own directory.
+fn scripted(option: &str) -> (Vec<u8>, String) {
+    let script = "case $1 in get_size) echo 512;; \
+        pread) (cat \"$secret\" 2>/dev/null || printf refused; : > \"$tmpdir/made\" && printf made) \
+        | dd bs=512 conv=sync count=1 iflag=fullblock 2>/dev/null;; *) exit 2;; esac";
+    let builder = server(&[option, "sh", "{dir}/script"]);
+    let secret = builder.dir().join("secret");
+    std::fs::write(&secret, "secret").expect("written");
+    let path = builder.dir().join("script");
+    std::fs::write(&path, format!("#!/bin/sh\nsecret='{}'\n{script}\n", secret.display()))
+        .expect("written");
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("executable");
+    let mut server = builder.start();
+    let mut client = connected(&server, "");
+    let data = client.call(&Ask::read(0, 512)).expect("a reply").data;
+    drop(client);
+    assert!(server.stop().success());
+    (data, server.stderr_text_after_end())
+}
+
+#[test]
+fn a_script_reaches_the_system_and_its_directory_and_nothing_else() {
+    let (data, log) = scripted("--sandbox=strict");
+    assert!(data.starts_with(b"refusedmade\0"), "{}", data.escape_ascii());
+    assert_eq!(log, "", "its directory is removed without a word");
+    let (data, _) = scripted("--sandbox=off");
+    assert!(data.starts_with(b"secretmade\0"), "{}", data.escape_ascii());
+}
