@@ -35,7 +35,7 @@ use crate::identity::Identity;
 use crate::log::{Level, Log, Quota, Speaker};
 use crate::sockets::PrivateDirectory;
 use crate::template::{Recipe, Template};
-use accept::{Listener, Pause, Pending};
+use accept::{Held, Listener, Pause, Pending};
 use ending::Deadlines;
 use rebuild::Rebuilds;
 
@@ -116,6 +116,7 @@ pub(crate) struct Server {
     next_listener: usize,
     private: Option<PrivateDirectory>,
     pending: Option<Pending>,
+    held: Option<Held>,
     pause: Pause,
     admission: Admission,
     last_connection: u64,
@@ -170,6 +171,7 @@ impl Server {
             next_listener: 0,
             private: None,
             pending: None,
+            held: None,
             pause: Pause::default(),
             admission: Admission::new(max_connections, max_connections_per_peer, now),
             last_connection: 0,
@@ -248,6 +250,7 @@ impl Server {
             self.deadlines.as_ref().and_then(Deadlines::next),
             // If it has come, something else keeps us from accepting, and will wake us.
             self.next_place().filter(|at| *at > now),
+            self.held.as_ref().map(|held| held.at).filter(|at| *at > now),
         ]
         .into_iter()
         .flatten()

@@ -22,6 +22,9 @@ use crate::log::Verdict;
 use crate::sockets;
 use crate::sys::socket::accept;
 
+/// How long a handshake may take before it gives way to another: many times what an honest one needs.
+const HANDSHAKE_TIME: Duration = Duration::from_millis(100);
+
 /// How many clients are accepted before the other sources get their turn.
 const CLIENTS_AT_ONCE: usize = 16;
 
@@ -39,6 +42,22 @@ pub(super) struct Pending {
     fds: Vec<OwnedFd>,
     /// Our end.
     link: Option<WorkerLink>,
+}
+
+/// A client that waits because everybody in the handshake has come only just now: an honest burst.
+pub(super) struct Held {
+    client: OwnedFd,
+    peer: Peer,
+    /// When the oldest has had its time.
+    pub(super) at: Instant,
+}
+
+/// Whether a client is taken on.
+enum Place {
+    Free,
+    None,
+    /// Not before this.
+    Later(Instant),
 }
 
 /// What a failure of accept(2) means.
@@ -123,6 +142,7 @@ impl Server {
         let one = self.configured.as_ref().is_some_and(|configured| configured.one_client);
         self.stage == Stage::Serving
             && self.pending.is_none()
+            && self.held.is_none()
             && self.template.as_ref().is_some_and(|template| template.phase() == Phase::Serving)
             && (!one || self.connections.is_empty())
             && !self.admission.is_full(&self.connections, self.knows_handshakes(), now)
@@ -134,6 +154,12 @@ impl Server {
             return;
         }
         self.hand_over(now);
+        if self.stage == Stage::Serving
+            && self.pending.is_none()
+            && let Some(Held { client, peer, .. }) = self.held.take()
+        {
+            self.place(client, peer, now);
+        }
         if self.admission.is_full(&self.connections, self.knows_handshakes(), now)
             && self.listeners.iter().any(|listener| listener.ready)
             && let Some(line) = self.admission.report_full(now)
@@ -177,8 +203,18 @@ impl Server {
     fn admit(&mut self, client: OwnedFd, now: Instant) {
         self.log.debug(|| "accepted connection".to_owned());
         let peer = sockets::peer(&client);
-        if !self.has_place_for(&peer, now) {
-            return;
+        self.place(client, peer, now);
+    }
+
+    /// Takes a client on, turns it away, or lets it wait for a moment.
+    fn place(&mut self, client: OwnedFd, peer: Peer, now: Instant) {
+        match self.place_for(&peer, now) {
+            Place::Free => {}
+            Place::None => return,
+            Place::Later(at) => {
+                self.held = Some(Held { client, peer, at });
+                return;
+            }
         }
         if sockets::is_tcp(&peer) {
             // Neither matters enough to turn the client away.
@@ -194,18 +230,28 @@ impl Server {
     }
 
     /// Whether a client is taken on; an unfinished handshake may have to end for it.
-    fn has_place_for(&mut self, peer: &Peer, now: Instant) -> bool {
+    fn place_for(&mut self, peer: &Peer, now: Instant) -> Place {
         loop {
             let handshakes = self.knows_handshakes();
             let decision = self.admission.decide(&self.connections, peer, handshakes, now);
-            let Decision::Instead(number) = decision else {
-                return decision == Decision::Admit || self.refuse(peer, now);
+            let number = match decision {
+                Decision::Admit => return Place::Free,
+                Decision::Refuse => {
+                    self.refuse(peer, now);
+                    return Place::None;
+                }
+                Decision::Instead(number) => number,
             };
             // That the handshake is over may have been said and not yet been read.
             self.read_worker_of(number);
-            if self.connections.get_mut(number).is_some_and(|it| it.is_in_handshake()) {
+            let Some(connection) = self.connections.get_mut(number) else { continue };
+            if connection.is_in_handshake() {
+                let at = connection.since + HANDSHAKE_TIME;
+                if at > now {
+                    return Place::Later(at);
+                }
                 self.give_way(number);
-                return true;
+                return Place::Free;
             }
         }
     }
@@ -224,13 +270,12 @@ impl Server {
         next.filter(|_| waiting && self.pending.is_none() && self.stage == Stage::Serving)
     }
 
-    /// Says why a client is disconnected; false.
-    fn refuse(&mut self, peer: &Peer, now: Instant) -> bool {
+    /// Says why a client is disconnected.
+    fn refuse(&mut self, peer: &Peer, now: Instant) {
         let who = client_name(peer);
         let line =
             format!("{who} has too many connections, disconnected (--max-connections-per-peer)");
         self.report_turned_away(0, &line, now);
-        false
     }
 
     /// Ends a connection whose handshake is not over. Its end is reported by the template in the usual way.
