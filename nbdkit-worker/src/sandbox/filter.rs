@@ -157,3 +157,67 @@ fn assemble(rules: Rules, other: SeccompAction, listed: SeccompAction) -> Result
 fn broken(error: &dyn std::fmt::Display) -> Error {
     Error::new(Errno::EINVAL, format!("seccomp: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All that a stack can need, one by one and together.
+    fn stacks() -> Vec<Needs> {
+        let mut stacks = vec![Needs::nothing()];
+        for network in [Network::Unix, Network::Inet] {
+            stacks.push(Needs::nothing().network(network));
+        }
+        stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Read));
+        stacks.push(Needs::nothing().programs());
+        stacks.push(Needs::nothing().threads());
+        let all = stacks.iter().cloned().reduce(|mut all, needs| {
+            all.merge(needs);
+            all
+        });
+        stacks.extend(all);
+        stacks
+    }
+
+    #[test]
+    fn every_list_compiles_into_what_the_kernel_takes() {
+        /// linux/bpf_common.h, BPF_MAXINSNS
+        const MOST: usize = 4096;
+        for needs in stacks() {
+            for filter in template(&needs).unwrap() {
+                assert!((1..MOST).contains(&filter.len()), "{needs:?}: {}", filter.len());
+            }
+        }
+        assert!(worker().unwrap().len() < 200, "installed for every connection");
+        assert_eq!(compat().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_is_given_up_was_there_and_what_is_absent_is_not_refused_otherwise() {
+        let listed = |call: i64| {
+            [policy::BASE, policy::TEMPLATE].into_iter().flatten().any(|line| line.call == call)
+        };
+        for line in [policy::GIVEN_UP, policy::ABSENT, policy::OPENING].into_iter().flatten() {
+            assert!(listed(line.call), "{}", line.call);
+        }
+    }
+
+    #[test]
+    fn a_line_without_conditions_wins_over_one_with() {
+        let prctl = |lists: &[&[Line]]| rules(lists).unwrap()[&libc::SYS_prctl].len();
+        assert!(prctl(&[policy::BASE, policy::TEMPLATE]) > 1);
+        assert_eq!(prctl(&[policy::BASE, policy::PROGRAMS]), 0);
+        assert_eq!(prctl(&[policy::PROGRAMS, policy::BASE]), 0);
+    }
+
+    /// A filter holds for the thread that installs it, here one of the test's own.
+    #[test]
+    fn a_filter_refuses_what_is_listed_with_the_errno_of_its_list() {
+        let errno = std::thread::spawn(|| {
+            nix::sys::prctl::set_no_new_privs().unwrap();
+            install(&compat().unwrap()[0]).unwrap();
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS).err()
+        });
+        assert_eq!(errno.join().unwrap(), Some(nix::Error::EPERM));
+    }
+}

@@ -35,7 +35,7 @@ const RESOLVER: &[&str] = &["/etc", "/run/systemd/resolve", "/usr/share"];
 /// EPERM: the kernel has Landlock and does not let us.
 pub(super) fn restrict(needs: &Needs) -> Result<()> {
     let status = ruleset(needs)
-        .and_then(|ruleset| ruleset.restrict_self())
+        .and_then(RulesetCreated::restrict_self)
         .map_err(|error| Error::new(Errno::EPERM, format!("landlock: {error}")))?;
     match status.ruleset {
         RulesetStatus::FullyEnforced => debug!("sandbox: Landlock, {} paths", needs.paths.len()),

@@ -95,6 +95,8 @@ pub(super) const BASE: &[Line] = &[
     with(c::SYS_fcntl, &[Is(1, c::F_GET_SEALS as u64)]),     // the same
     with(c::SYS_fcntl, &[Is(1, c::F_SETPIPE_SZ as u64)]),    // splice in larger pieces
     with(c::SYS_fcntl, &[Is(1, c::F_GETPIPE_SZ as u64)]),    // the same
+    with(c::SYS_fcntl, &[Is(1, c::F_SETLK as u64)]),         // a place in a shared file (limit, exitlast)
+    with(c::SYS_fcntl, &[Is(1, c::F_GETLK as u64)]),         // who has one
     with(c::SYS_fcntl, &[Is(1, c::F_OFD_SETLK as u64)]),     // ranges of shared files
     with(c::SYS_fcntl, &[Is(1, c::F_OFD_SETLKW as u64)]),    // the same, waiting
     with(c::SYS_fcntl, &[Is(1, c::F_OFD_GETLK as u64)]),     // the same, asking
