@@ -4,12 +4,7 @@ use nbdkit_tests::server::free_port;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-<<<<<<< HEAD
     Daemon, Foreground, Paths, assert_serves, connect, debian_lacks, launch, nbdkit, pid_in, run,
-=======
-    Daemon, Foreground, Paths, assert_serves, connect, debian_lacks, eventually, launch, nbdkit,
-    run,
->>>>>>> sandbox
 };
 
 /// The four lines of a URI and its form for a shell.
@@ -30,21 +25,12 @@ fn the_uri_of_a_unix_socket_is_printed_and_quoted() {
     for option in ["--print-uri", "--print-url", "--show-uri", "--show-url"] {
         let paths = Paths::new();
         let socket = paths.text("sock");
-<<<<<<< HEAD
         let mut server =
             Foreground::nbdkit(["-f", option, "-U", &socket, "-P", &paths.text("pid"), "null"]);
         let uri = format!("nbd+unix://?socket={socket}");
         assert_eq!(server.stdout_lines(4), lines(&uri, &format!("\"{uri}\"")), "{option}");
         // The URI is printed a little before the server is ready to be stopped in good order.
         let _ = pid_in(&paths.path("pid"));
-=======
-        let pid_file = paths.text("pid");
-        let mut server = Foreground::nbdkit(["-f", option, "-P", &pid_file, "-U", &socket, "null"]);
-        let uri = format!("nbd+unix://?socket={socket}");
-        assert_eq!(server.stdout_lines(4), lines(&uri, &format!("\"{uri}\"")), "{option}");
-        // The URI is printed before the server is ready, and a signal before that is no clean end.
-        eventually("the server is ready", || std::fs::exists(&pid_file).is_ok_and(|there| there));
->>>>>>> sandbox
         server.signal(Signal::SIGTERM);
         assert!(server.wait().success());
         assert_eq!(server.stdout_lines(4).len(), 4, "nothing more");
