@@ -25,7 +25,9 @@ use nbdkit_tests::{Ask, command};
 use super::bystander::{Bystander, Work};
 use super::{Connection, GIB, MIB, haggling, open, server, succeed};
 
-const SCRIPT: [&str; 3] = ["eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero"];
+/// Without a sandbox, since the tests have the scripts write where they can see it.
+const SCRIPT: [&str; 4] =
+    ["--sandbox=off", "eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero"];
 
 fn script(more: &[&str]) -> nbdkit_tests::server::Builder {
     server(&[&SCRIPT[..], more].concat())
