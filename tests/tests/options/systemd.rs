@@ -160,10 +160,7 @@ fn a_socket_that_does_not_listen_is_refused() {
     let mut command = activated("LISTEN_PID=$$ LISTEN_FDS=1", "3<&0 0</dev/null", &["null"]);
     let mut server = Foreground::start(command.stdin(OwnedFd::from(socket)));
     assert_eq!(server.wait().code(), Some(1), "{}", server.stderr());
-<<<<<<< HEAD
-=======
     // Whoever reads its last words may be behind.
->>>>>>> sandbox
     server.wait_for_stderr("fd = 3");
 }
 
