@@ -117,6 +117,7 @@ fn acquire(futex: &AtomicU32) -> bool {
         return false;
     }
     loop {
+        let seen = futex.load(Ordering::Relaxed);
         match futex_call(futex, libc::FUTEX_LOCK_PI) {
             Ok(()) => {
                 // The kernel says so if the holder died while we waited.
@@ -124,16 +125,14 @@ fn acquire(futex: &AtomicU32) -> bool {
                     & libc::FUTEX_OWNER_DIED;
                 return died != 0;
             }
-            // There is no such thread (any more), or this very thread holds it, which can only be an
-            // earlier thread of the same number since guards are not held across calls of `lock`.
+            // The kernel knows no such thread (any more), or none that could hold a lock of ours; or this very thread
+            // holds it, which can only be an earlier thread of the same number since guards are not held across calls
+            // of `lock`. That was said about the number that stood there before; another holder's is not taken over.
             Err(Errno::ESRCH | Errno::EDEADLK | Errno::EPERM) => {
-                let held = futex.load(Ordering::Relaxed);
-                let holder = held & libc::FUTEX_TID_MASK;
-                let gone = holder != 0 && (holder == me || !is_alive(holder));
-                let waiters = held & libc::FUTEX_WAITERS;
-                if gone
+                let mine = me | (seen & libc::FUTEX_WAITERS);
+                if seen & libc::FUTEX_TID_MASK != 0
                     && futex
-                        .compare_exchange(held, me | waiters, Ordering::Acquire, Ordering::Relaxed)
+                        .compare_exchange(seen, mine, Ordering::Acquire, Ordering::Relaxed)
                         .is_ok()
                 {
                     return true;
@@ -143,10 +142,6 @@ fn acquire(futex: &AtomicU32) -> bool {
             Err(_) => std::thread::yield_now(),
         }
     }
-}
-
-fn is_alive(thread: u32) -> bool {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(thread as i32), None) != Err(Errno::ESRCH)
 }
 
 fn release(futex: &AtomicU32) {
