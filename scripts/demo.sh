@@ -10,7 +10,9 @@ cleanup() {
     [ -z "$pid" ] || kill "$pid" 2>/dev/null || true
     rm -rf "$dir"
 }
-trap cleanup EXIT INT TERM
+trap cleanup EXIT
+# Also when the output is piped into something that has seen enough.
+trap 'exit 1' HUP INT PIPE TERM
 PATH=$PATH:/usr/sbin:/sbin
 export PATH
 
