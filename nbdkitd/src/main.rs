@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod admission;
+mod capabilities;
 mod captive;
 mod cli;
 mod connections;

@@ -318,3 +318,39 @@ fn a_worker_has_no_channel_but_its_own() {
     };
     assert_eq!(sockets(template.pid).intersection(&sockets(workers[0].pid)).count(), 0);
 }
+
+#[test]
+fn a_serving_listener_keeps_the_right_to_signal_and_nothing_else() {
+    if !geteuid().is_root() {
+        eprintln!("SKIPPED: only root has capabilities to give up");
+        return;
+    }
+    let server = start(&["-u", "nobody", "null", "1M"]);
+    let mut client = connected(&server);
+    assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", listener(&server))).expect("alive");
+    let set = |name: &str| {
+        let line =
+            status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of status");
+        u64::from_str_radix(line.trim(), 16).expect("a mask")
+    };
+    let cap_kill = 1 << 5;
+    for (name, most) in
+        [("CapEff:", cap_kill), ("CapPrm:", cap_kill), ("CapInh:", 0), ("CapAmb:", 0)]
+    {
+        assert_eq!(set(name) & !most, 0, "{name}");
+    }
+    // That is enough to replace a template of root's making, and to end workers of another user.
+    let (template, _) = family(&server);
+    kill(Pid::from_raw(template.pid), Signal::SIGKILL).expect("killed");
+    eventually("there is another template", || {
+        descendants(listener(&server)).iter().any(|process| {
+            process.parent == listener(&server)
+                && process.executable == "nbdkit-worker"
+                && process.pid != template.pid
+                && process.state != 'Z'
+        })
+    });
+    assert_eq!(connected(&server).call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
+}

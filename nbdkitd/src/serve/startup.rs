@@ -22,7 +22,7 @@ use crate::cli::build_info::{NBDKIT_VERSION, OWN_VERSION};
 use crate::cli::command_line::{ServiceMode, TcpPort, TlsMode};
 use crate::cli::uri;
 use crate::notify::{self, State};
-use crate::{daemon, errno_text, sockets};
+use crate::{capabilities, daemon, errno_text, sockets};
 
 impl Server {
     /// The first debug lines.
@@ -147,6 +147,8 @@ impl Server {
                 .map_err(|error| format!("{}: {}", path.display(), errno_text(&error)))?;
             self.log.debug(|| format!("written pidfile {}", path.display()));
         }
+        // Here rather than last: what fails must still reach the user.
+        capabilities::keep_for_service()?;
         if let Some(report) = self.plan.report.take() {
             daemon::leave_terminal(self.log.verbose())?;
             self.log.enter_background();
