@@ -122,7 +122,8 @@ fn running_out_of_descriptors_is_survived_reported_and_over_when_clients_leave()
     let mut first = open(&server, Headers::Simple);
     let mut many: Vec<_> = (0..60).map(|_| server.connect()).collect();
     let line = server.wait_for_stderr("New clients have to wait");
-    assert!(line.contains("Too many open files"), "{line}");
+    // Open ones, or those on their way to the template, which count for whoever may not exceed limits: unix(7).
+    assert!(line.contains("Too many open files") || line.contains("Too many references"), "{line}");
     succeed(&mut first, &Ask::read(0, 512));
     let before = processor_time(&server);
     std::thread::sleep(Duration::from_secs(1));
