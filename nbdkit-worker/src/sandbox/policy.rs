@@ -184,7 +184,6 @@ pub(super) const TEMPLATE: &[Line] = &[
     any(c::SYS_mlockall),         // --swap, in each worker
     any(c::SYS_seccomp),          // the filter of each worker
     with(c::SYS_prctl, &[Is(0, c::PR_SET_NO_NEW_PRIVS as u64)]), // the same
-    with(c::SYS_prctl, &[Is(0, 57)]), // PR_SET_IO_FLUSHER: --swap, in each worker
     with(c::SYS_fcntl, &[Is(1, c::F_SETOWN as u64)]), // a message on the control channel is a signal to the worker
 ];
 
@@ -197,7 +196,6 @@ pub(super) const GIVEN_UP: &[Line] = &[
     any(c::SYS_mlockall),         // done
     any(c::SYS_seccomp),          // done
     with(c::SYS_prctl, &[Is(0, c::PR_SET_NO_NEW_PRIVS as u64)]), // done
-    with(c::SYS_prctl, &[Is(0, 57)]), // done
     with(c::SYS_fcntl, &[Is(1, c::F_SETOWN as u64)]), // it would signal other workers
 ];
 
