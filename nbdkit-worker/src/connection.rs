@@ -10,6 +10,7 @@ mod export;
 mod handshake;
 mod input;
 mod options;
+mod pace;
 mod pool;
 mod reply;
 mod socket;

@@ -67,6 +67,22 @@ impl Input {
         Ok(true)
     }
 
+    /// Takes what has come meanwhile, if there is room for it, without waiting; false if nothing has, or the
+    /// client's end, which the next read finds again.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn take_more(&mut self) -> io::Result<bool> {
+        if self.end == self.buf.len() {
+            self.buf.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let read = self.socket.read_now(&mut self.buf[self.end..])?;
+        self.end += read;
+        Ok(read > 0)
+    }
+
     /// Takes exactly `N` bytes; `None` if the client ended before the first.
     ///
     /// # Errors

@@ -76,6 +76,14 @@ impl Pool {
         state.running == 0 && state.queue.is_empty()
     }
 
+    /// Waits until nothing is queued or running.
+    pub(super) fn drain(&self) {
+        let mut state = self.lock();
+        while state.running > 0 || !state.queue.is_empty() {
+            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Queues a job, waiting for room if too much is under way, and starts a thread in `scope` running `serve`
     /// if all are busy. Returns the job if no thread could be had at all.
     pub(super) fn submit<'scope, F>(

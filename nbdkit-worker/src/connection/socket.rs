@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use nix::unistd::{read, write};
 
 /// How much is written at a time under a deadline: less than any socket buffer that polls as writable has room for.
@@ -53,6 +53,18 @@ impl Socket {
                 Err(Errno::EINTR) => {}
                 result => return Ok(result?),
             }
+        }
+    }
+
+    /// Puts what has come into `buf` without waiting; 0 if nothing has, at the end too, or if that cannot be told.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn read_now(&self, buf: &mut [u8]) -> io::Result<usize> {
+        match recv(self.input.as_raw_fd(), buf, MsgFlags::MSG_DONTWAIT) {
+            // A pipe (`-s`) cannot be asked in one call.
+            Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOTSOCK) => Ok(0),
+            result => Ok(result?),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The transmission phase: requests in, replies out. NBD protocol, "Transmission phase".
 //!
-//! One thread reads. It takes all requests that a recv brought, answers those that cannot wait on the spot, and
+//! One thread reads. It takes all requests that a recv brought, answers those that do not wait on the spot, and
 //! sends what has gathered when it runs out of requests, in one write. Requests that may wait go to the pool's threads
 //! unless nothing else is outstanding: with one request at a time there is no hand-off.
 
@@ -18,14 +18,16 @@ use nbdkit_api::{Blocking, Errno, Error, Flags, debug, log};
 use super::execute::Target;
 use super::export::{Export, Features};
 use super::input::Input;
+use super::pace::{Looking, Writes};
 use super::pool::{Job, Pool};
 use super::reply::Replies;
 use super::splice::{Pipe, SPLICE_FROM, SPLICE_UP_TO};
 use super::validate::{Rules, payload_length};
 use super::{Connection, End, Socket};
 
-/// Replies are sent when so much has gathered, even if there are more requests at hand.
+/// Replies are sent when so many bytes or requests have gathered, even if there are more requests at hand.
 const FLUSH_AT: usize = 64 * 1024;
+const MAX_BATCH: usize = 64;
 /// A write this long is read and refused; a longer one ends the connection.
 const MAX_SKIPPED_WRITE: u64 = 2 * MAX_REQUEST as u64;
 /// Longest payload of NBD_CMD_BLOCK_STATUS, bytes.
@@ -53,8 +55,16 @@ pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -
         pool: pooled.then(|| Pool::new(connection.settings.threads)),
     };
     let session = &session;
-    let mut reader =
-        Reader { session, input, replies: Replies::default(), payload: Vec::new(), pipe: None };
+    let mut reader = Reader {
+        session,
+        input,
+        replies: Replies::default(),
+        payload: Vec::new(),
+        pipe: None,
+        writes: Writes::default(),
+        looking: Looking::default(),
+        batch: 0,
+    };
     let end = match &session.pool {
         None => reader.run(None),
         Some(pool) => std::thread::scope(|scope| {
@@ -186,6 +196,12 @@ struct Reader<'s> {
     payload: Vec<u8>,
     /// For large reads that are done here.
     pipe: Option<Pipe>,
+    /// Whether writes are done here.
+    writes: Writes,
+    /// Whether to look for more requests before replies are sent.
+    looking: Looking,
+    /// Requests since replies were sent.
+    batch: usize,
 }
 
 impl<'s> Reader<'s> {
@@ -210,7 +226,8 @@ impl<'s> Reader<'s> {
                 return Ok(());
             }
             self.answer(&request, extended, threads)?;
-            if self.replies.bytes().len() >= FLUSH_AT {
+            self.batch += 1;
+            if self.replies.bytes().len() >= FLUSH_AT || self.batch >= MAX_BATCH {
                 self.flush()?;
             }
         }
@@ -220,9 +237,12 @@ impl<'s> Reader<'s> {
     fn next_request(&mut self, extended: bool) -> Result<Option<Request>, End> {
         let length = header_length(extended);
         if self.input.available().len() < length {
-            self.flush()?;
-            if !self.input.fill(length)? {
-                return Ok(None);
+            self.look()?;
+            if self.input.available().len() < length {
+                self.flush()?;
+                if !self.input.fill(length)? {
+                    return Ok(None);
+                }
             }
         }
         let header = self.input.available();
@@ -237,7 +257,17 @@ impl<'s> Reader<'s> {
             .map_err(|malformed| End::Protocol(format!("invalid request: {malformed}")))
     }
 
+    /// Takes what the client has sent by now, if there are replies that would have to be sent before we can wait.
+    fn look(&mut self) -> Result<(), End> {
+        if !self.replies.is_empty() && self.looking.is_worth_it() {
+            let found = self.input.take_more()?;
+            self.looking.found(found);
+        }
+        Ok(())
+    }
+
     fn flush(&mut self) -> Result<(), End> {
+        self.batch = 0;
         Ok(self.session.send(&mut self.replies)?)
     }
 
@@ -265,15 +295,14 @@ impl<'s> Reader<'s> {
         };
         match checked {
             Ok(flags) => {
-                match threads.filter(|threads| !self.is_done_here(request, threads.0, extended)) {
-                    None => self.answer_here(request, flags, payload as usize),
-                    Some(threads) if payload == 0 && self.try_read(request) => {
-                        let _ = threads;
-                        Ok(())
+                let payload = payload as usize;
+                match threads {
+                    None => self.answer_here(request, flags, payload),
+                    Some(_) if payload == 0 && self.try_read(request) => Ok(()),
+                    Some((pool, _)) if self.is_done_here(request, flags, pool, payload) => {
+                        self.answer_here(request, flags, payload)
                     }
-                    Some((pool, scope)) => {
-                        self.hand_over(request, flags, payload as usize, pool, scope)
-                    }
+                    Some((pool, scope)) => self.hand_over(request, flags, payload, pool, scope),
                 }
             }
             Err(error) => {
@@ -292,22 +321,33 @@ impl<'s> Reader<'s> {
         request.command == Command::READ && self.session.target.try_read(request, &mut self.replies)
     }
 
-    /// Whether a request that may wait is carried out by this thread all the same: it takes only a local device,
-    /// and there is nothing else to do meanwhile.
-    fn is_done_here(&self, request: &Request, pool: &Pool, extended: bool) -> bool {
+    /// Whether a request that may wait is carried out by this thread all the same: it takes only a local device, and
+    /// it is a write that a page cache takes, or there is nothing else to do meanwhile.
+    fn is_done_here(
+        &mut self,
+        request: &Request,
+        flags: Flags,
+        pool: &Pool,
+        payload: usize,
+    ) -> bool {
+        if self.session.target.backend.blocking() != Blocking::Short {
+            return false;
+        }
+        let write = request.command == Command::WRITE;
+        if write && !flags.contains(Flags::FUA) && self.writes.are_quick(|| pool.drain()) {
+            return true;
+        }
         // A flush or a zero may take a device much longer than a block.
-        let quick =
-            matches!(request.command, Command::READ | Command::WRITE | Command::BLOCK_STATUS);
-        let rest = payload_length(request, extended) as usize + header_length(extended);
-        quick
-            && self.session.target.backend.blocking() == Blocking::Short
-            && self.input.available().len() < rest
-            && pool.is_idle()
+        let quick = write || matches!(request.command, Command::READ | Command::BLOCK_STATUS);
+        let rest = payload + header_length(self.session.features().extended);
+        quick && self.input.available().len() < rest && pool.is_idle()
     }
 
     fn answer_here(&mut self, request: &Request, flags: Flags, length: usize) -> Result<(), End> {
+        let target = self.session.target;
+        let write = request.command == Command::WRITE;
         if self.input.available().len() < length
-            || self.session.target.backend.blocking() != Blocking::Never
+            || target.backend.blocking() != Blocking::Never && !write
         {
             // What was answered before must not wait for this one.
             self.flush()?;
@@ -315,19 +355,23 @@ impl<'s> Reader<'s> {
         if let Some(sent) = self.session.splice(request, &mut self.replies, &mut self.pipe) {
             return Ok(sent?);
         }
-        let target = self.session.target;
-        if Input::fits(length) {
-            if length > 0 && !self.input.fill(length)? {
-                return Err(End::Broken(io::ErrorKind::UnexpectedEof.into()));
-            }
-            target.execute(request, flags, &self.input.available()[..length], &mut self.replies);
-            self.input.consume(length);
-        } else {
+        let here = Input::fits(length);
+        if !here {
             self.input.read_payload(&mut self.payload, length)?;
-            target.execute(request, flags, &self.payload, &mut self.replies);
-            if self.payload.len() > KEEP_PAYLOAD {
-                self.payload = Vec::new();
-            }
+        } else if length > 0 && !self.input.fill(length)? {
+            return Err(End::Broken(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let payload = if here { &self.input.available()[..length] } else { &self.payload };
+        let replies = &mut self.replies;
+        if write {
+            self.writes.time(length, || target.execute(request, flags, payload, replies));
+        } else {
+            target.execute(request, flags, payload, replies);
+        }
+        if here {
+            self.input.consume(length);
+        } else if self.payload.len() > KEEP_PAYLOAD {
+            self.payload = Vec::new();
         }
         Ok(())
     }

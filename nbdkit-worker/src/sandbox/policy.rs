@@ -161,6 +161,7 @@ pub(super) const BASE: &[Line] = &[
     any(c::SYS_clock_getres),     // the same
     any(c::SYS_gettimeofday),     // the same
     any(c::SYS_clock_nanosleep),  // delay filters
+    with(c::SYS_getrusage, &[Is(0, c::RUSAGE_THREAD as u64)]), // whether writes wait
     any(c::SYS_nanosleep),        // the same
     any(c::SYS_getrandom),        // seeds, hash tables
     any(c::SYS_getpid),           // abort; who made a directory

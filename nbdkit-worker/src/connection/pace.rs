@@ -1,0 +1,143 @@
+//! What the reading thread may do itself. It guesses from what it has seen: neither the kernel's page cache nor the
+//! client tells beforehand.
+
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{UsageWho, getrusage};
+
+/// A write that took longer, apart from the copying, may not have been one to memory.
+const QUICK: Duration = Duration::from_micros(500);
+/// Copying goes at half a GB/s at least: nanoseconds a byte.
+const COPYING: u64 = 2;
+/// So many writes after a long one are watched: what kept that one may have been another process on our processor.
+const WATCHED: u32 = 16;
+/// After a slow write others are done elsewhere for so many times as long as that one took.
+const PENANCE: u32 = 10;
+
+/// Whether writes are quick here: a page cache takes most at once, until it is full of what a disk has still to take,
+/// and a disk without one never does. Handing over costs more than a quick write takes.
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    /// Writes still to be watched.
+    watch: u32,
+    slow_until: Option<Instant>,
+}
+
+impl Writes {
+    /// Whether the next one is worth trying here. When that becomes so, `settle` waits for those under way elsewhere,
+    /// or we would wait for them behind the same locks of the kernel, and take that for a slow disk.
+    pub(super) fn are_quick(&mut self, settle: impl FnOnce()) -> bool {
+        if let Some(until) = self.slow_until {
+            if Instant::now() < until {
+                return false;
+            }
+            settle();
+            *self = Writes::default();
+        }
+        true
+    }
+
+    /// Carries out a write of `count` bytes and remembers how that went.
+    pub(super) fn time<T>(&mut self, count: usize, write: impl FnOnce() -> T) -> T {
+        let before = if self.watch > 0 { waits() } else { 0 };
+        let start = Instant::now();
+        let result = write();
+        let time = start.elapsed();
+        let long = time > QUICK + Duration::from_nanos(COPYING * count as u64);
+        if self.watch > 0 {
+            self.watch -= 1;
+            if long && before != waits() {
+                self.slow_until = start.checked_add(time * (PENANCE + 1));
+            }
+        } else if long {
+            self.watch = WATCHED;
+        }
+        result
+    }
+}
+
+/// How often this thread has waited for something, which is not to say for a processor.
+fn waits() -> i64 {
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.voluntary_context_switches())
+}
+
+/// Whether to look for another request before the replies at hand are sent: a client that keeps many under way has
+/// often sent the next by now, and one batch takes fewer calls than two; one that waits for each reply has not.
+#[derive(Debug, Default)]
+pub(super) struct Looking {
+    /// Times in a row that there was none, and times left not to look.
+    misses: u32,
+    rest: u32,
+}
+
+impl Looking {
+    /// The longest rest, in batches.
+    const MAX_REST: u32 = 64;
+
+    /// Whether to look this time.
+    pub(super) fn is_worth_it(&mut self) -> bool {
+        if self.rest > 0 {
+            self.rest -= 1;
+            return false;
+        }
+        true
+    }
+
+    /// Whether there was something.
+    pub(super) fn found(&mut self, any: bool) {
+        self.misses = if any { 0 } else { self.misses + 1 };
+        // The end of every burst is a miss, which says nothing; several in a row do.
+        self.rest =
+            if self.misses > 2 { (1 << (self.misses - 2).min(16)).min(Self::MAX_REST) } else { 0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(millis: u64) {
+        std::thread::sleep(Duration::from_millis(millis));
+    }
+
+    #[test]
+    fn writes_that_wait_send_the_next_ones_elsewhere_for_a_while() {
+        let mut writes = Writes::default();
+        writes.time(4096, || wait(20));
+        assert!(writes.are_quick(|| ()), "one may be chance");
+        writes.time(4096, || wait(20));
+        assert!(!writes.are_quick(|| ()));
+        wait(400);
+        assert!(writes.are_quick(|| ()));
+    }
+
+    #[test]
+    fn writes_that_copy_much_or_lose_their_processor_are_not_slow() {
+        let mut writes = Writes::default();
+        for _ in 0..3 {
+            writes.time(64 << 20, || wait(1));
+            // It takes long, but waits for nothing.
+            let end = Instant::now() + Duration::from_millis(2);
+            writes.time(4096, || while Instant::now() < end {});
+        }
+        assert!(writes.are_quick(|| ()));
+    }
+
+    #[test]
+    fn looking_in_vain_becomes_rare_and_success_makes_it_usual_again() {
+        let mut looking = Looking::default();
+        let mut looked = 0;
+        for _ in 0..1000 {
+            if looking.is_worth_it() {
+                looked += 1;
+                looking.found(false);
+            }
+        }
+        assert!((10..40).contains(&looked), "{looked}");
+        while !looking.is_worth_it() {}
+        looking.found(true);
+        assert!(looking.is_worth_it());
+    }
+}
