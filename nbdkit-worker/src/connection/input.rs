@@ -7,8 +7,11 @@ use std::time::Instant;
 
 use super::Socket;
 
-/// Bytes that one read may bring.
-const CAPACITY: usize = 64 * 1024;
+/// Bytes that one read may bring. So large that the allocator maps it: pages that nothing comes into take no memory, and
+/// a handshake touches one.
+const CAPACITY: usize = 256 * 1024;
+/// Bytes of a payload that are waited for in one go, at first.
+const PAYLOAD_STEP: usize = 64 * 1024;
 
 /// A buffered reader over the client's socket.
 #[derive(Debug)]
@@ -124,7 +127,7 @@ impl Input {
         let mut read = 0;
         while read < length {
             // What the buffer has anyway, then as much again as has come.
-            let target = out.len().max(read * 2).max(CAPACITY).min(length);
+            let target = out.len().max(read * 2).max(PAYLOAD_STEP).min(length);
             out.resize(target, 0);
             self.read_exact(&mut out[read..])?;
             read = target;
