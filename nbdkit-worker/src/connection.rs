@@ -14,6 +14,7 @@ mod pool;
 mod reply;
 mod socket;
 mod splice;
+mod tls;
 mod transmission;
 mod validate;
 
@@ -28,6 +29,7 @@ use nbdkit_ipc::WorkerExit;
 
 pub(crate) use socket::Socket;
 
+use crate::authority::Authority;
 use crate::settings::Settings;
 
 /// What serving a client takes.
@@ -40,6 +42,8 @@ pub(crate) struct Connection<'a> {
     pub(crate) client: Arc<Client>,
     /// Where it is.
     pub(crate) socket: Socket,
+    /// Whom TLS asks for keys.
+    pub(crate) authority: Arc<dyn Authority>,
     /// Told the export's name when the handshake is over.
     pub(crate) on_serving: &'a (dyn Fn(&str) + Sync),
 }
@@ -76,6 +80,7 @@ impl Connection<'_> {
             Ok((export, input)) => transmission::serve(self, export, input),
             Err(end) => Err(end),
         };
+        self.socket.close();
         match end {
             Ok(()) | Err(End::Done) => WorkerExit::Clean,
             Err(End::Protocol(what)) => {
