@@ -9,7 +9,9 @@
 
 mod channel;
 mod codec;
+pub mod der;
 mod inherit;
+pub mod keys;
 pub mod messages;
 pub mod phase;
 pub mod refusal;
@@ -22,7 +24,8 @@ pub use status::WorkerExit;
 
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
 /// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`.
-pub const VERSION: u32 = 2;
+/// 3: TLS: `TlsPiece`, `Key` on all links, and `Configure::tls`.
+pub const VERSION: u32 = 3;
 
 /// Identifies the build: listener and worker must come from the same one.
 pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::keys::{KeyAnswer, KeyRequest, Tls, TlsPiece};
 use crate::status::WorkerExit;
 
 /// First message each way on the link between listener and template.
@@ -66,6 +67,15 @@ pub enum ToTemplate {
     /// Finish: connections end after their running requests, then the stack is cleaned up and the process
     /// exits.
     Quiesce,
+    /// Part of what TLS needs, in order. After `Configure`, before `ConfigureEnd`.
+    TlsPiece(TlsPiece),
+    /// The answer to `Key`.
+    Key {
+        /// Which client's.
+        connection: u64,
+        /// The answer.
+        answer: KeyAnswer,
+    },
 }
 
 /// Sent by the template. The word of a confined process: check before use.
@@ -103,6 +113,13 @@ pub enum FromTemplate {
         /// The system call's number on this machine.
         syscall: u32,
     },
+    /// With isolation `Shared`: what a worker would ask. Answer: `Key`.
+    Key {
+        /// For which client.
+        connection: u64,
+        /// The question.
+        request: KeyRequest,
+    },
 }
 
 /// Sent by a worker on its own channel. The word of a process that talks to a client: check before use.
@@ -123,6 +140,8 @@ pub enum FromWorker {
         /// The system call's number on this machine.
         syscall: u32,
     },
+    /// What TLS needs of the listener. Once, before `Serving`. Answer: `Key`.
+    Key(KeyRequest),
 }
 
 /// Sent by the listener to a worker.
@@ -130,6 +149,8 @@ pub enum FromWorker {
 pub enum ToWorker {
     /// Finish: no new requests, replies to the running ones, then exit.
     Quiesce,
+    /// The answer to `Key`.
+    Key(KeyAnswer),
 }
 
 /// What the template is started for.
@@ -174,6 +195,8 @@ pub struct Configure {
     pub isolation: Option<Isolation>,
     /// `--sandbox`; `None` leaves it to the stack.
     pub sandbox: Option<Sandbox>,
+    /// TLS, unless it is off.
+    pub tls: Option<Tls>,
 }
 
 /// How template and workers are confined.
@@ -354,6 +377,13 @@ mod tests {
         assert_eq!(first(encode(&FromTemplate::Refused { syscall: 0 })), 8);
         assert_eq!(first(encode(&FromWorker::Refused { syscall: 0 })), 3);
         assert_eq!(first(encode(&ToWorker::Quiesce)), 0);
+        let (request, answer) = (KeyRequest::Psk { identity: vec![] }, KeyAnswer::Denied);
+        assert_eq!(encode(&request).unwrap()[0], 1);
+        assert_eq!(encode(&answer).unwrap()[0], 2);
+        assert_eq!(first(encode(&FromWorker::Key(request.clone()))), 4);
+        assert_eq!(first(encode(&ToWorker::Key(answer.clone()))), 1);
+        assert_eq!(first(encode(&FromTemplate::Key { connection: 1, request })), 9);
+        assert_eq!(first(encode(&ToTemplate::Key { connection: 1, answer })), 8);
     }
 
     #[test]

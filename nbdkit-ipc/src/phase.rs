@@ -1,9 +1,9 @@
-//! What the template may say when: the table that the listener holds every message against.
-//! Anything else ends the template with a log line that names the message.
+//! What the template and a worker may say when: the tables that the listener holds every message against.
+//! Anything else ends the one that said it, with a log line that names the message.
 
 #![forbid(unsafe_code)]
 
-use crate::messages::FromTemplate;
+use crate::messages::{FromTemplate, FromWorker};
 
 /// How far the template has come, named after what it owes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,7 @@ pub fn name(message: &FromTemplate) -> &'static str {
         FromTemplate::Exited { .. } => "Exited",
         FromTemplate::Shutdown => "Shutdown",
         FromTemplate::Refused { .. } => "Refused",
+        FromTemplate::Key { .. } => "Key",
     }
 }
 
@@ -50,7 +51,12 @@ impl Phase {
             (FromTemplate::Shutdown, ExpectConfigured | Configured | ExpectReady | Serving) => {
                 Some(self)
             }
-            (FromTemplate::Forked { .. } | FromTemplate::Exited { .. }, Serving) => Some(self),
+            (
+                FromTemplate::Forked { .. }
+                | FromTemplate::Exited { .. }
+                | FromTemplate::Key { .. },
+                Serving,
+            ) => Some(self),
             (FromTemplate::Refused { .. }, ExpectReady | Serving) => Some(self),
             (
                 FromTemplate::Hello(_)
@@ -61,9 +67,52 @@ impl Phase {
                 | FromTemplate::Shutdown
                 | FromTemplate::Forked { .. }
                 | FromTemplate::Exited { .. }
-                | FromTemplate::Refused { .. },
+                | FromTemplate::Refused { .. }
+                | FromTemplate::Key { .. },
                 _,
             ) => None,
+        }
+    }
+}
+
+/// How far a worker has come, or a connection in a shared template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WorkerPhase {
+    /// In the handshake; TLS has not asked for a key.
+    #[default]
+    Handshake,
+    /// In the handshake; TLS has asked.
+    Keyed,
+    /// In transmission.
+    Serving,
+    /// At its end, by its own word.
+    Refused,
+}
+
+/// The name of a worker's message, for log lines.
+pub fn worker_message(message: &FromWorker) -> &'static str {
+    match message {
+        FromWorker::Log(_) => "Log",
+        FromWorker::Shutdown => "Shutdown",
+        FromWorker::Serving { .. } => "Serving",
+        FromWorker::Refused { .. } => "Refused",
+        FromWorker::Key(_) => "Key",
+    }
+}
+
+impl WorkerPhase {
+    /// The phase after `message`; `None` if it may not be said now.
+    pub fn after(self, message: &FromWorker) -> Option<WorkerPhase> {
+        use WorkerPhase::{Handshake, Keyed, Refused, Serving};
+        match (message, self) {
+            (FromWorker::Key(_), Handshake) => Some(Keyed),
+            (FromWorker::Serving { .. }, Handshake | Keyed) => Some(Serving),
+            (FromWorker::Refused { .. }, Handshake | Keyed | Serving) => Some(Refused),
+            // At any time: another thread may speak between the last words and the end.
+            (FromWorker::Log(_) | FromWorker::Shutdown, _) => Some(self),
+            (FromWorker::Key(_) | FromWorker::Serving { .. } | FromWorker::Refused { .. }, _) => {
+                None
+            }
         }
     }
 }
@@ -71,6 +120,7 @@ impl Phase {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::KeyRequest;
     use crate::messages::Hello;
 
     #[test]
@@ -85,5 +135,26 @@ mod tests {
             Phase::ExpectHello.after(&FromTemplate::Hello(Hello::ours())),
             Some(Phase::ExpectConfigured)
         );
+    }
+
+    #[test]
+    fn a_key_is_asked_for_once_and_before_transmission() {
+        let key = FromWorker::Key(KeyRequest::Psk { identity: vec![] });
+        let serving = FromWorker::Serving { export: String::new() };
+        let keyed = WorkerPhase::default().after(&key);
+        assert_eq!(keyed, Some(WorkerPhase::Keyed));
+        assert_eq!(keyed.and_then(|phase| phase.after(&key)), None);
+        assert_eq!(keyed.and_then(|phase| phase.after(&serving)), Some(WorkerPhase::Serving));
+        assert_eq!(WorkerPhase::default().after(&serving), Some(WorkerPhase::Serving));
+        assert_eq!(WorkerPhase::Serving.after(&key), None);
+        assert_eq!(WorkerPhase::Serving.after(&serving), None);
+    }
+
+    #[test]
+    fn last_words_are_the_last() {
+        let refused = FromWorker::Refused { syscall: 1 };
+        assert_eq!(WorkerPhase::Serving.after(&refused), Some(WorkerPhase::Refused));
+        assert_eq!(WorkerPhase::Refused.after(&refused), None);
+        assert_eq!(WorkerPhase::Refused.after(&FromWorker::Serving { export: "".into() }), None);
     }
 }

@@ -15,6 +15,7 @@ mod pool;
 mod reply;
 mod socket;
 mod splice;
+mod tls;
 mod transmission;
 mod validate;
 
@@ -29,6 +30,7 @@ use nbdkit_ipc::WorkerExit;
 
 pub(crate) use socket::Socket;
 
+use crate::authority::Authority;
 use crate::settings::Settings;
 
 /// What serving a client takes.
@@ -41,6 +43,8 @@ pub(crate) struct Connection<'a> {
     pub(crate) client: Arc<Client>,
     /// Where it is.
     pub(crate) socket: Socket,
+    /// Whom TLS asks for keys.
+    pub(crate) authority: Arc<dyn Authority>,
     /// Told the export's name when the handshake is over.
     pub(crate) on_serving: &'a (dyn Fn(&str) + Sync),
 }
@@ -77,6 +81,7 @@ impl Connection<'_> {
             Ok((export, input)) => transmission::serve(self, export, input),
             Err(end) => Err(end),
         };
+        self.socket.close();
         match end {
             Ok(()) | Err(End::Done) => WorkerExit::Clean,
             Err(End::Protocol(what)) => {

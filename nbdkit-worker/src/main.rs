@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+mod authority;
 mod configure;
 mod connection;
 mod describe;
@@ -14,6 +15,7 @@ mod process;
 mod sandbox;
 mod settings;
 mod template;
+mod tls;
 
 use std::process::ExitCode;
 

@@ -2,13 +2,14 @@
 
 #![expect(unsafe_code, reason = "fork, _exit and signal handlers")]
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use nbdkit_api::ResultExt;
 use nbdkit_ipc::{WorkerExit, refusal};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::{ForkResult, Pid};
 
@@ -154,6 +155,11 @@ pub(crate) fn is_quiescing() -> bool {
 /// The listener said `Quiesce` or is gone: make the client's socket read as ended. That ends the wait for the
 /// next request whether it has begun or not, without a system call more on the data path.
 extern "C" fn stop_reading(_signal: libc::c_int) {
+    end_client();
+}
+
+/// What the signal does, for whoever learns it in another way. Async-signal-safe.
+pub(crate) fn end_client() {
     QUIESCING.store(true, Ordering::Relaxed);
     let fd = CLIENT.load(Ordering::Relaxed);
     if fd >= 0 {
@@ -181,4 +187,29 @@ pub(crate) fn end_client_on_message(channel: impl AsFd, client: impl AsFd) -> ni
     nix::errno::Errno::result(result)?;
     fcntl(channel.as_fd(), FcntlArg::F_SETFL(OFlag::O_ASYNC))?;
     Ok(())
+}
+
+/// While this lives, a message on the channel of [`end_client_on_message`] is an answer and ends nothing. Whatever has come
+/// when it is dropped does.
+pub(crate) struct AwaitMessage<'a>(BorrowedFd<'a>);
+
+/// See [`AwaitMessage`].
+///
+/// # Errors
+/// Those of fcntl(2).
+pub(crate) fn await_message(channel: &impl AsFd) -> nix::Result<AwaitMessage<'_>> {
+    let channel = channel.as_fd();
+    fcntl(channel, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(AwaitMessage(channel))
+}
+
+impl Drop for AwaitMessage<'_> {
+    fn drop(&mut self) {
+        // First the signal, then a look: nothing can come between the two.
+        let watched = fcntl(self.0, FcntlArg::F_SETFL(OFlag::O_ASYNC));
+        let waiting = poll(&mut [PollFd::new(self.0, PollFlags::POLLIN)], PollTimeout::ZERO);
+        if watched.is_err() || waiting != Ok(0) {
+            end_client();
+        }
+    }
 }

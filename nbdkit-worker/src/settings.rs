@@ -8,6 +8,8 @@ use nbdkit_api::ThreadModel;
 use nbdkit_api::shared::SharedMutex;
 use nbdkit_ipc::messages::{Configure, Protocol};
 
+use crate::tls::Tls;
+
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -19,12 +21,14 @@ pub(crate) struct Settings {
     pub(crate) protocol: Protocol,
     /// How long a handshake may take.
     pub(crate) timeout: Option<Duration>,
+    /// TLS, unless it is off.
+    pub(crate) tls: Option<Tls>,
     /// The lock around every call into the stack, for NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS.
     all_requests: Option<SharedMutex<0>>,
 }
 
 impl Settings {
-    /// From the command line and the stack's thread model.
+    /// From the command line and the stack's thread model; without TLS.
     ///
     /// # Errors
     /// No memory for the shared lock.
@@ -39,6 +43,7 @@ impl Settings {
             threads,
             protocol: configure.protocol,
             timeout: configure.timeout,
+            tls: None,
             all_requests,
         })
     }

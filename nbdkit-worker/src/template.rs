@@ -24,6 +24,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::log::{self, TemplateLink};
 use crate::sandbox::Sandbox;
 use crate::settings::Settings;
+use crate::tls::{Material, Tls};
 use crate::{configure, describe, privileges, process};
 
 /// Why the template ends early. What there is to say has been said to the listener.
@@ -56,7 +57,7 @@ fn start(link: Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
 /// The start-up sequence of nbdkit-plugin(3). `None` if the purpose was only to print something.
 fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
     let _ = link.send(&FromTemplate::Hello(Hello::ours()), &[]);
-    let (configure, parameters) = receive_configuration(link)?;
+    let (configure, parameters, material) = receive_configuration(link)?;
     log::use_template(Arc::clone(link), configure.verbose);
     nbdkit_api::client::set_stdio_safe(configure.stdio_safe);
     nbdkit_api::client::on_shutdown(Box::new(log::request_shutdown));
@@ -89,7 +90,10 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
     stack.config_complete().map_err(failed)?;
     let model = stack.thread_model().map_err(failed)?;
     stack.get_ready(model).map_err(failed)?;
-    let settings = Settings::new(&configure, model).map_err(failed)?;
+    let mut settings = Settings::new(&configure, model).map_err(failed)?;
+    if let Some(tls) = &configure.tls {
+        settings.tls = Some(Tls::new(tls, material).map_err(failed)?);
+    }
 
     let wanted = configure.isolation.map_or(Isolation::Connection, |isolation| match isolation {
         messages::Isolation::Connection => Isolation::Connection,
@@ -210,18 +214,21 @@ fn receive(link: &TemplateLink) -> Result<Received<ToTemplate>, Failed> {
     }
 }
 
-fn receive_configuration(link: &TemplateLink) -> Result<(Configure, Vec<Parameter>), Failed> {
+fn receive_configuration(
+    link: &TemplateLink,
+) -> Result<(Configure, Vec<Parameter>, Material), Failed> {
     let ToTemplate::Hello(hello) = receive(link)?.message else { return Err(Failed) };
     if let Err(why) = hello.check() {
         eprintln!("nbdkit-worker: {why}");
         return Err(Failed);
     }
     let ToTemplate::Configure(configure) = receive(link)?.message else { return Err(Failed) };
-    let mut parameters = Vec::new();
+    let (mut parameters, mut material) = (Vec::new(), Material::default());
     loop {
         match receive(link)?.message {
+            ToTemplate::TlsPiece(piece) => material.add(piece),
             ToTemplate::Parameter(parameter) => parameters.push(parameter),
-            ToTemplate::ConfigureEnd => return Ok((*configure, parameters)),
+            ToTemplate::ConfigureEnd => return Ok((*configure, parameters, material)),
             _ => return Err(Failed),
         }
     }

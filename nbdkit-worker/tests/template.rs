@@ -63,6 +63,7 @@ impl Template {
             swap: false,
             isolation,
             sandbox: None,
+            tls: None,
         })));
         for (key, value) in parameters {
             let parameter =

@@ -9,6 +9,7 @@ use std::fmt;
 use std::time::Instant;
 
 use nbdkit_ipc::messages::{Isolation, Peer, PeerAddress};
+use nbdkit_ipc::phase::WorkerPhase;
 
 use crate::log::{Quota, escape};
 
@@ -27,8 +28,8 @@ pub(crate) struct Connection {
     pub(crate) pid: Option<i32>,
     /// How many lines it may still log.
     pub(crate) quota: Quota,
-    /// Whether its worker has said that the sandbox refused it.
-    pub(crate) refused: bool,
+    /// How far its worker has come, by its own word.
+    pub(crate) phase: WorkerPhase,
     export: Option<String>,
     /// When it was handed over.
     pub(crate) since: Instant,
@@ -114,7 +115,7 @@ impl Connections {
             peer,
             pid: None,
             quota,
-            refused: false,
+            phase: WorkerPhase::default(),
             export: None,
             since: now,
             gave_way: false,

@@ -1,7 +1,7 @@
 //! `nbdkit`, the listener: sockets, privileges, signals, the log. It parses the command line, has `nbdkit-worker`
 //! configure plugin and filters and serve the clients, and never reads a byte that a client sent.
 //!
-//! - `cli`: what the user wants; `preflight`, `identity`: what can be refused before anything is done
+//! - `cli`: what the user wants; `preflight`, `identity`: what comes before anything is done; `tls`: keys, and their use
 //! - `daemon`: into the background; `template`: starting `nbdkit-worker` and talking to it
 //! - `sockets`: where clients come from; `serve`: the loop; `connections`: who is being served
 //! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `sys`: the only unsafe code
@@ -22,6 +22,7 @@ mod serve;
 mod sockets;
 mod sys;
 mod template;
+mod tls;
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -100,7 +101,6 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     if options.exit_with_parent {
         preflight::exit_with_parent(parent)?;
     }
-    preflight::refuse_unsupported(&options)?;
     let identity = identity::identity(options.user.as_deref(), options.group.as_deref())?;
     let log = Log::new(&program, &options)?;
     let single = mode == Some(ServiceMode::Stdin);
@@ -113,9 +113,15 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
         None
     };
     introduce(purpose);
-    let recipe = Recipe::new(&stack, &options, purpose, !single);
+    let tls = if purpose == Purpose::Serve {
+        let directory = build_info::directories().root_tls_certificates_dir;
+        tls::load(&options, directory.as_ref(), &log)?
+    } else {
+        None
+    };
+    let recipe = Recipe::new(&stack, &options, purpose, !single, tls.as_ref());
     let plugin = plugin_name(&stack);
-    let plan = Plan { options, mode, adopted, identity, report, streams, recipe, plugin };
+    let plan = Plan { options, mode, adopted, identity, report, streams, recipe, plugin, tls };
     Ok(match Server::start(plan, log)?.run() {
         End::Status(status) => ExitCode::from(status),
         End::Signal(signal) => {

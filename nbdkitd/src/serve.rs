@@ -35,6 +35,7 @@ use crate::identity::Identity;
 use crate::log::{Level, Log, Quota, Speaker};
 use crate::sockets::PrivateDirectory;
 use crate::template::{Recipe, Template};
+use crate::tls::Tls;
 use accept::{Held, Listener, Pause, Pending};
 use ending::Deadlines;
 use rebuild::Rebuilds;
@@ -70,6 +71,8 @@ pub(crate) struct Plan {
     pub(crate) recipe: Recipe,
     /// The plugin's name, for log lines that concern a connection.
     pub(crate) plugin: String,
+    /// Keys, unless TLS is off.
+    pub(crate) tls: Option<Tls>,
 }
 
 /// How it ended.

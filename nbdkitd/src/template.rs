@@ -16,6 +16,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nbdkit_ipc::keys::TlsPiece;
 use nbdkit_ipc::messages::{self, Configure, Hello, Parameter, Purpose, Serve};
 use nbdkit_ipc::phase::{self, Phase};
 use nbdkit_ipc::{Channel, FromTemplate, RecvError, ToTemplate};
@@ -26,6 +27,7 @@ use nix::unistd::Pid;
 
 use crate::cli::command_line::{Isolation, Options, Sandbox, Stack};
 use crate::notify;
+use crate::tls::Tls;
 
 /// Most requests of one client that run at the same time, without `-t`. nbdkit(1).
 const DEFAULT_THREADS: u32 = 16;
@@ -41,6 +43,7 @@ pub(crate) struct Recipe {
     program: PathBuf,
     directory: Option<PathBuf>,
     configure: Configure,
+    certificates: Vec<TlsPiece>,
     parameters: Vec<Parameter>,
 }
 
@@ -51,6 +54,7 @@ impl Recipe {
         options: &Options,
         purpose: Purpose,
         stdio_safe: bool,
+        tls: Option<&Tls>,
     ) -> Recipe {
         let protocol = &options.protocol;
         let configure = Configure {
@@ -87,6 +91,7 @@ impl Recipe {
                 Sandbox::Compat => messages::Sandbox::Compat,
                 Sandbox::Off => messages::Sandbox::Off,
             }),
+            tls: tls.map(|tls| tls.configure.clone()),
         };
         let parameters = stack
             .parameters
@@ -100,6 +105,7 @@ impl Recipe {
             program: worker_program(),
             directory: std::env::current_dir().ok(),
             configure,
+            certificates: tls.map(|tls| tls.pieces.clone()).unwrap_or_default(),
             parameters,
         }
     }
@@ -156,6 +162,7 @@ impl Recipe {
         };
         template.outbox.push_back(ToTemplate::Hello(Hello::ours()));
         template.outbox.push_back(ToTemplate::Configure(Box::new(self.configure.clone())));
+        template.outbox.extend(self.certificates.iter().cloned().map(ToTemplate::TlsPiece));
         template.outbox.extend(self.parameters.iter().cloned().map(ToTemplate::Parameter));
         template.outbox.push_back(ToTemplate::ConfigureEnd);
         template.flush().map_err(|error| match error.raw_os_error() {
@@ -313,7 +320,7 @@ mod tests {
 
     fn recipe(values: &[&str]) -> Recipe {
         let stack = Stack { filters: vec![], plugin: "null".into(), parameters: vec![] };
-        let mut recipe = Recipe::new(&stack, &Options::default(), Purpose::Serve, true);
+        let mut recipe = Recipe::new(&stack, &Options::default(), Purpose::Serve, true, None);
         recipe.parameters = values
             .iter()
             .map(|value| Parameter { key: Some("k".to_owned()), value: value.into() })

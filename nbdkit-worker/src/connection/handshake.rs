@@ -116,6 +116,9 @@ impl ExpectOption<'_> {
 
     /// NBD_OPT_EXPORT_NAME: the answer is the export itself; a refusal is the end of the connection.
     fn export_name(&mut self, payload: &[u8]) -> Result<Export, End> {
+        if self.needs_tls() {
+            return Err(End::Protocol(format!("{}: this server requires TLS", Opt::EXPORT_NAME)));
+        }
         if self.extended {
             let option = Opt::EXPORT_NAME;
             return Err(End::Protocol(format!("{option} after extended headers were negotiated")));

@@ -10,7 +10,7 @@ use nbdkit_api::{Exports, debug};
 
 use super::export::{Export, Features};
 use super::input::Input;
-use super::{Connection, End};
+use super::{Connection, End, tls};
 
 /// The id of `base:allocation` in block status replies.
 pub(crate) const BASE_ALLOCATION_ID: u32 = 1;
@@ -57,6 +57,12 @@ impl<'a> ExpectOption<'a> {
         self.input
     }
 
+    /// Whether the client has to negotiate TLS before anything else.
+    pub(super) fn needs_tls(&self) -> bool {
+        let required = self.connection.settings.tls.as_ref().is_some_and(|tls| tls.require);
+        required && !self.connection.client.is_tls()
+    }
+
     /// What holds for transmission if this export is picked: a meta context counts only for the export for which
     /// it was set (NBD protocol, NBD_OPT_SET_META_CONTEXT).
     pub(super) fn features_for(&self, export: &str) -> Features {
@@ -77,22 +83,44 @@ pub(super) fn answer(
     option: Opt,
     payload: &[u8],
 ) -> Result<Option<Export>, End> {
+    if state.needs_tls() && !matches!(option, Opt::ABORT | Opt::STARTTLS) {
+        state.refuse(option, Rep::ERR_TLS_REQD, "this server requires TLS");
+        return Ok(None);
+    }
     match option {
         Opt::ABORT => state.reply(option, Rep::ACK, &[]),
         Opt::LIST => list(state, payload)?,
-        Opt::STARTTLS => {
-            if payload.is_empty() {
-                state.refuse(option, Rep::ERR_POLICY, "TLS is not enabled on this server");
-            } else {
-                state.refuse(option, Rep::ERR_INVALID, "option takes no data");
-            }
-        }
+        Opt::STARTTLS => starttls(state, payload)?,
         Opt::INFO | Opt::GO => return info(state, option, payload),
         Opt::STRUCTURED_REPLY | Opt::EXTENDED_HEADERS => upgrade(state, option, payload),
         Opt::LIST_META_CONTEXT | Opt::SET_META_CONTEXT => meta_context(state, option, payload),
         _ => state.refuse(option, Rep::ERR_UNSUP, "unknown option"),
     }
     Ok(None)
+}
+
+/// NBD_OPT_STARTTLS. After it nothing holds that was said before, but for the client's flags, which TLS does not change.
+/// NBD protocol, "TLS support".
+fn starttls(state: &mut ExpectOption<'_>, payload: &[u8]) -> Result<(), End> {
+    let option = Opt::STARTTLS;
+    if !payload.is_empty() {
+        state.refuse(option, Rep::ERR_INVALID, "option takes no data");
+    } else if state.connection.settings.tls.is_none() {
+        state.refuse(option, Rep::ERR_POLICY, "TLS is not enabled on this server");
+    } else if state.connection.client.is_tls() {
+        state.refuse(option, Rep::ERR_INVALID, "TLS is already in use");
+    } else if !state.input.available().is_empty() {
+        // The client has to wait for the answer; what is here already was put in the clear by who knows whom.
+        return Err(End::Protocol(format!("{option}: the client sent more without waiting")));
+    } else {
+        state.reply(option, Rep::ACK, &[]);
+        state.flush()?;
+        tls::start(state.connection, state.input.deadline)?;
+        state.structured = false;
+        state.extended = false;
+        state.meta_context = None;
+    }
+    Ok(())
 }
 
 fn list(state: &mut ExpectOption<'_>, payload: &[u8]) -> Result<(), End> {

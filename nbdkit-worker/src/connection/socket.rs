@@ -1,16 +1,18 @@
-//! The client's descriptors: one socket as a rule, two pipes with `-s`.
+//! The client's descriptors: one socket as a rule, two pipes with `-s`; encrypted once TLS has been negotiated.
 
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use nix::unistd::{read, write};
+
+use super::tls::Stream;
 
 /// How much is written at a time under a deadline: less than any socket buffer that polls as writable has room for.
 const DEADLINE_PIECE: usize = 1024;
@@ -20,6 +22,7 @@ const DEADLINE_PIECE: usize = 1024;
 pub(crate) struct Socket {
     input: Arc<OwnedFd>,
     output: Arc<OwnedFd>,
+    tls: Arc<OnceLock<Stream>>,
 }
 
 impl Socket {
@@ -27,7 +30,7 @@ impl Socket {
     pub(crate) fn new(input: OwnedFd, output: Option<OwnedFd>) -> Socket {
         let input = Arc::new(input);
         let output = output.map_or_else(|| Arc::clone(&input), Arc::new);
-        Socket { input, output }
+        Socket { input, output, tls: Arc::default() }
     }
 
     /// The descriptor that the client's bytes come from.
@@ -40,14 +43,37 @@ impl Socket {
         &self.output
     }
 
+    /// From now on everything goes through `stream`; the first call counts.
+    pub(super) fn encrypt(&self, stream: Stream) {
+        let _ = self.tls.set(stream);
+    }
+
+    /// Whether bytes go to the client as they are, so that the kernel may move them.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.tls.get().is_none()
+    }
+
     /// Waits for bytes and puts what there is into `buf`; 0 is the end.
     ///
     /// # Errors
-    /// TimedOut if nothing came before the deadline; the kernel's.
+    /// TimedOut if nothing came before the deadline; InvalidData if it is not what TLS says; the kernel's.
     pub(crate) fn read(&self, buf: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
+        match self.tls.get() {
+            None => self.read_plain(buf, deadline),
+            Some(tls) => tls.read(self, buf, deadline),
+        }
+    }
+
+    /// The same without TLS.
+    pub(super) fn read_plain(
+        &self,
+        buf: &mut [u8],
+        deadline: Option<Instant>,
+    ) -> io::Result<usize> {
         loop {
             if let Some(deadline) = deadline {
-                self.wait(deadline, &self.input, PollFlags::POLLIN)?;
+                wait(Some(deadline), &self.input, PollFlags::POLLIN)?;
             }
             match read(&*self.input, buf) {
                 Err(Errno::EINTR) => {}
@@ -73,11 +99,14 @@ impl Socket {
     /// # Errors
     /// TimedOut if the client took too long to take them; the kernel's, EPIPE above all.
     pub(crate) fn write_all(&self, bytes: &[u8], deadline: Option<Instant>) -> io::Result<()> {
+        if let Some(tls) = self.tls.get() {
+            return tls.write_all(self, bytes, deadline);
+        }
         let mut sent = 0;
         while sent < bytes.len() {
             let mut piece = &bytes[sent..];
             if let Some(deadline) = deadline {
-                self.wait(deadline, &self.output, PollFlags::POLLOUT)?;
+                wait(Some(deadline), &self.output, PollFlags::POLLOUT)?;
                 // A blocking socket would wait for room for everything; give it what fits at once.
                 piece = &piece[..piece.len().min(DEADLINE_PIECE)];
             }
@@ -90,19 +119,18 @@ impl Socket {
         Ok(())
     }
 
-    fn wait(&self, deadline: Instant, fd: &OwnedFd, events: PollFlags) -> io::Result<()> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            let millis = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
-            let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(fd.as_fd(), events)], timeout) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
-                Err(errno) => return Err(errno.into()),
-            }
+    /// Waits until the client takes more.
+    ///
+    /// # Errors
+    /// TimedOut; the kernel's.
+    pub(super) fn wait_output(&self, deadline: Option<Instant>) -> io::Result<()> {
+        wait(deadline, &self.output, PollFlags::POLLOUT)
+    }
+
+    /// Tells the client that this is the end, where TLS has a way to.
+    pub(super) fn close(&self) {
+        if let Some(tls) = self.tls.get() {
+            tls.close(self);
         }
     }
 
@@ -115,5 +143,27 @@ impl Socket {
     /// Makes reads find the end of input, so that requests stop coming while replies still go.
     pub(crate) fn stop_reading(&self) {
         let _ = shutdown(self.input.as_raw_fd(), Shutdown::Read);
+    }
+}
+
+/// Waits for the first of `events` and the deadline.
+fn wait(deadline: Option<Instant>, fd: &OwnedFd, events: PollFlags) -> io::Result<()> {
+    loop {
+        let timeout = match deadline {
+            None => PollTimeout::NONE,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                let millis = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
+                PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        match poll(&mut [PollFd::new(fd.as_fd(), events)], timeout) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }

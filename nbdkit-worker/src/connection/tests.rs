@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::{Command, CommandFlags, Opt};
@@ -13,9 +14,11 @@ use nbdkit_api::{
     Blocking, Client, Connection as Handle, Open, Plugin, Result, Stack, ThreadModel,
 };
 use nbdkit_ipc::WorkerExit;
+use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
 use nbdkit_ipc::messages::{Configure, Protocol, Purpose};
 
 use super::{Connection, Socket};
+use crate::authority::Authority;
 use crate::settings::Settings;
 
 /// Reads of the first half take their time, or panic; the second half is zeroes at once.
@@ -55,6 +58,16 @@ impl Handle for Odd {
     }
 }
 
+/// There is no TLS here.
+#[derive(Debug)]
+struct Nobody;
+
+impl Authority for Nobody {
+    fn ask(&self, _: KeyRequest) -> KeyAnswer {
+        KeyAnswer::Denied
+    }
+}
+
 /// Serves the other end of the socket with so many threads; returns how it ended.
 fn serve(socket: UnixStream, plugin: Odd, threads: u32) -> WorkerExit {
     let layer = Stack::new(Vec::new(), Box::new(plugin)).freeze();
@@ -77,13 +90,20 @@ fn serve(socket: UnixStream, plugin: Odd, threads: u32) -> WorkerExit {
         swap: false,
         isolation: None,
         sandbox: None,
+        tls: None,
     };
     let settings = Settings::new(&configure, ThreadModel::Parallel).unwrap();
     let socket = Socket::new(socket.into(), None);
     let cut = socket.clone();
     let client = Client::new(1, Peer::default(), None, Box::new(move || cut.cut()));
-    let connection =
-        Connection { layer: &layer, settings: &settings, client, socket, on_serving: &|_| {} };
+    let connection = Connection {
+        layer: &layer,
+        settings: &settings,
+        client,
+        socket,
+        authority: Arc::new(Nobody),
+        on_serving: &|_| {},
+    };
     catch_unwind(AssertUnwindSafe(|| connection.serve())).unwrap_or(WorkerExit::Panicked)
 }
 

@@ -146,6 +146,9 @@ impl Session<'_> {
         pipe: &mut Option<Pipe>,
     ) -> Option<io::Result<()>> {
         let count = usize::try_from(request.length).ok()?;
+        if !self.connection.socket.is_plain() {
+            return None;
+        }
         if request.command != Command::READ || !(SPLICE_FROM..=SPLICE_UP_TO).contains(&count) {
             return None;
         }

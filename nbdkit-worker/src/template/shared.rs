@@ -14,6 +14,7 @@ use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate, WorkerExit};
 use nix::errno::Errno;
 
 use super::{Service, unexpected, worker};
+use crate::authority::{SharedListener, Waiting};
 use crate::connection::{Connection, Socket};
 
 /// The clients being served, so that they can be ended.
@@ -26,6 +27,7 @@ pub(super) fn run(service: &Service) {
         return log_error(&error.to_string());
     }
     let clients = Clients::default();
+    let waiting = Arc::new(Waiting::default());
     std::thread::scope(|scope| {
         loop {
             match link.recv() {
@@ -39,9 +41,14 @@ pub(super) fn run(service: &Service) {
                     let client = worker::client(&serve, &socket);
                     lock(&clients).insert(connection, (Arc::clone(&client), socket.clone()));
                     let clients = &clients;
+                    let authority = SharedListener {
+                        link: Arc::clone(link),
+                        connection,
+                        waiting: Arc::clone(&waiting),
+                    };
                     let thread = std::thread::Builder::new().name("connection".to_owned());
                     let started = thread.spawn_scoped(scope, move || {
-                        let exit = serve_one(service, client, socket);
+                        let exit = serve_one(service, client, socket, authority);
                         lock(clients).remove(&connection);
                         ended(service, connection, exit);
                     });
@@ -50,6 +57,9 @@ pub(super) fn run(service: &Service) {
                         lock(clients).remove(&connection);
                         ended(service, connection, WorkerExit::Failed);
                     }
+                }
+                Ok(Received { message: ToTemplate::Key { connection, answer }, .. }) => {
+                    waiting.answer(connection, answer);
                 }
                 Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
                 Ok(Received { message: ToTemplate::Quiesce, .. }) | Err(RecvError::Closed) => break,
@@ -63,6 +73,7 @@ pub(super) fn run(service: &Service) {
                 }
             }
         }
+        waiting.close();
         for (client, socket) in lock(&clients).values() {
             client.disconnect(false);
             socket.stop_reading();
@@ -82,13 +93,20 @@ fn socket(fds: Vec<OwnedFd>) -> Option<Socket> {
     }
 }
 
-fn serve_one(service: &Service, client: Arc<Client>, socket: Socket) -> WorkerExit {
+fn serve_one(
+    service: &Service,
+    client: Arc<Client>,
+    socket: Socket,
+    authority: SharedListener,
+) -> WorkerExit {
     let (layer, settings) = (&service.layer, &service.settings);
     let on_serving = |_export: &str| {
         #[cfg(debug_assertions)]
         crate::process::call_for_test(_export);
     };
-    let connection = Connection { layer, settings, client, socket, on_serving: &on_serving };
+    let authority = Arc::new(authority);
+    let connection =
+        Connection { layer, settings, client, socket, authority, on_serving: &on_serving };
     catch_unwind(AssertUnwindSafe(|| connection.serve())).unwrap_or(WorkerExit::Panicked)
 }
 

@@ -11,6 +11,7 @@ use nbdkit_ipc::messages::{self, Serve};
 use nbdkit_ipc::{Channel, FromWorker, WorkerExit};
 
 use super::Service;
+use crate::authority::Listener;
 use crate::connection::{Connection, Socket};
 use crate::log::TemplateLink;
 use crate::{log, privileges, process};
@@ -65,6 +66,7 @@ pub(super) fn run(
         settings: &service.settings,
         client,
         socket,
+        authority: Arc::new(Listener(Arc::clone(&link))),
         on_serving: &tell,
     };
     let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));

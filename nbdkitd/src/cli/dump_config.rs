@@ -31,7 +31,7 @@ pub(crate) fn dump_config(binary: &Path, directories: &Directories) -> OsString 
         ("soext", "so"),
         ("sysconfdir", &directories.sysconfdir),
         ("timeout_option", "yes"),
-        ("tls", "no"),
+        ("tls", "yes"),
         ("version", build_info::NBDKIT_VERSION),
         ("version_extra", build_info::VERSION_EXTRA.unwrap_or_default()),
         ("version_major", &major),
@@ -81,7 +81,7 @@ mod tests {
             "run_default_socket=Unix",
             "max_api_version=2",
             "exit_with_parent=yes",
-            "tls=no",
+            "tls=yes",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}");
         }

@@ -3,11 +3,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
+use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
 use nbdkit_ipc::messages::{Isolation, LogRecord, MAX_LOG_TEXT};
-use nbdkit_ipc::{FromTemplate, FromWorker, RecvError, ToWorker, WorkerExit};
+use nbdkit_ipc::phase::worker_message;
+use nbdkit_ipc::{FromTemplate, FromWorker, RecvError, ToTemplate, ToWorker, WorkerExit};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -89,7 +92,41 @@ impl Server {
                     self.plan.recipe.stack()
                 ));
             }
+            FromTemplate::Key { connection, request } => {
+                match self.key_for_shared(connection, request) {
+                    Ok(answer) => {
+                        if let Some(template) = &mut self.template {
+                            template.say(ToTemplate::Key { connection, answer });
+                        }
+                    }
+                    Err(what) => self.template_violates(what),
+                }
+            }
         }
+    }
+
+    /// What a connection of the shared template asks.
+    fn key_for_shared(
+        &mut self,
+        number: u64,
+        request: KeyRequest,
+    ) -> Result<KeyAnswer, &'static str> {
+        let isolation = self.configured.as_ref().map(|configured| configured.isolation);
+        if isolation != Some(Isolation::Shared) {
+            return Err("a key for a connection that has a worker");
+        }
+        let connection =
+            self.connections.get_mut(number).ok_or("a key for a connection that does not exist")?;
+        let message = FromWorker::Key(request);
+        connection.phase =
+            connection.phase.after(&message).ok_or("a second key for the same connection")?;
+        let FromWorker::Key(request) = &message else { return Ok(KeyAnswer::Denied) };
+        self.key(request)
+    }
+
+    /// What TLS needs of the keys that only this process holds.
+    fn key(&self, request: &KeyRequest) -> Result<KeyAnswer, &'static str> {
+        self.plan.tls.as_ref().ok_or("a key where there is no TLS")?.keys.answer(request)
     }
 
     /// Ends a template that breaks the rules; what becomes of its clients is decided when it has ended.
@@ -193,8 +230,8 @@ impl Server {
         for _ in 0..most {
             match link.try_recv() {
                 Ok(received) if received.fds.is_empty() => {
-                    if let Err(what) = self.worker_says(number, received.message) {
-                        self.worker_violates(number, what);
+                    if let Err(what) = self.worker_says(number, link, received.message) {
+                        self.worker_violates(number, &what);
                         return Rest::Closed;
                     }
                 }
@@ -213,11 +250,21 @@ impl Server {
         Rest::More
     }
 
-    fn worker_says(&mut self, number: u64, message: FromWorker) -> Result<(), &'static str> {
+    fn worker_says(
+        &mut self,
+        number: u64,
+        link: &WorkerLink,
+        message: FromWorker,
+    ) -> Result<(), Cow<'static, str>> {
+        let Some(connection) = self.connections.get_mut(number) else { return Ok(()) };
+        let phase = connection.phase;
+        connection.phase = phase
+            .after(&message)
+            .ok_or_else(|| format!("unexpected {} in phase {phase:?}", worker_message(&message)))?;
         match message {
             FromWorker::Log(record) => {
                 if !is_plausible(&record) {
-                    return Err("a log record that is too long");
+                    return Err("a log record that is too long".into());
                 }
                 let single = self.speaker(None, number).connection;
                 let Some(connection) = self.connections.get_mut(number) else { return Ok(()) };
@@ -227,24 +274,26 @@ impl Server {
                 self.log.record(&record, speaker, &mut connection.quota);
             }
             FromWorker::Shutdown => self.stop(0),
-            FromWorker::Refused { syscall } => self.worker_refused(number, syscall)?,
+            FromWorker::Refused { syscall } => self.worker_refused(number, syscall),
+            FromWorker::Key(request) => {
+                let answer = self.key(&request)?;
+                // It waits for nothing else, so its queue has room; or it is gone.
+                let _ = link.try_send(&ToWorker::Key(answer), &[]);
+            }
             FromWorker::Serving { export } => {
                 if let Some(connection) = self.connections.get_mut(number)
                     && connection.serving(export).is_err()
                 {
-                    return Err("an export that cannot be");
+                    return Err("an export that cannot be".into());
                 }
             }
         }
         Ok(())
     }
 
-    /// A worker's last words, said once.
-    fn worker_refused(&mut self, number: u64, syscall: u32) -> Result<(), &'static str> {
-        let Some(connection) = self.connections.get_mut(number) else { return Ok(()) };
-        if std::mem::replace(&mut connection.refused, true) {
-            return Err("last words that were not the last");
-        }
+    /// A worker's last words.
+    fn worker_refused(&mut self, number: u64, syscall: u32) {
+        let Some(connection) = self.connections.get_mut(number) else { return };
         let client = connection.to_string();
         let pid = connection.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
         self.connection_error(
@@ -255,7 +304,6 @@ impl Server {
                 self.plan.recipe.stack()
             ),
         );
-        Ok(())
     }
 
     /// Ends a worker that breaks the rules. Its end is reported by the template in the usual way.

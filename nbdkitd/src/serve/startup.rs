@@ -102,6 +102,11 @@ impl Server {
         self.private.as_ref().map_or(Path::new(""), |directory| directory.socket())
     }
 
+    /// What came of `--tls` and of looking for certificates.
+    fn tls_mode(&self) -> TlsMode {
+        self.plan.tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode)
+    }
+
     fn print_uri(&self) -> Result<(), String> {
         let Some(mode) = &self.plan.mode else { return Ok(()) };
         let options = &self.plan.options;
@@ -109,7 +114,7 @@ impl Server {
             self.log.debug(|| format!("no NBD URI because service mode is {}", mode.name()));
             return Ok(());
         };
-        let uri = uri::uri(endpoint, &options.export_name, TlsMode::Off, &options.tls);
+        let uri = uri::uri(endpoint, &options.export_name, self.tls_mode(), &options.tls);
         self.log.debug(|| format!("NBD URI: {uri}"));
         if options.print_uri {
             let mut stdout = io::stdout().lock();
@@ -171,7 +176,7 @@ impl Server {
             options.run.as_deref().unwrap_or_default(),
             endpoint,
             &options.export_name,
-            TlsMode::Off,
+            self.tls_mode(),
             &options.tls,
         )
     }

@@ -1,0 +1,104 @@
+//! What a worker asks of the listener for TLS, which alone holds keys, and how TLS is set up.
+//!
+//! The private key of the certificate never leaves the listener: it signs. A pre-shared key has to be known to
+//! whoever speaks TLS with it, so the worker gets that of the identity which its client named, and no other.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest message to be signed that can be well-formed, bytes. RFC 8446, 4.4.3; RFC 8422, 5.4.
+pub const MAX_SIGNED: usize = 256;
+/// Longest identity of a pre-shared key, bytes.
+pub const MAX_IDENTITY: usize = 256;
+/// Longest pre-shared key, bytes.
+pub const MAX_PSK: usize = 256;
+
+/// Asked at most once for each connection, before its handshake is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyRequest {
+    /// Sign the server's part of a handshake. Answer: [`KeyAnswer::Signature`].
+    Sign {
+        /// TLS SignatureScheme, one of those in [`Credentials::Certificates`].
+        scheme: u16,
+        /// What to sign, before hashing: the content of CertificateVerify (RFC 8446, 4.4.3) or of the signature in
+        /// ServerKeyExchange (RFC 8422, 5.4).
+        message: Vec<u8>,
+    },
+    /// The pre-shared key of an identity. Answer: [`KeyAnswer::Psk`], or [`KeyAnswer::Denied`] if there is none.
+    Psk {
+        /// As the client sent it, at most [`MAX_IDENTITY`] bytes: hostile.
+        identity: Vec<u8>,
+    },
+}
+
+/// The listener's answer to a [`KeyRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyAnswer {
+    /// The signature, encoded as TLS has it.
+    Signature(Vec<u8>),
+    /// The key.
+    Psk(Secret),
+    /// No.
+    Denied,
+}
+
+/// Bytes that must not be printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(pub Vec<u8>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// How TLS is served. What is longer follows in [`TlsPiece`]s.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tls {
+    /// Nothing is served without it (`--tls=require`).
+    pub require: bool,
+    /// Clients have to show a certificate that our authority has signed (`--tls-verify-peer`).
+    pub verify_peer: bool,
+    /// What the server proves itself with.
+    pub credentials: Credentials,
+}
+
+/// What the server proves itself with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Credentials {
+    /// A certificate.
+    Certificates {
+        /// What its key can sign: TLS SignatureSchemes, the best first.
+        schemes: Vec<u16>,
+    },
+    /// Pre-shared keys.
+    PreSharedKeys,
+}
+
+/// Longest piece, bytes: certificate lists and revocation lists may be longer than a packet.
+pub const MAX_PIECE: usize = 128 * 1024;
+
+/// Part of a certificate or revocation list. All that this carries is public.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsPiece {
+    /// What it is part of.
+    pub kind: PieceKind,
+    /// DER, at most [`MAX_PIECE`] bytes.
+    pub bytes: Vec<u8>,
+    /// Whether it ends what it is part of.
+    pub last: bool,
+}
+
+/// What a [`TlsPiece`] is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PieceKind {
+    /// The server's certificate first, then those that lead to its authority.
+    Chain,
+    /// A certificate of an authority for clients.
+    Authority,
+    /// A revocation list.
+    Revocation,
+}

@@ -1,0 +1,160 @@
+//! Whom TLS asks for what only the listener has. Used by workers and, with isolation `shared`, by the template.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+
+use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
+use nbdkit_ipc::{FromTemplate, FromWorker, RecvError, ToWorker};
+use nix::errno::Errno;
+
+use crate::log::{TemplateLink, WorkerLink};
+use crate::process;
+
+/// Answers for one connection. Waits for the listener, which is quick and trusted.
+pub(crate) trait Authority: Send + Sync + fmt::Debug {
+    /// Asks; [`KeyAnswer::Denied`] also if the listener is gone.
+    fn ask(&self, request: KeyRequest) -> KeyAnswer;
+}
+
+/// A worker's: the listener, on the worker's own channel.
+#[derive(Debug)]
+pub(crate) struct Listener(pub(crate) Arc<WorkerLink>);
+
+impl Authority for Listener {
+    fn ask(&self, request: KeyRequest) -> KeyAnswer {
+        let link = &self.0;
+        // The answer is no reason to stop.
+        let Ok(_silent) = process::await_message(&**link) else { return KeyAnswer::Denied };
+        if link.send(&FromWorker::Key(request), &[]).is_err() {
+            return KeyAnswer::Denied;
+        }
+        loop {
+            match link.recv().map(|received| received.message) {
+                Ok(ToWorker::Key(answer)) => return answer,
+                Ok(ToWorker::Quiesce) => process::end_client(),
+                Err(RecvError::Io(Errno::EINTR)) => {}
+                Err(_) => {
+                    process::end_client();
+                    return KeyAnswer::Denied;
+                }
+            }
+        }
+    }
+}
+
+/// The connections of a shared template that wait for an answer; `None` when none will come any more.
+#[derive(Debug)]
+pub(crate) struct Waiting(Mutex<Option<HashMap<u64, mpsc::SyncSender<KeyAnswer>>>>);
+
+impl Default for Waiting {
+    fn default() -> Waiting {
+        Waiting(Mutex::new(Some(HashMap::new())))
+    }
+}
+
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<u64, mpsc::SyncSender<KeyAnswer>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes on what came for a connection, if it still waits.
+    pub(crate) fn answer(&self, connection: u64, answer: KeyAnswer) {
+        if let Some(waiting) = self.lock().as_mut().and_then(|all| all.remove(&connection)) {
+            let _ = waiting.send(answer);
+        }
+    }
+
+    /// The link is not listened to any more: who waits is denied.
+    pub(crate) fn close(&self) {
+        *self.lock() = None;
+    }
+}
+
+/// A connection of a shared template: the listener, on the channel that all of them share.
+#[derive(Debug)]
+pub(crate) struct SharedListener {
+    pub(crate) link: Arc<TemplateLink>,
+    pub(crate) connection: u64,
+    pub(crate) waiting: Arc<Waiting>,
+}
+
+impl Authority for SharedListener {
+    fn ask(&self, request: KeyRequest) -> KeyAnswer {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        match self.waiting.lock().as_mut() {
+            Some(all) => drop(all.insert(self.connection, sender)),
+            None => return KeyAnswer::Denied,
+        }
+        let question = FromTemplate::Key { connection: self.connection, request };
+        if self.link.send(&question, &[]).is_err() {
+            return KeyAnswer::Denied;
+        }
+        receiver.recv().unwrap_or(KeyAnswer::Denied)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nbdkit_ipc::Channel;
+    use nbdkit_ipc::messages::ToTemplate;
+
+    fn request() -> KeyRequest {
+        KeyRequest::Psk { identity: b"alice".to_vec() }
+    }
+
+    #[test]
+    fn a_worker_gets_its_answer() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let listener = std::thread::spawn(move || {
+            let theirs: Channel<ToWorker, FromWorker> = theirs;
+            let asked = theirs.recv().unwrap().message;
+            theirs.send(&ToWorker::Key(KeyAnswer::Signature(vec![1])), &[]).unwrap();
+            asked
+        });
+        let answer = Listener(Arc::new(ours)).ask(request());
+        assert_eq!(answer, KeyAnswer::Signature(vec![1]));
+        assert_eq!(listener.join().unwrap(), FromWorker::Key(request()));
+    }
+
+    #[test]
+    fn without_a_listener_the_answer_is_no() {
+        let (ours, theirs) = Channel::<FromWorker, ToWorker>::pair().unwrap();
+        drop(theirs);
+        assert_eq!(Listener(Arc::new(ours)).ask(request()), KeyAnswer::Denied);
+    }
+
+    #[test]
+    fn connections_of_one_process_get_their_own_answers_and_none_once_it_is_closed() {
+        let (ours, theirs) = Channel::<FromTemplate, ToTemplate>::pair().unwrap();
+        let (link, waiting) = (Arc::new(ours), Arc::new(Waiting::default()));
+        let of = |connection| SharedListener {
+            link: Arc::clone(&link),
+            connection,
+            waiting: Arc::clone(&waiting),
+        };
+        std::thread::scope(|scope| {
+            let asking: Vec<_> = (1..=3)
+                .map(|number| {
+                    let authority = of(number);
+                    scope.spawn(move || authority.ask(request()))
+                })
+                .collect();
+            for _ in 1..=3 {
+                assert!(matches!(theirs.recv().unwrap().message, FromTemplate::Key { .. }));
+            }
+            waiting.answer(2, KeyAnswer::Signature(vec![2]));
+            waiting.answer(9, KeyAnswer::Signature(vec![9]));
+            waiting.answer(1, KeyAnswer::Signature(vec![1]));
+            waiting.close();
+            let answers: Vec<_> = asking.into_iter().map(|it| it.join().unwrap()).collect();
+            assert_eq!(answers[0], KeyAnswer::Signature(vec![1]));
+            assert_eq!(answers[1], KeyAnswer::Signature(vec![2]));
+            assert_eq!(answers[2], KeyAnswer::Denied);
+        });
+        assert_eq!(of(4).ask(request()), KeyAnswer::Denied);
+    }
+}

@@ -1,0 +1,270 @@
+//! TLS between a client's socket and the rest of the connection, once STARTTLS has been agreed.
+//!
+//! One thread reads: it waits for the socket without holding the session, so that others can encrypt and send
+//! meanwhile. Who sends does not hold the session while the socket is full either, so that a client that sends
+//! requests before it takes replies does not stop both sides. Replies of different threads must not mix: the caller
+//! sees to that, as without TLS.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, IoSlice, Write};
+use std::os::fd::AsRawFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use nbdkit_api::client::TlsPeer;
+use nbdkit_api::{debug, log};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, sendmsg};
+
+use super::{Connection, End, Socket};
+use crate::tls::{self, Session};
+
+/// Bytes that one read may bring: several records.
+const RECEIVED: usize = 128 * 1024;
+
+/// An encrypted connection.
+pub(super) struct Stream {
+    session: Mutex<Box<dyn Session>>,
+    /// What has come and was not decrypted; the reading thread's.
+    received: Mutex<Received>,
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stream(..)")
+    }
+}
+
+struct Received {
+    buf: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Received {
+    fn bytes(&self) -> &[u8] {
+        &self.buf[self.start..self.end]
+    }
+
+    /// Waits for more; false at the end.
+    fn fill(&mut self, socket: &Socket, deadline: Option<Instant>) -> io::Result<bool> {
+        self.start = 0;
+        self.end = 0;
+        self.end = socket.read_plain(&mut self.buf, deadline)?;
+        Ok(self.end > 0)
+    }
+}
+
+/// Turns the connection into an encrypted one. What was read in the clear must have been used up.
+///
+/// # Errors
+/// The handshake failed, or the client left.
+pub(super) fn start(connection: &Connection<'_>, deadline: Option<Instant>) -> Result<(), End> {
+    let refused = |failure: &dyn std::fmt::Display| End::Protocol(format!("TLS: {failure}"));
+    let Some(tls) = &connection.settings.tls else { return Err(End::Refused) };
+    let authority = std::sync::Arc::clone(&connection.authority);
+    let session = tls.session(authority).map_err(|failure| refused(&failure))?;
+    debug!("starting TLS handshake");
+    let stream = Stream {
+        session: Mutex::new(session),
+        received: Mutex::new(Received {
+            buf: vec![0; RECEIVED].into_boxed_slice(),
+            start: 0,
+            end: 0,
+        }),
+    };
+    stream.handshake(&connection.socket, deadline).map_err(|error| {
+        if error.kind() == io::ErrorKind::InvalidData { refused(&error) } else { error.into() }
+    })?;
+    debug!("TLS handshake completed");
+    let peer = stream.peer().ok_or_else(|| refused(&"the client's certificate cannot be read"))?;
+    if log::flag("nbdkit", "tls.session") != 0 {
+        stream.describe(&peer);
+    }
+    connection.client.set_tls(peer);
+    connection.socket.encrypt(stream);
+    debug!("using TLS on this connection");
+    Ok(())
+}
+
+impl Stream {
+    fn session(&self) -> MutexGuard<'_, Box<dyn Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handshake(&self, socket: &Socket, deadline: Option<Instant>) -> io::Result<()> {
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let progress = self.progress(&mut received);
+            // A failure, too, is told to the client.
+            let sent = self.flush(socket, deadline);
+            let done = progress?;
+            sent?;
+            if done {
+                return Ok(());
+            }
+            if received.bytes().is_empty() && !received.fill(socket, deadline)? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Goes on with the handshake with what was received; true when it is over.
+    fn progress(&self, received: &mut Received) -> io::Result<bool> {
+        let mut session = self.session();
+        loop {
+            if session.handshake()? {
+                return Ok(true);
+            }
+            if received.bytes().is_empty() {
+                return Ok(false);
+            }
+            received.start += session.feed(received.bytes())?;
+        }
+    }
+
+    fn peer(&self) -> Option<TlsPeer> {
+        let Some(certificate) = self.session().peer_certificate() else {
+            return Some(TlsPeer::default());
+        };
+        Some(TlsPeer { dn: tls::subject(&certificate)?, issuer_dn: tls::issuer(&certificate)? })
+    }
+
+    /// `-D nbdkit.tls.session=1`.
+    fn describe(&self, peer: &TlsPeer) {
+        let session = self.session();
+        for line in session.describe() {
+            debug!("{line}");
+        }
+        if session.peer_certificate().is_some() {
+            debug!(
+                "TLS: peer provided a certificate: subject `{}', issuer `{}'",
+                peer.dn, peer.issuer_dn
+            );
+        } else {
+            debug!("TLS: peer provided no certificate");
+        }
+    }
+
+    /// As [`Socket::read`]. A client that hangs up without saying so is at its end all the same: a request that was cut
+    /// off is noticed as such.
+    pub(super) fn read(
+        &self,
+        socket: &Socket,
+        out: &mut [u8],
+        deadline: Option<Instant>,
+    ) -> io::Result<usize> {
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        if out.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match self.decrypt(&mut received, out) {
+                Ok(Some(count)) => return Ok(count),
+                Ok(None) => {}
+                Err(error) => {
+                    let _ = self.send(socket);
+                    return Err(error);
+                }
+            }
+            if !received.fill(socket, deadline)? {
+                return Ok(0);
+            }
+        }
+    }
+
+    /// Decrypts what was received, as far as `out` goes; `None` if that is nothing.
+    fn decrypt(&self, received: &mut Received, out: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut session = self.session();
+        let mut filled = 0;
+        loop {
+            match session.read(&mut out[filled..])? {
+                Some(0) => return Ok(Some(filled)),
+                Some(count) => filled += count,
+                None if received.bytes().is_empty() => return Ok((filled > 0).then_some(filled)),
+                None => received.start += session.feed(received.bytes())?,
+            }
+            if filled == out.len() {
+                return Ok(Some(filled));
+            }
+        }
+    }
+
+    /// As [`Socket::write_all`].
+    pub(super) fn write_all(
+        &self,
+        socket: &Socket,
+        bytes: &[u8],
+        deadline: Option<Instant>,
+    ) -> io::Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let sent = {
+                let mut session = self.session();
+                let count = session.write(rest)?;
+                rest = &rest[count..];
+                session.send(&mut Sink(socket))
+            };
+            match sent {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    socket.wait_output(deadline)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.flush(socket, deadline)
+    }
+
+    /// Sends what there is to send, waiting for room.
+    fn flush(&self, socket: &Socket, deadline: Option<Instant>) -> io::Result<()> {
+        loop {
+            match self.send(socket) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    socket.wait_output(deadline)?;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Sends what there is to send, as far as there is room.
+    fn send(&self, socket: &Socket) -> io::Result<()> {
+        self.session().send(&mut Sink(socket))
+    }
+
+    /// Tells the client that nothing more comes, if it can be told at once.
+    pub(super) fn close(&self, socket: &Socket) {
+        self.session().close();
+        let _ = self.send(socket);
+    }
+}
+
+/// The socket as a session's output: takes what fits, and never waits.
+struct Sink<'a>(&'a Socket);
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let fd = self.0.output().as_raw_fd();
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            match sendmsg::<()>(fd, slices, &[], flags, None) {
+                Err(Errno::EINTR) => {}
+                // A pipe (-s): it waits for room.
+                Err(Errno::ENOTSOCK) => {
+                    return Ok(nix::sys::uio::writev(self.0.output(), slices)?);
+                }
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

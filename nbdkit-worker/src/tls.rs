@@ -1,0 +1,83 @@
+//! TLS as a worker speaks it. Set up by the template, so that connections inherit what takes long; no key of the server
+//! is here or ever comes here but the pre-shared one of the identity that a client has named.
+//!
+//! - `certificates`: with rustls; `psk`: with OpenSSL, since rustls has no pre-shared keys
+//! - `session`: what both are to the rest: bytes in, bytes out, no sockets; `name`: who a certificate is about
+
+#![forbid(unsafe_code)]
+
+mod certificates;
+mod name;
+mod session;
+
+use std::sync::Arc;
+
+use nbdkit_api::{Error, Result};
+use nbdkit_ipc::keys::{self, Credentials, PieceKind, TlsPiece};
+
+use crate::authority::Authority;
+use certificates::Certificates;
+
+pub(crate) use name::{issuer, subject};
+pub(crate) use session::{Failure, Session};
+
+/// Certificates and revocation lists, DER.
+#[derive(Debug, Default)]
+pub(crate) struct Material {
+    chain: Vec<Vec<u8>>,
+    authorities: Vec<Vec<u8>>,
+    revocations: Vec<Vec<u8>>,
+    /// What has begun to come.
+    partial: Vec<u8>,
+}
+
+impl Material {
+    /// Takes the next piece.
+    pub(crate) fn add(&mut self, piece: TlsPiece) {
+        self.partial.extend(piece.bytes);
+        if !piece.last {
+            return;
+        }
+        let list = match piece.kind {
+            PieceKind::Chain => &mut self.chain,
+            PieceKind::Authority => &mut self.authorities,
+            PieceKind::Revocation => &mut self.revocations,
+        };
+        list.push(std::mem::take(&mut self.partial));
+    }
+}
+
+/// TLS of this server, when it is on.
+#[derive(Debug)]
+pub(crate) struct Tls {
+    /// Nothing is served without it.
+    pub(crate) require: bool,
+    credentials: Certificates,
+}
+
+impl Tls {
+    /// From what the listener has loaded.
+    ///
+    /// # Errors
+    /// The certificates cannot be used.
+    pub(crate) fn new(tls: &keys::Tls, material: Material) -> Result<Tls> {
+        let credentials = match &tls.credentials {
+            Credentials::Certificates { schemes } => {
+                Certificates::new(schemes, tls.verify_peer, material)?
+            }
+            Credentials::PreSharedKeys => return Err(Error::msg("no PSK yet")),
+        };
+        Ok(Tls { require: tls.require, credentials })
+    }
+
+    /// A session for one connection, which has yet to shake hands.
+    ///
+    /// # Errors
+    /// Out of memory or the like.
+    pub(crate) fn session(
+        &self,
+        authority: Arc<dyn Authority>,
+    ) -> std::result::Result<Box<dyn Session>, Failure> {
+        self.credentials.session(authority)
+    }
+}

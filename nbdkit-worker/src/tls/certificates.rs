@@ -1,0 +1,249 @@
+//! Sessions with certificates, by rustls. The key is with the listener: [`RemoteKey`] asks it to sign.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use nbdkit_api::{Error, Result};
+use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
+};
+use rustls::sign::{CertifiedKey, Signer, SigningKey};
+use rustls::version::{TLS12, TLS13};
+use rustls::{RootCertStore, ServerConfig, ServerConnection, SignatureAlgorithm, SignatureScheme};
+
+use super::Material;
+use super::session::{Failure, Session};
+use crate::authority::Authority;
+
+/// Encrypted at a time, bytes: a batch of records that leaves in one system call and fits the processor's cache.
+const OUTPUT: usize = 256 * 1024;
+
+/// What all sessions have in common.
+#[derive(Debug)]
+pub(super) struct Certificates {
+    config: ServerConfig,
+    chain: Vec<CertificateDer<'static>>,
+    schemes: Vec<SignatureScheme>,
+}
+
+/// AES-128 first: nothing is known against it, and it is the fastest. The server's order counts.
+fn provider() -> CryptoProvider {
+    use ring::cipher_suite::{
+        TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+    };
+    CryptoProvider {
+        cipher_suites: vec![
+            TLS13_AES_128_GCM_SHA256,
+            TLS13_AES_256_GCM_SHA384,
+            TLS13_CHACHA20_POLY1305_SHA256,
+            TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+            TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        ],
+        ..ring::default_provider()
+    }
+}
+
+impl Certificates {
+    /// `schemes`: what the listener's key can sign.
+    ///
+    /// # Errors
+    /// The authority's certificates or the revocation lists cannot be used.
+    pub(super) fn new(schemes: &[u16], verify_peer: bool, from: Material) -> Result<Certificates> {
+        let provider = Arc::new(provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .map_err(|error| Error::msg(format!("TLS: {error}")))?;
+        let chain: Vec<_> = from.chain.into_iter().map(CertificateDer::from).collect();
+        let builder = if verify_peer {
+            let mut roots = RootCertStore::empty();
+            for der in from.authorities {
+                roots
+                    .add(CertificateDer::from(der))
+                    .map_err(|error| Error::msg(format!("ca-cert.pem: {error}")))?;
+            }
+            let revocations = from.revocations.into_iter().map(CertificateRevocationListDer::from);
+            // A list says nothing about what other authorities have signed.
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .with_crls(revocations)
+                .allow_unknown_revocation_status()
+                .build()
+                .map_err(|error| Error::msg(format!("ca-cert.pem, ca-crl.pem: {error}")))?;
+            builder.with_client_cert_verifier(verifier)
+        } else {
+            builder.with_no_client_auth()
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(Nobody));
+        config.ignore_client_order = true;
+        // A session that is resumed would come to another process, which knows nothing of it.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        let schemes = schemes.iter().copied().map(SignatureScheme::from).collect();
+        Ok(Certificates { config, chain, schemes })
+    }
+
+    /// A session whose signatures come from `authority`.
+    pub(super) fn session(
+        &self,
+        authority: Arc<dyn Authority>,
+    ) -> std::result::Result<Box<dyn Session>, Failure> {
+        let key = RemoteKey { authority, schemes: self.schemes.clone() };
+        let certified = CertifiedKey::new(self.chain.clone(), Arc::new(key));
+        let mut config = self.config.clone();
+        config.cert_resolver = Arc::new(Resolver(Arc::new(certified)));
+        let mut connection = ServerConnection::new(Arc::new(config)).map_err(failure)?;
+        connection.set_buffer_limit(Some(OUTPUT));
+        Ok(Box::new(RustlsSession { connection }))
+    }
+}
+
+/// Stands where each session puts its own [`Resolver`].
+#[derive(Debug)]
+struct Nobody;
+
+impl ResolvesServerCert for Nobody {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+}
+
+/// One certificate for all names: clients of a disk know where they connect to.
+#[derive(Debug)]
+struct Resolver(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+/// The server's private key, which another process has.
+#[derive(Debug)]
+struct RemoteKey {
+    authority: Arc<dyn Authority>,
+    schemes: Vec<SignatureScheme>,
+}
+
+impl SigningKey for RemoteKey {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        let scheme = *self.schemes.iter().find(|scheme| offered.contains(scheme))?;
+        Some(Box::new(RemoteSigner { authority: Arc::clone(&self.authority), scheme }))
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        match self.schemes.first() {
+            Some(&SignatureScheme::ED25519) => SignatureAlgorithm::ED25519,
+            Some(
+                &SignatureScheme::ECDSA_NISTP256_SHA256 | &SignatureScheme::ECDSA_NISTP384_SHA384,
+            ) => SignatureAlgorithm::ECDSA,
+            _ => SignatureAlgorithm::RSA,
+        }
+    }
+}
+
+/// The same, for one signature.
+#[derive(Debug)]
+struct RemoteSigner {
+    authority: Arc<dyn Authority>,
+    scheme: SignatureScheme,
+}
+
+impl Signer for RemoteSigner {
+    fn sign(&self, message: &[u8]) -> std::result::Result<Vec<u8>, rustls::Error> {
+        let request = KeyRequest::Sign { scheme: self.scheme.into(), message: message.to_vec() };
+        match self.authority.ask(request) {
+            KeyAnswer::Signature(signature) => Ok(signature),
+            KeyAnswer::Psk(_) | KeyAnswer::Denied => {
+                Err(rustls::Error::General("the listener did not sign".to_owned()))
+            }
+        }
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.scheme
+    }
+}
+
+struct RustlsSession {
+    connection: ServerConnection,
+}
+
+// By value, as map_err wants it.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failure(error: rustls::Error) -> Failure {
+    Failure(error.to_string())
+}
+
+impl Session for RustlsSession {
+    fn handshake(&mut self) -> std::result::Result<bool, Failure> {
+        Ok(!self.connection.is_handshaking())
+    }
+
+    fn feed(&mut self, bytes: &[u8]) -> std::result::Result<usize, Failure> {
+        let mut rest = bytes;
+        let used = self
+            .connection
+            .read_tls(&mut rest)
+            .map_err(|error| Failure(format!("record buffer: {error}")))?;
+        self.connection.process_new_packets().map_err(failure)?;
+        Ok(used)
+    }
+
+    fn read(&mut self, out: &mut [u8]) -> std::result::Result<Option<usize>, Failure> {
+        match self.connection.reader().read(out) {
+            Ok(count) => Ok(Some(count)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(Failure(error.to_string())),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> std::result::Result<usize, Failure> {
+        self.connection.writer().write(bytes).map_err(|error| Failure(error.to_string()))
+    }
+
+    fn send(&mut self, sink: &mut dyn Write) -> io::Result<()> {
+        while self.connection.wants_write() {
+            self.connection.write_tls(sink)?;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.connection.send_close_notify();
+    }
+
+    fn peer_certificate(&self) -> Option<Vec<u8>> {
+        Some(self.connection.peer_certificates()?.first()?.to_vec())
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let version = match self.connection.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLS1.3",
+            Some(rustls::ProtocolVersion::TLSv1_2) => "TLS1.2",
+            _ => "unknown",
+        };
+        let group = self
+            .connection
+            .negotiated_key_exchange_group()
+            .map_or_else(String::new, |group| format!("{:?}", group.name()));
+        let suite = self
+            .connection
+            .negotiated_cipher_suite()
+            .map_or_else(String::new, |suite| format!("{:?}", suite.suite()));
+        vec![
+            format!("TLS session: ({version})-({group})-({suite})"),
+            "TLS: authentication: certificate".to_owned(),
+        ]
+    }
+}

@@ -1,0 +1,167 @@
+//! TLS as far as the listener has to do with it: it finds certificates and keys at start-up, as the user who started
+//! it, and keeps the secret part. Workers speak TLS and ask it to sign; it never reads a byte that a client sent.
+//!
+//! - `certificates`: the files and where they are looked for; `scalar`: keys as GnuTLS writes them; `psk`: the file of
+//!   pre-shared keys
+//! - `keys`: what is secret, and what workers are told of it; `transcript`: what may be signed
+
+#![forbid(unsafe_code)]
+
+mod certificates;
+mod keys;
+mod psk;
+mod scalar;
+mod transcript;
+
+use std::path::Path;
+
+use nbdkit_ipc::keys::{Credentials, MAX_PIECE, PieceKind, TlsPiece};
+use nix::sys::prctl;
+
+use crate::cli::command_line::{Options, TlsMode};
+use crate::log::Log;
+use certificates::{Certificates, Missing};
+
+pub(crate) use keys::Keys;
+
+/// What is said where nbdkit(1) has a warning or an error of several lines.
+const REMEDY: &str = "Try --tls-certificates=/path/to/certificates, or see \"Default location of certificates\" in nbdkit-tls(1)";
+
+/// TLS that is on.
+#[derive(Debug)]
+pub(crate) struct Tls {
+    /// `On` or `Require`.
+    pub(crate) mode: TlsMode,
+    /// The secret part.
+    pub(crate) keys: Keys,
+    /// What the template is told.
+    pub(crate) configure: nbdkit_ipc::keys::Tls,
+    /// The same, longer.
+    pub(crate) pieces: Vec<TlsPiece>,
+}
+
+/// Loads what the options name; `None` if TLS is off. nbdkit-tls(1), "Default TLS behaviour".
+///
+/// # Errors
+/// One line: TLS is required and cannot be had, or files are there and are no good.
+pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Option<Tls>, String> {
+    let options = &all.tls;
+    if options.mode == Some(TlsMode::Off) {
+        return Ok(None);
+    }
+    if let Some(priority) = &options.priority {
+        // To go on with other algorithms than the user asked for would be worse.
+        return Err(format!(
+            "--tls-priority={priority}: GnuTLS's priorities are not understood; TLS 1.2 and 1.3 with authenticated encryption is all there is"
+        ));
+    }
+    if all.debug_flags.iter().any(|flag| flag.is_server() && flag.flag == "tls.log") {
+        log.error("-D nbdkit.tls.log: there is no GnuTLS whose log it could be; see -D nbdkit.tls.session=1");
+    }
+    let mode = options.mode.unwrap_or(TlsMode::On);
+    let require = mode == TlsMode::Require;
+    let loaded = if let Some(file) = &options.psk {
+        log.debug(|| "TLS enabled using: Pre-Shared Keys (PSK)".to_owned());
+        Tls {
+            mode,
+            keys: Keys::Psk(psk::load(Path::new(file))?),
+            configure: nbdkit_ipc::keys::Tls {
+                require,
+                verify_peer: false,
+                credentials: Credentials::PreSharedKeys,
+            },
+            pieces: Vec::new(),
+        }
+    } else {
+        let given = options.certificates.as_ref().map(Path::new);
+        let (directory, certificates) = match certificates::find(given, root_directory)? {
+            Ok(found) => found,
+            Err(missing) => return without(options, &missing, log).map(|()| None),
+        };
+        log.debug(|| format!("successfully loaded TLS certificates from {}", directory.display()));
+        log.debug(|| "TLS enabled using: X.509 certificates".to_owned());
+        with_certificates(mode, options.verify_peer, certificates)
+    };
+    // What is secret must not reach a core file, nor another process of the same user.
+    prctl::set_dumpable(false)
+        .map_err(|errno| format!("prctl: PR_SET_DUMPABLE: {}", crate::words(errno)))?;
+    Ok(Some(loaded))
+}
+
+fn with_certificates(mode: TlsMode, verify_peer: bool, from: Certificates) -> Tls {
+    let mut pieces = Vec::new();
+    for der in &from.chain {
+        cut(PieceKind::Chain, der, &mut pieces);
+    }
+    if verify_peer {
+        for der in &from.authorities {
+            cut(PieceKind::Authority, der, &mut pieces);
+        }
+        for der in &from.revocations {
+            cut(PieceKind::Revocation, der, &mut pieces);
+        }
+    }
+    let schemes = keys::schemes(&*from.key);
+    Tls {
+        mode,
+        keys: Keys::Certificate(from.key),
+        configure: nbdkit_ipc::keys::Tls {
+            require: mode == TlsMode::Require,
+            verify_peer,
+            credentials: Credentials::Certificates { schemes },
+        },
+        pieces,
+    }
+}
+
+/// There are no certificates: an error, a warning or nothing.
+fn without(
+    options: &crate::cli::command_line::Tls,
+    missing: &Missing,
+    log: &Log,
+) -> Result<(), String> {
+    match options.mode {
+        Some(TlsMode::Require) => {
+            Err(format!("--tls=require but could not load TLS certificates: {missing}. {REMEDY}"))
+        }
+        Some(TlsMode::On) => {
+            log.error(&format!(
+                "warning: --tls=on but could not load TLS certificates: {missing}. TLS is disabled. {REMEDY}"
+            ));
+            Ok(())
+        }
+        // nbdkit says nothing here, and whoever wrote one of these believes in TLS.
+        _ if options.certificates.is_some() || options.verify_peer => {
+            log.error(&format!(
+                "warning: could not load TLS certificates: {missing}. TLS is disabled. {REMEDY}"
+            ));
+            Ok(())
+        }
+        _ => {
+            log.debug(|| "TLS disabled: could not load TLS certificates".to_owned());
+            Ok(())
+        }
+    }
+}
+
+/// Appends `der` in pieces that fit a message.
+fn cut(kind: PieceKind, der: &[u8], pieces: &mut Vec<TlsPiece>) {
+    let mut chunks = der.chunks(MAX_PIECE).peekable();
+    while let Some(chunk) = chunks.next() {
+        pieces.push(TlsPiece { kind, bytes: chunk.to_vec(), last: chunks.peek().is_none() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_are_cut_into_pieces_that_fit() {
+        let der = vec![1; 2 * MAX_PIECE + 1];
+        let mut pieces = Vec::new();
+        cut(PieceKind::Revocation, &der, &mut pieces);
+        let lengths: Vec<_> = pieces.iter().map(|piece| (piece.bytes.len(), piece.last)).collect();
+        assert_eq!(lengths, [(MAX_PIECE, false), (MAX_PIECE, false), (1, true)]);
+    }
+}

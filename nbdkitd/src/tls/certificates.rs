@@ -1,0 +1,219 @@
+//! The files of certificates: `server-cert.pem`, `server-key.pem`, `ca-cert.pem` and perhaps `ca-crl.pem`.
+//! nbdkit-tls(1), "TLS with X.509 certificates", "Default location of certificates".
+//!
+//! Read once, at start-up, by the user who started the server. A directory that lacks one of the first three is not
+//! the one; a file that is there and cannot be used is an error, lest a server that was meant to have TLS starts without.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::unistd::geteuid;
+use rustls::crypto::ring::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SigningKey};
+use zeroize::Zeroizing;
+
+/// Longest file of certificates or keys, bytes.
+const MAX_CERTIFICATES: u64 = 4 << 20;
+/// Longest revocation list, bytes.
+const MAX_REVOCATIONS: u64 = 64 << 20;
+
+/// What the files hold.
+#[derive(Debug)]
+pub(super) struct Certificates {
+    /// The server's certificate first. DER.
+    pub(super) chain: Vec<Vec<u8>>,
+    /// The server's private key.
+    pub(super) key: Arc<dyn SigningKey>,
+    /// Authorities for clients' certificates. DER.
+    pub(super) authorities: Vec<Vec<u8>>,
+    /// Revocation lists. DER.
+    pub(super) revocations: Vec<Vec<u8>>,
+}
+
+/// The files that were not found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Missing(Vec<PathBuf>);
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, path) in self.0.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{}", path.display())?;
+        }
+        f.write_str(": No such file or directory")
+    }
+}
+
+/// Loads the certificates in `given`, or else in the first usual directory that has them.
+///
+/// # Errors
+/// One line: the files are there and are no good.
+pub(super) fn find(
+    given: Option<&Path>,
+    root_directory: &Path,
+) -> Result<Result<(PathBuf, Certificates), Missing>, String> {
+    let home = std::env::var_os("HOME");
+    let mut missing = Vec::new();
+    for directory in directories(given, root_directory, geteuid().is_root(), home.as_deref()) {
+        match load(&directory)? {
+            Ok(certificates) => return Ok(Ok((directory, certificates))),
+            Err(path) => missing.push(path),
+        }
+    }
+    Ok(Err(Missing(missing)))
+}
+
+/// Where to look.
+fn directories(
+    given: Option<&Path>,
+    root_directory: &Path,
+    root: bool,
+    home: Option<&OsStr>,
+) -> Vec<PathBuf> {
+    match (given, home) {
+        (Some(given), _) => vec![given.to_owned()],
+        (None, _) if root => vec![root_directory.to_owned()],
+        (None, Some(home)) => {
+            [".pki/nbdkit", ".config/pki/nbdkit"].map(|path| Path::new(home).join(path)).into()
+        }
+        (None, None) => Vec::new(),
+    }
+}
+
+/// Loads one directory; the path of the first file that is missing, if one is.
+fn load(directory: &Path) -> Result<Result<Certificates, PathBuf>, String> {
+    let path = |name: &str| directory.join(name);
+    let (ca, cert, key) = (path("ca-cert.pem"), path("server-cert.pem"), path("server-key.pem"));
+    for path in [&ca, &cert, &key] {
+        if !exists(path)? {
+            return Ok(Err(path.clone()));
+        }
+    }
+    let authorities = certificates(&ca)?;
+    let chain = certificates(&cert)?;
+    let key = private_key(&key, &cert, &chain)?;
+    let crl = path("ca-crl.pem");
+    let revocations = if exists(&crl)? { revocations(&crl)? } else { Vec::new() };
+    Ok(Ok(Certificates { chain, key, authorities, revocations }))
+}
+
+fn exists(path: &Path) -> Result<bool, String> {
+    match path.metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
+        Err(error) => Err(format!("{}: {}", path.display(), crate::errno_text(&error))),
+    }
+}
+
+/// The bytes of a file that may be secret.
+pub(super) fn read(path: &Path, most: u64) -> Result<Zeroizing<Vec<u8>>, String> {
+    let failed =
+        |error: std::io::Error| format!("{}: {}", path.display(), crate::errno_text(&error));
+    let file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len().min(most);
+    // So large from the start that it is not moved while it grows, which would leave copies.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length as usize + 1));
+    file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > most {
+        return Err(format!("{}: longer than {most} bytes", path.display()));
+    }
+    Ok(bytes)
+}
+
+fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, String> {
+    let bytes = read(path, MAX_CERTIFICATES)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    let found = found.map_err(|error| format!("{}: not PEM: {error}", path.display()))?;
+    if found.is_empty() {
+        return Err(format!("{}: there is no certificate in it", path.display()));
+    }
+    Ok(found.iter().map(|der| der.to_vec()).collect())
+}
+
+fn revocations(path: &Path) -> Result<Vec<Vec<u8>>, String> {
+    let bytes = read(path, MAX_REVOCATIONS)?;
+    let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
+    let found = found.map_err(|error| format!("{}: not PEM: {error}", path.display()))?;
+    if found.is_empty() {
+        return Err(format!("{}: there is no revocation list in it", path.display()));
+    }
+    Ok(found.iter().map(|der| der.to_vec()).collect())
+}
+
+/// The private key, which must be that of the first certificate.
+fn private_key(path: &Path, cert: &Path, chain: &[Vec<u8>]) -> Result<Arc<dyn SigningKey>, String> {
+    let bytes = read(path, MAX_CERTIFICATES)?;
+    let der = PrivateKeyDer::from_pem_slice(&bytes)
+        .map_err(|error| format!("{}: no private key: {error}", path.display()))?;
+    let der = match super::scalar::mended(&der) {
+        Some(mended) => {
+            wipe(der);
+            mended
+        }
+        None => der,
+    };
+    let key = any_supported_type(&der).map_err(|_| {
+        format!(
+            "{}: not a private key that can be used (RSA of 2048 to 8192 bits, ECDSA on P-256 or P-384, or Ed25519)",
+            path.display()
+        )
+    })?;
+    wipe(der);
+    let chain = chain.iter().map(|der| CertificateDer::from(der.as_slice()).into_owned()).collect();
+    CertifiedKey::new(chain, Arc::clone(&key)).keys_match().map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => format!(
+            "{}, {}: the certificate and the key do not match",
+            cert.display(),
+            path.display()
+        ),
+        _ => format!("{}: not a certificate that can be used", cert.display()),
+    })?;
+    Ok(key)
+}
+
+/// What was decoded on the way to the key.
+fn wipe(der: PrivateKeyDer<'static>) {
+    use zeroize::Zeroize;
+    let mut der = der;
+    der.zeroize();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_search_path_is_that_of_the_manual() {
+        let of = |given: Option<&str>, root, home: Option<&str>| {
+            directories(
+                given.map(Path::new),
+                Path::new("/etc/pki/nbdkit"),
+                root,
+                home.map(OsStr::new),
+            )
+        };
+        assert_eq!(of(Some("here"), true, Some("/h")), [Path::new("here")]);
+        assert_eq!(of(None, true, Some("/h")), [Path::new("/etc/pki/nbdkit")]);
+        assert_eq!(
+            of(None, false, Some("/h")),
+            [Path::new("/h/.pki/nbdkit"), Path::new("/h/.config/pki/nbdkit")]
+        );
+        assert!(of(None, false, None).is_empty());
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let missing = find(Some(Path::new("/no/such")), Path::new("")).unwrap().unwrap_err();
+        assert_eq!(missing.to_string(), "/no/such/ca-cert.pem: No such file or directory");
+    }
+}
