@@ -5,11 +5,17 @@
 use std::io;
 use std::time::Instant;
 
+use nix::sys::time::TimeVal;
+
 use super::Socket;
 
 /// Bytes that one read may bring. So large that the allocator maps it: pages that nothing comes into take no memory, and
 /// a handshake touches one.
 const CAPACITY: usize = 256 * 1024;
+/// What a connection that does little touches of it.
+const SMALL: usize = 4096;
+/// A client that says nothing for so long is idle.
+const PATIENCE: TimeVal = TimeVal::new(2, 0);
 /// Bytes of a payload that are waited for in one go, at first.
 const PAYLOAD_STEP: usize = 64 * 1024;
 
@@ -20,13 +26,18 @@ pub(crate) struct Input {
     buf: Box<[u8]>,
     start: usize,
     end: usize,
+    /// The most that has been in the buffer.
+    peak: usize,
+    /// Whether the socket is to say when the client is idle.
+    impatient: bool,
     /// When waiting ends in an error, if ever.
     pub(crate) deadline: Option<Instant>,
 }
 
 impl Input {
     pub(crate) fn new(socket: Socket, deadline: Option<Instant>) -> Input {
-        Input { socket, buf: vec![0; CAPACITY].into_boxed_slice(), start: 0, end: 0, deadline }
+        let buf = vec![0; CAPACITY].into_boxed_slice();
+        Input { socket, buf, start: 0, end: 0, peak: 0, impatient: false, deadline }
     }
 
     /// What has come and was not used.
@@ -56,18 +67,58 @@ impl Input {
     pub(crate) fn fill(&mut self, count: usize) -> io::Result<bool> {
         debug_assert!(Input::fits(count), "the caller checks");
         while self.end - self.start < count {
-            if self.buf.len() - self.start < count {
-                self.buf.copy_within(self.start..self.end, 0);
-                self.end -= self.start;
-                self.start = 0;
-            }
-            match self.socket.read(&mut self.buf[self.end..], self.deadline)? {
-                0 if self.start == self.end => return Ok(false),
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                read => self.end += read,
+            self.make_room(count);
+            match self.socket.read(&mut self.buf[self.end..], self.deadline) {
+                Ok(0) if self.start == self.end => return Ok(false),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => self.received(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(true)
+    }
+
+    /// As [`fill`](Self::fill), for the next request: calls `idle` once if that takes the client a while, and gives
+    /// memory back.
+    ///
+    /// # Errors
+    /// As [`fill`](Self::fill).
+    pub(crate) fn fill_patiently(&mut self, count: usize, idle: impl FnOnce()) -> io::Result<bool> {
+        if !self.impatient && self.peak > SMALL {
+            self.impatient = true;
+            self.socket.set_patience(Some(PATIENCE));
+        }
+        if self.impatient && self.start == self.end {
+            match self.socket.read(&mut self.buf, self.deadline) {
+                Ok(0) => return Ok(false),
+                Ok(read) => self.received(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.socket.set_patience(None);
+                    self.socket.shrink();
+                    self.buf = vec![0; CAPACITY].into_boxed_slice();
+                    self.peak = 0;
+                    self.impatient = false;
+                    idle();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.fill(count)
+    }
+
+    /// Makes room for `count` bytes in all.
+    fn make_room(&mut self, count: usize) {
+        if self.buf.len() - self.start < count {
+            self.buf.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+    }
+
+    fn received(&mut self, count: usize) {
+        self.end += count;
+        self.peak = self.peak.max(self.end);
     }
 
     /// Takes what has come meanwhile, if there is room for it, without waiting; false if nothing has, or the
@@ -77,12 +128,10 @@ impl Input {
     /// The kernel's.
     pub(crate) fn take_more(&mut self) -> io::Result<bool> {
         if self.end == self.buf.len() {
-            self.buf.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
+            self.make_room(self.buf.len());
         }
         let read = self.socket.read_now(&mut self.buf[self.end..])?;
-        self.end += read;
+        self.received(read);
         Ok(read > 0)
     }
 
@@ -109,9 +158,11 @@ impl Input {
         first.copy_from_slice(&self.available()[..buffered]);
         self.consume(buffered);
         while !rest.is_empty() {
-            match self.socket.read(rest, self.deadline)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                read => rest = &mut rest[read..],
+            match self.socket.read(rest, self.deadline) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => rest = &mut rest[read..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
+use std::time::Duration;
 
 use nbd_protocol::transmission::Request;
 use nbdkit_api::Flags;
@@ -15,6 +16,8 @@ const MAX_BYTES: u64 = 64 << 20;
 /// Requests that wait for a thread. Beyond, the client waits.
 const MAX_QUEUED: usize = 128;
 
+/// How long a thread waits for work before it ends.
+const LINGER: Duration = Duration::from_secs(5);
 /// Largest buffer that is kept for the next request, bytes.
 const KEEP: usize = 1 << 20;
 
@@ -141,8 +144,19 @@ impl Pool {
                 return;
             } else {
                 state.idle += 1;
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                let waited = self.work.wait_timeout(state, LINGER);
+                let timed_out;
+                (state, timed_out) = waited
+                    .map(|(state, result)| (state, result.timed_out()))
+                    .unwrap_or_else(|poisoned| (poisoned.into_inner().0, false));
                 state.idle -= 1;
+                if timed_out && state.queue.is_empty() {
+                    state.threads -= 1;
+                    if state.threads == 0 {
+                        state.spare.clear();
+                    }
+                    return;
+                }
             }
         }
     }

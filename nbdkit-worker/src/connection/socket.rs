@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown};
+use nix::sys::time::TimeVal;
 use nix::unistd::{read, write};
 
 use super::tls::Stream;
@@ -57,7 +59,8 @@ impl Socket {
     /// Waits for bytes and puts what there is into `buf`; 0 is the end.
     ///
     /// # Errors
-    /// TimedOut if nothing came before the deadline; InvalidData if it is not what TLS says; the kernel's.
+    /// TimedOut if nothing came before the deadline; WouldBlock if [patience](Self::set_patience) has run out;
+    /// InvalidData if it is not what TLS says; the kernel's.
     pub(crate) fn read(&self, buf: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
         match self.tls.get() {
             None => self.read_plain(buf, deadline),
@@ -85,13 +88,27 @@ impl Socket {
     /// Puts what has come into `buf` without waiting; 0 if nothing has, at the end too, or if that cannot be told.
     ///
     /// # Errors
-    /// The kernel's.
+    /// As [`read`](Self::read).
     pub(crate) fn read_now(&self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.tls.get() {
+            None => self.read_plain_now(buf),
+            Some(tls) => tls.read_now(self, buf),
+        }
+    }
+
+    /// The same without TLS.
+    pub(super) fn read_plain_now(&self, buf: &mut [u8]) -> io::Result<usize> {
         match recv(self.input.as_raw_fd(), buf, MsgFlags::MSG_DONTWAIT) {
             // A pipe (`-s`) cannot be asked in one call.
             Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOTSOCK) => Ok(0),
             result => Ok(result?),
         }
+    }
+
+    /// Makes [`read`](Self::read) fail with WouldBlock when nothing comes for so long; `None` for never. Without effect
+    /// on pipes.
+    pub(crate) fn set_patience(&self, patience: Option<TimeVal>) {
+        let _ = setsockopt(&self.input, ReceiveTimeout, &patience.unwrap_or(TimeVal::new(0, 0)));
     }
 
     /// Sends all of `bytes`.
@@ -117,6 +134,13 @@ impl Socket {
             }
         }
         Ok(())
+    }
+
+    /// Gives memory back that only a busy connection needs.
+    pub(super) fn shrink(&self) {
+        if let Some(tls) = self.tls.get() {
+            tls.shrink();
+        }
     }
 
     /// Waits until the client takes more.

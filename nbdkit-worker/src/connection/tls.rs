@@ -47,6 +47,14 @@ impl Received {
         &self.buf[self.start..self.end]
     }
 
+    /// Takes what has come, without waiting; false if nothing has.
+    fn fill_now(&mut self, socket: &Socket) -> io::Result<bool> {
+        self.start = 0;
+        self.end = 0;
+        self.end = socket.read_plain_now(&mut self.buf)?;
+        Ok(self.end > 0)
+    }
+
     /// Waits for more; false at the end.
     fn fill(&mut self, socket: &Socket, deadline: Option<Instant>) -> io::Result<bool> {
         self.start = 0;
@@ -155,6 +163,20 @@ impl Stream {
         out: &mut [u8],
         deadline: Option<Instant>,
     ) -> io::Result<usize> {
+        self.read_by(socket, out, |received| received.fill(socket, deadline))
+    }
+
+    /// As [`Socket::read_now`].
+    pub(super) fn read_now(&self, socket: &Socket, out: &mut [u8]) -> io::Result<usize> {
+        self.read_by(socket, out, |received| received.fill_now(socket))
+    }
+
+    fn read_by(
+        &self,
+        socket: &Socket,
+        out: &mut [u8],
+        mut fill: impl FnMut(&mut Received) -> io::Result<bool>,
+    ) -> io::Result<usize> {
         let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
         if out.is_empty() {
             return Ok(0);
@@ -168,9 +190,17 @@ impl Stream {
                     return Err(error);
                 }
             }
-            if !received.fill(socket, deadline)? {
+            if !fill(&mut received)? {
                 return Ok(0);
             }
+        }
+    }
+
+    /// Gives memory back, if nothing is in it.
+    pub(super) fn shrink(&self) {
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        if received.bytes().is_empty() {
+            received.buf = vec![0; RECEIVED].into_boxed_slice();
         }
     }
 

@@ -243,7 +243,13 @@ impl<'s> Reader<'s> {
             self.look()?;
             if self.input.available().len() < length {
                 self.flush()?;
-                if !self.input.fill(length)? {
+                let Reader { input, replies, payload, pipe, .. } = self;
+                let idle = || {
+                    *replies = Replies::default();
+                    *payload = Vec::new();
+                    *pipe = None;
+                };
+                if !input.fill_patiently(length, idle)? {
                     return Ok(None);
                 }
             }
