@@ -6,7 +6,7 @@ use nbdkit_tests::tls::KeyType;
 use super::{Pki, has, may, must};
 
 /// `length` bytes that differ everywhere and are the same in every run.
-fn noise(length: usize) -> Vec<u8> {
+pub(super) fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
         state ^= state << 13;

@@ -8,6 +8,7 @@ mod clients;
 mod memory;
 mod options;
 mod peers;
+mod psk;
 mod startup;
 
 use std::path::Path;

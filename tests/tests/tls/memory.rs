@@ -47,7 +47,7 @@ fn memory(pid: i32, mut each: impl FnMut(&[u8])) -> u64 {
 }
 
 /// How often any of the needles occurs, and in how many bytes.
-fn search(pid: i32, needles: &[Vec<u8>]) -> (usize, u64) {
+pub(super) fn search(pid: i32, needles: &[Vec<u8>]) -> (usize, u64) {
     let mut found = 0;
     let total = memory(pid, |bytes| {
         // By their first two bytes: there are many needles and much hay.
@@ -63,7 +63,7 @@ fn search(pid: i32, needles: &[Vec<u8>]) -> (usize, u64) {
     (found, total)
 }
 
-fn hexadecimal(text: &str) -> Vec<u8> {
+pub(super) fn hexadecimal(text: &str) -> Vec<u8> {
     let digits: Vec<u8> =
         text.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit as u8).collect();
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
@@ -89,7 +89,7 @@ fn secrets(key: &str) -> Vec<Vec<u8>> {
 }
 
 /// All windows of the secrets, as they are and with their bytes reversed, which is how bignums lie in memory.
-fn windows(secrets: &[Vec<u8>]) -> Vec<Vec<u8>> {
+pub(super) fn windows(secrets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut needles = Vec::new();
     for secret in secrets {
         let reversed: Vec<u8> = secret.iter().rev().copied().collect();
@@ -121,7 +121,8 @@ fn certificate(path: &str) -> Vec<u8> {
     hexadecimal(&hex.stdout)[40..80].to_vec()
 }
 
-fn processes(server: &Server) -> (i32, i32, Vec<i32>) {
+/// Listener, template and workers.
+pub(super) fn processes(server: &Server) -> (i32, i32, Vec<i32>) {
     let listener = server.pid().as_raw();
     let template = children(listener)[0];
     (listener, template, children(template))
