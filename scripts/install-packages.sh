@@ -4,8 +4,8 @@
 set -eu
 
 case "${1:-}" in
-run)  packages="e2fsprogs libnbd-bin procps" ;;
-test) packages="e2fsprogs fio iproute2 libnbd-bin mount nbdkit nbdkit-plugin-dev python3 python3-libnbd qemu-utils strace" ;;
+run)  packages="e2fsprogs libnbd-bin libssl-dev pkg-config procps" ;;
+test) packages="e2fsprogs fio gnutls-bin iproute2 libnbd-bin libssl-dev mount nbdkit nbdkit-plugin-dev openssl pkg-config python3 python3-libnbd qemu-utils strace" ;;
 *)    echo "usage: $0 run|test" >&2; exit 2 ;;
 esac
 

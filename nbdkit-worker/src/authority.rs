@@ -21,23 +21,27 @@ pub(crate) trait Authority: Send + Sync + fmt::Debug {
 
 /// A worker's: the listener, on the worker's own channel.
 #[derive(Debug)]
-pub(crate) struct Listener(pub(crate) Arc<WorkerLink>);
+pub(crate) struct Listener {
+    pub(crate) link: Arc<WorkerLink>,
+    /// What to do when the listener says anything else, or is gone: [`process::end_client`].
+    pub(crate) end: fn(),
+}
 
 impl Authority for Listener {
     fn ask(&self, request: KeyRequest) -> KeyAnswer {
-        let link = &self.0;
+        let Listener { link, end } = self;
         // The answer is no reason to stop.
-        let Ok(_silent) = process::await_message(&**link) else { return KeyAnswer::Denied };
+        let Ok(_silent) = process::await_message(&**link, *end) else { return KeyAnswer::Denied };
         if link.send(&FromWorker::Key(request), &[]).is_err() {
             return KeyAnswer::Denied;
         }
         loop {
             match link.recv().map(|received| received.message) {
                 Ok(ToWorker::Key(answer)) => return answer,
-                Ok(ToWorker::Quiesce) => process::end_client(),
+                Ok(ToWorker::Quiesce) => end(),
                 Err(RecvError::Io(Errno::EINTR)) => {}
                 Err(_) => {
-                    process::end_client();
+                    end();
                     return KeyAnswer::Denied;
                 }
             }
@@ -101,30 +105,53 @@ mod tests {
     use super::*;
     use nbdkit_ipc::Channel;
     use nbdkit_ipc::messages::ToTemplate;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     fn request() -> KeyRequest {
         KeyRequest::Psk { identity: b"alice".to_vec() }
     }
 
+    fn ask(link: WorkerLink, end: fn()) -> KeyAnswer {
+        Listener { link: Arc::new(link), end }.ask(request())
+    }
+
     #[test]
-    fn a_worker_gets_its_answer() {
+    fn a_worker_gets_its_answer_and_that_ends_nothing() {
         let (ours, theirs) = Channel::pair().unwrap();
         let listener = std::thread::spawn(move || {
             let theirs: Channel<ToWorker, FromWorker> = theirs;
             let asked = theirs.recv().unwrap().message;
             theirs.send(&ToWorker::Key(KeyAnswer::Signature(vec![1])), &[]).unwrap();
-            asked
+            (asked, theirs)
         });
-        let answer = Listener(Arc::new(ours)).ask(request());
-        assert_eq!(answer, KeyAnswer::Signature(vec![1]));
-        assert_eq!(listener.join().unwrap(), FromWorker::Key(request()));
+        assert_eq!(ask(ours, || panic!("the client is to stay")), KeyAnswer::Signature(vec![1]));
+        assert_eq!(listener.join().unwrap().0, FromWorker::Key(request()));
+    }
+
+    #[test]
+    fn a_worker_that_is_told_to_finish_meanwhile_does() {
+        static ENDED: AtomicU32 = AtomicU32::new(0);
+        let (ours, theirs) = Channel::<FromWorker, ToWorker>::pair().unwrap();
+        theirs.send(&ToWorker::Quiesce, &[]).unwrap();
+        theirs.send(&ToWorker::Key(KeyAnswer::Denied), &[]).unwrap();
+        let count = || {
+            ENDED.fetch_add(1, Ordering::Relaxed);
+        };
+        assert_eq!(ask(ours, count), KeyAnswer::Denied);
+        assert_eq!(ENDED.load(Ordering::Relaxed), 1);
+        // What comes right behind the answer is not lost either.
+        let (ours, theirs) = Channel::<FromWorker, ToWorker>::pair().unwrap();
+        theirs.send(&ToWorker::Key(KeyAnswer::Denied), &[]).unwrap();
+        theirs.send(&ToWorker::Quiesce, &[]).unwrap();
+        assert_eq!(ask(ours, count), KeyAnswer::Denied);
+        assert_eq!(ENDED.load(Ordering::Relaxed), 2);
     }
 
     #[test]
     fn without_a_listener_the_answer_is_no() {
         let (ours, theirs) = Channel::<FromWorker, ToWorker>::pair().unwrap();
         drop(theirs);
-        assert_eq!(Listener(Arc::new(ours)).ask(request()), KeyAnswer::Denied);
+        assert_eq!(ask(ours, || ()), KeyAnswer::Denied);
     }
 
     #[test]

@@ -189,27 +189,30 @@ pub(crate) fn end_client_on_message(channel: impl AsFd, client: impl AsFd) -> ni
     Ok(())
 }
 
-/// While this lives, a message on the channel of [`end_client_on_message`] is an answer and ends nothing. Whatever has come
-/// when it is dropped does.
-pub(crate) struct AwaitMessage<'a>(BorrowedFd<'a>);
+/// While this lives, a message on the channel of [`end_client_on_message`] is an answer and ends nothing. For whatever has
+/// come when it is dropped, `end` is called, which is [`end_client`].
+pub(crate) struct AwaitMessage<'a> {
+    channel: BorrowedFd<'a>,
+    end: fn(),
+}
 
 /// See [`AwaitMessage`].
 ///
 /// # Errors
 /// Those of fcntl(2).
-pub(crate) fn await_message(channel: &impl AsFd) -> nix::Result<AwaitMessage<'_>> {
+pub(crate) fn await_message(channel: &impl AsFd, end: fn()) -> nix::Result<AwaitMessage<'_>> {
     let channel = channel.as_fd();
     fcntl(channel, FcntlArg::F_SETFL(OFlag::empty()))?;
-    Ok(AwaitMessage(channel))
+    Ok(AwaitMessage { channel, end })
 }
 
 impl Drop for AwaitMessage<'_> {
     fn drop(&mut self) {
         // First the signal, then a look: nothing can come between the two.
-        let watched = fcntl(self.0, FcntlArg::F_SETFL(OFlag::O_ASYNC));
-        let waiting = poll(&mut [PollFd::new(self.0, PollFlags::POLLIN)], PollTimeout::ZERO);
+        let watched = fcntl(self.channel, FcntlArg::F_SETFL(OFlag::O_ASYNC));
+        let waiting = poll(&mut [PollFd::new(self.channel, PollFlags::POLLIN)], PollTimeout::ZERO);
         if watched.is_err() || waiting != Ok(0) {
-            end_client();
+            (self.end)();
         }
     }
 }

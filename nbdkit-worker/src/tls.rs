@@ -8,15 +8,17 @@
 
 mod certificates;
 mod name;
+mod psk;
 mod session;
 
 use std::sync::Arc;
 
-use nbdkit_api::{Error, Result};
+use nbdkit_api::Result;
 use nbdkit_ipc::keys::{self, Credentials, PieceKind, TlsPiece};
 
 use crate::authority::Authority;
 use certificates::Certificates;
+use psk::PreSharedKeys;
 
 pub(crate) use name::{issuer, subject};
 pub(crate) use session::{Failure, Session};
@@ -52,7 +54,14 @@ impl Material {
 pub(crate) struct Tls {
     /// Nothing is served without it.
     pub(crate) require: bool,
-    credentials: Certificates,
+    server: Server,
+}
+
+/// What the server proves itself with.
+#[derive(Debug)]
+enum Server {
+    Certificates(Certificates),
+    PreSharedKeys(PreSharedKeys),
 }
 
 impl Tls {
@@ -61,13 +70,13 @@ impl Tls {
     /// # Errors
     /// The certificates cannot be used.
     pub(crate) fn new(tls: &keys::Tls, material: Material) -> Result<Tls> {
-        let credentials = match &tls.credentials {
+        let server = match &tls.credentials {
             Credentials::Certificates { schemes } => {
-                Certificates::new(schemes, tls.verify_peer, material)?
+                Server::Certificates(Certificates::new(schemes, tls.verify_peer, material)?)
             }
-            Credentials::PreSharedKeys => return Err(Error::msg("no PSK yet")),
+            Credentials::PreSharedKeys => Server::PreSharedKeys(PreSharedKeys::new()?),
         };
-        Ok(Tls { require: tls.require, credentials })
+        Ok(Tls { require: tls.require, server })
     }
 
     /// A session for one connection, which has yet to shake hands.
@@ -78,6 +87,9 @@ impl Tls {
         &self,
         authority: Arc<dyn Authority>,
     ) -> std::result::Result<Box<dyn Session>, Failure> {
-        self.credentials.session(authority)
+        match &self.server {
+            Server::Certificates(server) => server.session(authority),
+            Server::PreSharedKeys(server) => server.session(authority),
+        }
     }
 }

@@ -122,6 +122,27 @@ impl<T: Transport> Client<T> {
         }
     }
 
+    /// The same client on another layer of its stream.
+    pub(crate) fn map<U>(self, wrap: impl FnOnce(T) -> U) -> Client<U> {
+        let Client { stream, headers, no_zeroes, next_cookie, outstanding, contexts, export } =
+            self;
+        Client {
+            stream: wrap(stream),
+            headers,
+            no_zeroes,
+            next_cookie,
+            outstanding,
+            contexts,
+            export,
+        }
+    }
+
+    /// Forgets what was negotiated.
+    pub(crate) fn forget(&mut self) {
+        self.headers = Headers::Simple;
+        self.contexts.clear();
+    }
+
     /// What was negotiated about headers so far.
     #[must_use]
     pub fn headers(&self) -> Headers {

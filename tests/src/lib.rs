@@ -12,6 +12,7 @@ pub mod differential;
 pub mod server;
 pub mod single;
 pub mod tempdir;
+pub mod tls;
 pub mod transcript;
 
 pub use client::{Ask, Client};

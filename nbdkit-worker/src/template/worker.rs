@@ -66,7 +66,7 @@ pub(super) fn run(
         settings: &service.settings,
         client,
         socket,
-        authority: Arc::new(Listener(Arc::clone(&link))),
+        authority: Arc::new(Listener { link: Arc::clone(&link), end: process::end_client }),
         on_serving: &tell,
     };
     let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));

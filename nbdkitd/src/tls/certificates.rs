@@ -154,7 +154,7 @@ fn revocations(path: &Path) -> Result<Vec<Vec<u8>>, String> {
 fn private_key(path: &Path, cert: &Path, chain: &[Vec<u8>]) -> Result<Arc<dyn SigningKey>, String> {
     let bytes = read(path, MAX_CERTIFICATES)?;
     let der = PrivateKeyDer::from_pem_slice(&bytes)
-        .map_err(|error| format!("{}: no private key: {error}", path.display()))?;
+        .map_err(|_| format!("{}: no private key, or one that takes a password", path.display()))?;
     let der = match super::scalar::mended(&der) {
         Some(mended) => {
             wipe(der);

@@ -2,10 +2,9 @@
 //!
 //! | entry | why there is no test here |
 //! |---|---|
-//! | CVE-2021-3716: plaintext before STARTTLS | there is no TLS yet: STARTTLS is refused, see `starttls_is_refused…` |
 //! | CVE-2025-47712: overflow in the blocksize filter | there is no blocksize filter yet |
 //! | luks: iteration counts, open without prepare, endless loop | there is no luks filter yet |
-//! | TLS: certificates' names, options before STARTTLS | there is no TLS yet |
+//! | TLS: certificates' names | no name is promised to be checked; rules for names are in `tls`: `peers` |
 //! | ondemand, tmpdisk, ddrescue, tar: values in shell text | those plugins and filters are not there yet |
 //! | qcow2dec, gzip, xz, bzip2, lzip, indexed-gzip | those filters are not there yet |
 //! | a race on static buffers for names of the protocol | names are formatted where they are printed, nothing is static |
@@ -15,12 +14,12 @@
 use std::process::Command as Process;
 use std::time::Duration;
 
-use nbd_protocol::constants::{Command, CommandFlags, Opt, Rep};
-use nbd_protocol::handshake::{InfoRequest, MetaContextRequest};
+use nbd_protocol::constants::{Command, CommandFlags, NbdError, Opt, Rep};
+use nbd_protocol::handshake::{InfoRequest, MetaContextRequest, encode_option};
 use nbd_protocol::transmission::Request;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::{Failure, Headers};
-use nbdkit_tests::{Ask, command};
+use nbdkit_tests::{Ask, TempDir, command, tls};
 
 use super::bystander::{Bystander, Work};
 use super::{Connection, GIB, MIB, haggling, open, server, succeed};
@@ -100,7 +99,44 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
-/// What stands in for CVE-2021-3716 until there is TLS: a refusal changes nothing, and what follows is read as it comes.
+/// Whatever is put in the clear behind NBD_OPT_STARTTLS, by whoever sits on the line, is neither an option nor part of TLS.
+#[test]
+fn cve_2021_3716_plaintext_behind_starttls_ends_the_connection() {
+    if !tls::is_possible() {
+        return;
+    }
+    let pki = TempDir::new();
+    let authority = tls::Authority::new(&pki.join("ca"), "CA");
+    authority.issue_server(&pki.join("server"), tls::KeyType::Ecdsa);
+    let certificates = format!("--tls-certificates={}", pki.join("server").display());
+    let server = server(&[&certificates, "--tls=on", "memory", "1M"]).start();
+    let mut starttls = Vec::new();
+    encode_option(&mut starttls, Opt::STARTTLS, &[]);
+    for (option, payload) in [
+        (Opt::STRUCTURED_REPLY, &[][..]),
+        (Opt::LIST, &[]),
+        (Opt::ABORT, &[]),
+        (Opt::EXPORT_NAME, b"x"),
+    ] {
+        let mut injected = starttls.clone();
+        encode_option(&mut injected, option, payload);
+        let mut client = haggling(&server);
+        client.send_raw(&injected).expect("sent");
+        client.expect_close().expect("not one word about either");
+        let _ = server.wait_for_stderr("the client sent more without waiting");
+    }
+    // What was negotiated before is forgotten.
+    let mut client = haggling(&server);
+    client.structured_replies().expect("a reply");
+    client.set_meta_context("", &["base:allocation"]).expect("a reply");
+    let mut client = client.starttls(authority.client_config(None)).expect("TLS");
+    client.go("", &[]).expect("a reply");
+    assert_eq!(client.call(&Ask::read(0, 512)).expect("a simple reply").data, [0; 512]);
+    let status = client.call(&Ask::block_status(0, 4096)).expect("a reply");
+    assert_eq!(status.nbd_error(), Some(NbdError::Inval), "no context is set");
+}
+
+/// Without TLS a refusal changes nothing, and what follows is read as it comes.
 #[test]
 fn starttls_is_refused_and_what_was_negotiated_before_stays() {
     let server = server(&["memory", "1M"]).start();
@@ -155,16 +191,33 @@ fn cve_2025_47711_with_a_plugin_whose_only_extent_is_8_gib() {
 /// 1.34: before STARTTLS there; anywhere here.
 #[test]
 fn unknown_options_with_a_payload_do_not_desynchronise_the_stream() {
-    let server = server(&["memory", "1M"]).start();
-    let mut client = haggling(&server);
-    for length in [0, 1, 4096, 65535, 65536, 1 << 20, 16 << 20] {
-        // A payload that would be an option, were it read as one.
-        let payload = b"IHAVEOPT\0\0\0\x02\0\0\0\0".repeat(length / 16 + 1);
-        let reply = client.simple_option(Opt(4321), &payload[..length]).expect("one reply");
-        assert!(reply.reply.is_error(), "{length}");
+    let pki = TempDir::new();
+    let certificates = format!("--tls-certificates={}", pki.join("server").display());
+    let authority = tls::is_possible().then(|| {
+        let authority = tls::Authority::new(&pki.join("ca"), "CA");
+        authority.issue_server(&pki.join("server"), tls::KeyType::Ecdsa);
+        authority
+    });
+    let plain = ["memory", "1M"];
+    let require = [certificates.as_str(), "--tls=require", "memory", "1M"];
+    let arguments = [&plain[..], &require].into_iter().take(1 + usize::from(authority.is_some()));
+    for arguments in arguments {
+        let server = server(arguments).start();
+        let mut client = haggling(&server);
+        for length in [0, 1, 4096, 65535, 65536, 1 << 20, 16 << 20] {
+            // A payload that would be an option, were it read as one.
+            let payload = b"IHAVEOPT\0\0\0\x02\0\0\0\0".repeat(length / 16 + 1);
+            let reply = client.simple_option(Opt(4321), &payload[..length]).expect("one reply");
+            assert!(reply.reply.is_error(), "{length}");
+        }
+        if arguments.len() == plain.len() {
+            assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+            succeed(&mut client, &Ask::read(0, 512));
+        } else if let Some(authority) = &authority {
+            let mut client = client.starttls(authority.client_config(None)).expect("TLS");
+            assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+        }
     }
-    assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
-    succeed(&mut client, &Ask::read(0, 512));
 }
 
 /// 1.34: an assertion there.

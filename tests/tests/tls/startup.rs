@@ -1,0 +1,127 @@
+//! What is loaded from where, and what is said when it is not there. nbdkit-tls(1), "Default TLS behaviour".
+
+use nbdkit_tests::Server;
+use nbdkit_tests::binary::Binary;
+use nbdkit_tests::command::run;
+use nbdkit_tests::tls::KeyType;
+use std::path::Path;
+use std::process::Command;
+
+use super::{DEADLINE, Pki};
+
+/// Runs the server with a captive command that prints how TLS is, and returns its output and what it said.
+fn captive(arguments: &[&str], environment: &[(&str, &Path)]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(Binary::ours().path());
+    command.args(arguments).args(["-U", "-", "null", "--run", "echo \"tls=$tls $uri\""]);
+    let finished = run(command.envs(environment.iter().copied()), DEADLINE);
+    (finished.status.code(), finished.stdout, finished.stderr)
+}
+
+#[test]
+fn certificates_turn_tls_on_and_only_require_changes_the_uri() {
+    let Some(pki) = Pki::new() else { return };
+    let certificates = format!("--tls-certificates={}", pki.path("server"));
+    let (status, text, _) = captive(&[&certificates], &[]);
+    assert_eq!(status, Some(0));
+    assert!(text.starts_with("tls=1 nbd+unix://"), "{text}");
+    let (_, text, _) = captive(&[&certificates, "--tls=require"], &[]);
+    assert!(text.starts_with("tls=2 nbds+unix://"), "{text}");
+    assert!(
+        text.trim_end().ends_with(&format!("&tls-certificates={}", pki.path("server"))),
+        "{text}"
+    );
+    let (_, text, _) = captive(&[&certificates, "--tls=off"], &[]);
+    assert!(text.starts_with("tls= nbd+unix://"), "{text}");
+}
+
+#[test]
+fn without_certificates_require_fails_and_on_warns() {
+    let dir = nbdkit_tests::TempDir::new();
+    let certificates = format!("--tls-certificates={}", dir.path().display());
+    let (status, _, error) = captive(&[&certificates, "--tls=require"], &[]);
+    assert_eq!(status, Some(1));
+    assert!(error.contains("error: --tls=require but could not load TLS certificates"), "{error}");
+    assert!(error.contains("ca-cert.pem: No such file or directory"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    for arguments in [&[certificates.as_str(), "--tls=on"][..], &[&certificates]] {
+        let (status, text, error) = captive(arguments, &[]);
+        assert_eq!((status, text.split(' ').next()), (Some(0), Some("tls=")), "{error}");
+        assert!(error.contains("warning"), "{error}");
+    }
+}
+
+#[test]
+fn files_that_are_no_good_are_errors_that_name_them() {
+    let Some(pki) = Pki::new() else { return };
+    let server = pki.dir.join("server");
+    let certificates = format!("--tls-certificates={}", server.display());
+    let other = Pki::new().expect("as before");
+    std::fs::copy(other.dir.join("server/server-key.pem"), server.join("server-key.pem"))
+        .expect("copied");
+    let (status, _, error) = captive(&[&certificates], &[]);
+    assert_eq!(status, Some(1));
+    assert!(error.contains("the certificate and the key do not match"), "{error}");
+    for name in ["server-key.pem", "server-cert.pem", "ca-cert.pem", "ca-crl.pem"] {
+        let pki = Pki::new().expect("as before");
+        let file = pki.dir.join("server").join(name);
+        std::fs::write(&file, "garbage\n").expect("written");
+        let certificates = format!("--tls-certificates={}", pki.path("server"));
+        let (status, _, error) = captive(&[&certificates], &[]);
+        assert_eq!(status, Some(1), "{name}");
+        assert!(error.contains(&*file.to_string_lossy()), "{name}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn ordinary_users_have_certificates_at_home() {
+    let Some(pki) = Pki::new() else { return };
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("SKIPPED: needs root, to become somebody else");
+    }
+    let home = nbdkit_tests::TempDir::new();
+    std::fs::create_dir_all(home.join(".config/pki")).expect("a directory");
+    std::fs::rename(pki.dir.join("server"), home.join(".config/pki/nbdkit")).expect("moved");
+    must_chown(home.path());
+    let nobody = |variable: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+        command.arg(Binary::ours().path());
+        command.args(["-U", "-", "null", "--run", "echo tls=$tls"]).env("HOME", variable);
+        run(&mut command, DEADLINE)
+    };
+    let finished = nobody(&home.path().to_string_lossy());
+    assert_eq!(finished.stdout.trim(), "tls=1", "{}", finished.stderr);
+    assert_eq!(nobody("/nonexistent").stdout.trim(), "tls=");
+}
+
+fn must_chown(path: &Path) {
+    let finished = run(Command::new("chown").args(["-R", "65534:65534"]).arg(path), DEADLINE);
+    assert!(finished.status.success(), "{}", finished.stderr);
+}
+
+#[test]
+fn keys_of_all_kinds_serve() {
+    for key in [KeyType::Ecdsa, KeyType::Ed25519, KeyType::Rsa] {
+        let Some(pki) = Pki::with(key) else { return };
+        let server = pki.server(&["--tls=require", "memory", "1M"]).start();
+        let mut client = server.connect();
+        client.handshake().expect("a greeting");
+        let mut client = client.starttls(pki.authority.client_config(None)).expect("TLS");
+        assert!(client.go("", &[]).is_ok(), "{key:?}");
+    }
+}
+
+#[test]
+fn options_that_are_gnutls_s_own_are_refused() {
+    let server =
+        Server::nbdkit(["--tls-priority=NORMAL", "null"]).binary(Binary::ours()).try_start();
+    let error = server.expect_err("refused").stderr;
+    assert!(error.contains("--tls-priority"), "{error}");
+}
+
+#[test]
+fn require_and_oldstyle_exclude_each_other() {
+    let server = Server::nbdkit(["--tls=require", "-o", "null"]).binary(Binary::ours()).try_start();
+    assert!(server.expect_err("refused").stderr.contains("oldstyle"));
+}
