@@ -63,6 +63,11 @@ pub(super) fn find(
     let home = std::env::var_os("HOME");
     let mut missing = Vec::new();
     for directory in directories(given, root_directory, geteuid().is_root(), home.as_deref()) {
+        // Nobody has named it, and what we may not look into is not ours: $HOME after a change of user.
+        if given.is_none() && is_forbidden(&directory) {
+            missing.push(directory);
+            continue;
+        }
         match load(&directory)? {
             Ok(certificates) => return Ok(Ok((directory, certificates))),
             Err(path) => missing.push(path),
@@ -103,6 +108,11 @@ fn load(directory: &Path) -> Result<Result<Certificates, PathBuf>, String> {
     let crl = path("ca-crl.pem");
     let revocations = if exists(&crl)? { revocations(&crl)? } else { Vec::new() };
     Ok(Ok(Certificates { chain, key, authorities, revocations }))
+}
+
+fn is_forbidden(directory: &Path) -> bool {
+    let error = directory.join("ca-cert.pem").metadata().err();
+    error.is_some_and(|error| error.kind() == ErrorKind::PermissionDenied)
 }
 
 fn exists(path: &Path) -> Result<bool, String> {
