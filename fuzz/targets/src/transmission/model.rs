@@ -141,3 +141,65 @@ impl Model {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(command: Command, offset: u64, length: u64) -> Request {
+        Request { flags: CommandFlags::empty(), command, cookie: 1, offset, length }
+    }
+
+    fn reply(request: Request, data: &[u8]) -> Reply {
+        let (chunks, status) = (Vec::new(), Vec::new());
+        Reply { cookie: 1, request, error: None, data: data.to_vec(), chunks, status }
+    }
+
+    fn after_a_write() -> Model {
+        let mut model = Model::new(100);
+        let write = request(Command::WRITE, 10, 3);
+        model.check(&write, b"abc", &reply(write, b""), TransmissionFlags::empty());
+        model
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let read = request(Command::READ, 9, 5);
+        let data = reply(read, b"\0abc\0");
+        after_a_write().check(&read, b"", &data, TransmissionFlags::empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "wrong data")]
+    fn a_wrong_byte_is_noticed() {
+        let read = request(Command::READ, 9, 5);
+        let data = reply(read, b"\0abd\0");
+        after_a_write().check(&read, b"", &data, TransmissionFlags::empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "as long as it was asked for")]
+    fn a_short_read_is_noticed() {
+        let read = request(Command::READ, 9, 5);
+        after_a_write().check(&read, b"", &reply(read, b"\0abc"), TransmissionFlags::empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "not zero")]
+    fn a_hole_that_is_none_is_noticed() {
+        let status = request(Command::BLOCK_STATUS, 0, 100);
+        let holes = vec![(1, vec![(11, u64::from(STATE_ZERO))])];
+        let said = Reply { status: holes, ..reply(status, b"") };
+        after_a_write().check(&status, b"", &said, TransmissionFlags::empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "NBD_EIO")]
+    fn an_error_without_reason_is_noticed() {
+        let read = request(Command::READ, 9, 5);
+        let error =
+            nbdkit_tests::client::ReplyError { code: 5, message: String::new(), offset: None };
+        let failed = Reply { error: Some(error), ..reply(read, b"") };
+        after_a_write().check(&read, b"", &failed, TransmissionFlags::empty());
+    }
+}

@@ -107,3 +107,28 @@ pub(super) fn parse(bytes: &[u8], extended: bool) -> (Vec<(Request, &[u8])>, End
         requests.push((request, payload));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_become_requests_that_are_found_again() {
+        // A write of 64 bytes of 9s at 0x1000, a read, a flush, a goodbye.
+        let list = [
+            &[3, 0, 0, 16, 0, 0, 64, 0, 9][..],
+            &[0, 0, 0, 16, 0, 0, 64, 0],
+            &[9, 0],
+            &[14, 0, 0, 0, 0, 0, 0, 0],
+        ]
+        .concat();
+        for extended in [false, true] {
+            let bytes = operations(Input(&list), extended, 10_000);
+            let (requests, ending) = parse(&bytes, extended);
+            let found: Vec<_> = requests.iter().map(|(it, _)| (it.command, it.length)).collect();
+            let expected = [(Command::WRITE, 64), (Command::READ, 64), (Command::FLUSH, 0)];
+            assert_eq!((found.as_slice(), ending), (&expected[..], Ending::Clean));
+            assert_eq!(requests[0].1.len(), 64);
+        }
+    }
+}
