@@ -298,6 +298,20 @@ fn listeners() -> Vec<Vec<u8>> {
     for packet in &worker {
         all.push([&[0][..], &say(1, packet), &say(0x12, packet), &hello, &[15]].concat());
     }
+    // Two workers, one of them twice, and the end of both.
+    let claims = [(1, 4_000_001, 2), (1, 4_000_001, 1), (2, 4_000_001, 2), (2, 4_000_002, 2)];
+    let forked = claims.map(|(connection, pid, _)| FromTemplate::Forked { connection, pid });
+    let exited = claims
+        .map(|(.., connection)| FromTemplate::Exited { connection, exit: WorkerExit::Panicked });
+    for first in 0..claims.len() {
+        for second in 0..claims.len() {
+            let said = [&forked[first], &forked[second], &exited[first], &exited[second]];
+            let said: Vec<u8> =
+                said.iter().flat_map(|message| say(0, &packet!(FromTemplate, **message))).collect();
+            let ready = say(0, &template[2]);
+            all.push([&[0][..], &hello, &ready, &said, &[15]].concat());
+        }
+    }
     let refusals: Vec<u8> = [2, 2].iter().flat_map(|at: &usize| say(1, &worker[*at])).collect();
     all.push([&[0][..], &refusals].concat());
     all
