@@ -19,7 +19,7 @@ export NBDKIT_MANDIR = $(MANDIR)
 
 RELEASE = $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: all build run test fuzz lint install clean
+.PHONY: all build run test fuzz fuzz-sessions lint install clean
 
 all: build
 
@@ -39,10 +39,21 @@ test:
 	$(CARGO) build $(CARGOFLAGS) --workspace --bins
 	$(CARGO) test $(CARGOFLAGS) --workspace
 
-# Mutated sessions against the server for some minutes; "make test" has a short run of the same. NBDKIT_FUZZ_SEED repeats one.
+# Every target of fuzz/ under libFuzzer for FUZZ_SECONDS each (FUZZ_TARGETS for some of them only); "make test" replays
+# the corpus. Without a C++ compiler it says so, and mutated sessions have to do.
 fuzz:
+	@CARGO="$(CARGO)" scripts/fuzz.sh $(or $(FUZZ_SECONDS),120) $(FUZZ_TARGETS); \
+	status=$$?; [ $$status -eq 3 ] || exit $$status; \
+	$(MAKE) --no-print-directory fuzz-sessions
+
+# Mutated sessions against the running server, for some minutes, and mutations of the corpus; "make test" has a short run of both.
+# NBDKIT_FUZZ_SEED repeats one.
+fuzz-sessions: export NBDKIT_FUZZ_SEED := $(or $(NBDKIT_FUZZ_SEED),$(shell date +%s))
+fuzz-sessions:
 	$(CARGO) build $(CARGOFLAGS) --workspace --bins
-	NBDKIT_FUZZ_SESSIONS=$(or $(NBDKIT_FUZZ_SESSIONS),100000) NBDKIT_FUZZ_SEED=$(or $(NBDKIT_FUZZ_SEED),$(shell date +%s)) \
+	NBDKIT_FUZZ_MUTATIONS=$(or $(NBDKIT_FUZZ_MUTATIONS),20000) \
+	    $(CARGO) test $(CARGOFLAGS) -p nbdkit-fuzz -- --nocapture
+	NBDKIT_FUZZ_SESSIONS=$(or $(NBDKIT_FUZZ_SESSIONS),100000) \
 	    $(CARGO) test $(CARGOFLAGS) -p nbdkit-tests --test hostile -- --nocapture fuzz
 
 lint:

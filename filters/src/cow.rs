@@ -7,6 +7,7 @@
 
 mod blocks;
 mod exports;
+pub(crate) mod fuzz;
 mod overlay;
 mod table;
 

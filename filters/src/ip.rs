@@ -3,6 +3,7 @@
 //! Runs in the worker, before negotiation; rules about certificates can be judged only once TLS
 //! stands, so if there are any, all rules are judged when the client asks for an export or for a list.
 
+pub(crate) mod fuzz;
 mod glob;
 mod rule;
 

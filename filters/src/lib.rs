@@ -35,6 +35,8 @@ pub mod error;
 pub mod exitlast;
 pub mod exportname;
 pub mod fua;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod ip;
 pub mod limit;
 pub mod log;

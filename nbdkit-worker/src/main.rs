@@ -1,37 +1,7 @@
-//! `nbdkit-worker`: the template that configures the stack of plugin and filters, and the workers
-//! that are forked from it, one for each client.
-//!
-//! Started by the listener (`nbdkit`) only, with the number of its control channel as the one argument.
-
-#![deny(unsafe_code)]
-
-mod authority;
-mod configure;
-mod connection;
-mod describe;
-mod log;
-mod privileges;
-mod process;
-mod sandbox;
-mod settings;
-mod template;
-mod tls;
+//! The program `nbdkit-worker`: see the library.
 
 use std::process::ExitCode;
 
-use nbdkit_ipc::{Channel, inherited};
-
 fn main() -> ExitCode {
-    let mut args = std::env::args().skip(1);
-    let (Some(Ok(number)), None) = (args.next().map(|arg| arg.parse()), args.next()) else {
-        eprintln!("nbdkit-worker: this program is started by nbdkit and is of no use on its own");
-        return ExitCode::FAILURE;
-    };
-    match inherited(number) {
-        Ok(fd) => template::run(Channel::from_fd(fd)),
-        Err(error) => {
-            eprintln!("nbdkit-worker: control channel {number}: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    nbdkit_worker::main()
 }

@@ -20,7 +20,7 @@ use nbdkit_ipc::messages::LogRecord;
 
 use crate::cli::command_line::{LogDestination, Options};
 use destination::Destination;
-pub(crate) use format::{Level, Speaker, escape};
+pub(crate) use format::{Level, Speaker, escape, line as format_line};
 pub(crate) use quota::{Quota, Verdict};
 
 /// See the module's text.

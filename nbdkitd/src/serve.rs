@@ -3,12 +3,13 @@
 //!
 //! - `startup`: from the first template to the first client; `accept`: from the socket to the template
 //! - `incoming`: what template and workers say; `ending`: children that ended, and the end of the server
-//! - `rebuild`: when a template that ended is replaced
+//! - `rebuild`: when a template that ended is replaced; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
 
 mod accept;
 mod ending;
+pub(crate) mod fuzz;
 mod incoming;
 mod rebuild;
 mod startup;
@@ -143,6 +144,14 @@ impl Server {
     /// # Errors
     /// One line for the user.
     pub(crate) fn start(plan: Plan, log: Log) -> Result<Server, String> {
+        let mut server = Server::new(plan, log)?;
+        server.introduce();
+        server.start_template()?;
+        Ok(server)
+    }
+
+    /// A server without a template.
+    fn new(plan: Plan, log: Log) -> Result<Server, String> {
         let failed = |call: &'static str| {
             move |error: io::Error| format!("{call}: {}", crate::errno_text(&error))
         };
@@ -157,7 +166,7 @@ impl Server {
             .map_err(|errno| format!("prctl: PR_SET_CHILD_SUBREAPER: {}", crate::words(errno)))?;
         let now = Instant::now();
         let Options { max_connections, max_connections_per_peer, .. } = plan.options;
-        let mut server = Server {
+        Ok(Server {
             plan,
             log,
             poll,
@@ -189,10 +198,7 @@ impl Server {
             status: 0,
             signal: None,
             deadlines: None,
-        };
-        server.introduce();
-        server.start_template()?;
-        Ok(server)
+        })
     }
 
     /// Runs until everything has ended.

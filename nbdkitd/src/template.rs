@@ -151,15 +151,7 @@ impl Recipe {
         }
         let child = command.spawn().map_err(failed)?;
         drop(theirs);
-        let mut template = Template {
-            pid: Pid::from_raw(child.id().cast_signed()),
-            link,
-            phase: Phase::ExpectHello,
-            outbox: VecDeque::new(),
-            failed: false,
-            killed: Cell::new(false),
-            reaped: false,
-        };
+        let mut template = Template::new(Pid::from_raw(child.id().cast_signed()), link);
         template.outbox.push_back(ToTemplate::Hello(Hello::ours()));
         template.outbox.push_back(ToTemplate::Configure(Box::new(self.configure.clone())));
         template.outbox.extend(self.certificates.iter().cloned().map(ToTemplate::TlsPiece));
@@ -213,6 +205,19 @@ pub(crate) enum Incoming {
 }
 
 impl Template {
+    /// Process `pid`, which has yet to say its first word on `link`.
+    pub(crate) fn new(pid: Pid, link: Channel<ToTemplate, FromTemplate>) -> Template {
+        Template {
+            pid,
+            link,
+            phase: Phase::ExpectHello,
+            outbox: VecDeque::new(),
+            failed: false,
+            killed: Cell::new(false),
+            reaped: false,
+        }
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> Pid {
         self.pid
@@ -353,15 +358,7 @@ mod tests {
     #[test]
     fn what_the_template_says_out_of_turn_is_a_violation() {
         let (link, other) = Channel::<ToTemplate, FromTemplate>::pair().unwrap();
-        let mut template = Template {
-            pid: Pid::this(),
-            link,
-            phase: Phase::ExpectHello,
-            outbox: VecDeque::new(),
-            failed: false,
-            killed: Cell::new(false),
-            reaped: false,
-        };
+        let mut template = Template::new(Pid::this(), link);
         assert!(matches!(template.receive(), Incoming::Empty));
         other.send(&FromTemplate::Ready, &[]).unwrap();
         assert!(matches!(
@@ -382,15 +379,8 @@ mod tests {
     #[test]
     fn what_is_not_taken_is_queued_and_clients_wait_behind_it() {
         let (link, other) = Channel::<ToTemplate, FromTemplate>::pair().unwrap();
-        let mut template = Template {
-            pid: Pid::this(),
-            link,
-            phase: Phase::ExpectConfigured,
-            outbox: VecDeque::new(),
-            failed: false,
-            killed: Cell::new(false),
-            reaped: false,
-        };
+        let mut template =
+            Template { phase: Phase::ExpectConfigured, ..Template::new(Pid::this(), link) };
         let parameter = |n: u32| {
             ToTemplate::Parameter(Parameter {
                 key: Some(n.to_string()),

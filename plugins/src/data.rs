@@ -9,6 +9,7 @@ mod eval;
 #[cfg(test)]
 mod examples;
 mod expr;
+pub(crate) mod fuzz;
 mod image;
 mod parser;
 mod source;

@@ -10,6 +10,8 @@ pub mod data;
 pub mod eval;
 pub mod file;
 pub mod full;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod info;
 pub mod memory;
 pub mod null;

@@ -7,7 +7,7 @@ pub(crate) mod call;
 pub(crate) mod connection;
 pub(crate) mod lifecycle;
 mod run;
-mod status;
+pub(crate) mod status;
 #[cfg(test)]
 mod tests;
 pub(crate) mod text;

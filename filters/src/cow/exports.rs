@@ -93,6 +93,16 @@ impl ExportTables {
         Ok(base)
     }
 
+    /// For the fuzz targets: a word in the list, as a hostile worker may put there.
+    pub(super) fn scribble(&self, at: u64, word: u64) -> Result<()> {
+        self.file.write_at(&word.to_ne_bytes(), at)
+    }
+
+    /// The same for the number of exports (0) and of windows (1).
+    pub(super) fn scribble_counts(&self, index: usize, word: u64) {
+        self.state.lock()[index % 2] = word;
+    }
+
     fn has_name(&self, number: usize, export: &str) -> Result<bool> {
         let mut name = vec![0; export.len()];
         self.file.read_at(&mut name, NAMES + (number * MAX_STRING) as u64)?;

@@ -19,9 +19,9 @@ pub(super) struct Overlay {
     block_size: u64,
     clusters: SharedFile,
     /// The number of the first cluster that was never used.
-    free: SharedWords,
-    exports: ExportTables,
-    tables: Arc<SharedFile>,
+    pub(super) free: SharedWords,
+    pub(super) exports: ExportTables,
+    pub(super) tables: Arc<SharedFile>,
     stripes: Vec<SharedMutex<0>>,
 }
 

@@ -145,12 +145,10 @@ impl Pool {
             } else {
                 state.idle += 1;
                 let waited = self.work.wait_timeout(state, LINGER);
-                let timed_out;
-                (state, timed_out) = waited
-                    .map(|(state, result)| (state, result.timed_out()))
-                    .unwrap_or_else(|poisoned| (poisoned.into_inner().0, false));
+                let result;
+                (state, result) = waited.unwrap_or_else(PoisonError::into_inner);
                 state.idle -= 1;
-                if timed_out && state.queue.is_empty() {
+                if result.timed_out() && state.queue.is_empty() {
                     state.threads -= 1;
                     if state.threads == 0 {
                         state.spare.clear();

@@ -218,7 +218,7 @@ impl Server {
         self.stop(0);
     }
 
-    fn template_ended(&mut self, status: WaitStatus) {
+    pub(super) fn template_ended(&mut self, status: WaitStatus) {
         if let Some(template) = &mut self.template {
             template.set_reaped();
         }

@@ -24,7 +24,7 @@ pub(crate) enum Verdict {
 ///
 /// # Errors
 /// What the script reports.
-pub(super) fn judge(
+pub(crate) fn judge(
     script: &str,
     status: ExitStatus,
     stderr: &[u8],

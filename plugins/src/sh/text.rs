@@ -15,12 +15,12 @@ pub(crate) fn utf8(output: &[u8]) -> Result<&str> {
 }
 
 /// The size that `get_size` printed.
-pub(super) fn size(output: &[u8]) -> Result<u64> {
+pub(crate) fn size(output: &[u8]) -> Result<u64> {
     parse::size(utf8(chomp(output))?)
 }
 
 /// What `block_size` printed: three sizes.
-pub(super) fn block_size(output: &[u8]) -> Result<BlockSize> {
+pub(crate) fn block_size(output: &[u8]) -> Result<BlockSize> {
     let mut sizes = utf8(output)?.split_ascii_whitespace().map(|word| {
         u32::try_from(parse::size(word)?)
             .map_err(|_| Error::msg(format!("size does not fit 32 bits: {word}")))
@@ -30,12 +30,12 @@ pub(super) fn block_size(output: &[u8]) -> Result<BlockSize> {
 }
 
 /// What `can_fua` printed.
-pub(super) fn fua(output: &[u8]) -> Option<Fua> {
+pub(crate) fn fua(output: &[u8]) -> Option<Fua> {
     word(output, &[("none", Fua::None), ("emulate", Fua::Emulate), ("native", Fua::Native)])
 }
 
 /// What `can_cache` printed.
-pub(super) fn cache(output: &[u8]) -> Option<Cache> {
+pub(crate) fn cache(output: &[u8]) -> Option<Cache> {
     word(output, &[("none", Cache::None), ("emulate", Cache::Emulate), ("native", Cache::Native)])
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn exports(output: &[u8], exports: &mut Exports) -> Result<()> {
 
 /// The extents that `extents` printed, one `OFFSET LENGTH [TYPE]` a line; blank lines and comments are
 /// skipped.
-pub(super) fn extents(output: &[u8], extents: &mut Extents) -> Result<()> {
+pub(crate) fn extents(output: &[u8], extents: &mut Extents) -> Result<()> {
     for line in utf8(output)?.lines() {
         let mut words = line.split_ascii_whitespace();
         let Some(offset) = words.next().filter(|word| !word.starts_with('#')) else { continue };

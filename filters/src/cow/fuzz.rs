@@ -1,0 +1,79 @@
+//! For the fuzz targets: what workers share, to be scribbled on.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use nbdkit_api::{Filter, FilterConnection, Open, Result, Slot};
+
+use super::overlay::Overlay;
+use super::{Cow, Handle, OnRead};
+
+/// What is scribbled on.
+#[derive(Debug, Clone, Copy)]
+pub enum Place {
+    /// The word of this block in the first table.
+    Table(u64),
+    /// The next free cluster.
+    Free,
+    /// This byte of the list of exports.
+    Exports(u64),
+    /// The number of exports (0) and of windows (1).
+    Counts(usize),
+}
+
+/// A cow filter's shared state.
+#[derive(Debug, Clone)]
+pub struct Shared(Arc<Overlay>);
+
+impl Shared {
+    /// For blocks of so many bytes, a power of two.
+    ///
+    /// # Errors
+    /// No memory, no file.
+    pub fn new(block_size: u64) -> Result<Shared> {
+        Ok(Shared(Arc::new(Overlay::new(block_size)?)))
+    }
+
+    /// The filter that uses it; it needs no configuration.
+    pub fn filter(&self) -> Box<dyn Filter> {
+        Box::new(Ready(Cow::default(), Arc::clone(&self.0)))
+    }
+
+    /// Puts a word somewhere, as any worker can.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn scribble(&self, place: Place, word: u64) -> Result<()> {
+        match place {
+            Place::Table(block) => {
+                self.0.tables.write_at(&word.to_ne_bytes(), block.saturating_mul(8))?;
+            }
+            Place::Free => self.0.free[0].store(word, Ordering::Relaxed),
+            Place::Exports(at) => self.0.exports.scribble(at, word)?,
+            Place::Counts(index) => self.0.exports.scribble_counts(index, word),
+        }
+        Ok(())
+    }
+}
+
+/// A cow filter that is ready before it is told to be.
+struct Ready(Cow, Arc<Overlay>);
+
+impl Filter for Ready {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+        below.open(&open.readonly(true))?;
+        Ok(Box::new(Handle {
+            export: open.export.to_owned(),
+            overlay: Arc::clone(&self.1),
+            on_cache: true,
+            on_read: OnRead::Never,
+            blocks: None,
+        }))
+    }
+}

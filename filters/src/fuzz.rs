@@ -1,0 +1,7 @@
+//! What the fuzz targets need of the filters: rules of the ip filter, and a cow filter whose shared memory they may
+//! scribble on as a hostile worker could.
+
+#![forbid(unsafe_code)]
+
+pub use crate::cow::fuzz::{Place, Shared};
+pub use crate::ip::fuzz::matches;

@@ -1,0 +1,41 @@
+//! Fuzz targets as ordinary functions: bytes in, a panic if something is wrong. Test code, in no program.
+//!
+//! `make fuzz` runs them under libFuzzer, which looks for bytes that reach new code; the tests of this crate replay
+//! what it has found, `fuzz/corpus`, and mutations of that, with a plain toolchain.
+//!
+//! - [`handshake`], [`transmission`]: whole sessions, and what the replies must be
+//! - [`channel`]: the control channel in both directions, and the listener that hears it
+//! - [`texts`]: parsers of what comes from command lines, scripts and the environment
+//! - [`shared`]: memory that hostile workers share, and what disks in memory must keep
+
+#![forbid(unsafe_code)]
+
+pub mod channel;
+pub mod handshake;
+mod input;
+pub mod session;
+pub mod shared;
+pub mod texts;
+pub mod transmission;
+
+/// A target: whatever the bytes, it must come back.
+pub type Target = fn(&[u8]);
+
+/// All of them, by the names of their corpora.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("allocator", shared::allocator),
+    ("command_line", texts::command_line),
+    ("cow_shared", shared::cow),
+    ("data_format", texts::data_format),
+    ("handshake", handshake::target),
+    ("ip_rules", texts::ip_rules),
+    ("listener", channel::listener),
+    ("log_line", texts::log_line),
+    ("messages", channel::messages),
+    ("numbers", texts::numbers),
+    ("parameters", texts::parameters),
+    ("protocol", texts::protocol),
+    ("script_output", texts::script_output),
+    ("transmission", transmission::compact),
+    ("transmission_extended", transmission::extended),
+];

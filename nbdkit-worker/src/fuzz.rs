@@ -1,0 +1,68 @@
+//! What the fuzz targets need: a server without processes, sandbox or listener, that serves descriptors of theirs.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use nbdkit_api::{Client, Layer, Result, client::Peer};
+use nbdkit_ipc::WorkerExit;
+use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
+use nbdkit_ipc::messages::{Configure, Parameter};
+
+use crate::authority::Authority;
+use crate::configure;
+use crate::connection::{Connection, Socket};
+use crate::settings::Settings;
+
+/// A configured stack, as a template has it when it is ready for clients.
+#[derive(Debug)]
+pub struct Server {
+    layer: Arc<Layer>,
+    settings: Settings,
+}
+
+impl Server {
+    /// Configures the stack.
+    ///
+    /// # Errors
+    /// Any of the stack's.
+    pub fn new(configure: &Configure, parameters: &[Parameter]) -> Result<Server> {
+        let mut stack = configure::load(configure)?;
+        configure::parameters(&mut stack, parameters)?;
+        stack.config_complete()?;
+        let model = stack.thread_model()?;
+        stack.get_ready(model)?;
+        let settings = Settings::new(configure, model)?;
+        let layer = stack.freeze();
+        layer.after_fork()?;
+        Ok(Server { layer, settings })
+    }
+
+    /// Serves a client whose bytes come from `input` until they end; replies go to `output`. Neither need be a socket.
+    /// A panic is not caught.
+    pub fn serve(&self, input: OwnedFd, output: OwnedFd) -> WorkerExit {
+        let socket = Socket::new(input, Some(output));
+        let cut = socket.clone();
+        let client = Client::new(1, Peer::default(), None, Box::new(move || cut.cut()));
+        let (layer, settings) = (&self.layer, &self.settings);
+        let authority = Arc::new(Nobody);
+        Connection { layer, settings, client, socket, authority, on_serving: &|_| {} }.serve()
+    }
+}
+
+/// There is no TLS here.
+#[derive(Debug)]
+struct Nobody;
+
+impl Authority for Nobody {
+    fn ask(&self, _: KeyRequest) -> KeyAnswer {
+        KeyAnswer::Denied
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.layer.cleanup();
+    }
+}

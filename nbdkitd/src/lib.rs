@@ -1,0 +1,213 @@
+//! `nbdkit`, the listener: sockets, privileges, signals, the log. It parses the command line, has `nbdkit-worker`
+//! configure plugin and filters and serve the clients, and never reads a byte that a client sent.
+//!
+//! - `cli`: what the user wants; `preflight`, `identity`: what comes before anything is done; `tls`: keys, and their use
+//! - `daemon`: into the background; `template`: starting `nbdkit-worker` and talking to it
+//! - `sockets`: where clients come from; `serve`: the loop; `connections`: who is being served
+//! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `sys`: the only unsafe code
+//!
+//! A library, so that the fuzz targets reach what no other program should: [`main`] is all that the program is.
+
+#![deny(unsafe_code)]
+
+mod admission;
+mod capabilities;
+mod captive;
+mod cli;
+mod connections;
+mod daemon;
+#[doc(hidden)]
+pub mod fuzz;
+mod identity;
+mod log;
+mod notify;
+mod preflight;
+mod serve;
+mod sockets;
+mod sys;
+mod template;
+mod tls;
+
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use nbdkit_ipc::messages::Purpose;
+use nix::errno::Errno;
+use nix::unistd::getppid;
+
+use captive::Streams;
+use cli::command_line::{Action, CommandLine, ServiceMode, Stack};
+use cli::error::EXIT_FAILURE;
+use cli::{build_info, options};
+use daemon::Forked;
+use log::Log;
+use serve::{End, Plan, Server};
+use template::Recipe;
+
+/// The program.
+pub fn main() -> ExitCode {
+    let parent = getppid();
+    let command = match cli::from_env() {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("{error}");
+            if error.wants_usage() {
+                print(options::usage().as_ref());
+            }
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
+    for notice in &command.notices {
+        eprintln!("{notice}");
+    }
+    let binary = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("nbdkit"));
+    if let Some(answer) = cli::answer(&command.action, &binary) {
+        return print(&answer);
+    }
+    let program = command.program.clone();
+    run(command, parent).unwrap_or_else(|line| {
+        eprintln!("{program}: error: {line}");
+        ExitCode::from(EXIT_FAILURE)
+    })
+}
+
+/// Everything that needs the plugin. An error is one line for the user.
+fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, String> {
+    let CommandLine { program, action, options, .. } = command;
+    let (stack, purpose, mode) = match action {
+        Action::PluginHelp(stack) => (stack, Purpose::Help, None),
+        Action::PluginVersion(stack) => (stack, Purpose::Version, None),
+        Action::DumpPlugin(stack) => (stack, Purpose::DumpPlugin, None),
+        Action::Serve { stack, service } => (stack, Purpose::Serve, Some(service)),
+        // Answered before.
+        Action::Help
+        | Action::Version
+        | Action::DumpConfig
+        | Action::LongOptions
+        | Action::ShortOptions => return Ok(ExitCode::SUCCESS),
+    };
+    // First of all, before other descriptors could be mistaken for sockets that were passed to us.
+    let adopted = match mode {
+        Some(ServiceMode::SocketActivation { count }) => sockets::adopt(count)?,
+        _ => Vec::new(),
+    };
+    // Then the fork: from here on this is the process that serves.
+    let report = if mode.is_some() && !options.foreground {
+        match daemon::fork(&program).map_err(|error| format!("fork: {}", errno_text(&error)))? {
+            Forked::Launcher(status) => return Ok(status),
+            Forked::Server(report) => Some(report),
+        }
+    } else {
+        None
+    };
+    if options.exit_with_parent {
+        preflight::exit_with_parent(parent)?;
+    }
+    let identity = identity::identity(options.user.as_deref(), options.group.as_deref())?;
+    let log = Log::new(&program, &options)?;
+    let single = mode == Some(ServiceMode::Stdin);
+    let streams = if single {
+        // The client's: nothing else may read or write them.
+        let streams = Streams::keep().map_err(|error| format!("dup: {}", errno_text(&error)))?;
+        daemon::release_standard_streams()?;
+        Some(streams)
+    } else {
+        None
+    };
+    introduce(purpose);
+    let tls = if purpose == Purpose::Serve {
+        let directory = build_info::directories().root_tls_certificates_dir;
+        tls::load(&options, directory.as_ref(), &log)?
+    } else {
+        None
+    };
+    let recipe = Recipe::new(&stack, &options, purpose, !single, tls.as_ref());
+    let plugin = plugin_name(&stack);
+    let plan = Plan { options, mode, adopted, identity, report, streams, recipe, plugin, tls };
+    Ok(match Server::start(plan, log)?.run() {
+        End::Status(status) => ExitCode::from(status),
+        End::Signal(signal) => {
+            // As if we had not caught it; start-up is not for finishing.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+            ExitCode::from(EXIT_FAILURE)
+        }
+    })
+}
+
+/// What the server says before the plugin and the filters say theirs.
+fn introduce(purpose: Purpose) {
+    match purpose {
+        Purpose::Help => {
+            print((options::help() + "\n").as_ref());
+        }
+        Purpose::Version => {
+            print(build_info::version().as_ref());
+        }
+        Purpose::Serve | Purpose::DumpPlugin => {}
+    }
+}
+
+/// The plugin's short name, as far as it can be told without loading it.
+fn plugin_name(stack: &Stack) -> String {
+    let name = stack.plugin.to_string_lossy();
+    let name = name.rsplit('/').next().unwrap_or_default();
+    let name = name.strip_prefix("nbdkit-").unwrap_or(name);
+    name.strip_suffix("-plugin.so").unwrap_or(name).to_owned()
+}
+
+fn print(text: &OsStr) -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nbdkit: error: standard output: {}", errno_text(&error));
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+/// The system's words for an error, as strerror(3) has them, without a number.
+fn errno_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(number) => text.trim_end_matches(&format!(" (os error {number})")).to_owned(),
+        None => text,
+    }
+}
+
+/// The same for an error of nix, whose own words are not always those of the C library.
+fn words(errno: Errno) -> String {
+    errno_text(&io::Error::from(errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_in_the_words_of_the_c_library() {
+        assert_eq!(words(Errno::EBADF), "Bad file descriptor");
+        assert_eq!(
+            errno_text(&io::Error::from_raw_os_error(libc::ENOENT)),
+            "No such file or directory"
+        );
+        assert_eq!(errno_text(&io::Error::other("own")), "own");
+    }
+
+    #[test]
+    fn a_plugin_is_named_by_its_name_or_file() {
+        for (given, name) in [
+            ("memory", "memory"),
+            ("./nbdkit-foo-plugin.so", "foo"),
+            ("/x/y/nbdkit-a-b-plugin.so", "a-b"),
+            ("/x/odd.so", "odd.so"),
+        ] {
+            let plugin = given.into();
+            let stack = Stack { filters: Vec::new(), plugin, parameters: Vec::new() };
+            assert_eq!(plugin_name(&stack), name);
+        }
+    }
+}

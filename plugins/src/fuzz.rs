@@ -1,0 +1,31 @@
+//! What the fuzz targets need of the plugins: the data format without files and scripts, and what scripts print
+//! without running any.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitStatus;
+
+use nbdkit_api::{Exports, Extents};
+
+pub use crate::data::fuzz::image;
+use crate::sh::{status, text};
+
+/// Reads what a script printed as the answer of every method that has a syntax, and what it said when it failed.
+pub fn script(code: ExitStatus, stdout: &[u8], stderr: &[u8]) {
+    let _ = status::judge("x", code, stderr, None);
+    let _ = text::size(stdout).inspect(|size| assert!(i64::try_from(*size).is_ok(), "{size}"));
+    let _ = text::block_size(stdout).map(|sizes| sizes.check());
+    let _ = (text::fua(stdout), text::cache(stdout), text::thread_model(stdout));
+    let mut exports = Exports::new();
+    let _ = text::exports(stdout, &mut exports);
+    // Those of a disk in the middle of nowhere.
+    let (start, end) = (1 << 20, 1 << 40);
+    let mut extents = Extents::new(start, end);
+    let _ = text::extents(stdout, &mut extents);
+    let mut at = start;
+    for extent in extents.iter() {
+        assert!(extent.offset == at && extent.length > 0, "extents are contiguous: {extents:?}");
+        at = extent.end();
+    }
+    assert!(at == extents.covered_to() && at <= end, "extents are those asked for: {extents:?}");
+}
