@@ -21,6 +21,7 @@ use std::path::PathBuf;
 
 use nbdkit_api::{Access, Isolation, Needs, Result, debug};
 use nbdkit_ipc::messages::Sandbox as Level;
+use nbdkit_sandbox_policy::Program;
 
 use crate::process;
 
@@ -43,7 +44,7 @@ impl Sandbox {
             say("--sandbox=off: clients are served without a sandbox");
         }
         let shared = isolation == Isolation::Shared;
-        Sandbox { level, needs, shared, filters: filter::are_supported() }
+        Sandbox { level, needs, shared, filters: nbdkit_sandbox_policy::are_supported() }
     }
 
     /// Whether there is any sandbox at all.
@@ -88,7 +89,7 @@ impl Sandbox {
         }
     }
 
-    fn install(&self, filters: &[filter::Program]) -> Result<()> {
+    fn install(&self, filters: &[Program]) -> Result<()> {
         if !self.filters {
             say("this kernel has no seccomp filters: system calls are not restricted");
             return Ok(());
