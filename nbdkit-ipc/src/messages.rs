@@ -66,6 +66,11 @@ pub enum ToTemplate {
     /// Finish: connections end after their running requests, then the stack is cleaned up and the process
     /// exits.
     Quiesce,
+    /// With isolation `Shared`: end a client at once, if it is still there. Answer: `Exited`, as for any end.
+    Disconnect {
+        /// Which client.
+        connection: u64,
+    },
 }
 
 /// Sent by the template. The word of a confined process: check before use.
@@ -103,6 +108,13 @@ pub enum FromTemplate {
         /// The system call's number on this machine.
         syscall: u32,
     },
+    /// With isolation `Shared`: the handshake of a client is over and this export is being served.
+    Serving {
+        /// Which client.
+        connection: u64,
+        /// The export's name as the client gave it: hostile.
+        export: String,
+    },
 }
 
 /// Sent by a worker on its own channel. The word of a process that talks to a client: check before use.
@@ -130,6 +142,29 @@ pub enum FromWorker {
 pub enum ToWorker {
     /// Finish: no new requests, replies to the running ones, then exit.
     Quiesce,
+}
+
+/// Sent by the listener to its spawner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToSpawner {
+    /// Make a template, which enters service at once. Answer: `Started` or `Failed`.
+    Start,
+}
+
+/// Sent by the spawner, which is a fork of the listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromSpawner {
+    /// A template has been started and told everything up to `EnterService`. Descriptor: the listener's end of its
+    /// control channel.
+    Started {
+        /// Its process id.
+        pid: i32,
+    },
+    /// No template could be started.
+    Failed {
+        /// Why.
+        errno: i32,
+    },
 }
 
 /// What the template is started for.
@@ -353,6 +388,12 @@ mod tests {
         assert_eq!(first(encode(&FromWorker::Serving { export: String::new() })), 2);
         assert_eq!(first(encode(&FromTemplate::Refused { syscall: 0 })), 8);
         assert_eq!(first(encode(&FromWorker::Refused { syscall: 0 })), 3);
+        let serving = FromTemplate::Serving { connection: 1, export: String::new() };
+        assert_eq!(first(encode(&serving)), 9);
+        assert_eq!(first(encode(&ToTemplate::Disconnect { connection: 1 })), 7);
+        assert_eq!(first(encode(&ToSpawner::Start)), 0);
+        assert_eq!(first(encode(&FromSpawner::Started { pid: 1 })), 0);
+        assert_eq!(first(encode(&FromSpawner::Failed { errno: 1 })), 1);
         assert_eq!(first(encode(&ToWorker::Quiesce)), 0);
     }
 

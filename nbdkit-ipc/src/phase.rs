@@ -32,6 +32,7 @@ pub fn name(message: &FromTemplate) -> &'static str {
         FromTemplate::Exited { .. } => "Exited",
         FromTemplate::Shutdown => "Shutdown",
         FromTemplate::Refused { .. } => "Refused",
+        FromTemplate::Serving { .. } => "Serving",
     }
 }
 
@@ -50,7 +51,12 @@ impl Phase {
             (FromTemplate::Shutdown, ExpectConfigured | Configured | ExpectReady | Serving) => {
                 Some(self)
             }
-            (FromTemplate::Forked { .. } | FromTemplate::Exited { .. }, Serving) => Some(self),
+            (
+                FromTemplate::Forked { .. }
+                | FromTemplate::Exited { .. }
+                | FromTemplate::Serving { .. },
+                Serving,
+            ) => Some(self),
             (FromTemplate::Refused { .. }, ExpectReady | Serving) => Some(self),
             (
                 FromTemplate::Hello(_)
@@ -61,7 +67,8 @@ impl Phase {
                 | FromTemplate::Shutdown
                 | FromTemplate::Forked { .. }
                 | FromTemplate::Exited { .. }
-                | FromTemplate::Refused { .. },
+                | FromTemplate::Refused { .. }
+                | FromTemplate::Serving { .. },
                 _,
             ) => None,
         }
@@ -79,6 +86,9 @@ mod tests {
         assert_eq!(Phase::ExpectHello.after(&forked), None);
         assert_eq!(Phase::ExpectConfigured.after(&forked), None);
         assert_eq!(Phase::Serving.after(&forked), Some(Phase::Serving));
+        let serving = FromTemplate::Serving { connection: 1, export: String::new() };
+        assert_eq!(Phase::ExpectReady.after(&serving), None);
+        assert_eq!(Phase::Serving.after(&serving), Some(Phase::Serving));
         assert_eq!(Phase::Serving.after(&FromTemplate::Ready), None);
         assert_eq!(Phase::Serving.after(&FromTemplate::Hello(Hello::ours())), None);
         assert_eq!(

@@ -4,6 +4,7 @@
 //! - `cli`: what the user wants; `preflight`, `identity`: what can be refused before anything is done
 //! - `daemon`: into the background; `template`: starting `nbdkit-worker` and talking to it
 //! - `sockets`: where clients come from; `serve`: the loop; `connections`: who is being served
+//! - `capabilities`, `confine`: what is given up before the first client; `spawner`: who makes templates from then on
 //! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `sys`: the only unsafe code
 
 #![deny(unsafe_code)]
@@ -12,6 +13,7 @@ mod admission;
 mod capabilities;
 mod captive;
 mod cli;
+mod confine;
 mod connections;
 mod daemon;
 mod identity;
@@ -20,6 +22,7 @@ mod notify;
 mod preflight;
 mod serve;
 mod sockets;
+mod spawner;
 mod sys;
 mod template;
 

@@ -47,8 +47,12 @@ fn children(pid: i32) -> Vec<i32> {
 }
 
 fn template(server: &Server) -> i32 {
-    let [template] = children(server.pid().as_raw())[..] else { panic!("one template") };
-    template
+    let named = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|it| it == "nbdkit:template\n")
+    };
+    let children = children(server.pid().as_raw());
+    children.into_iter().find(named).expect("a template")
 }
 
 /// The fields of /proc/PID/task/TID/status, for each thread.
@@ -195,6 +199,68 @@ fn a_file_of_another_user_is_served_with_one_capability() {
     assert_eq!(client.call(&Ask::write(0, *b"w")).expect("a reply").error, None);
     // CAP_DAC_OVERRIDE is number 1.
     assert_confined(template(&server), 2, geteuid(), "0000000000000002");
+}
+
+/// The children of the listener that are called so.
+fn children_called(server: &Server, name: &str) -> Vec<i32> {
+    let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    let children = children(server.pid().as_raw()).into_iter();
+    children.filter(|pid| comm(pid).is_ok_and(|its| its.trim() == name)).collect()
+}
+
+/// The spawner: made after the pid file, and before the first client is served.
+fn spawner(server: &Server) -> i32 {
+    eventually("a spawner", || !children_called(server, "nbdkit:spawner").is_empty());
+    let _served = connected(server, "");
+    children_called(server, "nbdkit:spawner")[0]
+}
+
+#[test]
+fn the_listener_is_confined_once_it_serves_and_not_without_a_sandbox() {
+    let state = |option: &str| {
+        let server = server(&[option, "null", "1M"]).start();
+        let _client = connected(&server, "");
+        let status = statuses(server.pid().as_raw()).remove(0);
+        let spawners = children_called(&server, "nbdkit:spawner").len();
+        (status["NoNewPrivs"].clone(), status["Seccomp"].clone(), spawners)
+    };
+    assert_eq!(state("--sandbox=strict"), ("1".to_owned(), "2".to_owned(), 1));
+    assert_eq!(state("--sandbox=compat"), ("1".to_owned(), "2".to_owned(), 1));
+    assert_eq!(state("--sandbox=off"), ("0".to_owned(), "0".to_owned(), 0));
+}
+
+#[test]
+fn the_spawner_holds_nothing_but_its_channel_and_is_there_only_to_replace_templates() {
+    let disk = server(&["memory", "1M"]).start();
+    let _served = connected(&disk, "");
+    assert_eq!(children_called(&disk, "nbdkit:spawner"), [], "a RAM disk is not made anew");
+    let mut server = server(&["null", "1M"]).start();
+    let spawner = spawner(&server);
+    let status = statuses(spawner).remove(0);
+    assert_eq!(status["CapPrm"], NONE, "{status:?}");
+    let open = std::fs::read_dir(format!("/proc/{spawner}/fd")).expect("alive").count();
+    assert_eq!(open, 4, "three standard streams and the channel");
+    // Without it the server goes on, until a template would have to be replaced.
+    let kill =
+        |pid| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+    kill(spawner).expect("ours");
+    let _ = server.wait_for_stderr("the spawner has ended");
+    assert_eq!(connected(&server, "").call(&Ask::read(0, 1)).expect("served").data, [0]);
+    kill(template(&server)).expect("ours");
+    assert_eq!(server.wait().code(), Some(1));
+    let _ = server.wait_for_stderr("there is nobody to make a new template");
+}
+
+#[test]
+fn the_spawner_ends_with_the_listener_however_that_ends() {
+    for signal in [nix::sys::signal::SIGTERM, nix::sys::signal::SIGKILL] {
+        let mut server = server(&["null", "1M"]).start();
+        let spawner = spawner(&server);
+        server.signal(signal);
+        let _ = server.wait();
+        let state = || std::fs::read_to_string(format!("/proc/{spawner}/stat"));
+        eventually("it ends", || state().map_or(true, |stat| stat.contains(") Z ")));
+    }
 }
 
 #[test]

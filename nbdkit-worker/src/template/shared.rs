@@ -51,6 +51,12 @@ pub(super) fn run(service: &Service) {
                         ended(service, connection, WorkerExit::Failed);
                     }
                 }
+                Ok(Received { message: ToTemplate::Disconnect { connection }, .. }) => {
+                    // It may have ended by itself.
+                    if let Some((_, socket)) = lock(&clients).get(&connection) {
+                        socket.cut();
+                    }
+                }
                 Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
                 Ok(Received { message: ToTemplate::Quiesce, .. }) | Err(RecvError::Closed) => break,
                 Ok(other) => {
@@ -84,9 +90,11 @@ fn socket(fds: Vec<OwnedFd>) -> Option<Socket> {
 
 fn serve_one(service: &Service, client: Arc<Client>, socket: Socket) -> WorkerExit {
     let (layer, settings) = (&service.layer, &service.settings);
-    let on_serving = |_export: &str| {
+    let number = client.number();
+    let on_serving = |export: &str| {
+        service.say(&FromTemplate::Serving { connection: number, export: export.to_owned() });
         #[cfg(debug_assertions)]
-        crate::process::call_for_test(_export);
+        crate::process::call_for_test(export);
     };
     let connection = Connection { layer, settings, client, socket, on_serving: &on_serving };
     catch_unwind(AssertUnwindSafe(|| connection.serve())).unwrap_or(WorkerExit::Panicked)

@@ -80,6 +80,11 @@ impl Server {
                 }
             }
             FromTemplate::Shutdown => self.stop(0),
+            FromTemplate::Serving { connection, export } => {
+                if let Err(violation) = self.serving_shared(connection, export) {
+                    self.template_violates(&violation.to_string());
+                }
+            }
             FromTemplate::Refused { syscall } => {
                 let Some(template) = &self.template else { return };
                 self.log.error(&format!(
@@ -120,6 +125,20 @@ impl Server {
         self.log.record(record, speaker, &mut self.template_quota);
     }
 
+    /// A handshake in the one process that serves all is over. Workers say so themselves.
+    fn serving_shared(&mut self, number: u64, export: String) -> Result<(), Violation> {
+        if !self.is_shared() {
+            return Err(Violation::Serving);
+        }
+        let connection = self.connections.get_mut(number).ok_or(Violation::UnknownConnection)?;
+        connection.serving(export)
+    }
+
+    /// Whether one process serves all clients.
+    pub(super) fn is_shared(&self) -> bool {
+        self.configured.as_ref().is_some_and(|it| it.isolation == Isolation::Shared)
+    }
+
     fn forked(&mut self, number: u64, pid: i32) -> Result<(), Violation> {
         let isolation = self.configured.as_ref().map_or(Isolation::Shared, |it| it.isolation);
         // The number may be anything, even another program's. One that has ended already is of no interest.
@@ -144,11 +163,12 @@ impl Server {
         let pid = Pid::from_raw(pid);
         let template = self.template.as_ref().map(Template::pid);
         let captive = self.captive.as_ref().map(Captive::pid);
+        let spawner = self.spawner_pid();
         let process = Process::open(pid).ok()?;
         let parent = parent_of(pid)?;
         // It lives: so what was read was not about a later process of the same number.
         process.signal(None).ok()?;
-        let not_a_worker = [template, captive].contains(&Some(pid));
+        let not_a_worker = [template, captive, spawner].contains(&Some(pid));
         let is_child = parent == Pid::this() || Some(parent) == template;
         Some((is_child && !not_a_worker).then_some(process))
     }
