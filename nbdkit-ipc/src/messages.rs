@@ -100,7 +100,8 @@ pub enum FromTemplate {
         /// How.
         exit: WorkerExit,
     },
-    /// A plugin or filter asked the server to stop (`nbdkit_shutdown`).
+    /// A plugin or filter asked the server to stop (`nbdkit_shutdown`). Once it is configured, only if the stack has
+    /// declared that it may.
     Shutdown,
     /// The sandbox refused a system call of the template itself, which ends now. Sent by a signal handler: see
     /// [`refusal`](crate::refusal).
@@ -122,7 +123,7 @@ pub enum FromTemplate {
 pub enum FromWorker {
     /// A line for the log. At any time.
     Log(LogRecord),
-    /// A plugin or filter asked the server to stop.
+    /// A plugin or filter asked the server to stop. Only if the stack has declared that it may.
     Shutdown,
     /// The handshake is over and this export is being served.
     Serving {
@@ -274,6 +275,8 @@ pub struct Configured {
     /// Whether a template made later has the same disk to offer. Not if what clients wrote is in this one's
     /// memory only.
     pub replaceable: bool,
+    /// Whether it may ever ask for `Shutdown` in service.
+    pub may_shutdown: bool,
 }
 
 /// The step from start-up into service.

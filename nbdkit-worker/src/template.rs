@@ -103,7 +103,9 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         (_, possible) => possible.min(wanted),
     };
     let replaceable = !stack.keeps_state();
-    let sandbox = Sandbox::new(configure.sandbox, stack.needs(), isolation);
+    let needs = stack.needs();
+    let may_shutdown = needs.shutdown;
+    let sandbox = Sandbox::new(configure.sandbox, needs, isolation);
     let layer = stack.freeze();
     let told = Configured {
         one_client: model == ThreadModel::SerializeConnections,
@@ -112,6 +114,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
             Isolation::Shared => messages::Isolation::Shared,
         },
         replaceable,
+        may_shutdown,
     };
     let _ = link.send(&FromTemplate::Configured(told), &[]);
 

@@ -26,6 +26,9 @@ const MESSAGES_AT_ONCE: usize = 64;
 /// The longest name of a layer that makes sense, bytes.
 const MAX_LAYER: usize = 256;
 
+/// What is wrong with a `Shutdown` of a stack without the need.
+const UNDECLARED_SHUTDOWN: &str = "a shutdown that nothing in its stack may ask for";
+
 /// How long a template may live that has closed its channel.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -79,7 +82,11 @@ impl Server {
                     self.template_violates(&violation.to_string());
                 }
             }
-            FromTemplate::Shutdown => self.stop(0),
+            // While it is configured, it is what the user started and nothing else.
+            FromTemplate::Shutdown if self.configured.is_none() || self.may_shutdown() => {
+                self.stop(0);
+            }
+            FromTemplate::Shutdown => self.template_violates(UNDECLARED_SHUTDOWN),
             FromTemplate::Serving { connection, export } => {
                 if let Err(violation) = self.serving_shared(connection, export) {
                     self.template_violates(&violation.to_string());
@@ -132,6 +139,11 @@ impl Server {
         }
         let connection = self.connections.get_mut(number).ok_or(Violation::UnknownConnection)?;
         connection.serving(export)
+    }
+
+    /// Whether the stack has declared that it may stop the server. Else it is one client's way to stop it for all.
+    fn may_shutdown(&self) -> bool {
+        self.configured.as_ref().is_some_and(|configured| configured.may_shutdown)
     }
 
     /// Whether one process serves all clients.
@@ -246,7 +258,8 @@ impl Server {
                 let speaker = Speaker { layer, connection: single };
                 self.log.record(&record, speaker, &mut connection.quota);
             }
-            FromWorker::Shutdown => self.stop(0),
+            FromWorker::Shutdown if self.may_shutdown() => self.stop(0),
+            FromWorker::Shutdown => return Err(UNDECLARED_SHUTDOWN),
             FromWorker::Refused { syscall } => self.worker_refused(number, syscall)?,
             FromWorker::Serving { export } => {
                 if let Some(connection) = self.connections.get_mut(number)
