@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::log::{self, TemplateLink};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{self, Sandbox, skips};
 use crate::settings::Settings;
 use crate::{configure, describe, privileges, process};
 
@@ -125,7 +125,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         other => return Err(unexpected(&other.message)),
     };
     process::set_channel(&**link, false);
-    enter(&service, configure.swap, &layer, &sandbox).map_err(failed)?;
+    enter(&service, configure.swap, settings.threads, &layer, &sandbox).map_err(failed)?;
     let _ = link.send(&FromTemplate::Ready, &[]);
     Ok(Some(Service {
         link: None,
@@ -142,6 +142,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
 fn enter(
     service: &EnterService,
     swap: bool,
+    threads: usize,
     layer: &Layer,
     sandbox: &Sandbox,
 ) -> nbdkit_api::Result<()> {
@@ -171,13 +172,19 @@ fn enter(
     if swap {
         process::become_io_flusher();
     }
-    if sandbox.is_on() {
+    let (capabilities, limits) = (
+        sandbox.is_on() && !skips(sandbox::Layer::Capabilities),
+        sandbox.is_on() && !skips(sandbox::Layer::Limits),
+    );
+    if capabilities {
         privileges::empty_bounding_set()?;
     }
     privileges::become_user(service, swap)?;
-    if sandbox.is_on() {
+    if capabilities {
         privileges::drop_capabilities(sandbox.paths(), swap)?;
-        privileges::lock_down(sandbox.descriptors())?;
+    }
+    if limits {
+        privileges::lock_down(sandbox.descriptors(), sandbox.memory(threads))?;
     }
     if swap {
         privileges::lock_memory()?;

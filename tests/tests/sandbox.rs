@@ -1,7 +1,7 @@
 //! The workers' sandbox from outside: what /proc says of template, worker and every thread, and what happens when a
 //! worker tries what it may not. Each layer has a test that sees it gone with `--sandbox=off`. Ours only.
 //!
-//! Forbidden calls are made by debug builds themselves: `-D nbdkit.syscalls=1` and an export `syscall=NUMBER,...`.
+//! Forbidden calls are made by the red-team plugin: an export `syscall=NUMBER,...`. See also `red_team`.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::Rep;
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::red_team::attack;
 use nbdkit_tests::server::Builder;
 use nbdkit_tests::{Ask, Client, Server};
 use nix::unistd::{Uid, User, geteuid};
@@ -299,29 +300,19 @@ use Outcome::{Errno, Refused};
 fn call(server: &Server, number: u32, arguments: &[u64]) -> Outcome {
     let arguments = arguments.iter().map(|argument| format!(",{}", argument.cast_signed()));
     let export = format!("syscall={number}{}", arguments.collect::<String>());
-    let count = |needle: &str| server.stderr_text().lines().filter(|l| l.contains(needle)).count();
-    let (returned, refused) = (
-        format!("system call {number} returned"),
-        format!("the sandbox refused system call {number} ("),
-    );
-    let before = [count(&returned), count(&refused)];
-    let mut client = server.connect();
-    client.handshake().expect("a greeting");
-    let answer = client.go(&export, &[]);
-    let served = answer.is_ok() && client.call(&Ask::read(0, 512)).is_ok();
-    let (needle, before) = if served { (&returned, before[0]) } else { (&refused, before[1]) };
-    eventually(needle, || count(needle) > before);
-    if !served {
+    let refused = format!("the sandbox refused system call {number} (");
+    let count = || server.stderr_text().lines().filter(|line| line.contains(&refused)).count();
+    let before = count();
+    let Some(text) = attack(server, &export) else {
+        eventually(&refused, || count() > before);
         return Refused;
-    }
-    let text = server.stderr_text();
-    let line = text.lines().rfind(|line| line.contains(needle)).expect("a line");
-    let errno = line.rsplit_once("(errno ").expect("an errno").1.trim_end_matches(')');
-    Errno(errno.parse().expect("a number"))
+    };
+    Errno(text.strip_prefix("errno ").map_or(0, |number| number.parse().expect("a number")))
 }
 
 fn caller(options: &[&str]) -> Server {
-    server(&[options, &["-D", "nbdkit.syscalls=1", "null", "1M"]].concat()).start()
+    let builder = Server::nbdkit(options).binary(Binary::red_team());
+    builder.arg("redteam").start()
 }
 
 #[test]
@@ -332,7 +323,7 @@ fn a_forbidden_call_costs_its_client_only_and_is_named() {
     assert_eq!(call(&server, PTRACE, &[]), Refused);
     let line = server.wait_for_stderr("refused system call");
     assert!(line.contains("101 (ptrace) to the worker (pid "), "{line}");
-    assert!(line.contains("client pid ") && line.contains("stack nozero null)"), "{line}");
+    assert!(line.contains("client pid ") && line.contains("stack nozero redteam)"), "{line}");
     assert_eq!(bystander.call(&Ask::read(0, 512)).expect("served still").data, [0; 512]);
     assert_eq!(connected(&server, "").call(&Ask::read(0, 1)).expect("a new client").data, [0]);
     let lines = server.stderr_text();

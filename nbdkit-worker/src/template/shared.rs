@@ -93,8 +93,6 @@ fn serve_one(service: &Service, client: Arc<Client>, socket: Socket) -> WorkerEx
     let number = client.number();
     let on_serving = |export: &str| {
         service.say(&FromTemplate::Serving { connection: number, export: export.to_owned() });
-        #[cfg(debug_assertions)]
-        crate::process::call_for_test(export);
     };
     let connection = Connection { layer, settings, client, socket, on_serving: &on_serving };
     catch_unwind(AssertUnwindSafe(|| connection.serve())).unwrap_or(WorkerExit::Panicked)

@@ -251,6 +251,8 @@ impl Server {
                 if !is_plausible(&record) {
                     return Err("a log record that is too long");
                 }
+                #[cfg(feature = "red-team")]
+                crate::sys::process::call_for_test(&record.text);
                 let single = self.speaker(None, number).connection;
                 let Some(connection) = self.connections.get_mut(number) else { return Ok(()) };
                 let layer = record.layer.as_deref().or(Some(&self.plan.plugin));
