@@ -45,6 +45,7 @@ test:
 red-team:
 	$(CARGO) build $(CARGOFLAGS) -p nbdkitd -p nbdkit-worker --bins --features nbdkit-worker/red-team,nbdkitd/red-team
 	install -d $(TARGET)/red-team
+	rm -f $(TARGET)/red-team/*
 	mv $(TARGET)/debug/nbdkit $(TARGET)/debug/nbdkit-worker $(TARGET)/red-team/
 
 # Mutated sessions against the server for some minutes; "make test" has a short run of the same. NBDKIT_FUZZ_SEED repeats one.
