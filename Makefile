@@ -17,9 +17,10 @@ export NBDKIT_LIBDIR = $(LIBDIR)
 export NBDKIT_LIBEXECDIR = $(LIBEXECDIR)
 export NBDKIT_MANDIR = $(MANDIR)
 
-RELEASE = $(or $(CARGO_TARGET_DIR),target)/release
+TARGET  = $(or $(CARGO_TARGET_DIR),target)
+RELEASE = $(TARGET)/release
 
-.PHONY: all build run test fuzz fuzz-sessions lint install clean
+.PHONY: all build run test red-team fuzz fuzz-sessions lint install clean
 
 all: build
 
@@ -36,8 +37,16 @@ run:
 test:
 	scripts/install-packages.sh test
 	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory red-team
 	$(CARGO) build $(CARGOFLAGS) --workspace --bins
 	$(CARGO) test $(CARGOFLAGS) --workspace
+
+# Programs that attack themselves, for the red-team tests only: moved to a directory of their own, and never installed.
+red-team:
+	$(CARGO) build $(CARGOFLAGS) -p nbdkitd -p nbdkit-worker --bins --features nbdkit-worker/red-team,nbdkitd/red-team
+	install -d $(TARGET)/red-team
+	rm -f $(TARGET)/red-team/*
+	mv $(TARGET)/debug/nbdkit $(TARGET)/debug/nbdkit-worker $(TARGET)/red-team/
 
 # Every target of fuzz/ under libFuzzer for FUZZ_SECONDS each (FUZZ_TARGETS for some of them only); "make test" replays
 # the corpus. Without a C++ compiler it says so, and mutated sessions have to do.

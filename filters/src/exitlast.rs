@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use nbdkit_api::shared::SharedWords;
 use nbdkit_api::{
-    Errno, Error, Filter, FilterConnection, Open, Result, Slot, ThreadModel, client, debug,
+    Errno, Error, Filter, FilterConnection, Needs, Open, Result, Slot, ThreadModel, client, debug,
 };
 
 use crate::presence::{Place, Places};
@@ -43,6 +43,10 @@ impl Filter for ExitLast {
         self.places = Some(Places::new("exitlast", i64::MAX as u64)?);
         self.visited = Some(Arc::new(SharedWords::new(1)?));
         Ok(())
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::nothing().shutdown()
     }
 
     fn worker_ended(&self) {

@@ -19,12 +19,12 @@ pub mod status;
 
 pub use channel::{Channel, Received, RecvError};
 pub use inherit::inherited;
-pub use messages::{FromTemplate, FromWorker, ToTemplate, ToWorker};
+pub use messages::{FromSpawner, FromTemplate, FromWorker, ToSpawner, ToTemplate, ToWorker};
 pub use status::WorkerExit;
 
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
-/// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`.
-/// 3: TLS: `TlsPiece`, `Key` on all links, and `Configure::tls`.
+/// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS (`TlsPiece`, `Key` on all
+/// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner.
 pub const VERSION: u32 = 3;
 
 /// Identifies the build: listener and worker must come from the same one.

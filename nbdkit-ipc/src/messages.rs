@@ -76,6 +76,11 @@ pub enum ToTemplate {
         /// The answer.
         answer: KeyAnswer,
     },
+    /// With isolation `Shared`: end a client at once, if it is still there. Answer: `Exited`, as for any end.
+    Disconnect {
+        /// Which client.
+        connection: u64,
+    },
 }
 
 /// Sent by the template. The word of a confined process: check before use.
@@ -105,7 +110,8 @@ pub enum FromTemplate {
         /// How.
         exit: WorkerExit,
     },
-    /// A plugin or filter asked the server to stop (`nbdkit_shutdown`).
+    /// A plugin or filter asked the server to stop (`nbdkit_shutdown`). Once it is configured, only if the stack has
+    /// declared that it may.
     Shutdown,
     /// The sandbox refused a system call of the template itself, which ends now. Sent by a signal handler: see
     /// [`refusal`](crate::refusal).
@@ -120,6 +126,13 @@ pub enum FromTemplate {
         /// The question.
         request: KeyRequest,
     },
+    /// With isolation `Shared`: the handshake of a client is over and this export is being served.
+    Serving {
+        /// Which client.
+        connection: u64,
+        /// The export's name as the client gave it: hostile.
+        export: String,
+    },
 }
 
 /// Sent by a worker on its own channel. The word of a process that talks to a client: check before use.
@@ -127,7 +140,7 @@ pub enum FromTemplate {
 pub enum FromWorker {
     /// A line for the log. At any time.
     Log(LogRecord),
-    /// A plugin or filter asked the server to stop.
+    /// A plugin or filter asked the server to stop. Only if the stack has declared that it may.
     Shutdown,
     /// The handshake is over and this export is being served.
     Serving {
@@ -151,6 +164,29 @@ pub enum ToWorker {
     Quiesce,
     /// The answer to `Key`.
     Key(KeyAnswer),
+}
+
+/// Sent by the listener to its spawner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToSpawner {
+    /// Make a template, which enters service at once. Answer: `Started` or `Failed`.
+    Start,
+}
+
+/// Sent by the spawner, which is a fork of the listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromSpawner {
+    /// A template has been started and told everything up to `EnterService`. Descriptor: the listener's end of its
+    /// control channel.
+    Started {
+        /// Its process id.
+        pid: i32,
+    },
+    /// No template could be started.
+    Failed {
+        /// Why.
+        errno: i32,
+    },
 }
 
 /// What the template is started for.
@@ -262,6 +298,8 @@ pub struct Configured {
     /// Whether a template made later has the same disk to offer. Not if what clients wrote is in this one's
     /// memory only.
     pub replaceable: bool,
+    /// Whether it may ever ask for `Shutdown` in service.
+    pub may_shutdown: bool,
 }
 
 /// The step from start-up into service.
@@ -376,6 +414,12 @@ mod tests {
         assert_eq!(first(encode(&FromWorker::Serving { export: String::new() })), 2);
         assert_eq!(first(encode(&FromTemplate::Refused { syscall: 0 })), 8);
         assert_eq!(first(encode(&FromWorker::Refused { syscall: 0 })), 3);
+        let serving = FromTemplate::Serving { connection: 1, export: String::new() };
+        assert_eq!(first(encode(&serving)), 10);
+        assert_eq!(first(encode(&ToTemplate::Disconnect { connection: 1 })), 9);
+        assert_eq!(first(encode(&ToSpawner::Start)), 0);
+        assert_eq!(first(encode(&FromSpawner::Started { pid: 1 })), 0);
+        assert_eq!(first(encode(&FromSpawner::Failed { errno: 1 })), 1);
         assert_eq!(first(encode(&ToWorker::Quiesce)), 0);
         let (request, answer) = (KeyRequest::Psk { identity: vec![] }, KeyAnswer::Denied);
         assert_eq!(encode(&request).unwrap()[0], 1);

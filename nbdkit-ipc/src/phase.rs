@@ -33,6 +33,7 @@ pub fn name(message: &FromTemplate) -> &'static str {
         FromTemplate::Shutdown => "Shutdown",
         FromTemplate::Refused { .. } => "Refused",
         FromTemplate::Key { .. } => "Key",
+        FromTemplate::Serving { .. } => "Serving",
     }
 }
 
@@ -54,7 +55,8 @@ impl Phase {
             (
                 FromTemplate::Forked { .. }
                 | FromTemplate::Exited { .. }
-                | FromTemplate::Key { .. },
+                | FromTemplate::Key { .. }
+                | FromTemplate::Serving { .. },
                 Serving,
             ) => Some(self),
             (FromTemplate::Refused { .. }, ExpectReady | Serving) => Some(self),
@@ -68,7 +70,8 @@ impl Phase {
                 | FromTemplate::Forked { .. }
                 | FromTemplate::Exited { .. }
                 | FromTemplate::Refused { .. }
-                | FromTemplate::Key { .. },
+                | FromTemplate::Key { .. }
+                | FromTemplate::Serving { .. },
                 _,
             ) => None,
         }
@@ -129,6 +132,9 @@ mod tests {
         assert_eq!(Phase::ExpectHello.after(&forked), None);
         assert_eq!(Phase::ExpectConfigured.after(&forked), None);
         assert_eq!(Phase::Serving.after(&forked), Some(Phase::Serving));
+        let serving = FromTemplate::Serving { connection: 1, export: String::new() };
+        assert_eq!(Phase::ExpectReady.after(&serving), None);
+        assert_eq!(Phase::Serving.after(&serving), Some(Phase::Serving));
         assert_eq!(Phase::Serving.after(&FromTemplate::Ready), None);
         assert_eq!(Phase::Serving.after(&FromTemplate::Hello(Hello::ours())), None);
         assert_eq!(

@@ -38,6 +38,10 @@ fn is_path(name: &OsStr) -> bool {
 }
 
 fn load_plugin(name: &OsStr) -> Result<Box<dyn Plugin>> {
+    #[cfg(feature = "red-team")]
+    if name == "redteam" {
+        return Ok(Box::<nbdkit_redteam::RedTeam>::default());
+    }
     name.to_str()
         .filter(|_| !is_path(name))
         .and_then(nbdkit_plugins::load)

@@ -181,18 +181,27 @@ fn failed(error: &CapsError) -> Error {
     Error::new(Errno::EPERM, error.to_string())
 }
 
+/// Bytes of data that this process has now, as RLIMIT_DATA counts them; 0 if nobody knows. proc_pid_status(5).
+pub(crate) fn data() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmData:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0).saturating_mul(1024)
+}
+
 /// Closes the ways around: programs give no rights, nobody may look into this process, and it leaves no copy of its
-/// memory behind. `descriptors`: most that it may have open, if that is bounded.
+/// memory behind. `descriptors`: most that it may have open; `memory`: most bytes of data; if they are bounded.
 ///
 /// # Errors
 /// The system's; EPERM if it could be undone.
-pub(crate) fn lock_down(descriptors: Option<u64>) -> Result<()> {
+pub(crate) fn lock_down(descriptors: Option<u64>, memory: Option<u64>) -> Result<()> {
     prctl::set_no_new_privs().or_error(|| "prctl: PR_SET_NO_NEW_PRIVS")?;
     prctl::set_dumpable(false).or_error(|| "prctl: PR_SET_DUMPABLE")?;
     let limits = [
         (Resource::RLIMIT_CORE, Some(0), "RLIMIT_CORE"),
         (Resource::RLIMIT_MSGQUEUE, Some(0), "RLIMIT_MSGQUEUE"),
         (Resource::RLIMIT_NOFILE, descriptors, "RLIMIT_NOFILE"),
+        (Resource::RLIMIT_DATA, memory, "RLIMIT_DATA"),
     ];
     for (resource, limit, name) in limits {
         let (_, hard) = getrlimit(resource).or_error(|| format!("getrlimit: {name}"))?;

@@ -126,24 +126,6 @@ extern "C" fn refused(
     exit_now(WorkerExit::Forbidden.code());
 }
 
-/// For the sandbox's own tests, and not in release builds: with `-D nbdkit.syscalls=1` an export that is called
-/// `syscall=NUMBER,ARGUMENT...` makes the worker that serves it call that.
-#[cfg(debug_assertions)]
-pub(crate) fn call_for_test(export: &str) {
-    let Some(numbers) = export.strip_prefix("syscall=") else { return };
-    if nbdkit_api::log::flag("nbdkit", "syscalls") == 0 {
-        return;
-    }
-    let mut numbers = numbers.split(',').map(|number| number.parse().unwrap_or(-1));
-    let mut next = || numbers.next().unwrap_or(0);
-    let call: [libc::c_long; 7] = std::array::from_fn(|_| next());
-    let [number, a, b, c, d, e, f] = call;
-    // SAFETY: not upheld for all numbers; whoever runs a debug build with this flag asked for it.
-    let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
-    let errno = nix::errno::Errno::last_raw();
-    nbdkit_api::error!("system call {number} returned {result} (errno {errno})");
-}
-
 /// Whether the listener wants this worker to finish, or is gone.
 static QUIESCING: AtomicBool = AtomicBool::new(false);
 

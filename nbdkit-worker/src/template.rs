@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::log::{self, TemplateLink};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{self, Sandbox, skips};
 use crate::settings::Settings;
 use crate::tls::{Material, Tls};
 use crate::{configure, describe, privileges, process};
@@ -107,7 +107,9 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         (_, possible) => possible.min(wanted),
     };
     let replaceable = !stack.keeps_state();
-    let sandbox = Sandbox::new(configure.sandbox, stack.needs(), isolation);
+    let needs = stack.needs();
+    let may_shutdown = needs.shutdown;
+    let sandbox = Sandbox::new(configure.sandbox, needs, isolation);
     let layer = stack.freeze();
     let told = Configured {
         one_client: model == ThreadModel::SerializeConnections,
@@ -116,6 +118,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
             Isolation::Shared => messages::Isolation::Shared,
         },
         replaceable,
+        may_shutdown,
     };
     let _ = link.send(&FromTemplate::Configured(told), &[]);
 
@@ -126,7 +129,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         other => return Err(unexpected(&other.message)),
     };
     process::set_channel(&**link, false);
-    enter(&service, configure.swap, &layer, &sandbox).map_err(failed)?;
+    enter(&service, configure.swap, settings.threads, &layer, &sandbox).map_err(failed)?;
     let _ = link.send(&FromTemplate::Ready, &[]);
     Ok(Some(Service {
         link: None,
@@ -143,6 +146,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
 fn enter(
     service: &EnterService,
     swap: bool,
+    threads: usize,
     layer: &Layer,
     sandbox: &Sandbox,
 ) -> nbdkit_api::Result<()> {
@@ -172,13 +176,19 @@ fn enter(
     if swap {
         process::become_io_flusher();
     }
-    if sandbox.is_on() {
+    let (capabilities, limits) = (
+        sandbox.is_on() && !skips(sandbox::Layer::Capabilities),
+        sandbox.is_on() && !skips(sandbox::Layer::Limits),
+    );
+    if capabilities {
         privileges::empty_bounding_set()?;
     }
     privileges::become_user(service, swap)?;
-    if sandbox.is_on() {
+    if capabilities {
         privileges::drop_capabilities(sandbox.paths(), swap)?;
-        privileges::lock_down(sandbox.descriptors())?;
+    }
+    if limits {
+        privileges::lock_down(sandbox.descriptors(), sandbox.memory(threads))?;
     }
     if swap {
         privileges::lock_memory()?;

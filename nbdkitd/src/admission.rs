@@ -101,24 +101,13 @@ impl Admission {
     }
 
     /// Whether all places are taken, so that clients wait in the kernel's queue.
-    pub(crate) fn is_full(
-        &self,
-        connections: &Connections,
-        handshakes: bool,
-        now: Instant,
-    ) -> bool {
-        self.all_taken(connections)
-            && !(handshakes && overdue(connections).is_some_and(|(at, _)| at <= now))
+    pub(crate) fn is_full(&self, connections: &Connections, now: Instant) -> bool {
+        self.all_taken(connections) && overdue(connections).is_none_or(|(at, _)| at > now)
     }
 
     /// When a place comes free that is taken by a handshake under way, if all are taken.
-    pub(crate) fn next_place(
-        &self,
-        connections: &Connections,
-        handshakes: bool,
-    ) -> Option<Instant> {
-        let next = if handshakes { overdue(connections) } else { None };
-        next.filter(|_| self.all_taken(connections)).map(|(at, _)| at)
+    pub(crate) fn next_place(&self, connections: &Connections) -> Option<Instant> {
+        overdue(connections).filter(|_| self.all_taken(connections)).map(|(at, _)| at)
     }
 
     fn all_taken(&self, connections: &Connections) -> bool {
@@ -140,14 +129,8 @@ impl Admission {
         ))
     }
 
-    /// Decides about a client. `handshakes`: whether it is known when a handshake is over.
-    pub(crate) fn decide(
-        &self,
-        connections: &Connections,
-        peer: &Peer,
-        handshakes: bool,
-        now: Instant,
-    ) -> Decision {
+    /// Decides about a client.
+    pub(crate) fn decide(&self, connections: &Connections, peer: &Peer, now: Instant) -> Decision {
         let key = PeerKey::from(peer);
         let mut of_peer = 0;
         // For each peer: how many unfinished handshakes, and the oldest, which has the lowest number.
@@ -156,7 +139,7 @@ impl Admission {
         for (number, connection) in connections.iter().filter(|(_, it)| !it.gave_way) {
             let other = PeerKey::from(&connection.peer);
             of_peer += usize::from(other == key);
-            if handshakes && connection.is_in_handshake() {
+            if connection.is_in_handshake() {
                 all_unfinished += 1;
                 unfinished.entry(other).or_insert((0, number)).0 += 1;
             }
@@ -175,7 +158,6 @@ impl Admission {
             return Decision::Instead(*oldest);
         }
         if self.all_taken(connections)
-            && handshakes
             && let Some((at, number)) = overdue(connections)
             && at <= now
         {
@@ -222,15 +204,15 @@ mod tests {
     fn a_peer_with_its_share_of_handshakes_loses_its_own_oldest() {
         let admission = admission(256, 0);
         let table = table(&[(B, 1), (A, 32)]);
-        assert_eq!(admission.decide(&table, &peer(A), true, Instant::now()), Decision::Instead(2));
-        assert_eq!(admission.decide(&table, &peer(B), true, Instant::now()), Decision::Admit);
+        assert_eq!(admission.decide(&table, &peer(A), Instant::now()), Decision::Instead(2));
+        assert_eq!(admission.decide(&table, &peer(B), Instant::now()), Decision::Admit);
     }
 
     #[test]
     fn when_many_peers_say_nothing_the_greediest_loses_its_oldest() {
         let admission = admission(256, 0);
         let table = table(&[(A, 16), ("10.0.0.3:1", 24), ("10.0.0.4:1", 12), ("10.0.0.5:1", 12)]);
-        assert_eq!(admission.decide(&table, &peer(B), true, Instant::now()), Decision::Instead(17));
+        assert_eq!(admission.decide(&table, &peer(B), Instant::now()), Decision::Instead(17));
     }
 
     #[test]
@@ -238,31 +220,18 @@ mod tests {
         let admission = admission(256, 0);
         let mut table = table(&[(A, 32)]);
         table.get_mut(1).unwrap().serving(String::new()).unwrap();
-        assert_eq!(admission.decide(&table, &peer(A), true, Instant::now()), Decision::Admit);
+        assert_eq!(admission.decide(&table, &peer(A), Instant::now()), Decision::Admit);
         table.add(33, peer(A), Instant::now());
-        assert_eq!(admission.decide(&table, &peer(A), true, Instant::now()), Decision::Instead(2));
+        assert_eq!(admission.decide(&table, &peer(A), Instant::now()), Decision::Instead(2));
         table.get_mut(2).unwrap().gave_way = true;
-        assert_eq!(admission.decide(&table, &peer(A), true, Instant::now()), Decision::Admit);
-    }
-
-    #[test]
-    fn without_news_of_handshakes_nobody_gives_way() {
-        let table = table(&[(A, 100)]);
-        assert_eq!(
-            admission(0, 0).decide(&table, &peer(A), false, Instant::now()),
-            Decision::Admit
-        );
-        assert_eq!(
-            admission(0, 100).decide(&table, &peer(A), false, Instant::now()),
-            Decision::Refuse
-        );
+        assert_eq!(admission.decide(&table, &peer(A), Instant::now()), Decision::Admit);
     }
 
     #[test]
     fn a_peer_is_an_address_a_network_a_user_or_a_machine() {
         let table = table(&[("[2001:db8::1]:1", 1), ("[::ffff:10.0.0.1]:1", 1)]);
         let refused = |address| {
-            admission(0, 1).decide(&table, &peer(address), true, Instant::now()) == Decision::Refuse
+            admission(0, 1).decide(&table, &peer(address), Instant::now()) == Decision::Refuse
         };
         assert!(refused("[2001:db8::ffff]:2") && refused(A));
         assert!(!refused("[2001:db8:0:1::1]:1") && !refused(B));
@@ -283,9 +252,9 @@ mod tests {
     #[test]
     fn zero_is_no_limit_and_the_default_is_one() {
         let full = table(&[(A, 1024)]);
-        assert!(!admission(0, 0).is_full(&full, false, Instant::now()));
-        assert!(Admission::new(None, None, Instant::now()).is_full(&full, false, Instant::now()));
-        assert!(!admission(1025, 0).is_full(&full, false, Instant::now()));
+        assert!(!admission(0, 0).is_full(&full, Instant::now()));
+        assert!(Admission::new(None, None, Instant::now()).is_full(&full, Instant::now()));
+        assert!(!admission(1025, 0).is_full(&full, Instant::now()));
     }
 
     #[test]
@@ -295,12 +264,12 @@ mod tests {
         table.get_mut(1).unwrap().serving(String::new()).unwrap();
         let since = table.get_mut(2).unwrap().since;
         let late = since + PATIENCE;
-        assert!(admission.is_full(&table, true, since) && !admission.is_full(&table, true, late));
-        assert_eq!(admission.next_place(&table, true), Some(late));
-        assert_eq!(admission.decide(&table, &peer(B), true, late), Decision::Instead(2));
+        assert!(admission.is_full(&table, since) && !admission.is_full(&table, late));
+        assert_eq!(admission.next_place(&table), Some(late));
+        assert_eq!(admission.decide(&table, &peer(B), late), Decision::Instead(2));
         table.get_mut(2).unwrap().serving(String::new()).unwrap();
-        assert!(admission.is_full(&table, true, late));
-        assert_eq!(admission.next_place(&table, true), None);
+        assert!(admission.is_full(&table, late));
+        assert_eq!(admission.next_place(&table), None);
     }
 
     #[test]

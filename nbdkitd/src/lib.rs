@@ -4,6 +4,7 @@
 //! - `cli`: what the user wants; `preflight`, `identity`: what comes before anything is done; `tls`: keys, and their use
 //! - `daemon`: into the background; `template`: starting `nbdkit-worker` and talking to it
 //! - `sockets`: where clients come from; `serve`: the loop; `connections`: who is being served
+//! - `capabilities`, `confine`: what is given up before the first client; `spawner`: who makes templates from then on
 //! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `sys`: the only unsafe code
 //!
 //! A library, so that the fuzz targets reach what no other program should: [`main`] is all that the program is.
@@ -14,6 +15,7 @@ mod admission;
 mod capabilities;
 mod captive;
 mod cli;
+mod confine;
 mod connections;
 mod daemon;
 #[doc(hidden)]
@@ -24,6 +26,7 @@ mod notify;
 mod preflight;
 mod serve;
 mod sockets;
+mod spawner;
 mod sys;
 mod template;
 mod tls;

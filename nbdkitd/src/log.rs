@@ -62,6 +62,12 @@ impl Log {
         }
     }
 
+    /// From now on a line about the end of this process can be written where nothing else is possible.
+    pub(crate) fn keep_last_words_ready(&self) {
+        let head = format::line(&self.prefix, Speaker::default(), Level::Error, "", false);
+        self.destination.borrow().last_words(head.trim_end_matches('\n'));
+    }
+
     /// Whether debug lines are wanted.
     pub(crate) fn verbose(&self) -> bool {
         self.verbose

@@ -3,7 +3,7 @@
 //!
 //! - `startup`: from the first template to the first client; `accept`: from the socket to the template
 //! - `incoming`: what template and workers say; `ending`: children that ended, and the end of the server
-//! - `rebuild`: when a template that ended is replaced; `fuzz`: a server without processes
+//! - `rebuild`: when and by whom a template that ended is replaced; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
 
@@ -39,12 +39,13 @@ use crate::template::{Recipe, Template};
 use crate::tls::Tls;
 use accept::{Held, Listener, Pause, Pending};
 use ending::Deadlines;
-use rebuild::Rebuilds;
+use rebuild::{Maker, Rebuilds};
 
 const SIGNALS: Token = Token(0);
 const TEMPLATE: Token = Token(1);
+const SPAWNER: Token = Token(2);
 /// Listening sockets follow from here.
-const FIRST_LISTENER: usize = 2;
+const FIRST_LISTENER: usize = 3;
 /// Workers' channels: this and the number of the connection. More listening sockets than that cannot be opened.
 const FIRST_WORKER: usize = 1 << 32;
 
@@ -113,6 +114,8 @@ pub(crate) struct Server {
     configured: Option<Configured>,
     rebuilds: Rebuilds,
     rebuild_at: Option<Instant>,
+    maker: Maker,
+    spawner_unread: bool,
     /// There is no template and there will be none.
     retiring: bool,
     listeners: Vec<Listener>,
@@ -178,6 +181,8 @@ impl Server {
             configured: None,
             rebuilds: Rebuilds::default(),
             rebuild_at: None,
+            maker: Maker::Ourselves,
+            spawner_unread: false,
             retiring: false,
             listeners: Vec::new(),
             next_listener: 0,
@@ -215,6 +220,7 @@ impl Server {
                 match event.token() {
                     SIGNALS => self.take_signals(),
                     TEMPLATE => self.template_unread = true,
+                    SPAWNER => self.spawner_unread = true,
                     Token(number @ FIRST_WORKER..) => {
                         self.unread.insert((number - FIRST_WORKER) as u64);
                     }
@@ -225,6 +231,7 @@ impl Server {
                     }
                 }
             }
+            self.read_spawner();
             self.read_template();
             self.read_workers();
             if std::mem::take(&mut self.reap_again) {
@@ -270,6 +277,10 @@ impl Server {
     /// Starts a template and listens to it.
     fn start_template(&mut self) -> Result<(), String> {
         let template = self.plan.recipe.start()?;
+        self.listen_to_template(template)
+    }
+
+    fn listen_to_template(&mut self, template: Template) -> Result<(), String> {
         let watched = self.poll.registry().register(
             &mut SourceFd(&template.raw_fd()),
             TEMPLATE,

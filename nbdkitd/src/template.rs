@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nbdkit_ipc::keys::TlsPiece;
-use nbdkit_ipc::messages::{self, Configure, Hello, Parameter, Purpose, Serve};
+use nbdkit_ipc::messages::{self, Configure, EnterService, Hello, Parameter, Purpose, Serve};
 use nbdkit_ipc::phase::{self, Phase};
 use nbdkit_ipc::{Channel, FromTemplate, RecvError, ToTemplate};
 use nix::errno::Errno;
@@ -136,10 +136,46 @@ impl Recipe {
         let failed = |error: io::Error| {
             format!("cannot start {}: {}", self.program.display(), crate::errno_text(&error))
         };
-        let (link, theirs) = Channel::<ToTemplate, FromTemplate>::pair().map_err(failed)?;
+        let (pid, link) = self.execute().map_err(failed)?;
+        let mut template = Template::new(pid, link);
+        template.outbox.extend(self.messages());
+        template.flush().map_err(|error| match error.raw_os_error() {
+            Some(libc::EMSGSIZE) => TOO_LONG.to_owned(),
+            _ => failed(error),
+        })?;
+        Ok(template)
+    }
+
+    /// Starts a template and tells it everything up to `EnterService`, waiting until it has taken that. Returns its
+    /// process id and the channel for [`Template::adopt`].
+    ///
+    /// # Errors
+    /// Those of fork(2), execve(2) and of the channel.
+    pub(crate) fn start_for_service(&self, service: &EnterService) -> io::Result<(i32, OwnedFd)> {
+        let (pid, link) = self.execute()?;
+        for message in self.messages().chain([ToTemplate::EnterService(service.clone())]) {
+            link.send(&message, &[])?;
+        }
+        Ok((pid.as_raw(), link.into_fd()))
+    }
+
+    /// What configures a template, in order.
+    fn messages(&self) -> impl Iterator<Item = ToTemplate> {
+        let first = [
+            ToTemplate::Hello(Hello::ours()),
+            ToTemplate::Configure(Box::new(self.configure.clone())),
+        ];
+        let pieces = self.certificates.iter().cloned().map(ToTemplate::TlsPiece);
+        let parameters = self.parameters.iter().cloned().map(ToTemplate::Parameter);
+        first.into_iter().chain(pieces).chain(parameters).chain([ToTemplate::ConfigureEnd])
+    }
+
+    /// Runs the program with its end of a new channel.
+    fn execute(&self) -> io::Result<(Pid, Link)> {
+        let (link, theirs) = Link::pair()?;
         let theirs: OwnedFd = theirs.into_fd();
         // This one descriptor crosses exec; nothing else is started before it is closed below.
-        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|e| failed(e.into()))?;
+        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
         let mut command = Command::new(&self.program);
         command.arg0("nbdkit: template").arg(theirs.as_raw_fd().to_string());
         for name in OURS {
@@ -149,19 +185,8 @@ impl Recipe {
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
-        let child = command.spawn().map_err(failed)?;
-        drop(theirs);
-        let mut template = Template::new(Pid::from_raw(child.id().cast_signed()), link);
-        template.outbox.push_back(ToTemplate::Hello(Hello::ours()));
-        template.outbox.push_back(ToTemplate::Configure(Box::new(self.configure.clone())));
-        template.outbox.extend(self.certificates.iter().cloned().map(ToTemplate::TlsPiece));
-        template.outbox.extend(self.parameters.iter().cloned().map(ToTemplate::Parameter));
-        template.outbox.push_back(ToTemplate::ConfigureEnd);
-        template.flush().map_err(|error| match error.raw_os_error() {
-            Some(libc::EMSGSIZE) => TOO_LONG.to_owned(),
-            _ => failed(error),
-        })?;
-        Ok(template)
+        let child = command.spawn()?;
+        Ok((Pid::from_raw(child.id().cast_signed()), link))
     }
 }
 
@@ -180,15 +205,20 @@ fn reads_descriptor(value: &OsStr) -> bool {
     matches!(value.as_bytes(), [b'-', digits @ ..] if digits.iter().all(u8::is_ascii_digit))
 }
 
+/// Our end of the channel to a template.
+type Link = Channel<ToTemplate, FromTemplate>;
+
 /// A running template.
 pub(crate) struct Template {
     pid: Pid,
-    link: Channel<ToTemplate, FromTemplate>,
+    link: Link,
     phase: Phase,
     outbox: VecDeque<ToTemplate>,
     failed: bool,
     killed: Cell<bool>,
     reaped: bool,
+    /// It knows already what follows its configuration.
+    told: bool,
 }
 
 /// What came from the template.
@@ -206,7 +236,7 @@ pub(crate) enum Incoming {
 
 impl Template {
     /// Process `pid`, which has yet to say its first word on `link`.
-    pub(crate) fn new(pid: Pid, link: Channel<ToTemplate, FromTemplate>) -> Template {
+    pub(crate) fn new(pid: Pid, link: Link) -> Template {
         Template {
             pid,
             link,
@@ -215,6 +245,20 @@ impl Template {
             failed: false,
             killed: Cell::new(false),
             reaped: false,
+            told: false,
+        }
+    }
+
+    /// One that [`Recipe::start_for_service`] has started in another process.
+    pub(crate) fn adopt(pid: i32, link: OwnedFd) -> Template {
+        Template { told: true, ..Template::new(Pid::from_raw(pid), Channel::from_fd(link)) }
+    }
+
+    /// It is configured; now it is to enter service.
+    pub(crate) fn enter_service(&mut self, service: EnterService) {
+        self.phase = Phase::ExpectReady;
+        if !self.told {
+            self.say(ToTemplate::EnterService(service));
         }
     }
 
@@ -253,9 +297,6 @@ impl Template {
 
     /// Says something, now or when it listens.
     pub(crate) fn say(&mut self, message: ToTemplate) {
-        if let ToTemplate::EnterService(_) = message {
-            self.phase = Phase::ExpectReady;
-        }
         self.outbox.push_back(message);
         // One that does not listen any more has ended, which is noticed elsewhere.
         let _ = self.flush();

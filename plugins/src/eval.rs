@@ -203,7 +203,7 @@ impl Plugin for Eval {
     }
 
     fn needs(&self) -> Needs {
-        let mut needs = Needs::nothing().programs();
+        let mut needs = Needs::nothing().programs().shutdown();
         if let Some(fragments) = &self.fragments {
             needs.merge(fragments.tmpdir.needs());
         }

@@ -173,7 +173,7 @@ impl Plugin for Sh {
     }
 
     fn needs(&self) -> Needs {
-        let mut needs = Needs::nothing().programs();
+        let mut needs = Needs::nothing().programs().shutdown();
         if let Some(script) = &self.script {
             needs = needs.path(&script.path, Access::Read);
             needs.merge(script.tmpdir.needs());

@@ -45,6 +45,20 @@ impl Binary {
         Binary::Ours(existing(profile.join("nbdkit")))
     }
 
+    /// Ours with the red-team plugin in it (`make red-team`).
+    ///
+    /// # Panics
+    /// If it has not been built.
+    #[must_use]
+    pub fn red_team() -> Binary {
+        let Binary::Ours(ours) = Binary::ours() else { unreachable!("ours is ours") };
+        // target/debug/nbdkit and target/red-team/nbdkit.
+        let target = ours.ancestors().nth(2).expect("a profile directory");
+        let program = target.join("red-team/nbdkit");
+        assert!(program.is_file(), "no server at {}: make red-team builds it", program.display());
+        Binary::Ours(program)
+    }
+
     /// Debian's nbdkit, if it is installed.
     #[must_use]
     pub fn debian() -> Option<Binary> {

@@ -69,8 +69,10 @@ fn listener(server: &Server) -> i32 {
 /// The template and the workers of a running server.
 fn family(server: &Server) -> (Process, Vec<Process>) {
     let all = descendants(listener(server));
-    let template =
-        all.iter().find(|process| process.parent == listener(server)).expect("a template").clone();
+    // The spawner is the listener's child too.
+    let is_template =
+        |it: &&Process| it.parent == listener(server) && it.executable == "nbdkit-worker";
+    let template = all.iter().find(is_template).expect("a template").clone();
     let workers = all.into_iter().filter(|process| process.parent == template.pid).collect();
     (template, workers)
 }

@@ -1,7 +1,7 @@
 //! The workers' sandbox from outside: what /proc says of template, worker and every thread, and what happens when a
 //! worker tries what it may not. Each layer has a test that sees it gone with `--sandbox=off`. Ours only.
 //!
-//! Forbidden calls are made by debug builds themselves: `-D nbdkit.syscalls=1` and an export `syscall=NUMBER,...`.
+//! Forbidden calls are made by the red-team plugin: an export `syscall=NUMBER,...`. See also `red_team`.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::Rep;
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::red_team::attack;
 use nbdkit_tests::server::Builder;
 use nbdkit_tests::{Ask, Client, Server};
 use nix::unistd::{Uid, User, geteuid};
@@ -47,8 +48,12 @@ fn children(pid: i32) -> Vec<i32> {
 }
 
 fn template(server: &Server) -> i32 {
-    let [template] = children(server.pid().as_raw())[..] else { panic!("one template") };
-    template
+    let named = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|it| it == "nbdkit:template\n")
+    };
+    let children = children(server.pid().as_raw());
+    children.into_iter().find(named).expect("a template")
 }
 
 /// The fields of /proc/PID/task/TID/status, for each thread.
@@ -197,6 +202,68 @@ fn a_file_of_another_user_is_served_with_one_capability() {
     assert_confined(template(&server), 2, geteuid(), "0000000000000002");
 }
 
+/// The children of the listener that are called so.
+fn children_called(server: &Server, name: &str) -> Vec<i32> {
+    let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    let children = children(server.pid().as_raw()).into_iter();
+    children.filter(|pid| comm(pid).is_ok_and(|its| its.trim() == name)).collect()
+}
+
+/// The spawner: made after the pid file, and before the first client is served.
+fn spawner(server: &Server) -> i32 {
+    eventually("a spawner", || !children_called(server, "nbdkit:spawner").is_empty());
+    let _served = connected(server, "");
+    children_called(server, "nbdkit:spawner")[0]
+}
+
+#[test]
+fn the_listener_is_confined_once_it_serves_and_not_without_a_sandbox() {
+    let state = |option: &str| {
+        let server = server(&[option, "null", "1M"]).start();
+        let _client = connected(&server, "");
+        let status = statuses(server.pid().as_raw()).remove(0);
+        let spawners = children_called(&server, "nbdkit:spawner").len();
+        (status["NoNewPrivs"].clone(), status["Seccomp"].clone(), spawners)
+    };
+    assert_eq!(state("--sandbox=strict"), ("1".to_owned(), "2".to_owned(), 1));
+    assert_eq!(state("--sandbox=compat"), ("1".to_owned(), "2".to_owned(), 1));
+    assert_eq!(state("--sandbox=off"), ("0".to_owned(), "0".to_owned(), 0));
+}
+
+#[test]
+fn the_spawner_holds_nothing_but_its_channel_and_is_there_only_to_replace_templates() {
+    let disk = server(&["memory", "1M"]).start();
+    let _served = connected(&disk, "");
+    assert_eq!(children_called(&disk, "nbdkit:spawner"), [], "a RAM disk is not made anew");
+    let mut server = server(&["null", "1M"]).start();
+    let spawner = spawner(&server);
+    let status = statuses(spawner).remove(0);
+    assert_eq!(status["CapPrm"], NONE, "{status:?}");
+    let open = std::fs::read_dir(format!("/proc/{spawner}/fd")).expect("alive").count();
+    assert_eq!(open, 4, "three standard streams and the channel");
+    // Without it the server goes on, until a template would have to be replaced.
+    let kill =
+        |pid| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+    kill(spawner).expect("ours");
+    let _ = server.wait_for_stderr("the spawner has ended");
+    assert_eq!(connected(&server, "").call(&Ask::read(0, 1)).expect("served").data, [0]);
+    kill(template(&server)).expect("ours");
+    assert_eq!(server.wait().code(), Some(1));
+    let _ = server.wait_for_stderr("there is nobody to make a new template");
+}
+
+#[test]
+fn the_spawner_ends_with_the_listener_however_that_ends() {
+    for signal in [nix::sys::signal::SIGTERM, nix::sys::signal::SIGKILL] {
+        let mut server = server(&["null", "1M"]).start();
+        let spawner = spawner(&server);
+        server.signal(signal);
+        let _ = server.wait();
+        let state = || std::fs::read_to_string(format!("/proc/{spawner}/stat"));
+        eventually("it ends", || state().map_or(true, |stat| stat.contains(") Z ")));
+    }
+}
+
 #[test]
 fn without_a_sandbox_none_of_it_is_there_and_the_log_says_so() {
     let server = server(&["--sandbox=off", "null", "1M"]).start();
@@ -233,29 +300,19 @@ use Outcome::{Errno, Refused};
 fn call(server: &Server, number: u32, arguments: &[u64]) -> Outcome {
     let arguments = arguments.iter().map(|argument| format!(",{}", argument.cast_signed()));
     let export = format!("syscall={number}{}", arguments.collect::<String>());
-    let count = |needle: &str| server.stderr_text().lines().filter(|l| l.contains(needle)).count();
-    let (returned, refused) = (
-        format!("system call {number} returned"),
-        format!("the sandbox refused system call {number} ("),
-    );
-    let before = [count(&returned), count(&refused)];
-    let mut client = server.connect();
-    client.handshake().expect("a greeting");
-    let answer = client.go(&export, &[]);
-    let served = answer.is_ok() && client.call(&Ask::read(0, 512)).is_ok();
-    let (needle, before) = if served { (&returned, before[0]) } else { (&refused, before[1]) };
-    eventually(needle, || count(needle) > before);
-    if !served {
+    let refused = format!("the sandbox refused system call {number} (");
+    let count = || server.stderr_text().lines().filter(|line| line.contains(&refused)).count();
+    let before = count();
+    let Some(text) = attack(server, &export) else {
+        eventually(&refused, || count() > before);
         return Refused;
-    }
-    let text = server.stderr_text();
-    let line = text.lines().rfind(|line| line.contains(needle)).expect("a line");
-    let errno = line.rsplit_once("(errno ").expect("an errno").1.trim_end_matches(')');
-    Errno(errno.parse().expect("a number"))
+    };
+    Errno(text.strip_prefix("errno ").map_or(0, |number| number.parse().expect("a number")))
 }
 
 fn caller(options: &[&str]) -> Server {
-    server(&[options, &["-D", "nbdkit.syscalls=1", "null", "1M"]].concat()).start()
+    let builder = Server::nbdkit(options).binary(Binary::red_team());
+    builder.arg("redteam").start()
 }
 
 #[test]
@@ -266,7 +323,7 @@ fn a_forbidden_call_costs_its_client_only_and_is_named() {
     assert_eq!(call(&server, PTRACE, &[]), Refused);
     let line = server.wait_for_stderr("refused system call");
     assert!(line.contains("101 (ptrace) to the worker (pid "), "{line}");
-    assert!(line.contains("client pid ") && line.contains("stack nozero null)"), "{line}");
+    assert!(line.contains("client pid ") && line.contains("stack nozero redteam)"), "{line}");
     assert_eq!(bystander.call(&Ask::read(0, 512)).expect("served still").data, [0; 512]);
     assert_eq!(connected(&server, "").call(&Ask::read(0, 1)).expect("a new client").data, [0]);
     let lines = server.stderr_text();

@@ -6,25 +6,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
-
 use nbdkit_api::needs::Network;
 use nbdkit_api::{Errno, Error, Needs, Result};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
+use nbdkit_sandbox_policy::{Action, Broken, Program, Test, compile, compile_with};
 
-use super::policy::{self, Line, Test};
-
-/// A compiled filter.
-pub(super) type Program = BpfProgram;
-
-/// Whether this kernel has filters at all.
-pub(super) fn are_supported() -> bool {
-    // Since Linux 4.14; before that, filters were younger than what else we need.
-    std::fs::exists("/proc/sys/kernel/seccomp/actions_avail").unwrap_or(false)
-}
+use super::policy;
 
 /// What the template installs for a stack with these needs, and all forks inherit.
 ///
@@ -46,25 +32,14 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
     } else if !needs.paths.is_empty() {
         lists.push(policy::FILE);
     }
-    let unknown = if needs.programs {
-        SeccompAction::Errno(libc::ENOSYS as u32)
-    } else {
-        SeccompAction::Trap
-    };
+    let unknown = if needs.programs { Action::Fail(libc::ENOSYS) } else { Action::Trap };
+    let refused = |list, errno| compile(&[list], Action::Allow, Action::Fail(errno));
     let mut filters = vec![
-        compile(&lists, unknown, SeccompAction::Allow)?,
-        compile(
-            &[policy::ABSENT],
-            SeccompAction::Allow,
-            SeccompAction::Errno(libc::ENOSYS as u32),
-        )?,
+        compile(&lists, unknown, Action::Allow).map_err(failed)?,
+        refused(policy::ABSENT, libc::ENOSYS).map_err(failed)?,
     ];
     if needs.paths.is_empty() && !needs.programs && needs.network < Network::Inet {
-        filters.push(compile(
-            &[policy::OPENING],
-            SeccompAction::Allow,
-            SeccompAction::Errno(libc::EACCES as u32),
-        )?);
+        filters.push(refused(policy::OPENING, libc::EACCES).map_err(failed)?);
     }
     Ok(filters)
 }
@@ -74,11 +49,9 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
 /// # Errors
 /// EINVAL: a list is wrong.
 pub(super) fn worker() -> Result<Program> {
-    let mut rules = rules(&[policy::GIVEN_UP])?;
     // abort(3) signals this process, and nothing signals another: workers share a user.
-    let others = condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, std::process::id().into());
-    rules.insert(libc::SYS_tgkill, vec![rule(vec![others?])?]);
-    assemble(rules, SeccompAction::Allow, SeccompAction::Trap)
+    let others = (libc::SYS_tgkill, &[Test::IsNot(0, std::process::id().into())][..]);
+    compile_with(&[policy::GIVEN_UP], others, Action::Allow, Action::Trap).map_err(failed)
 }
 
 /// What even code that declares nothing has no business with.
@@ -86,76 +59,21 @@ pub(super) fn worker() -> Result<Program> {
 /// # Errors
 /// EINVAL: a list is wrong.
 pub(super) fn compat() -> Result<Vec<Program>> {
-    let refuse = SeccompAction::Errno(libc::EPERM as u32);
-    Ok(vec![compile(&[policy::COMPAT], SeccompAction::Allow, refuse)?])
+    let refused = compile(&[policy::COMPAT], Action::Allow, Action::Fail(libc::EPERM));
+    Ok(vec![refused.map_err(failed)?])
 }
 
 /// Installs a filter for good. There must be no new privileges any more.
 ///
 /// # Errors
-/// EPERM: the kernel does not let us.
+/// The kernel does not let us.
 pub(super) fn install(filter: &Program) -> Result<()> {
-    seccompiler::apply_filter(filter).map_err(|error| broken(&error))
+    nbdkit_sandbox_policy::install(filter).map_err(failed)
 }
 
-fn compile(lists: &[&[Line]], other: SeccompAction, listed: SeccompAction) -> Result<Program> {
-    assemble(rules(lists)?, other, listed)
-}
-
-/// By system call: the rules of which one must match; none match always.
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-
-/// The union: what one list allows without conditions is not restricted by another.
-fn rules(lists: &[&[Line]]) -> Result<Rules> {
-    let mut rules = Rules::new();
-    for line in lists.iter().copied().flatten() {
-        match rules.get_mut(&line.call) {
-            Some(existing) if existing.is_empty() || line.tests.is_empty() => existing.clear(),
-            Some(existing) => existing.push(of_tests(line.tests)?),
-            None if line.tests.is_empty() => drop(rules.insert(line.call, vec![])),
-            None => drop(rules.insert(line.call, vec![of_tests(line.tests)?])),
-        }
-    }
-    Ok(rules)
-}
-
-fn of_tests(tests: &[Test]) -> Result<SeccompRule> {
-    let conditions = tests.iter().map(|test| match *test {
-        Test::Is(argument, value) => {
-            condition(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
-        }
-        Test::Has(argument, bits) => {
-            condition(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(bits), bits)
-        }
-        Test::Lacks(argument, bits) => {
-            condition(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(bits), 0)
-        }
-    });
-    rule(conditions.collect::<Result<_>>()?)
-}
-
-fn condition(
-    argument: u8,
-    length: SeccompCmpArgLen,
-    operator: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompCondition> {
-    SeccompCondition::new(argument, length, operator, value).map_err(|error| broken(&error))
-}
-
-fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule> {
-    SeccompRule::new(conditions).map_err(|error| broken(&error))
-}
-
-fn assemble(rules: Rules, other: SeccompAction, listed: SeccompAction) -> Result<Program> {
-    let machine = std::env::consts::ARCH.try_into().map_err(|error| broken(&error))?;
-    SeccompFilter::new(rules, other, listed, machine)
-        .and_then(TryInto::try_into)
-        .map_err(|error| broken(&error))
-}
-
-fn broken(error: &dyn std::fmt::Display) -> Error {
-    Error::new(Errno::EINVAL, format!("seccomp: {error}"))
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: Broken) -> Error {
+    Error::new(Errno::EINVAL, error.to_string())
 }
 
 #[cfg(test)]
@@ -200,14 +118,6 @@ mod tests {
         for line in [policy::GIVEN_UP, policy::ABSENT, policy::OPENING].into_iter().flatten() {
             assert!(listed(line.call), "{}", line.call);
         }
-    }
-
-    #[test]
-    fn a_line_without_conditions_wins_over_one_with() {
-        let prctl = |lists: &[&[Line]]| rules(lists).unwrap()[&libc::SYS_prctl].len();
-        assert!(prctl(&[policy::BASE, policy::TEMPLATE]) > 1);
-        assert_eq!(prctl(&[policy::BASE, policy::PROGRAMS]), 0);
-        assert_eq!(prctl(&[policy::PROGRAMS, policy::BASE]), 0);
     }
 
     /// A filter holds for the thread that installs it, here one of the test's own.

@@ -6,32 +6,8 @@
 #![forbid(unsafe_code)]
 
 use libc as c;
-
-/// One system call, and what its arguments must be (all tests hold); another line may allow other arguments.
-pub(super) struct Line {
-    pub(super) call: i64,
-    pub(super) tests: &'static [Test],
-}
-
-/// About one argument, counted from 0.
-pub(super) enum Test {
-    /// It is this number (32 bits).
-    Is(u8, u64),
-    /// It has all of these bits.
-    Has(u8, u64),
-    /// It has none of these bits.
-    Lacks(u8, u64),
-}
-
-use Test::{Has, Is, Lacks};
-
-const fn any(call: i64) -> Line {
-    Line { call, tests: &[] }
-}
-
-const fn with(call: i64, tests: &'static [Test]) -> Line {
-    Line { call, tests }
-}
+use nbdkit_sandbox_policy::Test::{Has, Is, Lacks};
+use nbdkit_sandbox_policy::{Line, any, with};
 
 /// Bits of clone(2) that make namespaces.
 const NEW_NAMESPACES: u64 = (c::CLONE_NEWNS

@@ -61,6 +61,12 @@ pub(super) fn run(service: &Service) {
                 Ok(Received { message: ToTemplate::Key { connection, answer }, .. }) => {
                     waiting.answer(connection, answer);
                 }
+                Ok(Received { message: ToTemplate::Disconnect { connection }, .. }) => {
+                    // It may have ended by itself.
+                    if let Some((_, socket)) = lock(&clients).get(&connection) {
+                        socket.cut();
+                    }
+                }
                 Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
                 Ok(Received { message: ToTemplate::Quiesce, .. }) | Err(RecvError::Closed) => break,
                 Ok(other) => {
@@ -100,9 +106,9 @@ fn serve_one(
     authority: SharedListener,
 ) -> WorkerExit {
     let (layer, settings) = (&service.layer, &service.settings);
-    let on_serving = |_export: &str| {
-        #[cfg(debug_assertions)]
-        crate::process::call_for_test(_export);
+    let number = client.number();
+    let on_serving = |export: &str| {
+        service.say(&FromTemplate::Serving { connection: number, export: export.to_owned() });
     };
     let authority = Arc::new(authority);
     let connection =

@@ -57,8 +57,6 @@ pub(super) fn run(
     let socket = Socket::new(input, output);
     let tell = |export: &str| {
         let _ = link.send(&FromWorker::Serving { export: export.to_owned() }, &[]);
-        #[cfg(debug_assertions)]
-        process::call_for_test(export);
     };
     let client = client(serve, &socket);
     let connection = Connection {

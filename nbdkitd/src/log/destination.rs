@@ -4,11 +4,13 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
 use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 
 use crate::cli::command_line::LogDestination;
+use crate::sys::refusal;
 
 /// What a line has to be made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +58,18 @@ impl Destination {
         Destination::Syslog(Syslog { pid, connection: connect(pid) })
     }
 
+    /// Says where last words go, which cannot ask for it. `head`: how a line begins that is not for the system log.
+    pub(super) fn last_words(&self, head: &str) {
+        /// No descriptor: the words are lost, as wanted.
+        const NOWHERE: i32 = -1;
+        match self {
+            Destination::Stderr => refusal::log_to(libc::STDERR_FILENO, head),
+            Destination::Null => refusal::log_to(NOWHERE, head),
+            Destination::File(file) => refusal::log_to(file.as_raw_fd(), head),
+            Destination::Syslog(syslog) => syslog.last_words(),
+        }
+    }
+
     /// Writes an error line made by `line` for this kind of destination.
     pub(super) fn error(&mut self, line: impl FnOnce(Kind) -> String) {
         // There is nobody to tell that the log is full.
@@ -83,12 +97,21 @@ impl Syslog {
         for _ in 0..2 {
             if self.connection.is_none() {
                 self.connection = connect(self.pid);
+                self.last_words();
             }
             let Some(connection) = &mut self.connection else { return };
             if connection.err(line).is_ok() {
                 return;
             }
             self.connection = None;
+        }
+    }
+
+    /// As the system log wants its lines: `<PRIORITY>PROGRAM[PID]: ` in front, syslog(3).
+    fn last_words(&self) {
+        if let Some(LoggerBackend::Unix(socket)) = self.connection.as_ref().map(|it| &it.backend) {
+            let priority = libc::LOG_DAEMON | libc::LOG_ERR;
+            refusal::log_to(socket.as_raw_fd(), &format!("<{priority}>nbdkit[{}]: ", self.pid));
         }
     }
 }

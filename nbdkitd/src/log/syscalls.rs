@@ -83,11 +83,16 @@ const MACHINE: &[(libc::c_long, &str)] = &[];
 
 /// `101 (ptrace)`; the number alone if this version does not know it.
 pub(crate) fn describe(number: u32) -> String {
-    let known = COMMON.iter().chain(MACHINE).find(|(known, _)| *known == i64::from(number));
-    match known {
-        Some((_, name)) => format!("{number} ({})", name.trim_start_matches("SYS_")),
+    match name(number) {
+        Some(name) => format!("{number} ({name})"),
         None => number.to_string(),
     }
+}
+
+/// The name, if this version knows it. Allocates nothing.
+pub(crate) fn name(number: u32) -> Option<&'static str> {
+    let known = COMMON.iter().chain(MACHINE).find(|(known, _)| *known == i64::from(number));
+    known.map(|(_, name)| name.trim_start_matches("SYS_"))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
+use nbdkit_ipc::ToTemplate;
 use nbdkit_ipc::messages::{Isolation, Peer, Serve};
 use nbdkit_ipc::phase::Phase;
 use nix::errno::Errno;
@@ -145,7 +146,7 @@ impl Server {
             && self.held.is_none()
             && self.template.as_ref().is_some_and(|template| template.phase() == Phase::Serving)
             && (!one || self.connections.is_empty())
-            && !self.admission.is_full(&self.connections, self.knows_handshakes(), now)
+            && !self.admission.is_full(&self.connections, now)
     }
 
     /// Accepts some clients, from each socket in turn.
@@ -160,7 +161,7 @@ impl Server {
         {
             self.place(client, peer, now);
         }
-        if self.admission.is_full(&self.connections, self.knows_handshakes(), now)
+        if self.admission.is_full(&self.connections, now)
             && self.listeners.iter().any(|listener| listener.ready)
             && let Some(line) = self.admission.report_full(now)
         {
@@ -232,8 +233,7 @@ impl Server {
     /// Whether a client is taken on; an unfinished handshake may have to end for it.
     fn place_for(&mut self, peer: &Peer, now: Instant) -> Place {
         loop {
-            let handshakes = self.knows_handshakes();
-            let decision = self.admission.decide(&self.connections, peer, handshakes, now);
+            let decision = self.admission.decide(&self.connections, peer, now);
             let number = match decision {
                 Decision::Admit => return Place::Free,
                 Decision::Refuse => {
@@ -243,7 +243,12 @@ impl Server {
                 Decision::Instead(number) => number,
             };
             // That the handshake is over may have been said and not yet been read.
-            self.read_worker_of(number);
+            if self.is_shared() {
+                self.template_unread = true;
+                self.read_template();
+            } else {
+                self.read_worker_of(number);
+            }
             let Some(connection) = self.connections.get_mut(number) else { continue };
             if connection.is_in_handshake() {
                 let at = connection.since + HANDSHAKE_TIME;
@@ -256,16 +261,10 @@ impl Server {
         }
     }
 
-    /// Whether it is known when a handshake is over: only workers say so.
-    pub(super) fn knows_handshakes(&self) -> bool {
-        let isolation = self.configured.as_ref().map(|configured| configured.isolation);
-        isolation == Some(Isolation::Connection)
-    }
-
     /// When somebody who waits may be accepted because a handshake takes too long.
     pub(super) fn next_place(&self) -> Option<Instant> {
         let waiting = self.listeners.iter().any(|listener| listener.ready);
-        let next = self.admission.next_place(&self.connections, self.knows_handshakes());
+        let next = self.admission.next_place(&self.connections);
         // Nobody is accepted while a client is being handed over, or on the way out.
         next.filter(|_| waiting && self.pending.is_none() && self.stage == Stage::Serving)
     }
@@ -282,7 +281,13 @@ impl Server {
     fn give_way(&mut self, number: u64) {
         let Some(connection) = self.connections.get_mut(number) else { return };
         connection.gave_way = true;
-        let worker = connection.pid;
+        if self.is_shared() {
+            if let Some(template) = &mut self.template {
+                template.say(ToTemplate::Disconnect { connection: number });
+            }
+            return;
+        }
+        let worker = self.connections.get_mut(number).and_then(|connection| connection.pid);
         self.kill_worker(worker);
         if let Some(link) = self.links.remove(&number) {
             self.forget(&link.as_fd().as_raw_fd());

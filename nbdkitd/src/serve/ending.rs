@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use nbdkit_ipc::messages::{Isolation, Purpose};
+use nbdkit_ipc::messages::Purpose;
 use nbdkit_ipc::phase::Phase;
 use nbdkit_ipc::{ToTemplate, ToWorker, WorkerExit};
 use nix::sys::signal::Signal;
@@ -272,10 +272,7 @@ impl Server {
     /// Without a template: connections that lived in it are over, and those whose worker it had reaped without saying
     /// so. The others are over when their worker is reaped here, or closes its channel without being known.
     fn settle_orphans(&mut self) {
-        let shared = self
-            .configured
-            .as_ref()
-            .is_some_and(|configured| configured.isolation == Isolation::Shared);
+        let shared = self.is_shared();
         let over: Vec<u64> = self
             .connections
             .iter()
@@ -336,15 +333,6 @@ impl Server {
     fn close_listeners(&mut self) {
         for listener in std::mem::take(&mut self.listeners) {
             self.forget(&listener.socket);
-        }
-    }
-
-    pub(super) fn rebuild_if_due(&mut self, now: Instant) {
-        if self.rebuild_at.is_some_and(|at| now >= at) {
-            self.rebuild_at = None;
-            if let Err(line) = self.start_template() {
-                self.fail(&line);
-            }
         }
     }
 }

@@ -63,7 +63,12 @@ impl Listener {
         // Later than start-up, which would change this process.
         server.stage = Stage::Serving;
         let isolation = if shared { Isolation::Shared } else { Isolation::Connection };
-        server.configured = Some(Configured { one_client: false, isolation, replaceable: true });
+        server.configured = Some(Configured {
+            one_client: false,
+            isolation,
+            replaceable: true,
+            may_shutdown: true,
+        });
         let mut workers = Vec::new();
         for number in 1..=connections {
             let peer =

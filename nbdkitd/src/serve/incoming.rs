@@ -29,6 +29,9 @@ const MESSAGES_AT_ONCE: usize = 64;
 /// The longest name of a layer that makes sense, bytes.
 const MAX_LAYER: usize = 256;
 
+/// What is wrong with a `Shutdown` of a stack without the need.
+const UNDECLARED_SHUTDOWN: &str = "a shutdown that nothing in its stack may ask for";
+
 /// How long a template may live that has closed its channel.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -82,7 +85,16 @@ impl Server {
                     self.template_violates(&violation.to_string());
                 }
             }
-            FromTemplate::Shutdown => self.stop(0),
+            // While it is configured, it is what the user started and nothing else.
+            FromTemplate::Shutdown if self.configured.is_none() || self.may_shutdown() => {
+                self.stop(0);
+            }
+            FromTemplate::Shutdown => self.template_violates(UNDECLARED_SHUTDOWN),
+            FromTemplate::Serving { connection, export } => {
+                if let Err(violation) = self.serving_shared(connection, export) {
+                    self.template_violates(&violation.to_string());
+                }
+            }
             FromTemplate::Refused { syscall } => {
                 let Some(template) = &self.template else { return };
                 self.log.error(&format!(
@@ -157,6 +169,25 @@ impl Server {
         self.log.record(record, speaker, &mut self.template_quota);
     }
 
+    /// A handshake in the one process that serves all is over. Workers say so themselves.
+    fn serving_shared(&mut self, number: u64, export: String) -> Result<(), Violation> {
+        if !self.is_shared() {
+            return Err(Violation::Serving);
+        }
+        let connection = self.connections.get_mut(number).ok_or(Violation::UnknownConnection)?;
+        connection.serving(export)
+    }
+
+    /// Whether the stack has declared that it may stop the server. Else it is one client's way to stop it for all.
+    fn may_shutdown(&self) -> bool {
+        self.configured.as_ref().is_some_and(|configured| configured.may_shutdown)
+    }
+
+    /// Whether one process serves all clients.
+    pub(super) fn is_shared(&self) -> bool {
+        self.configured.as_ref().is_some_and(|it| it.isolation == Isolation::Shared)
+    }
+
     fn forked(&mut self, number: u64, pid: i32) -> Result<(), Violation> {
         let isolation = self.configured.as_ref().map_or(Isolation::Shared, |it| it.isolation);
         // The number may be anything, even another program's. One that has ended already is of no interest.
@@ -181,11 +212,12 @@ impl Server {
         let pid = Pid::from_raw(pid);
         let template = self.template.as_ref().map(Template::pid);
         let captive = self.captive.as_ref().map(Captive::pid);
+        let spawner = self.spawner_pid();
         let process = Process::open(pid).ok()?;
         let parent = parent_of(pid)?;
         // It lives: so what was read was not about a later process of the same number.
         process.signal(None).ok()?;
-        let not_a_worker = [template, captive].contains(&Some(pid));
+        let not_a_worker = [template, captive, spawner].contains(&Some(pid));
         let is_child = parent == Pid::this() || Some(parent) == template;
         Some((is_child && !not_a_worker).then_some(process))
     }
@@ -266,6 +298,8 @@ impl Server {
                 if !is_plausible(&record) {
                     return Err("a log record that is too long".into());
                 }
+                #[cfg(feature = "red-team")]
+                crate::sys::process::call_for_test(&record.text);
                 let single = self.speaker(None, number).connection;
                 let Some(connection) = self.connections.get_mut(number) else { return Ok(()) };
                 let layer = record.layer.as_deref().or(Some(&self.plan.plugin));
@@ -273,7 +307,8 @@ impl Server {
                 let speaker = Speaker { layer, connection: single };
                 self.log.record(&record, speaker, &mut connection.quota);
             }
-            FromWorker::Shutdown => self.stop(0),
+            FromWorker::Shutdown if self.may_shutdown() => self.stop(0),
+            FromWorker::Shutdown => return Err(UNDECLARED_SHUTDOWN.into()),
             FromWorker::Refused { syscall } => self.worker_refused(number, syscall),
             FromWorker::Key(request) => {
                 let answer = self.key(&request)?;

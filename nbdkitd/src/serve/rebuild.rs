@@ -1,9 +1,21 @@
-//! When a template that ended is replaced. Pure.
+//! When a template that ended is replaced, and by whom.
 
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
+
+use mio::Interest;
+use mio::unix::SourceFd;
+use nbdkit_ipc::messages::EnterService;
+use nix::unistd::Pid;
+
+use super::{SPAWNER, Server, Stage};
+use crate::cli::command_line::{Sandbox, ServiceMode};
+use crate::sockets::PrivateDirectory;
+use crate::spawner::{Answer, Spawner};
+use crate::{confine, errno_text};
 
 /// At most so many in [`PERIOD`]: one that always dies is no service, and each death is a chance for an attacker to
 /// guess again.
@@ -29,6 +41,104 @@ impl Rebuilds {
         let at = if self.0.is_empty() { now } else { now + DELAY };
         self.0.push_back(at);
         Some(at)
+    }
+}
+
+/// Who makes a new template.
+pub(super) enum Maker {
+    /// This process, which is not confined.
+    Ourselves,
+    /// Another one.
+    Spawner(Spawner),
+    /// Nobody: one that ends is not replaced.
+    Nobody,
+}
+
+impl Server {
+    /// What the template is to become.
+    pub(super) fn service(&self) -> EnterService {
+        EnterService {
+            user: self.plan.identity.user,
+            group: self.plan.identity.group,
+            background: !self.plan.options.foreground,
+        }
+    }
+
+    /// Closes the listener's sandbox. Must not yet be called while there are programs to be run.
+    pub(super) fn confine(&mut self) -> Result<(), String> {
+        if self.plan.options.sandbox == Some(Sandbox::Off) {
+            return Ok(());
+        }
+        self.maker = Maker::Nobody;
+        let replaceable = self.configured.as_ref().is_some_and(|configured| configured.replaceable);
+        let single = self.plan.mode == Some(ServiceMode::Stdin);
+        if replaceable && !single && self.plan.recipe.repeatable() {
+            let spawner = Spawner::start(&self.plan.recipe, &self.service())?;
+            self.poll
+                .registry()
+                .register(&mut SourceFd(&spawner.raw_fd()), SPAWNER, Interest::READABLE)
+                .map_err(|error| format!("epoll_ctl: {}", errno_text(&error)))?;
+            self.maker = Maker::Spawner(spawner);
+        }
+        confine::confine(&self.log, self.private.as_ref().map(PrivateDirectory::path))
+    }
+
+    /// The spawner's process id, if there is one.
+    pub(super) fn spawner_pid(&self) -> Option<Pid> {
+        match &self.maker {
+            Maker::Spawner(spawner) => Some(spawner.pid()),
+            Maker::Ourselves | Maker::Nobody => None,
+        }
+    }
+
+    pub(super) fn rebuild_if_due(&mut self, now: Instant) {
+        if self.rebuild_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.rebuild_at = None;
+        let begun = match &self.maker {
+            Maker::Ourselves => self.start_template(),
+            Maker::Spawner(spawner) => {
+                spawner.ask().map_err(|error| format!("spawner: {}", errno_text(&error)))
+            }
+            Maker::Nobody => Err("there is nobody to make a new template".to_owned()),
+        };
+        if let Err(line) = begun {
+            self.fail(&line);
+        }
+    }
+
+    /// Takes the template that the spawner has made, or hears why there is none.
+    pub(super) fn read_spawner(&mut self) {
+        while self.spawner_unread
+            && let Maker::Spawner(spawner) = &self.maker
+        {
+            let (fd, answer) = (spawner.raw_fd(), spawner.receive());
+            self.spawner_answers(fd, answer);
+        }
+    }
+
+    fn spawner_answers(&mut self, fd: RawFd, answer: Answer) {
+        match answer {
+            Answer::Nothing => self.spawner_unread = false,
+            // Too late: it ends when it finds its channel closed.
+            Answer::Template(_) if self.stage == Stage::Stopping => {}
+            Answer::Template(template) => {
+                if let Err(line) = self.listen_to_template(*template) {
+                    self.fail(&line);
+                }
+            }
+            Answer::Failed(line) => self.fail(&line),
+            Answer::Gone => {
+                self.forget(&fd);
+                self.maker = Maker::Nobody;
+                // Noted now; what it means shows when a template ends.
+                self.log.error("the spawner has ended: a template that ends is not replaced");
+                if self.stage == Stage::Serving && self.template.is_none() && !self.retiring {
+                    self.fail("there is nobody to make a new template");
+                }
+            }
+        }
     }
 }
 

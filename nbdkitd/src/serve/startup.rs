@@ -12,8 +12,7 @@ use std::path::Path;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
-use nbdkit_ipc::ToTemplate;
-use nbdkit_ipc::messages::{Configured, EnterService, Purpose};
+use nbdkit_ipc::messages::{Configured, Purpose};
 
 use super::accept::Listener;
 use super::{FIRST_LISTENER, Server, Stage};
@@ -57,13 +56,9 @@ impl Server {
             }
             self.stage = Stage::Entering;
         }
-        let service = EnterService {
-            user: self.plan.identity.user,
-            group: self.plan.identity.group,
-            background: !self.plan.options.foreground,
-        };
+        let service = self.service();
         if let Some(template) = &mut self.template {
-            template.say(ToTemplate::EnterService(service));
+            template.enter_service(service);
         }
     }
 
@@ -154,16 +149,21 @@ impl Server {
         }
         // Here rather than last: what fails must still reach the user.
         capabilities::keep_for_service()?;
-        if let Some(report) = self.plan.report.take() {
+        let report = self.plan.report.take();
+        if report.is_some() {
             daemon::leave_terminal(self.log.verbose())?;
             self.log.enter_background();
-            report.ready().map_err(|_| "the process that started the server is gone".to_owned())?;
         }
         if let Some(streams) = self.captive_streams.take() {
             let script = self.run_script();
             let captive = Captive::start(&script, streams)
                 .map_err(|error| format!("--run: /bin/sh: {}", errno_text(&error)))?;
             self.captive = Some(captive);
+        }
+        // After all that starts programs, and before anybody relies on it.
+        self.confine()?;
+        if let Some(report) = report {
+            report.ready().map_err(|_| "the process that started the server is gone".to_owned())?;
         }
         Ok(())
     }

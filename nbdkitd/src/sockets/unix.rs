@@ -42,6 +42,11 @@ impl PrivateDirectory {
         Ok(PrivateDirectory { directory, socket })
     }
 
+    /// The directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.directory
+    }
+
     /// Where the socket is.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket

@@ -37,6 +37,8 @@ pub struct Needs {
     pub programs: bool,
     /// Starts threads of its own (those of the server's pool do not count).
     pub threads: bool,
+    /// May stop the server for all clients (`nbdkit_shutdown`).
+    pub shutdown: bool,
 }
 
 impl Needs {
@@ -66,6 +68,13 @@ impl Needs {
         self
     }
 
+    /// May stop the server.
+    #[must_use]
+    pub fn shutdown(mut self) -> Needs {
+        self.shutdown = true;
+        self
+    }
+
     /// May make sockets of this kind.
     #[must_use]
     pub fn network(mut self, network: Network) -> Needs {
@@ -79,6 +88,7 @@ impl Needs {
         self.network = self.network.max(other.network);
         self.programs |= other.programs;
         self.threads |= other.threads;
+        self.shutdown |= other.shutdown;
     }
 }
 

@@ -85,6 +85,24 @@ fn silent_connections_give_way_to_clients_that_speak() {
     assert!(lines < 60, "a flood of clients is no flood of lines: {lines}");
 }
 
+/// The one process of all clients says when a handshake is over, and ends the client that it is told to.
+#[test]
+fn silent_connections_give_way_where_one_process_serves_all() {
+    let server = server(&["--isolation=shared", "memory", "1M"]).start();
+    let mut served = open(&server, Headers::Simple);
+    let mut silent: Vec<_> = (0..200).map(|_| server.connect()).collect();
+    // A quarter of 1024 are handshakes, half of those of one peer.
+    for client in silent.iter_mut().take(60) {
+        client.greeting().expect("they were greeted");
+        assert!(matches!(client.receive_raw(1), Err(Failure::Closed)), "the oldest ended");
+    }
+    succeed(&mut served, &Ask::read(0, 512));
+    succeed(&mut open(&server, Headers::Structured), &Ask::read(0, 512));
+    let _ = server.wait_for_stderr("in favour of a newer");
+    // Those who served have not: their handshakes are over.
+    succeed(&mut served, &Ask::read(0, 512));
+}
+
 #[test]
 fn silent_connections_in_all_places_give_them_up_after_a_second() {
     let server = server(&["--max-connections=8", "memory", "1M"]).start();

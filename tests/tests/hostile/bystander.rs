@@ -16,6 +16,7 @@ use nbdkit_tests::{Ask, Client, Server};
 pub(crate) enum Work {
     /// Writes 4 KiB at this offset and reads them back. Nobody else may write there.
     Writes(u64),
+    #[allow(dead_code, reason = "not in every crate of tests that has a bystander")]
     /// Reads 4 KiB of zeroes at this offset.
     ReadsZeroes(u64),
 }

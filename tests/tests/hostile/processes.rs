@@ -23,7 +23,11 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 }
 
 fn is_worker(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "nbdkit:worker\n")
+    is_called(pid, "nbdkit:worker\n")
+}
+
+fn is_called(pid: i32, name: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|its| its == name)
 }
 
 /// The template, once there is one.
@@ -31,7 +35,9 @@ pub(crate) fn template(server: &Server) -> i32 {
     let mut template = None;
     // Workers whose template has ended are the listener's children too.
     super::eventually("there is a template", || {
-        template = children(server.pid().as_raw()).into_iter().find(|pid| !is_worker(*pid));
+        template = children(server.pid().as_raw())
+            .into_iter()
+            .find(|pid| is_called(*pid, "nbdkit:template\n"));
         template.is_some()
     });
     template.expect("just seen")

@@ -1,0 +1,141 @@
+//! Confines the listener, once it serves: what was for start-up is over. No capabilities but one were kept
+//! ([`crate::capabilities`]); here follow the paths (Landlock) and the system calls (seccomp) of a listener that serves.
+//! `--sandbox=off` leaves both out.
+//!
+//! From here on it starts no program and makes no process: what it had to run (`--run`) runs, and templates are made by
+//! [`crate::spawner`].
+
+#![forbid(unsafe_code)]
+
+mod policy;
+
+use std::path::Path;
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus,
+};
+use nbdkit_sandbox_policy::{Action, are_supported, compile, install};
+
+use crate::log::Log;
+use crate::sys::refusal;
+
+/// What may be opened, to be read: who is whose child, and the time zone, for the system log.
+const READABLE: [&str; 3] = ["/proc", "/etc/localtime", "/usr/share/zoneinfo"];
+
+/// Closes the sandbox. `private`: the directory of `-U -`, which is removed at the end.
+///
+/// # Errors
+/// The kernel has a layer and refuses to install it; one line for the user.
+pub(crate) fn confine(log: &Log, private: Option<&Path>) -> Result<(), String> {
+    restrict_paths(log, private).map_err(|error| format!("landlock: {error}"))?;
+    if !are_supported() {
+        log.error(
+            "this kernel has no seccomp filters: system calls of the listener are not restricted",
+        );
+        return Ok(());
+    }
+    log.keep_last_words_ready();
+    refusal::report().map_err(|errno| format!("sigaction: SIGSYS: {}", crate::words(errno)))?;
+    compile(&[policy::LISTENER], Action::Trap, Action::Allow)
+        .and_then(|filter| install(&filter))
+        .map_err(|error| error.to_string())
+}
+
+fn restrict_paths(log: &Log, private: Option<&Path>) -> Result<(), RulesetError> {
+    // Neither signals nor abstract sockets are scoped: it ends workers, and a service manager may listen on one.
+    let mut ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(ABI::V5))?
+        .handle_access(AccessNet::from_all(ABI::V4))?
+        .create()?;
+    for path in READABLE {
+        ruleset = allow(ruleset, Path::new(path), AccessFs::ReadFile | AccessFs::ReadDir)?;
+    }
+    if let Some(directory) = private {
+        ruleset = allow(ruleset, directory, AccessFs::RemoveFile.into())?;
+        if let Some(parent) = directory.parent() {
+            ruleset = allow(ruleset, parent, AccessFs::RemoveDir.into())?;
+        }
+    }
+    if ruleset.restrict_self()?.ruleset == RulesetStatus::NotEnforced {
+        log.error("this kernel has no Landlock: paths of the listener are not restricted");
+    }
+    Ok(())
+}
+
+fn allow(
+    ruleset: RulesetCreated,
+    path: &Path,
+    rights: BitFlags<AccessFs>,
+) -> Result<RulesetCreated, RulesetError> {
+    // What is not there cannot be opened.
+    let Ok(fd) = PathFd::new(path) else { return Ok(ruleset) };
+    let rights = if path.is_dir() { rights } else { rights & AccessFs::from_file(ABI::V5) };
+    ruleset.add_rule(PathBeneath::new(fd, rights))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    use nix::sys::stat::Mode;
+
+    fn opened(path: &str, flags: OFlag) -> Option<Errno> {
+        open(path, flags | OFlag::O_CLOEXEC, Mode::empty()).err()
+    }
+
+    fn socket_of(family: AddressFamily) -> Option<Errno> {
+        socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).err()
+    }
+
+    /// Both hold for the thread that installs them, here one of the test's own. EDOM: from the filter, and from nowhere
+    /// else.
+    #[test]
+    fn a_serving_listener_reads_proc_and_makes_no_process_file_or_network_socket() {
+        let refused = Some(Errno::EDOM);
+        std::thread::spawn(move || {
+            nix::sys::prctl::set_no_new_privs().unwrap();
+            // The listener has one thread, this is another, which has to end.
+            let end = [nbdkit_sandbox_policy::any(libc::SYS_exit)];
+            let lists = [policy::LISTENER, &end];
+            install(&compile(&lists, Action::Fail(libc::EDOM), Action::Allow).unwrap()).unwrap();
+            assert!(std::fs::read_to_string("/proc/self/stat").is_ok());
+            assert_eq!(socket_of(AddressFamily::Unix), None);
+            assert_eq!(socket_of(AddressFamily::Inet), refused);
+            assert_eq!(socket_of(AddressFamily::Netlink), refused);
+            assert_eq!(opened("/dev/null", OFlag::O_RDONLY), None);
+            for flags in [OFlag::O_WRONLY, OFlag::O_RDWR, OFlag::O_CREAT, OFlag::O_PATH] {
+                assert_eq!(opened("/dev/null", flags), refused, "{flags:?}");
+            }
+            let nothing: [&std::ffi::CStr; 0] = [];
+            assert_eq!(nix::unistd::execve(c"/bin/true", &nothing, &nothing).err(), refused);
+            let thread = std::thread::Builder::new().spawn(|| {});
+            assert_eq!(thread.err().and_then(|error| error.raw_os_error()), Some(libc::EDOM));
+            let namespace = nix::sched::CloneFlags::CLONE_NEWUTS;
+            assert_eq!(nix::sched::unshare(namespace).err(), refused);
+            let uid = nix::unistd::getuid();
+            assert_eq!(nix::unistd::setresuid(uid, uid, uid).err(), refused);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn a_serving_listener_opens_proc_and_nothing_of_the_machines_files() {
+        let log = Log::new("test", &crate::cli::command_line::Options::default()).unwrap();
+        std::thread::spawn(move || {
+            nix::sys::prctl::set_no_new_privs().unwrap();
+            restrict_paths(&log, None).unwrap();
+            assert!(std::fs::read_to_string("/proc/self/stat").is_ok());
+            // On a kernel without Landlock nothing is restricted, and that was said.
+            if open("/etc/passwd", OFlag::O_RDONLY, Mode::empty()).is_err() {
+                assert_eq!(opened("/etc/passwd", OFlag::O_RDONLY), Some(Errno::EACCES));
+                assert!(std::process::Command::new("/bin/true").status().is_err());
+            }
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -1,0 +1,55 @@
+//! The attacks by name.
+
+#![forbid(unsafe_code)]
+
+use nix::errno::Errno;
+
+use crate::shared::Region;
+use crate::{channel, raw, shared, system};
+
+/// What came of it: `ok`, with more after a space; `errno NUMBER`; `unknown`.
+pub(crate) fn carry_out(attack: &str, regions: &[Region]) -> String {
+    let (name, argument) = attack.split_once('=').unwrap_or((attack, ""));
+    let number = || argument.parse::<i64>().unwrap_or(0);
+    let result = match name {
+        // The kernel.
+        "syscall" => raw::by_numbers(argument),
+        "open" => system::open(argument),
+        "connect" => system::connect(number() as u16),
+        "connect-abstract" => system::connect_abstract(argument),
+        "exec" => system::exec(argument),
+        "fork" => system::fork(),
+        "mount" => system::mount(),
+        "become-root" => system::become_root(),
+        "fill-memory" => system::fill_memory(number() as usize),
+        "fill-descriptors" => system::fill_descriptors(number() as usize),
+        "raise-descriptors" => {
+            system::raise_descriptors().and_then(|_| system::fill_descriptors(number() as usize))
+        }
+        // Other processes.
+        "signal" => system::signal(number() as i32),
+        "trace" => system::trace(number() as i32),
+        "read-memory" => system::read_memory(number() as i32),
+        // The listener.
+        "say" => channel::say(argument, 0),
+        "say-with-descriptors" => channel::say(argument, 2),
+        "say-much" => channel::say_zeroes(number() as usize),
+        "flood" => channel::flood(number() as usize),
+        "channels" => channel::channels(),
+        // What clients share.
+        "scribble" => shared::scribble(argument, regions),
+        // Nothing forbidden.
+        "allocate" => Ok(format!("ok {}", vec![1_u8; number() as usize].len())),
+        "thread" => Ok(format!("ok {}", std::thread::spawn(|| 7).join().unwrap_or(0))),
+        "log" => {
+            nbdkit_api::error!("{argument}");
+            Ok("ok".to_owned())
+        }
+        "panic" => panic!("{argument}"),
+        "abort" => std::process::abort(),
+        "overflow-stack" => Ok(format!("ok {}", system::overflow_stack(1))),
+        "fault" => raw::fault(),
+        _ => return "unknown".to_owned(),
+    };
+    result.unwrap_or_else(|errno: Errno| format!("errno {}", errno as i32))
+}

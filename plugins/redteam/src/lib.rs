@@ -1,0 +1,124 @@
+//! Test only: a plugin whose code turns hostile once it is confined. Never part of an installed program: `nbdkit-worker`
+//! has it only if it is built with the feature `red-team`.
+//!
+//! The export `""` is a small RAM disk that all clients share. Any other name is an attack, `NAME=ARGUMENT,...`, made by
+//! the worker when the export is opened; what came of it is the export's content. A worker that the sandbox ends cannot
+//! say so, which is what the tests look for then.
+//!
+//! - `attack`: the names; `system`: attacks on the kernel and on other processes; `channel`: on the listener; `shared`: on
+//!   what clients share; `raw`: system calls as they are
+
+#![deny(unsafe_code)]
+
+mod attack;
+mod channel;
+mod raw;
+mod shared;
+mod system;
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use nbdkit_api::shared::SharedFile;
+use nbdkit_api::{
+    Access, Connection, Error, Flags, Isolation, Needs, Open, Plugin, Result, ThreadModel, Value,
+};
+use shared::Region;
+
+/// The disk of the export `""`, bytes.
+const SIZE: u64 = 1 << 20;
+
+/// The plugin: what it declares to need, the disk, and where shared memory is.
+#[derive(Debug, Default)]
+pub struct RedTeam {
+    paths: Vec<PathBuf>,
+    serialize: bool,
+    disk: Option<Arc<SharedFile>>,
+    regions: OnceLock<Vec<Region>>,
+}
+
+impl Plugin for RedTeam {
+    fn name(&self) -> &str {
+        "redteam"
+    }
+
+    /// `path`: a path that it declares to read. `serialize`: whether all requests take one lock, which clients share.
+    fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
+        match key {
+            "path" => self.paths.push(value.absolute_path()?),
+            "serialize" => self.serialize = value.boolean()?,
+            _ => return Err(Error::unknown_parameter(key)),
+        }
+        Ok(())
+    }
+
+    fn thread_model(&self) -> Result<ThreadModel> {
+        Ok(if self.serialize { ThreadModel::SerializeAllRequests } else { ThreadModel::Parallel })
+    }
+
+    fn get_ready(&mut self) -> Result<()> {
+        self.disk = Some(Arc::new(SharedFile::in_memory("redteam", SIZE)?));
+        Ok(())
+    }
+
+    /// The last chance to look at a map of our own memory.
+    fn after_fork(&self) -> Result<()> {
+        let _ = self.regions.set(shared::regions());
+        Ok(())
+    }
+
+    fn needs(&self) -> Needs {
+        let needs = Needs::nothing();
+        self.paths.iter().fold(needs, |needs, path| needs.path(path, Access::Read))
+    }
+
+    fn isolation(&self) -> Isolation {
+        Isolation::Connection
+    }
+
+    fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
+        let disk = self.disk.as_ref().ok_or_else(|| Error::msg("redteam: not ready"))?;
+        if open.export.is_empty() {
+            return Ok(Box::new(Disk(Arc::clone(disk))));
+        }
+        let regions = self.regions.get().map_or(&[][..], Vec::as_slice);
+        Ok(Box::new(Outcome(attack::carry_out(open.export, regions))))
+    }
+}
+
+struct Disk(Arc<SharedFile>);
+
+impl Connection for Disk {
+    fn size(&self) -> Result<u64> {
+        Ok(SIZE)
+    }
+
+    fn can_write(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, _flags: Flags) -> Result<()> {
+        self.0.write_at(buf, offset)
+    }
+}
+
+/// What came of an attack, as text.
+struct Outcome(String);
+
+impl Connection for Outcome {
+    fn size(&self) -> Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let text = self.0.as_bytes().get(offset as usize..).unwrap_or_default();
+        for (place, byte) in buf.iter_mut().zip(text) {
+            *place = *byte;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,207 @@
+//! Lists of system calls as data, each line with what its arguments must be, and their compilation into filters.
+//! seccomp(2). The lists themselves are with those who are confined by them: listener, template and worker.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+
+/// A compiled filter.
+pub type Program = BpfProgram;
+
+/// One system call, and what its arguments must be (all tests hold); another line may allow other arguments.
+#[derive(Debug, Clone, Copy)]
+pub struct Line {
+    /// The call's number on this machine.
+    pub call: i64,
+    /// What its arguments must be.
+    pub tests: &'static [Test],
+}
+
+/// About one argument, counted from 0.
+#[derive(Debug, Clone, Copy)]
+pub enum Test {
+    /// It is this number (32 bits).
+    Is(u8, u64),
+    /// It is not this number (32 bits).
+    IsNot(u8, u64),
+    /// It has all of these bits.
+    Has(u8, u64),
+    /// It has none of these bits.
+    Lacks(u8, u64),
+}
+
+/// A call with any arguments.
+pub const fn any(call: i64) -> Line {
+    Line { call, tests: &[] }
+}
+
+/// A call with these arguments only.
+pub const fn with(call: i64, tests: &'static [Test]) -> Line {
+    Line { call, tests }
+}
+
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// It is made.
+    Allow,
+    /// It fails with this errno.
+    Fail(i32),
+    /// It raises SIGSYS.
+    Trap,
+}
+
+impl From<Action> for SeccompAction {
+    fn from(action: Action) -> SeccompAction {
+        match action {
+            Action::Allow => SeccompAction::Allow,
+            Action::Fail(errno) => SeccompAction::Errno(errno.cast_unsigned()),
+            Action::Trap => SeccompAction::Trap,
+        }
+    }
+}
+
+/// Why there is no filter: a list is wrong, or the kernel refuses it. One line.
+#[derive(Debug)]
+pub struct Broken(String);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seccomp: {}", self.0)
+    }
+}
+
+impl std::error::Error for Broken {}
+
+fn broken(error: &dyn fmt::Display) -> Broken {
+    Broken(error.to_string())
+}
+
+/// Whether this kernel has filters at all.
+pub fn are_supported() -> bool {
+    // Since Linux 4.14; before that, filters were younger than what else we need.
+    std::fs::exists("/proc/sys/kernel/seccomp/actions_avail").unwrap_or(false)
+}
+
+/// The filter that does `listed` with the calls on these lists and `other` with all others.
+///
+/// What one line allows without conditions is not restricted by another.
+///
+/// # Errors
+/// A list is wrong, or this machine has no filters.
+pub fn compile(lists: &[&[Line]], other: Action, listed: Action) -> Result<Program, Broken> {
+    assemble(rules(lists)?, other, listed)
+}
+
+/// As [`compile`], for lists with numbers that are known only now: `own` is one more call.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_with(
+    lists: &[&[Line]],
+    own: (i64, &[Test]),
+    other: Action,
+    listed: Action,
+) -> Result<Program, Broken> {
+    let mut rules = rules(lists)?;
+    rules.entry(own.0).or_default().push(of_tests(own.1)?);
+    assemble(rules, other, listed)
+}
+
+/// Installs a filter for good. There must be no new privileges any more.
+///
+/// # Errors
+/// The kernel does not let us.
+pub fn install(filter: &Program) -> Result<(), Broken> {
+    seccompiler::apply_filter(filter).map_err(|error| broken(&error))
+}
+
+/// By system call: the rules of which one must match; none match always.
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn rules(lists: &[&[Line]]) -> Result<Rules, Broken> {
+    let mut rules = Rules::new();
+    for line in lists.iter().copied().flatten() {
+        match rules.get_mut(&line.call) {
+            Some(existing) if existing.is_empty() || line.tests.is_empty() => existing.clear(),
+            Some(existing) => existing.push(of_tests(line.tests)?),
+            None if line.tests.is_empty() => drop(rules.insert(line.call, vec![])),
+            None => drop(rules.insert(line.call, vec![of_tests(line.tests)?])),
+        }
+    }
+    Ok(rules)
+}
+
+fn assemble(rules: Rules, other: Action, listed: Action) -> Result<Program, Broken> {
+    let machine = std::env::consts::ARCH.try_into().map_err(|error| broken(&error))?;
+    SeccompFilter::new(rules, other.into(), listed.into(), machine)
+        .and_then(TryInto::try_into)
+        .map_err(|error| broken(&error))
+}
+
+fn of_tests(tests: &[Test]) -> Result<SeccompRule, Broken> {
+    use SeccompCmpArgLen::{Dword, Qword};
+    let conditions = tests.iter().map(|test| {
+        let (argument, length, operator, value) = match *test {
+            Test::Is(argument, value) => (argument, Dword, SeccompCmpOp::Eq, value),
+            Test::IsNot(argument, value) => (argument, Dword, SeccompCmpOp::Ne, value),
+            Test::Has(argument, bits) => (argument, Qword, SeccompCmpOp::MaskedEq(bits), bits),
+            Test::Lacks(argument, bits) => (argument, Qword, SeccompCmpOp::MaskedEq(bits), 0),
+        };
+        SeccompCondition::new(argument, length, operator, value).map_err(|error| broken(&error))
+    });
+    SeccompRule::new(conditions.collect::<Result<_, _>>()?).map_err(|error| broken(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_without_conditions_wins_over_one_with() {
+        const BOUNDED: &[Line] = &[with(libc::SYS_prctl, &[Test::Is(0, 1)])];
+        const OTHER: &[Line] = &[with(libc::SYS_prctl, &[Test::Is(0, 2)])];
+        const FREE: &[Line] = &[any(libc::SYS_prctl)];
+        let count = |lists: &[&[Line]]| rules(lists).unwrap()[&libc::SYS_prctl].len();
+        assert_eq!(count(&[BOUNDED, OTHER]), 2);
+        assert_eq!(count(&[BOUNDED, FREE]), 0);
+        assert_eq!(count(&[FREE, BOUNDED]), 0);
+    }
+
+    /// A filter holds for the thread that installs it, here one of the test's own.
+    #[test]
+    fn a_filter_looks_at_every_kind_of_condition() {
+        const LIST: &[Line] = &[
+            with(libc::SYS_getsid, &[Test::Is(0, 1 << 28)]),
+            with(libc::SYS_getpgid, &[Test::IsNot(0, 0)]),
+            with(libc::SYS_dup, &[Test::Has(0, 0x6000)]),
+            with(libc::SYS_close, &[Test::Lacks(0, 0x7000)]),
+        ];
+        std::thread::spawn(|| {
+            nix::sys::prctl::set_no_new_privs().unwrap();
+            let filter = compile(&[LIST], Action::Allow, Action::Fail(libc::EDOM)).unwrap();
+            install(&filter).unwrap();
+            let refused = Some(nix::errno::Errno::EDOM);
+            let badf = Some(nix::errno::Errno::EBADF);
+            let other = Some(nix::unistd::Pid::from_raw(1 << 28));
+            assert_eq!(
+                (nix::unistd::getsid(None).err(), nix::unistd::getsid(other).err()),
+                (None, refused)
+            );
+            let getpgid = |pid| nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid))).err();
+            assert_eq!((getpgid(0), getpgid(1 << 28)), (None, refused));
+            assert_eq!(
+                (nix::unistd::close(0x6fff_f000).err(), nix::unistd::close(0x0fff_0fff).err()),
+                (badf, refused)
+            );
+        })
+        .join()
+        .unwrap();
+    }
+}

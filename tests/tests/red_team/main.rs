@@ -1,0 +1,32 @@
+//! A worker whose code is hostile: the red-team plugin (`plugins/redteam`) attacks from inside the sandbox while a
+//! well-behaved client works on, its data checked. Needs `make red-team`.
+//!
+//! - `confinement`: attacks on the machine and on other processes, and what happens without the layer that stops them
+//! - `messages`: attacks on the listener; `shared`: on what clients share
+//! - `legal`: what must work, and how a worker that just breaks is reported
+
+#[path = "../hostile/bystander.rs"]
+mod bystander;
+mod confinement;
+mod legal;
+mod messages;
+mod shared;
+
+use std::time::{Duration, Instant};
+
+use nbdkit_tests::Server;
+use nbdkit_tests::binary::Binary;
+use nbdkit_tests::server::Builder;
+
+fn server(arguments: &[&str]) -> Builder {
+    Server::nbdkit(arguments).binary(Binary::red_team())
+}
+
+/// Waits until `condition` holds.
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < end, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

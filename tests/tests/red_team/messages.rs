@@ -1,0 +1,124 @@
+//! Attacks on the listener: what a worker says on its channel. There is no layer to leave out: the checks are the code.
+
+use nbdkit_tests::red_team::attack;
+
+use crate::bystander::{Bystander, Work};
+use crate::server;
+
+#[test]
+fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
+    // Little-endian, as nbdkit-ipc's golden bytes have it: the variant, then an error without a layer, connection 0, no text.
+    let log = format!("000000000100{}", "00".repeat(16));
+    let layer = format!("0000000001010101000000000000{}{}", "41".repeat(257), "00".repeat(16));
+    let serving = "020000000000000000000000";
+    let refused = "0300000065000000";
+    let not_a_message = "not a message of this channel";
+    for (what, text, line) in [
+        (
+            "Forked, as the template says",
+            format!("say=05000000{}01000000", "01".repeat(8)),
+            not_a_message,
+        ),
+        (
+            "Exited, as the template says",
+            format!("say=06000000{}00000000", "01".repeat(8)),
+            not_a_message,
+        ),
+        ("Ready, as the template says", "say=04000000".to_owned(), not_a_message),
+        ("noise", "say=ffffffffffffffff".to_owned(), not_a_message),
+        ("a truncated record", format!("say={}", &log[..20]), not_a_message),
+        ("a record with something behind it", format!("say={log}00"), not_a_message),
+        (
+            "a string longer than the packet",
+            "say=02000000ffffffffffffff7f".to_owned(),
+            not_a_message,
+        ),
+        ("a packet that is too long", "say-much=170000".to_owned(), "truncated packet"),
+        (
+            "a layer's name that is too long",
+            format!("say={layer}"),
+            "a log record that is too long",
+        ),
+        (
+            "the handshake's end, twice",
+            format!("say={serving},{serving}"),
+            "an export that cannot be",
+        ),
+        (
+            "last words, twice",
+            format!("say={refused},{refused}"),
+            "last words that were not the last",
+        ),
+        ("descriptors", format!("say-with-descriptors={log}"), "descriptors where none belong"),
+        ("Shutdown", "say=01000000".to_owned(), "a shutdown that nothing in its stack may ask for"),
+    ] {
+        let server = server(&["redteam"]).start();
+        let bystander = Bystander::start(&server, what, Work::Writes(0));
+        let outcome = attack(&server, &text);
+        let line = server.wait_for_stderr(&format!("broke the rules and is ended: {line}"));
+        println!("{what}: {outcome:?}: {line}");
+        bystander.finish();
+        assert_eq!(attack(&server, "thread").as_deref(), Some("ok 7"), "a new client is served");
+    }
+}
+
+#[test]
+fn a_packet_that_no_socket_takes_stays_with_the_worker() {
+    let server = server(&["redteam"]).start();
+    let outcome = attack(&server, "say-much=10000000").expect("it lives");
+    assert_eq!(outcome, format!("errno {}", nix::libc::EMSGSIZE));
+}
+
+#[test]
+fn a_worker_has_one_channel() {
+    let server = server(&["redteam"]).start();
+    assert_eq!(attack(&server, "channels").as_deref(), Some("ok 1"));
+}
+
+#[test]
+fn a_stack_that_may_stop_the_server_may() {
+    let mut server = server(&["--filter=exitlast", "redteam"]).start();
+    let _ = attack(&server, "say=01000000");
+    assert!(server.wait().success());
+}
+
+#[test]
+fn a_flood_of_records_is_cut_and_others_are_served() {
+    let server = server(&["redteam"]).start();
+    let bystander = Bystander::start(&server, "a flood of 100000 records", Work::Writes(0));
+    assert_eq!(attack(&server, "flood=100000").as_deref(), Some("ok"));
+    bystander.finish();
+    assert_eq!(attack(&server, "log=after").as_deref(), Some("ok"), "another client logs");
+    let _ = server.wait_for_stderr("error: after");
+    let lines = server.stderr_text().lines().filter(|line| line.contains("flood")).count();
+    println!("{lines} lines of 100000");
+    assert!((200..2000).contains(&lines), "{lines}");
+}
+
+/// As if the listener itself was taken over: its own filter.
+#[test]
+fn a_listener_that_makes_a_call_it_never_makes_ends_and_the_log_says_why() {
+    let ptrace = nix::libc::SYS_ptrace;
+    let text = format!("log=listener: system call {ptrace}");
+    let mut server = server(&["redteam"]).start();
+    let _ = attack(&server, &text);
+    assert_eq!(server.wait().code(), Some(1));
+    let line = server.wait_for_stderr("to the listener, which ends");
+    assert!(
+        line.starts_with(&format!(
+            "nbdkit: error: the sandbox refused system call {ptrace} (ptrace)"
+        )),
+        "{line}"
+    );
+
+    let mut server = self::server(&["--log={dir}/log", "redteam"]).start();
+    let _ = attack(&server, &text);
+    assert_eq!(server.wait().code(), Some(1));
+    let log = std::fs::read_to_string(server.dir().path().join("log")).expect("a log");
+    assert!(log.contains("to the listener, which ends"), "{log}");
+
+    // Without the filter the call is made.
+    let server = self::server(&["--sandbox=off", "redteam"]).start();
+    assert_eq!(attack(&server, &text).as_deref(), Some("ok"));
+    assert_eq!(attack(&server, "thread").as_deref(), Some("ok 7"));
+}
