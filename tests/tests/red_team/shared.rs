@@ -56,7 +56,10 @@ fn scribbled(arguments: &[&str]) {
         );
         // Through a damaged overlay the attacker reads another's bytes, or has no export any more.
         let outcome = outcome.expect("it lives");
-        assert!(!outcome.starts_with("errno") && outcome != "unknown", "there was something to fill");
+        assert!(
+            !outcome.starts_with("errno") && outcome != "unknown",
+            "there was something to fill"
+        );
         drop(others);
         let begin = Instant::now();
         assert!(server.stop().code().is_some(), "it ends by itself");
