@@ -211,8 +211,12 @@ fn record() -> LogRecord {
 }
 
 fn from_template() -> Vec<Vec<u8>> {
-    let configured =
-        Configured { one_client: false, isolation: Isolation::Connection, replaceable: true };
+    let configured = Configured {
+        one_client: false,
+        isolation: Isolation::Connection,
+        replaceable: true,
+        may_shutdown: true,
+    };
     [
         FromTemplate::Hello(Hello::ours()),
         FromTemplate::Configured(configured),
