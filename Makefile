@@ -6,6 +6,7 @@ SBINDIR     ?= $(PREFIX)/sbin
 LIBDIR      ?= $(PREFIX)/lib
 LIBEXECDIR  ?= $(PREFIX)/libexec/nbdkit
 MANDIR      ?= $(PREFIX)/share/man
+SYSCONFDIR  ?= /etc
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
 CARGO       ?= cargo
 CARGOFLAGS  ?= --locked
@@ -16,6 +17,7 @@ export NBDKIT_SBINDIR = $(SBINDIR)
 export NBDKIT_LIBDIR = $(LIBDIR)
 export NBDKIT_LIBEXECDIR = $(LIBEXECDIR)
 export NBDKIT_MANDIR = $(MANDIR)
+export NBDKIT_SYSCONFDIR = $(SYSCONFDIR)
 
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 RELEASE = $(TARGET)/release

@@ -50,6 +50,7 @@ mod shell;
 pub mod stats;
 #[cfg(test)]
 mod testing;
+pub mod tls_fallback;
 pub mod truncate;
 
 use nbdkit_api::Filter;
@@ -74,6 +75,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
     ("stats", || Box::new(stats::Stats::default())),
+    ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),
 ];
 

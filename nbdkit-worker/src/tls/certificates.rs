@@ -20,8 +20,9 @@ use super::Material;
 use super::session::{Failure, Session};
 use crate::authority::Authority;
 
-/// Encrypted at a time, bytes: a batch of records that leaves in one system call and fits the processor's cache.
-const OUTPUT: usize = 256 * 1024;
+/// Encrypted at a time, bytes: some records that leave in one system call while they are in the cache, and so few that
+/// malloc does not give their memory back each time.
+const OUTPUT: usize = 64 * 1024;
 
 /// What all sessions have in common.
 #[derive(Debug)]

@@ -28,8 +28,9 @@ const CIPHERS: &str =
 /// TLS 1.3: external keys go with SHA-256 (RFC 8446, 4.2.11), AES first because it is the fastest.
 const CIPHERSUITES: &str = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256";
 
-/// Encrypted at a time, bytes: a batch of records that leaves in one system call and fits the processor's cache.
-const OUTPUT: usize = 256 * 1024;
+/// Encrypted at a time, bytes: some records that leave in one system call while they are in the cache, and so few that
+/// malloc does not give their memory back each time.
+const OUTPUT: usize = 64 * 1024;
 
 /// What a connection's callback needs.
 struct Asker {

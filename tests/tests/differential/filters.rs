@@ -63,6 +63,23 @@ fn offset_beyond_the_end() {
 }
 
 #[test]
+fn tls_fallback() {
+    for_each(&["tlsreadme=hello", "size=1M"], |parameter| {
+        let arguments = ["--filter=tls-fallback", "memory", "1M", parameter];
+        let arguments = if parameter == "size=1M" { &arguments[..3] } else { &arguments[..] };
+        Row::new(row_name!(), arguments).variant(parameter).compare(|s| {
+            s.open();
+            s.read(0, 512);
+            s.read(500, 12);
+            s.read(500, 13);
+            s.write(0, 512, 0xaa);
+            s.block_status(0, 512);
+            s.disconnect();
+        });
+    });
+}
+
+#[test]
 fn truncate() {
     for_each(&["truncate=512", "truncate=2M", "round-up=768K", "round-down=768K"], |parameter| {
         let arguments = ["--filter=truncate", "pattern", "1M", parameter];
