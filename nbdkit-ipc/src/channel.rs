@@ -72,10 +72,8 @@ impl fmt::Display for RecvError {
 impl std::error::Error for RecvError {}
 
 impl<S, R> Channel<S, R> {
-    /// The end that `fd` is.
+    /// The end that `fd` is, one of [`pair`](Self::pair)'s.
     pub fn from_fd(fd: OwnedFd) -> Channel<S, R> {
-        // The default is usually enough for a packet; where it is not, sending reports it.
-        let _ = setsockopt(&fd, sockopt::SndBuf, &(2 * MAX_PACKET));
         Channel { fd, direction: PhantomData }
     }
 
@@ -93,6 +91,10 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     pub fn pair() -> io::Result<(Channel<S, R>, Channel<R, S>)> {
         let (a, b) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        for end in [&a, &b] {
+            // The default is usually enough for a packet; where it is not, sending reports it.
+            let _ = setsockopt(end, sockopt::SndBuf, &(2 * MAX_PACKET));
+        }
         Ok((Channel::from_fd(a), Channel::from_fd(b)))
     }
 

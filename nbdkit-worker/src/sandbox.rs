@@ -35,6 +35,8 @@ pub(crate) struct Sandbox {
     shared: bool,
     /// Whether this kernel has filters.
     filters: bool,
+    /// What a worker gives up, compiled by the template.
+    given_up: Option<Program>,
 }
 
 impl Sandbox {
@@ -46,7 +48,8 @@ impl Sandbox {
             say("--sandbox=off: clients are served without a sandbox");
         }
         let shared = isolation == Isolation::Shared;
-        Sandbox { level, needs, shared, filters: nbdkit_sandbox_policy::are_supported() }
+        let filters = nbdkit_sandbox_policy::are_supported();
+        Sandbox { level, needs, shared, filters, given_up: None }
     }
 
     /// Whether there is any sandbox at all.
@@ -90,10 +93,14 @@ impl Sandbox {
     ///
     /// # Errors
     /// The kernel has a layer and refuses to install it.
-    pub(crate) fn close(&self) -> Result<()> {
+    pub(crate) fn close(&mut self) -> Result<()> {
         match self.level {
             Level::Strict => {
                 process::report_refusals()?;
+                // Programs are made by fork and exec.
+                if !self.needs.programs && self.filters && !skips(Layer::Calls) {
+                    self.given_up = Some(filter::worker()?);
+                }
                 if !skips(Layer::Paths) {
                     paths::restrict(&self.needs)?;
                 }
@@ -125,12 +132,10 @@ impl Sandbox {
     /// # Errors
     /// The kernel refuses it.
     pub(crate) fn close_worker(&self) -> Result<()> {
-        // Programs are made by fork and exec.
-        let calls = self.filters && !skips(Layer::Calls);
-        if self.level == Level::Strict && !self.needs.programs && calls {
-            filter::install(&filter::worker()?)?;
+        match &self.given_up {
+            Some(given_up) => filter::install(&filter::of_this_process(given_up)),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -109,7 +109,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
     let replaceable = !stack.keeps_state();
     let needs = stack.needs();
     let may_shutdown = needs.shutdown;
-    let sandbox = Sandbox::new(configure.sandbox, needs, isolation);
+    let mut sandbox = Sandbox::new(configure.sandbox, needs, isolation);
     let layer = stack.freeze();
     let told = Configured {
         one_client: model == ThreadModel::SerializeConnections,
@@ -129,7 +129,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         other => return Err(unexpected(&other.message)),
     };
     process::set_channel(&**link, false);
-    enter(&service, configure.swap, settings.threads, &layer, &sandbox).map_err(failed)?;
+    enter(&service, configure.swap, settings.threads, &layer, &mut sandbox).map_err(failed)?;
     let _ = link.send(&FromTemplate::Ready, &[]);
     Ok(Some(Service {
         link: None,
@@ -148,7 +148,7 @@ fn enter(
     swap: bool,
     threads: usize,
     layer: &Layer,
-    sandbox: &Sandbox,
+    sandbox: &mut Sandbox,
 ) -> nbdkit_api::Result<()> {
     process::leave_signals_to_listener();
     let _ = nix::sys::prctl::set_name(c"nbdkit:template");

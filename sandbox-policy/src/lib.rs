@@ -114,6 +114,16 @@ pub fn compile_with(
     assemble(rules, other, listed)
 }
 
+/// A copy of a filter with `number` in place of `stand_in`, which stands for nothing else in it: compiling is done once,
+/// and what only a fork knows is put in by it.
+pub fn with_number(filter: &Program, stand_in: u32, number: u32) -> Program {
+    let mut filter = filter.clone();
+    for instruction in filter.iter_mut().filter(|it| it.k == stand_in) {
+        instruction.k = number;
+    }
+    filter
+}
+
 /// Installs a filter for good. There must be no new privileges any more.
 ///
 /// # Errors

@@ -44,14 +44,22 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
     Ok(filters)
 }
 
-/// What a worker gives up, once it is one.
+/// Stands for a worker's process id, while there is no worker: higher than they get.
+const SOME_PROCESS: u32 = 0x7fff_fffe;
+
+/// What a worker gives up, for [`of_this_process`].
 ///
 /// # Errors
 /// EINVAL: a list is wrong.
 pub(super) fn worker() -> Result<Program> {
     // abort(3) signals this process, and nothing signals another: workers share a user.
-    let others = (libc::SYS_tgkill, &[Test::IsNot(0, std::process::id().into())][..]);
+    let others = (libc::SYS_tgkill, &[Test::IsNot(0, SOME_PROCESS.into())][..]);
     compile_with(&[policy::GIVEN_UP], others, Action::Allow, Action::Trap).map_err(failed)
+}
+
+/// What [`worker`] has made, for the process that calls this.
+pub(super) fn of_this_process(filter: &Program) -> Program {
+    nbdkit_sandbox_policy::with_number(filter, SOME_PROCESS, std::process::id())
 }
 
 /// What even code that declares nothing has no business with.

@@ -190,10 +190,7 @@ impl Server {
 
     fn forked(&mut self, number: u64, pid: i32) -> Result<(), Violation> {
         let isolation = self.configured.as_ref().map_or(Isolation::Shared, |it| it.isolation);
-        // The number may be anything, even another program's. One that has ended already is of no interest.
-        if let Some(None) = self.worker_process(pid) {
-            return Err(Violation::Process);
-        }
+        // The number may be anything, even another program's: it is checked before it is used, by `worker_process`.
         let gave_way = self.connections.forked(number, pid, isolation)?.gave_way;
         if gave_way || self.deadlines.as_ref().is_some_and(Deadlines::workers_passed) {
             self.kill_worker(Some(pid));

@@ -12,6 +12,8 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
     let layer = format!("0000000001010101000000000000{}{}", "41".repeat(257), "00".repeat(16));
     let serving = "020000000000000000000000";
     let refused = "0300000065000000";
+    // Ed25519, for two bytes.
+    let sign = "0400000000000000070802000000000000004141";
     let not_a_message = "not a message of this channel";
     for (what, text, line) in [
         (
@@ -42,13 +44,14 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
         (
             "the handshake's end, twice",
             format!("say={serving},{serving}"),
-            "an export that cannot be",
+            "unexpected Serving in phase Serving",
         ),
         (
             "last words, twice",
             format!("say={refused},{refused}"),
-            "last words that were not the last",
+            "unexpected Refused in phase Refused",
         ),
+        ("a signature once it serves", format!("say={sign}"), "unexpected Key in phase Serving"),
         ("descriptors", format!("say-with-descriptors={log}"), "descriptors where none belong"),
         ("Shutdown", "say=01000000".to_owned(), "a shutdown that nothing in its stack may ask for"),
     ] {
