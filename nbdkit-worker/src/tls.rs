@@ -60,7 +60,7 @@ pub(crate) struct Tls {
 /// What the server proves itself with.
 #[derive(Debug)]
 enum Server {
-    Certificates(Certificates),
+    Certificates(Box<Certificates>),
     PreSharedKeys(PreSharedKeys),
 }
 
@@ -72,7 +72,8 @@ impl Tls {
     pub(crate) fn new(tls: &keys::Tls, material: Material) -> Result<Tls> {
         let server = match &tls.credentials {
             Credentials::Certificates { schemes } => {
-                Server::Certificates(Certificates::new(schemes, tls.verify_peer, material)?)
+                let server = Certificates::new(schemes, tls.verify_peer, material)?;
+                Server::Certificates(Box::new(server))
             }
             Credentials::PreSharedKeys => Server::PreSharedKeys(PreSharedKeys::new()?),
         };

@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 mod certificates;
+#[cfg(test)]
+mod handshakes;
 mod keys;
 mod psk;
 mod scalar;

@@ -186,7 +186,8 @@ struct OpenSslSession {
 
 /// The library's words about what went wrong, without its file names.
 fn words(errors: &ErrorStack) -> String {
-    let reasons: Vec<&str> = errors.errors().iter().filter_map(|error| error.reason()).collect();
+    let reasons: Vec<&str> =
+        errors.errors().iter().filter_map(openssl::error::Error::reason).collect();
     if reasons.is_empty() { "OpenSSL failed".to_owned() } else { reasons.join(", ") }
 }
 

@@ -38,17 +38,13 @@ pub(super) struct Certificates {
     pub(super) revocations: Vec<Vec<u8>>,
 }
 
-/// The files that were not found.
+/// The files that were not found, each with the system's words.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Missing(Vec<PathBuf>);
+pub(super) struct Missing(Vec<String>);
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, path) in self.0.iter().enumerate() {
-            let comma = if index > 0 { ", " } else { "" };
-            write!(f, "{comma}{}", path.display())?;
-        }
-        f.write_str(": No such file or directory")
+        f.write_str(&self.0.join(", "))
     }
 }
 
@@ -63,14 +59,9 @@ pub(super) fn find(
     let home = std::env::var_os("HOME");
     let mut missing = Vec::new();
     for directory in directories(given, root_directory, geteuid().is_root(), home.as_deref()) {
-        // Nobody has named it, and what we may not look into is not ours: $HOME after a change of user.
-        if given.is_none() && is_forbidden(&directory) {
-            missing.push(directory);
-            continue;
-        }
-        match load(&directory)? {
+        match load(&directory, given.is_some())? {
             Ok(certificates) => return Ok(Ok((directory, certificates))),
-            Err(path) => missing.push(path),
+            Err(what) => missing.push(what),
         }
     }
     Ok(Err(Missing(missing)))
@@ -93,36 +84,33 @@ fn directories(
     }
 }
 
-/// Loads one directory; the path of the first file that is missing, if one is.
-fn load(directory: &Path) -> Result<Result<Certificates, PathBuf>, String> {
+/// Loads one directory; or the first file that is missing. A directory that may not even be looked into, `$HOME` of another
+/// user for instance, counts as one without files, unless the user has `named` it.
+fn load(directory: &Path, named: bool) -> Result<Result<Certificates, String>, String> {
     let path = |name: &str| directory.join(name);
     let (ca, cert, key) = (path("ca-cert.pem"), path("server-cert.pem"), path("server-key.pem"));
     for path in [&ca, &cert, &key] {
-        if !exists(path)? {
-            return Ok(Err(path.clone()));
+        if let Err(error) = path.metadata() {
+            let what = format!("{}: {}", path.display(), crate::errno_text(&error));
+            let missing =
+                is_missing(&error) || !named && error.kind() == ErrorKind::PermissionDenied;
+            return if missing { Ok(Err(what)) } else { Err(what) };
         }
     }
     let authorities = certificates(&ca)?;
     let chain = certificates(&cert)?;
     let key = private_key(&key, &cert, &chain)?;
     let crl = path("ca-crl.pem");
-    let revocations = if exists(&crl)? { revocations(&crl)? } else { Vec::new() };
+    let revocations = match crl.metadata() {
+        Err(error) if is_missing(&error) => Vec::new(),
+        // What else is wrong with it is said when it is read.
+        _ => revocations(&crl)?,
+    };
     Ok(Ok(Certificates { chain, key, authorities, revocations }))
 }
 
-fn is_forbidden(directory: &Path) -> bool {
-    let error = directory.join("ca-cert.pem").metadata().err();
-    error.is_some_and(|error| error.kind() == ErrorKind::PermissionDenied)
-}
-
-fn exists(path: &Path) -> Result<bool, String> {
-    match path.metadata() {
-        Ok(_) => Ok(true),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Ok(false)
-        }
-        Err(error) => Err(format!("{}: {}", path.display(), crate::errno_text(&error))),
-    }
+fn is_missing(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 /// The bytes of a file that may be secret.

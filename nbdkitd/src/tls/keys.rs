@@ -85,13 +85,14 @@ pub(super) fn schemes(key: &dyn SigningKey) -> Vec<u16> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use rustls::crypto::ring::sign::any_supported_type;
     use rustls::pki_types::PrivateKeyDer;
 
     /// An Ed25519 key of RFC 8410, 10.3.
-    const KEY: &[u8] = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20\
+    pub(crate) const KEY: &[u8] =
+        b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20\
         \xd4\xee\x72\xdb\xf9\x13\x58\x4a\xd5\xb6\xd8\xf1\xf7\x69\xf8\xad\
         \x3a\xfe\x7c\x28\xcb\xf1\xd4\xfb\xe0\x97\xa8\x8f\x44\x75\x58\x42";
 

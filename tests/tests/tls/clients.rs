@@ -1,6 +1,7 @@
 //! libnbd's tools and qemu's, both of which speak TLS by GnuTLS.
 
 use nbdkit_tests::TempDir;
+use nbdkit_tests::binary::Binary;
 use nbdkit_tests::tls::KeyType;
 
 use super::{Pki, has, may, must};
@@ -189,4 +190,30 @@ fn an_ordinary_user_serves_with_tls() {
     must("chown", &["-R", "65534:65534", &pki.path("")]);
     let server = builder.start();
     assert!(must("nbdinfo", &[&pki.uri(&server, "alice")]).stdout.contains("with TLS"));
+}
+
+/// With `-s` the client is on standard input and output.
+#[test]
+fn a_client_on_standard_input_speaks_tls() {
+    let Some(pki) = Pki::new() else { return };
+    if !has("nbdsh") {
+        return;
+    }
+    let script = format!(
+        r#"
+h.set_tls(nbd.TLS_REQUIRE)
+h.set_tls_certificates("{}")
+h.connect_command(["{}", "-s", "--exit-with-parent", "--tls=require", "--tls-verify-peer",
+                   "--tls-certificates={}", "memory", "8M"])
+data = bytearray(range(256)) * 8192
+h.pwrite(data, 4096)
+assert h.pread(len(data), 4096) == data
+print(h.get_tls_negotiated())
+h.shutdown()
+"#,
+        pki.path("alice"),
+        Binary::ours().path().display(),
+        pki.path("server"),
+    );
+    assert_eq!(must("nbdsh", &["-c", &script]).stdout.trim(), "True");
 }

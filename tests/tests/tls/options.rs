@@ -134,3 +134,28 @@ fn the_end_is_announced() {
     // rustls tells an orderly end (0) from a cut connection (UnexpectedEof, which would be Cut).
     client.expect_close().expect("an orderly end");
 }
+
+/// Threads that cannot send, because the client does not read, do not keep the server from reading.
+#[test]
+fn requests_are_read_while_replies_wait() {
+    let Some(pki) = Pki::new() else { return };
+    let arguments = ["--tls=require", "--filter=delay", "memory", "64M", "rdelay=20ms"];
+    let server = pki.server(&arguments).start();
+    let mut client = server.connect();
+    client.handshake().expect("a greeting");
+    let mut client = client.starttls(pki.authority.client_config(None)).expect("TLS");
+    client.go("", &[]).expect("an export");
+    // More than any socket's buffers hold.
+    for n in 0..8 {
+        client.send(&Ask::read(n << 22, 4 << 20)).expect("sent");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    for n in 0..6 {
+        client.send(&Ask::write((32 + n) << 20, vec![n as u8 + 1; 1 << 20])).expect("sent");
+    }
+    for _ in 0..14 {
+        assert_eq!(client.receive().expect("a reply").error, None);
+    }
+    let reply = client.call(&Ask::read(35 << 20, 4096)).expect("a reply");
+    assert_eq!(reply.data, [4; 4096]);
+}

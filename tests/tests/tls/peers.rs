@@ -130,3 +130,13 @@ fn the_session_is_described_on_demand() {
     let line = server.wait_for_stderr("TLS session:");
     assert!(line.contains("(TLS1.3)") && line.contains("AES_128_GCM"), "{line}");
 }
+
+#[test]
+fn the_tls_fallback_filter_tells_clients_apart() {
+    let Some(pki) = pki() else { return };
+    let server =
+        pki.server(&["--tls=on", "--filter=tls-fallback", "memory", "1M", "tlsreadme=hi"]).start();
+    let size = |uri: &str| must("nbdinfo", &["--size", uri]).stdout.trim().to_owned();
+    assert_eq!(size(&pki.uri(&server, "alice")), "1048576");
+    assert_eq!(size(&format!("nbd+unix:///?socket={}", server.socket().display())), "512");
+}
