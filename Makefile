@@ -19,7 +19,7 @@ export NBDKIT_MANDIR = $(MANDIR)
 
 RELEASE = $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: all build run test fuzz lint install clean
+.PHONY: all build run test bench fuzz lint install clean
 
 all: build
 
@@ -38,6 +38,14 @@ test:
 	$(MAKE) --no-print-directory lint
 	$(CARGO) build $(CARGOFLAGS) --workspace --bins
 	$(CARGO) test $(CARGOFLAGS) --workspace
+
+# This server, its peers and a floor side by side: about twenty minutes, on a machine that does nothing else. The table in the
+# README and the plots in docs/ are made anew. BENCH=quick is three minutes and changes neither; BENCHFLAGS choose, as in
+# make bench BENCHFLAGS="--only 4k-read-d16,null --servers ours,nbdkit,floor --rounds 5 --seconds 1".
+bench:
+	scripts/install-packages.sh bench
+	$(CARGO) build $(CARGOFLAGS) --release --bins
+	$(RELEASE)/nbdkit-bench run $(if $(BENCHFLAGS),$(BENCHFLAGS),$(if $(filter quick,$(BENCH)),--quick,--publish .))
 
 # Mutated sessions against the server for some minutes; "make test" has a short run of the same. NBDKIT_FUZZ_SEED repeats one.
 fuzz:
