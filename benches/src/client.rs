@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nbd_protocol::constants::{
-    BASE_ALLOCATION, ClientFlags, Command, CommandFlags, InfoType, Opt, Rep, TransmissionFlags,
+    BASE_ALLOCATION, ClientFlags, Command, CommandFlags, InfoType, Opt, Rep,
 };
 use nbd_protocol::handshake::{
     Greeting, Info, InfoRequest, MetaContextReply, MetaContextRequest, NEWSTYLE_GREETING_LENGTH,
@@ -115,7 +115,6 @@ pub(crate) struct Client {
     pub(crate) stream: Stream,
     /// Export size in bytes.
     pub(crate) size: u64,
-    pub(crate) flags: TransmissionFlags,
     /// The id of `base:allocation`, if it was asked for and given.
     pub(crate) context: Option<u32>,
 }
@@ -151,7 +150,8 @@ impl Client {
         Ok(self.stream.write_all(&request.encode())?)
     }
 
-    fn handshake(mut stream: Stream, wishes: &Wishes) -> Result<Client, Failure> {
+    /// The handshake alone, on a socket that is connected.
+    pub(crate) fn handshake(mut stream: Stream, wishes: &Wishes) -> Result<Client, Failure> {
         let mut greeting = [0; NEWSTYLE_GREETING_LENGTH];
         stream.read_exact(&mut greeting)?;
         Greeting::decode_newstyle(&greeting)?;
@@ -186,18 +186,18 @@ impl Client {
         let mut export = None;
         let refusal = read_replies(&mut stream, |reply, payload| {
             if reply == Rep::INFO
-                && let Info::Export { size, flags } = Info::decode(payload)?
+                && let Info::Export { size, .. } = Info::decode(payload)?
             {
-                export = Some((size, flags));
+                export = Some(size);
             }
             Ok(())
         })?;
         if let Some(refusal) = refusal {
             return Err(Failure::Unavailable(format!("NBD_OPT_GO: {refusal}")));
         }
-        let (size, flags) = export
+        let size = export
             .ok_or_else(|| Failure::Wrong("NBD_OPT_GO: no NBD_INFO_EXPORT came".to_owned()))?;
-        Ok(Client { stream, size, flags, context })
+        Ok(Client { stream, size, context })
     }
 }
 

@@ -86,10 +86,10 @@ impl Fixtures {
         Ok(path)
     }
 
-    /// A directory of a certificate authority, a server's certificate for 127.0.0.1, and pre-shared keys, under the names
-    /// that nbdkit and QEMU look for.
+    /// A directory of a certificate authority, certificates of a server on 127.0.0.1 and of a client, and a pre-shared key,
+    /// under the names that nbdkit, QEMU and libnbd look for.
     pub(crate) fn pki(&self) -> Result<PathBuf, Failure> {
-        let dir = self.dir.join("pki");
+        let dir = self.dir.join("tls-rsa");
         if dir.join("keys.psk").exists() {
             return Ok(dir);
         }
@@ -99,16 +99,22 @@ impl Fixtures {
             dir.join("ca.info"),
             "cn = bench\nca\ncert_signing_key\nexpiration_days = 3650\n",
         )?;
-        fs::write(
-            dir.join("server.info"),
-            "cn = localhost\ndns_name = localhost\nip_address = 127.0.0.1\ntls_www_server\nencryption_key\nsigning_key\n\
-             expiration_days = 3650\n",
-        )?;
-        for key in ["ca-key.pem", "server-key.pem"] {
-            let args = ["--generate-privkey", "--key-type", "ecdsa", "--curve", "secp256r1"];
-            run("certtool", &[&args[..], &["--outfile", &file(key)]].concat())?;
+        let common = "signing_key\nencryption_key\nexpiration_days = 3650\n";
+        let server =
+            "cn = localhost\ndns_name = localhost\nip_address = 127.0.0.1\ntls_www_server\n";
+        fs::write(dir.join("server.info"), format!("{server}{common}"))?;
+        // Only nbd-server asks for it.
+        fs::write(dir.join("client.info"), format!("cn = client\ntls_www_client\n{common}"))?;
+        for who in ["ca", "server", "client"] {
+            let key = file(&format!("{who}-key.pem"));
+            // RSA, for QEMU refuses any other.
+            run(
+                "certtool",
+                &["--generate-privkey", "--key-type", "rsa", "--bits", "2048", "--outfile", &key],
+            )?;
         }
         let (ca_key, ca) = (file("ca-key.pem"), file("ca-cert.pem"));
+        let info = file("ca.info");
         run(
             "certtool",
             &[
@@ -116,34 +122,32 @@ impl Fixtures {
                 "--load-privkey",
                 &ca_key,
                 "--template",
-                &file("ca.info"),
+                &info,
                 "--outfile",
                 &ca,
             ],
         )?;
-        run(
-            "certtool",
-            &[
-                "--generate-certificate",
-                "--load-ca-certificate",
-                &ca,
-                "--load-ca-privkey",
-                &ca_key,
-                "--load-privkey",
-                &file("server-key.pem"),
-                "--template",
-                &file("server.info"),
-                "--outfile",
-                &file("server-cert.pem"),
-            ],
-        )?;
+        for who in ["server", "client"] {
+            let name = |end: &str| file(&format!("{who}{end}"));
+            run(
+                "certtool",
+                &[
+                    "--generate-certificate",
+                    "--load-ca-certificate",
+                    &ca,
+                    "--load-ca-privkey",
+                    &ca_key,
+                    "--load-privkey",
+                    &name("-key.pem"),
+                    "--template",
+                    &name(".info"),
+                    "--outfile",
+                    &name("-cert.pem"),
+                ],
+            )?;
+        }
         run("psktool", &["-u", PSK_USER, "-p", &file("keys.psk")])?;
         Ok(dir)
-    }
-
-    /// Where logs and results go.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
 use crate::fixtures::stream_holds;
@@ -18,6 +18,7 @@ def connects(end):
     count = 0
     while time.monotonic() < end:
         h = nbd.NBD()
+        h.set_uri_allow_local_file(True)
         h.connect_uri(uri)
         assert h.get_size() > 0
         h.shutdown()
@@ -36,6 +37,8 @@ for _ in range(processes):
     os.close(w)
     pipes.append(r)
 counts = [os.read(r, 100) for r in pipes]
+if not all(counts):
+    sys.exit(1)
 print(sum(int(count) for count in counts), time.monotonic() - start)
 ";
 
@@ -47,7 +50,7 @@ pub(crate) fn fio(uri: &str, access: Access, time: Duration) -> Result<Tally, Fa
         (false, false) => "read",
         (false, true) => "write",
     };
-    let output = run(Command::new("fio").args([
+    let output = run(tool("fio").args([
         "--name=bench",
         "--ioengine=nbd",
         &format!("--uri={uri}"),
@@ -85,16 +88,33 @@ fn tally_of(json: &str, side: &str, block: u32) -> Option<Tally> {
 
 /// nbdcopy: the whole export to nowhere, with its default of connections and requests.
 pub(crate) fn copy(uri: &str, size: u64) -> Result<Tally, Failure> {
-    let start = std::time::Instant::now();
-    run(Command::new("nbdcopy").args([uri, "null:"]))?;
-    // nbdcopy's requests are of 256 KiB.
-    Ok(Tally { operations: size >> 18, bytes: size, elapsed: start.elapsed() })
+    copy_with(uri, size, DEFAULT_REQUEST, &[])
+}
+
+/// nbdcopy over one connection, with requests of this size and number.
+pub(crate) fn copy_as(uri: &str, size: u64, access: Access) -> Result<Tally, Failure> {
+    let options = [
+        format!("--request-size={}", access.block),
+        format!("--requests={}", access.depth),
+        "--connections=1".to_owned(),
+    ];
+    copy_with(uri, size, u64::from(access.block), &options)
+}
+
+/// Bytes of a request of nbdcopy, unless it is told otherwise.
+const DEFAULT_REQUEST: u64 = 256 * 1024;
+
+fn copy_with(uri: &str, size: u64, request: u64, options: &[String]) -> Result<Tally, Failure> {
+    let start = Instant::now();
+    run(tool("nbdcopy").args(options).args([uri, "null:"]))?;
+    Ok(Tally { operations: size / request, bytes: size, elapsed: start.elapsed() })
 }
 
 /// Reads the whole export with nbdcopy and compares every byte with the pattern.
 pub(crate) fn verify(uri: &str, pattern: Pattern, size: u64) -> Result<(), Failure> {
-    let mut child = Command::new("nbdcopy")
-        .args([uri, "-"])
+    // One connection, for nbd-server breaks off when there are several and they are encrypted.
+    let mut child = tool("nbdcopy")
+        .args(["--connections=1", uri, "-"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -115,9 +135,9 @@ pub(crate) fn verify(uri: &str, pattern: Pattern, size: u64) -> Result<(), Failu
     }
 }
 
-/// Connections made and ended, one by one in each of so many processes.
+/// Connections made and ended, one by one in each of so many processes. Debian's Python is the one that has the module.
 pub(crate) fn connects(uri: &str, processes: usize, time: Duration) -> Result<Tally, Failure> {
-    let output = run(Command::new("/usr/bin/python3").args([
+    let output = run(tool("/usr/bin/python3").args([
         "-c",
         CONNECTS,
         uri,
@@ -133,8 +153,15 @@ pub(crate) fn connects(uri: &str, processes: usize, time: Duration) -> Result<Ta
     tally.ok_or_else(|| Failure::Unavailable(last_line(&output)))
 }
 
+/// A program that is ended if a server leaves it waiting.
+fn tool(name: &str) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["60", name]);
+    command
+}
+
 fn run(command: &mut Command) -> Result<Output, Failure> {
-    let name = command.get_program().to_string_lossy().into_owned();
+    let name = command.get_args().nth(1).unwrap_or_default().to_string_lossy().into_owned();
     let output =
         command.stdin(Stdio::null()).output().map_err(|error| Failure::io("run", &name, &error))?;
     if !output.status.success() {
@@ -145,7 +172,7 @@ fn run(command: &mut Command) -> Result<Output, Failure> {
 
 fn last_line(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
-    text.lines().last().unwrap_or("no output").to_owned()
+    text.lines().last().map_or_else(|| output.status.to_string(), str::to_owned)
 }
 
 #[cfg(test)]

@@ -85,6 +85,9 @@ pub(crate) fn measure(
         Job::Many(access, clients) => run.many(&server, access, clients),
         Job::Fio(access) => run.with_libnbd(&server, |uri| libnbd::fio(uri, access, setting.time)),
         Job::Copy => run.with_libnbd(&server, |uri| libnbd::copy(uri, LARGE_MIB << 20)),
+        Job::CopyAs(access) => {
+            run.with_libnbd(&server, |uri| libnbd::copy_as(uri, FILE_MIB << 20, access))
+        }
         Job::LibnbdConnects(processes) => {
             run.timed(&server, || libnbd::connects(&server.uri(), processes, setting.time))
         }

@@ -90,10 +90,12 @@ impl Line {
     /// The targets and whether each is met: the table's last column.
     pub(crate) fn verdict(&self) -> String {
         let reached = self.reached();
-        let each = self.workload.targets.iter().map(|target| match target.met(&reached) {
-            Some(true) => format!("{target} met"),
-            Some(false) => format!("{target} NOT MET"),
-            None => format!("{target} unknown"),
+        let each = self.workload.targets.iter().map(|target| {
+            match (target.met(&reached), target.value(&reached)) {
+                (Some(true), _) => format!("{target}: met"),
+                (Some(false), Some(value)) => format!("{target}: NOT MET ({value:.2})"),
+                _ => format!("{target}: unknown"),
+            }
         });
         each.collect::<Vec<_>>().join(", ")
     }
@@ -122,13 +124,13 @@ mod tests {
         assert_eq!(line.ratio(Kind::Nbdkit), Some(3.0));
         assert_eq!(line.ratio_to_best(), Some(2.0));
         assert_eq!(line.ratio(Kind::Floor), Some(0.5));
-        assert_eq!(line.verdict(), "nbdkit>=1.25 met");
+        assert_eq!(line.verdict(), "nbdkit ≥ 1.25: met");
     }
 
     #[test]
     fn less_memory_is_a_better_ratio() {
         let line = line("idle-1000", &[(Kind::Ours, 50.0), (Kind::Nbdkit, 75.0)]);
         assert_eq!(line.ratio(Kind::Nbdkit), Some(1.5));
-        assert_eq!(line.verdict(), "nbdkit>=2 NOT MET");
+        assert_eq!(line.verdict(), "nbdkit ≥ 2: NOT MET (1.50)");
     }
 }

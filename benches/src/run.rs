@@ -1,12 +1,18 @@
 //! The rounds: each workload with each server in turn, the order turning from round to round.
 #![forbid(unsafe_code)]
 
+use std::collections::HashSet;
+use std::fs;
+
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::command_line::Options;
 use crate::failure::Failure;
 use crate::fixtures::Fixtures;
+use crate::json;
+use crate::machine;
 use crate::measure::{Setting, measure};
+use crate::publish::publish;
 use crate::results::{Line, Series};
 use crate::server::Kind;
 use crate::table;
@@ -30,20 +36,37 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         time: options.time,
         structured: options.structured,
     };
+    let machine = machine::description();
+    println!("{machine}; load average {}", machine::load_average());
     println!("{}", table::headings());
     let mut lines = Vec::new();
     for workload in &options.workloads {
         let line = rounds(workload, options, &setting)?;
         println!("{}", table::line(&line));
-        for series in &line.series {
-            if let Some(reason) = &series.reason {
-                eprintln!("    {}: not available: {reason}", series.kind.name());
-            }
-        }
         lines.push(line);
     }
-    println!("\n{}", table::LEGEND);
-    Ok(())
+    println!("\n{};\nload average {}", table::LEGEND, machine::load_average());
+    report_missing(&lines);
+    let path = options.dir.join("results.json");
+    fs::write(&path, json::document(&machine, &lines))
+        .map_err(|error| Failure::io("write", path.display(), &error))?;
+    match &options.publish {
+        Some(root) => publish(root, &machine, &lines),
+        None => Ok(()),
+    }
+}
+
+/// Says why there are no numbers, each reason once.
+fn report_missing(lines: &[Line]) {
+    let mut said = HashSet::new();
+    for line in lines {
+        for series in &line.series {
+            let Some(reason) = &series.reason else { continue };
+            if said.insert((series.kind, reason)) {
+                println!("{}: {}: not available: {reason}", line.workload.name, series.kind.name());
+            }
+        }
+    }
 }
 
 fn rounds(workload: &Workload, options: &Options, setting: &Setting) -> Result<Line, Failure> {

@@ -26,7 +26,7 @@ pub(crate) const FILE_MIB: u64 = 256;
 pub(crate) const LARGE_MIB: u64 = 1024;
 
 /// Who serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Ours,
     Nbdkit,
@@ -84,7 +84,6 @@ pub(crate) enum Transport {
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) kind: Kind,
-    pub(crate) export: Export,
     transport: Transport,
     pub(crate) address: Address,
     /// Just before the program was started.
@@ -161,8 +160,7 @@ impl Server {
             Failure::io("run", Path::new(command.get_program()).display(), &error)
         })?;
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-        let mut server =
-            Server { kind, export, transport, address, started, child, pid, file, pki, dir };
+        let mut server = Server { kind, transport, address, started, child, pid, file, pki, dir };
         if kind == Kind::NbdServer {
             server.find_daemon()?;
         }
@@ -282,8 +280,12 @@ impl Plan<'_> {
         }
     }
 
+    fn pki_dir(&self) -> &Path {
+        self.pki.unwrap_or(Path::new(""))
+    }
+
     fn pki_file(&self, name: &str) -> String {
-        self.pki.unwrap_or(Path::new("")).join(name).to_string_lossy().into_owned()
+        self.pki_dir().join(name).to_string_lossy().into_owned()
     }
 
     fn nbdkit(&self, program: &Path) -> Command {
@@ -300,7 +302,7 @@ impl Plan<'_> {
             Transport::Certificates => {
                 command
                     .arg("--tls=require")
-                    .arg(format!("--tls-certificates={}", self.pki_file("")));
+                    .arg(format!("--tls-certificates={}", self.pki_dir().display()));
             }
             Transport::Psk => {
                 command
@@ -325,7 +327,7 @@ impl Plan<'_> {
                 command.args(["-b", &address.ip().to_string(), "-p", &address.port().to_string()])
             }
         };
-        let dir = self.pki_file("");
+        let dir = self.pki_dir().display();
         match self.transport {
             Transport::Unix | Transport::Tcp => {}
             Transport::Certificates => {
@@ -360,9 +362,10 @@ impl Plan<'_> {
             Transport::Unix | Transport::Tcp => {}
             Transport::Certificates => {
                 config += &format!(
-                    "force_tls = true\ncertfile = {}\nkeyfile = {}\n",
+                    "force_tls = true\ncertfile = {}\nkeyfile = {}\ncacertfile = {}\n",
                     self.pki_file("server-cert.pem"),
                     self.pki_file("server-key.pem"),
+                    self.pki_file("ca-cert.pem"),
                 );
             }
             Transport::Psk => {

@@ -4,7 +4,7 @@
 use crate::measure::Measurement;
 use crate::results::{Line, Series};
 use crate::server::Kind;
-use crate::stats::Summary;
+use crate::workload::Unit;
 
 /// The columns, in order.
 const HEADINGS: [&str; 15] = [
@@ -25,7 +25,7 @@ const HEADINGS: [&str; 15] = [
     "targets",
 ];
 
-const WIDTHS: [usize; 15] = [19, 6, 12, 12, 12, 12, 12, 7, 6, 6, 11, 11, 11, 5, 0];
+const WIDTHS: [usize; 15] = [19, 11, 10, 10, 10, 10, 10, 7, 6, 6, 6, 10, 9, 5, 0];
 
 /// What the columns mean, for under the table.
 pub(crate) const LEGEND: &str = "medians ± half the spread; /x: median of the rounds' ratios, more is better; \
@@ -68,7 +68,7 @@ fn cells(line: &Line) -> [String; 15] {
         line.of(Kind::Ours).and_then(|ours| ours.summary(|measurement| measurement.syscalls));
     [
         line.workload.name.to_owned(),
-        line.workload.unit.name().to_owned(),
+        unit_of(line),
         value(Kind::Ours),
         value(Kind::Nbdkit),
         value(Kind::QemuNbd),
@@ -92,17 +92,25 @@ fn value_of(series: &Series) -> String {
     )
 }
 
+/// The unit of the values, and that of CPU time.
+fn unit_of(line: &Line) -> String {
+    match line.workload.unit {
+        unit @ Unit::Megabytes => format!("{} ms/GB", unit.name()),
+        unit @ (Unit::KiloOps | Unit::Connections) => format!("{} µs", unit.name()),
+        unit @ (Unit::Milliseconds | Unit::Mebibytes) => unit.name().to_owned(),
+    }
+}
+
 /// CPU time per request, or per gigabyte where the unit is bytes.
 fn cpu_of(line: &Line, series: &Series) -> Option<String> {
-    let median = |summary: Summary| number(summary.median);
-    match line.workload.unit {
-        crate::workload::Unit::Megabytes => {
-            series.summary(Measurement::cpu_per_gigabyte).map(|cpu| median(cpu) + " ms/GB")
+    let cpu = match line.workload.unit {
+        Unit::Megabytes => series.summary(Measurement::cpu_per_gigabyte),
+        Unit::KiloOps | Unit::Connections => {
+            series.summary(|measurement| measurement.cpu_per_operation().map(|cpu| cpu / 1e3))
         }
-        _ => series
-            .summary(|measurement| measurement.cpu_per_operation().map(|cpu| cpu / 1e3))
-            .map(|cpu| median(cpu) + " µs"),
-    }
+        Unit::Milliseconds | Unit::Mebibytes => None,
+    };
+    cpu.map(|cpu| number(cpu.median))
 }
 
 /// Three digits that matter.

@@ -35,30 +35,42 @@ pub(crate) struct Reached {
 }
 
 impl Target {
-    /// Whether it was reached; `None` if one side of the comparison is missing.
-    pub(crate) fn met(self, reached: &Reached) -> Option<bool> {
+    /// What was reached of it; `None` if one side of the comparison is missing.
+    pub(crate) fn value(self, reached: &Reached) -> Option<f64> {
         match self {
-            Target::Nbdkit(least) => reached.nbdkit.map(|ratio| ratio >= least),
-            Target::Best(least) => reached.best.map(|ratio| ratio >= least),
-            Target::Floor(least) => reached.floor.map(|ratio| ratio >= least),
-            Target::Cpu(most) => reached.cpu_floor.map(|ratio| ratio <= most),
-            Target::CpuPerByte(most) => reached.cpu_nbdkit.map(|ratio| ratio <= most),
-            Target::Most(most) => reached.value.map(|value| value <= most),
-            Target::Fair(least) => reached.fairness.map(|ratio| ratio >= least),
+            Target::Nbdkit(_) => reached.nbdkit,
+            Target::Best(_) => reached.best,
+            Target::Floor(_) => reached.floor,
+            Target::Cpu(_) => reached.cpu_floor,
+            Target::CpuPerByte(_) => reached.cpu_nbdkit,
+            Target::Most(_) => reached.value,
+            Target::Fair(_) => reached.fairness,
         }
+    }
+
+    /// Whether it was reached.
+    pub(crate) fn met(self, reached: &Reached) -> Option<bool> {
+        let value = self.value(reached)?;
+        Some(match self {
+            Target::Nbdkit(least)
+            | Target::Best(least)
+            | Target::Floor(least)
+            | Target::Fair(least) => value >= least,
+            Target::Cpu(most) | Target::CpuPerByte(most) | Target::Most(most) => value <= most,
+        })
     }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Target::Nbdkit(least) => write!(f, "nbdkit>={least}"),
-            Target::Best(least) => write!(f, "best>={least}"),
-            Target::Floor(least) => write!(f, "floor>={least}"),
-            Target::Cpu(most) => write!(f, "cpu<={most}floor"),
-            Target::CpuPerByte(most) => write!(f, "cpu<={most:.2}nbdkit"),
-            Target::Most(most) => write!(f, "<={most}"),
-            Target::Fair(least) => write!(f, "fair>={least}"),
+            Target::Nbdkit(least) => write!(f, "nbdkit ≥ {least}"),
+            Target::Best(least) => write!(f, "best ≥ {least}"),
+            Target::Floor(least) => write!(f, "floor ≥ {least}"),
+            Target::Cpu(most) => write!(f, "cpu/floor ≤ {most}"),
+            Target::CpuPerByte(most) => write!(f, "cpu/nbdkit ≤ {most:.2}"),
+            Target::Most(most) => write!(f, "≤ {most}"),
+            Target::Fair(least) => write!(f, "fair ≥ {least}"),
         }
     }
 }

@@ -16,8 +16,10 @@ pub(crate) enum Job {
     Many(Access, usize),
     /// fio with libnbd.
     Fio(Access),
-    /// nbdcopy of the whole export.
+    /// nbdcopy of the whole export, over several connections.
     Copy,
+    /// nbdcopy of the whole export with one connection and these requests.
+    CopyAs(Access),
     /// Connections, so many at a time.
     Connects(usize),
     /// Connections by libnbd, so many at a time.
@@ -132,7 +134,9 @@ impl Workload {
     }
 }
 
-use Job::{Cold, Connects, Copy as CopyAll, Fio, Idle, LibnbdConnects, Load, Many, Map, Startup};
+use Job::{
+    Cold, Connects, Copy as CopyAll, CopyAs, Fio, Idle, LibnbdConnects, Load, Many, Map, Startup,
+};
 use Target::{Best, Cpu, CpuPerByte, Fair, Floor, Most, Nbdkit};
 use Transport::{Certificates, Psk, Tcp};
 
@@ -190,19 +194,19 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         .unit(Unit::Megabytes)
         .want(&[Best(1.15)])
         .quick(),
-    workload("tls-4k-read-d16", "tls", Export::File, Fio(small(16, false)))
+    workload("tls-4k-read-d16", "tls", Export::File, CopyAs(small(16, false)))
         .over(Certificates)
         .want(&[Best(1.6)])
         .quick(),
-    workload("tls-256k-read-d8", "tls", Export::File, Fio(large(false)))
+    workload("tls-256k-read-d8", "tls", Export::File, CopyAs(large(false)))
         .over(Certificates)
         .unit(Unit::Megabytes)
         .want(&[Best(1.15)])
         .quick(),
-    workload("psk-4k-read-d16", "tls", Export::File, Fio(small(16, false)))
+    workload("psk-4k-read-d16", "tls", Export::File, CopyAs(small(16, false)))
         .over(Psk)
         .want(&[Best(3.0)]),
-    workload("psk-256k-read-d8", "tls", Export::File, Fio(large(false)))
+    workload("psk-256k-read-d8", "tls", Export::File, CopyAs(large(false)))
         .over(Psk)
         .unit(Unit::Megabytes)
         .want(&[Best(3.0)]),
