@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,6 +67,15 @@ impl Stream {
                 Stream::Tcp(stream)
             }
         })
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Tcp(stream) => stream.as_fd(),
+        }
     }
 }
 
@@ -148,6 +158,14 @@ impl Client {
     ) -> Result<(), Failure> {
         let request = Request { flags: CommandFlags::empty(), command, cookie: 0, offset, length };
         Ok(self.stream.write_all(&request.encode())?)
+    }
+
+    /// Connects and waits for the server's greeting, which is all that an encrypted connection has in the clear.
+    pub(crate) fn greeted(address: &Address) -> Result<(), Failure> {
+        let mut greeting = [0; NEWSTYLE_GREETING_LENGTH];
+        Stream::connect(address)?.read_exact(&mut greeting)?;
+        Greeting::decode_newstyle(&greeting)?;
+        Ok(())
     }
 
     /// The handshake alone, on a socket that is connected.

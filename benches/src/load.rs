@@ -5,10 +5,12 @@
 #![forbid(unsafe_code)]
 
 use std::io::{IoSlice, Read, Write};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::{Command, CommandFlags};
 use nbd_protocol::transmission::Request;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::client::Client;
 use crate::failure::Failure;
@@ -50,6 +52,68 @@ pub(crate) struct Tally {
 enum Until {
     Elapsed(Duration),
     Blocks(u64),
+}
+
+/// The requests of one run that are on their way, and what has come back.
+#[derive(Debug)]
+struct Flight {
+    access: Access,
+    until: Until,
+    start: Instant,
+    replies: Replies,
+    /// Slots that wait for a new request.
+    done: Vec<usize>,
+    /// Requests still to be sent.
+    left: u64,
+    in_flight: usize,
+    tally: Tally,
+}
+
+impl Flight {
+    fn new(access: Access, until: Until, check: Check) -> Flight {
+        Flight {
+            access,
+            until,
+            start: Instant::now(),
+            replies: Replies::new(access.depth, check),
+            done: (0..access.depth).collect(),
+            left: match until {
+                Until::Elapsed(_) => u64::MAX,
+                Until::Blocks(blocks) => blocks,
+            },
+            in_flight: 0,
+            tally: Tally::default(),
+        }
+    }
+}
+
+/// Runs several connections at once from one thread, so that it is the server's fairness that shows and not the kernel's
+/// towards the threads of a client.
+pub(crate) fn run_together(
+    loads: &mut [Load],
+    time: Duration,
+    check: Check,
+) -> Result<Vec<Tally>, Failure> {
+    let new = |load: &Load| Flight::new(load.access, Until::Elapsed(time), check);
+    let mut flights: Vec<Flight> = loads.iter().map(new).collect();
+    for (load, flight) in loads.iter_mut().zip(&mut flights) {
+        load.refill(flight)?;
+    }
+    while flights.iter().any(|flight| flight.in_flight > 0) {
+        let mut fds: Vec<PollFd> = loads
+            .iter()
+            .map(|load| PollFd::new(load.client.stream.as_fd(), PollFlags::POLLIN))
+            .collect();
+        poll(&mut fds, PollTimeout::NONE)?;
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+        for ((load, flight), ready) in loads.iter_mut().zip(&mut flights).zip(ready) {
+            if ready && flight.in_flight > 0 {
+                load.receive(flight)?;
+                load.refill(flight)?;
+            }
+        }
+    }
+    Ok(flights.into_iter().map(|flight| flight.tally).collect())
 }
 
 /// One connection under load.
@@ -118,44 +182,48 @@ impl Load {
     }
 
     fn drive(&mut self, access: Access, until: Until, check: Check) -> Result<Tally, Failure> {
-        let mut replies = Replies::new(access.depth, check);
-        let mut done: Vec<usize> = (0..access.depth).collect();
-        let mut left = match until {
-            Until::Elapsed(_) => u64::MAX,
-            Until::Blocks(blocks) => blocks,
-        };
-        let mut tally = Tally::default();
-        let mut in_flight = 0;
-        let start = Instant::now();
+        let mut flight = Flight::new(access, until, check);
         loop {
-            let go_on = match until {
-                Until::Elapsed(time) => start.elapsed() < time,
-                Until::Blocks(_) => left > 0,
-            };
-            if go_on {
-                let count = done.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                left -= count as u64;
-                in_flight += count;
-                self.send(access, &mut replies, &done[..count])?;
+            self.refill(&mut flight)?;
+            if flight.in_flight == 0 {
+                return Ok(flight.tally);
             }
-            done.clear();
-            if in_flight == 0 {
-                break;
-            }
-            let length = self.client.stream.read(&mut self.receive)?;
-            if length == 0 {
-                return Err(Failure::Wrong("the server closed the connection".to_owned()));
-            }
-            replies.feed(&self.receive[..length], &mut done)?;
-            in_flight -= done.len();
-            tally.operations += done.len() as u64;
-            if check == Check::Keep {
-                self.written.check(&done, &replies)?;
-            }
+            self.receive(&mut flight)?;
         }
-        tally.elapsed = start.elapsed();
-        tally.bytes = tally.operations * u64::from(access.block);
-        Ok(tally)
+    }
+
+    /// Sends new requests in place of those that were answered, unless the run is over.
+    fn refill(&mut self, flight: &mut Flight) -> Result<(), Failure> {
+        let go_on = match flight.until {
+            Until::Elapsed(time) => flight.start.elapsed() < time,
+            Until::Blocks(_) => flight.left > 0,
+        };
+        if go_on {
+            let count = flight.done.len().min(usize::try_from(flight.left).unwrap_or(usize::MAX));
+            flight.left -= count as u64;
+            flight.in_flight += count;
+            self.send(flight.access, &mut flight.replies, &flight.done[..count])?;
+        }
+        flight.done.clear();
+        Ok(())
+    }
+
+    /// Takes what one receive gives.
+    fn receive(&mut self, flight: &mut Flight) -> Result<(), Failure> {
+        let length = self.client.stream.read(&mut self.receive)?;
+        if length == 0 {
+            return Err(Failure::Wrong("the server closed the connection".to_owned()));
+        }
+        flight.replies.feed(&self.receive[..length], &mut flight.done)?;
+        flight.in_flight -= flight.done.len();
+        if flight.replies.check == Check::Keep {
+            self.written.check(&flight.done, &flight.replies)?;
+        }
+        let tally = &mut flight.tally;
+        tally.operations += flight.done.len() as u64;
+        tally.bytes = tally.operations * u64::from(flight.access.block);
+        tally.elapsed = flight.start.elapsed();
+        Ok(())
     }
 
     /// Sends a new request in each of these slots.

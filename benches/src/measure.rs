@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
-use std::sync::{Barrier, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::Command;
@@ -11,7 +11,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::fixtures::{Fixtures, drop_cache};
 use crate::libnbd;
-use crate::load::{Access, Load, Tally};
+use crate::load::{Access, Load, Tally, run_together};
 use crate::map;
 use crate::pattern::Pattern;
 use crate::process_tree::{SyscallCounter, cpu_time, pss_kib};
@@ -189,22 +189,14 @@ impl Run<'_> {
             load.run(self.setting.time / 20, check)?;
             loads.push(load);
         }
-        let tallies = Mutex::new(Vec::new());
+        let mut tallies = Vec::new();
         let mut measurement = self.timed(server, || {
             let start = Instant::now();
-            let barrier = Barrier::new(clients);
-            parallel(loads.iter_mut(), |load| {
-                barrier.wait();
-                let tally = load.run(self.setting.time, check)?;
-                tallies.lock().unwrap_or_else(PoisonError::into_inner).push(tally);
-                Ok(())
-            })?;
-            let tallies = tallies.lock().unwrap_or_else(PoisonError::into_inner);
+            tallies = run_together(&mut loads, self.setting.time, check)?;
             let operations = tallies.iter().map(|tally| tally.operations).sum();
             let bytes = tallies.iter().map(|tally| tally.bytes).sum();
             Ok(Tally { operations, bytes, elapsed: start.elapsed() })
         })?;
-        let tallies = tallies.into_inner().unwrap_or_else(PoisonError::into_inner);
         let slowest = tallies.iter().map(|tally| tally.operations).min().unwrap_or(0);
         let fastest = tallies.iter().map(|tally| tally.operations).max().unwrap_or(0);
         measurement.fairness = (fastest > 0).then(|| slowest as f64 / fastest as f64);

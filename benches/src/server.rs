@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::client::{Address, Client, Stream, Wishes};
+use crate::client::{Address, Client, Wishes};
 use crate::failure::Failure;
 use crate::fixtures::{Fixtures, PSK_USER};
 
@@ -107,8 +107,8 @@ impl Server {
         fixtures: &Fixtures,
     ) -> Result<Server, Failure> {
         let mut server = Server::launch(kind, ours, export, transport, fixtures)?;
-        server
-            .wait_for(|server| Stream::connect(&server.address).map(drop).map_err(Failure::from))?;
+        // A connection alone says nothing: the kernel takes it as soon as the socket listens.
+        server.wait_for(|server| Client::greeted(&server.address))?;
         Ok(server)
     }
 
@@ -152,7 +152,9 @@ impl Server {
             pki: pki.as_deref(),
             dir: &dir,
         };
-        let mut command = plan.command(kind, ours)?;
+        let mut command = plan.command(kind, ours).inspect_err(|_| {
+            let _ = fs::remove_dir_all(&dir);
+        })?;
         let log = File::create(dir.join("log"))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         let started = Instant::now();
@@ -240,7 +242,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = kill(self.pid, Signal::SIGTERM);
-        let end = Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + Duration::from_millis(300);
         let group = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX));
         while Instant::now() < end && kill(self.pid, None).is_ok() {
             if self.child.try_wait().is_ok_and(|status| status.is_some()) && self.pid == group {

@@ -12,7 +12,7 @@ pub(crate) enum Job {
     Load(Access),
     /// Our load generator on files that are not in the page cache.
     Cold(Access),
-    /// Our load generator on several connections at once, a thread each.
+    /// Our load generator on several connections at once.
     Many(Access, usize),
     /// fio with libnbd.
     Fio(Access),
