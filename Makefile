@@ -24,7 +24,7 @@ RELEASE = $(or $(CARGO_TARGET_DIR),target)/release
 all: build
 
 build:
-	$(CARGO) build $(CARGOFLAGS) --release --bins
+	$(CARGO) build $(CARGOFLAGS) --release --workspace --exclude nbdkit-bench --bins
 
 # Makes a small ext4 image with a file in it, serves it, and has a real client read that file back.
 run:

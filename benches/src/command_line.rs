@@ -101,6 +101,11 @@ fn run(mut parser: lexopt::Parser) -> Result<Mode, lexopt::Error> {
             other => return Err(other.unexpected()),
         }
     }
+    let whole =
+        options.workloads.len() == WORKLOADS.len() && options.servers.len() == Kind::ALL.len();
+    if options.publish.is_some() && !whole {
+        return Err("--publish needs all workloads and servers".into());
+    }
     Ok(Mode::Run(options))
 }
 
