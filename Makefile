@@ -22,12 +22,12 @@ export NBDKIT_SYSCONFDIR = $(SYSCONFDIR)
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 RELEASE = $(TARGET)/release
 
-.PHONY: all build run test red-team fuzz fuzz-sessions lint install clean
+.PHONY: all build run test bench red-team fuzz fuzz-sessions lint install clean
 
 all: build
 
 build:
-	$(CARGO) build $(CARGOFLAGS) --release --bins
+	$(CARGO) build $(CARGOFLAGS) --release --workspace --exclude nbdkit-bench --bins
 
 # Makes a small ext4 image with a file in it, serves it, and has a real client read that file back.
 run:
@@ -42,6 +42,14 @@ test:
 	$(MAKE) --no-print-directory red-team
 	$(CARGO) build $(CARGOFLAGS) --workspace --bins
 	$(CARGO) test $(CARGOFLAGS) --workspace
+
+# This server, its peers and a floor side by side: about twenty minutes, on a machine that does nothing else. The table in the
+# README and the plots in docs/ are made anew. BENCH=quick is three minutes and changes neither; BENCHFLAGS choose, as in
+# make bench BENCHFLAGS="--only 4k-read-d16,null --servers ours,nbdkit,floor --rounds 5 --seconds 1".
+bench:
+	scripts/install-packages.sh bench
+	$(CARGO) build $(CARGOFLAGS) --release --bins
+	$(RELEASE)/nbdkit-bench run $(if $(BENCHFLAGS),$(BENCHFLAGS),$(if $(filter quick,$(BENCH)),--quick,--publish .))
 
 # Programs that attack themselves, for the red-team tests only: moved to a directory of their own, and never installed.
 red-team:

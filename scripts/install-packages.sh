@@ -1,12 +1,13 @@
 #!/bin/sh
-# Installs the Debian packages that "make run" or "make test" needs and that are missing.
-# usage: install-packages.sh run|test
+# Installs the Debian packages that "make run", "make test" or "make bench" needs and that are missing.
+# usage: install-packages.sh run|test|bench
 set -eu
 
 case "${1:-}" in
 run)  packages="e2fsprogs libnbd-bin libssl-dev pkg-config procps" ;;
 test) packages="e2fsprogs fio gnutls-bin iproute2 libnbd-bin libssl-dev mount nbdkit nbdkit-plugin-dev openssl pkg-config python3 python3-libnbd qemu-utils strace" ;;
-*)    echo "usage: $0 run|test" >&2; exit 2 ;;
+bench) packages="fio gnutls-bin libnbd-bin libssl-dev linux-perf nbd-server nbdkit pkg-config python3 python3-libnbd qemu-utils" ;;
+*)    echo "usage: $0 run|test|bench" >&2; exit 2 ;;
 esac
 
 missing=

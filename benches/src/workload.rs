@@ -1,0 +1,264 @@
+//! What is measured, and what the results should be: one line per workload.
+#![forbid(unsafe_code)]
+
+use crate::load::Access;
+use crate::server::{Export, Transport};
+use crate::target::Target;
+
+/// What the client does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Job {
+    /// Our load generator on one connection.
+    Load(Access),
+    /// Our load generator on files that are not in the page cache.
+    Cold(Access),
+    /// Our load generator on several connections at once.
+    Many(Access, usize),
+    /// fio with libnbd.
+    Fio(Access),
+    /// nbdcopy of the whole export, over several connections.
+    Copy,
+    /// nbdcopy of the whole export with one connection and these requests.
+    CopyAs(Access),
+    /// Connections, so many at a time.
+    Connects(usize),
+    /// Connections by libnbd, so many at a time.
+    LibnbdConnects(usize),
+    /// Memory with so many idle connections.
+    Idle(usize),
+    /// From the start of the program to the first block read.
+    Startup,
+    /// Block status of the whole export.
+    Map,
+}
+
+/// The unit of a workload's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Thousands of requests per second.
+    KiloOps,
+    /// Megabytes (10^6) per second.
+    Megabytes,
+    /// Connections per second.
+    Connections,
+    /// Milliseconds.
+    Milliseconds,
+    /// MiB.
+    Mebibytes,
+}
+
+impl Unit {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Unit::KiloOps => "kop/s",
+            Unit::Megabytes => "MB/s",
+            Unit::Connections => "conn/s",
+            Unit::Milliseconds => "ms",
+            Unit::Mebibytes => "MiB",
+        }
+    }
+
+    /// Whether less is better.
+    pub(crate) fn is_cost(self) -> bool {
+        matches!(self, Unit::Milliseconds | Unit::Mebibytes)
+    }
+}
+
+/// One line of the results.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    /// Which plot it belongs to.
+    pub(crate) family: &'static str,
+    pub(crate) unit: Unit,
+    pub(crate) export: Export,
+    pub(crate) transport: Transport,
+    pub(crate) job: Job,
+    pub(crate) targets: &'static [Target],
+    /// Whether the quick run has it.
+    pub(crate) quick: bool,
+}
+
+/// The families in the order of the plots, with their titles.
+pub(crate) const FAMILIES: [(&str, &str); 8] = [
+    ("small", "4 KiB requests, file in the page cache, Unix socket"),
+    ("memory", "4 KiB reads without a file, Unix socket"),
+    ("large", "256 KiB requests, Unix socket"),
+    ("tcp", "TCP"),
+    ("tls", "TLS over TCP, client libnbd"),
+    ("connections", "Connections per second"),
+    ("cost", "Memory of idle connections, time to start, time to map"),
+    ("cold", "4 KiB random reads, file not in the page cache"),
+];
+
+const fn small(depth: usize, batched: bool) -> Access {
+    Access { write: false, block: 4096, depth, random: true, batched }
+}
+
+const fn large(write: bool) -> Access {
+    Access { write, block: 256 * 1024, depth: 8, random: false, batched: true }
+}
+
+const fn writing(access: Access) -> Access {
+    Access { write: true, ..access }
+}
+
+const fn workload(name: &'static str, family: &'static str, export: Export, job: Job) -> Workload {
+    Workload {
+        name,
+        family,
+        unit: Unit::KiloOps,
+        export,
+        transport: Transport::Unix,
+        job,
+        targets: &[],
+        quick: false,
+    }
+}
+
+impl Workload {
+    const fn over(self, transport: Transport) -> Workload {
+        Workload { transport, ..self }
+    }
+
+    const fn unit(self, unit: Unit) -> Workload {
+        Workload { unit, ..self }
+    }
+
+    const fn want(self, targets: &'static [Target]) -> Workload {
+        Workload { targets, ..self }
+    }
+
+    const fn quick(self) -> Workload {
+        Workload { quick: true, ..self }
+    }
+}
+
+use Job::{
+    Cold, Connects, Copy as CopyAll, CopyAs, Fio, Idle, LibnbdConnects, Load, Many, Map, Startup,
+};
+use Target::{Best, Cpu, CpuPerByte, Fair, Floor, Most, Nbdkit};
+use Transport::{Certificates, Psk, Tcp};
+
+/// Every workload, in the order of the table.
+pub(crate) const WORKLOADS: &[Workload] = &[
+    workload("4k-read-d1", "small", Export::File, Load(small(1, true)))
+        .want(&[Nbdkit(1.25)])
+        .quick(),
+    workload("4k-read-d16", "small", Export::File, Load(small(16, true)))
+        .want(&[Nbdkit(2.5), Floor(0.8), Cpu(1.3)])
+        .quick(),
+    workload("4k-read-d64", "small", Export::File, Load(small(64, true)))
+        .want(&[Nbdkit(2.5), Floor(0.8), Cpu(1.3)])
+        .quick(),
+    workload("4k-read-single-d16", "small", Export::File, Load(small(16, false)))
+        .want(&[Nbdkit(2.0)])
+        .quick(),
+    workload("4k-read-single-d64", "small", Export::File, Load(small(64, false))),
+    workload("4k-read-libnbd-d16", "small", Export::File, Fio(small(16, false)))
+        .want(&[Best(1.5)])
+        .quick(),
+    workload("4k-write-d16", "small", Export::Writable, Load(writing(small(16, true))))
+        .want(&[Nbdkit(2.0)])
+        .quick(),
+    workload("4k-write-single-d16", "small", Export::Writable, Load(writing(small(16, false)))),
+    workload("clients-8-d8", "small", Export::File, Many(small(8, true), 8))
+        .want(&[Nbdkit(2.0), Fair(0.8)])
+        .quick(),
+    workload("memory-d1", "memory", Export::Memory, Load(small(1, true))),
+    workload("memory-d16", "memory", Export::Memory, Load(small(16, true))),
+    workload("memory-d64", "memory", Export::Memory, Load(small(64, true))),
+    workload("null-d1", "memory", Export::Null, Load(small(1, true))),
+    workload("null-d16", "memory", Export::Null, Load(small(16, true))),
+    workload("null-d64", "memory", Export::Null, Load(small(64, true)))
+        .want(&[Nbdkit(4.0), Best(2.5)])
+        .quick(),
+    workload("256k-read-d8", "large", Export::File, Load(large(false)))
+        .unit(Unit::Megabytes)
+        .want(&[Best(1.5), CpuPerByte(1.0 / 3.0)])
+        .quick(),
+    workload("256k-write-d8", "large", Export::Writable, Load(large(true)))
+        .unit(Unit::Megabytes)
+        .want(&[Best(1.2)])
+        .quick(),
+    workload("nbdcopy-1g", "large", Export::Large, CopyAll)
+        .unit(Unit::Megabytes)
+        .want(&[Best(1.6)])
+        .quick(),
+    workload("tcp-4k-read-d16", "tcp", Export::File, Load(small(16, true)))
+        .over(Tcp)
+        .want(&[Best(2.0)])
+        .quick(),
+    workload("tcp-256k-read-d8", "tcp", Export::File, Load(large(false)))
+        .over(Tcp)
+        .unit(Unit::Megabytes)
+        .want(&[Best(1.15)])
+        .quick(),
+    workload("tls-4k-read-d16", "tls", Export::File, CopyAs(small(16, false)))
+        .over(Certificates)
+        .want(&[Best(1.6)])
+        .quick(),
+    workload("tls-256k-read-d8", "tls", Export::File, CopyAs(large(false)))
+        .over(Certificates)
+        .unit(Unit::Megabytes)
+        .want(&[Best(1.15)])
+        .quick(),
+    workload("psk-4k-read-d16", "tls", Export::File, CopyAs(small(16, false)))
+        .over(Psk)
+        .want(&[Best(3.0)]),
+    workload("psk-256k-read-d8", "tls", Export::File, CopyAs(large(false)))
+        .over(Psk)
+        .unit(Unit::Megabytes)
+        .want(&[Best(3.0)]),
+    workload("connects-1", "connections", Export::File, Connects(1))
+        .unit(Unit::Connections)
+        .want(&[Nbdkit(1.5)])
+        .quick(),
+    workload("connects-8", "connections", Export::File, Connects(8))
+        .unit(Unit::Connections)
+        .want(&[Nbdkit(2.0)])
+        .quick(),
+    workload("tls-connects-1", "connections", Export::File, LibnbdConnects(1))
+        .over(Certificates)
+        .unit(Unit::Connections),
+    workload("tls-connects-8", "connections", Export::File, LibnbdConnects(8))
+        .over(Certificates)
+        .unit(Unit::Connections),
+    workload("psk-connects-1", "connections", Export::File, LibnbdConnects(1))
+        .over(Psk)
+        .unit(Unit::Connections)
+        .want(&[Nbdkit(1.5)]),
+    workload("psk-connects-8", "connections", Export::File, LibnbdConnects(8))
+        .over(Psk)
+        .unit(Unit::Connections)
+        .want(&[Nbdkit(1.5)]),
+    workload("idle-100", "cost", Export::File, Idle(100)).unit(Unit::Mebibytes),
+    workload("idle-1000", "cost", Export::File, Idle(1000))
+        .unit(Unit::Mebibytes)
+        .want(&[Nbdkit(2.0)])
+        .quick(),
+    workload("start-up", "cost", Export::File, Startup)
+        .unit(Unit::Milliseconds)
+        .want(&[Most(5.0), Nbdkit(0.4)])
+        .quick(),
+    workload("map-10g", "cost", Export::Fragmented, Map)
+        .unit(Unit::Milliseconds)
+        .want(&[Nbdkit(1.8)])
+        .quick(),
+    workload("cold-d1", "cold", Export::Large, Cold(small(1, true))),
+    workload("cold-d16", "cold", Export::Large, Cold(small(16, true))),
+    workload("cold-d64", "cold", Export::Large, Cold(small(64, true))),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_families_have_titles() {
+        for (index, workload) in WORKLOADS.iter().enumerate() {
+            assert!(WORKLOADS[..index].iter().all(|other| other.name != workload.name));
+            assert!(FAMILIES.iter().any(|(family, _)| *family == workload.family));
+        }
+    }
+}
