@@ -5,17 +5,23 @@ BINDIR      ?= $(PREFIX)/bin
 SBINDIR     ?= $(PREFIX)/sbin
 LIBDIR      ?= $(PREFIX)/lib
 LIBEXECDIR  ?= $(PREFIX)/libexec/nbdkit
+INCLUDEDIR  ?= $(PREFIX)/include
+PLUGINDIR   ?= $(LIBDIR)/nbdkit/plugins
+FILTERDIR   ?= $(LIBDIR)/nbdkit/filters
+PKGCONFIGDIR ?= $(LIBDIR)/pkgconfig
 MANDIR      ?= $(PREFIX)/share/man
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
 CARGO       ?= cargo
 CARGOFLAGS  ?= --locked
 
-# Baked into the programs: where the listener finds the worker, and what --dump-config says.
+# Baked into the programs: where the listener finds the worker, and the worker plugins; and what --dump-config says.
 export NBDKIT_BINDIR = $(BINDIR)
 export NBDKIT_SBINDIR = $(SBINDIR)
 export NBDKIT_LIBDIR = $(LIBDIR)
 export NBDKIT_LIBEXECDIR = $(LIBEXECDIR)
 export NBDKIT_MANDIR = $(MANDIR)
+export NBDKIT_PLUGINDIR = $(PLUGINDIR)
+export NBDKIT_FILTERDIR = $(FILTERDIR)
 
 RELEASE = $(or $(CARGO_TARGET_DIR),target)/release
 
@@ -54,6 +60,12 @@ install: build
 	install -m 755 $(RELEASE)/nbdkit $(DESTDIR)$(SBINDIR)/nbdkit
 	install -m 755 $(RELEASE)/nbdkit-worker $(DESTDIR)$(LIBEXECDIR)/nbdkit-worker
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1/
+	install -d $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(PKGCONFIGDIR) $(DESTDIR)$(PLUGINDIR) $(DESTDIR)$(FILTERDIR)
+	install -m 644 include/*.h $(DESTDIR)$(INCLUDEDIR)/
+	version=$$(sed -n 's/^#define NBDKIT_VERSION_STRING "\(.*\)"/\1/p' include/nbdkit-version.h); \
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
+	    -e 's|@PLUGINDIR@|$(PLUGINDIR)|' -e 's|@FILTERDIR@|$(FILTERDIR)|' -e "s|@VERSION@|$$version|" \
+	    include/nbdkit.pc.in > $(DESTDIR)$(PKGCONFIGDIR)/nbdkit.pc
 	sed 's|@SBINDIR@|$(SBINDIR)|g' systemd/nbdkit@.service > $(DESTDIR)$(UNITDIR)/nbdkit@.service
 	install -m 644 systemd/nbdkit@.socket $(DESTDIR)$(UNITDIR)/nbdkit@.socket
 
