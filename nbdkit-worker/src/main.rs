@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+mod cabi;
 mod configure;
 mod connection;
 mod describe;

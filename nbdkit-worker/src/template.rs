@@ -9,11 +9,14 @@ mod reap;
 mod shared;
 mod worker;
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use nbdkit_api::{Isolation, Layer, ResultExt, ThreadModel, log::error as log_error, strerror};
+use nbdkit_api::{
+    Isolation, Layer, ResultExt, Stack, ThreadModel, log::error as log_error, strerror,
+};
 use nbdkit_ipc::messages::{
     self, Configure, Configured, EnterService, Hello, Parameter, Purpose, Serve,
 };
@@ -35,6 +38,7 @@ pub(crate) fn run(link: TemplateLink) -> ExitCode {
         Ok(Some(mut service)) => {
             service.run();
             service.layer.cleanup();
+            service.layer.unload();
             ExitCode::SUCCESS
         }
         Ok(None) => ExitCode::SUCCESS,
@@ -64,34 +68,22 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
 
     let mut stack = configure::load(&configure).map_err(failed)?;
     match configure.purpose {
-        Purpose::Help => {
-            return describe::help(&stack)
-                .or_error(|| "standard output")
-                .map(|()| None)
-                .map_err(failed);
-        }
-        Purpose::Version => {
-            return describe::version(&stack)
-                .or_error(|| "standard output")
-                .map(|()| None)
-                .map_err(failed);
-        }
+        Purpose::Help => return printed(&stack, describe::help(&stack)),
+        Purpose::Version => return printed(&stack, describe::version(&stack)),
         Purpose::Serve | Purpose::DumpPlugin => {}
     }
     configure::parameters(&mut stack, &parameters).map_err(failed)?;
     if configure.purpose == Purpose::DumpPlugin {
         let model = stack.thread_model().map_err(failed)?;
-        return describe::dump_plugin(&stack, model)
-            .or_error(|| "standard output")
-            .map(|()| None)
-            .map_err(failed);
+        return printed(&stack, describe::dump_plugin(&stack, model));
     }
     stack.config_complete().map_err(failed)?;
     let model = stack.thread_model().map_err(failed)?;
     stack.get_ready(model).map_err(failed)?;
     let settings = Settings::new(&configure, model).map_err(failed)?;
 
-    let wanted = configure.isolation.map_or(Isolation::Connection, |isolation| match isolation {
+    let usual = stack.default_isolation();
+    let wanted = configure.isolation.map_or(usual, |isolation| match isolation {
         messages::Isolation::Connection => Isolation::Connection,
         messages::Isolation::Shared => Isolation::Shared,
     });
@@ -132,6 +124,12 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         swap: configure.swap,
         sandbox,
     }))
+}
+
+/// The end of a template that only had something to print.
+fn printed(stack: &Stack, result: io::Result<()>) -> Result<Option<Service>, Failed> {
+    stack.unload();
+    result.or_error(|| "standard output").map(|()| None).map_err(failed)
 }
 
 /// From start-up into service: out of the terminal and, in the background, the directory; to the final user. Must not yet close what

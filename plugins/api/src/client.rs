@@ -2,10 +2,11 @@
 //! (`nbdkit_peer_*`), dropping it (`nbdkit_disconnect`), stopping everything (`nbdkit_shutdown`),
 //! and sleeping without delaying either (`nbdkit_nanosleep`).
 
+use std::any::Any;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -68,6 +69,7 @@ pub struct Client {
     tls: OnceLock<TlsPeer>,
     disconnect: AtomicU8,
     on_force: Box<dyn Fn() + Send + Sync>,
+    kept: Mutex<Vec<Box<dyn Any + Send>>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -94,6 +96,7 @@ impl Client {
             tls: OnceLock::new(),
             disconnect: AtomicU8::new(ALIVE),
             on_force,
+            kept: Mutex::default(),
         })
     }
 
@@ -120,6 +123,11 @@ impl Client {
     /// What TLS established, if it is in use.
     pub fn tls(&self) -> Option<&TlsPeer> {
         self.tls.get()
+    }
+
+    /// Keeps a value until the connection is over (`nbdkit_strdup_intern`).
+    pub fn keep(&self, value: impl Any + Send) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(value));
     }
 
     /// Drops this client. With `force` at once, without further replies; without, new requests

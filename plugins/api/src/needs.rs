@@ -37,12 +37,19 @@ pub struct Needs {
     pub programs: bool,
     /// Starts threads of its own (those of the server's pool do not count).
     pub threads: bool,
+    /// Runs code that does not say what it needs: it cannot be confined strictly.
+    pub undeclared: bool,
 }
 
 impl Needs {
     /// Nothing at all: the stack works on what is in memory or already open.
     pub fn nothing() -> Needs {
         Needs::default()
+    }
+
+    /// What code needs that does not say: anything.
+    pub fn undeclared() -> Needs {
+        Needs { undeclared: true, ..Needs::default() }
     }
 
     /// One more path.
@@ -79,6 +86,7 @@ impl Needs {
         self.network = self.network.max(other.network);
         self.programs |= other.programs;
         self.threads |= other.threads;
+        self.undeclared |= other.undeclared;
     }
 }
 

@@ -164,6 +164,20 @@ impl Stack {
         self.filters.iter().map(|f| f.isolation()).fold(self.plugin.isolation(), Isolation::min)
     }
 
+    /// The least isolation that any layer has unless the command line says otherwise.
+    pub fn default_isolation(&self) -> Isolation {
+        let plugin = self.plugin.default_isolation();
+        self.filters.iter().map(|f| f.default_isolation()).fold(plugin, Isolation::min)
+    }
+
+    /// `unload` of every layer, the outermost filter first, for a server that only had something to print.
+    pub fn unload(&self) {
+        for filter in &self.filters {
+            filter.unload();
+        }
+        self.plugin.unload();
+    }
+
     /// Whether any layer keeps what clients write in this process.
     pub fn keeps_state(&self) -> bool {
         self.plugin.keeps_state() || self.filters.iter().any(|filter| filter.keeps_state())
@@ -261,6 +275,17 @@ impl Layer {
         }
         if let Some(below) = self.below() {
             below.cleanup();
+        }
+    }
+
+    /// `unload`, the outermost filter first.
+    pub fn unload(&self) {
+        match &self.module {
+            Module::Plugin(plugin) => plugin.unload(),
+            Module::Filter(filter, below) => {
+                filter.unload();
+                below.unload();
+            }
         }
     }
 
