@@ -67,7 +67,7 @@ impl Module {
                 // and a variable that the library may change is not in read-only memory.
                 Ok(address) => unsafe { address.write(*value) },
                 Err(_) => nbdkit_api::error!(
-                    "warning: -D {name}.{flag}: {name} does not contain a global variable called {variable}"
+                    "-D {name}.{flag}: {name} does not contain a global variable called {variable}"
                 ),
             }
         }

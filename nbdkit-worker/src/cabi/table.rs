@@ -114,30 +114,27 @@ impl PluginTable {
         }
     }
 
-    /// The members that there are, in nbdkit's order, for `--dump-plugin`.
+    /// The members that there are, in nbdkit's order and by its names, for `--dump-plugin`.
     pub(super) fn members(&self) -> Vec<&'static str> {
         macro_rules! there {
             ($($member:ident)*) => { [$((stringify!($member), self.$member.is_some()),)*] };
         }
-        let v1 = self.api_version < 2;
-        let either = |v1_there: bool, v2_there: bool| if v1 { v1_there } else { v2_there };
         let texts =
             [("longname", !self.longname.is_null()), ("description", !self.description.is_null())];
         let before = there!(load unload dump_plugin config config_complete);
         let help = [("config_help", !self.config_help.is_null())];
-        let middle = there!(thread_model get_ready after_fork cleanup preconnect list_exports
+        let rest = there!(thread_model get_ready after_fork cleanup preconnect list_exports
             default_export open close export_description get_size block_size can_write can_flush
-            is_rotational can_trim can_zero can_fast_zero can_extents can_fua can_multi_conn can_cache);
-        let data = [
-            ("pread", either(self.pread_v1.is_some(), self.pread.is_some())),
-            ("pwrite", either(self.pwrite_v1.is_some(), self.pwrite.is_some())),
-            ("flush", either(self.flush_v1.is_some(), self.flush.is_some())),
-            ("trim", either(self.trim_v1.is_some(), self.trim.is_some())),
-            ("zero", either(self.zero_v1.is_some(), self.zero.is_some())),
+            is_rotational can_trim can_zero can_fast_zero can_extents can_fua can_multi_conn can_cache
+            pread pwrite flush trim zero extents cache);
+        let v1 = [
+            ("_pread_v1", self.pread_v1.is_some()),
+            ("_pwrite_v1", self.pwrite_v1.is_some()),
+            ("_flush_v1", self.flush_v1.is_some()),
+            ("_trim_v1", self.trim_v1.is_some()),
+            ("_zero_v1", self.zero_v1.is_some()),
         ];
-        let after = there!(extents cache);
-        let all =
-            texts.iter().chain(&before).chain(&help).chain(&middle).chain(&data).chain(&after);
+        let all = texts.iter().chain(&before).chain(&help).chain(&rest).chain(&v1);
         all.filter(|(_, there)| *there).map(|(name, _)| *name).collect()
     }
 }

@@ -360,18 +360,23 @@ impl Layer {
     /// # Errors
     /// The layer failed.
     pub fn default_export(&self, client: &Arc<Client>, readonly: bool) -> Result<Option<String>> {
-        self.call(Some(client), || {
-            debug_control!(
-                "{}: default_export readonly={} tls={}",
-                self.name,
-                u8::from(readonly),
-                u8::from(client.is_tls())
-            );
-            let name = match &self.module {
-                Module::Plugin(plugin) => plugin.default_export(client, readonly)?,
-                Module::Filter(filter, below) => filter.default_export(below, client, readonly)?,
-            };
-            Ok(name.filter(|name| name.len() <= crate::exports::MAX_STRING))
+        let asker = (std::ptr::from_ref(self).addr(), readonly, client.is_tls());
+        client.default_export(asker, || {
+            self.call(Some(client), || {
+                debug_control!(
+                    "{}: default_export readonly={} tls={}",
+                    self.name,
+                    u8::from(readonly),
+                    u8::from(client.is_tls())
+                );
+                let name = match &self.module {
+                    Module::Plugin(plugin) => plugin.default_export(client, readonly)?,
+                    Module::Filter(filter, below) => {
+                        filter.default_export(below, client, readonly)?
+                    }
+                };
+                Ok(name.filter(|name| name.len() <= crate::exports::MAX_STRING))
+            })
         })
     }
 
