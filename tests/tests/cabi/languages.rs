@@ -2,7 +2,7 @@
 
 use nbdkit_tests::differential::{Row, for_each};
 use nbdkit_tests::row_name;
-use nbdkit_tests::{Ask, Server};
+use nbdkit_tests::{Ask, Server, Single};
 
 use crate::support::{debian_or_skip, exercise, open, top};
 
@@ -61,6 +61,18 @@ fn a_disk_in_ruby() {
         client.disconnect().expect("gone");
     }
     assert!(server.stop().success());
+}
+
+/// The one client of `-s` is served by the thread that initialised it, by both servers.
+#[test]
+fn a_disk_in_ruby_for_a_single_client() {
+    let Some(plugin) = debian_or_skip("ruby") else { return };
+    let (mut server, mut client) = Single::start([&plugin, &script("rb")]);
+    open(&mut client);
+    assert_eq!(client.call(&Ask::write(500, [7; 100])).expect("a reply").error, None);
+    assert_eq!(client.call(&Ask::read(599, 2)).expect("a reply").data, [7, 0]);
+    client.disconnect().expect("gone");
+    assert!(server.wait().success());
 }
 
 #[test]
