@@ -5,19 +5,25 @@ BINDIR      ?= $(PREFIX)/bin
 SBINDIR     ?= $(PREFIX)/sbin
 LIBDIR      ?= $(PREFIX)/lib
 LIBEXECDIR  ?= $(PREFIX)/libexec/nbdkit
+INCLUDEDIR  ?= $(PREFIX)/include
+PLUGINDIR   ?= $(LIBDIR)/nbdkit/plugins
+FILTERDIR   ?= $(LIBDIR)/nbdkit/filters
+PKGCONFIGDIR ?= $(LIBDIR)/pkgconfig
 MANDIR      ?= $(PREFIX)/share/man
 SYSCONFDIR  ?= /etc
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
 CARGO       ?= cargo
 CARGOFLAGS  ?= --locked
 
-# Baked into the programs: where the listener finds the worker, and what --dump-config says.
+# Baked into the programs: where the listener finds the worker, and the worker plugins; and what --dump-config says.
 export NBDKIT_BINDIR = $(BINDIR)
 export NBDKIT_SBINDIR = $(SBINDIR)
 export NBDKIT_LIBDIR = $(LIBDIR)
 export NBDKIT_LIBEXECDIR = $(LIBEXECDIR)
 export NBDKIT_MANDIR = $(MANDIR)
 export NBDKIT_SYSCONFDIR = $(SYSCONFDIR)
+export NBDKIT_PLUGINDIR = $(PLUGINDIR)
+export NBDKIT_FILTERDIR = $(FILTERDIR)
 
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 RELEASE = $(TARGET)/release
@@ -38,9 +44,10 @@ run:
 # Every test: units, the protocol with a raw client, real clients, and side by side with Debian's nbdkit.
 test:
 	scripts/install-packages.sh test
+	scripts/unpack-guestfs-plugin.sh $(or $(CARGO_TARGET_DIR),target)/guestfs
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory red-team
-	$(CARGO) build $(CARGOFLAGS) --workspace --bins
+	$(CARGO) build $(CARGOFLAGS) --workspace --bins --lib
 	$(CARGO) test $(CARGOFLAGS) --workspace
 
 # This server, its peers and a floor side by side: about twenty minutes, on a machine that does nothing else. The table in the
@@ -84,6 +91,12 @@ install: build
 	install -m 755 $(RELEASE)/nbdkit $(DESTDIR)$(SBINDIR)/nbdkit
 	install -m 755 $(RELEASE)/nbdkit-worker $(DESTDIR)$(LIBEXECDIR)/nbdkit-worker
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1/
+	install -d $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(PKGCONFIGDIR) $(DESTDIR)$(PLUGINDIR) $(DESTDIR)$(FILTERDIR)
+	install -m 644 include/*.h $(DESTDIR)$(INCLUDEDIR)/
+	version=$$(sed -n 's/^#define NBDKIT_VERSION_STRING "\(.*\)"/\1/p' include/nbdkit-version.h); \
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
+	    -e 's|@PLUGINDIR@|$(PLUGINDIR)|' -e 's|@FILTERDIR@|$(FILTERDIR)|' -e "s|@VERSION@|$$version|" \
+	    include/nbdkit.pc.in > $(DESTDIR)$(PKGCONFIGDIR)/nbdkit.pc
 	sed 's|@SBINDIR@|$(SBINDIR)|g' systemd/nbdkit@.service > $(DESTDIR)$(UNITDIR)/nbdkit@.service
 	install -m 644 systemd/nbdkit@.socket $(DESTDIR)$(UNITDIR)/nbdkit@.socket
 

@@ -5,16 +5,19 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nbdkit_api::{Error, Filter, Plugin, Result, Stack, Value, debug};
-use nbdkit_ipc::messages::{Configure, Parameter};
+use nbdkit_ipc::messages::{Configure, DebugFlag, Parameter};
+
+use crate::cabi;
 
 /// Loads plugin and filters and sets debug flags.
 ///
 /// # Errors
 /// A name that is not known.
 pub(crate) fn load(configure: &Configure) -> Result<Stack> {
-    let plugin = load_plugin(&configure.plugin)?;
+    let plugin = load_plugin(&configure.plugin, &configure.debug_flags)?;
     let filters =
         configure.filters.iter().map(|name| load_filter(name)).collect::<Result<Vec<_>>>()?;
     let stack = Stack::new(filters, plugin);
@@ -37,33 +40,37 @@ fn is_path(name: &OsStr) -> bool {
     })
 }
 
-fn load_plugin(name: &OsStr) -> Result<Box<dyn Plugin>> {
+/// By short name a built-in plugin, or else one from the plugin directories; by path a file.
+fn load_plugin(name: &OsStr, flags: &[DebugFlag]) -> Result<Box<dyn Plugin>> {
+    if is_path(name) {
+        return cabi::load_plugin(name, Path::new(name), flags);
+    }
     #[cfg(feature = "red-team")]
     if name == "redteam" {
         return Ok(Box::<nbdkit_redteam::RedTeam>::default());
     }
-    name.to_str()
-        .filter(|_| !is_path(name))
-        .and_then(nbdkit_plugins::load)
-        .ok_or_else(|| no_such("plugin", name))
+    match name.to_str().and_then(nbdkit_plugins::load) {
+        Some(plugin) => Ok(plugin),
+        None => cabi::load_plugin(name, &cabi::search::plugin(name), flags),
+    }
 }
 
 fn load_filter(name: &OsStr) -> Result<Box<dyn Filter>> {
     name.to_str()
         .filter(|_| !is_path(name))
         .and_then(nbdkit_filters::load)
-        .ok_or_else(|| no_such("filter", name))
+        .ok_or_else(|| no_such_filter(name))
 }
 
-fn no_such(what: &str, name: &OsStr) -> Error {
+fn no_such_filter(name: &OsStr) -> Error {
     let shown = name.as_bytes().escape_ascii();
     if is_path(name) {
         Error::msg(format!(
-            "cannot open {what} '{shown}': loading {what}s from files is not possible in this version"
+            "cannot open filter '{shown}': loading filters from files is not possible in this version"
         ))
     } else {
         Error::msg(format!(
-            "cannot open {what} '{shown}': there is no built-in {what} of this name"
+            "cannot open filter '{shown}': there is no built-in filter of this name"
         ))
     }
 }

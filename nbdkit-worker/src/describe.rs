@@ -3,8 +3,9 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
-use nbdkit_api::{Plugin, Stack, ThreadModel};
+use nbdkit_api::{ModuleFile, Plugin, Stack, ThreadModel};
 
 /// The nbdkit version whose behaviour we keep to, which modules without one of their own report.
 const COMPATIBILITY: &str = "1.40.4";
@@ -14,11 +15,11 @@ pub(crate) fn help(stack: &Stack) -> io::Result<()> {
     let mut out = io::stdout().lock();
     for filter in stack.filters() {
         let texts = [filter.longname(), filter.description(), filter.config_help()];
-        describe(&mut out, "filter", filter.name(), texts)?;
+        describe(&mut out, "filter", filter.name(), filter.file(), texts)?;
     }
     let plugin = stack.plugin();
     let texts = [plugin.longname(), plugin.description(), plugin.config_help()];
-    describe(&mut out, "plugin", plugin.name(), texts)?;
+    describe(&mut out, "plugin", plugin.name(), plugin.file(), texts)?;
     out.flush()
 }
 
@@ -26,13 +27,17 @@ fn describe(
     out: &mut dyn Write,
     what: &str,
     name: &str,
+    file: Option<&ModuleFile>,
     [longname, description, config_help]: [Option<&str>; 3],
 ) -> io::Result<()> {
     match longname {
         Some(longname) => writeln!(out, "{what}: {name} ({longname})")?,
         None => writeln!(out, "{what}: {name}")?,
     }
-    writeln!(out, "(built-in)")?;
+    match file {
+        Some(file) => writeln!(out, "({})", file.path.display())?,
+        None => writeln!(out, "(built-in)")?,
+    }
     for text in [description, config_help].into_iter().flatten() {
         writeln!(out, "{}", text.trim_end_matches('\n'))?;
     }
@@ -45,44 +50,64 @@ pub(crate) fn version(stack: &Stack) -> io::Result<()> {
     for filter in stack.filters() {
         writeln!(out, "{} {COMPATIBILITY}", filter.name())?;
     }
-    writeln!(
-        out,
-        "{} {}",
-        stack.plugin().name(),
-        stack.plugin().version().unwrap_or(COMPATIBILITY)
-    )?;
+    let plugin = stack.plugin();
+    match version_of(plugin) {
+        Some(version) => writeln!(out, "{} {version}", plugin.name())?,
+        None => writeln!(out, "{}", plugin.name())?,
+    }
     out.flush()
+}
+
+/// A built-in plugin is as old as the server; one of another's making may not say.
+fn version_of(plugin: &dyn Plugin) -> Option<&str> {
+    plugin.version().or_else(|| plugin.file().is_none().then_some(COMPATIBILITY))
+}
+
+/// Where a module's code is: its file, or this program.
+fn path(file: Option<&ModuleFile>) -> PathBuf {
+    match file {
+        Some(file) => file.path.clone(),
+        None => std::fs::read_link("/proc/self/exe").unwrap_or_default(),
+    }
 }
 
 /// `key=value` lines for scripts. nbdkit-probing(1), "--dump-plugin".
 pub(crate) fn dump_plugin(stack: &Stack, model: ThreadModel) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let plugin = stack.plugin();
-    // Where the code of a built-in module is.
-    let path = std::fs::read_link("/proc/self/exe").unwrap_or_default();
-    writeln!(out, "path={}", path.display())?;
+    let file = plugin.file();
+    writeln!(out, "path={}", path(file).display())?;
     writeln!(out, "name={}", plugin.name())?;
-    writeln!(out, "version={}", plugin.version().unwrap_or(COMPATIBILITY))?;
-    writeln!(out, "api_version=2")?;
+    if let Some(version) = version_of(plugin) {
+        writeln!(out, "version={version}")?;
+    }
+    writeln!(out, "api_version={}", file.map_or(2, |file| file.api_version))?;
+    if let Some(file) = file {
+        writeln!(out, "struct_size={}", file.struct_size)?;
+    }
     writeln!(out, "max_thread_model={}", plugin.max_thread_model().as_str())?;
     writeln!(out, "thread_model={}", model.as_str())?;
-    writeln!(out, "errno_is_preserved=1")?;
+    let errno_is_preserved = file.is_none_or(|file| file.errno_is_preserved);
+    writeln!(out, "errno_is_preserved={}", u8::from(errno_is_preserved))?;
     if let Some(key) = plugin.magic_config_key() {
         writeln!(out, "magic_config_key={key}")?;
     }
     plugin_callbacks(plugin, &mut out)?;
     plugin.dump_plugin(&mut out)?;
     for filter in stack.filters() {
-        writeln!(out, "{}_path={}", filter.name(), path.display())?;
+        writeln!(out, "{}_path={}", filter.name(), path(filter.file()).display())?;
         writeln!(out, "{}_name={}", filter.name(), filter.name())?;
         filter.dump_plugin(&mut out)?;
     }
     out.flush()
 }
 
-/// The callbacks that a module in C would have to have; a Rust trait has them all, so just those are named
+/// The callbacks that a module in C has; a Rust trait has them all, so of a built-in just those are named
 /// whose absence means something to scripts.
 fn plugin_callbacks(plugin: &dyn Plugin, out: &mut dyn Write) -> io::Result<()> {
+    if let Some(file) = plugin.file() {
+        return file.members.iter().try_for_each(|member| writeln!(out, "has_{member}=1"));
+    }
     if plugin.has_config() {
         writeln!(out, "has_config=1")?;
     }

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod authority;
+mod cabi;
 mod configure;
 mod connection;
 mod describe;

@@ -40,12 +40,17 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// `wanted`: what the command line says; every stack of built-in modules declares its needs and is confined
-    /// strictly otherwise.
+    /// `wanted`: what the command line says. Otherwise a stack of built-in modules, which declares its needs, is
+    /// confined strictly, and one with code that does not as far as code can be of which nothing is known.
     pub(crate) fn new(wanted: Option<Level>, needs: Needs, isolation: Isolation) -> Sandbox {
-        let level = wanted.unwrap_or(Level::Strict);
-        if level == Level::Off {
-            say("--sandbox=off: clients are served without a sandbox");
+        let usual = if needs.undeclared { Level::Compat } else { Level::Strict };
+        let level = wanted.unwrap_or(usual);
+        match level {
+            Level::Off => say("--sandbox=off: clients are served without a sandbox"),
+            Level::Compat if needs.undeclared => {
+                say("sandbox=compat: this plugin or filter does not declare what it needs");
+            }
+            Level::Compat | Level::Strict => {}
         }
         let shared = isolation == Isolation::Shared;
         let filters = nbdkit_sandbox_policy::are_supported();

@@ -9,11 +9,14 @@ mod reap;
 mod shared;
 mod worker;
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use nbdkit_api::{Isolation, Layer, ResultExt, ThreadModel, log::error as log_error, strerror};
+use nbdkit_api::{
+    Isolation, Layer, ResultExt, Stack, ThreadModel, log::error as log_error, strerror,
+};
 use nbdkit_ipc::messages::{
     self, Configure, Configured, EnterService, Hello, Parameter, Purpose, Serve,
 };
@@ -36,6 +39,7 @@ pub(crate) fn run(link: TemplateLink) -> ExitCode {
         Ok(Some(mut service)) => {
             service.run();
             service.layer.cleanup();
+            service.layer.unload();
             ExitCode::SUCCESS
         }
         Ok(None) => ExitCode::SUCCESS,
@@ -65,27 +69,14 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
 
     let mut stack = configure::load(&configure).map_err(failed)?;
     match configure.purpose {
-        Purpose::Help => {
-            return describe::help(&stack)
-                .or_error(|| "standard output")
-                .map(|()| None)
-                .map_err(failed);
-        }
-        Purpose::Version => {
-            return describe::version(&stack)
-                .or_error(|| "standard output")
-                .map(|()| None)
-                .map_err(failed);
-        }
+        Purpose::Help => return printed(&stack, describe::help(&stack)),
+        Purpose::Version => return printed(&stack, describe::version(&stack)),
         Purpose::Serve | Purpose::DumpPlugin => {}
     }
     configure::parameters(&mut stack, &parameters).map_err(failed)?;
     if configure.purpose == Purpose::DumpPlugin {
         let model = stack.thread_model().map_err(failed)?;
-        return describe::dump_plugin(&stack, model)
-            .or_error(|| "standard output")
-            .map(|()| None)
-            .map_err(failed);
+        return printed(&stack, describe::dump_plugin(&stack, model));
     }
     stack.config_complete().map_err(failed)?;
     let model = stack.thread_model().map_err(failed)?;
@@ -95,7 +86,8 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         settings.tls = Some(Tls::new(tls, material).map_err(failed)?);
     }
 
-    let wanted = configure.isolation.map_or(Isolation::Connection, |isolation| match isolation {
+    let usual = stack.default_isolation();
+    let wanted = configure.isolation.map_or(usual, |isolation| match isolation {
         messages::Isolation::Connection => Isolation::Connection,
         messages::Isolation::Shared => Isolation::Shared,
     });
@@ -130,15 +122,28 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
     };
     process::set_channel(&**link, false);
     enter(&service, configure.swap, settings.threads, &layer, &mut sandbox).map_err(failed)?;
+    if isolation == Isolation::Connection && !process::is_single_threaded() {
+        log_error(
+            "--isolation=connection: the plugin has started threads, which a process of each client would not have",
+        );
+        return Err(Failed);
+    }
     let _ = link.send(&FromTemplate::Ready, &[]);
     Ok(Some(Service {
         link: None,
         layer,
         settings: Arc::new(settings),
         isolation,
+        single: !configure.stdio_safe,
         swap: configure.swap,
         sandbox,
     }))
+}
+
+/// The end of a template that only had something to print.
+fn printed(stack: &Stack, result: io::Result<()>) -> Result<Option<Service>, Failed> {
+    stack.unload();
+    result.or_error(|| "standard output").map(|()| None).map_err(failed)
 }
 
 /// From start-up into service: out of the terminal and, in the background, the directory; to the final user. Must not yet close what
@@ -251,6 +256,8 @@ struct Service {
     layer: Arc<Layer>,
     settings: Arc<Settings>,
     isolation: Isolation,
+    /// Whether there will be one client only (`-s`).
+    single: bool,
     swap: bool,
     sandbox: Sandbox,
 }

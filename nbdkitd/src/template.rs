@@ -282,6 +282,12 @@ impl Template {
         self.failed || self.killed.get()
     }
 
+    /// Whether its exit status is the plugin's, and for the plugin to explain: in the configuration phase plugins may call
+    /// exit(3). nbdkit-plugin(3), "Requesting asynchronous shutdown".
+    pub(crate) fn may_exit_as_it_likes(&self) -> bool {
+        self.phase == Phase::ExpectConfigured && !self.is_explained()
+    }
+
     /// Ends it the hard way. As our child it keeps its number until it is reaped.
     pub(crate) fn kill(&self) {
         if !self.reaped {

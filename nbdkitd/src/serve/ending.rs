@@ -242,6 +242,16 @@ impl Server {
         let well = matches!(status, WaitStatus::Exited(_, 0));
         let dead = format!("the template (pid {}) {how}", template.pid());
         match self.stage {
+            Stage::Configuring if template.may_exit_as_it_likes() => {
+                if let WaitStatus::Exited(_, code) = status {
+                    self.log.debug(|| dead);
+                    // An exit status has eight bits.
+                    self.stop(u8::try_from(code).unwrap_or(1));
+                } else {
+                    self.log.error(&dead);
+                    self.stop(1);
+                }
+            }
             Stage::Configuring if self.plan.recipe.purpose() != Purpose::Serve => {
                 if !well && !template.is_explained() {
                     self.log.error(&dead);

@@ -2,10 +2,11 @@
 //! (`nbdkit_peer_*`), dropping it (`nbdkit_disconnect`), stopping everything (`nbdkit_shutdown`),
 //! and sleeping without delaying either (`nbdkit_nanosleep`).
 
+use std::any::Any;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -68,7 +69,12 @@ pub struct Client {
     tls: OnceLock<TlsPeer>,
     disconnect: AtomicU8,
     on_force: Box<dyn Fn() + Send + Sync>,
+    kept: Mutex<Vec<Box<dyn Any + Send>>>,
+    default_exports: Mutex<Vec<(Asker, Option<String>)>>,
 }
+
+/// Which layer (by its address) was asked for its default export, and how: `readonly`, and whether with TLS.
+pub(crate) type Asker = (usize, bool, bool);
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -94,6 +100,8 @@ impl Client {
             tls: OnceLock::new(),
             disconnect: AtomicU8::new(ALIVE),
             on_force,
+            kept: Mutex::default(),
+            default_exports: Mutex::default(),
         })
     }
 
@@ -120,6 +128,30 @@ impl Client {
     /// What TLS established, if it is in use.
     pub fn tls(&self) -> Option<&TlsPeer> {
         self.tls.get()
+    }
+
+    /// Keeps a value until the connection is over (`nbdkit_strdup_intern`).
+    pub fn keep(&self, value: impl Any + Send) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(value));
+    }
+
+    /// The name of a layer's default export, which is asked for once in a connection, and once more with TLS.
+    ///
+    /// # Errors
+    /// The layer's; it will be asked again.
+    pub(crate) fn default_export(
+        &self,
+        asker: Asker,
+        ask: impl FnOnce() -> Result<Option<String>>,
+    ) -> Result<Option<String>> {
+        let known = || self.default_exports.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, name)) = known().iter().find(|(known, _)| *known == asker) {
+            return Ok(name.clone());
+        }
+        // Not locked: a filter asks the layer below.
+        let name = ask()?;
+        known().push((asker, name.clone()));
+        Ok(name)
     }
 
     /// Drops this client. With `force` at once, without further replies; without, new requests

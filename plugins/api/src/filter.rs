@@ -10,6 +10,7 @@ use crate::client::Client;
 use crate::error::Result;
 use crate::exports::Exports;
 use crate::extents::Extents;
+use crate::module::ModuleFile;
 use crate::needs::{Isolation, Needs};
 use crate::plugin::Open;
 use crate::stack::Layer;
@@ -87,6 +88,14 @@ pub trait Filter: Send + Sync {
         let _ = below;
     }
 
+    /// Called last. See [`Plugin::unload`](crate::Plugin::unload).
+    fn unload(&self) {}
+
+    /// See [`Plugin::file`](crate::Plugin::file).
+    fn file(&self) -> Option<&ModuleFile> {
+        None
+    }
+
     /// Called in the template after a worker has ended, however it ended, so that what it left undone
     /// can be noticed. Not called with [`Isolation::Shared`].
     fn worker_ended(&self) {}
@@ -108,6 +117,11 @@ pub trait Filter: Send + Sync {
     /// How clients may be divided over processes as far as this filter is concerned.
     fn isolation(&self) -> Isolation {
         Isolation::Connection
+    }
+
+    /// See [`Plugin::default_isolation`](crate::Plugin::default_isolation).
+    fn default_isolation(&self) -> Isolation {
+        self.isolation()
     }
 
     /// See [`Plugin::keeps_state`](crate::Plugin::keeps_state).

@@ -39,12 +39,19 @@ pub struct Needs {
     pub threads: bool,
     /// May stop the server for all clients (`nbdkit_shutdown`).
     pub shutdown: bool,
+    /// Runs code that does not say what it needs: it cannot be confined strictly.
+    pub undeclared: bool,
 }
 
 impl Needs {
     /// Nothing at all: the stack works on what is in memory or already open.
     pub fn nothing() -> Needs {
         Needs::default()
+    }
+
+    /// What code needs that does not say: anything.
+    pub fn undeclared() -> Needs {
+        Needs { undeclared: true, shutdown: true, ..Needs::default() }
     }
 
     /// One more path.
@@ -89,6 +96,7 @@ impl Needs {
         self.programs |= other.programs;
         self.threads |= other.threads;
         self.shutdown |= other.shutdown;
+        self.undeclared |= other.undeclared;
     }
 }
 

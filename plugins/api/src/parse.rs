@@ -2,8 +2,11 @@
 //! and the password forms. Runs in the template while it is configured; the texts come from
 //! the command line. Sources: nbdkit-plugin(3), "Parsing command line parameters".
 
+use std::ffi::OsStr;
 use std::io::{BufRead, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
@@ -193,40 +196,57 @@ pub fn probability(what: &str, text: &str) -> Result<f64> {
 /// # Errors
 /// The source cannot be read, or is one of the standard descriptors.
 pub fn password(value: &str) -> Result<String> {
-    if value == "-" {
+    String::from_utf8(password_bytes(value.as_bytes())?)
+        .map_err(|_| Error::msg("the password is not UTF-8"))
+}
+
+/// As [`password`], for those that may hold any bytes.
+///
+/// # Errors
+/// As there.
+pub fn password_bytes(value: &[u8]) -> Result<Vec<u8>> {
+    if value == b"-" {
         return password_from_terminal();
     }
-    if let Some(fd) = value.strip_prefix('-') {
-        let fd: i32 = integer("password file descriptor", fd)?;
+    if let Some(fd) = value.strip_prefix(b"-") {
+        let fd = String::from_utf8_lossy(fd);
+        let fd: i32 = integer("password file descriptor", &fd)?;
         if fd <= 2 {
             return Err(Error::msg(format!(
                 "cannot use password -FD with stdin/stdout/stderr: {fd}"
             )));
         }
         // Opening it anew by its /proc name reads pipes and files alike.
-        let password = first_line(&format!("/proc/self/fd/{fd}"));
+        let password = first_line(Path::new(&format!("/proc/self/fd/{fd}")));
         nix::unistd::close(fd).or_error(|| format!("close: {fd}"))?;
         return password;
     }
-    match value.strip_prefix('+') {
-        Some(path) => first_line(path),
-        None => Ok(value.to_owned()),
+    match value.strip_prefix(b"+") {
+        Some(path) => first_line(Path::new(OsStr::from_bytes(path))),
+        None => Ok(value.to_vec()),
     }
 }
 
 /// Passwords are short; a device or a huge file named by mistake must not fill the memory.
 const MAX_PASSWORD: u64 = 64 * 1024;
 
-fn first_line(path: &str) -> Result<String> {
-    let file = std::fs::File::open(path).or_error(|| format!("open: {path}"))?;
-    let mut line = String::new();
+fn first_line(path: &Path) -> Result<Vec<u8>> {
+    let file = std::fs::File::open(path).or_error(|| format!("open: {}", path.display()))?;
+    let mut line = Vec::new();
     std::io::BufReader::new(file.take(MAX_PASSWORD))
-        .read_line(&mut line)
-        .or_error(|| format!("read: {path}"))?;
-    Ok(line.strip_suffix('\n').unwrap_or(&line).to_owned())
+        .read_until(b'\n', &mut line)
+        .or_error(|| format!("read: {}", path.display()))?;
+    Ok(chomp(line))
 }
 
-fn password_from_terminal() -> Result<String> {
+fn chomp(mut line: Vec<u8>) -> Vec<u8> {
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    }
+    line
+}
+
+fn password_from_terminal() -> Result<Vec<u8>> {
     if !crate::client::stdio_safe() {
         return Err(Error::msg("stdin is not available for reading password"));
     }
@@ -239,13 +259,13 @@ fn password_from_terminal() -> Result<String> {
     let _ = write!(std::io::stdout(), "password: ");
     let _ = std::io::stdout().flush();
     tcsetattr(stdin.as_fd(), SetArg::TCSAFLUSH, &quiet).or_error(|| "tcsetattr: stdin")?;
-    let mut line = String::new();
-    let read = stdin.lock().take(MAX_PASSWORD).read_line(&mut line);
+    let mut line = Vec::new();
+    let read = stdin.lock().take(MAX_PASSWORD).read_until(b'\n', &mut line);
     let restored = tcsetattr(stdin.as_fd(), SetArg::TCSAFLUSH, &saved);
     println!();
     read.or_error(|| "read: stdin")?;
     restored.or_error(|| "tcsetattr: stdin")?;
-    Ok(line.strip_suffix('\n').unwrap_or(&line).to_owned())
+    Ok(chomp(line))
 }
 
 #[cfg(test)]

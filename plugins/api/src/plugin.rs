@@ -9,11 +9,12 @@ use crate::client::Client;
 use crate::error::{Errno, Error, Result};
 use crate::exports::Exports;
 use crate::extents::Extents;
+use crate::module::ModuleFile;
 use crate::needs::{Isolation, Needs};
 use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, ThreadModel};
 use crate::value::Value;
 
-/// A plugin, from `load` (its constructor) to `unload` (its drop).
+/// A plugin, from `load` (its constructor) to `unload`.
 ///
 /// The order of calls is nbdkit's: `config` for each parameter, `config_complete`,
 /// `thread_model`, `get_ready` as the invoking user; `after_fork` once privileges are dropped; then
@@ -107,6 +108,14 @@ pub trait Plugin: Send + Sync {
     /// Called once in the template after the last client has gone.
     fn cleanup(&self) {}
 
+    /// Called last, in the template and unless the server failed to start.
+    fn unload(&self) {}
+
+    /// The file that it was loaded from; `None` for those that are built in.
+    fn file(&self) -> Option<&ModuleFile> {
+        None
+    }
+
     /// Prints further `key=value` lines for `--dump-plugin`.
     ///
     /// # Errors
@@ -124,6 +133,11 @@ pub trait Plugin: Send + Sync {
     /// How clients may be divided over processes in this configuration.
     fn isolation(&self) -> Isolation {
         Isolation::Connection
+    }
+
+    /// How clients are divided unless the command line says otherwise.
+    fn default_isolation(&self) -> Isolation {
+        self.isolation()
     }
 
     /// Temporary files and directories that were made during configuration and are used and removed in service. They

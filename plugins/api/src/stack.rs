@@ -164,6 +164,20 @@ impl Stack {
         self.filters.iter().map(|f| f.isolation()).fold(self.plugin.isolation(), Isolation::min)
     }
 
+    /// The least isolation that any layer has unless the command line says otherwise.
+    pub fn default_isolation(&self) -> Isolation {
+        let plugin = self.plugin.default_isolation();
+        self.filters.iter().map(|f| f.default_isolation()).fold(plugin, Isolation::min)
+    }
+
+    /// `unload` of every layer, the outermost filter first, for a server that only had something to print.
+    pub fn unload(&self) {
+        for filter in &self.filters {
+            filter.unload();
+        }
+        self.plugin.unload();
+    }
+
     /// Whether any layer keeps what clients write in this process.
     pub fn keeps_state(&self) -> bool {
         self.plugin.keeps_state() || self.filters.iter().any(|filter| filter.keeps_state())
@@ -264,6 +278,17 @@ impl Layer {
         }
     }
 
+    /// `unload`, the outermost filter first.
+    pub fn unload(&self) {
+        match &self.module {
+            Module::Plugin(plugin) => plugin.unload(),
+            Module::Filter(filter, below) => {
+                filter.unload();
+                below.unload();
+            }
+        }
+    }
+
     /// The plugin's temporary files.
     pub fn temporary(&self) -> Vec<PathBuf> {
         match &self.module {
@@ -335,18 +360,23 @@ impl Layer {
     /// # Errors
     /// The layer failed.
     pub fn default_export(&self, client: &Arc<Client>, readonly: bool) -> Result<Option<String>> {
-        self.call(Some(client), || {
-            debug_control!(
-                "{}: default_export readonly={} tls={}",
-                self.name,
-                u8::from(readonly),
-                u8::from(client.is_tls())
-            );
-            let name = match &self.module {
-                Module::Plugin(plugin) => plugin.default_export(client, readonly)?,
-                Module::Filter(filter, below) => filter.default_export(below, client, readonly)?,
-            };
-            Ok(name.filter(|name| name.len() <= crate::exports::MAX_STRING))
+        let asker = (std::ptr::from_ref(self).addr(), readonly, client.is_tls());
+        client.default_export(asker, || {
+            self.call(Some(client), || {
+                debug_control!(
+                    "{}: default_export readonly={} tls={}",
+                    self.name,
+                    u8::from(readonly),
+                    u8::from(client.is_tls())
+                );
+                let name = match &self.module {
+                    Module::Plugin(plugin) => plugin.default_export(client, readonly)?,
+                    Module::Filter(filter, below) => {
+                        filter.default_export(below, client, readonly)?
+                    }
+                };
+                Ok(name.filter(|name| name.len() <= crate::exports::MAX_STRING))
+            })
         })
     }
 

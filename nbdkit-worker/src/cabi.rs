@@ -1,0 +1,23 @@
+//! nbdkit's interface for plugins in C: loads a shared library, wraps its table of callbacks in the traits that every
+//! plugin has here, and defines the functions that such code calls. nbdkit-plugin(3).
+//!
+//! Runs in the template, which with isolation `shared`, the default for code that may keep its state anywhere, serves the
+//! clients too. Trusts the library as far as C must: it can do what the process can do, which is why the sandbox
+//! is around the process. What it says is checked all the same.
+//!
+//! - [`search`]: which file a short name stands for;
+//! - [`library`]: opening it, its entry point and its debug flags;
+//! - [`table`]: the structure that it returns;
+//! - [`plugin`] and [`connection`]: its callbacks as traits;
+//! - [`context`]: for whom a callback runs, and what it says about its failure;
+//! - [`functions`]: `nbdkit_*`, the functions that the library calls.
+
+mod connection;
+mod context;
+mod functions;
+mod library;
+mod plugin;
+pub(crate) mod search;
+mod table;
+
+pub(crate) use plugin::load_plugin;

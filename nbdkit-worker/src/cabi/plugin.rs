@@ -1,0 +1,379 @@
+//! A plugin in C as a [`Plugin`].
+
+#![expect(unsafe_code, reason = "calls code in another language")]
+
+use std::ffi::{CString, OsStr, c_int};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use nbdkit_api::{
+    Client, Connection, Errno, Error, Exports, Isolation, ModuleFile, Needs, Open, Plugin, Result,
+    ResultExt, ThreadModel, Value,
+};
+use nbdkit_ipc::messages::DebugFlag;
+
+use super::connection::CConnection;
+use super::context::{self, Served};
+use super::functions::keep_forever;
+use super::functions::lists::CExports;
+use super::library::Module;
+use super::table::{self, PluginTable};
+
+/// The highest version of the interface. nbdkit-plugin(3), "NBDKIT_API_VERSION".
+const MAX_API_VERSION: c_int = 2;
+
+/// The callbacks of a loaded plugin.
+pub(super) struct Callbacks {
+    pub(super) table: PluginTable,
+}
+
+// SAFETY: the table is a copy that nobody changes. Its pointers are to functions and texts of a library that stays
+// open, and the functions are called from several threads only as far as the thread model that the plugin
+// declares allows.
+unsafe impl Send for Callbacks {}
+// SAFETY: as above.
+unsafe impl Sync for Callbacks {}
+
+impl Callbacks {
+    /// Runs a callback for `served` that returns -1 for failure, and anything else otherwise.
+    ///
+    /// # Errors
+    /// The plugin's.
+    pub(super) fn checked<T: Copy + PartialEq + From<i8>>(
+        &self,
+        served: Option<&Arc<Served>>,
+        callback: impl FnOnce() -> T,
+    ) -> Result<T> {
+        self.checked_for(T::from(-1), served, callback)
+    }
+
+    /// Runs a callback for `served` that returns `failure` for failure.
+    ///
+    /// # Errors
+    /// The plugin's, with the errno that it set, or left if that can be relied on.
+    pub(super) fn checked_for<T: Copy + PartialEq>(
+        &self,
+        failure: T,
+        served: Option<&Arc<Served>>,
+        callback: impl FnOnce() -> T,
+    ) -> Result<T> {
+        let _entered = context::enter(served);
+        Errno::clear();
+        let result = callback();
+        let errno = Errno::last_raw();
+        if result != failure {
+            return Ok(result);
+        }
+        Err(context::failure((self.table.errno_is_preserved != 0).then_some(errno)))
+    }
+}
+
+/// A plugin that was loaded from a file.
+struct CPlugin {
+    callbacks: Arc<Callbacks>,
+    file: ModuleFile,
+    thread_model_limit: ThreadModel,
+    name: String,
+    longname: Option<String>,
+    version: Option<String>,
+    description: Option<String>,
+    config_help: Option<String>,
+    magic_config_key: Option<String>,
+}
+
+/// Loads the plugin that the command line calls `name` from the file at `path`, and sets those of `flags` that are its.
+///
+/// # Errors
+/// The file cannot be loaded, or is no plugin that could be used.
+pub(crate) fn load_plugin(
+    name: &OsStr,
+    path: &Path,
+    flags: &[DebugFlag],
+) -> Result<Box<dyn Plugin>> {
+    let module = Module::open("plugin", name, path)?;
+    let table = module.init("plugin_init")?;
+    // SAFETY: a plugin's entry point returns a pointer to its table, by the interface.
+    let table = unsafe { PluginTable::copy(table) };
+    let plugin = CPlugin::new(&module, table)?;
+    module.set_debug_flags(&plugin.name, flags);
+    if let Some(load) = table.load {
+        let _entered = context::enter(None);
+        // SAFETY: called once, before every other callback.
+        unsafe { load() };
+    }
+    Ok(Box::new(plugin))
+}
+
+/// nbdkit-plugin(3), `.name`.
+fn is_name(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+}
+
+impl CPlugin {
+    /// Checks what the server relies on.
+    fn new(module: &Module, table: PluginTable) -> Result<CPlugin> {
+        let path = module.path.display();
+        let refuse = |why: &str| Err(Error::msg(format!("{path}: {why}")));
+        if !(0..=MAX_API_VERSION).contains(&table.api_version) {
+            return refuse(&format!(
+                "plugin is incompatible with this version of nbdkit (_api_version = {})",
+                table.api_version
+            ));
+        }
+        // SAFETY: texts of the table, which end with a null byte and live as long as the library.
+        let (name, longname, version, description, config_help, magic_config_key) = unsafe {
+            (
+                table::text(table.name),
+                table::text(table.longname),
+                table::text(table.version),
+                table::text(table.description),
+                table::text(table.config_help),
+                table::text(table.magic_config_key),
+            )
+        };
+        let Some(name) = name else { return refuse("plugin must have a .name field") };
+        if !is_name(&name) {
+            return refuse(
+                "plugin.name must begin with an ASCII alphanumeric and contain only those and dashes",
+            );
+        }
+        let pread =
+            if table.api_version < 2 { table.pread_v1.is_some() } else { table.pread.is_some() };
+        let required = [
+            ("open", table.open.is_some()),
+            ("get_size", table.get_size.is_some()),
+            ("pread", pread),
+        ];
+        if let Some((callback, _)) = required.iter().find(|(_, there)| !there) {
+            return refuse(&format!("plugin must have a .{callback} callback"));
+        }
+        let Some(thread_model_limit) = ThreadModel::from_number(table.thread_model_limit) else {
+            return refuse(&format!("unknown thread model {}", table.thread_model_limit));
+        };
+        let file = ModuleFile {
+            path: module.path.clone(),
+            api_version: table.api_version,
+            struct_size: table.struct_size,
+            errno_is_preserved: table.errno_is_preserved != 0,
+            members: table.members(),
+        };
+        Ok(CPlugin {
+            callbacks: Arc::new(Callbacks { table }),
+            file,
+            thread_model_limit,
+            name,
+            longname,
+            version,
+            description,
+            config_help,
+            magic_config_key,
+        })
+    }
+
+    /// Runs a callback of the configuration that may be absent. One that fails without a word is named.
+    fn step(&self, name: &str, callback: Option<unsafe extern "C" fn() -> c_int>) -> Result<()> {
+        let Some(callback) = callback else { return Ok(()) };
+        // SAFETY: takes nothing; called when the interface says, by the only thread.
+        let result = self.callbacks.checked(None, || unsafe { callback() });
+        flush_streams()?;
+        result.map(drop).map_err(|error| named(name, error))
+    }
+
+    /// What a callback for a client that has opened nothing may ask.
+    fn before_open(client: &Arc<Client>) -> Arc<Served> {
+        Arc::new(Served { client: Some(Arc::clone(client)), export: None, tls: client.is_tls() })
+    }
+}
+
+/// The error, or if it has no text one that says which callback it was: silence does not help who starts the server.
+fn named(callback: &str, error: Error) -> Error {
+    if error.message().is_empty() { error.context(format!("{callback} failed")) } else { error }
+}
+
+/// Writes out what the plugin has printed. The C library's streams have buffers of their own, whose content would come after
+/// what we print, and be lost when the standard streams are given up.
+fn flush_streams() -> Result<()> {
+    // SAFETY: null stands for all streams.
+    Errno::result(unsafe { libc::fflush(std::ptr::null_mut()) })
+        .map(drop)
+        .or_error(|| "standard output")
+}
+
+/// A C string; a null byte, which nothing from a command line has, ends it.
+fn c_string(bytes: &[u8]) -> CString {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    CString::new(&bytes[..end]).unwrap_or_default()
+}
+
+impl Plugin for CPlugin {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn longname(&self) -> Option<&str> {
+        self.longname.as_deref()
+    }
+
+    fn version(&self) -> Option<&str> {
+        self.version.as_deref()
+    }
+
+    fn description(&self) -> Option<&str> {
+        self.description.as_deref()
+    }
+
+    fn config_help(&self) -> Option<&str> {
+        self.config_help.as_deref()
+    }
+
+    fn magic_config_key(&self) -> Option<&str> {
+        self.magic_config_key.as_deref()
+    }
+
+    fn has_config(&self) -> bool {
+        self.callbacks.table.config.is_some()
+    }
+
+    fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
+        let Some(config) = self.callbacks.table.config else {
+            return Err(Error::unknown_parameter(key));
+        };
+        // They are the plugin's for as long as it is loaded.
+        let key = keep_forever(c_string(key.as_bytes()));
+        let value = keep_forever(c_string(value.as_os_str().as_bytes()));
+        // SAFETY: two strings that live on.
+        let result = self.callbacks.checked(None, || unsafe { config(key, value) });
+        flush_streams()?;
+        result.map(drop).map_err(|error| named("config", error))
+    }
+
+    fn config_complete(&mut self) -> Result<()> {
+        self.step("config_complete", self.callbacks.table.config_complete)
+    }
+
+    fn max_thread_model(&self) -> ThreadModel {
+        self.thread_model_limit
+    }
+
+    fn thread_model(&self) -> Result<ThreadModel> {
+        let Some(thread_model) = self.callbacks.table.thread_model else {
+            return Ok(self.thread_model_limit);
+        };
+        // SAFETY: takes nothing; called after the configuration, by the only thread.
+        let model = self.callbacks.checked(None, || unsafe { thread_model() });
+        let model = model.map_err(|error| named("thread_model", error))?;
+        ThreadModel::from_number(model)
+            .ok_or_else(|| Error::msg(format!("thread_model returned {model}, which is none")))
+    }
+
+    fn get_ready(&mut self) -> Result<()> {
+        self.step("get_ready", self.callbacks.table.get_ready)
+    }
+
+    fn after_fork(&self) -> Result<()> {
+        self.step("after_fork", self.callbacks.table.after_fork)
+    }
+
+    fn cleanup(&self) {
+        if let Some(cleanup) = self.callbacks.table.cleanup {
+            let _entered = context::enter(None);
+            // SAFETY: takes nothing; called once the last client has gone.
+            unsafe { cleanup() };
+        }
+    }
+
+    fn unload(&self) {
+        if let Some(unload) = self.callbacks.table.unload {
+            let _entered = context::enter(None);
+            // SAFETY: takes nothing; nothing of the plugin is called after this.
+            unsafe { unload() };
+        }
+    }
+
+    fn file(&self) -> Option<&ModuleFile> {
+        Some(&self.file)
+    }
+
+    fn dump_plugin(&self, out: &mut dyn Write) -> io::Result<()> {
+        // The plugin writes to the C library's standard output, which has a buffer of its own.
+        out.flush()?;
+        if let Some(dump_plugin) = self.callbacks.table.dump_plugin {
+            let _entered = context::enter(None);
+            // SAFETY: takes nothing; called after the configuration, by the only thread.
+            unsafe { dump_plugin() };
+        }
+        flush_streams().map_err(|error| io::Error::from(error.errno()))
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::undeclared()
+    }
+
+    /// Code that was written for one process may keep what it likes in its memory.
+    fn default_isolation(&self) -> Isolation {
+        Isolation::Shared
+    }
+
+    fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
+        let Some(preconnect) = self.callbacks.table.preconnect else { return Ok(()) };
+        let served = CPlugin::before_open(client);
+        // SAFETY: takes a number; called as the thread model allows.
+        self.callbacks.checked(Some(&served), || unsafe { preconnect(readonly.into()) }).map(drop)
+    }
+
+    fn list_exports(
+        &self,
+        client: &Arc<Client>,
+        readonly: bool,
+        exports: &mut Exports,
+    ) -> Result<()> {
+        let Some(list_exports) = self.callbacks.table.list_exports else {
+            exports.use_default();
+            return Ok(());
+        };
+        let served = CPlugin::before_open(client);
+        let mut list = CExports::default();
+        let (readonly, tls) = (readonly.into(), client.is_tls().into());
+        let pointer = (&raw mut list).cast();
+        let listed = self.callbacks.checked(Some(&served), || {
+            // SAFETY: the list is the callback's alone until it returns.
+            unsafe { list_exports(readonly, tls, pointer) }
+        });
+        listed?;
+        list.append_to(exports)
+    }
+
+    fn default_export(&self, client: &Arc<Client>, readonly: bool) -> Result<Option<String>> {
+        let Some(default_export) = self.callbacks.table.default_export else {
+            return Ok(Some(String::new()));
+        };
+        let served = CPlugin::before_open(client);
+        let _entered = context::enter(Some(&served));
+        // SAFETY: takes numbers; called as the thread model allows.
+        let name = unsafe { default_export(readonly.into(), client.is_tls().into()) };
+        // SAFETY: null or a string that lives at least as long as the connection. A name that is not UTF-8 is none.
+        Ok(unsafe { table::text(name) }.filter(|name| !name.contains('\u{fffd}')))
+    }
+
+    fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
+        Ok(Box::new(CConnection::open(&self.callbacks, open)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_alphanumeric_with_dashes_inside() {
+        for name in ["x", "memory", "foo-2", "S3", "9p-"] {
+            assert!(is_name(name), "{name}");
+        }
+        for name in ["", "-x", "a b", "a_b", "\u{e9}", "a.b", "a/b"] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+}

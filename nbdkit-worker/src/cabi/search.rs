@@ -1,0 +1,73 @@
+//! Which file a short name stands for: `NAME` is `nbdkit-NAME-plugin.so` in the first of our own and the distribution's
+//! directories that has one. nbdkit(1), "Plugin name".
+
+#![forbid(unsafe_code)]
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+/// What Debian calls this machine's libraries. Empty where there is no such name.
+const TRIPLET: &str = if cfg!(target_arch = "x86_64") {
+    "x86_64-linux-gnu"
+} else if cfg!(target_arch = "aarch64") {
+    "aarch64-linux-gnu"
+} else if cfg!(target_arch = "riscv64") {
+    "riscv64-linux-gnu"
+} else if cfg!(target_arch = "s390x") {
+    "s390x-linux-gnu"
+} else if cfg!(target_arch = "powerpc64") {
+    "powerpc64le-linux-gnu"
+} else {
+    ""
+};
+
+/// The file of the plugin `name`, which is no path; the one that would be ours if there is none.
+pub(crate) fn plugin(name: &OsStr) -> PathBuf {
+    first("plugin", name, option_env!("NBDKIT_PLUGINDIR"))
+}
+
+fn first(what: &str, name: &OsStr, own: Option<&str>) -> PathBuf {
+    let mut file = OsString::from("nbdkit-");
+    file.push(name);
+    file.push(format!("-{what}.so"));
+    let own = own.map_or_else(|| ours(what), PathBuf::from);
+    let directories = [own.clone()].into_iter().chain(distribution(what));
+    directories
+        .map(|directory| directory.join(&file))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| own.join(&file))
+}
+
+/// Where "make install" creates the directory unless told otherwise.
+fn ours(what: &str) -> PathBuf {
+    let libdir = option_env!("NBDKIT_LIBDIR").unwrap_or("/usr/local/lib");
+    Path::new(libdir).join(format!("nbdkit/{what}s"))
+}
+
+/// Where distributions install nbdkit's: Debian, the others, and those without 32-bit libraries.
+fn distribution(what: &str) -> impl Iterator<Item = PathBuf> {
+    let debian = (!TRIPLET.is_empty()).then(|| format!("/usr/lib/{TRIPLET}/nbdkit/{what}s"));
+    let others = [format!("/usr/lib64/nbdkit/{what}s"), format!("/usr/lib/nbdkit/{what}s")];
+    debian.into_iter().chain(others).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_nowhere_would_be_ours() {
+        let path = first("plugin", OsStr::new("no-such"), Some("/own/dir"));
+        assert_eq!(path, Path::new("/own/dir/nbdkit-no-such-plugin.so"));
+    }
+
+    #[test]
+    fn our_own_directory_comes_before_the_distributions() {
+        let own = std::env::temp_dir().join(format!("nbdkit-search-{}", std::process::id()));
+        std::fs::create_dir_all(&own).unwrap();
+        let file = own.join("nbdkit-python-plugin.so");
+        std::fs::write(&file, b"").unwrap();
+        assert_eq!(first("plugin", OsStr::new("python"), own.to_str()), file);
+        std::fs::remove_dir_all(&own).unwrap();
+    }
+}
