@@ -58,7 +58,9 @@ fn wait(program: &str, server: Pid, outcome: OwnedFd) -> ExitCode {
     }
     match waitpid(server, None) {
         // A plugin that asked for shutdown while it started ends the server well, and one that exits as it says.
-        Ok(WaitStatus::Exited(_, code)) => u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from),
+        Ok(WaitStatus::Exited(_, code)) => {
+            u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
         Ok(WaitStatus::Signaled(_, signal, _)) => {
             eprintln!("{program}: error: the server was killed by {signal} while it started");
             ExitCode::FAILURE

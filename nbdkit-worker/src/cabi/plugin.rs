@@ -107,7 +107,7 @@ pub(crate) fn load_plugin(
 }
 
 /// nbdkit-plugin(3), `.name`.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
@@ -179,20 +179,35 @@ impl CPlugin {
         // SAFETY: takes nothing; called when the interface says, by the only thread.
         self.callbacks.checked(None, || unsafe { callback() }).map(drop).map_err(|e| named(name, e))
     }
+}
 
-    /// What a callback for a client that has opened nothing may ask.
-    fn before_open(client: &Arc<Client>) -> Arc<Served> {
-        Arc::new(Served { client: Some(Arc::clone(client)), export: None, tls: client.is_tls() })
+/// Runs a `dump_plugin`, which may be absent.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub(super) fn dump(
+    dump_plugin: Option<unsafe extern "C" fn()>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    // It writes to the C library's standard output, which has a buffer of its own.
+    out.flush()?;
+    if let Some(dump_plugin) = dump_plugin {
+        let _entered = context::enter(None);
+        // SAFETY: takes nothing; called after the configuration, by the only thread.
+        unsafe { dump_plugin() };
+        // SAFETY: null stands for all streams.
+        Errno::result(unsafe { libc::fflush(std::ptr::null_mut()) })?;
     }
+    Ok(())
 }
 
 /// The error, or if it has no text one that says which callback it was: silence does not help who starts the server.
-fn named(callback: &str, error: Error) -> Error {
+pub(super) fn named(callback: &str, error: Error) -> Error {
     if error.message().is_empty() { error.context(format!("{callback} failed")) } else { error }
 }
 
 /// A C string; a null byte, which nothing from a command line has, ends it.
-fn c_string(bytes: &[u8]) -> CString {
+pub(super) fn c_string(bytes: &[u8]) -> CString {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     CString::new(&bytes[..end]).unwrap_or_default()
 }
@@ -286,16 +301,7 @@ impl Plugin for CPlugin {
     }
 
     fn dump_plugin(&self, out: &mut dyn Write) -> io::Result<()> {
-        // The plugin writes to the C library's standard output, which has a buffer of its own.
-        out.flush()?;
-        if let Some(dump_plugin) = self.callbacks.table.dump_plugin {
-            let _entered = context::enter(None);
-            // SAFETY: takes nothing; called after the configuration, by the only thread.
-            unsafe { dump_plugin() };
-            // SAFETY: null stands for all streams.
-            Errno::result(unsafe { libc::fflush(std::ptr::null_mut()) })?;
-        }
-        Ok(())
+        dump(self.callbacks.table.dump_plugin, out)
     }
 
     fn needs(&self) -> Needs {
@@ -309,7 +315,7 @@ impl Plugin for CPlugin {
 
     fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
         let Some(preconnect) = self.callbacks.table.preconnect else { return Ok(()) };
-        let served = CPlugin::before_open(client);
+        let served = Served::before_open(client);
         // SAFETY: takes a number; called as the thread model allows.
         self.callbacks.checked(Some(&served), || unsafe { preconnect(readonly.into()) }).map(drop)
     }
@@ -324,7 +330,7 @@ impl Plugin for CPlugin {
             exports.use_default();
             return Ok(());
         };
-        let served = CPlugin::before_open(client);
+        let served = Served::before_open(client);
         let mut list = CExports::default();
         let (readonly, tls) = (readonly.into(), client.is_tls().into());
         let pointer = (&raw mut list).cast();
@@ -338,7 +344,7 @@ impl Plugin for CPlugin {
         let Some(default_export) = self.callbacks.table.default_export else {
             return Ok(Some(String::new()));
         };
-        let served = CPlugin::before_open(client);
+        let served = Served::before_open(client);
         let _entered = context::enter(Some(&served));
         // SAFETY: takes numbers; called as the thread model allows.
         let name = unsafe { default_export(readonly.into(), client.is_tls().into()) };
