@@ -142,7 +142,7 @@ typedef int nbdkit_next_open (nbdkit_context *context, int readonly, const char 
 typedef struct nbdkit_next_ops nbdkit_next;
 
 struct nbdkit_next_ops {
-  int (*prepare) (nbdkit_next *nxdata, int readonly);
+  int (*prepare) (nbdkit_next *nxdata);
   int (*finalize) (nbdkit_next *nxdata);
 
   int64_t (*get_size) (nbdkit_next *nxdata);

@@ -285,8 +285,7 @@ questions! {
     can_cache: |below| below.can_cache().map(|cache| cache as c_int);
 }
 
-/// `readonly` was said when the context was opened.
-unsafe extern "C" fn prepare(next: NextPointer, _readonly: c_int) -> c_int {
+unsafe extern "C" fn prepare(next: NextPointer) -> c_int {
     // SAFETY: as said above.
     let next = unsafe { next.as_ref() };
     answer(next.ok_or_else(absent).and_then(Next::prepare).map(|()| 0))

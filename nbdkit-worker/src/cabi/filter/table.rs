@@ -72,7 +72,7 @@ macro_rules! per_connection {
 
 per_connection! { NextOps, "`struct nbdkit_next_ops`.",
     [
-        pub(super) prepare: Option<unsafe extern "C" fn(NextPointer, c_int) -> c_int>,
+        pub(super) prepare: Option<unsafe extern "C" fn(NextPointer) -> c_int>,
         pub(super) finalize: Option<unsafe extern "C" fn(NextPointer) -> c_int>,
     ],
     (NextPointer),
