@@ -18,11 +18,11 @@ use crate::cabi;
 /// A name that is not known.
 pub(crate) fn load(configure: &Configure) -> Result<Stack> {
     let plugin = load_plugin(&configure.plugin, &configure.debug_flags)?;
-    let filters = configure
-        .filters
-        .iter()
-        .map(|name| load_filter(name, &configure.debug_flags))
-        .collect::<Result<Vec<_>>>()?;
+    // The innermost filter first, as they are stacked.
+    let filters = configure.filters.iter().rev();
+    let filters = filters.map(|name| load_filter(name, &configure.debug_flags));
+    let mut filters = filters.collect::<Result<Vec<_>>>()?;
+    filters.reverse();
     let stack = Stack::new(filters, plugin);
     for flag in &configure.debug_flags {
         let known = flag.name == "nbdkit"

@@ -7,19 +7,21 @@ use nbdkit_tests::binary::Binary;
 use nbdkit_tests::transcript::Session;
 use nbdkit_tests::{Server, TempDir, command};
 
-use crate::support::{DEADLINE, compare, compile, compile_for, exercise, oracle};
+use crate::support::{
+    DEADLINE, compare, compile, compile_for, connected, debian_plugin, exercise, oracle,
+};
 
 fn lines(log: &Path) -> Vec<String> {
     std::fs::read_to_string(log).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// The lines that two filters on `memory` wrote while `binary` served.
-fn order(binary: &Binary, arguments: &[&str]) -> Vec<String> {
+/// The lines that two filters wrote while `binary` served.
+fn order(binary: &Binary, plugin: &str, arguments: &[&str]) -> Vec<String> {
     let log_dir = TempDir::new();
     let log = log_dir.join("log");
     let [outer, inner] =
         ["outer", "inner"].map(|name| compile_for(binary, "every.c", &[&format!("-DNAME={name}")]));
-    let mut server = Server::nbdkit(["--filter", &outer, "--filter", &inner, "memory", "1M"])
+    let mut server = Server::nbdkit(["--filter", &outer, "--filter", &inner, plugin, "1M"])
         .args(arguments)
         .env("ORDER_LOG", &log)
         .binary(binary.clone())
@@ -36,7 +38,7 @@ fn order(binary: &Binary, arguments: &[&str]) -> Vec<String> {
 #[test]
 fn every_callback_comes_in_nbdkits_order_with_nbdkits_arguments() {
     for arguments in [&["outer=x", "inner=y", "-D", "outer.loud=3"][..], &["-r"]] {
-        let ours = order(&Binary::under_test(), arguments);
+        let ours = order(&Binary::under_test(), "memory", arguments);
         for callback in ["load", "get_ready 2", "after_fork same", "prepare 42", "finalize 42"] {
             for filter in ["outer", "inner"] {
                 let line = format!("{filter}: {callback}");
@@ -44,8 +46,13 @@ fn every_callback_comes_in_nbdkits_order_with_nbdkits_arguments() {
             }
         }
         assert!(!ours.iter().any(|line| line.contains("other")), "{ours:#?}");
-        if let Some(debian) = oracle() {
-            assert_eq!(ours, order(&debian, arguments));
+        if let (Some(debian), Some(memory)) = (oracle(), debian_plugin("memory")) {
+            let theirs = order(&debian, &memory, arguments);
+            let ours = order(&Binary::under_test(), &memory, arguments);
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                assert_eq!(ours, theirs);
+            }
+            assert_eq!(ours.len(), theirs.len());
         }
     }
 }
@@ -63,7 +70,6 @@ fn a_callback_that_fails() {
         "default_export",
         "open",
         "prepare",
-        "finalize",
         "get_size",
         "export_description",
         "can_write",
@@ -87,6 +93,15 @@ fn a_callback_that_fails() {
         let fail = format!("every=fail:{callback}");
         compare("every.c", &[], &["--filter={FILTER}", "memory", "1M", &fail], exercise);
     }
+}
+
+#[test]
+fn finalize_that_fails_is_said_and_the_server_goes_on() {
+    let filter = format!("--filter={}", compile("every.c", &[]));
+    let server = Server::nbdkit([&filter, "memory", "1M", "every=fail:finalize"]).start();
+    connected(&server).disconnect().expect("gone");
+    let _ = server.wait_for_stderr("every[1]: error: finalize was asked to fail");
+    let _ = connected(&server);
 }
 
 #[test]

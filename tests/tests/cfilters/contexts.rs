@@ -23,7 +23,7 @@ fn a_shared_context_serves_clients_and_a_thread_of_the_filters_at_once() {
         for client in &mut clients {
             assert_eq!(read(client, 4096, 6), b"shared");
         }
-        for client in clients {
+        for mut client in clients {
             client.disconnect().expect("gone");
         }
         assert_eq!(read(&mut connected(&server), 4096, 6), b"shared");
@@ -39,7 +39,7 @@ fn a_shared_context_serves_clients_and_a_thread_of_the_filters_at_once() {
 
 #[test]
 fn a_context_outside_of_a_connection_must_be_a_shared_one() {
-    let filter = format!("--filter={}", compile("contexts.c", &[]));
+    let filter = format!("--filter={}", compile("contexts.c", &["-DOUTSIDE"]));
     let server = Server::nbdkit([&filter, "memory", "1M", "contexts=shared"]).start();
     let _ = server.wait_for_stderr(
         "nbdkit_next_context_open: no connection in this thread, and the context is not shared",

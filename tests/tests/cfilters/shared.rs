@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use nbdkit_tests::{Ask, Server};
 
-use crate::support::{DEADLINE, compile, connected, open, read, served_again};
+use crate::support::{DEADLINE, compile, connected, debian_plugin, open, read, served_again};
 
 /// The children of the template: workers, one for each client unless it serves them itself.
 fn workers(server: &Server) -> usize {
@@ -39,7 +39,7 @@ fn a_filter_in_c_on_a_builtin_plugin_is_served_by_one_process_with_the_compat_sa
 fn a_crash_is_reported_and_clients_can_come_again() {
     let filter = format!("--filter={}", compile("crash.c", &[]));
     for isolation in ["--isolation=shared", "--isolation=connection"] {
-        let mut server = Server::nbdkit([isolation, &filter, "zero", "1M"]).start();
+        let mut server = Server::nbdkit([isolation, &filter, "null", "1M"]).start();
         let mut client = connected(&server);
         assert_eq!(read(&mut client, 0, 512), [0; 512]);
         assert!(client.call(&Ask::read(512, 512)).is_err());
@@ -119,10 +119,7 @@ fn eight_clients_64_deep_with_filters_in_c_of_both_ages_and_builtin_ones() {
 
 #[test]
 fn a_filter_in_c_on_a_plugin_in_c() {
-    let plugin = "/usr/lib/x86_64-linux-gnu/nbdkit/plugins/nbdkit-memory-plugin.so";
-    if !std::path::Path::new(plugin).exists() {
-        return eprintln!("SKIPPED: Debian's memory plugin is not installed");
-    }
+    let Some(plugin) = debian_plugin("memory") else { return };
     let shift = format!("--filter={}", compile("shift.c", &[]));
-    stress(&[&shift, plugin, "4M", "shift=64K"]);
+    stress(&[&shift, &plugin, "4M", "shift=64K"]);
 }
