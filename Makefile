@@ -41,8 +41,9 @@ run:
 # Every test: units, the protocol with a raw client, real clients, and side by side with Debian's nbdkit.
 test:
 	scripts/install-packages.sh test
+	scripts/unpack-guestfs-plugin.sh $(or $(CARGO_TARGET_DIR),target)/guestfs
 	$(MAKE) --no-print-directory lint
-	$(CARGO) build $(CARGOFLAGS) --workspace --bins
+	$(CARGO) build $(CARGOFLAGS) --workspace --bins --lib
 	$(CARGO) test $(CARGOFLAGS) --workspace
 
 # Mutated sessions against the server for some minutes; "make test" has a short run of the same. NBDKIT_FUZZ_SEED repeats one.

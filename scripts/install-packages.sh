@@ -5,7 +5,7 @@ set -eu
 
 case "${1:-}" in
 run)  packages="e2fsprogs libnbd-bin procps" ;;
-test) packages="e2fsprogs fio iproute2 libnbd-bin mount nbdkit nbdkit-plugin-dev python3 python3-libnbd qemu-utils strace" ;;
+test) packages="e2fsprogs fio iproute2 libnbd-bin mount nbdkit nbdkit-plugin-dev nbdkit-plugin-libvirt nbdkit-plugin-lua nbdkit-plugin-perl nbdkit-plugin-python nbdkit-plugin-ruby nbdkit-plugin-tcl python3 python3-libnbd qemu-utils strace" ;;
 *)    echo "usage: $0 run|test" >&2; exit 2 ;;
 esac
 

@@ -121,6 +121,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
         layer,
         settings: Arc::new(settings),
         isolation,
+        single: !configure.stdio_safe,
         swap: configure.swap,
         sandbox,
     }))
@@ -232,6 +233,8 @@ struct Service {
     layer: Arc<Layer>,
     settings: Arc<Settings>,
     isolation: Isolation,
+    /// Whether there will be one client only (`-s`).
+    single: bool,
     swap: bool,
     sandbox: Sandbox,
 }

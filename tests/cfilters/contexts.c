@@ -161,6 +161,12 @@ contexts_no (nbdkit_next *next, void *handle)
   return 0;
 }
 
+static const char *
+contexts_export_description (nbdkit_next *next, void *handle)
+{
+  return NULL;
+}
+
 static int
 contexts_block_size (nbdkit_next *next, void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
 {
@@ -218,6 +224,7 @@ static struct nbdkit_filter filter = {
   .close          = contexts_close,
   .finalize       = contexts_finalize,
   .get_size       = contexts_get_size,
+  .export_description = contexts_export_description,
   .block_size     = contexts_block_size,
   .can_write      = contexts_can_write,
   .can_flush      = contexts_no,

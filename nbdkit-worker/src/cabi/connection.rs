@@ -179,7 +179,8 @@ impl Connection for CConnection {
     fn can_fast_zero(&self) -> Result<bool> {
         match call!(self, can_fast_zero) {
             Some(answer) => answer.map(|answer| answer != 0),
-            None => Ok(!self.has_zero() || !self.can_zero()?),
+            // Without flags there is no asking for it: every request is refused at once, which is fast.
+            None => Ok(self.v1() || !self.has_zero() || !self.can_zero()?),
         }
     }
 
@@ -253,6 +254,9 @@ impl Connection for CConnection {
     }
 
     fn zero(&self, count: u64, offset: u64, flags: Flags) -> Result<()> {
+        if self.v1() && flags.contains(Flags::FAST_ZERO) {
+            return Err(Error::silent(Errno::EOPNOTSUPP));
+        }
         pieces(count, offset, |count, offset| {
             let result = if self.v1() {
                 let may_trim = flags.contains(Flags::MAY_TRIM);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use nbdkit_api::{
     Client, Connection, Errno, Error, Exports, Isolation, ModuleFile, Needs, Open, Plugin, Result,
-    ThreadModel, Value,
+    ResultExt, ThreadModel, Value,
 };
 use nbdkit_ipc::messages::DebugFlag;
 
@@ -41,7 +41,7 @@ impl Callbacks {
     ///
     /// # Errors
     /// The plugin's.
-    pub(super) fn checked<T: PartialEq + From<i8>>(
+    pub(super) fn checked<T: Copy + PartialEq + From<i8>>(
         &self,
         served: Option<&Arc<Served>>,
         callback: impl FnOnce() -> T,
@@ -53,7 +53,7 @@ impl Callbacks {
     ///
     /// # Errors
     /// The plugin's, with the errno that it set, or left if that can be relied on.
-    pub(super) fn checked_for<T: PartialEq>(
+    pub(super) fn checked_for<T: Copy + PartialEq>(
         &self,
         failure: T,
         served: Option<&Arc<Served>>,
@@ -177,7 +177,9 @@ impl CPlugin {
     fn step(&self, name: &str, callback: Option<unsafe extern "C" fn() -> c_int>) -> Result<()> {
         let Some(callback) = callback else { return Ok(()) };
         // SAFETY: takes nothing; called when the interface says, by the only thread.
-        self.callbacks.checked(None, || unsafe { callback() }).map(drop).map_err(|e| named(name, e))
+        let result = self.callbacks.checked(None, || unsafe { callback() });
+        flush_streams()?;
+        result.map(drop).map_err(|error| named(name, error))
     }
 }
 
@@ -195,15 +197,22 @@ pub(super) fn dump(
         let _entered = context::enter(None);
         // SAFETY: takes nothing; called after the configuration, by the only thread.
         unsafe { dump_plugin() };
-        // SAFETY: null stands for all streams.
-        Errno::result(unsafe { libc::fflush(std::ptr::null_mut()) })?;
     }
-    Ok(())
+    flush_streams().map_err(|error| io::Error::from(error.errno()))
 }
 
 /// The error, or if it has no text one that says which callback it was: silence does not help who starts the server.
 pub(super) fn named(callback: &str, error: Error) -> Error {
     if error.message().is_empty() { error.context(format!("{callback} failed")) } else { error }
+}
+
+/// Writes out what the plugin has printed. The C library's streams have buffers of their own, whose content would come after
+/// what we print, and be lost when the standard streams are given up.
+fn flush_streams() -> Result<()> {
+    // SAFETY: null stands for all streams.
+    Errno::result(unsafe { libc::fflush(std::ptr::null_mut()) })
+        .map(drop)
+        .or_error(|| "standard output")
 }
 
 /// A C string; a null byte, which nothing from a command line has, ends it.
@@ -250,6 +259,7 @@ impl Plugin for CPlugin {
         let value = keep_forever(c_string(value.as_os_str().as_bytes()));
         // SAFETY: two strings that live on.
         let result = self.callbacks.checked(None, || unsafe { config(key, value) });
+        flush_streams()?;
         result.map(drop).map_err(|error| named("config", error))
     }
 
@@ -334,9 +344,11 @@ impl Plugin for CPlugin {
         let mut list = CExports::default();
         let (readonly, tls) = (readonly.into(), client.is_tls().into());
         let pointer = (&raw mut list).cast();
-        // SAFETY: the list is the callback's alone until it returns.
-        self.callbacks
-            .checked(Some(&served), || unsafe { list_exports(readonly, tls, pointer) })?;
+        let listed = self.callbacks.checked(Some(&served), || {
+            // SAFETY: the list is the callback's alone until it returns.
+            unsafe { list_exports(readonly, tls, pointer) }
+        });
+        listed?;
         list.append_to(exports)
     }
 

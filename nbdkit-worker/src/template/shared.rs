@@ -15,6 +15,7 @@ use nix::errno::Errno;
 
 use super::{Service, unexpected, worker};
 use crate::connection::{Connection, Socket};
+use crate::log::TemplateLink;
 
 /// The clients being served, so that they can be ended.
 type Clients = Mutex<HashMap<u64, (Arc<Client>, Socket)>>;
@@ -24,6 +25,9 @@ pub(super) fn run(service: &Service) {
     let Some(link) = &service.link else { return };
     if let Err(error) = service.sandbox.close_worker() {
         return log_error(&error.to_string());
+    }
+    if service.single {
+        return run_single(service, link);
     }
     let clients = Clients::default();
     std::thread::scope(|scope| {
@@ -67,6 +71,40 @@ pub(super) fn run(service: &Service) {
             client.disconnect(false);
             socket.stop_reading();
         }
+    });
+}
+
+/// Serves the only client that there will be (`-s`) on the thread that configured the stack, which some code in C wants to be
+/// called by, and lets another wait for the end.
+fn run_single(service: &Service, link: &TemplateLink) {
+    let (connection, client, socket) = loop {
+        match link.recv() {
+            Ok(Received { message: ToTemplate::Serve(serve), fds }) => {
+                let Some(socket) = socket(fds) else {
+                    return log_error("a client arrived with the wrong number of descriptors");
+                };
+                break (serve.connection, worker::client(&serve, &socket), socket);
+            }
+            Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
+            _ => return,
+        }
+    };
+    std::thread::scope(|scope| {
+        let (waiting, reading) = (Arc::clone(&client), socket.clone());
+        let thread = std::thread::Builder::new().name("quiesce".to_owned());
+        let started = thread.spawn_scoped(scope, move || {
+            while let Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) = link.recv() {}
+            waiting.disconnect(false);
+            reading.stop_reading();
+        });
+        let exit = match started {
+            Ok(_) => serve_one(service, client, socket),
+            Err(error) => {
+                log_error(&format!("thread: {error}"));
+                WorkerExit::Failed
+            }
+        };
+        ended(service, connection, exit);
     });
 }
 

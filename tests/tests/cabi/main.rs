@@ -1,0 +1,15 @@
+//! Plugins in C: our headers, every callback and function, errors, crashes, threads; Debian's own, side by side with
+//! Debian's server. The C sources are in `tests/cplugins`, and are compiled here.
+#![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
+
+mod callbacks;
+mod crashes;
+mod debian;
+mod functions;
+mod headers;
+mod languages;
+mod old;
+mod rust;
+mod stress;
+mod support;
+mod threads;
