@@ -34,7 +34,7 @@ use super::context::{Served, enter, failure};
 use super::functions::keep_forever;
 use super::functions::lists::CExports;
 use super::library::Module;
-use super::plugin::{c_string, dump, is_name, named};
+use super::plugin::{c_string, dump, flush_streams, is_name, named};
 use crate::describe::COMPATIBILITY;
 
 /// The callbacks of a loaded filter.
@@ -181,6 +181,16 @@ fn checked(served: Option<&Arc<Served>>, callback: impl FnOnce() -> c_int) -> Re
     }
 }
 
+/// Runs a callback of the configuration. One that fails without a word is named.
+///
+/// # Errors
+/// As [`checked`], or standard output cannot be written.
+fn step(name: &str, callback: impl FnOnce() -> c_int) -> Result<c_int> {
+    let result = checked(None, callback);
+    flush_streams()?;
+    result.map_err(|error| named(name, error))
+}
+
 impl Filter for CFilter {
     fn name(&self) -> &str {
         &self.name
@@ -207,8 +217,8 @@ impl Filter for CFilter {
         let nxdata: *mut Configuring<'_> = &mut configuring;
         // SAFETY: two strings that live on, and what `next` takes, which is the callback's until it returns.
         let result =
-            checked(None, || unsafe { config(configure::next_config, nxdata.cast(), key, value) });
-        result.map(drop).map_err(|error| named("config", error))
+            step("config", || unsafe { config(configure::next_config, nxdata.cast(), key, value) });
+        result.map(drop)
     }
 
     fn config_complete(&mut self, next: NextConfig<'_>) -> Result<()> {
@@ -218,17 +228,16 @@ impl Filter for CFilter {
         let mut configuring = Configuring { next };
         let nxdata: *mut Configuring<'_> = &mut configuring;
         // SAFETY: what `next` takes is the callback's until it returns.
-        let result = checked(None, || unsafe {
+        let result = step("config_complete", || unsafe {
             config_complete(configure::next_config_complete, nxdata.cast())
         });
-        result.map(drop).map_err(|error| named("config_complete", error))
+        result.map(drop)
     }
 
     fn thread_model(&self, below: ThreadModel) -> Result<ThreadModel> {
         let Some(thread_model) = self.callbacks.head.thread_model else { return Ok(below) };
         // SAFETY: takes nothing; called after the configuration, by the only thread.
-        let model = checked(None, || unsafe { thread_model() });
-        let model = model.map_err(|error| named("thread_model", error))?;
+        let model = step("thread_model", || unsafe { thread_model() })?;
         ThreadModel::from_number(model)
             .ok_or_else(|| Error::msg(format!("thread_model returned {model}, which is none")))
     }
@@ -237,8 +246,8 @@ impl Filter for CFilter {
         let get_ready = self.middle().and_then(|middle| middle.get_ready);
         let Some(get_ready) = get_ready else { return Ok(()) };
         // SAFETY: takes a number; called by the only thread.
-        let result = checked(None, || unsafe { get_ready(model as c_int) });
-        result.map(drop).map_err(|error| named("get_ready", error))
+        let result = step("get_ready", || unsafe { get_ready(model as c_int) });
+        result.map(drop)
     }
 
     fn after_fork(&self, below: &Arc<Layer>) -> Result<()> {
@@ -246,8 +255,8 @@ impl Filter for CFilter {
         let Some(after_fork) = after_fork else { return Ok(()) };
         let backend = self.pointer(below);
         // SAFETY: the backend is there as long as the filter.
-        let result = checked(None, || unsafe { after_fork(backend) });
-        result.map(drop).map_err(|error| named("after_fork", error))
+        let result = step("after_fork", || unsafe { after_fork(backend) });
+        result.map(drop)
     }
 
     fn cleanup(&self, below: &Arc<Layer>) {

@@ -208,7 +208,7 @@ pub(super) fn named(callback: &str, error: Error) -> Error {
 
 /// Writes out what the plugin has printed. The C library's streams have buffers of their own, whose content would come after
 /// what we print, and be lost when the standard streams are given up.
-fn flush_streams() -> Result<()> {
+pub(super) fn flush_streams() -> Result<()> {
     // SAFETY: null stands for all streams.
     Errno::result(unsafe { libc::fflush(std::ptr::null_mut()) })
         .map(drop)

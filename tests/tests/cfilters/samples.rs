@@ -1,5 +1,6 @@
 //! The samples of nbdkit-filter(3) of both ages, in C and C++, and the functions about lists.
 
+use nbd_protocol::constants::CommandFlags;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::transcript::Session;
 use nbdkit_tests::{Ask, Server};
@@ -99,35 +100,59 @@ fn a_filter_in_cplusplus() {
     assert_eq!(read(&mut connected(&server), 0, 3), [2, 3, 4]);
 }
 
-/// Extents of everything, of one, and of ranges that are not aligned.
-fn extents(s: &mut Session) {
+/// Extents of everything and of the first, and, if `fine`, of parts in sectors.
+fn extents(s: &mut Session, fine: bool) {
     s.connect();
     s.structured_replies();
     s.set_meta_context("", &["base:allocation"]);
     s.go("");
     s.block_status(0, 1 << 20);
-    s.block_status(65536, 65536);
-    s.ask(&Ask::block_status(0, 1 << 20).flags(nbd_protocol::constants::CommandFlags::REQ_ONE));
-    s.block_status(4096, 512);
+    s.ask(&Ask::block_status(0, 1 << 20).flags(CommandFlags::REQ_ONE));
+    if fine {
+        s.block_status(65536, 65536);
+        s.block_status(4096, 512);
+    }
     s.disconnect();
 }
 
+const SPARSE: &str = "data=1 @40000 1 @65536 1*66000 @1048575 1";
+
 #[test]
 fn full_and_aligned_extents() {
-    let data = "data=1 @40000 1 @65536 1*66000 @1048575 1";
-    for how in ["full", "512", "65536", "131072", "3"] {
+    for (how, fine) in [("full", true), ("512", true), ("16384", false)] {
         let how = format!("extents={how}");
-        compare_extents(&["--filter={FILTER}", "data", data, &how]);
+        let arguments = ["--filter={FILTER}", "data", SPARSE, &how];
+        compare("extents.c", &[], &arguments, |s| extents(s, fine));
     }
 }
 
-/// Debian's server asserts where ours refuses, so that only what is aligned can be compared.
-fn compare_extents(arguments: &[&str]) {
-    let ours = transcript(&Binary::under_test(), ("extents.c", &[]), arguments, extents);
-    let Some(how) = arguments.last().and_then(|how| how.strip_prefix("extents=")) else { return };
-    if how == "3" {
-        assert!(ours.join("\n").contains("EINVAL"), "{ours:#?}");
-    } else if how == "full" || how == "512" {
-        compare("extents.c", &[], arguments, extents);
+/// Debian's server stops at the first block that is not all the same; ours goes on.
+#[test]
+fn a_block_is_what_all_of_it_is() {
+    for (align, expected) in [
+        (65536, "196608:data 786432:hole,zero 65536:data"),
+        (131_072, "262144:data 655360:hole,zero 131072:data"),
+    ] {
+        let how = format!("extents={align}");
+        let arguments = ["--filter={FILTER}", "data", SPARSE, &how];
+        // One page of data in what is otherwise a hole, whatever the page's size.
+        let filter = ("extents.c", &[][..]);
+        let lines = transcript(&Binary::under_test(), filter, &arguments, |s| extents(s, false));
+        assert_eq!(lines[4], format!("BLOCK_STATUS 0+1048576 -> ok {expected}"));
+    }
+}
+
+/// Debian's server asserts here, so there is nothing to compare.
+#[test]
+fn extents_that_cannot_be_aligned_are_an_error() {
+    for how in ["3", "131072"] {
+        let how = format!("extents={how}");
+        let lines = transcript(
+            &Binary::under_test(),
+            ("extents.c", &[]),
+            &["--filter={FILTER}", "data", SPARSE, &how],
+            |s| extents(s, true),
+        );
+        assert!(lines.join("\n").contains("EINVAL"), "{how}: {lines:#?}");
     }
 }
