@@ -18,8 +18,7 @@ use nix::unistd::{ForkResult, Pid};
 /// EAGAIN, ENOMEM; EBUSY if this process has more than one thread, because the copy would have
 /// only this one and whatever locks the others hold.
 pub(crate) fn fork() -> nix::Result<Option<Pid>> {
-    // A directory has a link for itself, one from its parent, and one from each subdirectory: each thread.
-    if std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3) {
+    if !is_single_threaded() {
         return Err(nix::errno::Errno::EBUSY);
     }
     // SAFETY: the process is single-threaded (checked above, and nothing else runs that could start a thread in
@@ -28,6 +27,12 @@ pub(crate) fn fork() -> nix::Result<Option<Pid>> {
         ForkResult::Parent { child } => Ok(Some(child)),
         ForkResult::Child => Ok(None),
     }
+}
+
+/// Whether this is the process's only thread, as far as can be told.
+pub(crate) fn is_single_threaded() -> bool {
+    // A directory has a link for itself, one from its parent, and one from each subdirectory: each thread.
+    !std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3)
 }
 
 /// Ends the process at once: no destructors, for the stack belongs to the template.

@@ -115,6 +115,12 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
     };
     process::set_channel(&**link, false);
     enter(&service, configure.swap, &layer, &sandbox).map_err(failed)?;
+    if isolation == Isolation::Connection && !process::is_single_threaded() {
+        log_error(
+            "--isolation=connection: the plugin has started threads, which a process of each client would not have",
+        );
+        return Err(Failed);
+    }
     let _ = link.send(&FromTemplate::Ready, &[]);
     Ok(Some(Service {
         link: None,

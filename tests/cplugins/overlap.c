@@ -1,5 +1,6 @@
 /* Measures how many callbacks run at the same time: reads at offset 0 take 100 ms; one elsewhere returns the most that
- * were seen together, the number of the process, and of the thread. -DMODEL=N: the thread model.
+ * were seen together, the number of the process, and of the thread. -DMODEL=N: the thread model. -DBACKGROUND: the plugin
+ * has a thread of its own.
  */
 
 #define NBDKIT_API_VERSION 2
@@ -45,8 +46,29 @@ overlap_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_
   return 0;
 }
 
+#ifdef BACKGROUND
+static void *
+overlap_thread (void *argument)
+{
+  for (;;)
+    pause ();
+  return NULL;
+}
+
+static int
+overlap_after_fork (void)
+{
+  pthread_t thread;
+
+  return pthread_create (&thread, NULL, overlap_thread, NULL) == 0 ? 0 : -1;
+}
+#endif
+
 static struct nbdkit_plugin plugin = {
   .name = "overlap",
+#ifdef BACKGROUND
+  .after_fork = overlap_after_fork,
+#endif
   .open = overlap_open,
   .get_size = overlap_get_size,
   .pread = overlap_pread,

@@ -1,9 +1,9 @@
 //! Thread models of plugins, by the overlap that they measure themselves; and in which process they are.
 
 use std::collections::HashSet;
+use std::os::unix::net::UnixStream;
 
 use nbdkit_tests::{Ask, Client, Server};
-use std::os::unix::net::UnixStream;
 
 use crate::support::{compile, open};
 
@@ -88,4 +88,16 @@ fn one_process_serves_all_unless_told_otherwise() {
     clients.iter_mut().for_each(open);
     let seen: HashSet<u64> = clients.iter_mut().map(|client| seen(client).process).collect();
     assert_eq!(seen.len(), 1);
+}
+
+#[test]
+fn a_plugin_with_threads_of_its_own_is_not_copied_for_each_client() {
+    let plugin = compile("overlap.c", &["-DMODEL=3", "-DBACKGROUND"]);
+    let server = Server::nbdkit([&plugin]).start();
+    let mut client = server.connect();
+    open(&mut client);
+    assert_eq!(seen(&mut client).most, 0);
+    let finished = Server::nbdkit(["--isolation=connection", &plugin]).try_start();
+    let finished = finished.expect_err("refused");
+    assert!(finished.stderr.contains("the plugin has started threads"), "{}", finished.stderr);
 }
