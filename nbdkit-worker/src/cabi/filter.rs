@@ -2,7 +2,7 @@
 //!
 //! - [`table`]: the structures of the interface, in the current layout and with the signatures of nbdkit 1.16;
 //! - [`configure`]: the layer below as the callbacks before `open` reach it;
-//! - [`context`] and [`next`]: as the filter opens it, and calls it once it is open;
+//! - [`context`], [`next`] and [`ops`]: as the filter opens it, as it is then, and the functions that reach it;
 //! - [`connection`]: the callbacks of a connection.
 
 #![expect(unsafe_code, reason = "calls code in another language")]
@@ -11,6 +11,7 @@ mod configure;
 mod connection;
 mod context;
 mod next;
+mod ops;
 mod table;
 
 use std::ffi::{OsStr, c_int};

@@ -37,7 +37,11 @@ fn order(binary: &Binary, plugin: &str, arguments: &[&str]) -> Vec<String> {
 
 #[test]
 fn every_callback_comes_in_nbdkits_order_with_nbdkits_arguments() {
-    for arguments in [&["outer=x", "inner=y", "-D", "outer.loud=3"][..], &["-r"]] {
+    for arguments in [
+        &["outer=x", "inner=y", "-D", "outer.loud=3"][..],
+        &["-r"],
+        &["outer=fail:pread", "inner=fail:list_exports"],
+    ] {
         let ours = order(&Binary::under_test(), "memory", arguments);
         for callback in ["load", "get_ready 2", "after_fork same", "prepare 42", "finalize 42"] {
             for filter in ["outer", "inner"] {
@@ -54,6 +58,15 @@ fn every_callback_comes_in_nbdkits_order_with_nbdkits_arguments() {
             }
             assert_eq!(ours.len(), theirs.len());
         }
+    }
+}
+
+#[test]
+fn what_was_opened_and_prepared_is_finalized_and_closed_after_a_failure() {
+    let (Some(debian), Some(memory)) = (oracle(), debian_plugin("memory")) else { return };
+    for fail in ["outer=fail:open", "inner=fail:open", "outer=fail:prepare", "inner=fail:prepare"] {
+        let ours = order(&Binary::under_test(), &memory, &[fail]);
+        assert_eq!(ours, order(&debian, &memory, &[fail]), "{fail}");
     }
 }
 

@@ -15,7 +15,8 @@ use super::super::table;
 use super::Callbacks;
 use super::configure::export_name;
 use super::context::{CBackend, CContext, next_open, next_open_of_1_16};
-use super::next::{self, FUNCTIONS_OF_1_16};
+use super::next;
+use super::ops;
 use super::table::{Handle, Table};
 
 /// What a filter without `open` has for a handle. It is passed back to it, as nbdkit does with one of its own.
@@ -54,7 +55,7 @@ macro_rules! call {
             }),
             Table::Of116(_, of_connection) => of_connection.$callback.map(|callback| {
                 // SAFETY: as above; the functions are there as long as the process.
-                unsafe { callback(&raw const FUNCTIONS_OF_1_16, next, handle $(, $argument)*) }
+                unsafe { callback(&raw const ops::OF_1_16, next, handle $(, $argument)*) }
             }),
         }
     }};
@@ -151,6 +152,13 @@ impl CFilterConnection {
         // SAFETY: null, or open as long as the filter leaves it in its place.
         unsafe { next::with(self.context.next(), call) }
     }
+
+    /// Finalizes the layer below unless others have it too: it is not this connection's to end then.
+    fn finalize_below(&self) -> Result<()> {
+        // SAFETY: null, or open as long as the filter leaves it in its place.
+        let next = unsafe { self.context.next().as_ref() };
+        next.filter(|next| next.is_of_one()).map_or(Ok(()), next::Next::finalize)
+    }
 }
 
 impl FilterConnection for CFilterConnection {
@@ -160,7 +168,12 @@ impl FilterConnection for CFilterConnection {
             next.prepare()?;
         }
         match call!(self, prepare, readonly.into()) {
-            Some(-1) => Err(context::failure(None)),
+            Some(-1) => {
+                let error = context::failure(None);
+                // What was prepared is finalized, though this filter, which was not, will only be closed.
+                let _ = self.finalize_below();
+                Err(error)
+            }
             _ => Ok(()),
         }
     }
@@ -170,11 +183,7 @@ impl FilterConnection for CFilterConnection {
             Some(-1) => Err(context::failure(None)),
             _ => Ok(()),
         };
-        // SAFETY: null, or open as long as the filter leaves it in its place.
-        let next = unsafe { self.context.next().as_ref() };
-        // What others have too is not this connection's to end.
-        let below = next.filter(|next| next.is_of_one()).map_or(Ok(()), next::Next::finalize);
-        own.and(below)
+        own.and(self.finalize_below())
     }
 
     fn size(&self, _next: &Backend) -> Result<u64> {
