@@ -32,7 +32,7 @@ pub(super) fn fail(error: &Error) {
 }
 
 /// Reports a failure to whoever called a function that returns -1 for it.
-pub(super) fn minus_one<T: From<i8>>(error: &Error) -> T {
+fn minus_one<T: From<i8>>(error: &Error) -> T {
     fail(error);
     T::from(-1)
 }

@@ -1,5 +1,6 @@
-//! One client's handle of a filter in C as a [`FilterConnection`]. What the filter has no callback for goes to its
-//! [`Next`](super::next), and so does nothing else: the layer below that the server would keep is left empty.
+//! One client's handle of a filter in C as a [`FilterConnection`]. The layer below is the one in its
+//! [`CContext`](super::context), where the filter may replace it at any time; what it has no callback for goes there too. The one
+//! that the methods are called with is therefore empty.
 
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ pub(super) struct CFilterConnection {
     /// What `open` returned.
     handle: OpenHandle,
     // Dropped, that is closed, after the filter's own close.
-    context: Box<CContext>,
+    context: Arc<CContext>,
     served: Arc<Served>,
 }
 
@@ -118,10 +119,10 @@ impl CFilterConnection {
             tls: open.tls,
         });
         let context = CContext::new(backend, export.clone(), Arc::clone(&served));
-        // Its address is what the filter remembers.
-        let context = Box::new(context);
+        // Not a box: the filter remembers its address while we have it too.
+        let context = Arc::new(context);
         let (readonly, tls) = (open.readonly.into(), open.tls.into());
-        let pointer = &raw const *context;
+        let pointer = Arc::as_ptr(&context);
         let handle = {
             let _entered = context::enter(Some(&served));
             match &callbacks.table {
