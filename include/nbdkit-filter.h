@@ -5,9 +5,25 @@
 #ifndef NBDKIT_FILTER_H
 #define NBDKIT_FILTER_H
 
+/* Whose signatures: 140 for those of nbdkit 1.40, or, defined before this is included, 116 for those of nbdkit 1.16, with
+ * next_ops and nxdata in place of next. The server adapts them when it loads the filter.
+ */
+#ifndef NBDKIT_FILTER_API
+#define NBDKIT_FILTER_API 140
+#endif
+
+#if NBDKIT_FILTER_API != 116 && NBDKIT_FILTER_API != 140
+#error NBDKIT_FILTER_API must be 116 or 140
+#endif
+
 #include <nbdkit-common.h>
 
+/* What the server knows the layout of the structure by. */
+#if NBDKIT_FILTER_API == 116
+#define NBDKIT_FILTER_API_VERSION 116
+#else
 #define NBDKIT_FILTER_API_VERSION 6
+#endif
 
 /* Results of can_zero, which filters answer otherwise than plugins. */
 #define NBDKIT_ZERO_NONE    0
@@ -18,13 +34,101 @@
 extern "C" {
 #endif
 
+#if NBDKIT_FILTER_API == 116
+
+typedef int nbdkit_next_config (void *nxdata, const char *key, const char *value);
+typedef int nbdkit_next_config_complete (void *nxdata);
+typedef int nbdkit_next_open (void *nxdata, int readonly);
+
+/* The layer below; nxdata is what the callback was called with. */
+struct nbdkit_next_ops {
+  /* Closes it, and opens it again. */
+  int (*reopen) (void *nxdata, int readonly);
+
+  int64_t (*get_size) (void *nxdata);
+
+  int (*can_write) (void *nxdata);
+  int (*can_flush) (void *nxdata);
+  int (*is_rotational) (void *nxdata);
+  int (*can_trim) (void *nxdata);
+  int (*can_zero) (void *nxdata);
+  int (*can_fast_zero) (void *nxdata);
+  int (*can_extents) (void *nxdata);
+  int (*can_fua) (void *nxdata);
+  int (*can_multi_conn) (void *nxdata);
+  int (*can_cache) (void *nxdata);
+
+  int (*pread) (void *nxdata, void *buf, uint32_t count, uint64_t offset, uint32_t flags, int *err);
+  int (*pwrite) (void *nxdata, const void *buf, uint32_t count, uint64_t offset, uint32_t flags, int *err);
+  int (*flush) (void *nxdata, uint32_t flags, int *err);
+  int (*trim) (void *nxdata, uint32_t count, uint64_t offset, uint32_t flags, int *err);
+  int (*zero) (void *nxdata, uint32_t count, uint64_t offset, uint32_t flags, int *err);
+  int (*extents) (void *nxdata, uint32_t count, uint64_t offset, uint32_t flags,
+                  struct nbdkit_extents *extents, int *err);
+  int (*cache) (void *nxdata, uint32_t count, uint64_t offset, uint32_t flags, int *err);
+};
+
+struct nbdkit_filter {
+  int _api_version;
+  const char *_version;
+
+  const char *name;
+  const char *longname;
+  const char *description;
+
+  void (*load) (void);
+  void (*unload) (void);
+
+  int (*config) (nbdkit_next_config *next, void *nxdata, const char *key, const char *value);
+  int (*config_complete) (nbdkit_next_config_complete *next, void *nxdata);
+  const char *config_help;
+  int (*thread_model) (void);
+
+  void * (*open) (nbdkit_next_open *next, void *nxdata, int readonly);
+  void (*close) (void *handle);
+
+  int (*prepare) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle, int readonly);
+  int (*finalize) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+
+  int64_t (*get_size) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+
+  int (*can_write) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+  int (*can_flush) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+  int (*is_rotational) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+  int (*can_trim) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+  int (*can_zero) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+  int (*can_fast_zero) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+  int (*can_extents) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+  int (*can_fua) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+  int (*can_multi_conn) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+  int (*can_cache) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle);
+
+  int (*pread) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle, void *buf, uint32_t count,
+                uint64_t offset, uint32_t flags, int *err);
+  int (*pwrite) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle, const void *buf, uint32_t count,
+                 uint64_t offset, uint32_t flags, int *err);
+  int (*flush) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle, uint32_t flags, int *err);
+  int (*trim) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle, uint32_t count, uint64_t offset,
+               uint32_t flags, int *err);
+  int (*zero) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle, uint32_t count, uint64_t offset,
+               uint32_t flags, int *err);
+  int (*extents) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle, uint32_t count, uint64_t offset,
+                  uint32_t flags, struct nbdkit_extents *extents, int *err);
+  int (*cache) (struct nbdkit_next_ops *next_ops, void *nxdata, void *handle, uint32_t count, uint64_t offset,
+                uint32_t flags, int *err);
+};
+
+#else /* NBDKIT_FILTER_API == 140 */
+
 struct nbdkit_export {
   char *name;
   char *description;
 };
 
-/* The layer below: while it is configured, and what open is told. */
-typedef struct nbdkit_backend nbdkit_backend;
+/* The layer below, and, in open, the connection's place for it. Filters may call the first one void *nxdata, as the manual
+ * page does, or by its name.
+ */
+typedef void nbdkit_backend;
 typedef struct nbdkit_context nbdkit_context;
 
 typedef int nbdkit_next_config (nbdkit_backend *nxdata, const char *key, const char *value);
@@ -38,7 +142,7 @@ typedef int nbdkit_next_open (nbdkit_context *context, int readonly, const char 
 typedef struct nbdkit_next_ops nbdkit_next;
 
 struct nbdkit_next_ops {
-  int (*prepare) (nbdkit_next *nxdata, int readonly);
+  int (*prepare) (nbdkit_next *nxdata);
   int (*finalize) (nbdkit_next *nxdata);
 
   int64_t (*get_size) (nbdkit_next *nxdata);
@@ -142,6 +246,8 @@ extern nbdkit_next *nbdkit_next_context_open (nbdkit_backend *backend, int reado
                                               int shared);
 extern void nbdkit_next_context_close (nbdkit_next *next);
 extern nbdkit_next *nbdkit_context_set_next (nbdkit_context *context, nbdkit_next *next);
+
+#endif /* NBDKIT_FILTER_API */
 
 #ifdef __cplusplus
 }

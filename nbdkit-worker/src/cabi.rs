@@ -1,5 +1,5 @@
-//! nbdkit's interface for plugins in C: loads a shared library, wraps its table of callbacks in the traits that every
-//! plugin has here, and defines the functions that such code calls. nbdkit-plugin(3).
+//! nbdkit's interfaces for plugins and filters in C: loads a shared library, wraps its table of callbacks in the traits that
+//! every plugin or filter has here, and defines the functions that such code calls. nbdkit-plugin(3), nbdkit-filter(3).
 //!
 //! Runs in the template, which with isolation `shared`, the default for code that may keep its state anywhere, serves the
 //! clients too. Trusts the library as far as C must: it can do what the process can do, which is why the sandbox
@@ -9,15 +9,18 @@
 //! - [`library`]: opening it, its entry point and its debug flags;
 //! - [`table`]: the structure that it returns;
 //! - [`plugin`] and [`connection`]: its callbacks as traits;
+//! - [`filter`]: the same for filters, with what they call the layer below by;
 //! - [`context`]: for whom a callback runs, and what it says about its failure;
 //! - [`functions`]: `nbdkit_*`, the functions that the library calls.
 
 mod connection;
 mod context;
+mod filter;
 mod functions;
 mod library;
 mod plugin;
 pub(crate) mod search;
 mod table;
 
+pub(crate) use filter::load_filter;
 pub(crate) use plugin::load_plugin;

@@ -18,8 +18,11 @@ use crate::cabi;
 /// A name that is not known.
 pub(crate) fn load(configure: &Configure) -> Result<Stack> {
     let plugin = load_plugin(&configure.plugin, &configure.debug_flags)?;
-    let filters =
-        configure.filters.iter().map(|name| load_filter(name)).collect::<Result<Vec<_>>>()?;
+    // The innermost filter first, as they are stacked.
+    let filters = configure.filters.iter().rev();
+    let filters = filters.map(|name| load_filter(name, &configure.debug_flags));
+    let mut filters = filters.collect::<Result<Vec<_>>>()?;
+    filters.reverse();
     let stack = Stack::new(filters, plugin);
     for flag in &configure.debug_flags {
         let known = flag.name == "nbdkit"
@@ -55,23 +58,14 @@ fn load_plugin(name: &OsStr, flags: &[DebugFlag]) -> Result<Box<dyn Plugin>> {
     }
 }
 
-fn load_filter(name: &OsStr) -> Result<Box<dyn Filter>> {
-    name.to_str()
-        .filter(|_| !is_path(name))
-        .and_then(nbdkit_filters::load)
-        .ok_or_else(|| no_such_filter(name))
-}
-
-fn no_such_filter(name: &OsStr) -> Error {
-    let shown = name.as_bytes().escape_ascii();
+/// As plugins.
+fn load_filter(name: &OsStr, flags: &[DebugFlag]) -> Result<Box<dyn Filter>> {
     if is_path(name) {
-        Error::msg(format!(
-            "cannot open filter '{shown}': loading filters from files is not possible in this version"
-        ))
-    } else {
-        Error::msg(format!(
-            "cannot open filter '{shown}': there is no built-in filter of this name"
-        ))
+        return cabi::load_filter(name, Path::new(name), flags);
+    }
+    match name.to_str().and_then(nbdkit_filters::load) {
+        Some(filter) => Ok(filter),
+        None => cabi::load_filter(name, &cabi::search::filter(name), flags),
     }
 }
 

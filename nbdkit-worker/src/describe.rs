@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use nbdkit_api::{ModuleFile, Plugin, Stack, ThreadModel};
 
 /// The nbdkit version whose behaviour we keep to, which modules without one of their own report.
-const COMPATIBILITY: &str = "1.40.4";
+pub(crate) const COMPATIBILITY: &str = "1.40.4";
 
 /// Name, long name, description and parameters of each filter and the plugin.
 pub(crate) fn help(stack: &Stack) -> io::Result<()> {

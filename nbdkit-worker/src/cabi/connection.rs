@@ -13,7 +13,7 @@ use super::plugin::Callbacks;
 use super::table;
 
 /// Largest range of a callback, bytes: what fits its 32-bit count and is a multiple of every block size.
-const MAX_COUNT: u64 = 1 << 31;
+pub(super) const MAX_COUNT: u32 = 1 << 31;
 
 /// What `open` returned.
 #[derive(Clone, Copy)]
@@ -105,10 +105,17 @@ fn no(callback: &str) -> Error {
 }
 
 /// Divides a range into pieces that a callback can take.
-fn pieces(count: u64, offset: u64, mut piece: impl FnMut(u32, u64) -> Result<()>) -> Result<()> {
+pub(super) fn pieces(
+    count: u64,
+    offset: u64,
+    mut piece: impl FnMut(u32, u64) -> Result<()>,
+) -> Result<()> {
+    if let Ok(count) = u32::try_from(count) {
+        return piece(count, offset);
+    }
     let mut done = 0;
     while done < count {
-        let next = (count - done).min(MAX_COUNT);
+        let next = (count - done).min(MAX_COUNT.into());
         // At most MAX_COUNT.
         piece(next as u32, offset + done)?;
         done += next;
@@ -264,7 +271,7 @@ impl Connection for CConnection {
 
     fn extents(&self, count: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
         // A list may end early.
-        let count = count.min(MAX_COUNT) as u32;
+        let count = u32::try_from(count).unwrap_or(MAX_COUNT);
         let list = std::ptr::from_mut(extents).cast();
         done(call!(self, extents, count, offset, flags.bits(), list), || no("extents"))
     }

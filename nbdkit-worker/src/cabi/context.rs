@@ -19,6 +19,13 @@ pub(super) struct Served {
     pub(super) tls: bool,
 }
 
+impl Served {
+    /// For a client that has opened nothing yet.
+    pub(super) fn before_open(client: &Arc<Client>) -> Arc<Served> {
+        Arc::new(Served { client: Some(Arc::clone(client)), export: None, tls: client.is_tls() })
+    }
+}
+
 thread_local! {
     static SERVED: RefCell<Option<Arc<Served>>> = const { RefCell::new(None) };
     static ERRNO: Cell<i32> = const { Cell::new(0) };
@@ -66,6 +73,19 @@ pub(super) fn set_errno(errno: i32) {
 pub(super) fn error(text: &str) {
     log::error(text);
     TEXT.set(Some(text.to_owned()));
+}
+
+/// The failure of a layer below the filter whose callback this is, which may pass it on: logs it unless that has been done,
+/// and remembers it as if the filter had said it. Leaves its errno, and returns it.
+pub(super) fn failed_below(mut error: Error) -> Errno {
+    if error.take_for_log() {
+        log::error(error.message());
+    }
+    let errno = error.errno();
+    ERRNO.set(errno as i32);
+    TEXT.set((!error.message().is_empty()).then(|| error.message().to_owned()));
+    errno.set();
+    errno
 }
 
 /// The error of a callback that has just failed. `errno` is what it left in errno, if that can be relied on. Its text has

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "defines C functions, and reads what they are passed")]
 
 mod control;
+mod filters;
 mod intern;
 pub(super) mod lists;
 mod messages;
@@ -20,10 +21,10 @@ use nbdkit_api::{Errno, Error};
 
 use super::context;
 
-pub(super) use intern::keep_forever;
+pub(super) use intern::{keep, keep_forever};
 
 /// Reports a failure as `nbdkit_error` would, and leaves its errno.
-fn fail(error: &Error) {
+pub(super) fn fail(error: &Error) {
     if !error.message().is_empty() {
         context::error(error.message());
     }
@@ -40,7 +41,7 @@ fn minus_one<T: From<i8>>(error: &Error) -> T {
 ///
 /// # Safety
 /// `text` is null, or ends with a null byte and stays as it is for `'a`.
-unsafe fn text<'a>(text: *const c_char) -> Option<&'a CStr> {
+pub(super) unsafe fn text<'a>(text: *const c_char) -> Option<&'a CStr> {
     // SAFETY: not null here; the rest is the caller's promise.
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) })
 }

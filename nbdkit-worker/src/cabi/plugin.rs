@@ -107,7 +107,7 @@ pub(crate) fn load_plugin(
 }
 
 /// nbdkit-plugin(3), `.name`.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
@@ -181,21 +181,34 @@ impl CPlugin {
         flush_streams()?;
         result.map(drop).map_err(|error| named(name, error))
     }
+}
 
-    /// What a callback for a client that has opened nothing may ask.
-    fn before_open(client: &Arc<Client>) -> Arc<Served> {
-        Arc::new(Served { client: Some(Arc::clone(client)), export: None, tls: client.is_tls() })
+/// Runs a `dump_plugin`, which may be absent.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub(super) fn dump(
+    dump_plugin: Option<unsafe extern "C" fn()>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    // It writes to the C library's standard output, which has a buffer of its own.
+    out.flush()?;
+    if let Some(dump_plugin) = dump_plugin {
+        let _entered = context::enter(None);
+        // SAFETY: takes nothing; called after the configuration, by the only thread.
+        unsafe { dump_plugin() };
     }
+    flush_streams().map_err(|error| io::Error::from(error.errno()))
 }
 
 /// The error, or if it has no text one that says which callback it was: silence does not help who starts the server.
-fn named(callback: &str, error: Error) -> Error {
+pub(super) fn named(callback: &str, error: Error) -> Error {
     if error.message().is_empty() { error.context(format!("{callback} failed")) } else { error }
 }
 
 /// Writes out what the plugin has printed. The C library's streams have buffers of their own, whose content would come after
 /// what we print, and be lost when the standard streams are given up.
-fn flush_streams() -> Result<()> {
+pub(super) fn flush_streams() -> Result<()> {
     // SAFETY: null stands for all streams.
     Errno::result(unsafe { libc::fflush(std::ptr::null_mut()) })
         .map(drop)
@@ -203,7 +216,7 @@ fn flush_streams() -> Result<()> {
 }
 
 /// A C string; a null byte, which nothing from a command line has, ends it.
-fn c_string(bytes: &[u8]) -> CString {
+pub(super) fn c_string(bytes: &[u8]) -> CString {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     CString::new(&bytes[..end]).unwrap_or_default()
 }
@@ -298,14 +311,7 @@ impl Plugin for CPlugin {
     }
 
     fn dump_plugin(&self, out: &mut dyn Write) -> io::Result<()> {
-        // The plugin writes to the C library's standard output, which has a buffer of its own.
-        out.flush()?;
-        if let Some(dump_plugin) = self.callbacks.table.dump_plugin {
-            let _entered = context::enter(None);
-            // SAFETY: takes nothing; called after the configuration, by the only thread.
-            unsafe { dump_plugin() };
-        }
-        flush_streams().map_err(|error| io::Error::from(error.errno()))
+        dump(self.callbacks.table.dump_plugin, out)
     }
 
     fn needs(&self) -> Needs {
@@ -319,7 +325,7 @@ impl Plugin for CPlugin {
 
     fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
         let Some(preconnect) = self.callbacks.table.preconnect else { return Ok(()) };
-        let served = CPlugin::before_open(client);
+        let served = Served::before_open(client);
         // SAFETY: takes a number; called as the thread model allows.
         self.callbacks.checked(Some(&served), || unsafe { preconnect(readonly.into()) }).map(drop)
     }
@@ -334,7 +340,7 @@ impl Plugin for CPlugin {
             exports.use_default();
             return Ok(());
         };
-        let served = CPlugin::before_open(client);
+        let served = Served::before_open(client);
         let mut list = CExports::default();
         let (readonly, tls) = (readonly.into(), client.is_tls().into());
         let pointer = (&raw mut list).cast();
@@ -350,7 +356,7 @@ impl Plugin for CPlugin {
         let Some(default_export) = self.callbacks.table.default_export else {
             return Ok(Some(String::new()));
         };
-        let served = CPlugin::before_open(client);
+        let served = Served::before_open(client);
         let _entered = context::enter(Some(&served));
         // SAFETY: takes numbers; called as the thread model allows.
         let name = unsafe { default_export(readonly.into(), client.is_tls().into()) };

@@ -1,4 +1,4 @@
-//! Which file a short name stands for: `NAME` is `nbdkit-NAME-plugin.so` in the first of our own and the distribution's
+//! Which file a short name stands for: `NAME` is `nbdkit-NAME-plugin.so`, or `nbdkit-NAME-filter.so`, in the first of our own and the distribution's
 //! directories that has one. nbdkit(1), "Plugin name".
 
 #![forbid(unsafe_code)]
@@ -24,6 +24,11 @@ const TRIPLET: &str = if cfg!(target_arch = "x86_64") {
 /// The file of the plugin `name`, which is no path; the one that would be ours if there is none.
 pub(crate) fn plugin(name: &OsStr) -> PathBuf {
     first("plugin", name, option_env!("NBDKIT_PLUGINDIR"))
+}
+
+/// The file of the filter `name`, likewise.
+pub(crate) fn filter(name: &OsStr) -> PathBuf {
+    first("filter", name, option_env!("NBDKIT_FILTERDIR"))
 }
 
 fn first(what: &str, name: &OsStr, own: Option<&str>) -> PathBuf {

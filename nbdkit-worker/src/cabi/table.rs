@@ -10,7 +10,8 @@ pub(super) type ExtentsPointer = *mut c_void;
 /// An opaque list of exports.
 pub(super) type ExportsPointer = *mut c_void;
 
-type Text = *const c_char;
+/// A text of the library's, or null.
+pub(super) type Text = *const c_char;
 type Handle = *mut c_void;
 type Callback = Option<unsafe extern "C" fn()>;
 type Step = Option<unsafe extern "C" fn() -> c_int>;

@@ -170,12 +170,12 @@ impl Stack {
         self.filters.iter().map(|f| f.default_isolation()).fold(plugin, Isolation::min)
     }
 
-    /// `unload` of every layer, the outermost filter first, for a server that only had something to print.
+    /// `unload` of every layer, the plugin first, for a server that only had something to print.
     pub fn unload(&self) {
-        for filter in &self.filters {
+        self.plugin.unload();
+        for filter in self.filters.iter().rev() {
             filter.unload();
         }
-        self.plugin.unload();
     }
 
     /// Whether any layer keeps what clients write in this process.
@@ -278,13 +278,13 @@ impl Layer {
         }
     }
 
-    /// `unload`, the outermost filter first.
+    /// `unload`, the plugin first.
     pub fn unload(&self) {
         match &self.module {
             Module::Plugin(plugin) => plugin.unload(),
             Module::Filter(filter, below) => {
-                filter.unload();
                 below.unload();
+                filter.unload();
             }
         }
     }

@@ -19,7 +19,8 @@ pub(in super::super) fn keep_forever(string: CString) -> *const c_char {
     pointer
 }
 
-fn keep(string: CString) -> *const c_char {
+/// Keeps a string for as long as the connection that this thread serves, or the server.
+pub(in super::super) fn keep(string: CString) -> *const c_char {
     let Some(client) = context::served().and_then(|served| served.client.clone()) else {
         return keep_forever(string);
     };

@@ -42,6 +42,22 @@ impl CExports {
         Ok(())
     }
 
+    /// Adds what the layer below a filter has.
+    ///
+    /// # Errors
+    /// Both together are too many, or a string has a null byte.
+    pub(in super::super) fn add_all(&mut self, exports: &nbdkit_api::Exports) -> Result<()> {
+        for export in exports {
+            let string = |text: &str| {
+                CString::new(text)
+                    .map_err(|_| Error::new(Errno::EINVAL, "an export's name has a null byte"))
+            };
+            let description = export.description.as_deref().map(string).transpose()?;
+            self.add(Some(&string(&export.name)?), description.as_deref())?;
+        }
+        Ok(())
+    }
+
     /// Moves everything to the server's own list.
     ///
     /// # Errors
@@ -62,7 +78,7 @@ impl CExports {
 ///
 /// # Safety
 /// `extents` is null, or one that we gave out and that is still there, and nothing else uses it now.
-unsafe fn extents<'a>(extents: *mut c_void) -> Option<&'a mut Extents> {
+pub(in super::super) unsafe fn extents<'a>(extents: *mut c_void) -> Option<&'a mut Extents> {
     // SAFETY: what we gave out is an Extents; the rest is the caller's promise.
     unsafe { extents.cast::<Extents>().as_mut() }
 }

@@ -1,0 +1,64 @@
+//! Which files are filters, where they are looked for, and what is said about those that are not.
+
+use nbdkit_tests::Server;
+
+use crate::support::compile;
+
+/// What a server with this filter says when it refuses it.
+fn refused(filter: &str) -> String {
+    let finished = Server::nbdkit(["--filter", filter, "memory", "1M"]).try_start();
+    let finished = finished.expect_err("refused");
+    assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+    assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+    finished.stderr
+}
+
+#[test]
+fn a_filter_of_another_version_is_refused_with_a_line_that_names_both() {
+    let line = refused(&compile("refused.c", &["-DBAD_VERSION=\"1.32.5\""]));
+    assert!(line.contains("1.32.5") && line.contains("1.40.4"), "{line}");
+}
+
+#[test]
+fn debians_filters_are_found_by_name_and_by_path_and_refused_in_the_same_words() {
+    // One that nobody will build in: nbdkit itself has given it up.
+    let triplet = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let path = format!("/usr/lib/{triplet}/nbdkit/filters/nbdkit-cacheextents-filter.so");
+    if !std::path::Path::new(&path).exists() {
+        return eprintln!("SKIPPED: Debian's filters are not installed");
+    }
+    let line = refused(&path);
+    assert!(line.contains("compiled for version 1.32") && line.contains("1.40.4"), "{line}");
+    assert_eq!(refused("cacheextents"), line);
+}
+
+#[test]
+fn what_is_no_filter_is_refused_with_the_reason() {
+    for (flag, reason) in [
+        ("-DBAD_API=5", "(_api_version = 5)"),
+        ("-DNO_VERSION", "does not say for which version"),
+        ("-DNO_NAME", "filter must have a .name field"),
+        ("-DBAD_NAME=\"a b\"", "filter.name must begin with"),
+        ("-DNO_TABLE", "filter_init returned no table"),
+        ("-DNO_ENTRY", "undefined symbol: filter_init"),
+    ] {
+        let line = refused(&compile("refused.c", &[flag, "-Wno-unused-variable"]));
+        assert!(line.contains(reason), "{flag}: {line}");
+    }
+    assert!(refused("./no-such.so").contains("cannot open filter './no-such.so': "));
+    assert!(refused("no-such").contains("there is no built-in filter of this name"));
+}
+
+#[test]
+fn a_built_in_filter_comes_before_a_file_of_the_same_name() {
+    let server = Server::nbdkit(["--filter=log", "memory", "1M", "logfile=/dev/null"]).start();
+    assert!(!server.stderr_text().contains("compat"));
+}
+
+#[test]
+fn a_debug_flag_that_there_is_not_is_reported() {
+    let filter = format!("--filter={}", compile("every.c", &[]));
+    let server = Server::nbdkit(["-D", "every.nope=1", &filter, "memory", "1M"]).start();
+    let _ =
+        server.wait_for_stderr("every does not contain a global variable called every_debug_nope");
+}

@@ -1,0 +1,125 @@
+//! One address space: who serves when a filter in C is in the stack, what a crash does, and many clients at once.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use nbdkit_tests::{Ask, Server};
+
+use crate::support::{DEADLINE, compile, connected, debian_plugin, open, read, served_again};
+
+/// The children of the template: workers, one for each client unless it serves them itself.
+fn workers(server: &Server) -> usize {
+    let children = |pid: &str| {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+    };
+    let template = children(&server.pid().to_string());
+    let template = template.split(' ').next().unwrap().to_owned();
+    children(&template).split_whitespace().count()
+}
+
+#[test]
+fn a_filter_in_c_on_a_builtin_plugin_is_served_by_one_process_with_the_compat_sandbox() {
+    let filter = format!("--filter={}", compile("every.c", &[]));
+    for (isolation, processes) in [(None, 0), (Some("--isolation=connection"), 2)] {
+        let arguments = isolation.into_iter().chain([&*filter, "null", "1M"]);
+        let server = Server::nbdkit(arguments).start();
+        let _clients = [connected(&server), connected(&server)];
+        assert_eq!(workers(&server), processes, "{isolation:?}");
+        let line = server.wait_for_stderr("sandbox=compat");
+        assert!(line.contains("does not declare what it needs"), "{line}");
+    }
+    let server = Server::nbdkit(["null", "1M"]).start();
+    let _client = connected(&server);
+    assert_eq!(workers(&server), 1);
+    assert!(!server.stderr_text().contains("compat"));
+}
+
+#[test]
+fn a_crash_is_reported_and_clients_can_come_again() {
+    let filter = format!("--filter={}", compile("crash.c", &[]));
+    for isolation in ["--isolation=shared", "--isolation=connection"] {
+        let mut server = Server::nbdkit([isolation, &filter, "null", "1M"]).start();
+        let mut client = connected(&server);
+        assert_eq!(read(&mut client, 0, 512), [0; 512]);
+        assert!(client.call(&Ask::read(512, 512)).is_err());
+        // The log names signals by name or by number.
+        let end = Instant::now() + DEADLINE;
+        while !server.stderr_text().lines().any(|l| l.contains("SIGABRT") || l.contains("signal 6"))
+        {
+            assert!(Instant::now() < end, "{isolation}: {}", server.stderr_text());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        served_again(&server);
+        assert!(server.stop().success());
+    }
+}
+
+const CLIENTS: u64 = 8;
+const DEPTH: u64 = 64;
+const ROUNDS: u64 = 8;
+const BLOCK: u64 = 4096;
+
+/// Every client writes and reads blocks of its own, 64 requests at a time; no two use the same block.
+fn stress(arguments: &[&str]) {
+    let mut server = Server::nbdkit(arguments).start();
+    std::thread::scope(|scope| {
+        for number in 0..CLIENTS {
+            let server = &server;
+            scope.spawn(move || {
+                let mut client = server.connect();
+                open(&mut client);
+                let offset = |slot: u64| (slot * CLIENTS + number) * BLOCK;
+                let value = |round: u64, slot: u64| (round * 37 + slot * 11 + number) as u8;
+                for round in 0..ROUNDS {
+                    for slot in 0..DEPTH {
+                        let data = vec![value(round, slot); BLOCK as usize];
+                        client.send(&Ask::write(offset(slot), data)).expect("sent");
+                    }
+                    for _ in 0..DEPTH {
+                        assert_eq!(client.receive().expect("a reply").error, None);
+                    }
+                    let ask = |slot| Ask::read(offset(slot), BLOCK);
+                    let slots: HashMap<u64, u64> = (0..DEPTH)
+                        .map(|slot| (client.send(&ask(slot)).expect("sent"), slot))
+                        .collect();
+                    for _ in 0..DEPTH {
+                        let reply = client.receive().expect("a reply");
+                        let expected = value(round, slots[&reply.cookie]);
+                        assert!(reply.data.iter().all(|byte| *byte == expected), "round {round}");
+                    }
+                }
+                client.disconnect().expect("gone");
+            });
+        }
+    });
+    assert!(server.stop().success());
+}
+
+#[test]
+fn eight_clients_64_deep_with_filters_in_c_of_both_ages_and_builtin_ones() {
+    let shift = format!("--filter={}", compile("shift.c", &[]));
+    let old = format!("--filter={}", compile("old.c", &[]));
+    let contexts = format!("--filter={}", compile("contexts.c", &[]));
+    stress(&[&shift, "memory", "4M", "shift=64K"]);
+    stress(&[
+        "--filter=offset",
+        &shift,
+        "--filter=cow",
+        &old,
+        "memory",
+        "4M",
+        "shift=4K",
+        "offset=4K",
+    ]);
+    for way in ["contexts=shared", "contexts=associated", "contexts=again"] {
+        stress(&[&contexts, &shift, "memory", "4M", way]);
+    }
+}
+
+#[test]
+fn a_filter_in_c_on_a_plugin_in_c() {
+    let Some(plugin) = debian_plugin("memory") else { return };
+    let shift = format!("--filter={}", compile("shift.c", &[]));
+    stress(&[&shift, &plugin, "4M", "shift=64K"]);
+}
