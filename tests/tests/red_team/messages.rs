@@ -51,7 +51,7 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
             format!("say={refused},{refused}"),
             "unexpected Refused in phase Refused",
         ),
-        ("a signature once it serves", format!("say={sign}"), "unexpected Key in phase Serving"),
+        ("a signature without TLS", format!("say={sign}"), "a key where there is no TLS"),
         ("descriptors", format!("say-with-descriptors={log}"), "descriptors where none belong"),
         ("Shutdown", "say=01000000".to_owned(), "a shutdown that nothing in its stack may ask for"),
     ] {
