@@ -131,6 +131,9 @@ extern "C" fn refused(
     exit_now(WorkerExit::Forbidden.code());
 }
 
+/// The channel of [`end_client_on_message`].
+static WATCHED: AtomicI32 = AtomicI32::new(-1);
+
 /// Whether the listener wants this worker to finish, or is gone.
 static QUIESCING: AtomicBool = AtomicBool::new(false);
 
@@ -142,7 +145,21 @@ pub(crate) fn is_quiescing() -> bool {
 /// The listener said `Quiesce` or is gone: make the client's socket read as ended. That ends the wait for the
 /// next request whether it has begun or not, without a system call more on the data path.
 extern "C" fn stop_reading(_signal: libc::c_int) {
-    end_client();
+    // The kernel queues a message and then signals: the signal of an answer may come when that has been read, and
+    // signals are wanted again. See AwaitMessage.
+    let mut channel =
+        libc::pollfd { fd: WATCHED.load(Ordering::Relaxed), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one structure of ours; poll(2) is async-signal-safe. Errno is restored for the code that was interrupted.
+    let waiting = unsafe {
+        let errno = libc::__errno_location();
+        let saved = *errno;
+        let waiting = libc::poll(&raw mut channel, 1, 0);
+        *errno = saved;
+        waiting
+    };
+    if waiting != 0 {
+        end_client();
+    }
 }
 
 /// What the signal does, for whoever learns it in another way. Async-signal-safe.
@@ -167,6 +184,7 @@ pub(crate) fn end_client() {
 /// Those of fcntl(2).
 pub(crate) fn end_client_on_message(channel: impl AsFd, client: impl AsFd) -> nix::Result<()> {
     CLIENT.store(client.as_fd().as_raw_fd(), Ordering::Relaxed);
+    WATCHED.store(channel.as_fd().as_raw_fd(), Ordering::Relaxed);
     // SAFETY: F_SETOWN takes a process id by value.
     let result = unsafe {
         libc::fcntl(channel.as_fd().as_raw_fd(), libc::F_SETOWN, std::process::id() as libc::pid_t)
