@@ -280,6 +280,8 @@ impl Service {
     /// Makes a worker for every client until the listener says `Quiesce` or is gone, then waits for the
     /// workers to end.
     fn run_forking(&mut self) {
+        // std makes this when it is asked for; made here, it is not made anew in every worker.
+        let _ = std::thread::current();
         let mut children = match reap::Children::new() {
             Ok(children) => children,
             Err(errno) => {

@@ -12,10 +12,8 @@ use super::Socket;
 /// Bytes that one read may bring. So large that the allocator maps it: pages that nothing comes into take no memory, and
 /// a handshake touches one.
 const CAPACITY: usize = 256 * 1024;
-/// What a connection that does little touches of it.
-const SMALL: usize = 4096;
 /// A client that says nothing for so long is idle.
-const PATIENCE: TimeVal = TimeVal::new(2, 0);
+const PATIENCE: TimeVal = TimeVal::new(1, 0);
 /// Bytes of a payload that are waited for in one go, at first.
 const PAYLOAD_STEP: usize = 64 * 1024;
 
@@ -26,8 +24,8 @@ pub(crate) struct Input {
     buf: Box<[u8]>,
     start: usize,
     end: usize,
-    /// The most that has been in the buffer.
-    peak: usize,
+    /// Whether something has been in the buffer.
+    used: bool,
     /// Whether the socket is to say when the client is idle.
     impatient: bool,
     /// When waiting ends in an error, if ever.
@@ -37,7 +35,7 @@ pub(crate) struct Input {
 impl Input {
     pub(crate) fn new(socket: Socket, deadline: Option<Instant>) -> Input {
         let buf = vec![0; CAPACITY].into_boxed_slice();
-        Input { socket, buf, start: 0, end: 0, peak: 0, impatient: false, deadline }
+        Input { socket, buf, start: 0, end: 0, used: false, impatient: false, deadline }
     }
 
     /// What has come and was not used.
@@ -85,7 +83,7 @@ impl Input {
     /// # Errors
     /// As [`fill`](Self::fill).
     pub(crate) fn fill_patiently(&mut self, count: usize, idle: impl FnOnce()) -> io::Result<bool> {
-        if !self.impatient && self.peak > SMALL {
+        if !self.impatient && self.used {
             self.impatient = true;
             self.socket.set_patience(Some(PATIENCE));
         }
@@ -97,7 +95,7 @@ impl Input {
                     self.socket.set_patience(None);
                     self.socket.shrink();
                     self.buf = vec![0; CAPACITY].into_boxed_slice();
-                    self.peak = 0;
+                    self.used = false;
                     self.impatient = false;
                     idle();
                 }
@@ -118,7 +116,7 @@ impl Input {
 
     fn received(&mut self, count: usize) {
         self.end += count;
-        self.peak = self.peak.max(self.end);
+        self.used = true;
     }
 
     /// Takes what has come meanwhile, if there is room for it, without waiting; false if nothing has, or the

@@ -14,10 +14,9 @@ use super::export::Features;
 
 /// What the buffer keeps between batches, bytes; what a large read needed beyond goes back.
 const KEEP: usize = 256 * 1024;
-/// The first buffer, bytes: room for a page and its header. The next is so large that the allocator maps it, and takes
-/// no memory but what is used.
-const FIRST: usize = 4096 + 64;
-const NEXT: usize = 160 * 1024;
+/// The first buffer, bytes: so large that the allocator maps it, and takes no memory but what is used, and none once it
+/// is given back.
+const FIRST: usize = 160 * 1024;
 
 /// A batch of replies. The buffer behind it is initialised once and used again, so that a read goes
 /// straight to where it will be sent from.
@@ -42,7 +41,7 @@ impl Replies {
     pub(crate) fn clear(&mut self) {
         self.used = 0;
         if self.buf.len() > KEEP {
-            self.buf = vec![0; NEXT];
+            self.buf = vec![0; FIRST];
         }
     }
 
@@ -50,7 +49,7 @@ impl Replies {
     fn space(&mut self, count: usize) -> &mut [u8] {
         let end = self.used + count;
         if self.buf.len() < end {
-            let length = if end <= FIRST { FIRST } else { end.max(NEXT).max(2 * self.buf.len()) };
+            let length = end.max(FIRST).max(2 * self.buf.len());
             // Not resize: that writes the zeroes, which these pages are already.
             let mut buf = vec![0; length];
             buf[..self.used].copy_from_slice(&self.buf[..self.used]);
