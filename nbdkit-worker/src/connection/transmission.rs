@@ -27,6 +27,9 @@ use super::{Connection, End, Socket};
 
 /// Replies are sent when so many bytes or requests have gathered, even if there are more requests at hand.
 const FLUSH_AT: usize = 64 * 1024;
+/// And when so many bytes of requests and replies have been dealt with, if no more is left than that was: the client works
+/// on the first half while we work on the second, rather than that each waits for the other.
+const FLUSH_HALF_AT: usize = 32 * 1024;
 const MAX_BATCH: usize = 64;
 /// A write this long is read and refused; a longer one ends the connection.
 const MAX_SKIPPED_WRITE: u64 = 2 * MAX_REQUEST as u64;
@@ -64,6 +67,7 @@ pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -
         writes: Writes::default(),
         looking: Looking::default(),
         batch: 0,
+        taken: 0,
     };
     let end = match &session.pool {
         None => reader.run(None),
@@ -203,8 +207,9 @@ struct Reader<'s> {
     writes: Writes,
     /// Whether to look for more requests before replies are sent.
     looking: Looking,
-    /// Requests since replies were sent.
+    /// Requests since replies were sent, and their bytes.
     batch: usize,
+    taken: usize,
 }
 
 impl<'s> Reader<'s> {
@@ -230,7 +235,8 @@ impl<'s> Reader<'s> {
             }
             self.answer(&request, extended, threads)?;
             self.batch += 1;
-            if self.replies.bytes().len() >= FLUSH_AT || self.batch >= MAX_BATCH {
+            self.taken += header_length(extended) + payload_length(&request, extended) as usize;
+            if self.is_batch_full() {
                 self.flush()?;
             }
         }
@@ -266,6 +272,14 @@ impl<'s> Reader<'s> {
             .map_err(|malformed| End::Protocol(format!("invalid request: {malformed}")))
     }
 
+    /// Whether what has gathered is sent before the next request is looked at.
+    fn is_batch_full(&self) -> bool {
+        let bytes = self.replies.bytes().len();
+        bytes >= FLUSH_AT
+            || self.batch >= MAX_BATCH
+            || bytes + self.taken >= FLUSH_HALF_AT && self.input.available().len() <= self.taken
+    }
+
     /// Takes what the client has sent by now, if there are replies that would have to be sent before we can wait.
     fn look(&mut self) -> Result<(), End> {
         if !self.replies.is_empty() && self.looking.is_worth_it() {
@@ -277,6 +291,7 @@ impl<'s> Reader<'s> {
 
     fn flush(&mut self) -> Result<(), End> {
         self.batch = 0;
+        self.taken = 0;
         Ok(self.session.send(&mut self.replies)?)
     }
 
