@@ -83,6 +83,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
     stack.get_ready(model).map_err(failed)?;
     let mut settings = Settings::new(&configure, model).map_err(failed)?;
     if let Some(tls) = &configure.tls {
+        nbdkit_api::client::set_tls_required(tls.require);
         settings.tls = Some(Tls::new(tls, material).map_err(failed)?);
     }
 

@@ -214,6 +214,7 @@ pub fn sleep(client: Option<&Client>, duration: Duration) -> Result<()> {
 
 static STDIO_SAFE: AtomicBool = AtomicBool::new(true);
 static BACKGROUND: AtomicBool = AtomicBool::new(false);
+static TLS_REQUIRED: AtomicBool = AtomicBool::new(false);
 static SHUTDOWN: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
 /// Whether a plugin may use standard input and output while it is configured
@@ -235,6 +236,17 @@ pub fn in_background() -> bool {
 /// Set once before `after_fork` by the process that runs the stack.
 pub fn set_background(background: bool) {
     BACKGROUND.store(background, Ordering::Relaxed);
+}
+
+/// Whether every client has TLS (`--tls=require`), so that what is opened for none in particular need not be kept from
+/// those without.
+pub fn tls_required() -> bool {
+    TLS_REQUIRED.load(Ordering::Relaxed)
+}
+
+/// Set once, by the process that runs the stack, before the first client.
+pub fn set_tls_required(required: bool) {
+    TLS_REQUIRED.store(required, Ordering::Relaxed);
 }
 
 /// Installs what [`shutdown`] does; the first call counts.

@@ -13,3 +13,4 @@ mod rust;
 mod stress;
 mod support;
 mod threads;
+mod tls;

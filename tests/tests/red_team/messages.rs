@@ -1,6 +1,8 @@
 //! Attacks on the listener: what a worker says on its channel. There is no layer to leave out: the checks are the code.
 
 use nbdkit_tests::red_team::attack;
+use nbdkit_tests::tempdir::TempDir;
+use nbdkit_tests::tls::{self, Authority, KeyType};
 
 use crate::bystander::{Bystander, Work};
 use crate::server;
@@ -58,6 +60,44 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
         let server = server(&["redteam"]).start();
         let bystander = Bystander::start(&server, what, Work::Writes(0));
         let outcome = attack(&server, &text);
+        let line = server.wait_for_stderr(&format!("broke the rules and is ended: {line}"));
+        println!("{what}: {outcome:?}: {line}");
+        bystander.finish();
+        assert_eq!(attack(&server, "thread").as_deref(), Some("ok 7"), "a new client is served");
+    }
+}
+
+/// A transcript as TLS 1.3 has it, signed once; then once more, and before that something that is no transcript.
+#[test]
+fn a_worker_gets_one_signature_and_only_of_a_handshake() {
+    if !tls::is_possible() {
+        return;
+    }
+    let dir = TempDir::new();
+    Authority::new(&dir.join("ca"), "Test Authority")
+        .issue_server(&dir.join("server"), KeyType::Ecdsa);
+    let certificates = format!("--tls-certificates={}", dir.join("server").display());
+    let hexadecimal =
+        |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    // ECDSA on P-256 with SHA-256.
+    let sign = |message: &[u8]| {
+        let length = (message.len() as u64).to_le_bytes();
+        format!("04000000000000000304{}{}", hexadecimal(&length), hexadecimal(message))
+    };
+    let transcript = [&[b' '; 64][..], b"TLS 1.3, server CertificateVerify\0", &[7; 32]].concat();
+    let signed = sign(&transcript);
+    for (what, text, line) in [
+        ("a letter", sign(b"I owe you"), "a signature of something that is no handshake"),
+        (
+            "a client's part of a handshake",
+            sign(&[&[b' '; 64][..], b"TLS 1.3, client CertificateVerify\0", &[7; 32]].concat()),
+            "a signature of something that is no CertificateVerify",
+        ),
+        ("a second signature", format!("{signed},{signed}"), "unexpected Key in phase Keyed"),
+    ] {
+        let server = server(&[&certificates, "--tls=on", "redteam"]).start();
+        let bystander = Bystander::start(&server, what, Work::Writes(0));
+        let outcome = attack(&server, &format!("say={text}"));
         let line = server.wait_for_stderr(&format!("broke the rules and is ended: {line}"));
         println!("{what}: {outcome:?}: {line}");
         bystander.finish();

@@ -6,7 +6,7 @@ use std::ptr::null;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use nbdkit_api::{Errno, Error, Layer, Result};
+use nbdkit_api::{Errno, Error, Layer, Result, client};
 
 use super::super::context::{self, Served};
 use super::super::functions::{fail, text};
@@ -156,9 +156,9 @@ unsafe extern "C" fn nbdkit_next_context_open(
     let result = match (backend, export, served) {
         (None, ..) => refuse("no backend was given"),
         (_, None, _) => refuse("no export name was given"),
-        // Nothing that is meant for TLS alone may reach those without.
+        // Nothing that is meant for TLS alone may reach those without, if there may be such.
         (Some(backend), Some(export), _) if shared != 0 => {
-            let whose = For { client: None, tls: false };
+            let whose = For { client: None, tls: client::tls_required() };
             Next::open(&backend.layer, whose, readonly != 0, export)
         }
         (Some(backend), Some(export), Some(served)) => {
