@@ -13,7 +13,7 @@ use super::Socket;
 /// a handshake touches one.
 const CAPACITY: usize = 256 * 1024;
 /// A client that says nothing for so long is idle.
-const PATIENCE: TimeVal = TimeVal::new(1, 0);
+const PATIENCE: TimeVal = TimeVal::new(0, 250_000);
 /// Bytes of a payload that are waited for in one go, at first.
 const PAYLOAD_STEP: usize = 64 * 1024;
 
@@ -94,10 +94,12 @@ impl Input {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.socket.set_patience(None);
                     self.socket.shrink();
-                    self.buf = vec![0; CAPACITY].into_boxed_slice();
+                    self.buf = Box::default();
                     self.used = false;
                     self.impatient = false;
                     idle();
+                    self.socket.wait_input(self.deadline)?;
+                    self.buf = vec![0; CAPACITY].into_boxed_slice();
                 }
                 Err(error) => return Err(error),
             }

@@ -143,6 +143,14 @@ impl Socket {
         }
     }
 
+    /// Waits until the client sends more, or is at its end.
+    ///
+    /// # Errors
+    /// TimedOut; the kernel's.
+    pub(super) fn wait_input(&self, deadline: Option<Instant>) -> io::Result<()> {
+        wait(deadline, &self.input, PollFlags::POLLIN)
+    }
+
     /// Waits until the client takes more.
     ///
     /// # Errors
