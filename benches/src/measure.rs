@@ -242,6 +242,8 @@ impl Run<'_> {
         let clients: Result<Vec<Client>, Failure> =
             (0..clients).map(|_| self.connect(server)).collect();
         let clients = clients?;
+        // They have to be idle for a while to count as idle.
+        std::thread::sleep(SETTLE);
         let mut measurement = self.timed(server, || Ok(Tally::default()))?;
         measurement.value = measurement.pss_kib as f64 / 1024.0;
         // Each is still there and answers.
@@ -256,6 +258,9 @@ impl Run<'_> {
         self.timed(server, || map::map(&mut client))
     }
 }
+
+/// Before the memory for idle clients is measured.
+const SETTLE: Duration = Duration::from_secs(1);
 
 fn startup(workload: &Workload, kind: Kind, setting: &Setting) -> Result<Measurement, Failure> {
     let mut times = Vec::new();
