@@ -51,6 +51,11 @@ impl Server {
     }
 }
 
+/// Subject and issuer of a certificate (DER), as far as they can be read.
+pub fn names(certificate: &[u8]) -> (Option<String>, Option<String>) {
+    (crate::tls::subject(certificate), crate::tls::issuer(certificate))
+}
+
 /// There is no TLS here.
 #[derive(Debug)]
 struct Nobody;

@@ -15,6 +15,7 @@ use crate::cli::uri;
 use crate::log::{Level, Speaker, format_line};
 pub use crate::serve::fuzz::Listener;
 use crate::template::Recipe;
+pub use crate::tls::{is_key_file, is_signed};
 
 /// Parses a command line in an environment that the arguments are to describe completely: `files` are the parameter
 /// files that there are. Returns what the server would print: an error, or the URI and the start of the `--run` script.

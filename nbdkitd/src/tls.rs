@@ -29,6 +29,16 @@ pub(crate) use keys::Keys;
 /// What is said where nbdkit(1) has a warning or an error of several lines.
 const REMEDY: &str = "Try --tls-certificates=/path/to/certificates, or see \"Default location of certificates\" in nbdkit-tls(1)";
 
+/// For the fuzz targets: whether a worker gets a signature of this.
+pub fn is_signed(scheme: u16, message: &[u8]) -> bool {
+    transcript::check(scheme, message).is_ok()
+}
+
+/// For the fuzz targets: whether this is a file of pre-shared keys.
+pub fn is_key_file(bytes: &[u8]) -> bool {
+    psk::parse(bytes).is_ok()
+}
+
 /// TLS that is on.
 #[derive(Debug)]
 pub(crate) struct Tls {

@@ -105,6 +105,19 @@ fn main() {
             ]),
         ),
         (
+            "tls",
+            vec![
+                signed(&[
+                    b" ".repeat(64).as_slice(),
+                    b"TLS 1.3, server CertificateVerify\0",
+                    &[7; 32],
+                ]),
+                signed(&[&[1; 64], &[3, 0, 0x1d, 32], &[9; 32]]),
+                signed(&[&[1; 64], &[3, 0, 0x17, 65, 4], &[9; 64]]),
+                b"\x02alice:00ff\n#616263:0102\r\n\nbob:x:0a".to_vec(),
+            ],
+        ),
+        (
             "log_line",
             texts(&[
                 "\x03\x01\0\0\0\0\0\0\0\x04\0filea line\n\x1b[2J",
@@ -208,6 +221,11 @@ fn record() -> LogRecord {
         connection: 1,
         text: "a line".to_owned(),
     }
+}
+
+/// A transcript of the `tls` target.
+fn signed(parts: &[&[u8]]) -> Vec<u8> {
+    [&[1, 0x03, 0x04, 0, 0], parts.concat().as_slice()].concat()
 }
 
 fn from_template() -> Vec<Vec<u8>> {

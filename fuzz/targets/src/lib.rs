@@ -36,6 +36,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("parameters", texts::parameters),
     ("protocol", texts::protocol),
     ("script_output", texts::script_output),
+    ("tls", texts::tls),
     ("transmission", transmission::compact),
     ("transmission_extended", transmission::extended),
 ];

@@ -169,6 +169,26 @@ pub fn script_output(data: &[u8]) {
     nbdkit_plugins::fuzz::script(ExitStatus::from_raw(i32::from(code) << 8), stdout, stderr);
 }
 
+/// What TLS brings beside its own records: certificates of clients, transcripts that workers want signed, and files of
+/// pre-shared keys. The first byte says which.
+///
+/// # Panics
+/// If one of them does, or if a transcript is signed that has the length of none.
+pub fn tls(data: &[u8]) {
+    let mut input = Input(data);
+    match input.u8() % 3 {
+        0 => drop(nbdkit_worker::fuzz::names(input.0)),
+        1 => {
+            let scheme = input.u32() as u16;
+            // RFC 8446, 4.4.3, with both hashes; RFC 8422, 5.4, with three curves.
+            let lengths = [130, 146, 64 + 4 + 65, 64 + 4 + 97, 64 + 4 + 32];
+            let signed = nbdkitd::fuzz::is_signed(scheme, input.0);
+            assert!(!signed || lengths.contains(&input.0.len()), "{:?}", input.0);
+        }
+        _ => drop(nbdkitd::fuzz::is_key_file(input.0)),
+    }
+}
+
 /// Rules of the ip filter: a client, and then the rules.
 ///
 /// # Panics

@@ -33,7 +33,7 @@ pub(super) fn load(path: &Path) -> Result<PskFile, String> {
     parse(&bytes).map_err(|what| format!("{}:{what}", path.display()))
 }
 
-fn parse(bytes: &[u8]) -> Result<PskFile, String> {
+pub(super) fn parse(bytes: &[u8]) -> Result<PskFile, String> {
     let mut keys = HashMap::new();
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
