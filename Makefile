@@ -85,6 +85,8 @@ fuzz-sessions:
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(CARGOFLAGS) --workspace --all-targets -- -D warnings
+	@# The fuzzers' own lock file has all that the programs depend on.
+	$(CARGO) tree $(CARGOFLAGS) --manifest-path fuzz/Cargo.toml > /dev/null
 
 install: build
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(UNITDIR)
