@@ -49,6 +49,7 @@ test:
 	$(MAKE) --no-print-directory red-team
 	$(CARGO) build $(CARGOFLAGS) --workspace --bins --lib
 	$(CARGO) test $(CARGOFLAGS) --workspace
+	scripts/demo.sh $(TARGET)/debug/nbdkit
 
 # This server, its peers and a floor side by side: about twenty minutes, on a machine that does nothing else. The table in the
 # README and the plots in docs/ are made anew. BENCH=quick is three minutes and changes neither; BENCHFLAGS choose, as in

@@ -33,9 +33,8 @@ echo "\$ ps -o pid,ppid,user,comm    # two clients are connected: each has a wor
 nbdcopy "$uri" - | sleep 1 &
 nbdcopy "$uri" - | sleep 1 &
 sleep 0.3
-template=$(pgrep -P "$pid")
-# shellcheck disable=SC2046 # a list of numbers
-ps -o pid,ppid,user,comm -p "$pid" -p "$template" $(pgrep -P "$template" | sed 's/^/-p /')
+children=$(pgrep -d , -P "$pid")
+ps -o pid,ppid,user,comm -p "$pid,$children,$(pgrep -d , -P "$children")"
 wait
 echo
 echo "\$ nbdinfo '$uri'"
