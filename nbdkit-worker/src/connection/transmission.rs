@@ -358,7 +358,13 @@ impl<'s> Reader<'s> {
             return false;
         }
         let write = request.command == Command::WRITE;
-        if write && !flags.contains(Flags::FUA) && self.writes.are_quick(|| pool.drain()) {
+        let Reader { session, replies, writes, .. } = self;
+        let settle = || {
+            // What was answered must not wait for what is drained. A failure shows at the next sending.
+            let _ = session.send(replies);
+            pool.drain();
+        };
+        if write && !flags.contains(Flags::FUA) && writes.are_quick(settle) {
             return true;
         }
         // A flush or a zero may take a device much longer than a block.
@@ -369,10 +375,12 @@ impl<'s> Reader<'s> {
 
     fn answer_here(&mut self, request: &Request, flags: Flags, length: usize) -> Result<(), End> {
         let target = self.session.target;
-        let write = request.command == Command::WRITE;
-        if self.input.available().len() < length
-            || target.backend.blocking() != Blocking::Never && !write
-        {
+        let blocking = target.backend.blocking();
+        let timed = blocking == Blocking::Short
+            && request.command == Command::WRITE
+            && !flags.contains(Flags::FUA)
+            && self.writes.are_quick(|| ());
+        if self.input.available().len() < length || blocking != Blocking::Never && !timed {
             // What was answered before must not wait for this one.
             self.flush()?;
         }
@@ -387,7 +395,7 @@ impl<'s> Reader<'s> {
         }
         let payload = if here { &self.input.available()[..length] } else { &self.payload };
         let replies = &mut self.replies;
-        if write {
+        if timed {
             self.writes.time(length, || target.execute(request, flags, payload, replies));
         } else {
             target.execute(request, flags, payload, replies);
