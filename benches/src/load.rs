@@ -99,6 +99,7 @@ pub(crate) fn run_together(
     for (load, flight) in loads.iter_mut().zip(&mut flights) {
         load.refill(flight)?;
     }
+    let mut first = 0;
     while flights.iter().any(|flight| flight.in_flight > 0) {
         let mut fds: Vec<PollFd> = loads
             .iter()
@@ -106,8 +107,11 @@ pub(crate) fn run_together(
             .collect();
         poll(&mut fds, PollTimeout::NONE)?;
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
-        for ((load, flight), ready) in loads.iter_mut().zip(&mut flights).zip(ready) {
-            if ready && flight.in_flight > 0 {
+        // Each comes first in its turn: the first to get new requests is the first to be ready again.
+        first = (first + 1) % ready.len().max(1);
+        for index in (first..ready.len()).chain(0..first) {
+            let (load, flight) = (&mut loads[index], &mut flights[index]);
+            if ready[index] && flight.in_flight > 0 {
                 load.receive(flight)?;
                 load.refill(flight)?;
             }
