@@ -160,7 +160,7 @@ impl Connection for Handle {
     }
 
     fn file_range(&self, _count: u32, offset: u64) -> Option<FileRange<'_>> {
-        Some(FileRange { fd: self.disk.as_file()?, offset })
+        Some(FileRange { fd: self.disk.as_file()?, offset, in_memory: None })
     }
 }
 

@@ -17,7 +17,7 @@ use nix::unistd::{Whence, lseek64};
 
 use crate::file::disk::file_size;
 use crate::file::source::{Opened, open_path};
-use crate::file::syscall::read_now;
+use crate::file::syscall::{is_in_memory, read_now};
 
 /// The plugin: the files in their order.
 #[derive(Debug, Default)]
@@ -234,7 +234,8 @@ impl Connection for Handle {
 
     fn file_range(&self, count: u32, offset: u64) -> Option<FileRange<'_>> {
         let piece = self.only_piece(offset, count.into())?;
-        Some(FileRange { fd: piece.part.opened.file.as_fd(), offset: piece.offset })
+        let fd = piece.part.opened.file.as_fd();
+        Some(FileRange { fd, offset: piece.offset, in_memory: Some(is_in_memory) })
     }
 }
 

@@ -47,12 +47,11 @@ impl Target<'_> {
 
     /// Answers a read if that can be done at once; false if it might wait, and nothing was done.
     pub(crate) fn try_read(&self, request: &Request, replies: &mut Replies) -> bool {
-        if self.may_be_sparse(request) {
-            return false;
-        }
         let Request { offset, length, .. } = *request;
         let result = replies.data(request, self.features, true, (offset, length as usize), |buf| {
-            self.backend.try_pread(buf, offset)
+            let result = self.backend.try_pread(buf, offset)?;
+            // Only now: where the data is in memory, so is what tells it from holes.
+            (!self.has_holes(request)).then_some(result)
         });
         if let Some(Err(error)) = &result {
             replies.error(request, self.features, error);
@@ -62,11 +61,16 @@ impl Target<'_> {
 
     /// Where the bytes of a read stand in a file, if they do and if all of them are to be sent.
     pub(crate) fn file_range(&self, request: &Request) -> Option<FileRange<'_>> {
-        let Request { offset, length, .. } = *request;
-        if self.may_be_sparse(request) && self.pieces(offset, length) != [(offset, length, false)] {
+        if self.has_holes(request) {
             return None;
         }
-        self.backend.file_range(length as u32, offset)
+        self.backend.file_range(request.length as u32, request.offset)
+    }
+
+    /// Whether parts of a read are not to be sent.
+    fn has_holes(&self, request: &Request) -> bool {
+        let Request { offset, length, .. } = *request;
+        self.may_be_sparse(request) && self.pieces(offset, length) != [(offset, length, false)]
     }
 
     fn run(

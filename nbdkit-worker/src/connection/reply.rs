@@ -12,8 +12,9 @@ use nbdkit_api::Error;
 
 use super::export::Features;
 
-/// What the buffer keeps between batches, bytes; what a large read needed beyond goes back.
-const KEEP: usize = 256 * 1024;
+/// What the buffer keeps between batches, bytes; what a larger read needed beyond goes back. Reads of the usual sizes fit with
+/// what precedes them.
+const KEEP: usize = 1 << 20;
 /// The first buffer, bytes: so large that the allocator maps it, and takes no memory but what is used, and none once it
 /// is given back.
 const FIRST: usize = 160 * 1024;

@@ -10,7 +10,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::ReceiveTimeout;
-use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown};
 use nix::sys::time::TimeVal;
 use nix::unistd::{read, write};
 
@@ -131,6 +131,25 @@ impl Socket {
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
                 Ok(written) => sent += written,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends all of `bytes`, which more will follow at once: TCP may wait for that, to send both together. Without TLS.
+    ///
+    /// # Errors
+    /// The kernel's, EPIPE above all.
+    pub(super) fn write_before_more(&self, bytes: &[u8]) -> io::Result<()> {
+        let flags = MsgFlags::from_bits_retain(libc::MSG_MORE) | MsgFlags::MSG_NOSIGNAL;
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match send(self.output.as_raw_fd(), &bytes[sent..], flags) {
+                Err(Errno::EINTR) => {}
+                // A pipe (`-s`).
+                Err(Errno::ENOTSOCK) => return self.write_all(&bytes[sent..], None),
+                Err(errno) => return Err(errno.into()),
+                Ok(count) => sent += count,
             }
         }
         Ok(())

@@ -103,7 +103,10 @@ mod tests {
         let mut pipe = Pipe::new().unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         for (offset, count) in [(0, SPLICE_UP_TO), (12_345, SPLICE_FROM), (4096, 200_001)] {
-            assert!(pipe.fill(FileRange { fd: file.as_fd(), offset }, count), "{offset} {count}");
+            assert!(
+                pipe.fill(FileRange { fd: file.as_fd(), offset, in_memory: None }, count),
+                "{offset} {count}"
+            );
             let mut got = vec![0; count];
             std::thread::scope(|scope| {
                 scope.spawn(|| pipe.send(&ours, count).unwrap());
@@ -116,9 +119,10 @@ mod tests {
     #[test]
     fn a_file_that_ends_too_soon_is_noticed_before_anything_is_sent() {
         let file = SharedFile::in_memory("splice", 1000).unwrap();
+        let range = |offset| FileRange { fd: file.as_fd(), offset, in_memory: None };
         let mut pipe = Pipe::new().unwrap();
-        assert!(!pipe.fill(FileRange { fd: file.as_fd(), offset: 0 }, SPLICE_FROM));
+        assert!(!pipe.fill(range(0), SPLICE_FROM));
         let mut pipe = Pipe::new().unwrap();
-        assert!(!pipe.fill(FileRange { fd: file.as_fd(), offset: u64::MAX }, SPLICE_FROM));
+        assert!(!pipe.fill(range(u64::MAX), SPLICE_FROM));
     }
 }

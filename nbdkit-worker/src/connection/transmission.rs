@@ -13,7 +13,7 @@ use std::thread::Scope;
 
 use nbd_protocol::constants::{Command, MAX_REQUEST};
 use nbd_protocol::transmission::Request;
-use nbdkit_api::{Blocking, Errno, Error, Flags, debug, log};
+use nbdkit_api::{Blocking, Errno, Error, FileRange, Flags, debug, log};
 
 use super::execute::Target;
 use super::export::{Export, Features};
@@ -103,22 +103,21 @@ impl Session<'_> {
         if replies.is_empty() {
             return Ok(());
         }
-        self.send_with(replies, |_| Ok(()))
+        self.send_by(replies, |socket, bytes| socket.write_all(bytes, None))
     }
 
-    /// Sends a batch and what `rest` sends, with no other thread's replies between the two, and empties it.
-    fn send_with(
+    /// Has `send` send a batch, with no other thread's replies in between, and empties it.
+    fn send_by(
         &self,
         replies: &mut Replies,
-        rest: impl FnOnce(&Socket) -> io::Result<()>,
+        send: impl FnOnce(&Socket, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let result = {
             let _turn = self.output.lock().unwrap_or_else(PoisonError::into_inner);
             if self.connection.client.is_cut() || self.broken.load(Ordering::Relaxed) {
                 Err(io::ErrorKind::BrokenPipe.into())
             } else {
-                let socket = &self.connection.socket;
-                socket.write_all(replies.bytes(), None).and_then(|()| rest(socket))
+                send(&self.connection.socket, replies.bytes())
             }
         };
         replies.clear();
@@ -141,6 +140,14 @@ impl Session<'_> {
         }
     }
 
+    /// The bytes of a read so large that they should leave without being copied, where they can.
+    fn worth_splicing(&self, request: &Request) -> Option<usize> {
+        let count = usize::try_from(request.length).ok()?;
+        let large = (SPLICE_FROM..=SPLICE_UP_TO).contains(&count);
+        let read = request.command == Command::READ;
+        (large && read && self.connection.socket.is_plain()).then_some(count)
+    }
+
     /// Answers a large read without copying it, behind what has gathered in `replies`; `None` if it must be done
     /// the ordinary way, and nothing was done.
     fn splice(
@@ -149,23 +156,32 @@ impl Session<'_> {
         replies: &mut Replies,
         pipe: &mut Option<Pipe>,
     ) -> Option<io::Result<()>> {
-        let count = usize::try_from(request.length).ok()?;
-        if !self.connection.socket.is_plain() {
-            return None;
-        }
-        if request.command != Command::READ || !(SPLICE_FROM..=SPLICE_UP_TO).contains(&count) {
-            return None;
-        }
+        let count = self.worth_splicing(request)?;
+        let range = self.target.file_range(request)?;
+        self.splice_from(range, count, request, replies, pipe)
+    }
+
+    /// As [`splice`](Self::splice), of a read whose `count` bytes are known to stand in `range`.
+    fn splice_from(
+        &self,
+        range: FileRange<'_>,
+        count: usize,
+        request: &Request,
+        replies: &mut Replies,
+        pipe: &mut Option<Pipe>,
+    ) -> Option<io::Result<()>> {
         let target = &self.target;
         let filled = target.settings.serialized(|| {
-            let range = target.file_range(request)?;
             // A pipe that could not take everything is not empty: it is not used again.
             let mut fresh = pipe.take().or_else(|| Pipe::new().ok())?;
             fresh.fill(range, count).then_some(fresh)
         })?;
         let pipe = pipe.insert(filled);
         replies.data_header(request, self.features(), request.offset, count);
-        Some(self.send_with(replies, |socket| pipe.send(socket.output(), count)))
+        Some(self.send_by(replies, |socket, bytes| {
+            socket.write_before_more(bytes)?;
+            pipe.send(socket.output(), count)
+        }))
     }
 }
 
@@ -322,7 +338,7 @@ impl<'s> Reader<'s> {
                 let payload = payload as usize;
                 match threads {
                     None => self.answer_here(request, flags, payload),
-                    Some(_) if payload == 0 && self.try_read(request) => Ok(()),
+                    Some(_) if payload == 0 && self.try_read(request)? => Ok(()),
                     Some((pool, _)) if self.is_done_here(request, flags, pool, payload) => {
                         self.answer_here(request, flags, payload)
                     }
@@ -341,8 +357,22 @@ impl<'s> Reader<'s> {
     }
 
     /// Answers a read at once if it cannot wait.
-    fn try_read(&mut self, request: &Request) -> bool {
-        request.command == Command::READ && self.session.target.try_read(request, &mut self.replies)
+    fn try_read(&mut self, request: &Request) -> Result<bool, End> {
+        let session = self.session;
+        if request.command != Command::READ {
+            return Ok(false);
+        }
+        if let Some(count) = session.worth_splicing(request)
+            && let Some(range) = session.target.file_range(request)
+        {
+            if !range.is_in_memory(count) {
+                return Ok(false);
+            }
+            let Reader { replies, pipe, .. } = self;
+            let spliced = session.splice_from(range, count, request, replies, pipe);
+            return Ok(spliced.transpose()?.is_some());
+        }
+        Ok(session.target.try_read(request, &mut self.replies))
     }
 
     /// Whether a request that may wait is carried out by this thread all the same: it takes only a local device, and

@@ -159,11 +159,37 @@ pub struct FileRange<'a> {
     pub fd: BorrowedFd<'a>,
     /// Byte offset in `fd`.
     pub offset: u64,
+    /// Whether what stands at an offset of `fd` can be read without waiting for a device; `None` if everything can.
+    pub in_memory: Option<fn(BorrowedFd<'_>, u64) -> bool>,
+}
+
+impl FileRange<'_> {
+    /// Whether `count` bytes can be read without waiting for a device, as far as looking at some of them tells: caches
+    /// are filled and emptied in longer runs.
+    pub fn is_in_memory(&self, count: usize) -> bool {
+        const STEP: usize = 128 * 1024;
+        let Some(in_memory) = self.in_memory else { return true };
+        let last = self.offset + (count as u64).saturating_sub(1);
+        in_memory(self.fd, last)
+            && (0..count).step_by(STEP).all(|at| in_memory(self.fd, self.offset + at as u64))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn both_ends_of_a_range_and_what_is_between_are_looked_at() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let range = |in_memory| FileRange { fd: null.as_fd(), offset: 1000, in_memory };
+        assert!(range(None).is_in_memory(1 << 20));
+        assert!(range(Some(|_, at| at >= 1000 && at < 1000 + (1 << 20))).is_in_memory(1 << 20));
+        assert!(!range(Some(|_, at| at > 1000)).is_in_memory(1 << 20));
+        assert!(!range(Some(|_, at| at < 999 + (1 << 20))).is_in_memory(1 << 20));
+        assert!(!range(Some(|_, at| !(500_000..700_000).contains(&at))).is_in_memory(1 << 20));
+    }
 
     #[test]
     fn block_sizes_outside_the_rules_are_refused() {

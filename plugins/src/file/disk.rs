@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -236,7 +236,8 @@ impl Connection for Disk {
 
     fn file_range(&self, _count: u32, offset: u64) -> Option<FileRange<'_>> {
         // With cache=none what was read must be dropped afterwards, which only `pread` does.
-        self.windows.is_none().then(|| FileRange { fd: self.file.as_fd(), offset })
+        let in_memory = Some(syscall::is_in_memory as fn(BorrowedFd<'_>, u64) -> bool);
+        self.windows.is_none().then(|| FileRange { fd: self.file.as_fd(), offset, in_memory })
     }
 }
 
@@ -293,7 +294,13 @@ mod tests {
             let mut buf = [0; 100];
             disk.pread(&mut buf, 1900).unwrap();
             assert_eq!(buf, [19; 100]);
-            assert_eq!(disk.file_range(100, 0).is_some(), !spare_cache);
+            let range = disk.file_range(100, 0);
+            assert_eq!(range.is_some(), !spare_cache);
+            let beyond = disk.file_range(100, 1 << 40);
+            // Not every file system can tell.
+            let now = disk.try_pread(&mut buf, 0).is_some();
+            assert!(range.is_none_or(|range| range.is_in_memory(100) == now));
+            assert!(beyond.is_none_or(|beyond| !beyond.is_in_memory(100)));
         }
     }
 

@@ -19,6 +19,11 @@ pub(crate) fn read_now(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> nix::
     Errno::result(read).map(|read| read as usize)
 }
 
+/// Whether the byte at `offset` is in the page cache. False where the file system cannot tell.
+pub(crate) fn is_in_memory(fd: BorrowedFd<'_>, offset: u64) -> bool {
+    read_now(fd, &mut [0], offset) == Ok(1)
+}
+
 /// Starts writing out the range's dirty pages and, with `wait`, waits until that is done.
 /// sync_file_range(2); says nothing about the file's metadata.
 ///
