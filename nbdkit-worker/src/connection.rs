@@ -12,6 +12,7 @@ mod input;
 mod options;
 mod pace;
 mod pool;
+mod receive;
 mod reply;
 mod socket;
 mod splice;

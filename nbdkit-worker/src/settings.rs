@@ -48,6 +48,11 @@ impl Settings {
         })
     }
 
+    /// Whether a call into the stack may keep all other clients from it.
+    pub(crate) fn is_serialized(&self) -> bool {
+        self.all_requests.is_some()
+    }
+
     /// Runs a call into the stack as the thread model demands.
     #[inline]
     pub(crate) fn serialized<T>(&self, call: impl FnOnce() -> T) -> T {

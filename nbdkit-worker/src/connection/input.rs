@@ -11,7 +11,7 @@ use super::Socket;
 
 /// Bytes that one read may bring. So large that the allocator maps it: pages that nothing comes into take no memory, and
 /// a handshake touches one.
-const CAPACITY: usize = 256 * 1024;
+pub(super) const CAPACITY: usize = 256 * 1024;
 /// A client that says nothing for so long is idle.
 const PATIENCE: TimeVal = TimeVal::new(0, 250_000);
 /// Bytes of a payload that are waited for in one go, at first.
@@ -28,6 +28,8 @@ pub(crate) struct Input {
     used: bool,
     /// Whether the socket is to say when the client is idle.
     impatient: bool,
+    /// Whether no more than the next header is wanted.
+    narrow: bool,
     /// When waiting ends in an error, if ever.
     pub(crate) deadline: Option<Instant>,
 }
@@ -35,12 +37,32 @@ pub(crate) struct Input {
 impl Input {
     pub(crate) fn new(socket: Socket, deadline: Option<Instant>) -> Input {
         let buf = vec![0; CAPACITY].into_boxed_slice();
-        Input { socket, buf, start: 0, end: 0, used: false, impatient: false, deadline }
+        Input {
+            socket,
+            buf,
+            start: 0,
+            end: 0,
+            used: false,
+            impatient: false,
+            narrow: false,
+            deadline,
+        }
     }
 
     /// What has come and was not used.
     pub(crate) fn available(&self) -> &[u8] {
         &self.buf[self.start..self.end]
+    }
+
+    /// Whether the next request is to come without what follows its header: its payload may have a shorter way than
+    /// through this buffer.
+    pub(super) fn set_narrow(&mut self, narrow: bool) {
+        self.narrow = narrow;
+    }
+
+    /// The socket behind the buffer.
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
     }
 
     /// Marks `count` bytes as used, at most what is available.
@@ -63,10 +85,23 @@ impl Input {
     /// # Errors
     /// UnexpectedEof if the client ended in the middle; TimedOut; the kernel's.
     pub(crate) fn fill(&mut self, count: usize) -> io::Result<bool> {
+        self.fill_up_to(CAPACITY, count)
+    }
+
+    /// As [`fill`](Self::fill), and takes no more than that from the socket.
+    ///
+    /// # Errors
+    /// As [`fill`](Self::fill).
+    pub(super) fn fill_exactly(&mut self, count: usize) -> io::Result<bool> {
+        self.fill_up_to(count, count)
+    }
+
+    fn fill_up_to(&mut self, most: usize, count: usize) -> io::Result<bool> {
         debug_assert!(Input::fits(count), "the caller checks");
         while self.end - self.start < count {
             self.make_room(count);
-            match self.socket.read(&mut self.buf[self.end..], self.deadline) {
+            let end = self.buf.len().min(self.start + most);
+            match self.socket.read(&mut self.buf[self.end..end], self.deadline) {
                 Ok(0) if self.start == self.end => return Ok(false),
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => self.received(read),
@@ -88,7 +123,8 @@ impl Input {
             self.socket.set_patience(Some(PATIENCE));
         }
         if self.impatient && self.start == self.end {
-            match self.socket.read(&mut self.buf, self.deadline) {
+            let room = if self.narrow { count } else { CAPACITY };
+            match self.socket.read(&mut self.buf[..room], self.deadline) {
                 Ok(0) => return Ok(false),
                 Ok(read) => self.received(read),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -121,16 +157,18 @@ impl Input {
         self.used = true;
     }
 
-    /// Takes what has come meanwhile, if there is room for it, without waiting; false if nothing has, or the
-    /// client's end, which the next read finds again.
+    /// Takes what has come meanwhile of the next `count` bytes, and of what follows if that is wanted, without waiting;
+    /// false if nothing has, or the client's end, which the next read finds again. `count` must fit, and not be
+    /// available.
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn take_more(&mut self) -> io::Result<bool> {
+    pub(crate) fn take_more(&mut self, count: usize) -> io::Result<bool> {
         if self.end == self.buf.len() {
             self.make_room(self.buf.len());
         }
-        let read = self.socket.read_now(&mut self.buf[self.end..])?;
+        let wanted = if self.narrow { self.start + count } else { self.buf.len() };
+        let read = self.socket.read_now(&mut self.buf[self.end..wanted])?;
         self.received(read);
         Ok(read > 0)
     }

@@ -1,7 +1,7 @@
-//! Large reads that leave without being copied: file → pipe → socket, by splice(2).
+//! Large reads that leave without being copied, and large writes that come so: file → pipe → socket, and back, by splice(2).
 //!
 //! The file is read into the pipe before the reply's header is sent, so that a read that fails can still
-//! be answered with an error.
+//! be answered with an error. How writes are taken: [`super::receive`].
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nbdkit_api::FileRange;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
-use nix::unistd::pipe2;
+use nix::unistd::{pipe2, read};
 
 /// What is worth it, bytes: below, copying costs less than the two system calls more.
 pub(super) const SPLICE_FROM: usize = 128 * 1024;
@@ -68,6 +68,50 @@ impl Pipe {
             }
         }
         true
+    }
+
+    /// Takes what the client has sent, at most `count` bytes, behind what the pipe holds, without waiting. 0: the client's
+    /// end.
+    ///
+    /// # Errors
+    /// EAGAIN: it has sent nothing, or the pipe is full; the kernel's.
+    pub(super) fn take(&mut self, from: impl AsFd, count: usize) -> nix::Result<usize> {
+        loop {
+            let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
+            match splice(from.as_fd(), None, &self.input, None, count, flags) {
+                Err(Errno::EINTR) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Moves `count` bytes from the pipe into a file; how many, which is fewer only if the file takes no more.
+    pub(super) fn put(&mut self, to: FileRange<'_>, count: usize) -> usize {
+        let Ok(mut offset) = i64::try_from(to.offset) else { return 0 };
+        let mut put = 0;
+        while put < count {
+            let flags = SpliceFFlags::SPLICE_F_MOVE;
+            match splice(&self.output, None, to.fd, Some(&mut offset), count - put, flags) {
+                Err(Errno::EINTR) => {}
+                Ok(0) | Err(_) => break,
+                Ok(moved) => put += moved,
+            }
+        }
+        put
+    }
+
+    /// Takes the next `count` bytes out of the pipe, which holds as many.
+    ///
+    /// # Errors
+    /// None that a kernel has for this.
+    pub(super) fn spill(&mut self, count: usize) -> nix::Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        let mut out = &mut bytes[..];
+        while !out.is_empty() {
+            let count = read(&self.output, out)?;
+            out = &mut out[count..];
+        }
+        Ok(bytes)
     }
 
     /// Moves `count` bytes from the pipe to the client.

@@ -20,6 +20,7 @@ use super::export::{Export, Features};
 use super::input::Input;
 use super::pace::{Looking, Writes};
 use super::pool::{Job, Pool};
+use super::receive::{self, Receive};
 use super::reply::Replies;
 use super::splice::{Pipe, SPLICE_FROM, SPLICE_UP_TO};
 use super::validate::{Rules, payload_length};
@@ -126,6 +127,15 @@ impl Session<'_> {
             self.connection.socket.stop_reading();
         }
         result
+    }
+
+    /// Waits until no other thread is at work.
+    fn settle(&self, replies: &mut Replies) {
+        if let Some(pool) = &self.pool {
+            // What was answered must not wait for what is drained. A failure shows at the next sending.
+            let _ = self.send(replies);
+            pool.drain();
+        }
     }
 
     /// Carries out a job on a thread of the pool.
@@ -262,7 +272,7 @@ impl<'s> Reader<'s> {
     fn next_request(&mut self, extended: bool) -> Result<Option<Request>, End> {
         let length = header_length(extended);
         if self.input.available().len() < length {
-            self.look()?;
+            self.look(length)?;
             if self.input.available().len() < length {
                 self.flush()?;
                 let Reader { input, replies, payload, pipe, .. } = self;
@@ -297,9 +307,9 @@ impl<'s> Reader<'s> {
     }
 
     /// Takes what the client has sent by now, if there are replies that would have to be sent before we can wait.
-    fn look(&mut self) -> Result<(), End> {
+    fn look(&mut self, length: usize) -> Result<(), End> {
         if !self.replies.is_empty() && self.looking.is_worth_it() {
-            let found = self.input.take_more()?;
+            let found = self.input.take_more(length)?;
             self.looking.found(found);
         }
         Ok(())
@@ -337,6 +347,7 @@ impl<'s> Reader<'s> {
             Ok(flags) => {
                 let payload = payload as usize;
                 match threads {
+                    _ if self.receive(request, flags, payload, threads.is_some())? => Ok(()),
                     None => self.answer_here(request, flags, payload),
                     Some(_) if payload == 0 && self.try_read(request)? => Ok(()),
                     Some((pool, _)) if self.is_done_here(request, flags, pool, payload) => {
@@ -375,6 +386,47 @@ impl<'s> Reader<'s> {
         Ok(session.target.try_read(request, &mut self.replies))
     }
 
+    /// Carries out a large write while it comes, if it goes into a file and nothing keeps this thread from writing it:
+    /// `false` if it must be done the ordinary way, and nothing was done.
+    fn receive(
+        &mut self,
+        request: &Request,
+        flags: Flags,
+        count: usize,
+        pooled: bool,
+    ) -> Result<bool, End> {
+        let session = self.session;
+        let (socket, target) = (&session.connection.socket, session.target);
+        let large = request.command == Command::WRITE && count >= SPLICE_FROM;
+        let fit =
+            large && flags.is_empty() && socket.is_plain() && !target.settings.is_serialized();
+        if !fit || !receive::has_room(self.input.available().len()) {
+            self.input.set_narrow(false);
+            return Ok(false);
+        }
+        let Reader { replies, writes, pipe, .. } = self;
+        if pooled && !writes.are_quick(|| session.settle(replies)) {
+            return Ok(false);
+        }
+        if pipe.is_none() {
+            let Ok(new) = Pipe::new() else { return Ok(false) };
+            *pipe = Some(new);
+        }
+        let Some(range) = target.backend.write_range(count as u32, request.offset) else {
+            return Ok(false);
+        };
+        // What was answered before must not wait for this one.
+        self.flush()?;
+        let Reader { input, pipe, writes, replies, .. } = self;
+        let receive = Receive::new(target.backend, range, request.offset, count);
+        match receive.run(input, pipe, writes)? {
+            Ok(()) => replies.success(request, session.features()),
+            Err(error) => replies.error(request, session.features(), &error),
+        }
+        input.set_narrow(true);
+        Ok(true)
+    }
+
     /// Whether a request that may wait is carried out by this thread all the same: it takes only a local device, and
     /// it is a write that a page cache takes, or there is nothing else to do meanwhile.
     fn is_done_here(
@@ -389,12 +441,7 @@ impl<'s> Reader<'s> {
         }
         let write = request.command == Command::WRITE;
         let Reader { session, replies, writes, .. } = self;
-        let settle = || {
-            // What was answered must not wait for what is drained. A failure shows at the next sending.
-            let _ = session.send(replies);
-            pool.drain();
-        };
-        if write && !flags.contains(Flags::FUA) && writes.are_quick(settle) {
+        if write && !flags.contains(Flags::FUA) && writes.are_quick(|| session.settle(replies)) {
             return true;
         }
         // A flush or a zero may take a device much longer than a block.

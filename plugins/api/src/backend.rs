@@ -458,6 +458,17 @@ impl Backend {
         })
     }
 
+    /// Where the bytes of a write without flags go in a file, if that is all there is to it. Whoever asks writes them
+    /// there. Filters see all writes.
+    pub fn write_range(&self, count: u32, offset: u64) -> Option<FileRange<'_>> {
+        self.check_write(count.into(), offset).ok()?;
+        let Handle::Plugin(plugin) = &self.handle else { return None };
+        let range = plugin.write_range(count, offset)?;
+        let _entered = log::enter(self.speaker);
+        debug_data(|| format!("{}: pwrite count={count} offset={offset} fua=0", self.name()));
+        Some(range)
+    }
+
     /// Puts completed writes on stable storage.
     ///
     /// # Errors

@@ -402,4 +402,11 @@ pub trait Connection: Send + Sync {
         let _ = (count, offset);
         None
     }
+
+    /// Where the bytes of a write without flags go in a file, if putting them there is all that `pwrite` does, so that
+    /// they need not be copied. The server may then leave out `pwrite`, or call it for a part.
+    fn write_range(&self, count: u32, offset: u64) -> Option<FileRange<'_>> {
+        let _ = (count, offset);
+        None
+    }
 }

@@ -151,11 +151,11 @@ pub enum Blocking {
     Long,
 }
 
-/// Where in a file the bytes of a read stand, so that the server can move them from there to the
-/// client without copying: `len` bytes from `offset` of `fd` are what `pread` would have returned.
+/// Where in a file the bytes of a read stand, or those of a write go, so that the server can move them from there to the
+/// client without copying, or back: `len` bytes from `offset` of `fd` are what `pread` would have returned.
 #[derive(Debug, Clone, Copy)]
 pub struct FileRange<'a> {
-    /// A regular file, block device or memfd, open for reading.
+    /// A regular file, block device or memfd, open for reading, or for writing.
     pub fd: BorrowedFd<'a>,
     /// Byte offset in `fd`.
     pub offset: u64,
@@ -185,7 +185,7 @@ mod tests {
         let null = std::fs::File::open("/dev/null").unwrap();
         let range = |in_memory| FileRange { fd: null.as_fd(), offset: 1000, in_memory };
         assert!(range(None).is_in_memory(1 << 20));
-        assert!(range(Some(|_, at| at >= 1000 && at < 1000 + (1 << 20))).is_in_memory(1 << 20));
+        assert!(range(Some(|_, at| (1000..1000 + (1 << 20)).contains(&at))).is_in_memory(1 << 20));
         assert!(!range(Some(|_, at| at > 1000)).is_in_memory(1 << 20));
         assert!(!range(Some(|_, at| at < 999 + (1 << 20))).is_in_memory(1 << 20));
         assert!(!range(Some(|_, at| !(500_000..700_000).contains(&at))).is_in_memory(1 << 20));

@@ -77,6 +77,12 @@ impl Disk {
         self.failed(operation, offset, count, errno)
     }
 
+    /// `None` with cache=none, where what was read or written must be dropped afterwards.
+    fn range(&self, offset: u64) -> Option<FileRange<'_>> {
+        let in_memory = Some(syscall::is_in_memory as fn(BorrowedFd<'_>, u64) -> bool);
+        self.windows.is_none().then(|| FileRange { fd: self.file.as_fd(), offset, in_memory })
+    }
+
     fn flush_if(&self, flags: Flags) -> Result<()> {
         if flags.contains(Flags::FUA) { self.flush() } else { Ok(()) }
     }
@@ -235,9 +241,11 @@ impl Connection for Disk {
     }
 
     fn file_range(&self, _count: u32, offset: u64) -> Option<FileRange<'_>> {
-        // With cache=none what was read must be dropped afterwards, which only `pread` does.
-        let in_memory = Some(syscall::is_in_memory as fn(BorrowedFd<'_>, u64) -> bool);
-        self.windows.is_none().then(|| FileRange { fd: self.file.as_fd(), offset, in_memory })
+        self.range(offset)
+    }
+
+    fn write_range(&self, _count: u32, offset: u64) -> Option<FileRange<'_>> {
+        self.range(offset)
     }
 }
 

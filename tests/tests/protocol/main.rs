@@ -10,6 +10,7 @@ mod hostile;
 mod meta;
 mod reads;
 mod requests;
+mod writes;
 
 use std::os::unix::net::UnixStream;
 
