@@ -62,8 +62,17 @@ pub(crate) fn leave_signals_to_listener() {
     let _ = unsafe { sigaction(Signal::SIGIO, &hang_up) };
 }
 
-/// The client's socket of this worker, for the handler below.
-static CLIENT: AtomicI32 = AtomicI32::new(-1);
+// Descriptors of this process for signal handlers. 0, which is the null device here, stands for none, and not -1: what is
+// zero at first is put together with the other few words that a worker writes, and each page of them that it writes it
+// has for itself.
+
+/// The client's socket of this worker.
+static CLIENT: AtomicI32 = AtomicI32::new(0);
+/// The channel of [`end_client_on_message`].
+static WATCHED: AtomicI32 = AtomicI32::new(0);
+/// Where the last words of a refused process go, and whether it is a worker's.
+static LAST_WORDS: AtomicI32 = AtomicI32::new(0);
+static IS_WORKER: AtomicBool = AtomicBool::new(false);
 
 /// For `--swap`: tells the kernel that this process is needed to free memory, so that it is not made to wait for memory
 /// itself. PR_SET_IO_FLUSHER, prctl(2); needs CAP_SYS_RESOURCE, and does not matter enough to fail without.
@@ -73,10 +82,6 @@ pub(crate) fn become_io_flusher() {
     // SAFETY: takes four numbers and touches no memory.
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
 }
-
-/// Where the last words of a refused process go: a descriptor, and whether it is a worker's.
-static LAST_WORDS: AtomicI32 = AtomicI32::new(-1);
-static IS_WORKER: AtomicBool = AtomicBool::new(false);
 
 /// Says which process this is and where its control channel is, for [`report_refusals`].
 pub(crate) fn set_channel(channel: impl AsFd, is_worker: bool) {
@@ -131,9 +136,6 @@ extern "C" fn refused(
     exit_now(WorkerExit::Forbidden.code());
 }
 
-/// The channel of [`end_client_on_message`].
-static WATCHED: AtomicI32 = AtomicI32::new(-1);
-
 /// Whether the listener wants this worker to finish, or is gone.
 static QUIESCING: AtomicBool = AtomicBool::new(false);
 
@@ -147,8 +149,11 @@ pub(crate) fn is_quiescing() -> bool {
 extern "C" fn stop_reading(_signal: libc::c_int) {
     // The kernel queues a message and then signals: the signal of an answer may come when that has been read, and
     // signals are wanted again. See AwaitMessage.
-    let mut channel =
-        libc::pollfd { fd: WATCHED.load(Ordering::Relaxed), events: libc::POLLIN, revents: 0 };
+    let watched = WATCHED.load(Ordering::Relaxed);
+    if watched == 0 {
+        return;
+    }
+    let mut channel = libc::pollfd { fd: watched, events: libc::POLLIN, revents: 0 };
     // SAFETY: one structure of ours; poll(2) is async-signal-safe. Errno is restored for the code that was interrupted.
     let waiting = unsafe {
         let errno = libc::__errno_location();
@@ -166,7 +171,7 @@ extern "C" fn stop_reading(_signal: libc::c_int) {
 pub(crate) fn end_client() {
     QUIESCING.store(true, Ordering::Relaxed);
     let fd = CLIENT.load(Ordering::Relaxed);
-    if fd >= 0 {
+    if fd > 0 {
         // SAFETY: shutdown(2) on a number that is or was our client's socket; async-signal-safe. Errno is
         // restored for the code that was interrupted.
         unsafe {
