@@ -64,7 +64,7 @@ red-team:
 	$(CARGO) build $(CARGOFLAGS) -p nbdkitd -p nbdkit-worker --bins --features nbdkit-worker/red-team,nbdkitd/red-team
 	install -d $(TARGET)/red-team
 	rm -f $(TARGET)/red-team/*
-	mv $(TARGET)/debug/nbdkit $(TARGET)/debug/nbdkit-worker $(TARGET)/red-team/
+	mv $(TARGET)/debug/nbdkit $(TARGET)/debug/nbdkit-worker $(TARGET)/debug/nbdkit-worker-psk $(TARGET)/red-team/
 
 # Every target of fuzz/ under libFuzzer for FUZZ_SECONDS each (FUZZ_TARGETS for some of them only); "make test" replays
 # the corpus. Without a C++ compiler it says so, and mutated sessions have to do.
@@ -92,7 +92,7 @@ lint:
 install: build
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(UNITDIR)
 	install -m 755 $(RELEASE)/nbdkit $(DESTDIR)$(SBINDIR)/nbdkit
-	install -m 755 $(RELEASE)/nbdkit-worker $(DESTDIR)$(LIBEXECDIR)/nbdkit-worker
+	install -m 755 $(RELEASE)/nbdkit-worker $(RELEASE)/nbdkit-worker-psk $(DESTDIR)$(LIBEXECDIR)/
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1/
 	install -d $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(PKGCONFIGDIR) $(DESTDIR)$(PLUGINDIR) $(DESTDIR)$(FILTERDIR)
 	install -m 644 include/*.h $(DESTDIR)$(INCLUDEDIR)/

@@ -2,7 +2,8 @@
 //! that are forked from it, one for each client.
 //!
 //! Started by the listener (`nbdkit`) only, with the number of its control channel as the one argument. A library, so that
-//! the fuzz targets reach what no other program should: [`main`] is all that the program is.
+//! the fuzz targets reach what no other program should: [`main`] is all that the program is, and [`main_with_pre_shared_keys`]
+//! all that the other one is.
 
 #![deny(unsafe_code)]
 
@@ -25,15 +26,25 @@ use std::process::ExitCode;
 
 use nbdkit_ipc::{Channel, inherited};
 
-/// The program.
+/// The program `nbdkit-worker`.
 pub fn main() -> ExitCode {
+    run(None)
+}
+
+/// The program `nbdkit-worker-psk`: the same, with pre-shared keys. It alone is linked with OpenSSL, which takes as long to
+/// load as everything else, and whose pages each worker would have.
+pub fn main_with_pre_shared_keys() -> ExitCode {
+    run(Some(tls::pre_shared_keys))
+}
+
+fn run(pre_shared_keys: Option<tls::MakeSessions>) -> ExitCode {
     let mut args = std::env::args().skip(1);
     let (Some(Ok(number)), None) = (args.next().map(|arg| arg.parse()), args.next()) else {
         eprintln!("nbdkit-worker: this program is started by nbdkit and is of no use on its own");
         return ExitCode::FAILURE;
     };
     match inherited(number) {
-        Ok(fd) => template::run(Channel::from_fd(fd)),
+        Ok(fd) => template::run(Channel::from_fd(fd), pre_shared_keys),
         Err(error) => {
             eprintln!("nbdkit-worker: control channel {number}: {error}");
             ExitCode::FAILURE

@@ -27,15 +27,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::log::{self, TemplateLink};
 use crate::sandbox::{self, Sandbox, skips};
 use crate::settings::Settings;
-use crate::tls::{Material, Tls};
+use crate::tls::{MakeSessions, Material, Tls};
 use crate::{configure, describe, privileges, process};
 
 /// Why the template ends early. What there is to say has been said to the listener.
 struct Failed;
 
 /// Runs the template on its link to the listener until the server ends.
-pub(crate) fn run(link: TemplateLink) -> ExitCode {
-    match start(Arc::new(link)) {
+/// `pre_shared_keys`: what makes sessions with them, if this program can.
+pub(crate) fn run(link: TemplateLink, pre_shared_keys: Option<MakeSessions>) -> ExitCode {
+    match start(Arc::new(link), pre_shared_keys) {
         Ok(Some(mut service)) => {
             service.run();
             service.layer.cleanup();
@@ -48,8 +49,11 @@ pub(crate) fn run(link: TemplateLink) -> ExitCode {
 }
 
 /// Gets ready, and gives the link to the service alone, so that a worker can close it.
-fn start(link: Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
-    match get_ready(&link) {
+fn start(
+    link: Arc<TemplateLink>,
+    pre_shared_keys: Option<MakeSessions>,
+) -> Result<Option<Service>, Failed> {
+    match get_ready(&link, pre_shared_keys) {
         Ok(service) => Ok(service.map(|service| Service { link: Some(link), ..service })),
         Err(Failed) => {
             let _ = link.send(&FromTemplate::Failed, &[]);
@@ -59,7 +63,10 @@ fn start(link: Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
 }
 
 /// The start-up sequence of nbdkit-plugin(3). `None` if the purpose was only to print something.
-fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
+fn get_ready(
+    link: &Arc<TemplateLink>,
+    pre_shared_keys: Option<MakeSessions>,
+) -> Result<Option<Service>, Failed> {
     let _ = link.send(&FromTemplate::Hello(Hello::ours()), &[]);
     let (configure, parameters, material) = receive_configuration(link)?;
     log::use_template(Arc::clone(link), configure.verbose);
@@ -84,7 +91,7 @@ fn get_ready(link: &Arc<TemplateLink>) -> Result<Option<Service>, Failed> {
     let mut settings = Settings::new(&configure, model).map_err(failed)?;
     if let Some(tls) = &configure.tls {
         nbdkit_api::client::set_tls_required(tls.require);
-        settings.tls = Some(Tls::new(tls, material).map_err(failed)?);
+        settings.tls = Some(Tls::new(tls, material, pre_shared_keys).map_err(failed)?);
     }
 
     let usual = stack.default_isolation();

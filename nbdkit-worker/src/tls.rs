@@ -1,7 +1,8 @@
 //! TLS as a worker speaks it. Set up by the template, so that connections inherit what takes long; no key of the server
 //! is here or ever comes here but the pre-shared one of the identity that a client has named.
 //!
-//! - `certificates`: with rustls; `psk`: with OpenSSL, since rustls has no pre-shared keys
+//! - `certificates`: with rustls; `psk`: with OpenSSL, since rustls has no pre-shared keys, in a program of
+//!   its own
 //! - `session`: what both are to the rest: bytes in, bytes out, no sockets; `name`: who a certificate is about
 
 #![forbid(unsafe_code)]
@@ -13,7 +14,7 @@ mod session;
 
 use std::sync::Arc;
 
-use nbdkit_api::Result;
+use nbdkit_api::{Error, Result};
 use nbdkit_ipc::keys::{self, Credentials, PieceKind, TlsPiece};
 
 use crate::authority::Authority;
@@ -21,7 +22,7 @@ use certificates::Certificates;
 use psk::PreSharedKeys;
 
 pub(crate) use name::{issuer, subject};
-pub(crate) use session::{Failure, Session};
+pub(crate) use session::{Failure, Session, Sessions};
 
 /// Certificates and revocation lists, DER.
 #[derive(Debug, Default)]
@@ -54,30 +55,41 @@ impl Material {
 pub(crate) struct Tls {
     /// Nothing is served without it.
     pub(crate) require: bool,
-    server: Server,
+    sessions: Box<dyn Sessions>,
 }
 
-/// What the server proves itself with.
-#[derive(Debug)]
-enum Server {
-    Certificates(Box<Certificates>),
-    PreSharedKeys(PreSharedKeys),
+/// Makes the library behind sessions ready.
+pub(crate) type MakeSessions = fn() -> Result<Box<dyn Sessions>>;
+
+/// Sessions with pre-shared keys. Whatever calls this is linked with OpenSSL.
+///
+/// # Errors
+/// The library's.
+pub(crate) fn pre_shared_keys() -> Result<Box<dyn Sessions>> {
+    Ok(Box::new(PreSharedKeys::new()?))
 }
 
 impl Tls {
-    /// From what the listener has loaded.
+    /// From what the listener has loaded; `pre_shared_keys` if this program has them.
     ///
     /// # Errors
-    /// The certificates cannot be used.
-    pub(crate) fn new(tls: &keys::Tls, material: Material) -> Result<Tls> {
-        let server = match &tls.credentials {
+    /// The certificates cannot be used; this is the program without pre-shared keys.
+    pub(crate) fn new(
+        tls: &keys::Tls,
+        material: Material,
+        pre_shared_keys: Option<MakeSessions>,
+    ) -> Result<Tls> {
+        let sessions: Box<dyn Sessions> = match &tls.credentials {
             Credentials::Certificates { schemes } => {
-                let server = Certificates::new(schemes, tls.verify_peer, material)?;
-                Server::Certificates(Box::new(server))
+                Box::new(Certificates::new(schemes, tls.verify_peer, material)?)
             }
-            Credentials::PreSharedKeys => Server::PreSharedKeys(PreSharedKeys::new()?),
+            Credentials::PreSharedKeys => {
+                let make = pre_shared_keys
+                    .ok_or_else(|| Error::msg("TLS: this worker has no pre-shared keys"))?;
+                make()?
+            }
         };
-        Ok(Tls { require: tls.require, server })
+        Ok(Tls { require: tls.require, sessions })
     }
 
     /// A session for one connection, which has yet to shake hands.
@@ -88,9 +100,6 @@ impl Tls {
         &self,
         authority: Arc<dyn Authority>,
     ) -> std::result::Result<Box<dyn Session>, Failure> {
-        match &self.server {
-            Server::Certificates(server) => server.session(authority),
-            Server::PreSharedKeys(server) => server.session(authority),
-        }
+        self.sessions.session(authority)
     }
 }

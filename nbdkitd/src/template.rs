@@ -16,7 +16,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nbdkit_ipc::keys::TlsPiece;
+use nbdkit_ipc::keys::{Credentials, TlsPiece};
 use nbdkit_ipc::messages::{self, Configure, EnterService, Hello, Parameter, Purpose, Serve};
 use nbdkit_ipc::phase::{self, Phase};
 use nbdkit_ipc::{Channel, FromTemplate, RecvError, ToTemplate};
@@ -102,7 +102,7 @@ impl Recipe {
             })
             .collect();
         Recipe {
-            program: worker_program(),
+            program: worker_program(&configure),
             directory: std::env::current_dir().ok(),
             configure,
             certificates: tls.map(|tls| tls.pieces.clone()).unwrap_or_default(),
@@ -190,14 +190,15 @@ impl Recipe {
     }
 }
 
-/// `nbdkit-worker` beside this program, or where it was installed. Never found by `PATH`.
-fn worker_program() -> PathBuf {
-    const NAME: &str = "nbdkit-worker";
-    let beside = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join(NAME)));
+/// `nbdkit-worker`, or the one with pre-shared keys, beside this program or where it was installed. Never found by `PATH`.
+fn worker_program(configure: &Configure) -> PathBuf {
+    let psk = matches!(&configure.tls, Some(tls) if tls.credentials == Credentials::PreSharedKeys);
+    let name = if psk { "nbdkit-worker-psk" } else { "nbdkit-worker" };
+    let beside = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join(name)));
     match beside {
         Some(path) if path.exists() => path,
         _ => Path::new(option_env!("NBDKIT_LIBEXECDIR").unwrap_or("/usr/local/libexec/nbdkit"))
-            .join(NAME),
+            .join(name),
     }
 }
 

@@ -17,7 +17,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig, ServerConnection, SignatureAlgorithm, SignatureScheme};
 
 use super::Material;
-use super::session::{Failure, Session};
+use super::session::{Failure, Session, Sessions};
 use crate::authority::Authority;
 
 /// Encrypted at a time, bytes: some records that leave in one system call while they are in the cache, and so few that
@@ -93,9 +93,10 @@ impl Certificates {
         let schemes = schemes.iter().copied().map(SignatureScheme::from).collect();
         Ok(Certificates { config, chain, schemes })
     }
+}
 
-    /// A session whose signatures come from `authority`.
-    pub(super) fn session(
+impl Sessions for Certificates {
+    fn session(
         &self,
         authority: Arc<dyn Authority>,
     ) -> std::result::Result<Box<dyn Session>, Failure> {

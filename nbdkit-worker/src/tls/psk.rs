@@ -19,7 +19,7 @@ use openssl::ssl::{
     SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion,
 };
 
-use super::session::{Failure, Session};
+use super::session::{Failure, Session, Sessions};
 use crate::authority::Authority;
 
 /// TLS 1.2 with an exchange of ephemeral keys first, so that a key that becomes known later does not reveal what was said.
@@ -89,9 +89,10 @@ impl PreSharedKeys {
         };
         make().map_err(|errors| Error::msg(format!("TLS: {}", words(&errors))))
     }
+}
 
-    /// A session whose keys come from `authority`.
-    pub(super) fn session(
+impl Sessions for PreSharedKeys {
+    fn session(
         &self,
         authority: Arc<dyn Authority>,
     ) -> std::result::Result<Box<dyn Session>, Failure> {

@@ -4,6 +4,9 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
+
+use crate::authority::Authority;
 
 /// Why a session cannot go on, in words. What tells the peer is in its output.
 #[derive(Debug)]
@@ -19,6 +22,15 @@ impl From<Failure> for io::Error {
     fn from(failure: Failure) -> io::Error {
         io::Error::new(io::ErrorKind::InvalidData, failure.0)
     }
+}
+
+/// What all sessions of a server have in common.
+pub(crate) trait Sessions: Send + Sync + fmt::Debug {
+    /// A session for one connection, whose keys come from `authority`.
+    ///
+    /// # Errors
+    /// Out of memory or the like.
+    fn session(&self, authority: Arc<dyn Authority>) -> Result<Box<dyn Session>, Failure>;
 }
 
 /// The server's side of a session. Nothing here waits, except that a handshake asks the listener.

@@ -51,6 +51,19 @@ fn libnbd_s_tools_connect_and_copy() {
     }
 }
 
+/// It takes as long to load as all the rest, and is code that others need not have in their address space.
+#[test]
+fn only_the_program_for_pre_shared_keys_has_openssl() {
+    let Some(keys) = keys() else { return };
+    let with = server(&keys, &["--sandbox=off", "null", "1M"]).start();
+    let without = Server::nbdkit(["--sandbox=off", "null", "1M"]).binary(Binary::ours()).start();
+    for (server, expected) in [(with, true), (without, false)] {
+        let (_, template, _) = processes(&server);
+        let maps = std::fs::read_to_string(format!("/proc/{template}/maps")).expect("its maps");
+        assert_eq!(maps.contains("/libcrypto.so"), expected);
+    }
+}
+
 #[test]
 fn qemu_img_connects_with_tls_1_2_and_1_3() {
     let Some(keys) = keys() else { return };
