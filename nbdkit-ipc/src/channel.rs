@@ -24,6 +24,12 @@ thread_local! {
     static PACKET: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Gives back where this thread's packets are received, until the next one: to a process that expects none it is only what its
+/// parent has received there.
+pub fn release_packet() {
+    PACKET.set(Vec::new());
+}
+
 /// An end that sends `S` and receives `R`.
 pub struct Channel<S, R> {
     fd: OwnedFd,
@@ -151,7 +157,10 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     }
 
     fn recv_into(&self, packet: &mut Vec<u8>, flags: MsgFlags) -> Result<Received<R>, RecvError> {
-        packet.resize(MAX_PACKET, 0);
+        if packet.is_empty() {
+            // Not resize: that writes the zeroes, which these pages are already.
+            *packet = vec![0; MAX_PACKET];
+        }
         // Room for all that the kernel lets one message carry (SCM_MAX_FD), so that a surplus is received,
         // owned and closed: with too little room some would stay open that nobody knows of.
         let mut control = cmsg_space!([RawFd; 253]);

@@ -17,7 +17,7 @@ pub mod phase;
 pub mod refusal;
 pub mod status;
 
-pub use channel::{Channel, Received, RecvError};
+pub use channel::{Channel, Received, RecvError, release_packet};
 pub use inherit::inherited;
 pub use messages::{FromSpawner, FromTemplate, FromWorker, ToSpawner, ToTemplate, ToWorker};
 pub use status::WorkerExit;

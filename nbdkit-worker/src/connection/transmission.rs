@@ -280,6 +280,7 @@ impl<'s> Reader<'s> {
                     *replies = Replies::default();
                     *payload = Vec::new();
                     *pipe = None;
+                    nbdkit_ipc::release_packet();
                 };
                 if !input.fill_patiently(length, idle)? {
                     return Ok(None);
