@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) timeout: Option<Duration>,
     /// TLS, unless it is off.
     pub(crate) tls: Option<Tls>,
+    /// Whether everything has to run on one processor.
+    pub(crate) one_processor: bool,
     /// The lock around every call into the stack, for NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS.
     all_requests: Option<SharedMutex<0>>,
 }
@@ -44,6 +46,7 @@ impl Settings {
             protocol: configure.protocol,
             timeout: configure.timeout,
             tls: None,
+            one_processor: std::thread::available_parallelism().is_ok_and(|count| count.get() == 1),
             all_requests,
         })
     }

@@ -63,8 +63,17 @@ fn waits() -> i64 {
     getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.voluntary_context_switches())
 }
 
+/// How long to look for another request. Clients like libnbd and the kernel's send one by one and need a few
+/// microseconds for each.
+const GLANCE: Duration = Duration::from_micros(12);
+/// How long to leave the socket alone in between.
+const BLINK: Duration = Duration::from_micros(1);
+/// So many requests are a batch that need not wait for more.
+const ENOUGH: usize = 12;
+
 /// Whether to look for another request before the replies at hand are sent: a client that keeps many under way has
-/// often sent the next by now, and one batch takes fewer calls than two; one that waits for each reply has not.
+/// often sent the next by now, or is about to, and one batch takes fewer calls than two, of the client too; one that waits
+/// for each reply has not, and is not kept waiting.
 #[derive(Debug, Default)]
 pub(super) struct Looking {
     /// Times in a row that there was none, and times left not to look.
@@ -85,8 +94,36 @@ impl Looking {
         true
     }
 
+    /// Looks by `look` until it finds something, for a moment if there is another processor for the client to run on and
+    /// the batch is small.
+    ///
+    /// # Errors
+    /// Those of `look`.
+    pub(super) fn look<E>(
+        &mut self,
+        batch: usize,
+        alone: bool,
+        mut look: impl FnMut() -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let mut found = look()?;
+        if !found && !alone && batch < ENOUGH {
+            let start = Instant::now();
+            let mut next = BLINK;
+            while !found && next < GLANCE {
+                if start.elapsed() < next {
+                    std::hint::spin_loop();
+                    continue;
+                }
+                found = look()?;
+                next = start.elapsed() + BLINK;
+            }
+        }
+        self.found(found);
+        Ok(())
+    }
+
     /// Whether there was something.
-    pub(super) fn found(&mut self, any: bool) {
+    fn found(&mut self, any: bool) {
         self.misses = if any { 0 } else { self.misses + 1 };
         // The end of every burst is a miss, which says nothing; several in a row do.
         self.rest =
@@ -123,6 +160,29 @@ mod tests {
             writes.time(4096, || while Instant::now() < end {});
         }
         assert!(writes.are_quick(|| ()));
+    }
+
+    /// How often it looks for something that comes at the look number `found`.
+    fn looks(batch: usize, alone: bool, found: u32) -> u32 {
+        let mut looks = 0;
+        Looking::default()
+            .look(batch, alone, || {
+                looks += 1;
+                Ok::<_, ()>(looks == found)
+            })
+            .unwrap();
+        looks
+    }
+
+    #[test]
+    fn a_small_batch_waits_a_moment_for_more_if_the_client_can_run_meanwhile() {
+        assert_eq!(looks(1, false, 1), 1);
+        // Whoever is kept from its processor may look less often.
+        let in_vain = (0..100).map(|_| looks(1, false, u32::MAX)).max().unwrap();
+        assert!((2..=13).contains(&in_vain), "{in_vain}");
+        assert!((0..100).any(|_| looks(1, false, 2) == 2));
+        assert_eq!(looks(1, true, u32::MAX), 1);
+        assert_eq!(looks(ENOUGH, false, u32::MAX), 1);
     }
 
     #[test]

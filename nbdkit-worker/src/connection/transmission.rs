@@ -309,11 +309,12 @@ impl<'s> Reader<'s> {
 
     /// Takes what the client has sent by now, if there are replies that would have to be sent before we can wait.
     fn look(&mut self, length: usize) -> Result<(), End> {
-        if !self.replies.is_empty() && self.looking.is_worth_it() {
-            let found = self.input.take_more(length)?;
-            self.looking.found(found);
+        if self.replies.is_empty() || !self.looking.is_worth_it() {
+            return Ok(());
         }
-        Ok(())
+        let alone = self.session.connection.settings.one_processor;
+        let Reader { looking, input, batch, .. } = self;
+        Ok(looking.look(*batch, alone, || input.take_more(length))?)
     }
 
     fn flush(&mut self) -> Result<(), End> {
