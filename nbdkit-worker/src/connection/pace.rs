@@ -83,7 +83,7 @@ pub(super) struct Looking {
 
 impl Looking {
     /// The longest rest, in batches.
-    const MAX_REST: u32 = 64;
+    const MAX_REST: u32 = 256;
 
     /// Whether to look this time.
     pub(super) fn is_worth_it(&mut self) -> bool {
