@@ -94,39 +94,16 @@ pub(crate) fn set_channel(channel: impl AsFd, is_worker: bool) {
 /// # Errors
 /// None that a kernel has for this.
 pub(crate) fn report_refusals() -> nbdkit_api::Result<()> {
-    let action = SigAction::new(
-        SigHandler::SigAction(refused),
-        SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK,
-        SigSet::all(),
-    );
-    // SAFETY: the handler reads its argument and atomics, and calls send(2) and _exit(2): all async-signal-safe.
-    unsafe { sigaction(Signal::SIGSYS, &action) }.or_error(|| "sigaction: SIGSYS").map(drop)
+    // SAFETY: it reads atomics, and calls send(2) and _exit(2): all async-signal-safe.
+    unsafe { nbdkit_sandbox_policy::on_refusal(refused) }.or_error(|| "sigaction: SIGSYS")
 }
 
-/// A system call was refused: says which, and ends the process. Another thread may hold any lock, so nothing is
-/// formatted, allocated or locked.
-extern "C" fn refused(
-    _signal: libc::c_int,
-    info: *mut libc::siginfo_t,
-    _context: *mut libc::c_void,
-) {
-    /// What the kernel puts into a siginfo_t for SIGSYS: sigaction(2), si_call_addr, si_syscall, si_arch.
-    #[repr(C)]
-    struct Refusal {
-        signal: libc::c_int,
-        errno: libc::c_int,
-        code: libc::c_int,
-        address: *mut libc::c_void,
-        syscall: libc::c_int,
-        machine: libc::c_uint,
-    }
-    const { assert!(size_of::<Refusal>() <= size_of::<libc::siginfo_t>()) };
-    // SAFETY: the kernel passes a siginfo_t, which is larger and aligned alike; any bits are valid numbers.
-    let syscall = unsafe { (*info.cast::<Refusal>()).syscall };
+/// A system call was refused: says which, and ends the process.
+fn refused(syscall: u32) -> ! {
     let packet = if IS_WORKER.load(Ordering::Relaxed) {
-        refusal::from_worker(syscall.cast_unsigned())
+        refusal::from_worker(syscall)
     } else {
-        refusal::from_template(syscall.cast_unsigned())
+        refusal::from_template(syscall)
     };
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: sends the bytes of an array of ours; a number that is no descriptor is an error.

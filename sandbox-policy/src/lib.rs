@@ -1,7 +1,9 @@
 //! Lists of system calls as data, each line with what its arguments must be, and their compilation into filters.
 //! seccomp(2). The lists themselves are with those who are confined by them: listener, template and worker.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+
+mod refused;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +12,8 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
+
+pub use refused::on_refusal;
 
 /// A compiled filter.
 pub type Program = BpfProgram;

@@ -6,8 +6,6 @@ use std::os::fd::RawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-
 use super::process::exit_now;
 use crate::log::syscalls;
 
@@ -29,34 +27,12 @@ pub(crate) fn log_to(fd: RawFd, head: &str) {
 /// # Errors
 /// None that a kernel has for this.
 pub(crate) fn report() -> nix::Result<()> {
-    let action = SigAction::new(
-        SigHandler::SigAction(refused),
-        SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK,
-        SigSet::all(),
-    );
-    // SAFETY: the handler reads its argument and statics, and calls write(2) and _exit(2): all async-signal-safe.
-    unsafe { sigaction(Signal::SIGSYS, &action) }.map(drop)
+    // SAFETY: it reads statics, and calls write(2) and _exit(2): all async-signal-safe.
+    unsafe { nbdkit_sandbox_policy::on_refusal(refused) }
 }
 
-/// A system call was refused. Nothing is allocated or locked.
-extern "C" fn refused(
-    _signal: libc::c_int,
-    info: *mut libc::siginfo_t,
-    _context: *mut libc::c_void,
-) {
-    /// What the kernel puts into a siginfo_t for SIGSYS: sigaction(2), si_call_addr, si_syscall, si_arch.
-    #[repr(C)]
-    struct Refusal {
-        signal: libc::c_int,
-        errno: libc::c_int,
-        code: libc::c_int,
-        address: *mut libc::c_void,
-        syscall: libc::c_int,
-        machine: libc::c_uint,
-    }
-    const { assert!(size_of::<Refusal>() <= size_of::<libc::siginfo_t>()) };
-    // SAFETY: the kernel passes a siginfo_t, which is larger and aligned alike; any bits are valid numbers.
-    let syscall = unsafe { (*info.cast::<Refusal>()).syscall }.cast_unsigned();
+/// A system call was refused.
+fn refused(syscall: u32) -> ! {
     let mut line = Line { bytes: [0; 256], length: 0 };
     line.push(HEAD.get().map_or(b"nbdkit: error: ", Vec::as_slice));
     line.push(b"the sandbox refused system call ");
