@@ -15,6 +15,7 @@ pub mod single;
 pub mod tempdir;
 pub mod tls;
 pub mod transcript;
+pub mod workout;
 
 pub use client::{Ask, Client};
 pub use server::Server;

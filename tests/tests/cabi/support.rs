@@ -1,4 +1,4 @@
-//! Compiling C, finding Debian's plugins, and what every disk is asked.
+//! Compiling C, and finding Debian's plugins.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use nbd_protocol::constants::{CommandFlags, TransmissionFlags};
 use nbdkit_tests::client::Transport;
-use nbdkit_tests::transcript::Session;
-use nbdkit_tests::{Ask, Client, TempDir, command};
+use nbdkit_tests::{Client, TempDir, command};
+
+pub(crate) use nbdkit_tests::workout::exercise;
 
 /// The top of the source tree.
 pub(crate) fn top() -> &'static Path {
@@ -79,34 +79,6 @@ pub(crate) fn open_export<T: Transport>(client: &mut Client<T>, export: &str) {
     client.handshake().expect("a handshake");
     client.structured_replies().expect("structured replies");
     assert!(client.go(export, &[]).expect("an answer").export().is_some(), "no export {export:?}");
-}
-
-/// What every disk is asked; nothing here depends on its size, as long as that is 64 KiB.
-pub(crate) fn exercise(s: &mut Session) {
-    s.connect();
-    s.list();
-    s.info("");
-    s.block_sizes("");
-    s.disconnect();
-    s.open();
-    s.read(0, 512);
-    s.write(0, 512, 0xaa);
-    s.write(700, 1000, 0xbb);
-    s.read(0, 4096);
-    s.ask(&Ask::write_zeroes(256, 512));
-    s.ask(&Ask::write_zeroes(0, 16).flags(CommandFlags::NO_HOLE));
-    let fast = Ask::write_zeroes(0, 64).flags(CommandFlags::FAST_ZERO);
-    s.ask_if(TransmissionFlags::SEND_FAST_ZERO, &fast);
-    s.ask_if(TransmissionFlags::SEND_TRIM, &Ask::trim(512, 128));
-    s.ask_if(TransmissionFlags::SEND_CACHE, &Ask::cache(0, 512));
-    s.ask_if(TransmissionFlags::SEND_FLUSH, &Ask::flush());
-    let fua = Ask::write(512, [1; 16]).flags(CommandFlags::FUA);
-    s.ask_if(TransmissionFlags::SEND_FUA, &fua);
-    s.read(0, 65536);
-    s.read(65535, 1);
-    s.block_status(0, 65536);
-    s.ask(&Ask::block_status(512, 1024).flags(CommandFlags::REQ_ONE));
-    s.disconnect();
 }
 
 /// A file in the server's directory.

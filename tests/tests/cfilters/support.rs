@@ -1,4 +1,4 @@
-//! Compiling filters for both servers, and what every disk is asked.
+//! Compiling filters for both servers.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -6,11 +6,12 @@ use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nbd_protocol::constants::{CommandFlags, TransmissionFlags};
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::Transport;
 use nbdkit_tests::transcript::Session;
 use nbdkit_tests::{Ask, Client, Server, command};
+
+pub(crate) use nbdkit_tests::workout::exercise;
 
 /// How long anything may take that takes milliseconds on an idle machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -113,33 +114,6 @@ pub(crate) fn served_again(server: &Server) {
         assert!(Instant::now() < end, "not served again: {}", server.stderr_text());
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-/// What every disk is asked; nothing here depends on its size, as long as that is 64 KiB.
-pub(crate) fn exercise(s: &mut Session) {
-    s.connect();
-    s.list();
-    s.info("");
-    s.block_sizes("");
-    s.disconnect();
-    s.open();
-    s.read(0, 512);
-    s.write(0, 512, 0xaa);
-    s.write(700, 1000, 0xbb);
-    s.read(0, 4096);
-    s.ask(&Ask::write_zeroes(256, 512));
-    s.ask(&Ask::write_zeroes(0, 16).flags(CommandFlags::NO_HOLE));
-    let fast = Ask::write_zeroes(0, 64).flags(CommandFlags::FAST_ZERO);
-    s.ask_if(TransmissionFlags::SEND_FAST_ZERO, &fast);
-    s.ask_if(TransmissionFlags::SEND_TRIM, &Ask::trim(512, 128));
-    s.ask_if(TransmissionFlags::SEND_CACHE, &Ask::cache(0, 512));
-    s.ask_if(TransmissionFlags::SEND_FLUSH, &Ask::flush());
-    let fua = Ask::write(512, [1; 16]).flags(CommandFlags::FUA);
-    s.ask_if(TransmissionFlags::SEND_FUA, &fua);
-    s.read(0, 65536);
-    s.block_status(0, 65536);
-    s.ask(&Ask::block_status(512, 1024).flags(CommandFlags::REQ_ONE));
-    s.disconnect();
 }
 
 /// What `script` sees of `binary` with these arguments, in which `{FILTER}` stands for the filter.
