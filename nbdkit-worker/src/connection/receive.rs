@@ -83,16 +83,14 @@ impl<'a> Receive<'a> {
                 match taken.take(input.socket().input(), missing) {
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(moved) => held += moved,
-                    // The pipe is full of crumbs.
-                    Err(Errno::EAGAIN) if stuck && held > 0 => {
-                        return self.copy(taken.spill(held)?, input);
-                    }
-                    Err(Errno::EAGAIN) => {
+                    Err(Errno::EAGAIN) if !stuck || held == 0 => {
                         input.socket().wait_input(None)?;
                         stuck = true;
                         continue;
                     }
-                    Err(errno) => return Err(errno.into()),
+                    // The pipe is full of crumbs, or this is not a kind of socket to be spliced. What else there may be
+                    // shows when it is read.
+                    Err(_) => return self.copy(taken.spill(held)?, input),
                 }
                 stuck = false;
             }
