@@ -20,14 +20,24 @@ use serde::de::DeserializeOwned;
 use crate::{MAX_FDS, MAX_PACKET, codec};
 
 thread_local! {
-    /// Where packets are received: as long as the longest, and not made anew for each.
-    static PACKET: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static PACKET: RefCell<Packet> =
+        const { RefCell::new(Packet { bytes: Vec::new(), control: Vec::new() }) };
+}
+
+/// Where packets are received. Not made anew for each: a process that forks leaves a page to its child for each that it writes
+/// between two forks.
+struct Packet {
+    /// As long as the longest, or empty before the first.
+    bytes: Vec<u8>,
+    /// Room for all that the kernel lets one message carry (SCM_MAX_FD), so that a surplus is received, owned and
+    /// closed: with too little room some would stay open that nobody knows of.
+    control: Vec<u8>,
 }
 
 /// Gives back where this thread's packets are received, until the next one: to a process that expects none it is only what its
 /// parent has received there.
 pub fn release_packet() {
-    PACKET.set(Vec::new());
+    PACKET.with_borrow_mut(|packet| packet.bytes = Vec::new());
 }
 
 /// An end that sends `S` and receives `R`.
@@ -156,19 +166,20 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         PACKET.with_borrow_mut(|packet| self.recv_into(packet, flags))
     }
 
-    fn recv_into(&self, packet: &mut Vec<u8>, flags: MsgFlags) -> Result<Received<R>, RecvError> {
-        if packet.is_empty() {
+    fn recv_into(&self, packet: &mut Packet, flags: MsgFlags) -> Result<Received<R>, RecvError> {
+        let Packet { bytes, control } = packet;
+        if bytes.is_empty() {
             // Not resize: that writes the zeroes, which these pages are already.
-            *packet = vec![0; MAX_PACKET];
+            *bytes = vec![0; MAX_PACKET];
         }
-        // Room for all that the kernel lets one message carry (SCM_MAX_FD), so that a surplus is received,
-        // owned and closed: with too little room some would stay open that nobody knows of.
-        let mut control = cmsg_space!([RawFd; 253]);
-        let mut iov = [IoSliceMut::new(packet)];
+        if control.capacity() == 0 {
+            *control = cmsg_space!([RawFd; 253]);
+        }
+        let mut iov = [IoSliceMut::new(bytes)];
         let received = recvmsg::<()>(
             self.fd.as_raw_fd(),
             &mut iov,
-            Some(&mut control),
+            Some(control),
             flags | MsgFlags::MSG_CMSG_CLOEXEC,
         );
         let received = match received {
@@ -193,7 +204,7 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         if fds.len() > MAX_FDS {
             return Err(RecvError::Violation("too many descriptors"));
         }
-        let message = codec::decode(&packet[..length])
+        let message = codec::decode(&bytes[..length])
             .ok_or(RecvError::Violation("not a message of this channel"))?;
         Ok(Received { message, fds })
     }
