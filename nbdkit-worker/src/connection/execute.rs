@@ -47,11 +47,12 @@ impl Target<'_> {
 
     /// Answers a read if that can be done at once; false if it might wait, and nothing was done.
     pub(crate) fn try_read(&self, request: &Request, replies: &mut Replies) -> bool {
+        if self.may_be_sparse(request) && self.range_in_memory(request).is_none() {
+            return false;
+        }
         let Request { offset, length, .. } = *request;
         let result = replies.data(request, self.features, true, (offset, length as usize), |buf| {
-            let result = self.backend.try_pread(buf, offset)?;
-            // Only now: where the data is in memory, so is what tells it from holes.
-            (!self.has_holes(request)).then_some(result)
+            self.backend.try_pread(buf, offset)
         });
         if let Some(Err(error)) = &result {
             replies.error(request, self.features, error);
@@ -65,6 +66,14 @@ impl Target<'_> {
             return None;
         }
         self.backend.file_range(request.length as u32, request.offset)
+    }
+
+    /// As [`file_range`](Self::file_range), if the bytes are in memory as far as can be told. That first: then so is what
+    /// tells them from holes.
+    pub(crate) fn range_in_memory(&self, request: &Request) -> Option<FileRange<'_>> {
+        let range = self.backend.file_range(request.length as u32, request.offset)?;
+        let in_memory = range.is_in_memory(request.length as usize);
+        (in_memory && !self.has_holes(request)).then_some(range)
     }
 
     /// Whether parts of a read are not to be sent.

@@ -167,14 +167,13 @@ impl Session<'_> {
         pipe: &mut Option<Pipe>,
     ) -> Option<io::Result<()>> {
         let count = self.worth_splicing(request)?;
-        let range = self.target.file_range(request)?;
-        self.splice_from(range, count, request, replies, pipe)
+        self.splice_from(|| self.target.file_range(request), count, request, replies, pipe)
     }
 
-    /// As [`splice`](Self::splice), of a read whose `count` bytes are known to stand in `range`.
-    fn splice_from(
+    /// As [`splice`](Self::splice), of a read whose `count` bytes stand where `range` says.
+    fn splice_from<'r>(
         &self,
-        range: FileRange<'_>,
+        range: impl FnOnce() -> Option<FileRange<'r>>,
         count: usize,
         request: &Request,
         replies: &mut Replies,
@@ -182,6 +181,7 @@ impl Session<'_> {
     ) -> Option<io::Result<()>> {
         let target = &self.target;
         let filled = target.settings.serialized(|| {
+            let range = range()?;
             // A pipe that could not take everything is not empty: it is not used again.
             let mut fresh = pipe.take().or_else(|| Pipe::new().ok())?;
             fresh.fill(range, count).then_some(fresh)
@@ -376,13 +376,11 @@ impl<'s> Reader<'s> {
             return Ok(false);
         }
         if let Some(count) = session.worth_splicing(request)
-            && let Some(range) = session.target.file_range(request)
+            && session.target.backend.file_range(request.length as u32, request.offset).is_some()
         {
-            if !range.is_in_memory(count) {
-                return Ok(false);
-            }
+            let Some(range) = session.target.range_in_memory(request) else { return Ok(false) };
             let Reader { replies, pipe, .. } = self;
-            let spliced = session.splice_from(range, count, request, replies, pipe);
+            let spliced = session.splice_from(|| Some(range), count, request, replies, pipe);
             return Ok(spliced.transpose()?.is_some());
         }
         Ok(session.target.try_read(request, &mut self.replies))
