@@ -46,8 +46,8 @@ impl<'a> Receive<'a> {
         Receive { backend, range, offset, count, done: 0 }
     }
 
-    /// Takes the write's payload out of `input`, and tells what came of it. The pipe is empty before, and used again only if
-    /// all went well.
+    /// Takes the write's payload out of `input`, and tells what came of it. The pipe, if there is one, is empty, and used
+    /// again only if all went well.
     ///
     /// # Errors
     /// The client is gone.
@@ -73,7 +73,9 @@ impl<'a> Receive<'a> {
             input.skip((self.count - self.done) as u64)?;
             return Ok(Err(error));
         }
-        let Some(mut taken) = pipe.take() else { return self.copy(Vec::new(), input) };
+        let Some(mut taken) = pipe.take().or_else(|| Pipe::new().ok()) else {
+            return self.copy(Vec::new(), input);
+        };
         let mut held = 0;
         // Whether the client has sent something that could not be taken.
         let mut stuck = false;

@@ -404,13 +404,9 @@ impl<'s> Reader<'s> {
             self.input.set_narrow(false);
             return Ok(false);
         }
-        let Reader { replies, writes, pipe, .. } = self;
+        let Reader { replies, writes, .. } = self;
         if pooled && !writes.are_quick(|| session.settle(replies)) {
             return Ok(false);
-        }
-        if pipe.is_none() {
-            let Ok(new) = Pipe::new() else { return Ok(false) };
-            *pipe = Some(new);
         }
         let Some(range) = target.backend.write_range(count as u32, request.offset) else {
             return Ok(false);
