@@ -266,7 +266,7 @@ impl Server {
             self.deadlines.as_ref().and_then(Deadlines::next),
             // If it has come, something else keeps us from accepting, and will wake us.
             self.next_place().filter(|at| *at > now),
-            self.held.as_ref().map(|held| held.at).filter(|at| *at > now),
+            self.held_until(),
         ]
         .into_iter()
         .flatten()

@@ -269,6 +269,15 @@ impl Server {
         next.filter(|_| waiting && self.pending.is_none() && self.stage == Stage::Serving)
     }
 
+    /// When the client that waits for a moment has waited, unless something else, which will wake us, keeps it from being
+    /// taken on. It may have come already, and be only a moment later than what [`accept_clients`](Self::accept_clients)
+    /// took for now.
+    pub(super) fn held_until(&self) -> Option<Instant> {
+        let placeable = self.pending.is_none() && self.stage == Stage::Serving;
+        let at = self.held.as_ref().filter(|_| placeable)?.at;
+        Some(self.pause.until.map_or(at, |until| at.max(until)))
+    }
+
     /// Says why a client is disconnected.
     fn refuse(&mut self, peer: &Peer, now: Instant) {
         let who = client_name(peer);
@@ -384,6 +393,8 @@ fn error_number(error: &io::Error) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::fuzz::Listener;
+    use nbdkit_ipc::messages::PeerAddress;
 
     #[test]
     fn failures_of_accept_are_told_apart() {
@@ -398,6 +409,30 @@ mod tests {
         ] {
             assert_eq!(failure(errno), expected, "{errno}");
         }
+    }
+
+    #[test]
+    fn a_client_that_waits_for_a_moment_is_taken_on_whenever_that_is_noticed() {
+        // Two more than one peer may have in the handshake.
+        let mut listener = Listener::new(130, true).unwrap();
+        let server = &mut listener.server;
+        let (_client, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let now = Instant::now();
+        let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
+        server.place(theirs.into(), peer, now);
+        let at = server.held.as_ref().unwrap().at;
+        assert!(server.timeout(now).unwrap() <= HANDSHAKE_TIME);
+        assert_eq!(server.timeout(at), Some(Duration::ZERO));
+        assert_eq!(server.timeout(at + Duration::from_millis(1)), Some(Duration::ZERO));
+        // While something else rests, that is waited for.
+        server.pause.until = Some(at + Duration::from_secs(1));
+        assert_eq!(server.timeout(at), Some(Duration::from_secs(1)));
+        server.pause.until = None;
+        server.accept_clients(at);
+        assert!(server.held.is_none() && server.pending.is_some());
+        assert!(server.connections.get_mut(1).unwrap().gave_way);
+        // This template does not take it yet, and will wake us.
+        assert_eq!(server.timeout(at + Duration::from_secs(1)), None);
     }
 
     #[test]

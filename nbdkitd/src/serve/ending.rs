@@ -128,7 +128,7 @@ impl Server {
         }
         self.status = status;
         self.stage = Stage::Stopping;
-        self.pending = None;
+        (self.pending, self.held) = (None, None);
         self.rebuild_at = None;
         self.close_listeners();
         for link in self.links.values() {
@@ -325,7 +325,7 @@ impl Server {
     /// with the last of them.
     fn retire(&mut self, why: &str) {
         self.retiring = true;
-        self.pending = None;
+        (self.pending, self.held) = (None, None);
         self.close_listeners();
         // Said when it is true: whoever reads it may rely on it.
         self.log.error(&format!(
