@@ -192,7 +192,7 @@ mod tests {
         let start = Instant::now();
         what();
         let took = start.elapsed();
-        assert!(took >= delay && took < delay + Duration::from_millis(500), "{took:?}");
+        assert!(took >= delay && took < delay + Duration::from_secs(5), "{took:?}");
     }
 
     #[test]

@@ -25,6 +25,13 @@ use crate::settings::Settings;
 struct Odd {
     blocking: Blocking,
     panics: bool,
+    takes: Duration,
+}
+
+impl Odd {
+    fn new(blocking: Blocking) -> Odd {
+        Odd { blocking, panics: false, takes: Duration::from_millis(200) }
+    }
 }
 
 const SIZE: u64 = 1 << 20;
@@ -47,7 +54,7 @@ impl Handle for Odd {
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         assert!(!self.panics || offset >= SIZE / 2, "as the test wants");
         if offset < SIZE / 2 {
-            std::thread::sleep(Duration::from_millis(200));
+            std::thread::sleep(self.takes);
         }
         buf.fill(0);
         Ok(())
@@ -141,7 +148,7 @@ fn run(plugin: Odd, threads: u32, client: impl FnOnce(UnixStream)) -> WorkerExit
 #[test]
 fn a_panic_ends_the_connection_whatever_thread_it_is_on() {
     for blocking in [Blocking::Never, Blocking::Short, Blocking::Long] {
-        let exit = run(Odd { blocking, panics: true }, 4, |mut client| {
+        let exit = run(Odd { panics: true, ..Odd::new(blocking) }, 4, |mut client| {
             client.write_all(&read_request(1, 0)).unwrap();
             // No answer, but an end.
             assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
@@ -152,7 +159,8 @@ fn a_panic_ends_the_connection_whatever_thread_it_is_on() {
 
 #[test]
 fn what_waits_does_not_hold_up_what_does_not() {
-    let exit = run(Odd { blocking: Blocking::Long, panics: false }, 4, |mut client| {
+    let odd = Odd { takes: Duration::from_secs(1), ..Odd::new(Blocking::Long) };
+    let exit = run(odd, 4, |mut client| {
         client.write_all(&read_request(1, 0)).unwrap();
         std::thread::sleep(Duration::from_millis(50));
         client.write_all(&read_request(2, SIZE / 2)).unwrap();
@@ -163,14 +171,14 @@ fn what_waits_does_not_hold_up_what_does_not() {
 
 #[test]
 fn requests_overlap_up_to_the_number_of_threads() {
-    for (threads, least, most) in [(1, 800, u128::MAX), (4, 200, 800)] {
+    for (threads, least, most) in [(1, 2000, u128::MAX), (4, 600, 2000)] {
         let start = Instant::now();
-        run(Odd { blocking: Blocking::Long, panics: false }, threads, |mut client| {
-            let requests: Vec<u8> = (1..=4).flat_map(|cookie| read_request(cookie, 0)).collect();
+        run(Odd::new(Blocking::Long), threads, |mut client| {
+            let requests: Vec<u8> = (1..=10).flat_map(|cookie| read_request(cookie, 0)).collect();
             client.write_all(&requests).unwrap();
-            let mut cookies: Vec<u64> = (0..4).map(|_| reply(&mut client)).collect();
+            let mut cookies: Vec<u64> = (0..10).map(|_| reply(&mut client)).collect();
             cookies.sort_unstable();
-            assert_eq!(cookies, [1, 2, 3, 4]);
+            assert_eq!(cookies, Vec::from_iter(1..=10));
         });
         let took = start.elapsed().as_millis();
         assert!((least..most).contains(&took), "{threads} threads: {took} ms");
@@ -179,7 +187,7 @@ fn requests_overlap_up_to_the_number_of_threads() {
 
 #[test]
 fn replies_to_running_requests_are_sent_when_the_client_stops_sending() {
-    let exit = run(Odd { blocking: Blocking::Long, panics: false }, 4, |mut client| {
+    let exit = run(Odd::new(Blocking::Long), 4, |mut client| {
         client.write_all(&read_request(7, 0)).unwrap();
         client.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(reply(&mut client), 7);

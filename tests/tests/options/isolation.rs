@@ -73,7 +73,7 @@ fn clients_of_a_shared_process_do_not_wait_for_one_another() {
     let server = Server::nbdkit(["--isolation=shared", "--filter=delay", "null", "1M"])
         .arg("rdelay=500ms")
         .start();
-    let mut clients: Vec<_> = (0..4).map(|_| server.connect()).collect();
+    let mut clients: Vec<_> = (0..8).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(open);
     let began = Instant::now();
     for client in &mut clients {
@@ -82,7 +82,7 @@ fn clients_of_a_shared_process_do_not_wait_for_one_another() {
     for client in &mut clients {
         assert_eq!(client.receive().expect("a reply").error, None);
     }
-    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
 
 #[test]

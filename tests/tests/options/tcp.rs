@@ -175,13 +175,13 @@ fn small_replies_are_not_held_back() {
     open(&mut client);
     let began = std::time::Instant::now();
     // With Nagle's algorithm on one side and delayed acknowledgement on the other it is 40 ms a piece.
-    for _ in 0..100 {
+    for _ in 0..200 {
         client.send(&nbdkit_tests::Ask::read(0, 1)).expect("sent");
         client.send(&nbdkit_tests::Ask::read(1, 1)).expect("sent");
         client.receive().expect("a reply");
         client.receive().expect("a reply");
     }
-    assert!(began.elapsed().as_millis() < 3000, "{:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() < 6, "{:?}", began.elapsed());
 }
 
 /// Whether the server's end of the connection has a keepalive timer: `tr` in /proc/net/tcp, proc_net_tcp(5).
