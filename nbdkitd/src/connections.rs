@@ -35,6 +35,8 @@ pub(crate) struct Connection {
     pub(crate) since: Instant,
     /// It was told to end because another client's handshake needs the place.
     pub(crate) gave_way: bool,
+    /// The template that it was handed to has ended.
+    pub(crate) orphan: bool,
 }
 
 impl Connection {
@@ -119,6 +121,7 @@ impl Connections {
             export: None,
             since: now,
             gave_way: false,
+            orphan: false,
         };
         self.table.insert(number, connection);
     }
@@ -152,7 +155,17 @@ impl Connections {
         self.table.remove(&number).ok_or(Violation::UnknownConnection)
     }
 
+    /// The template has ended that all of them were handed to.
+    pub(crate) fn orphan_all(&mut self) {
+        self.table.values_mut().for_each(|connection| connection.orphan = true);
+    }
+
     /// One of them.
+    pub(crate) fn get(&self, number: u64) -> Option<&Connection> {
+        self.table.get(&number)
+    }
+
+    /// The same, to be changed.
     pub(crate) fn get_mut(&mut self, number: u64) -> Option<&mut Connection> {
         self.table.get_mut(&number)
     }

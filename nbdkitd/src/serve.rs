@@ -14,14 +14,14 @@ mod incoming;
 mod rebuild;
 mod startup;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use nbdkit_ipc::messages::Configured;
+use nbdkit_ipc::messages::{Configured, Peer};
 use nbdkit_ipc::{Channel, FromWorker, ToWorker};
 use nix::sys::prctl;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -124,6 +124,10 @@ pub(crate) struct Server {
     private: Option<PrivateDirectory>,
     pending: Option<Pending>,
     held: Option<Held>,
+    /// The clients of connections that the template has and no worker is known to have.
+    in_transit: BTreeMap<u64, OwnedFd>,
+    /// Clients that a template took with it: they are the next to be served.
+    returned: VecDeque<(OwnedFd, Peer)>,
     pause: Pause,
     admission: Admission,
     last_connection: u64,
@@ -189,6 +193,8 @@ impl Server {
             private: None,
             pending: None,
             held: None,
+            in_transit: BTreeMap::new(),
+            returned: VecDeque::new(),
             pause: Pause::default(),
             admission: Admission::new(max_connections, max_connections_per_peer, now),
             last_connection: 0,

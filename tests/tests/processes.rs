@@ -128,7 +128,9 @@ fn the_listener_holds_no_client_after_the_hand_over() {
 
     // Our own end of the connection tells its inode's neighbour: the worker must have a socket that neither listener
     // nor template has.
-    assert!(client_socket_is_only_in(worker.pid, &[listener(&server), template.pid]));
+    eventually("nobody else has the client's socket", || {
+        client_socket_is_only_in(worker.pid, &[listener(&server), template.pid])
+    });
     // The one descriptor more that the listener has is the worker's control channel.
     assert_eq!(descriptors(listener(&server)).len(), idle.len() + 1);
     drop(client);

@@ -1,5 +1,6 @@
-//! From the socket to the template. A client's socket is closed here as soon as the template has it; nothing is
-//! read from it. While the template does not take clients, none are accepted: they wait in the kernel's queue.
+//! From the socket to the template. A client's socket is closed here as soon as a worker has it; nothing is read from
+//! it. While the template does not take clients, none are accepted: they wait in the kernel's queue. Those that it took and
+//! made no worker for before it ended are handed to the next.
 
 #![forbid(unsafe_code)]
 
@@ -9,16 +10,16 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
-use nbdkit_ipc::ToTemplate;
 use nbdkit_ipc::messages::{Isolation, Peer, Serve};
 use nbdkit_ipc::phase::Phase;
+use nbdkit_ipc::{ToTemplate, WorkerExit};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{FIRST_WORKER, Server, Stage, WorkerLink};
 use crate::admission::Decision;
 use crate::captive::Streams;
-use crate::connections::client_name;
+use crate::connections::{Connection, client_name};
 use crate::log::Verdict;
 use crate::sockets;
 use crate::sys::socket::accept;
@@ -136,7 +137,27 @@ impl Server {
     pub(super) fn can_accept(&self, now: Instant) -> bool {
         self.accepts(now)
             && self.pause.until.is_none_or(|until| now >= until)
-            && self.listeners.iter().any(|listener| listener.ready)
+            && self.anybody_waits()
+    }
+
+    /// Whether there may be a client that waits.
+    fn anybody_waits(&self) -> bool {
+        !self.returned.is_empty() || self.listeners.iter().any(|listener| listener.ready)
+    }
+
+    /// Clients that nobody serves yet will not be served.
+    pub(super) fn forget_clients(&mut self) {
+        (self.pending, self.held) = (None, None);
+        self.returned.clear();
+    }
+
+    /// Whether the client of a connection that has ended can be handed to the next template: no worker has had it.
+    pub(super) fn may_return(&self, connection: &Connection, exit: Option<WorkerExit>) -> bool {
+        exit.is_none()
+            && connection.orphan
+            && !connection.gave_way
+            && self.stage == Stage::Serving
+            && !self.retiring
     }
 
     fn accepts(&self, now: Instant) -> bool {
@@ -162,7 +183,7 @@ impl Server {
             self.place(client, peer, now);
         }
         if self.admission.is_full(&self.connections, now)
-            && self.listeners.iter().any(|listener| listener.ready)
+            && self.anybody_waits()
             && let Some(line) = self.admission.report_full(now)
         {
             self.log.error(&line);
@@ -170,6 +191,10 @@ impl Server {
         for _ in 0..CLIENTS_AT_ONCE {
             if !self.can_accept(now) {
                 return;
+            }
+            if let Some((client, peer)) = self.returned.pop_front() {
+                self.place(client, peer, now);
+                continue;
             }
             let count = self.listeners.len();
             let Some(index) = (0..count)
@@ -263,7 +288,7 @@ impl Server {
 
     /// When somebody who waits may be accepted because a handshake takes too long.
     pub(super) fn next_place(&self) -> Option<Instant> {
-        let waiting = self.listeners.iter().any(|listener| listener.ready);
+        let waiting = self.anybody_waits();
         let next = self.admission.next_place(&self.connections);
         // Nobody is accepted while a client is being handed over, or on the way out.
         next.filter(|_| waiting && self.pending.is_none() && self.stage == Stage::Serving)
@@ -365,10 +390,15 @@ impl Server {
             }
         }
         self.pause.success();
-        let Pending { serve: Serve { connection, peer }, fds, link } = pending;
-        drop(fds);
+        let Pending { serve: Serve { connection, peer }, mut fds, link } = pending;
         self.connections.add(connection, peer, now);
         if let Some(link) = link {
+            // Behind the worker's end of the channel. The two of `-s` are of no use to another template.
+            if let (Some(client), 1) = (fds.pop(), fds.len()) {
+                self.in_transit.insert(connection, client);
+            }
+            // Or the worker's end would not close the channel.
+            drop(fds);
             let watched = self.poll.registry().register(
                 &mut SourceFd(&link.as_fd().as_raw_fd()),
                 Token(FIRST_WORKER + connection as usize),

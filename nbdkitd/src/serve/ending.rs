@@ -128,7 +128,7 @@ impl Server {
         }
         self.status = status;
         self.stage = Stage::Stopping;
-        (self.pending, self.held) = (None, None);
+        self.forget_clients();
         self.rebuild_at = None;
         self.close_listeners();
         for link in self.links.values() {
@@ -279,9 +279,10 @@ impl Server {
         self.settle_orphans();
     }
 
-    /// Without a template: connections that lived in it are over, and those whose worker it had reaped without saying
+    /// The template has ended: connections that lived in it are over, and those whose worker it had reaped without saying
     /// so. The others are over when their worker is reaped here, or closes its channel without being known.
     fn settle_orphans(&mut self) {
+        self.connections.orphan_all();
         let shared = self.is_shared();
         let over: Vec<u64> = self
             .connections
@@ -298,9 +299,10 @@ impl Server {
     }
 
     /// A worker has closed its channel, and is ending. How it ended is learned from the template, or by reaping it.
-    pub(super) fn link_closed(&mut self) {
-        if self.template.is_none() {
-            self.settle_orphans();
+    pub(super) fn link_closed(&mut self, number: u64) {
+        let connection = self.connections.get(number);
+        if connection.is_some_and(|it| it.orphan && !self.has_worker(it)) {
+            let _ = self.connection_ended(number, None);
         }
     }
 
@@ -325,7 +327,7 @@ impl Server {
     /// with the last of them.
     fn retire(&mut self, why: &str) {
         self.retiring = true;
-        (self.pending, self.held) = (None, None);
+        self.forget_clients();
         self.close_listeners();
         // Said when it is true: whoever reads it may rely on it.
         self.log.error(&format!(
@@ -352,5 +354,27 @@ fn exit_of(status: WaitStatus) -> WorkerExit {
         WaitStatus::Exited(_, code) => WorkerExit::from_code(code),
         WaitStatus::Signaled(_, signal, _) => WorkerExit::Killed(signal as i32),
         _ => WorkerExit::Unknown(-1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::serve::fuzz::Listener;
+    use crate::template::Template;
+    use nbdkit_ipc::Channel;
+    use nix::unistd::Pid;
+
+    #[test]
+    fn a_worker_that_its_template_never_spoke_of_is_not_counted_for_ever() {
+        let mut listener = Listener::new(2, false).unwrap();
+        listener.template_ends();
+        listener.turn();
+        assert_eq!(listener.server.connections.len(), 2);
+        let (link, _next) = Channel::pair().unwrap();
+        listener.server.template = Some(Template::new(Pid::this(), link));
+        drop(listener.workers.remove(0));
+        listener.turn();
+        assert!(listener.server.connections.get(1).is_none());
+        assert!(listener.server.connections.get(2).is_some());
     }
 }

@@ -26,7 +26,7 @@ const NOBODY: Pid = Pid::from_raw(i32::MAX);
 pub struct Listener {
     pub(super) server: Server,
     template: Channel<FromTemplate, ToTemplate>,
-    workers: Vec<Channel<FromWorker, ToWorker>>,
+    pub(super) workers: Vec<Channel<FromWorker, ToWorker>>,
 }
 
 impl std::fmt::Debug for Listener {

@@ -192,6 +192,7 @@ impl Server {
         let isolation = self.configured.as_ref().map_or(Isolation::Shared, |it| it.isolation);
         // The number may be anything, even another program's: it is checked before it is used, by `worker_process`.
         let gave_way = self.connections.forked(number, pid, isolation)?.gave_way;
+        self.in_transit.remove(&number);
         if gave_way || self.deadlines.as_ref().is_some_and(Deadlines::workers_passed) {
             self.kill_worker(Some(pid));
         } else if self.stage == Stage::Stopping
@@ -250,7 +251,7 @@ impl Server {
             Rest::Closed => {
                 self.forget(&link.as_fd().as_raw_fd());
                 drop(link);
-                self.link_closed();
+                self.link_closed(number);
             }
         }
     }
@@ -285,6 +286,7 @@ impl Server {
         link: &WorkerLink,
         message: FromWorker,
     ) -> Result<(), Cow<'static, str>> {
+        self.in_transit.remove(&number);
         let Some(connection) = self.connections.get_mut(number) else { return Ok(()) };
         let phase = connection.phase;
         connection.phase = phase
@@ -366,7 +368,15 @@ impl Server {
             self.forget(&link.as_fd().as_raw_fd());
         }
         self.unread.remove(&number);
+        let client = self.in_transit.remove(&number);
         let connection = self.connections.remove(number)?;
+        if let Some(client) = client
+            && self.may_return(&connection, exit)
+        {
+            self.log.debug(|| format!("waits for the next template: {connection}"));
+            self.returned.push_back((client, connection.peer));
+            return Ok(());
+        }
         let now = Instant::now();
         if connection.gave_way {
             let text = format!("handshake ended in favour of a newer client's ({connection})");

@@ -7,7 +7,8 @@ use std::path::Path;
 use nbd_protocol::constants::NbdError;
 use nbdkit_tests::client::Headers;
 use nbdkit_tests::{Ask, Server};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::bystander::{Bystander, Work};
 use super::processes::{children, is_alive, kill_9, template, worker_of, workers};
@@ -20,6 +21,15 @@ fn file_server(more: &[&str]) -> Server {
     let file = std::fs::File::create(builder.dir().join("disk")).expect("created");
     file.set_len(64 * MIB).expect("resized");
     builder.start()
+}
+
+/// How many sockets the listener has open.
+fn sockets_of(server: &Server) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", server.pid()))
+        .expect("alive")
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .filter(|target| target.to_string_lossy().starts_with("socket:"))
+        .count()
 }
 
 fn names_in(directory: &Path) -> Vec<String> {
@@ -98,6 +108,28 @@ fn a_template_killed_under_load_is_replaced_and_its_workers_go_on() {
     assert!(server.stop().success());
     eventually("all have ended", || everyone.iter().all(|pid| !is_alive(*pid)));
     assert_eq!(names_in(server.dir().path()), ["disk", "pid", "sock"]);
+}
+
+/// It has their sockets and has not come to making workers.
+#[test]
+fn clients_that_a_template_takes_with_it_are_served_by_the_next() {
+    let mut server = file_server(&[]);
+    let (old, idle) = (template(&server), sockets_of(&server));
+    kill(Pid::from_raw(old), Signal::SIGSTOP).expect("a process of ours");
+    let mut clients: Vec<_> = (0..5).map(|_| server.connect()).collect();
+    // Each client's and its control channel's; it may have been about to make those to the spawner.
+    eventually("they are handed over", || sockets_of(&server) >= idle + 8);
+    drop(clients.remove(2));
+    kill_9(old);
+    for client in &mut clients {
+        client.handshake().expect("a greeting");
+        client.go("", &[]).expect("an export");
+        succeed(client, &Ask::read(0, 512));
+    }
+    eventually("it has closed its sockets", || sockets_of(&server) < idle + 8);
+    drop(clients);
+    eventually("no worker is left", || workers(&server).is_empty());
+    assert!(server.stop().success());
 }
 
 #[test]
