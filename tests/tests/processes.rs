@@ -121,21 +121,25 @@ fn every_client_has_a_process_of_its_own() {
 #[test]
 fn the_listener_holds_no_client_after_the_hand_over() {
     let server = start(&["memory", "1M"]);
-    let idle = descriptors(listener(&server));
-    let client = connected(&server);
+    // Whoever is served finds the server completely started.
+    let _first = connected(&server);
     let (template, workers) = family(&server);
-    let [worker] = &workers[..] else { panic!("{workers:?}") };
-
-    // Our own end of the connection tells its inode's neighbour: the worker must have a socket that neither listener
-    // nor template has.
-    eventually("nobody else has the client's socket", || {
-        client_socket_is_only_in(worker.pid, &[listener(&server), template.pid])
-    });
+    let handed_over = |worker: i32| {
+        // The worker must have a socket that neither listener nor template has.
+        eventually("nobody else has the client's socket", || {
+            client_socket_is_only_in(worker, &[listener(&server), template.pid])
+        });
+        descriptors(listener(&server)).len()
+    };
+    let with_one = handed_over(workers[0].pid);
+    let second = connected(&server);
+    let (_, both) = family(&server);
+    let new = both.iter().find(|it| it.pid != workers[0].pid).expect("another worker");
     // The one descriptor more that the listener has is the worker's control channel.
-    assert_eq!(descriptors(listener(&server)).len(), idle.len() + 1);
-    drop(client);
+    assert_eq!(handed_over(new.pid), with_one + 1);
+    drop(second);
     eventually("the channel goes with the worker", || {
-        descriptors(listener(&server)).len() == idle.len()
+        descriptors(listener(&server)).len() == with_one
     });
 }
 

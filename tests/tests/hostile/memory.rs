@@ -103,7 +103,7 @@ fn writes_that_are_too_long_are_thrown_away_as_they_come() {
 /// Requests that wait in the stack, on threads: what they carry is bounded together.
 #[test]
 fn slow_writes_of_32_mib_wait_in_the_socket_and_not_in_memory() {
-    let server = server(&["--filter=delay", "memory", "64M", "wdelay=2"]).start();
+    let server = server(&["--filter=delay", "memory", "64M", "wdelay=60"]).start();
     let (worker, mut greedy) = worker_of(&server, || open(&server, Headers::Structured));
     greedy.transport().set_timeout(Duration::from_millis(500)).expect("set");
     let write = Ask::write(0, vec![1; 32 << 20]);
