@@ -132,7 +132,7 @@ fn get_ready(
     enter(&service, configure.swap, settings.threads, &layer, &mut sandbox).map_err(failed)?;
     if isolation == Isolation::Connection && !process::is_single_threaded() {
         log_error(
-            "--isolation=connection: the plugin has started threads, which a process of each client would not have",
+            "--isolation=connection: the plugin or a filter has started threads, which a process of each client would not have",
         );
         return Err(Failed);
     }

@@ -119,6 +119,24 @@ impl Socket {
         if let Some(tls) = self.tls.get() {
             return tls.write_all(self, bytes, deadline);
         }
+        self.write_plain(bytes, deadline, false)
+    }
+
+    /// Sends all of `bytes`, which more will follow at once: TCP may wait for that, to send both together. Without TLS.
+    ///
+    /// # Errors
+    /// The kernel's, EPIPE above all.
+    pub(super) fn write_before_more(&self, bytes: &[u8]) -> io::Result<()> {
+        self.write_plain(bytes, None, true)
+    }
+
+    fn write_plain(
+        &self,
+        bytes: &[u8],
+        deadline: Option<Instant>,
+        mut more: bool,
+    ) -> io::Result<()> {
+        let flags = MsgFlags::from_bits_retain(libc::MSG_MORE) | MsgFlags::MSG_NOSIGNAL;
         let mut sent = 0;
         while sent < bytes.len() {
             let mut piece = &bytes[sent..];
@@ -127,27 +145,15 @@ impl Socket {
                 // A blocking socket would wait for room for everything; give it what fits at once.
                 piece = &piece[..piece.len().min(DEADLINE_PIECE)];
             }
-            match write(&*self.output, piece) {
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-                Ok(written) => sent += written,
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends all of `bytes`, which more will follow at once: TCP may wait for that, to send both together. Without TLS.
-    ///
-    /// # Errors
-    /// The kernel's, EPIPE above all.
-    pub(super) fn write_before_more(&self, bytes: &[u8]) -> io::Result<()> {
-        let flags = MsgFlags::from_bits_retain(libc::MSG_MORE) | MsgFlags::MSG_NOSIGNAL;
-        let mut sent = 0;
-        while sent < bytes.len() {
-            match send(self.output.as_raw_fd(), &bytes[sent..], flags) {
+            let result = if more {
+                send(self.output.as_raw_fd(), piece, flags)
+            } else {
+                write(&*self.output, piece)
+            };
+            match result {
                 Err(Errno::EINTR) => {}
                 // A pipe (`-s`).
-                Err(Errno::ENOTSOCK) => return self.write_all(&bytes[sent..], None),
+                Err(Errno::ENOTSOCK) if more => more = false,
                 Err(errno) => return Err(errno.into()),
                 Ok(count) => sent += count,
             }
