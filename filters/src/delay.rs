@@ -180,6 +180,10 @@ impl FilterConnection for Closing {
     fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
         if self.0.delay.read.is_zero() { next.file_range(count, offset) } else { None }
     }
+
+    fn write_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+        if self.0.delay.write.is_zero() { next.write_range(count, offset) } else { None }
+    }
 }
 
 #[cfg(test)]

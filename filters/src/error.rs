@@ -163,8 +163,9 @@ impl Handle {
         Err(Error::new(setting.errno, format!("injecting {name} error into {operation}")))
     }
 
-    fn reads_fail(&self) -> bool {
-        self.settings[PREAD].rate > 0.0
+    /// Whether there is anything to be done about an operation.
+    fn may_fail(&self, operation: usize) -> bool {
+        self.settings[operation].rate > 0.0
     }
 }
 
@@ -209,7 +210,7 @@ impl FilterConnection for Handle {
     /// A read that turned out to block is tried again by `pread`: dice must be thrown once for
     /// both, so only where nothing blocks is it decided here.
     fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        if !self.reads_fail() {
+        if !self.may_fail(PREAD) {
             next.try_pread(buf, offset)
         } else if next.blocking() == Blocking::Never {
             Some(self.pread(next, buf, offset))
@@ -219,7 +220,11 @@ impl FilterConnection for Handle {
     }
 
     fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        if self.reads_fail() { None } else { next.file_range(count, offset) }
+        if self.may_fail(PREAD) { None } else { next.file_range(count, offset) }
+    }
+
+    fn write_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+        if self.may_fail(PWRITE) { None } else { next.write_range(count, offset) }
     }
 }
 

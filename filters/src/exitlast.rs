@@ -89,6 +89,7 @@ fn shut_down_if_empty(places: &Places) {
 
 impl FilterConnection for Handle {
     reads_pass_through!();
+    writes_pass_through!();
 }
 
 #[cfg(test)]

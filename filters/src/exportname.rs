@@ -241,6 +241,7 @@ impl FilterConnection for Handle {
     }
 
     reads_pass_through!();
+    writes_pass_through!();
 }
 
 #[cfg(test)]

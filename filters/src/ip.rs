@@ -140,6 +140,7 @@ struct Handle;
 
 impl FilterConnection for Handle {
     reads_pass_through!();
+    writes_pass_through!();
 }
 
 #[cfg(test)]

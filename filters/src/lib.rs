@@ -29,6 +29,20 @@ macro_rules! reads_pass_through {
     };
 }
 
+/// The method by which writes stay on the server's fast path, for filters that let them through unchanged.
+macro_rules! writes_pass_through {
+    () => {
+        fn write_range<'a>(
+            &self,
+            next: &'a nbdkit_api::Backend,
+            count: u32,
+            offset: u64,
+        ) -> Option<nbdkit_api::FileRange<'a>> {
+            next.write_range(count, offset)
+        }
+    };
+}
+
 pub mod cow;
 pub mod delay;
 pub mod error;

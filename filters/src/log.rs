@@ -128,6 +128,7 @@ struct Inactive;
 
 impl FilterConnection for Inactive {
     reads_pass_through!();
+    writes_pass_through!();
 }
 
 struct Handle {

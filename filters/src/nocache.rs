@@ -65,6 +65,7 @@ impl FilterConnection for NoCache {
     }
 
     reads_pass_through!();
+    writes_pass_through!();
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ impl FilterConnection for NoExtents {
     }
 
     reads_pass_through!();
+    writes_pass_through!();
 }
 
 #[cfg(test)]

@@ -61,6 +61,7 @@ impl FilterConnection for NoParallel {
     }
 
     reads_pass_through!();
+    writes_pass_through!();
 }
 
 #[cfg(test)]

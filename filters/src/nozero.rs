@@ -136,6 +136,7 @@ impl FilterConnection for NoZero {
     }
 
     reads_pass_through!();
+    writes_pass_through!();
 }
 
 #[cfg(test)]

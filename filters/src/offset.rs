@@ -111,6 +111,10 @@ impl FilterConnection for Handle {
     fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
         next.file_range(count, offset + self.offset)
     }
+
+    fn write_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+        next.write_range(count, offset + self.offset)
+    }
 }
 
 #[cfg(test)]

@@ -103,6 +103,7 @@ struct Encrypted;
 
 impl FilterConnection for Encrypted {
     reads_pass_through!();
+    writes_pass_through!();
 }
 
 /// A client without: there is nothing below.

@@ -153,6 +153,9 @@ impl FilterConnection for Truncate {
         // The layer below refuses what is not wholly within it.
         next.file_range(count, offset)
     }
+
+    // Nor has it a range for a write that goes beyond its end.
+    writes_pass_through!();
 }
 
 /// How many of `count` bytes from `offset` lie on the real disk.

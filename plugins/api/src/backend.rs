@@ -459,11 +459,14 @@ impl Backend {
     }
 
     /// Where the bytes of a write without flags go in a file, if that is all there is to it. Whoever asks writes them
-    /// there. Filters see all writes.
+    /// there.
     pub fn write_range(&self, count: u32, offset: u64) -> Option<FileRange<'_>> {
         self.check_write(count.into(), offset).ok()?;
-        let Handle::Plugin(plugin) = &self.handle else { return None };
-        let range = plugin.write_range(count, offset)?;
+        let range = match &self.handle {
+            Handle::Plugin(plugin) => plugin.write_range(count, offset)?,
+            Handle::Filter(filter, next) => filter.write_range(next, count, offset)?,
+            Handle::Absent => return None,
+        };
         let _entered = log::enter(self.speaker);
         debug_data(|| format!("{}: pwrite count={count} offset={offset} fua=0", self.name()));
         Some(range)

@@ -355,4 +355,11 @@ pub trait FilterConnection: Send + Sync {
         let _ = (next, count, offset);
         None
     }
+
+    /// Where the bytes of a write without flags go in a file. `None` unless the filter knows that they pass through unchanged
+    /// and need not see the write, which may then be done without calling it, or be called for a part.
+    fn write_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+        let _ = (next, count, offset);
+        None
+    }
 }

@@ -92,6 +92,43 @@ fn large_writes_arrive_whole_by_tcp() {
     writes_arrive(client, &path);
 }
 
+/// Filters that change nothing about a write, and one that moves it.
+#[test]
+fn large_writes_go_through_filters_as_they_come() {
+    let filters = ["nozero", "offset", "noextents", "error"].map(|it| format!("--filter={it}"));
+    let builder = Server::nbdkit(filters).args(["file", "{dir}/disk"]).args([
+        "offset=1M",
+        "error-pread=EIO",
+        "error-pread-rate=0%",
+    ]);
+    let path = builder.dir().path().join("disk");
+    let mut expected = vec![0xee; SIZE];
+    fs::write(&path, &expected).expect("a disk");
+    let server = builder.start();
+    let mut client = open(&server, Headers::Structured);
+    let shift = MIB as usize;
+    for (seed, (offset, length)) in WRITES.into_iter().enumerate() {
+        if offset + length <= SIZE - shift {
+            let bytes = data(seed, length);
+            expected[shift + offset..][..length].copy_from_slice(&bytes);
+            client.call(&Ask::write(offset as u64, bytes)).expect("a reply");
+        }
+    }
+    assert!(fs::read(&path).expect("the disk") == expected);
+    if ours_only("large writes that are not kept in memory") {
+        announce(&mut client, 0, &vec![0x11; 262_144]);
+        client.send_raw(&[0x11; 100_000]).expect("sent");
+        let begun = || fs::read(&path).expect("the disk")[shift..].starts_with(&[0x11; 65_536]);
+        for _ in 0..1000 {
+            if begun() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the filters keep the writes from the file");
+    }
+}
+
 /// Sends the header of a write.
 fn announce(client: &mut Client<UnixStream>, offset: usize, payload: &[u8]) {
     let cookie = client.cookie();
