@@ -1,6 +1,7 @@
-//! The system calls that Rust calls unsafe: fork, exit without cleaning up, signal handlers.
+//! The system calls that Rust calls unsafe: fork, exit without cleaning up, signal handlers, and what gives memory
+//! back that only the past needed.
 
-#![expect(unsafe_code, reason = "fork, _exit and signal handlers")]
+#![expect(unsafe_code, reason = "fork, _exit, signal handlers, madvise, malloc_trim")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +12,7 @@ use nbdkit_ipc::{WorkerExit, refusal};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::unistd::{ForkResult, Pid};
+use nix::unistd::{ForkResult, Pid, getpid, gettid};
 
 /// Makes a copy of this process. Returns `None` in the copy.
 ///
@@ -40,6 +41,42 @@ pub(crate) fn is_single_threaded() -> bool {
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit has no preconditions and does not return.
     unsafe { libc::_exit(status) }
+}
+
+/// Gives back what malloc keeps for another time. It keeps the more the larger the pieces were that it had to give.
+/// malloc_trim(3).
+pub(crate) fn release_heap() {
+    // SAFETY: may be called at any time.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Gives back the memory below the caller's frames that calls which have returned have used. Does nothing but on a worker's
+/// first thread, whose stack has nothing else below it for far more than is looked at.
+#[inline(never)]
+pub(crate) fn release_stack() {
+    /// More than a handshake or a request uses, bytes.
+    const REACH: usize = 64 * 1024;
+    /// This function's frame, and those of what it calls.
+    const OURS: usize = 1024;
+    /// Where pages are larger the kernel may refuse, and nothing is given back.
+    const PAGE: usize = 4096;
+    if !IS_WORKER.load(Ordering::Relaxed) || gettid() != getpid() {
+        return;
+    }
+    let here = 0_u8;
+    let end = (&raw const here as usize).saturating_sub(OURS) & !(PAGE - 1);
+    // SAFETY: what is below the stack pointer is nobody's; the frames of this call are spared. The kernel leaves a gap of
+    // 128 MiB between this thread's stack and all that is mapped, so nothing else is meant.
+    unsafe {
+        libc::madvise(
+            std::ptr::without_provenance_mut(end.saturating_sub(REACH)),
+            REACH,
+            libc::MADV_DONTNEED,
+        );
+    }
 }
 
 extern "C" fn ignore(_signal: libc::c_int) {}

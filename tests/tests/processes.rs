@@ -298,6 +298,27 @@ fn an_idle_connection_keeps_one_socket() {
     assert_eq!(threads, 1, "nothing that may wait, no thread but one");
 }
 
+#[test]
+fn a_worker_gives_back_what_an_idle_client_does_not_need_and_serves_it_again() {
+    // A disk that takes no memory itself.
+    let server = start(&["null", "64M"]);
+    let mut client = connected(&server);
+    let (_, workers) = family(&server);
+    for round in 0..3 {
+        let written = vec![round; 4 << 20];
+        assert_eq!(client.call(&Ask::write(0, written)).expect("a reply").error, None);
+        assert_eq!(client.call(&Ask::read(0, 4 << 20)).expect("a reply").data, [0; 4 << 20]);
+        eventually("it has little memory of its own", || anonymous_memory(workers[0].pid) < 1024);
+    }
+}
+
+/// Memory of a process that is no file's, also what it shares with the template, KiB. proc_pid_smaps(5).
+fn anonymous_memory(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("alive");
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("a line");
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
 /// What clients wrote is in memory that only the dead template could hand on: a new one would offer another disk under
 /// the same name.
 #[test]

@@ -38,6 +38,9 @@ const MAX_SKIPPED_WRITE: u64 = 2 * MAX_REQUEST as u64;
 const MAX_FILTER: u64 = 4096;
 /// Largest buffer for payloads that the reading thread keeps between requests, bytes.
 const KEEP_PAYLOAD: usize = 256 * 1024;
+/// The size of a request, in bytes, from which on malloc may keep its buffers instead of giving them back to the kernel.
+/// mallopt(3), M_MMAP_THRESHOLD.
+const HEAVY: u64 = 128 * 1024;
 
 /// Serves an open export until the client leaves, then closes it.
 ///
@@ -67,6 +70,7 @@ pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -
         pipe: None,
         writes: Writes::default(),
         looking: Looking::default(),
+        heavy: false,
         batch: 0,
         taken: 0,
     };
@@ -233,6 +237,8 @@ struct Reader<'s> {
     writes: Writes,
     /// Whether to look for more requests before replies are sent.
     looking: Looking,
+    /// Whether there was a request since the client was idle that malloc remembers.
+    heavy: bool,
     /// Requests since replies were sent, and their bytes.
     batch: usize,
     taken: usize,
@@ -275,12 +281,17 @@ impl<'s> Reader<'s> {
             self.look(length)?;
             if self.input.available().len() < length {
                 self.flush()?;
-                let Reader { input, replies, payload, pipe, .. } = self;
+                let Reader { input, replies, payload, pipe, heavy, .. } = self;
                 let idle = || {
                     *replies = Replies::default();
                     *payload = Vec::new();
                     *pipe = None;
                     nbdkit_ipc::release_packet();
+                    // Where there is nothing to be had it only touches pages that are shared with the template.
+                    if std::mem::take(heavy) {
+                        crate::process::release_heap();
+                    }
+                    crate::process::release_stack();
                 };
                 if !input.fill_patiently(length, idle)? {
                     return Ok(None);
@@ -294,6 +305,9 @@ impl<'s> Reader<'s> {
             _ => return Ok(None),
         };
         self.input.consume(length);
+        if let Ok(request) = &request {
+            self.heavy |= request.length >= HEAVY;
+        }
         request
             .map(Some)
             .map_err(|malformed| End::Protocol(format!("invalid request: {malformed}")))
