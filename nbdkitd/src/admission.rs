@@ -188,7 +188,7 @@ mod tests {
         let mut table = Connections::default();
         let all = peers.iter().flat_map(|(address, count)| std::iter::repeat_n(*address, *count));
         for (number, address) in (1..).zip(all) {
-            table.add(number, peer(address), Instant::now());
+            table.add(number, peer(address), None, Instant::now());
         }
         table
     }
@@ -221,7 +221,7 @@ mod tests {
         let mut table = table(&[(A, 32)]);
         table.get_mut(1).unwrap().serving(String::new()).unwrap();
         assert_eq!(admission.decide(&table, &peer(A), Instant::now()), Decision::Admit);
-        table.add(33, peer(A), Instant::now());
+        table.add(33, peer(A), None, Instant::now());
         assert_eq!(admission.decide(&table, &peer(A), Instant::now()), Decision::Instead(2));
         table.get_mut(2).unwrap().gave_way = true;
         assert_eq!(admission.decide(&table, &peer(A), Instant::now()), Decision::Admit);

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use nbdkit_ipc::messages::{Isolation, Peer, PeerAddress};
@@ -37,6 +38,8 @@ pub(crate) struct Connection {
     pub(crate) gave_way: bool,
     /// The template that it was handed to has ended.
     pub(crate) orphan: bool,
+    /// The client's socket, kept for another template until a worker is known to have it.
+    pub(crate) client: Option<OwnedFd>,
 }
 
 impl Connection {
@@ -110,8 +113,8 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// A client was handed over.
-    pub(crate) fn add(&mut self, number: u64, peer: Peer, now: Instant) {
+    /// A client was handed over; `client` is its socket, if another template could serve it.
+    pub(crate) fn add(&mut self, number: u64, peer: Peer, client: Option<OwnedFd>, now: Instant) {
         let quota = Quota::new(LINES.0, LINES.1, now);
         let connection = Connection {
             peer,
@@ -122,6 +125,7 @@ impl Connections {
             since: now,
             gave_way: false,
             orphan: false,
+            client,
         };
         self.table.insert(number, connection);
     }
@@ -144,6 +148,7 @@ impl Connections {
             return Err(Violation::Forked);
         }
         connection.pid = Some(pid);
+        connection.client = None;
         Ok(connection)
     }
 
@@ -202,7 +207,7 @@ mod tests {
     fn table(numbers: &[u64]) -> Connections {
         let mut table = Connections::default();
         for number in numbers {
-            table.add(*number, peer(PeerAddress::Unix), Instant::now());
+            table.add(*number, peer(PeerAddress::Unix), None, Instant::now());
         }
         table
     }
@@ -248,7 +253,8 @@ mod tests {
     #[test]
     fn log_lines_name_client_and_export_without_control_characters() {
         let mut table = Connections::default();
-        table.add(1, peer(PeerAddress::Inet("[::1]:4000".parse().unwrap())), Instant::now());
+        let address = PeerAddress::Inet("[::1]:4000".parse().unwrap());
+        table.add(1, peer(address), None, Instant::now());
         let connection = table.get_mut(1).unwrap();
         assert_eq!(connection.to_string(), "client [::1]:4000");
         connection.serving("a\x1b\n".to_owned()).unwrap();

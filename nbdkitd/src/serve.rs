@@ -124,8 +124,6 @@ pub(crate) struct Server {
     private: Option<PrivateDirectory>,
     pending: Option<Pending>,
     held: Option<Held>,
-    /// The clients of connections that the template has and no worker is known to have.
-    in_transit: BTreeMap<u64, OwnedFd>,
     /// Clients that a template took with it: they are the next to be served.
     returned: VecDeque<(OwnedFd, Peer)>,
     pause: Pause,
@@ -193,7 +191,6 @@ impl Server {
             private: None,
             pending: None,
             held: None,
-            in_transit: BTreeMap::new(),
             returned: VecDeque::new(),
             pause: Pause::default(),
             admission: Admission::new(max_connections, max_connections_per_peer, now),

@@ -153,11 +153,7 @@ impl Server {
 
     /// Whether the client of a connection that has ended can be handed to the next template: no worker has had it.
     pub(super) fn may_return(&self, connection: &Connection, exit: Option<WorkerExit>) -> bool {
-        exit.is_none()
-            && connection.orphan
-            && !connection.gave_way
-            && self.stage == Stage::Serving
-            && !self.retiring
+        exit.is_none() && !connection.gave_way && self.stage == Stage::Serving && !self.retiring
     }
 
     fn accepts(&self, now: Instant) -> bool {
@@ -391,14 +387,12 @@ impl Server {
         }
         self.pause.success();
         let Pending { serve: Serve { connection, peer }, mut fds, link } = pending;
-        self.connections.add(connection, peer, now);
+        // Behind the worker's end of the channel. The two of `-s` are of no use to another template.
+        let client = fds.pop().filter(|_| link.is_some() && fds.len() == 1);
+        // The worker's end: its last holder's end is to close the channel.
+        drop(fds);
+        self.connections.add(connection, peer, client, now);
         if let Some(link) = link {
-            // Behind the worker's end of the channel. The two of `-s` are of no use to another template.
-            if let (Some(client), 1) = (fds.pop(), fds.len()) {
-                self.in_transit.insert(connection, client);
-            }
-            // Or the worker's end would not close the channel.
-            drop(fds);
             let watched = self.poll.registry().register(
                 &mut SourceFd(&link.as_fd().as_raw_fd()),
                 Token(FIRST_WORKER + connection as usize),

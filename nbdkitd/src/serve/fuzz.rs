@@ -73,7 +73,7 @@ impl Listener {
         for number in 1..=connections {
             let peer =
                 Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-            server.connections.add(number, peer, Instant::now());
+            server.connections.add(number, peer, None, Instant::now());
             server.last_connection = number;
             if !shared {
                 let (ours, theirs) = WorkerLink::pair().map_err(failed)?;

@@ -192,7 +192,6 @@ impl Server {
         let isolation = self.configured.as_ref().map_or(Isolation::Shared, |it| it.isolation);
         // The number may be anything, even another program's: it is checked before it is used, by `worker_process`.
         let gave_way = self.connections.forked(number, pid, isolation)?.gave_way;
-        self.in_transit.remove(&number);
         if gave_way || self.deadlines.as_ref().is_some_and(Deadlines::workers_passed) {
             self.kill_worker(Some(pid));
         } else if self.stage == Stage::Stopping
@@ -286,8 +285,8 @@ impl Server {
         link: &WorkerLink,
         message: FromWorker,
     ) -> Result<(), Cow<'static, str>> {
-        self.in_transit.remove(&number);
         let Some(connection) = self.connections.get_mut(number) else { return Ok(()) };
+        connection.client = None;
         let phase = connection.phase;
         connection.phase = phase
             .after(&message)
@@ -368,9 +367,8 @@ impl Server {
             self.forget(&link.as_fd().as_raw_fd());
         }
         self.unread.remove(&number);
-        let client = self.in_transit.remove(&number);
-        let connection = self.connections.remove(number)?;
-        if let Some(client) = client
+        let mut connection = self.connections.remove(number)?;
+        if let Some(client) = connection.client.take()
             && self.may_return(&connection, exit)
         {
             self.log.debug(|| format!("waits for the next template: {connection}"));
