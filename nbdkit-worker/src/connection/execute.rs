@@ -47,7 +47,8 @@ impl Target<'_> {
 
     /// Answers a read if that can be done at once; false if it might wait, and nothing was done.
     pub(crate) fn try_read(&self, request: &Request, replies: &mut Replies) -> bool {
-        if self.may_be_sparse(request) && self.range_in_memory(request).is_none() {
+        let at_hand = |range| self.is_at_hand(&range, request);
+        if self.may_be_sparse(request) && !self.range(request).is_some_and(at_hand) {
             return false;
         }
         let Request { offset, length, .. } = *request;
@@ -65,15 +66,18 @@ impl Target<'_> {
         if self.has_holes(request) {
             return None;
         }
+        self.range(request)
+    }
+
+    /// Where the bytes of a read stand in a file, if they do.
+    pub(crate) fn range(&self, request: &Request) -> Option<FileRange<'_>> {
         self.backend.file_range(request.length as u32, request.offset)
     }
 
-    /// As [`file_range`](Self::file_range), if the bytes are in memory as far as can be told. That first: then so is what
-    /// tells them from holes.
-    pub(crate) fn range_in_memory(&self, request: &Request) -> Option<FileRange<'_>> {
-        let range = self.backend.file_range(request.length as u32, request.offset)?;
-        let in_memory = range.is_in_memory(request.length as usize);
-        (in_memory && !self.has_holes(request)).then_some(range)
+    /// Whether the bytes of a read, which stand in `range`, are in memory as far as can be told and all to be sent. In this
+    /// order: then what tells them from holes is in memory too.
+    pub(crate) fn is_at_hand(&self, range: &FileRange<'_>, request: &Request) -> bool {
+        range.is_in_memory(request.length as usize) && !self.has_holes(request)
     }
 
     /// Whether parts of a read are not to be sent.

@@ -390,9 +390,11 @@ impl<'s> Reader<'s> {
             return Ok(false);
         }
         if let Some(count) = session.worth_splicing(request)
-            && session.target.backend.file_range(request.length as u32, request.offset).is_some()
+            && let Some(range) = session.target.range(request)
         {
-            let Some(range) = session.target.range_in_memory(request) else { return Ok(false) };
+            if !session.target.is_at_hand(&range, request) {
+                return Ok(false);
+            }
             let Reader { replies, pipe, .. } = self;
             let spliced = session.splice_from(|| Some(range), count, request, replies, pipe);
             return Ok(spliced.transpose()?.is_some());
