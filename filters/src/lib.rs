@@ -18,27 +18,27 @@ macro_rules! reads_pass_through {
             next.try_pread(buf, offset)
         }
 
-        fn file_range<'a>(
-            &self,
-            next: &'a nbdkit_api::Backend,
-            count: u32,
-            offset: u64,
-        ) -> Option<nbdkit_api::FileRange<'a>> {
-            next.file_range(count, offset)
-        }
+        range_passes_through!(file_range);
     };
 }
 
 /// The method by which writes stay on the server's fast path, for filters that let them through unchanged.
 macro_rules! writes_pass_through {
     () => {
-        fn write_range<'a>(
+        range_passes_through!(write_range);
+    };
+}
+
+/// One of the two methods that tell where in a file bytes stand or go.
+macro_rules! range_passes_through {
+    ($method:ident) => {
+        fn $method<'a>(
             &self,
             next: &'a nbdkit_api::Backend,
             count: u32,
             offset: u64,
         ) -> Option<nbdkit_api::FileRange<'a>> {
-            next.write_range(count, offset)
+            next.$method(count, offset)
         }
     };
 }
