@@ -24,14 +24,15 @@ fn time_of_reads(options: &[&str], reads: u64) -> Duration {
     began.elapsed()
 }
 
-/// So many that reads one after the other are told apart from reads at once on the busiest machine.
-const MANY: u64 = 8;
-const ONE_BY_ONE: Duration = Duration::from_secs(4);
+/// So many that reads of which a few are carried out at a time are told apart from reads at once on the busiest machine.
+const MANY: u64 = 16;
+/// How long they take four at a time: longer than at once, even there.
+const FOUR_AT_A_TIME: Duration = Duration::from_secs(2);
 
 #[test]
 fn requests_overlap_by_default() {
     let time = time_of_reads(&[], MANY);
-    assert!(time >= DELAY && time < ONE_BY_ONE, "{time:?}");
+    assert!(time >= DELAY && time < FOUR_AT_A_TIME, "{time:?}");
 }
 
 #[test]
@@ -44,14 +45,15 @@ fn one_thread_works_on_one_request_at_a_time() {
 
 #[test]
 fn two_threads_work_on_two_requests() {
-    let time = time_of_reads(&["-t", "2"], MANY);
-    assert!(time >= ONE_BY_ONE / 2 && time < ONE_BY_ONE, "{time:?}");
+    // Three at a time are done after three delays, one at a time after eight.
+    let time = time_of_reads(&["-t", "2"], 8);
+    assert!(time >= DELAY * 4 && time < DELAY * 8, "{time:?}");
 }
 
 #[test]
 fn zero_threads_mean_the_default() {
     let time = time_of_reads(&["-t", "0"], MANY);
-    assert!(time >= DELAY && time < ONE_BY_ONE / 2, "{time:?}");
+    assert!(time >= DELAY && time < FOUR_AT_A_TIME, "{time:?}");
 }
 
 #[test]
@@ -79,7 +81,7 @@ fn one_thread_for_each_connection_not_for_all() {
         assert_eq!(client.receive().expect("a reply").error, None);
     }
     let time = began.elapsed();
-    assert!(time < ONE_BY_ONE, "{time:?}");
+    assert!(time < FOUR_AT_A_TIME, "{time:?}");
 }
 
 #[test]
