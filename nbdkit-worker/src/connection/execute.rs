@@ -6,7 +6,7 @@ use nbd_protocol::constants::{ChunkType, Command, CommandFlags, MAX_DESCRIPTOR_L
 use nbd_protocol::transmission::{
     BlockDescriptor, BlockDescriptorExt, BlockStatus, BlockStatusExt, BlockStatusPayload, Request,
 };
-use nbdkit_api::{Backend, Errno, Error, ExtentKind, Extents, FileRange, Flags, Result};
+use nbdkit_api::{Backend, Errno, Error, ExtentKind, Extents, FileRange, Flags, Result, log};
 
 use super::export::Features;
 use super::options::BASE_ALLOCATION_ID;
@@ -131,7 +131,19 @@ impl Target<'_> {
         if !self.may_be_sparse(request) {
             return data(replies, true, offset, length);
         }
-        let pieces = self.pieces(offset, length);
+        // One request, however many pieces it is answered in.
+        self.backend.trace_read(length as u32, offset);
+        log::without_datapath(|| self.read_pieces(request, replies, data))
+    }
+
+    /// Answers a read in pieces of data and holes; `data` appends one of data.
+    fn read_pieces(
+        &self,
+        request: &Request,
+        replies: &mut Replies,
+        data: impl Fn(&mut Replies, bool, u64, u64) -> Result<()>,
+    ) -> Result<()> {
+        let pieces = self.pieces(request.offset, request.length);
         for (index, (offset, length, hole)) in pieces.iter().copied().enumerate() {
             let last = index + 1 == pieces.len();
             if hole {
@@ -149,7 +161,11 @@ impl Target<'_> {
     fn pieces(&self, offset: u64, length: u64) -> Vec<(u64, u64, bool)> {
         let whole = vec![(offset, length, false)];
         let mut extents = Extents::new(offset, offset + length);
-        if self.backend.extents(length, offset, Flags::empty(), &mut extents).is_err() {
+        // Not a request of the client's, so not one in the log.
+        let described = log::without_datapath(|| {
+            self.backend.extents(length, offset, Flags::empty(), &mut extents)
+        });
+        if described.is_err() {
             return whole;
         }
         let mut pieces: Vec<(u64, u64, bool)> = Vec::new();

@@ -7,7 +7,7 @@
 
 use std::io;
 
-use nbdkit_api::{Backend, FileRange, Flags, Result};
+use nbdkit_api::{Backend, FileRange, Flags, Result, log};
 use nix::errno::Errno;
 
 use super::input::{CAPACITY, Input};
@@ -57,6 +57,7 @@ impl<'a> Receive<'a> {
         pipe: &mut Option<Pipe>,
         writes: &mut Writes,
     ) -> io::Result<Result<()>> {
+        self.backend.trace_write(self.count as u32, self.offset);
         // What came with the header, to the end of its last block.
         let first = self.whole_blocks(input.available().len().min(self.count), usize::div_ceil);
         if first > 0 && !input.fill_exactly(first)? {
@@ -65,7 +66,7 @@ impl<'a> Receive<'a> {
         let buffer = &input.available()[..first];
         let begun = match first {
             0 => Ok(()),
-            _ => writes.time(first, || self.backend.pwrite(buffer, self.offset, Flags::empty())),
+            _ => writes.time(first, || self.write(buffer, self.offset)),
         };
         input.consume(first);
         self.done = first;
@@ -126,6 +127,11 @@ impl<'a> Receive<'a> {
         let mut rest = Vec::new();
         input.read_payload(&mut rest, self.count - self.done - bytes.len())?;
         bytes.append(&mut rest);
-        Ok(self.backend.pwrite(&bytes, self.offset + self.done as u64, Flags::empty()))
+        Ok(self.write(&bytes, self.offset + self.done as u64))
+    }
+
+    /// Writes a part of what has been logged as one request.
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        log::without_datapath(|| self.backend.pwrite(bytes, offset, Flags::empty()))
     }
 }

@@ -190,6 +190,7 @@ impl Session<'_> {
             let mut fresh = pipe.take().or_else(|| Pipe::new().ok())?;
             fresh.fill(range, count).then_some(fresh)
         })?;
+        target.backend.trace_read(request.length as u32, request.offset);
         let pipe = pipe.insert(filled);
         replies.data_header(request, self.features(), request.offset, count);
         Some(self.send_by(replies, |socket, bytes| {

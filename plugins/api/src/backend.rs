@@ -409,25 +409,28 @@ impl Backend {
         })
     }
 
-    /// `pread` if that can be done at once; `None` if it might wait, and nothing was done.
+    /// `pread` if that can be done at once; `None` if it might wait, and nothing was done. Never where requests are
+    /// logged: each layer's line comes before those of the layers below, and only `pread` knows that there will be one.
     pub fn try_pread(&self, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        if log::datapath() {
+            return None;
+        }
         let _entered = log::enter(self.speaker);
         if let Err(error) = self.check_range(buf.len() as u64, offset) {
             return Some(Err(log_once(error)));
         }
-        let count = buf.len();
         let result = match &self.handle {
             Handle::Plugin(plugin) => plugin.try_pread(buf, offset),
             Handle::Filter(filter, next) => filter.try_pread(next, buf, offset),
             Handle::Absent => Some(Err(absent())),
         }?;
-        debug_data(|| format!("{}: pread count={count} offset={offset}", self.name()));
         Some(result.map_err(log_once))
     }
 
     /// Where the bytes of a read stand in a file, if they do.
     pub fn file_range(&self, count: u32, offset: u64) -> Option<FileRange<'_>> {
         self.check_range(count.into(), offset).ok()?;
+        self.trace_range(|| format!("pread count={count} offset={offset}"));
         match &self.handle {
             Handle::Plugin(plugin) => plugin.file_range(count, offset),
             Handle::Filter(filter, next) => filter.file_range(next, count, offset),
@@ -458,18 +461,38 @@ impl Backend {
         })
     }
 
-    /// Where the bytes of a write without flags go in a file, if that is all there is to it. Whoever asks writes them
-    /// there.
+    /// Where the bytes of a write without flags go in a file, if that is all there is to it.
     pub fn write_range(&self, count: u32, offset: u64) -> Option<FileRange<'_>> {
         self.check_write(count.into(), offset).ok()?;
-        let range = match &self.handle {
-            Handle::Plugin(plugin) => plugin.write_range(count, offset)?,
-            Handle::Filter(filter, next) => filter.write_range(next, count, offset)?,
-            Handle::Absent => return None,
-        };
-        let _entered = log::enter(self.speaker);
-        debug_data(|| format!("{}: pwrite count={count} offset={offset} fua=0", self.name()));
-        Some(range)
+        self.trace_range(|| format!("pwrite count={count} offset={offset} fua=0"));
+        match &self.handle {
+            Handle::Plugin(plugin) => plugin.write_range(count, offset),
+            Handle::Filter(filter, next) => filter.write_range(next, count, offset),
+            Handle::Absent => None,
+        }
+    }
+
+    /// Logs a read whose bytes were found by [`file_range`](Self::file_range), in every layer, as `pread` does.
+    #[inline]
+    pub fn trace_read(&self, count: u32, offset: u64) {
+        if log::datapath() {
+            log::trace_ranges(|| self.file_range(count, offset));
+        }
+    }
+
+    /// Logs a write whose place was found by [`write_range`](Self::write_range), in every layer, as `pwrite` does.
+    #[inline]
+    pub fn trace_write(&self, count: u32, offset: u64) {
+        if log::datapath() {
+            log::trace_ranges(|| self.write_range(count, offset));
+        }
+    }
+
+    fn trace_range(&self, text: impl FnOnce() -> String) {
+        if log::ranges() {
+            let _entered = log::enter(self.speaker);
+            log::debug(&format!("{}: {}", self.name(), text()));
+        }
     }
 
     /// Puts completed writes on stable storage.

@@ -34,7 +34,19 @@ static DATAPATH: AtomicBool = AtomicBool::new(true);
 static CONTROLPATH: AtomicBool = AtomicBool::new(true);
 static FLAGS: RwLock<Vec<(String, String, i32)>> = RwLock::new(Vec::new());
 
+/// Which calls of the data path leave debug lines on this thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trace {
+    /// Those that carry out a request.
+    Calls,
+    /// Those that find out where in a file a request's bytes are.
+    Ranges,
+    /// None.
+    Nothing,
+}
+
 thread_local! {
+    static TRACE: Cell<Trace> = const { Cell::new(Trace::Calls) };
     static SPEAKER: Cell<Speaker> = const { Cell::new(Speaker { layer: None, connection: 0 }) };
 }
 
@@ -75,10 +87,42 @@ pub fn controlpath() -> bool {
     verbose() && CONTROLPATH.load(Ordering::Relaxed)
 }
 
-/// True if debug lines of single requests are wanted.
+/// True if debug lines of single requests are wanted, from the calls that carry them out.
 #[inline]
 pub fn datapath() -> bool {
-    verbose() && DATAPATH.load(Ordering::Relaxed)
+    verbose() && wants_datapath(Trace::Calls)
+}
+
+/// True if they are wanted from the calls that find out where a request's bytes are: see [`trace_ranges`].
+#[inline]
+pub(crate) fn ranges() -> bool {
+    verbose() && wants_datapath(Trace::Ranges)
+}
+
+fn wants_datapath(trace: Trace) -> bool {
+    DATAPATH.load(Ordering::Relaxed) && TRACE.get() == trace
+}
+
+/// Runs `call`, which asks where in a file the bytes of a request are, and has the layers that it passes log the
+/// request, since they are not called to carry it out.
+pub(crate) fn trace_ranges<T>(call: impl FnOnce() -> T) -> T {
+    with_trace(Trace::Ranges, call)
+}
+
+/// Runs `call`, a part of a request that has been logged as a whole, without debug lines of the data path.
+pub fn without_datapath<T>(call: impl FnOnce() -> T) -> T {
+    with_trace(Trace::Nothing, call)
+}
+
+fn with_trace<T>(trace: Trace, call: impl FnOnce() -> T) -> T {
+    struct Restore(Trace);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            TRACE.set(self.0);
+        }
+    }
+    let _restore = Restore(TRACE.replace(trace));
+    call()
 }
 
 /// Logs an error in the name of the current speaker.

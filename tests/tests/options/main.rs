@@ -18,6 +18,7 @@ mod single;
 mod support;
 mod systemd;
 mod tcp;
+mod trace;
 mod threads;
 mod timeout;
 mod unix_socket;
