@@ -33,8 +33,8 @@ enum Description {
 /// The filter: its parameters.
 #[derive(Debug, Default)]
 pub struct ExportName {
-    /// "" for the plugin's choice.
-    default: String,
+    /// `None` leaves the choice to the plugin; "" too, but then clients do not learn what it chose.
+    default: Option<String>,
     list: ListMode,
     strict: bool,
     explicit: Vec<String>,
@@ -64,7 +64,7 @@ impl Filter for ExportName {
 
     fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
         match key {
-            "default-export" => self.default = short(key, value.str()?)?,
+            "default-export" => self.default = Some(short(key, value.str()?)?),
             "exportname-list" => {
                 self.list = match value.str()? {
                     "keep" => ListMode::Keep,
@@ -149,7 +149,10 @@ impl Filter for ExportName {
         Ok(())
     }
 
-    /// Nothing if a strict filter does not permit "" itself: the server then refuses it.
+    /// None if a strict filter does not list "" itself: the server then refuses it.
+    ///
+    /// A strict filter answers with listed names only. Where "" is listed and the name that it stands for is not, the
+    /// answer is "" and [`open`](Filter::open) finds the name: a client that asks for that name is refused.
     fn default_export(
         &self,
         below: &Arc<Layer>,
@@ -157,21 +160,24 @@ impl Filter for ExportName {
         readonly: bool,
     ) -> Result<Option<String>> {
         if self.strict && !self.lists("") {
-            Ok(None)
-        } else if self.default.is_empty() {
-            below.default_export(client, readonly)
-        } else {
-            Ok(Some(self.default.clone()))
+            return Ok(None);
+        }
+        match &self.default {
+            Some(name) if !self.strict || self.lists(name) => Ok(Some(name.clone())),
+            None if !self.strict => below.default_export(client, readonly),
+            Some(_) | None => Ok(Some(String::new())),
         }
     }
 
-    /// The server has replaced "" by what it stands for, unless nobody knew.
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
-        if self.strict && !self.lists(open.export) && !self.is_listed_default(below, open)? {
+        if self.strict && !self.lists(open.export) {
             let name = open.export.escape_debug();
             return Err(Error::new(Errno::ENOENT, format!("export '{name}' not found")));
         }
-        let name = if open.export.is_empty() { self.default.as_str() } else { open.export };
+        let name = match &self.default {
+            Some(default) if open.export.is_empty() => default.as_str(),
+            Some(_) | None => open.export,
+        };
         below.open(&open.export(name))?;
         Ok(Box::new(Handle { name: name.to_owned(), description: Arc::clone(&self.description) }))
     }
@@ -180,17 +186,6 @@ impl Filter for ExportName {
 impl ExportName {
     fn lists(&self, name: &str) -> bool {
         self.explicit.iter().any(|listed| listed == name)
-    }
-
-    /// Whether the export is the one that a listed "" stands for.
-    fn is_listed_default(&self, below: &Slot<'_>, open: &Open<'_>) -> Result<bool> {
-        match open.client {
-            Some(client) if self.lists("") => {
-                let default = self.default_export(below.layer(), client, open.readonly)?;
-                Ok(default.as_deref() == Some(open.export))
-            }
-            _ => Ok(false),
-        }
     }
 }
 
@@ -323,6 +318,7 @@ mod tests {
         testing::open(&layer);
         assert_eq!(disk.take_calls(), ["open \"b\" readonly=false"]);
         assert!(testing::try_open(&layer, "a", false).is_err());
+        assert!(testing::try_open(&layer, "b", false).is_err(), "only \"\" was listed");
     }
 
     #[test]

@@ -359,6 +359,61 @@ fn exportname_strict_and_descriptions() {
     });
 }
 
+/// A script whose default export is "foo" and whose disk is the name of the export that was opened.
+fn script_with_a_default(dir: &TempDir) {
+    let script = r#"#!/bin/sh
+        case "$1" in
+            default_export) echo foo ;;
+            list_exports) echo NAMES; echo foo; echo bar ;;
+            open) echo "$3" ;;
+            get_size) echo 16 ;;
+            pread) printf '%-16s' "$2" ;;
+            *) exit 2 ;;
+        esac"#;
+    let path = dir.path().join("script");
+    std::fs::write(&path, script).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&path, executable).unwrap();
+}
+
+/// Who is let in: every combination of the three parameters, asked by every kind of name.
+#[test]
+fn exportname_access() {
+    let defaults = [None, Some("default-export="), Some("default-export=bar")];
+    let lists: [&[&str]; 5] = [
+        &[],
+        &["exportname="],
+        &["exportname=foo"],
+        &["exportname=bar", "exportname="],
+        &["exportname=other"],
+    ];
+    for strict in ["false", "true"] {
+        let strict = format!("exportname-strict={strict}");
+        for default in defaults {
+            for list in lists {
+                let mut arguments = vec!["--filter=exportname", "sh", "{dir}/script", &strict];
+                arguments.extend(default);
+                arguments.extend(list);
+                let variant = arguments[3..].join(" ");
+                let row = Row::new(row_name!(), &arguments).variant(&variant);
+                row.setup(script_with_a_default).compare(|s| {
+                    s.connect();
+                    s.list();
+                    for name in ["", "foo", "bar", "other"] {
+                        s.info(name);
+                    }
+                    s.disconnect();
+                    // What "" stands for shows in the data.
+                    s.connect();
+                    s.go("");
+                    s.read(0, 16);
+                    s.disconnect();
+                });
+            }
+        }
+    }
+}
+
 #[test]
 fn two_filters_in_order() {
     let arguments =
