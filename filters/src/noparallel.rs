@@ -1,7 +1,7 @@
 //! nbdkit-noparallel-filter(1): tightens the thread model.
 
 use nbdkit_api::{
-    Backend, Error, Filter, FilterConnection, NextConfig, Open, Result, Slot, ThreadModel, Value,
+    Error, Filter, FilterConnection, NextConfig, Open, Result, Slot, ThreadModel, Value,
 };
 
 /// The filter: the model that it enforces.
@@ -55,11 +55,6 @@ impl Filter for NoParallel {
 }
 
 impl FilterConnection for NoParallel {
-    /// A second connection would wait for the first to end.
-    fn can_multi_conn(&self, next: &Backend) -> Result<bool> {
-        Ok(self.model != ThreadModel::SerializeConnections && next.can_multi_conn()?)
-    }
-
     reads_pass_through!();
     writes_pass_through!();
 }
@@ -87,13 +82,5 @@ mod tests {
             testing::config_error("noparallel", &[("serialize", "foo")]),
             "unknown noparallel serialize mode 'foo'"
         );
-    }
-
-    #[test]
-    fn one_client_at_a_time_is_not_advertised_as_multi_conn() {
-        let disk = Arc::new(Disk::new(512));
-        let one = testing::backend(&disk, &["noparallel"], &[("serialize", "connections")]);
-        assert!(!one.can_multi_conn().unwrap());
-        assert!(testing::backend(&disk, &["noparallel"], &[]).can_multi_conn().unwrap());
     }
 }

@@ -233,6 +233,8 @@ pub struct Configure {
     pub sandbox: Option<Sandbox>,
     /// TLS, unless it is off.
     pub tls: Option<Tls>,
+    /// Whether the listener lets one client, or one of each peer, in at a time, whatever the stack can do.
+    pub one_client: bool,
 }
 
 /// How template and workers are confined.

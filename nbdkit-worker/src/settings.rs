@@ -17,6 +17,8 @@ pub(crate) struct Settings {
     pub(crate) readonly: bool,
     /// Most requests of one connection that run at the same time, at least 1.
     pub(crate) threads: usize,
+    /// Whether a second connection would have to wait for the end of the first.
+    pub(crate) one_client: bool,
     /// What the handshake offers.
     pub(crate) protocol: Protocol,
     /// How long a handshake may take.
@@ -43,6 +45,7 @@ impl Settings {
         Ok(Settings {
             readonly: configure.readonly,
             threads,
+            one_client: model == ThreadModel::SerializeConnections || configure.one_client,
             protocol: configure.protocol,
             timeout: configure.timeout,
             tls: None,

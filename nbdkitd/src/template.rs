@@ -92,6 +92,8 @@ impl Recipe {
                 Sandbox::Off => messages::Sandbox::Off,
             }),
             tls: tls.map(|tls| tls.configure.clone()),
+            one_client: options.max_connections == Some(1)
+                || options.max_connections_per_peer == Some(1),
         };
         let parameters = stack
             .parameters

@@ -6,6 +6,7 @@ use nbd_protocol::constants::TransmissionFlags;
 use nbdkit_api::{Backend, Cache, Fua, Open, Result, Zero};
 
 use super::Connection;
+use crate::settings::Settings;
 
 /// What the client has negotiated about the form of replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,8 +53,9 @@ impl Export {
                 tls: client.is_tls(),
             };
             let mut backend = connection.layer.open(&open)?;
-            let opened =
-                backend.prepare().and_then(|()| Ok((backend.size()?, flags(&backend, features)?)));
+            let opened = backend
+                .prepare()
+                .and_then(|()| Ok((backend.size()?, flags(&backend, features, settings)?)));
             match opened {
                 Ok((size, flags)) => {
                     // Asked now, so that requests never have to.
@@ -81,7 +83,7 @@ impl Export {
     }
 }
 
-fn flags(backend: &Backend, features: Features) -> Result<TransmissionFlags> {
+fn flags(backend: &Backend, features: Features, settings: &Settings) -> Result<TransmissionFlags> {
     let mut flags = TransmissionFlags::HAS_FLAGS;
     if backend.can_write()? {
         flags.set(TransmissionFlags::SEND_WRITE_ZEROES, backend.can_zero()? != Zero::None);
@@ -93,7 +95,9 @@ fn flags(backend: &Backend, features: Features) -> Result<TransmissionFlags> {
     }
     flags.set(TransmissionFlags::SEND_FLUSH, backend.can_flush()?);
     flags.set(TransmissionFlags::ROTATIONAL, backend.is_rotational()?);
-    flags.set(TransmissionFlags::CAN_MULTI_CONN, backend.can_multi_conn()?);
+    // A client that is told so opens several connections, and would wait for the second for ever.
+    let several = backend.can_multi_conn()? && !settings.one_client;
+    flags.set(TransmissionFlags::CAN_MULTI_CONN, several);
     flags.set(TransmissionFlags::SEND_CACHE, backend.can_cache()? != Cache::None);
     flags.set(TransmissionFlags::SEND_DF, features.structured);
     flags.set(TransmissionFlags::BLOCK_STATUS_PAYLOAD, features.extended);

@@ -107,6 +107,23 @@ fn eval_that_is_a_file() {
 }
 
 /// The capabilities that scripts can give, seen in the transmission flags.
+/// A client that is promised several connections opens them, and waits for ever for one that is let in only when the
+/// first has gone.
+#[test]
+fn multi_conn_by_thread_model() {
+    let models =
+        ["serialize_connections", "serialize_all_requests", "serialize_requests", "parallel"];
+    for_each(&models, |model| {
+        let model = format!("thread_model=echo {model}");
+        let arguments = ["-r", "eval", SIZE, ZEROES, "can_multi_conn=exit 0", &model];
+        Row::new(row_name!(), &arguments).variant(&model).compare(|s| {
+            s.connect();
+            s.go("");
+            s.disconnect();
+        });
+    });
+}
+
 #[test]
 fn eval_with_every_capability() {
     for_each(

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nbd_protocol::constants::TransmissionFlags;
 use nbdkit_tests::client::Headers;
 use nbdkit_tests::{Ask, Client, Server};
 
@@ -39,6 +40,21 @@ fn clients_beyond_the_limit_wait_until_another_leaves() {
     }
     served.pop();
     assert!(greets(&mut waiting, SOON), "it is served as soon as there is a place");
+}
+
+#[test]
+fn several_connections_are_promised_only_where_more_than_one_is_let_in() {
+    for (options, promised) in [
+        (&["memory", "1M"][..], true),
+        (&["--max-connections=2", "memory", "1M"], true),
+        (&["--max-connections=1", "memory", "1M"], false),
+        (&["--max-connections-per-peer=1", "memory", "1M"], false),
+        (&["--isolation=shared", "--max-connections=1", "memory", "1M"], false),
+    ] {
+        let server = server(options).start();
+        let client = open(&server, Headers::Simple);
+        assert_eq!(client.offers(TransmissionFlags::CAN_MULTI_CONN), promised, "{options:?}");
+    }
 }
 
 #[test]

@@ -43,7 +43,8 @@ fn served(ask: impl FnOnce(&Server)) -> String {
     let file = std::fs::File::create(dir.path().join("disk")).unwrap();
     file.set_len(8 * MIB).unwrap();
     for data in (0..8).step_by(2) {
-        std::os::unix::fs::FileExt::write_all_at(&file, &vec![7; MIB as usize], data * MIB).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![7; MIB as usize], data * MIB)
+            .unwrap();
     }
     let disk = dir.path().join("disk").display().to_string();
     let shift = format!("offset={SHIFT}");
