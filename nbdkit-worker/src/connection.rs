@@ -26,7 +26,7 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
-use nbdkit_api::{Client, Layer};
+use nbdkit_api::{Client, Errno, Layer, strerror};
 use nbdkit_ipc::WorkerExit;
 
 pub(crate) use socket::Socket;
@@ -61,13 +61,49 @@ enum End {
     Deadline,
     /// The stack did not want the client; already logged.
     Refused,
-    /// The client vanished.
-    Broken(io::Error),
+    /// The client vanished; what was being done and what became of it, for the log.
+    Broken(String),
 }
 
-impl From<io::Error> for End {
-    fn from(error: io::Error) -> End {
-        if error.kind() == io::ErrorKind::TimedOut { End::Deadline } else { End::Broken(error) }
+/// The deadline of the handshake has passed: not to be taken for the kernel's ETIMEDOUT, which says that the network or
+/// the client's machine is gone.
+#[derive(Debug)]
+struct DeadlinePassed;
+
+impl std::error::Error for DeadlinePassed {}
+
+impl std::fmt::Display for DeadlinePassed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("not finished in time")
+    }
+}
+
+impl From<DeadlinePassed> for io::Error {
+    fn from(passed: DeadlinePassed) -> io::Error {
+        io::Error::new(io::ErrorKind::TimedOut, passed)
+    }
+}
+
+/// Tells how a connection ended from what went wrong with its socket.
+trait During<T> {
+    /// `what` was being done with the socket, in nbdkit's words.
+    fn during(self, what: impl std::fmt::Display) -> Result<T, End>;
+}
+
+impl<T> During<T> for io::Result<T> {
+    fn during(self, what: impl std::fmt::Display) -> Result<T, End> {
+        self.map_err(|error| {
+            if error.get_ref().is_some_and(|inner| inner.is::<DeadlinePassed>()) {
+                return End::Deadline;
+            }
+            End::Broken(match (error.raw_os_error(), error.kind()) {
+                (Some(errno), _) => format!("{what}: {}", strerror(Errno::from_raw(errno))),
+                (None, io::ErrorKind::UnexpectedEof) => {
+                    format!("{what}: the client closed the connection in the middle of it")
+                }
+                (None, _) => format!("{what}: {error}"),
+            })
+        })
     }
 }
 
@@ -91,8 +127,13 @@ impl Connection<'_> {
             }
             Err(End::Deadline) => WorkerExit::Deadline,
             Err(End::Refused) => WorkerExit::Refused,
-            Err(End::Broken(error)) => {
-                nbdkit_api::debug!("connection broken: {error}");
+            // It was cut off, or told that there is no more: then its end says nothing about the client.
+            Err(End::Broken(why)) if self.client.is_cut() || crate::process::is_quiescing() => {
+                nbdkit_api::debug!("{why}");
+                WorkerExit::Broken
+            }
+            Err(End::Broken(why)) => {
+                nbdkit_api::error!("{why}");
                 WorkerExit::Broken
             }
         }

@@ -14,7 +14,7 @@ use nbdkit_api::debug;
 use super::export::{Export, Features};
 use super::input::Input;
 use super::options::{self, ExpectOption};
-use super::{Connection, End};
+use super::{Connection, During, End};
 
 /// Longest option payload that is read at all, bytes. Beyond, the client is not worth its bandwidth.
 const MAX_SKIPPED_OPTION: u32 = 16 << 20;
@@ -45,7 +45,10 @@ pub(crate) fn negotiate<'a>(connection: &'a Connection<'a>) -> Result<(Export, I
 fn oldstyle(connection: &Connection<'_>, deadline: Option<Instant>) -> Result<Export, End> {
     let export = Export::open(connection, "", Features::default()).map_err(|_| End::Refused)?;
     debug!("oldstyle negotiation: flags: export {:#x}", export.flags);
-    connection.socket.write_all(&Greeting::encode_oldstyle(export.size, export.flags), deadline)?;
+    connection
+        .socket
+        .write_all(&Greeting::encode_oldstyle(export.size, export.flags), deadline)
+        .during("write greeting")?;
     (connection.on_serving)("");
     Ok(export)
 }
@@ -57,8 +60,13 @@ fn newstyle<'a>(connection: &'a Connection<'a>, mut input: Input) -> Result<(Exp
             & protocol.mask_handshake as u16,
     );
     debug!("newstyle negotiation: flags: global {:#x}", offered.bits());
-    connection.socket.write_all(&Greeting::encode_newstyle(offered), input.deadline)?;
-    let Some(bytes) = input.take()? else { return Err(End::Done) };
+    connection
+        .socket
+        .write_all(&Greeting::encode_newstyle(offered), input.deadline)
+        .during("write greeting")?;
+    let Some(bytes) = input.take().during("reading initial client flags")? else {
+        return Err(End::Done);
+    };
     let client = ClientFlags::from_bits_retain(u32::from_be_bytes(bytes));
     debug!("newstyle negotiation: client flags: {:#x}", client.bits());
     if client.bits() & !u32::from(offered.bits()) != 0 {
@@ -79,7 +87,9 @@ fn newstyle<'a>(connection: &'a Connection<'a>, mut input: Input) -> Result<(Exp
 impl ExpectOption<'_> {
     /// Handles one option; the export once the client has picked one.
     fn option(&mut self) -> Result<Option<Export>, End> {
-        let Some(bytes) = self.input.take()? else { return Err(End::Done) };
+        let Some(bytes) = self.input.take().during("reading option")? else {
+            return Err(End::Done);
+        };
         let header = OptionHeader::decode(&bytes)
             .map_err(|malformed| End::Protocol(malformed.to_string()))?;
         let OptionHeader { option, length } = header;
@@ -94,14 +104,14 @@ impl ExpectOption<'_> {
                     "{option}: client option data too long ({length})"
                 )));
             }
-            self.input.skip(length.into())?;
+            self.input.skip(length.into()).during(format_args!("read: {option}"))?;
             self.refuse(option, Rep::ERR_TOO_BIG, "option data too long");
             self.flush()?;
             return Ok(None);
         }
         // A name of its own, so that the payload can be looked at while replies are written.
         let mut payload = vec![0; length as usize];
-        self.input.read_exact(&mut payload)?;
+        self.input.read_exact(&mut payload).during(format_args!("read: {option}"))?;
         let export = if option == Opt::EXPORT_NAME {
             Some(self.export_name(&payload)?)
         } else {
@@ -152,7 +162,10 @@ impl ExpectOption<'_> {
     /// The client is gone or does not read.
     pub(crate) fn flush(&mut self) -> Result<(), End> {
         if !self.out.is_empty() {
-            self.connection.socket.write_all(&self.out, self.input.deadline)?;
+            self.connection
+                .socket
+                .write_all(&self.out, self.input.deadline)
+                .during("write reply to option")?;
             self.out.clear();
         }
         Ok(())

@@ -83,7 +83,7 @@ impl Input {
     /// them. `count` must fit.
     ///
     /// # Errors
-    /// UnexpectedEof if the client ended in the middle; TimedOut; the kernel's.
+    /// UnexpectedEof if the client ended in the middle; [`DeadlinePassed`](super::DeadlinePassed); the kernel's.
     pub(crate) fn fill(&mut self, count: usize) -> io::Result<bool> {
         self.fill_up_to(CAPACITY, count)
     }

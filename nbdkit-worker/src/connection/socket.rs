@@ -14,6 +14,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown};
 use nix::sys::time::TimeVal;
 use nix::unistd::{read, write};
 
+use super::DeadlinePassed;
 use super::tls::Stream;
 
 /// How much is written at a time under a deadline: less than any socket buffer that polls as writable has room for.
@@ -59,7 +60,7 @@ impl Socket {
     /// Waits for bytes and puts what there is into `buf`; 0 is the end.
     ///
     /// # Errors
-    /// TimedOut if nothing came before the deadline; WouldBlock if [patience](Self::set_patience) has run out;
+    /// [`DeadlinePassed`] if nothing came before the deadline; WouldBlock if [patience](Self::set_patience) has run out;
     /// InvalidData if it is not what TLS says; the kernel's.
     pub(crate) fn read(&self, buf: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
         match self.tls.get() {
@@ -114,7 +115,7 @@ impl Socket {
     /// Sends all of `bytes`.
     ///
     /// # Errors
-    /// TimedOut if the client took too long to take them; the kernel's, EPIPE above all.
+    /// [`DeadlinePassed`] if the client took too long to take them; the kernel's, EPIPE above all.
     pub(crate) fn write_all(&self, bytes: &[u8], deadline: Option<Instant>) -> io::Result<()> {
         if let Some(tls) = self.tls.get() {
             return tls.write_all(self, bytes, deadline);
@@ -171,7 +172,7 @@ impl Socket {
     /// Waits until the client sends more, or is at its end.
     ///
     /// # Errors
-    /// TimedOut; the kernel's.
+    /// [`DeadlinePassed`]; the kernel's.
     pub(super) fn wait_input(&self, deadline: Option<Instant>) -> io::Result<()> {
         wait(deadline, &self.input, PollFlags::POLLIN)
     }
@@ -179,7 +180,7 @@ impl Socket {
     /// Waits until the client takes more.
     ///
     /// # Errors
-    /// TimedOut; the kernel's.
+    /// [`DeadlinePassed`]; the kernel's.
     pub(super) fn wait_output(&self, deadline: Option<Instant>) -> io::Result<()> {
         wait(deadline, &self.output, PollFlags::POLLOUT)
     }
@@ -211,7 +212,7 @@ fn wait(deadline: Option<Instant>, fd: &OwnedFd, events: PollFlags) -> io::Resul
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    return Err(io::ErrorKind::TimedOut.into());
+                    return Err(DeadlinePassed.into());
                 }
                 let millis = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
                 PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)

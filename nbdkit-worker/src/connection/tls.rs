@@ -17,7 +17,7 @@ use nbdkit_api::{debug, log};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, sendmsg};
 
-use super::{Connection, End, Socket};
+use super::{Connection, During, End, Socket};
 use crate::tls::{self, Session};
 
 /// Bytes that one read may bring: several records.
@@ -82,9 +82,10 @@ pub(super) fn start(connection: &Connection<'_>, deadline: Option<Instant>) -> R
             end: 0,
         }),
     };
-    stream.handshake(&connection.socket, deadline).map_err(|error| {
-        if error.kind() == io::ErrorKind::InvalidData { refused(&error) } else { error.into() }
-    })?;
+    match stream.handshake(&connection.socket, deadline) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(refused(&error)),
+        result => result.during("TLS handshake")?,
+    }
     debug!("TLS handshake completed");
     let peer = stream.peer().ok_or_else(|| refused(&"the client's certificate cannot be read"))?;
     if log::flag("nbdkit", "tls.session") != 0 {

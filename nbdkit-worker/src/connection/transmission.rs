@@ -7,8 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::Scope;
 
 use nbd_protocol::constants::{Command, MAX_REQUEST};
@@ -24,7 +23,7 @@ use super::receive::{self, Receive};
 use super::reply::Replies;
 use super::splice::{Pipe, SPLICE_FROM, SPLICE_UP_TO};
 use super::validate::{Rules, payload_length};
-use super::{Connection, End, Socket};
+use super::{Connection, During, End, Socket};
 
 /// Replies are sent when so many bytes or requests have gathered, even if there are more requests at hand.
 const FLUSH_AT: usize = 64 * 1024;
@@ -48,7 +47,7 @@ const HEAVY: u64 = 128 * 1024;
 /// How the client misbehaved or broke off.
 pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -> Result<(), End> {
     let pooled = connection.settings.threads > 1 && export.backend.blocking() != Blocking::Never;
-    let session = Session {
+    let mut session = Session {
         connection,
         rules: Rules::from(&export),
         target: Target {
@@ -58,12 +57,12 @@ pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -
             size: export.size,
         },
         output: Mutex::new(()),
-        broken: AtomicBool::new(false),
+        broken: OnceLock::new(),
         pool: pooled.then(|| Pool::new(connection.settings.threads)),
     };
-    let session = &session;
+    let shared = &session;
     let mut reader = Reader {
-        session,
+        session: shared,
         input,
         replies: Replies::default(),
         payload: Vec::new(),
@@ -74,13 +73,18 @@ pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -
         batch: 0,
         taken: 0,
     };
-    let end = match &session.pool {
+    let end = match &shared.pool {
         None => reader.run(None),
         Some(pool) => std::thread::scope(|scope| {
             // Also when a panic ends it, or the scope would wait for threads that wait for work.
             let _close = CloseOnDrop(pool);
             reader.run(Some((pool, scope)))
         }),
+    };
+    let end = match session.broken.take() {
+        // Whatever the reader saw then was of its making.
+        Some(error) => Err(error).during("write reply"),
+        None => end,
     };
     let closed = export.close(connection);
     end.and(closed.map_err(|_| End::Refused))
@@ -93,8 +97,8 @@ struct Session<'a> {
     target: Target<'a>,
     /// Held while replies are sent, so that they do not mix.
     output: Mutex<()>,
-    /// A reply could not be sent; nobody is listening any more.
-    broken: AtomicBool,
+    /// Why a reply could not be sent, once one could not: nobody is listening any more.
+    broken: OnceLock<io::Error>,
     pool: Option<Pool>,
 }
 
@@ -119,18 +123,22 @@ impl Session<'_> {
     ) -> io::Result<()> {
         let result = {
             let _turn = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.connection.client.is_cut() || self.broken.load(Ordering::Relaxed) {
+            if self.connection.client.is_cut() || self.broken.get().is_some() {
                 Err(io::ErrorKind::BrokenPipe.into())
             } else {
                 send(&self.connection.socket, replies.bytes())
             }
         };
         replies.clear();
-        if result.is_err() && !self.broken.swap(true, Ordering::Relaxed) {
-            // The reader may be waiting for requests that nobody wants an answer to.
-            self.connection.socket.stop_reading();
-        }
-        result
+        result.map_err(|error| {
+            // Those that come after the first are told the same.
+            let again = io::Error::from(error.kind());
+            if self.broken.set(error).is_ok() {
+                // The reader may be waiting for requests that nobody wants an answer to.
+                self.connection.socket.stop_reading();
+            }
+            again
+        })
     }
 
     /// Waits until no other thread is at work.
@@ -294,7 +302,7 @@ impl<'s> Reader<'s> {
                     }
                     crate::process::release_stack();
                 };
-                if !input.fill_patiently(length, idle)? {
+                if !input.fill_patiently(length, idle).during("read request")? {
                     return Ok(None);
                 }
             }
@@ -329,13 +337,13 @@ impl<'s> Reader<'s> {
         }
         let alone = self.session.connection.settings.one_processor;
         let Reader { looking, input, batch, .. } = self;
-        Ok(looking.look(*batch, alone, || input.take_more(length))?)
+        looking.look(*batch, alone, || input.take_more(length)).during("read request")
     }
 
     fn flush(&mut self) -> Result<(), End> {
         self.batch = 0;
         self.taken = 0;
-        Ok(self.session.send(&mut self.replies)?)
+        self.session.send(&mut self.replies).during("write reply")
     }
 
     /// Answers one request, here or on another thread.
@@ -377,7 +385,7 @@ impl<'s> Reader<'s> {
                 if !error.message().is_empty() {
                     nbdkit_api::error!("{}", error.message());
                 }
-                self.input.skip(payload)?;
+                self.input.skip(payload).during(read_data(request))?;
                 self.replies.error(request, self.session.features(), &error);
                 Ok(())
             }
@@ -398,7 +406,7 @@ impl<'s> Reader<'s> {
             }
             let Reader { replies, pipe, .. } = self;
             let spliced = session.splice_from(|| Some(range), count, request, replies, pipe);
-            return Ok(spliced.transpose()?.is_some());
+            return Ok(spliced.transpose().during("write reply")?.is_some());
         }
         Ok(session.target.try_read(request, &mut self.replies))
     }
@@ -432,7 +440,7 @@ impl<'s> Reader<'s> {
         self.flush()?;
         let Reader { input, pipe, writes, replies, .. } = self;
         let receive = Receive::new(target.backend, range, request.offset, count);
-        match receive.run(input, pipe, writes)? {
+        match receive.run(input, pipe, writes).during(read_data(request))? {
             Ok(()) => replies.success(request, session.features()),
             Err(error) => replies.error(request, session.features(), &error),
         }
@@ -475,13 +483,13 @@ impl<'s> Reader<'s> {
             self.flush()?;
         }
         if let Some(sent) = self.session.splice(request, &mut self.replies, &mut self.pipe) {
-            return Ok(sent?);
+            return sent.during("write reply");
         }
         let here = Input::fits(length);
         if !here {
-            self.input.read_payload(&mut self.payload, length)?;
-        } else if length > 0 && !self.input.fill(length)? {
-            return Err(End::Broken(io::ErrorKind::UnexpectedEof.into()));
+            self.input.read_payload(&mut self.payload, length).during(read_data(request))?;
+        } else if length > 0 && !self.input.fill(length).during(read_data(request))? {
+            return Err(io::ErrorKind::UnexpectedEof.into()).during(read_data(request));
         }
         let payload = if here { &self.input.available()[..length] } else { &self.payload };
         let replies = &mut self.replies;
@@ -508,7 +516,7 @@ impl<'s> Reader<'s> {
     ) -> Result<(), End> {
         self.flush()?;
         let mut payload = pool.buffer(length);
-        self.input.read_payload(&mut payload, length)?;
+        self.input.read_payload(&mut payload, length).during(read_data(request))?;
         let session = self.session;
         let job = Job { request: *request, flags, payload };
         let refused = pool.submit(scope, job, move || {
@@ -525,6 +533,17 @@ impl<'s> Reader<'s> {
         }
         Ok(())
     }
+}
+
+/// What is being done while the payload of a request is read, for the log.
+fn read_data(request: &Request) -> impl std::fmt::Display + use<> {
+    struct ReadData(Command);
+    impl std::fmt::Display for ReadData {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "read data: {}", self.0)
+        }
+    }
+    ReadData(request.command)
 }
 
 fn header_length(extended: bool) -> usize {

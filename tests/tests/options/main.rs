@@ -6,6 +6,7 @@
 
 mod captive;
 mod daemon;
+mod endings;
 mod identity;
 mod information;
 mod isolation;
