@@ -12,13 +12,12 @@ use crate::extents::{ExtentKind, Extents};
 use crate::filter::{FilterConnection, Slot};
 use crate::log::{self, Speaker};
 use crate::plugin::{Connection, Open};
+use crate::scratch::Scratch;
 use crate::stack::{Layer, Module, log_once};
 use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, Zero};
 
 /// Largest piece in which zeroes are written when a layer has no `zero`, bytes.
 const EMULATED_ZERO: usize = 64 << 20;
-/// Largest piece in which a range is read for an emulated cache request, bytes.
-const EMULATED_CACHE: usize = 256 << 10;
 
 enum Handle {
     Plugin(Box<dyn Connection>),
@@ -725,11 +724,11 @@ impl Backend {
             match self.can_cache()? {
                 Cache::None => Err(Error::new(Errno::EINVAL, "cache requests are not supported")),
                 Cache::Emulate => {
-                    let mut scratch = vec![0; count.min(EMULATED_CACHE as u64) as usize];
+                    let mut scratch = Scratch::new(count);
                     let mut done = 0;
                     while done < count {
-                        let piece = (count - done).min(EMULATED_CACHE as u64);
-                        self.pread(&mut scratch[..piece as usize], offset + done)?;
+                        let piece = (count - done).min(scratch.buf.len() as u64);
+                        self.pread(&mut scratch.buf[..piece as usize], offset + done)?;
                         done += piece;
                     }
                     Ok(())

@@ -107,6 +107,24 @@ fn eval_that_is_a_file() {
 }
 
 /// The capabilities that scripts can give, seen in the transmission flags.
+/// Emulated requests reach a script in pieces as large as a plugin may get, since each starts it once more.
+#[test]
+fn emulated_requests_come_in_large_pieces() {
+    const PIECES: &str = r#"case "$3 $4" in
+        "67108864 512" | "33554432 67109376") ;;
+        *) echo "EIO unexpected $3 $4" >&2; exit 1 ;;
+        esac"#;
+    let pread = format!("pread={PIECES}; head -c $3 /dev/zero");
+    let pwrite = format!("pwrite=cat >/dev/null; {PIECES}");
+    let arguments = ["eval", "get_size=echo 128M", "can_cache=echo emulate", &pread, &pwrite];
+    Row::new(row_name!(), &arguments).compare(|s| {
+        s.open();
+        s.ask(&Ask::cache(512, 96 << 20));
+        s.ask(&Ask::write_zeroes(512, 96 << 20));
+        s.disconnect();
+    });
+}
+
 /// A client that is promised several connections opens them, and waits for ever for one that is let in only when the
 /// first has gone.
 #[test]
