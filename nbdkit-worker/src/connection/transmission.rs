@@ -270,6 +270,7 @@ impl<'s> Reader<'s> {
                 client.disconnect(false);
             }
             if request.command == Command::DISC {
+                client.set_leaving();
                 debug!("client sent {}, closing connection", Command::DISC);
                 self.flush()?;
                 return Ok(());

@@ -68,6 +68,8 @@ pub struct Client {
     socket: Option<Arc<OwnedFd>>,
     tls: OnceLock<TlsPeer>,
     disconnect: AtomicU8,
+    /// It has sent NBD_CMD_DISC.
+    leaving: AtomicBool,
     on_force: Box<dyn Fn() + Send + Sync>,
     kept: Mutex<Vec<Box<dyn Any + Send>>>,
     default_exports: Mutex<Vec<(Asker, Option<String>)>>,
@@ -99,6 +101,7 @@ impl Client {
             socket,
             tls: OnceLock::new(),
             disconnect: AtomicU8::new(ALIVE),
+            leaving: AtomicBool::new(false),
             on_force,
             kept: Mutex::default(),
             default_exports: Mutex::default(),
@@ -154,6 +157,11 @@ impl Client {
         Ok(name)
     }
 
+    /// Notes that it has sent NBD_CMD_DISC: that its socket ends now is no reason to hurry any more.
+    pub fn set_leaving(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
     /// Drops this client. With `force` at once, without further replies; without, new requests
     /// are refused with ESHUTDOWN while those under way finish. `nbdkit_disconnect`.
     pub fn disconnect(&self, force: bool) {
@@ -176,7 +184,8 @@ impl Client {
     }
 }
 
-/// Sleeps for `duration`, unless the client goes away or the server stops meanwhile.
+/// Sleeps for `duration`, unless the client goes away or the server stops meanwhile. Behind NBD_CMD_DISC only a reset
+/// ends the sleep early: clients close their socket then, and nbdkit sleeps on. nbdkit-delay-filter(1), `delay-close`.
 /// `client` is the one being served, `None` in contexts that outlive connections.
 ///
 /// # Errors
@@ -201,9 +210,16 @@ pub fn sleep(client: Option<&Client>, duration: Duration) -> Result<()> {
             std::thread::sleep(left);
             return Ok(());
         }
-        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))];
+        let leaving = client.is_some_and(|client| client.leaving.load(Ordering::Relaxed));
+        let end = if leaving { 0 } else { libc::POLLRDHUP };
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::from_bits_retain(end))];
         match poll(&mut fds, timeout) {
             Ok(0) | Err(Errno::EINTR) => {}
+            // It has closed its socket, and the poll would return at once again and again.
+            Ok(_) if leaving && fds[0].revents() == Some(PollFlags::POLLHUP) => {
+                std::thread::sleep(left);
+                return Ok(());
+            }
             _ => {
                 return Err(Error::silent(Errno::ESHUTDOWN)
                     .context("aborting sleep because the connection is closing"));

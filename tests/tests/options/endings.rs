@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::process::Command as Program;
+use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::{Command, CommandFlags, Opt};
 use nbd_protocol::handshake::encode_option;
@@ -12,7 +13,7 @@ use nbdkit_tests::{Client, Server, command};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Linger;
 
-use crate::support::{DEADLINE, debian_lacks, needs_root, open};
+use crate::support::{DEADLINE, debian_lacks, eventually, needs_root, open};
 
 /// How a client goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,4 +156,40 @@ fn a_client_lost_to_keepalive_timed_out_and_had_no_deadline() {
         assert!(finished.stderr.contains(&line), "no {line:?} in {finished:?}");
     }
     assert!(!finished.stderr.contains("not finished in time"), "{finished:?}");
+}
+
+#[test]
+fn delay_close_keeps_a_client_that_said_goodbye_and_half_closed() {
+    for half_close in [false, true] {
+        let server = Server::nbdkit(["--filter=delay", "memory", "1M", "delay-close=1"]).start();
+        let mut client = server.connect();
+        open(&mut client);
+        let start = Instant::now();
+        client.disconnect().unwrap();
+        if half_close {
+            client.half_close().unwrap();
+        }
+        client.expect_close().unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(950), "half-closed: {half_close}");
+    }
+}
+
+#[test]
+fn delay_close_does_not_hold_a_client_that_vanished() {
+    if debian_lacks("a delayed close that a reset ends") {
+        return;
+    }
+    let options = ["--filter=exitlast", "--filter=delay", "memory", "1M", "delay-close=1000"];
+    for goodbye in [false, true] {
+        let mut server = Server::nbdkit(options).tcp().start();
+        let mut client = server.connect_tcp();
+        open(&mut client);
+        if goodbye {
+            client.disconnect().unwrap();
+        }
+        let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(&*client.transport(), Linger, &at_once).unwrap();
+        drop(client);
+        eventually(&format!("the end, goodbye: {goodbye}"), || server.try_wait().is_some());
+    }
 }

@@ -67,7 +67,7 @@ pub(crate) fn assert_refused<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I, 
 }
 
 /// Waits until `condition` holds.
-pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !condition() {
         assert!(Instant::now() < end, "never: {what}");
