@@ -67,7 +67,7 @@ impl Filter for Log {
 
     fn after_fork(&self, _: &Arc<Layer>) -> Result<()> {
         if let Some(sink) = &self.sink
-            && nbdkit_api::client::in_background()
+            && nbdkit_api::client::forked()
         {
             sink.put(Entry::print("Fork"));
         }

@@ -313,6 +313,8 @@ pub struct EnterService {
     pub group: Option<u32>,
     /// Whether standard error is given up too, because the server is in the background.
     pub background: bool,
+    /// Whether nbdkit's server has forked when it calls `after_fork`: into the background, or for `--run`.
+    pub forked: bool,
 }
 
 /// A client to serve.
@@ -399,7 +401,7 @@ mod tests {
     fn variants_keep_their_order() {
         let first = |bytes: Option<Vec<u8>>| bytes.unwrap()[0];
         let parameter = Parameter { key: None, value: OsString::new() };
-        let service = EnterService { user: None, group: None, background: false };
+        let service = EnterService { user: None, group: None, background: false, forked: false };
         assert_eq!(first(encode(&ToTemplate::Parameter(parameter))), 2);
         assert_eq!(first(encode(&ToTemplate::ConfigureEnd)), 3);
         assert_eq!(first(encode(&ToTemplate::EnterService(service))), 4);

@@ -175,7 +175,7 @@ fn enter(
         .or_error(|| "open: /dev/null")?;
     nix::unistd::dup2_stdin(&null).or_error(|| "dup2")?;
     nix::unistd::dup2_stdout(&null).or_error(|| "dup2")?;
-    nbdkit_api::client::set_background(service.background);
+    nbdkit_api::client::set_forked(service.forked);
     if service.background {
         nix::unistd::dup2_stderr(&null).or_error(|| "dup2")?;
         // The terminal's signals are not for us any more. It can fail only if we lead a session already.

@@ -88,6 +88,7 @@ impl Template {
             user: None,
             group: None,
             background: false,
+            forked: false,
         }));
         assert_eq!(template.recv(), FromTemplate::Ready);
         template

@@ -280,7 +280,12 @@ fn messages() -> Vec<Vec<u8>> {
         ToTemplate::Configure(Box::new(session::configuration(&["cow"], "memory"))),
         ToTemplate::Parameter(session::parameter("size", "1M")),
         ToTemplate::ConfigureEnd,
-        ToTemplate::EnterService(EnterService { user: Some(1), group: None, background: true }),
+        ToTemplate::EnterService(EnterService {
+            user: Some(1),
+            group: None,
+            background: true,
+            forked: true,
+        }),
         serve(PeerAddress::Unix),
         serve(PeerAddress::Inet("[::1]:4000".parse().expect("an address"))),
         serve(PeerAddress::Inet("127.0.0.1:4000".parse().expect("an address"))),

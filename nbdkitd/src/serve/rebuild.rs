@@ -61,6 +61,7 @@ impl Server {
             user: self.plan.identity.user,
             group: self.plan.identity.group,
             background: !self.plan.options.foreground,
+            forked: !self.plan.options.foreground || self.plan.options.run.is_some(),
         }
     }
 

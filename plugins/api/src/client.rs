@@ -229,7 +229,7 @@ pub fn sleep(client: Option<&Client>, duration: Duration) -> Result<()> {
 }
 
 static STDIO_SAFE: AtomicBool = AtomicBool::new(true);
-static BACKGROUND: AtomicBool = AtomicBool::new(false);
+static FORKED: AtomicBool = AtomicBool::new(false);
 static TLS_REQUIRED: AtomicBool = AtomicBool::new(false);
 static SHUTDOWN: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
@@ -244,14 +244,14 @@ pub fn set_stdio_safe(safe: bool) {
     STDIO_SAFE.store(safe, Ordering::Relaxed);
 }
 
-/// Whether the server has gone into the background; known from `after_fork` on.
-pub fn in_background() -> bool {
-    BACKGROUND.load(Ordering::Relaxed)
+/// Whether nbdkit's server would have forked by now, into the background or for `--run`; known from `after_fork` on.
+pub fn forked() -> bool {
+    FORKED.load(Ordering::Relaxed)
 }
 
 /// Set once before `after_fork` by the process that runs the stack.
-pub fn set_background(background: bool) {
-    BACKGROUND.store(background, Ordering::Relaxed);
+pub fn set_forked(forked: bool) {
+    FORKED.store(forked, Ordering::Relaxed);
 }
 
 /// Whether every client has TLS (`--tls=require`), so that what is opened for none in particular need not be kept from

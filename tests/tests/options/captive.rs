@@ -306,3 +306,16 @@ fn whether_a_server_can_follow_its_parent_can_be_asked() {
     assert!(run(["--exit-with-parent", "--version"]).status.success());
     assert!(run(["--dump-config"]).stdout.contains("exit_with_parent=yes\n"));
 }
+
+/// nbdkit-log-filter(1): `Fork`, if the server forks.
+#[test]
+fn the_log_filter_notes_that_a_captive_server_forked() {
+    let paths = Paths::new();
+    let log = paths.path("log");
+    let logfile = format!("logfile={}", log.display());
+    let finished = run(["--filter=log", "null", "1M", &logfile, "--run", "exit 3"]);
+    assert_eq!(finished.status.code(), Some(3), "{finished:?}");
+    let text = std::fs::read_to_string(log).unwrap();
+    let events: Vec<&str> = text.lines().filter_map(|line| line.split(' ').nth(2)).collect();
+    assert_eq!(events, ["Ready", "Fork"], "{text}");
+}
