@@ -283,3 +283,24 @@ fn unknown_plugins_and_filters_are_refused_by_name() {
         assert!(finished.stderr.contains(name), "{finished:?}");
     }
 }
+
+#[test]
+fn a_directory_is_listed_in_its_own_order() {
+    let paths = Paths::new();
+    std::fs::create_dir(paths.path("disks")).unwrap();
+    // So many that no order comes about by chance.
+    for number in 0..100 {
+        paths.write(&format!("disks/{number}"), "disk");
+    }
+    let directory = paths.path("disks");
+    let expected: Vec<String> = std::fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let server = Server::nbdkit(["file", &format!("dir={}", directory.display())]).start();
+    let mut client = server.connect();
+    client.handshake().unwrap();
+    let exports = client.list().unwrap().exports;
+    let names: Vec<String> = exports.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, expected);
+}
