@@ -16,6 +16,7 @@ pub mod messages;
 pub mod phase;
 pub mod refusal;
 pub mod status;
+pub mod x509;
 
 pub use channel::{Channel, Received, RecvError, release_packet};
 pub use inherit::inherited;

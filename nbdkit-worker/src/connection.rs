@@ -93,7 +93,10 @@ trait During<T> {
 impl<T> During<T> for io::Result<T> {
     fn during(self, what: impl std::fmt::Display) -> Result<T, End> {
         self.map_err(|error| {
-            if error.get_ref().is_some_and(|inner| inner.is::<DeadlinePassed>()) {
+            if error
+                .get_ref()
+                .is_some_and(<dyn std::error::Error + Send + Sync>::is::<DeadlinePassed>)
+            {
                 return End::Deadline;
             }
             End::Broken(match (error.raw_os_error(), error.kind()) {

@@ -11,6 +11,7 @@ mod certificates;
 mod name;
 mod psk;
 mod session;
+mod verifier;
 
 use std::sync::Arc;
 

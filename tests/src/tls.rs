@@ -128,6 +128,55 @@ impl Authority {
         }
     }
 
+    /// Issues a certificate of X.509 version 1, as `openssl x509 -req` does unless it is told of extensions: `role` is
+    /// "server" or "client", and the files in `dir` are those of the other methods.
+    ///
+    /// # Panics
+    /// If openssl fails.
+    pub fn issue_version_1(&self, dir: &Path, role: &str) {
+        create_dir_all(dir).expect("a directory");
+        let path = |name: &str| dir.join(name).display().to_string();
+        let (key, request) = (path(&format!("{role}-key.pem")), path("request"));
+        let certificate = path(&format!("{role}-cert.pem"));
+        let (ca, ca_key) = (self.certificate.display().to_string(), self.key.display().to_string());
+        let curve = "ec_paramgen_curve:P-256";
+        openssl(&[
+            "req",
+            "-new",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            curve,
+            "-nodes",
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+            &key,
+            "-out",
+            &request,
+        ]);
+        openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            &request,
+            "-CA",
+            &ca,
+            "-CAkey",
+            &ca_key,
+            "-days",
+            "30",
+            "-set_serial",
+            "7",
+            "-out",
+            &certificate,
+        ]);
+        let ca = dir.join("ca-cert.pem");
+        if ca != self.certificate {
+            std::fs::copy(&self.certificate, ca).expect("copied");
+        }
+    }
+
     /// Revokes a certificate: `ca-crl.pem` in `dir`.
     ///
     /// # Panics
@@ -201,6 +250,11 @@ fn certtool(arguments: &[&Path]) {
         finished.status_text(),
         finished.stderr
     );
+}
+
+fn openssl(arguments: &[&str]) {
+    let finished = run(Command::new("/usr/bin/openssl").args(arguments), DEADLINE);
+    assert!(finished.status.success(), "openssl {arguments:?}: {}", finished.stderr);
 }
 
 /// Makes pre-shared keys of these identities with psktool(1).

@@ -14,10 +14,14 @@ use rustls::server::{
 };
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::version::{TLS12, TLS13};
-use rustls::{RootCertStore, ServerConfig, ServerConnection, SignatureAlgorithm, SignatureScheme};
+use rustls::{
+    CertificateError, RootCertStore, ServerConfig, ServerConnection, SignatureAlgorithm,
+    SignatureScheme,
+};
 
 use super::Material;
 use super::session::{Failure, Session, Sessions};
+use super::verifier::Verifier;
 use crate::authority::Authority;
 
 /// Encrypted at a time, bytes: some records that leave in one system call while they are in the cache, and so few that
@@ -81,7 +85,7 @@ impl Certificates {
                 .allow_unknown_revocation_status()
                 .build()
                 .map_err(|error| Error::msg(format!("ca-cert.pem, ca-crl.pem: {error}")))?;
-            builder.with_client_cert_verifier(verifier)
+            builder.with_client_cert_verifier(Arc::new(Verifier(verifier)))
         } else {
             builder.with_no_client_auth()
         };
@@ -181,10 +185,14 @@ struct RustlsSession {
     connection: ServerConnection,
 }
 
-// By value, as map_err wants it.
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn failure(error: rustls::Error) -> Failure {
-    Failure(error.to_string())
+    match error {
+        // rustls prints the structure.
+        rustls::Error::InvalidCertificate(CertificateError::Other(why)) => {
+            Failure(format!("invalid peer certificate: {why}"))
+        }
+        error => Failure(error.to_string()),
+    }
 }
 
 impl Session for RustlsSession {

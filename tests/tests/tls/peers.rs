@@ -56,6 +56,25 @@ fn only_certificates_of_the_authority_are_let_in() {
     assert!(admitted(&pki, &server, "alice"));
 }
 
+/// What `openssl x509 -req` makes has no extensions and is of version 1. nbdkit serves with one, and so do we; a
+/// client's is refused, with the reason and the remedy.
+#[test]
+fn certificates_of_version_1_serve_and_are_refused_from_clients_with_the_reason() {
+    let Some(pki) = pki() else { return };
+    let dir = |name: &str| pki.dir.join(name);
+    pki.authority.issue_version_1(&dir("server"), "server");
+    pki.authority.issue_version_1(&dir("old"), "client");
+    let server = pki.server(&["--tls=require", "--tls-verify-peer", "memory", "1M"]).start();
+    assert!(admitted(&pki, &server, "alice"), "the server's is of version 1");
+    assert!(!admitted(&pki, &server, "old"));
+    let line = server.wait_for_stderr("X.509 version 1");
+    assert!(line.contains("-extfile FILE"), "{line}");
+    assert!(admitted(&pki, &server, "mallory"));
+    // Not asked for, it is as good as any.
+    let server = pki.server(&["--tls=require", "memory", "1M"]).start();
+    assert!(admitted(&pki, &server, "old"));
+}
+
 #[test]
 fn without_verify_peer_everybody_is() {
     let Some(pki) = pki() else { return };
