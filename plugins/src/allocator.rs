@@ -90,6 +90,9 @@ pub fn dump_plugin(out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(out, "zstd=yes")
 }
 
+/// The page of nbdkit's sparse arrays, in which allocation and trimming show to clients, bytes.
+const PAGE: u64 = 32 << 10;
+
 /// Piece in which [`Allocator::fill`] writes, bytes.
 const FILL_PIECE: u64 = 1 << 20;
 

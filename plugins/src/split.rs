@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use nbdkit_api::shared::file::seek_extents;
+use nbdkit_api::shared::seek_extents;
 use nbdkit_api::{
     Access, Blocking, Cache, Connection, Errno, Error, ExtentKind, Extents, FileRange, Flags,
     Needs, Open, Plugin, Result, ResultExt, Value,

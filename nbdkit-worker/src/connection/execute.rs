@@ -6,6 +6,7 @@ use nbd_protocol::constants::{ChunkType, Command, CommandFlags, MAX_DESCRIPTOR_L
 use nbd_protocol::transmission::{
     BlockDescriptor, BlockDescriptorExt, BlockStatus, BlockStatusExt, BlockStatusPayload, Request,
 };
+use nbdkit_api::shared::seek_extents;
 use nbdkit_api::{Backend, Errno, Error, ExtentKind, Extents, FileRange, Flags, Result, log};
 
 use super::export::Features;
@@ -160,23 +161,22 @@ impl Target<'_> {
     /// had, the read is one piece of data, and any real trouble shows when it is read.
     fn pieces(&self, offset: u64, length: u64) -> Vec<(u64, u64, bool)> {
         let whole = vec![(offset, length, false)];
-        let mut extents = Extents::new(offset, offset + length);
-        // Not a request of the client's, so not one in the log.
-        let described = log::without_datapath(|| {
-            self.backend.extents(length, offset, Flags::empty(), &mut extents)
-        });
-        if described.is_err() {
+        // The file itself is asked, not the layers: they have nothing to add, and may look further than into its map.
+        let Some(range) = self.backend.file_range(length as u32, offset) else { return whole };
+        let mut extents = Extents::new(range.offset, range.offset.saturating_add(length));
+        if seek_extents(range.fd, length, range.offset, false, &mut extents).is_err() {
             return whole;
         }
         let mut pieces: Vec<(u64, u64, bool)> = Vec::new();
         let described = extents.iter().map(|extent| {
             (
-                extent.offset,
+                extent.offset - range.offset + offset,
                 extent.length,
                 extent.kind.contains(ExtentKind::ZERO) && extent.length >= HOLE_FROM,
             )
         });
-        let rest = (extents.covered_to(), offset + length - extents.covered_to(), false);
+        let covered = extents.covered_to() - range.offset;
+        let rest = (offset + covered, length - covered, false);
         for (offset, length, hole) in described.chain([rest]) {
             match pieces.last_mut() {
                 _ if length == 0 => {}

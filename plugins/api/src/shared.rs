@@ -12,6 +12,6 @@ pub mod file;
 pub mod map;
 pub mod mutex;
 
-pub use file::SharedFile;
+pub use file::{SharedFile, seek_extents};
 pub use map::SharedWords;
 pub use mutex::{Locked, SharedMutex};

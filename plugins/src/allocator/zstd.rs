@@ -31,8 +31,8 @@ impl std::fmt::Debug for Zstd {
 
 /// Every [`SHARDS`]th page.
 struct Shard {
-    /// By number. A page that is not there is zero; one of [`PAGE`] bytes did not become smaller by
-    /// compression and is stored as it is.
+    /// By number. A page that is not there is a hole; an empty one is all zeroes; one of [`PAGE`] bytes did not become
+    /// smaller by compression and is stored as it is.
     pages: BTreeMap<u64, Box<[u8]>>,
     compressor: Compressor<'static>,
     decompressor: Decompressor<'static>,
@@ -81,6 +81,7 @@ impl Shard {
     fn load(&mut self, number: u64, page: &mut [u8]) -> Result<()> {
         match self.pages.get(&number) {
             None => page.fill(0),
+            Some(stored) if stored.is_empty() => page.fill(0),
             Some(stored) if stored.len() == PAGE => page.copy_from_slice(stored),
             Some(stored) => {
                 let length = self
@@ -98,7 +99,7 @@ impl Shard {
     /// Makes `page` the content of page `number`.
     fn store(&mut self, number: u64, page: &[u8]) -> Result<()> {
         if page.iter().all(|byte| *byte == 0) {
-            self.pages.remove(&number);
+            self.pages.insert(number, Box::default());
             return Ok(());
         }
         let compressed = self.compressor.compress(page).map_err(|error| failed(&error))?;
@@ -123,14 +124,19 @@ impl Zstd {
         self.shards[(page % SHARDS as u64) as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The numbers of the stored pages in `first ..= last`, ascending.
-    fn stored(&self, first: u64, last: u64) -> Vec<u64> {
-        let mut numbers = Vec::new();
+    /// The numbers of the stored pages in `first ..= last`, ascending, and whether they have data or zeroes.
+    fn stored(&self, first: u64, last: u64) -> Vec<(u64, ExtentKind)> {
+        let mut found = Vec::new();
         for shard in 0..SHARDS as u64 {
-            numbers.extend(self.shard(shard).pages.range(first..=last).map(|(number, _)| *number));
+            let shard = self.shard(shard);
+            let pages = shard.pages.range(first..=last).map(|(number, page)| {
+                let kind = if page.is_empty() { ExtentKind::ZERO } else { ExtentKind::DATA };
+                (*number, kind)
+            });
+            found.extend(pages);
         }
-        numbers.sort_unstable();
-        numbers
+        found.sort_unstable_by_key(|(number, _)| *number);
+        found
     }
 }
 
@@ -181,7 +187,7 @@ impl Allocator for Zstd {
         let end = offset + count;
         let (first, last) = (offset / size, (end - 1) / size);
         // The range may be much larger than what is stored.
-        for number in self.stored(first, last) {
+        for (number, _) in self.stored(first, last) {
             let from = offset.saturating_sub(number * size);
             let to = (end - number * size).min(size);
             let mut shard = self.shard(number);
@@ -204,15 +210,15 @@ impl Allocator for Zstd {
         let size = PAGE as u64;
         let end = offset + count;
         let mut at = offset;
-        for number in self.stored(offset / size, (end - 1) / size) {
+        for (number, kind) in self.stored(offset / size, (end - 1) / size) {
             let start = (number * size).max(offset);
             extents.add(at, start - at, ExtentKind::SPARSE)?;
-            // Once there is a hole, the first extent is known: the hole, or the data before it.
-            if one && start > at {
+            // Once there is a hole, the first extent is known: the hole, or what was before it.
+            if one && (start > at || extents.len() > 1) {
                 return Ok(());
             }
             at = ((number + 1) * size).min(end);
-            extents.add(start, at - start, ExtentKind::DATA)?;
+            extents.add(start, at - start, kind)?;
         }
         extents.add(at, end - at, ExtentKind::SPARSE)
     }
@@ -235,14 +241,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_of_zeroes_is_not_stored() {
+    fn a_page_of_zeroes_takes_no_memory_and_is_no_hole_until_it_is_trimmed() {
         let zstd = Zstd::new().unwrap();
+        let (data, zero) = (ExtentKind::DATA, ExtentKind::ZERO);
         zstd.write(&[1; 3 * PAGE], 0).unwrap();
         zstd.write(&[0; PAGE], PAGE as u64).unwrap();
         zstd.write(&[0; PAGE / 2], 2 * PAGE as u64).unwrap();
-        assert_eq!(zstd.stored(0, 10), [0, 2]);
+        assert_eq!(zstd.stored(0, 10), [(0, data), (1, zero), (2, data)]);
         zstd.zero(PAGE as u64 / 2, 2 * PAGE as u64 + PAGE as u64 / 2).unwrap();
-        assert_eq!(zstd.stored(0, 10), [0]);
+        assert_eq!(zstd.stored(0, 10), [(0, data), (1, zero), (2, zero)]);
+        assert!(zstd.shard(2).pages[&2].is_empty());
+        let mut back = vec![1; PAGE];
+        zstd.read(&mut back, 2 * PAGE as u64).unwrap();
+        assert!(back.iter().all(|byte| *byte == 0));
+        zstd.zero(2 * PAGE as u64, PAGE as u64).unwrap();
+        assert_eq!(zstd.stored(0, 10), [(0, data)]);
     }
 
     #[test]
@@ -274,7 +287,8 @@ mod tests {
         assert_eq!(extents.len(), 2);
         assert_eq!(extents.covered_to(), size);
         zstd.zero(size, 0).unwrap();
-        assert!(zstd.stored(0, u64::MAX).is_empty());
+        // The last page is short, so it is zeroed like a part of one, as in nbdkit.
+        assert_eq!(zstd.stored(0, u64::MAX), [(size / PAGE as u64, ExtentKind::ZERO)]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nbdkit_api::shared::file::seek_extents;
+use nbdkit_api::shared::seek_extents;
 use nbdkit_api::{
     BlockSize, Blocking, Cache, Connection, Errno, Error, Extents, FileRange, Flags, Fua, Result,
     ResultExt,

@@ -33,6 +33,82 @@ fn memory() {
     Row::new(row_name!(), &["memory", "1M"]).compare(exercise);
 }
 
+/// Which parts of a disk in memory are data, zeroes and holes after every kind of request.
+#[test]
+fn memory_maps() {
+    const PAGE: u64 = 32 << 10;
+    for_each(&["sparse", "malloc", "zstd"], |allocator| {
+        let argument = format!("allocator={allocator}");
+        // Not a multiple of the page.
+        Row::new(row_name!(), &["memory", "1000001", &argument]).variant(allocator).compare(|s| {
+            s.connect();
+            s.structured_replies();
+            s.set_meta_context("", &["base:allocation"]);
+            s.go("");
+            let size = 1_000_001;
+            let mut ask = |ask: &Ask| {
+                s.ask(ask);
+                s.block_status(0, size);
+                s.block_status(40_000, size - 40_000);
+            };
+            // Something stays for ever: the map of an empty zstd array crashes Debian's.
+            ask(&Ask::write(10, [1]));
+            ask(&Ask::write(40_000, [1]));
+            ask(&Ask::write(4 * PAGE, vec![0; PAGE as usize]));
+            ask(&Ask::write(6 * PAGE + 1, vec![0; 2 * PAGE as usize]));
+            ask(&Ask::write(8 * PAGE, vec![5; 4 * PAGE as usize]));
+            ask(&Ask::write(9 * PAGE, vec![0; PAGE as usize]));
+            ask(&Ask::trim(10 * PAGE, PAGE));
+            ask(&Ask::trim(11 * PAGE, 100));
+            ask(&Ask::write_zeroes(8 * PAGE, PAGE));
+            ask(&Ask::write_zeroes(11 * PAGE + 5, 10).flags(CommandFlags::NO_HOLE));
+            ask(&Ask::write_zeroes(11 * PAGE, PAGE).flags(CommandFlags::NO_HOLE));
+            ask(&Ask::write(size - 1, [1]));
+            ask(&Ask::trim(PAGE, size - PAGE));
+            s.read(0, size);
+            s.disconnect();
+        });
+    });
+}
+
+#[test]
+fn data_maps() {
+    for_each(
+        &[
+            "1 @0x8000 0*70000 2",
+            "@40000 0 1 0",
+            "(0x55)*40000 @0x40000 (0 0)*10",
+            "@0x8000 (1)*32768 @0x20000 (0)*32768 @0x40000 1",
+        ],
+        |data| {
+            let data = format!("data={data}");
+            Row::new(row_name!(), &["data", &data, "size=1M"]).variant(&data).compare(|s| {
+                s.connect();
+                s.structured_replies();
+                s.set_meta_context("", &["base:allocation"]);
+                s.go("");
+                s.block_status(0, 1 << 20);
+                s.write(50_000, 1, 0);
+                s.block_status(0, 1 << 20);
+                s.disconnect();
+            });
+        },
+    );
+}
+
+/// A zero by itself is stored by nbdkit, as are those of files and scripts; several are not.
+#[test]
+fn data_map_of_a_zero_by_itself() {
+    Row::new(row_name!(), &["data", "data=@40000 0", "size=1M"]).compare(|s| {
+        s.connect();
+        s.structured_replies();
+        s.set_meta_context("", &["base:allocation"]);
+        s.go("");
+        s.block_status(0, 1 << 20);
+        s.disconnect();
+    });
+}
+
 #[test]
 fn memory_of_the_largest_size() {
     Row::new(row_name!(), &["memory", "9223372036854775807"]).compare(|s| {

@@ -180,6 +180,9 @@ fn unlinked(dir: &Path) -> Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Beyond, SEEK_DATA finds nothing in a memfd, whatever there is: the end of the last page is no file offset.
+const SEEKABLE: u64 = i64::MAX as u64 / 4096 * 4096;
+
 /// Describes `offset .. offset + count` of any file by SEEK_DATA and SEEK_HOLE.
 /// Moves the descriptor's file position, which nothing else may depend on.
 ///
@@ -211,6 +214,12 @@ pub fn seek_extents(
                     }
                     let beyond = at.max(size);
                     extents.add(beyond, end - beyond, ExtentKind::DATA)?;
+                    break;
+                }
+                if end > SEEKABLE {
+                    extents.add(at, SEEKABLE.saturating_sub(at), ExtentKind::SPARSE)?;
+                    at = at.max(SEEKABLE);
+                    extents.add(at, end - at, ExtentKind::DATA)?;
                     break;
                 }
                 end
