@@ -24,3 +24,6 @@ mod table;
 
 pub(crate) use filter::load_filter;
 pub(crate) use plugin::load_plugin;
+
+/// Size of the newest `struct nbdkit_plugin` that is understood, bytes; what a built-in plugin stands for.
+pub(crate) const PLUGIN_STRUCT_SIZE: u64 = size_of::<table::PluginTable>() as u64;

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use nbdkit_api::{ModuleFile, Plugin, Stack, ThreadModel};
 
+use crate::cabi;
+
 /// The nbdkit version whose behaviour we keep to, which modules without one of their own report.
 pub(crate) const COMPATIBILITY: &str = "1.40.4";
 
@@ -82,9 +84,8 @@ pub(crate) fn dump_plugin(stack: &Stack, model: ThreadModel) -> io::Result<()> {
         writeln!(out, "version={version}")?;
     }
     writeln!(out, "api_version={}", file.map_or(2, |file| file.api_version))?;
-    if let Some(file) = file {
-        writeln!(out, "struct_size={}", file.struct_size)?;
-    }
+    let struct_size = file.map_or(cabi::PLUGIN_STRUCT_SIZE, |file| file.struct_size);
+    writeln!(out, "struct_size={struct_size}")?;
     writeln!(out, "max_thread_model={}", plugin.max_thread_model().as_str())?;
     writeln!(out, "thread_model={}", model.as_str())?;
     let errno_is_preserved = file.is_none_or(|file| file.errno_is_preserved);
@@ -102,17 +103,8 @@ pub(crate) fn dump_plugin(stack: &Stack, model: ThreadModel) -> io::Result<()> {
     out.flush()
 }
 
-/// The callbacks that a module in C has; a Rust trait has them all, so of a built-in just those are named
-/// whose absence means something to scripts.
+/// The callbacks that the plugin has.
 fn plugin_callbacks(plugin: &dyn Plugin, out: &mut dyn Write) -> io::Result<()> {
-    if let Some(file) = plugin.file() {
-        return file.members.iter().try_for_each(|member| writeln!(out, "has_{member}=1"));
-    }
-    if plugin.has_config() {
-        writeln!(out, "has_config=1")?;
-    }
-    for callback in ["open", "get_size", "pread"] {
-        writeln!(out, "has_{callback}=1")?;
-    }
-    Ok(())
+    let members = plugin.file().map_or(plugin.callbacks(), |file| &file.members);
+    members.iter().try_for_each(|member| writeln!(out, "has_{member}=1"))
 }

@@ -139,6 +139,43 @@ impl Plugin for Eval {
         "eval"
     }
 
+    fn callbacks(&self) -> &'static [&'static str] {
+        &[
+            "longname",
+            "dump_plugin",
+            "config",
+            "config_complete",
+            "config_help",
+            "thread_model",
+            "get_ready",
+            "after_fork",
+            "preconnect",
+            "list_exports",
+            "default_export",
+            "open",
+            "export_description",
+            "get_size",
+            "block_size",
+            "can_write",
+            "can_flush",
+            "is_rotational",
+            "can_trim",
+            "can_zero",
+            "can_fast_zero",
+            "can_extents",
+            "can_fua",
+            "can_multi_conn",
+            "can_cache",
+            "pread",
+            "pwrite",
+            "flush",
+            "trim",
+            "zero",
+            "extents",
+            "cache",
+        ]
+    }
+
     fn longname(&self) -> Option<&str> {
         Some("nbdkit eval plugin")
     }

@@ -68,6 +68,36 @@ impl Plugin for File {
         "file"
     }
 
+    fn callbacks(&self) -> &'static [&'static str] {
+        &[
+            "longname",
+            "dump_plugin",
+            "config",
+            "config_complete",
+            "config_help",
+            "list_exports",
+            "open",
+            "get_size",
+            "block_size",
+            "can_write",
+            "can_flush",
+            "is_rotational",
+            "can_trim",
+            "can_zero",
+            "can_extents",
+            "can_fua",
+            "can_multi_conn",
+            "can_cache",
+            "pread",
+            "pwrite",
+            "flush",
+            "trim",
+            "zero",
+            "extents",
+            "cache",
+        ]
+    }
+
     fn longname(&self) -> Option<&str> {
         Some("nbdkit file plugin")
     }

@@ -17,6 +17,25 @@ impl Plugin for Full {
         "full"
     }
 
+    fn callbacks(&self) -> &'static [&'static str] {
+        &[
+            "config",
+            "config_complete",
+            "config_help",
+            "open",
+            "get_size",
+            "can_write",
+            "can_trim",
+            "can_extents",
+            "can_multi_conn",
+            "can_cache",
+            "pread",
+            "pwrite",
+            "trim",
+            "extents",
+        ]
+    }
+
     fn magic_config_key(&self) -> Option<&str> {
         Some("size")
     }

@@ -58,6 +58,19 @@ impl Plugin for Info {
         "info"
     }
 
+    fn callbacks(&self) -> &'static [&'static str] {
+        &[
+            "dump_plugin",
+            "config",
+            "config_help",
+            "open",
+            "get_size",
+            "can_multi_conn",
+            "can_cache",
+            "pread",
+        ]
+    }
+
     fn magic_config_key(&self) -> Option<&str> {
         Some("mode")
     }

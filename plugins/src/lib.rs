@@ -68,4 +68,81 @@ mod tests {
         }
         assert!(names().is_sorted());
     }
+
+    /// nbdkit's order in `--dump-plugin`, with the names of our traits.
+    const CALLBACKS: &[(&str, &str)] = &[
+        ("longname", "longname"),
+        ("description", "description"),
+        ("dump_plugin", "dump_plugin"),
+        ("config", "config"),
+        ("config_complete", "config_complete"),
+        ("config_help", "config_help"),
+        ("thread_model", "thread_model"),
+        ("get_ready", "get_ready"),
+        ("after_fork", "after_fork"),
+        ("cleanup", "cleanup"),
+        ("preconnect", "preconnect"),
+        ("list_exports", "list_exports"),
+        ("default_export", "default_export"),
+        ("open", "open"),
+        ("export_description", "export_description"),
+        ("get_size", "size"),
+        ("block_size", "block_size"),
+        ("can_write", "can_write"),
+        ("can_flush", "can_flush"),
+        ("is_rotational", "is_rotational"),
+        ("can_trim", "can_trim"),
+        ("can_zero", "can_zero"),
+        ("can_fast_zero", "can_fast_zero"),
+        ("can_extents", "can_extents"),
+        ("can_fua", "can_fua"),
+        ("can_multi_conn", "can_multi_conn"),
+        ("can_cache", "can_cache"),
+        ("pread", "pread"),
+        ("pwrite", "pwrite"),
+        ("flush", "flush"),
+        ("trim", "trim"),
+        ("zero", "zero"),
+        ("extents", "extents"),
+        ("cache", "cache"),
+    ];
+
+    /// Where each plugin implements its traits.
+    const SOURCES: &[(&str, &str, &str)] = &[
+        ("data", include_str!("data.rs"), include_str!("memory.rs")),
+        ("eval", include_str!("eval.rs"), include_str!("sh/connection.rs")),
+        ("file", include_str!("file.rs"), include_str!("file/disk.rs")),
+        ("full", include_str!("full.rs"), include_str!("full.rs")),
+        ("info", include_str!("info.rs"), include_str!("info.rs")),
+        ("memory", include_str!("memory.rs"), include_str!("memory.rs")),
+        ("null", include_str!("null.rs"), include_str!("null.rs")),
+        ("ones", include_str!("ones.rs"), include_str!("ones.rs")),
+        ("pattern", include_str!("pattern.rs"), include_str!("pattern.rs")),
+        ("random", include_str!("random.rs"), include_str!("random.rs")),
+        ("sh", include_str!("sh.rs"), include_str!("sh/connection.rs")),
+        ("split", include_str!("split.rs"), include_str!("split.rs")),
+        ("zero", include_str!("zero.rs"), include_str!("zero.rs")),
+    ];
+
+    /// Whether the source has an implementation of the trait with this method.
+    fn has(source: &str, implemented: &str, method: &str) -> bool {
+        let (_, body) = source.split_once(&format!("\nimpl {implemented} for ")).unwrap();
+        let (body, _) = body.split_once("\n}\n").unwrap();
+        body.contains(&format!("\n    fn {method}("))
+    }
+
+    #[test]
+    fn the_callbacks_that_a_plugin_names_are_those_that_it_implements() {
+        assert!(SOURCES.iter().map(|(name, ..)| *name).eq(names()));
+        for (name, plugin, connection) in SOURCES {
+            let expected: Vec<&str> = CALLBACKS
+                .iter()
+                .filter(|(_, method)| {
+                    has(plugin, "Plugin", method) || has(connection, "Connection", method)
+                })
+                .map(|(callback, _)| *callback)
+                .collect();
+            assert_eq!(load(name).unwrap().callbacks(), expected, "{name}");
+        }
+    }
 }

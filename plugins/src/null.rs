@@ -15,6 +15,31 @@ impl Plugin for Null {
         "null"
     }
 
+    fn callbacks(&self) -> &'static [&'static str] {
+        &[
+            "longname",
+            "config",
+            "config_help",
+            "open",
+            "get_size",
+            "can_write",
+            "can_flush",
+            "can_trim",
+            "can_zero",
+            "can_fast_zero",
+            "can_extents",
+            "can_fua",
+            "can_multi_conn",
+            "can_cache",
+            "pread",
+            "pwrite",
+            "flush",
+            "trim",
+            "zero",
+            "extents",
+        ]
+    }
+
     fn longname(&self) -> Option<&str> {
         Some("nbdkit null plugin")
     }

@@ -23,6 +23,31 @@ impl Plugin for Ones {
         "ones"
     }
 
+    fn callbacks(&self) -> &'static [&'static str] {
+        &[
+            "longname",
+            "config",
+            "config_help",
+            "open",
+            "get_size",
+            "can_write",
+            "can_flush",
+            "can_trim",
+            "can_zero",
+            "can_fast_zero",
+            "can_extents",
+            "can_fua",
+            "can_multi_conn",
+            "can_cache",
+            "pread",
+            "pwrite",
+            "flush",
+            "trim",
+            "zero",
+            "extents",
+        ]
+    }
+
     fn longname(&self) -> Option<&str> {
         Some("nbdkit ones plugin")
     }

@@ -16,6 +16,10 @@ impl Plugin for Pattern {
         "pattern"
     }
 
+    fn callbacks(&self) -> &'static [&'static str] {
+        &["config", "config_help", "open", "get_size", "can_multi_conn", "can_cache", "pread"]
+    }
+
     fn magic_config_key(&self) -> Option<&str> {
         Some("size")
     }

@@ -27,6 +27,24 @@ impl Plugin for Random {
         "random"
     }
 
+    fn callbacks(&self) -> &'static [&'static str] {
+        &[
+            "config",
+            "config_help",
+            "open",
+            "get_size",
+            "can_write",
+            "can_trim",
+            "can_zero",
+            "can_multi_conn",
+            "can_cache",
+            "pread",
+            "pwrite",
+            "trim",
+            "zero",
+        ]
+    }
+
     fn magic_config_key(&self) -> Option<&str> {
         Some("size")
     }

@@ -30,6 +30,25 @@ impl Plugin for Split {
         "split"
     }
 
+    fn callbacks(&self) -> &'static [&'static str] {
+        &[
+            "config",
+            "config_complete",
+            "config_help",
+            "open",
+            "get_size",
+            "can_write",
+            "can_flush",
+            "can_extents",
+            "can_cache",
+            "pread",
+            "pwrite",
+            "flush",
+            "extents",
+            "cache",
+        ]
+    }
+
     fn magic_config_key(&self) -> Option<&str> {
         Some("file")
     }

@@ -11,6 +11,10 @@ impl Plugin for Zero {
         "zero"
     }
 
+    fn callbacks(&self) -> &'static [&'static str] {
+        &["open", "get_size", "can_multi_conn", "can_cache", "pread"]
+    }
+
     fn has_config(&self) -> bool {
         false
     }

@@ -116,6 +116,12 @@ pub trait Plugin: Send + Sync {
         None
     }
 
+    /// The callbacks that it implements, by the names and in the order of `struct nbdkit_plugin`, for `--dump-plugin`
+    /// (`has_can_cache=1`), which programs look through. One that was loaded from a file says so there.
+    fn callbacks(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Prints further `key=value` lines for `--dump-plugin`.
     ///
     /// # Errors

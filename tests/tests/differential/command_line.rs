@@ -15,8 +15,9 @@ fn keys(line: &str) -> Option<String> {
 /// The same, less what tells how a plugin is built: which callbacks it has and how large its structure is.
 fn plugin_keys(line: &str) -> Option<String> {
     let key = keys(line)?;
-    let built = key.starts_with("stdout: has_") || key == "stdout: struct_size";
-    (!built).then_some(key)
+    // What is a constructor or a destructor in Rust, and the first version of the interface.
+    let c = ["has_load", "has_unload", "has_close"].iter().any(|it| key == format!("stdout: {it}"));
+    (!c && !key.starts_with("stdout: has__")).then_some(key)
 }
 
 fn status(line: &str) -> Option<String> {
