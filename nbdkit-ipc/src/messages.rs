@@ -288,6 +288,22 @@ pub struct Parameter {
     pub key: Option<String>,
     /// The rest.
     pub value: OsString,
+    /// For which plugins it is one.
+    pub applies: Applies,
+}
+
+/// For which plugins a parameter is one. The listener, which reads parameter files, does not know the plugin; whether
+/// `@5` names a file depends on whether the plugin takes a bare value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applies {
+    /// For all.
+    Always,
+    /// For those with a `magic_config_key`.
+    WithMagicKey,
+    /// For those without.
+    WithoutMagicKey,
+    /// It is an error for those without, and the value its text.
+    RefusedWithoutMagicKey,
 }
 
 /// The answer to a configuration that went well.
@@ -400,7 +416,7 @@ mod tests {
     #[test]
     fn variants_keep_their_order() {
         let first = |bytes: Option<Vec<u8>>| bytes.unwrap()[0];
-        let parameter = Parameter { key: None, value: OsString::new() };
+        let parameter = Parameter { key: None, value: OsString::new(), applies: Applies::Always };
         let service = EnterService { user: None, group: None, background: false, forked: false };
         assert_eq!(first(encode(&ToTemplate::Parameter(parameter))), 2);
         assert_eq!(first(encode(&ToTemplate::ConfigureEnd)), 3);

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nbdkit_api::{Error, Filter, Plugin, Result, Stack, Value, debug};
-use nbdkit_ipc::messages::{Configure, DebugFlag, Parameter};
+use nbdkit_ipc::messages::{Applies, Configure, DebugFlag, Parameter};
 
 use crate::cabi;
 
@@ -76,7 +76,15 @@ fn load_filter(name: &OsStr, flags: &[DebugFlag]) -> Result<Box<dyn Filter>> {
 /// A layer's, or a bare value that has nowhere to go.
 pub(crate) fn parameters(stack: &mut Stack, parameters: &[Parameter]) -> Result<()> {
     let magic = stack.plugin().magic_config_key().map(str::to_owned);
-    for (index, Parameter { key, value }) in parameters.iter().enumerate() {
+    let parameters = parameters.iter().filter(|parameter| match parameter.applies {
+        Applies::Always => true,
+        Applies::WithMagicKey => magic.is_some(),
+        Applies::WithoutMagicKey | Applies::RefusedWithoutMagicKey => magic.is_none(),
+    });
+    for (index, Parameter { key, value, applies }) in parameters.enumerate() {
+        if *applies == Applies::RefusedWithoutMagicKey {
+            return Err(Error::msg(value.to_string_lossy().into_owned()));
+        }
         let key = match (key, &magic) {
             (Some(key), _) => key,
             (None, Some(magic)) => magic,

@@ -13,8 +13,8 @@ use nbd_protocol::constants::{Command as Cmd, CommandFlags, Opt, Rep};
 use nbd_protocol::handshake::{OptionReplyHeader, encode_option};
 use nbd_protocol::transmission::{Request, SimpleReply};
 use nbdkit_ipc::messages::{
-    Configure, EnterService, Hello, Isolation, Parameter, Peer, PeerAddress, Protocol, Purpose,
-    Serve,
+    Applies, Configure, EnterService, Hello, Isolation, Parameter, Peer, PeerAddress, Protocol,
+    Purpose, Serve,
 };
 use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -67,8 +67,11 @@ impl Template {
             one_client: false,
         })));
         for (key, value) in parameters {
-            let parameter =
-                Parameter { key: Some((*key).to_owned()), value: OsString::from(value) };
+            let parameter = Parameter {
+                key: Some((*key).to_owned()),
+                value: OsString::from(value),
+                applies: Applies::Always,
+            };
             template.send(&ToTemplate::Parameter(parameter));
         }
         template.send(&ToTemplate::ConfigureEnd);

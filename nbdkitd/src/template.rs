@@ -101,6 +101,7 @@ impl Recipe {
             .map(|parameter| Parameter {
                 key: parameter.key.clone(),
                 value: parameter.value.clone(),
+                applies: parameter.applies,
             })
             .collect();
         Recipe {
@@ -371,6 +372,8 @@ impl Template {
 
 #[cfg(test)]
 mod tests {
+    use nbdkit_ipc::messages::Applies;
+
     use super::*;
 
     fn recipe(values: &[&str]) -> Recipe {
@@ -378,7 +381,11 @@ mod tests {
         let mut recipe = Recipe::new(&stack, &Options::default(), Purpose::Serve, true, None);
         recipe.parameters = values
             .iter()
-            .map(|value| Parameter { key: Some("k".to_owned()), value: value.into() })
+            .map(|value| Parameter {
+                key: Some("k".to_owned()),
+                value: value.into(),
+                applies: Applies::Always,
+            })
             .collect();
         recipe
     }
@@ -435,6 +442,7 @@ mod tests {
             ToTemplate::Parameter(Parameter {
                 key: Some(n.to_string()),
                 value: "x".repeat(100_000).into(),
+                applies: Applies::Always,
             })
         };
         for n in 0..50 {

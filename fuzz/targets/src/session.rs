@@ -9,7 +9,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use nbdkit_ipc::WorkerExit;
-use nbdkit_ipc::messages::{Configure, Parameter, Protocol, Purpose};
+use nbdkit_ipc::messages::{Applies, Configure, Parameter, Protocol, Purpose};
 use nbdkit_tests::client::Transport;
 use nbdkit_worker::fuzz::Server;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -45,7 +45,7 @@ pub fn configuration(filters: &[&str], plugin: &str) -> Configure {
 /// `key=value`.
 #[must_use]
 pub fn parameter(key: &str, value: &str) -> Parameter {
-    Parameter { key: Some(key.to_owned()), value: value.into() }
+    Parameter { key: Some(key.to_owned()), value: value.into(), applies: Applies::Always }
 }
 
 /// A stack that must be possible.

@@ -14,7 +14,7 @@ use std::process::ExitStatus;
 
 use nbdkit_api::client::{Peer, PeerAddress, TlsPeer};
 use nbdkit_api::parse;
-use nbdkit_ipc::messages::{LogRecord, Parameter};
+use nbdkit_ipc::messages::{Applies, LogRecord, Parameter};
 use nbdkit_worker::fuzz::Server;
 
 use crate::input::Input;
@@ -130,7 +130,11 @@ pub fn parameters(data: &[u8]) {
             let equals = line.iter().position(|byte| *byte == b'=');
             let key = equals.and_then(|at| str::from_utf8(&line[..at]).ok());
             let value = if key.is_some() { &line[equals.map_or(0, |at| at + 1)..] } else { line };
-            Parameter { key: key.map(str::to_owned), value: OsStr::from_bytes(value).to_owned() }
+            Parameter {
+                key: key.map(str::to_owned),
+                value: OsStr::from_bytes(value).to_owned(),
+                applies: Applies::Always,
+            }
         })
         .collect();
     let configure = session::configuration(&filters, plugin);

@@ -1,8 +1,9 @@
 //! Parameters for the plugin and the filters: `KEY=VALUE`, bare values, and `@PATH` parameter files.
 //!
 //! Used by the listener. Which key a bare value belongs to depends on the plugin's `magic_config_key`, which only the
-//! process that loads the plugin knows, so bare values are handed on as such. Parameter files are named by the caller
-//! and trusted as far as the command line is, but they are bounded. nbdkit(1), "Plugin configuration".
+//! process that loads the plugin knows, so bare values are handed on as such, and a word with `@` that may be a value or
+//! name a file as both. Parameter files are named by the caller and trusted as far as the command line is, but they are
+//! bounded. nbdkit(1), "Plugin configuration".
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +11,8 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+use nbdkit_ipc::messages::Applies;
 
 use super::error::Fault;
 
@@ -36,20 +39,23 @@ pub(crate) struct Parameter {
     pub(crate) key: Option<String>,
     /// What follows the first `=`, or the whole of a bare value. May be empty; holds no NUL.
     pub(crate) value: OsString,
+    /// For which plugins.
+    pub(crate) applies: Applies,
 }
 
 impl Parameter {
     /// Splits `KEY=VALUE`; anything that does not begin with a legal key and `=` is a bare value.
-    pub(crate) fn new(argument: &OsStr) -> Self {
+    pub(crate) fn new(argument: &OsStr, applies: Applies) -> Self {
         let bytes = argument.as_bytes();
         let split = bytes.iter().position(|byte| *byte == b'=').map(|at| bytes.split_at(at));
         if let Some((key, [_, value @ ..])) = split
             && is_key(key)
             && let Ok(key) = str::from_utf8(key)
         {
-            return Self { key: Some(key.to_owned()), value: OsStr::from_bytes(value).to_owned() };
+            let value = OsStr::from_bytes(value).to_owned();
+            return Self { key: Some(key.to_owned()), value, applies };
         }
-        Self { key: None, value: argument.to_owned() }
+        Self { key: None, value: argument.to_owned(), applies }
     }
 }
 
@@ -64,6 +70,9 @@ fn is_key(key: &[u8]) -> bool {
 /// `#` are skipped. `@PATH` includes another file, relative to the directory of the file that names it; on the command
 /// line it is relative to `directory`.
 ///
+/// What follows the `@` may be meant for the plugin, as in `nbdkit data '@0x1fe 0x55 0xaa'`: where it begins with a digit,
+/// `+`, `-` or `^`, or names no file, and the plugin has a magic key, the whole word is a bare value.
+///
 /// # Errors
 /// A file that cannot be read, is too long, or holds a NUL; files nested too deeply, or too many.
 pub(crate) fn expand(
@@ -73,7 +82,7 @@ pub(crate) fn expand(
 ) -> Result<Vec<Parameter>, Fault> {
     let mut expansion = Expansion { read_file, files: 0, parameters: Vec::new() };
     for operand in operands {
-        expansion.add(operand, directory, 0)?;
+        expansion.add(operand, directory, 0, Applies::Always)?;
     }
     Ok(expansion.parameters)
 }
@@ -85,21 +94,53 @@ struct Expansion<'a> {
 }
 
 impl Expansion<'_> {
-    fn add(&mut self, argument: &OsStr, directory: &Path, depth: usize) -> Result<(), Fault> {
-        let [b'@', path @ ..] = argument.as_bytes() else {
-            self.parameters.push(Parameter::new(argument));
+    /// `applies` is `WithoutMagicKey` within a file that is one only for such plugins, else `Always`.
+    fn add(
+        &mut self,
+        argument: &OsStr,
+        directory: &Path,
+        depth: usize,
+        applies: Applies,
+    ) -> Result<(), Fault> {
+        let [b'@', name @ ..] = argument.as_bytes() else {
+            self.parameters.push(Parameter::new(argument, applies));
             return Ok(());
         };
-        let path = directory.join(OsStr::from_bytes(path));
+        let path = directory.join(OsStr::from_bytes(name));
         self.files += 1;
         if depth >= MAX_DEPTH || self.files > MAX_FILES {
             return Err(refused(&path, "too many parameter files include one another"));
         }
-        self.include(&path, depth + 1)
+        let resembles_value = matches!(name.first(), Some(b'+' | b'-' | b'^' | b'0'..=b'9'));
+        let contents = (self.read_file)(&path);
+        if let Err(error) = &contents
+            && !resembles_value
+            && !is_missing(error)
+        {
+            return Err(refused(&path, &cause(error)));
+        }
+        if applies == Applies::Always && (resembles_value || contents.is_err()) {
+            self.parameters.push(Parameter::new(argument, Applies::WithMagicKey));
+        }
+        let within = if resembles_value { Applies::WithoutMagicKey } else { applies };
+        match contents {
+            Ok(contents) => self.include(&path, &contents, depth + 1, within),
+            Err(error) => {
+                let text = refusal(&path, &cause(&error)).into();
+                let applies = Applies::RefusedWithoutMagicKey;
+                self.parameters.push(Parameter { key: None, value: text, applies });
+                Ok(())
+            }
+        }
     }
 
-    fn include(&mut self, path: &Path, depth: usize) -> Result<(), Fault> {
-        let contents = (self.read_file)(path).map_err(|error| refused(path, &cause(&error)))?;
+    fn include(
+        &mut self,
+        path: &Path,
+        contents: &[u8],
+        depth: usize,
+        applies: Applies,
+    ) -> Result<(), Fault> {
         if contents.contains(&0) {
             return Err(refused(path, "it contains a NUL byte"));
         }
@@ -108,14 +149,24 @@ impl Expansion<'_> {
             if line.first() == Some(&b'#') || line.trim_ascii().is_empty() {
                 continue;
             }
-            self.add(OsStr::from_bytes(line), directory, depth)?;
+            self.add(OsStr::from_bytes(line), directory, depth, applies)?;
         }
         Ok(())
     }
 }
 
+/// Whether there is no such file: then the word may not have meant one.
+fn is_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || matches!(error.raw_os_error(), Some(libc::ENOTDIR | libc::ENAMETOOLONG))
+}
+
+fn refusal(path: &Path, cause: &str) -> String {
+    format!("cannot read parameter file {}: {cause}", path.display())
+}
+
 fn refused(path: &Path, cause: &str) -> Fault {
-    Fault::error(format!("cannot read parameter file {}: {cause}", path.display()))
+    Fault::error(refusal(path, cause))
 }
 
 /// The system's words for an error, without Rust's `(os error N)`.
@@ -134,11 +185,11 @@ mod tests {
     use std::path::PathBuf;
 
     fn keyed(key: &str, value: &str) -> Parameter {
-        Parameter { key: Some(key.into()), value: value.into() }
+        Parameter { key: Some(key.into()), value: value.into(), applies: Applies::Always }
     }
 
     fn bare(value: &str) -> Parameter {
-        Parameter { key: None, value: value.into() }
+        Parameter { key: None, value: value.into(), applies: Applies::Always }
     }
 
     fn expand_in(files: &[(&str, &str)], operands: &[&str]) -> Result<Vec<Parameter>, String> {
@@ -162,7 +213,7 @@ mod tests {
             ("k2=v=w", "k2", "v=w"),
             ("X=", "X", ""),
         ] {
-            assert_eq!(Parameter::new(argument.as_ref()), keyed(key, value));
+            assert_eq!(Parameter::new(argument.as_ref(), Applies::Always), keyed(key, value));
         }
     }
 
@@ -172,13 +223,13 @@ mod tests {
             "1M", "", "=1M", "1size=5", "si,ze=5", "_size=5", "si ze=5", "a+b=1", "-x=1", "é=1",
             "./a=b",
         ] {
-            assert_eq!(Parameter::new(argument.as_ref()), bare(argument));
+            assert_eq!(Parameter::new(argument.as_ref(), Applies::Always), bare(argument));
         }
     }
 
     #[test]
     fn values_need_not_be_utf8() {
-        let parameter = Parameter::new(OsStr::from_bytes(b"file=/tmp/\xff"));
+        let parameter = Parameter::new(OsStr::from_bytes(b"file=/tmp/\xff"), Applies::Always);
         assert_eq!(parameter.key.as_deref(), Some("file"));
         assert_eq!(parameter.value, OsString::from_vec(b"/tmp/\xff".to_vec()));
     }
@@ -217,20 +268,36 @@ mod tests {
     #[test]
     fn files_that_double_at_each_level_are_refused() {
         let names: Vec<(String, String)> =
-            (0..15).map(|i| (format!("/here/{i}"), format!("@{0}\n@{0}\n", i + 1))).collect();
+            (0..15).map(|i| (format!("/here/f{i}"), format!("@f{0}\n@f{0}\n", i + 1))).collect();
         let mut files: Vec<(&str, &str)> =
             names.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
-        files.push(("/here/15", "x=1\n"));
-        assert!(expand_in(&files, &["@0"]).unwrap_err().contains("too many"));
-        assert_eq!(expand_in(&files, &["@10"]).unwrap().len(), 32);
+        files.push(("/here/f15", "x=1\n"));
+        assert!(expand_in(&files, &["@f0"]).unwrap_err().contains("too many"));
+        assert_eq!(expand_in(&files, &["@f10"]).unwrap().len(), 32);
     }
 
     #[test]
-    fn a_file_that_is_missing_or_binary_is_refused() {
+    fn a_word_that_may_be_a_value_is_one_for_plugins_with_a_magic_key() {
+        let value = |text: &str| Parameter { applies: Applies::WithMagicKey, ..bare(text) };
+        let without =
+            |parameter: Parameter| Parameter { applies: Applies::WithoutMagicKey, ..parameter };
+        let missing = |name: &str| Parameter {
+            applies: Applies::RefusedWithoutMagicKey,
+            ..bare(&format!("cannot read parameter file /here/{name}: No such file or directory"))
+        };
+        for name in ["0x1fe 0x55", "+10", "-1", "^512", "none"] {
+            let word = format!("@{name}");
+            assert_eq!(expand_in(&[], &[&word]).unwrap(), [value(&word), missing(name)]);
+        }
+        let files = [("/here/1", "a=b\n@p\n@none\n"), ("/here/p", "c\n")];
         assert_eq!(
-            expand_in(&[], &["@none"]).unwrap_err(),
-            "nbdkit: error: cannot read parameter file /here/none: No such file or directory"
+            expand_in(&files, &["@1"]).unwrap(),
+            [value("@1"), without(keyed("a", "b")), without(bare("c")), missing("none")]
         );
+    }
+
+    #[test]
+    fn a_file_that_is_binary_is_refused() {
         assert!(expand_in(&[("/here/p", "a=\0\n")], &["@p"]).unwrap_err().contains("NUL"));
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::cli::command_line::{DebugFlag, Isolation, LogDestination, Sandbox, TcpPort};
 use crate::cli::parameters::Parameter;
+use nbdkit_ipc::messages::Applies;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
@@ -378,7 +379,7 @@ fn questions_about_a_plugin_carry_the_stack() {
         Action::PluginVersion(named())
     );
     let mut with_parameter = named();
-    with_parameter.parameters = vec![Parameter { key: Some("x".into()), value: "1".into() }];
+    with_parameter.parameters = vec![Parameter::new("x=1".as_ref(), Applies::Always)];
     assert_eq!(
         ok(&[&filters[..], &["--dump-plugin", "x=1"]].concat()).action,
         Action::DumpPlugin(with_parameter)
@@ -420,11 +421,10 @@ fn parameter_files_are_read_from_the_current_directory() {
     let environment = Environment { read_file: &read, ..environment() };
     let command_line = parse_in(&environment, &["memory", "@p"]).unwrap();
     let Action::Serve { stack, .. } = command_line.action else { panic!() };
-    assert_eq!(stack.parameters, [Parameter { key: Some("size".into()), value: "1M".into() }]);
-    assert!(
-        refused(&["memory", "@p"])
-            .starts_with("nbdkit: error: cannot read parameter file /here/p: ")
-    );
+    assert_eq!(stack.parameters, [Parameter::new("size=1M".as_ref(), Applies::Always)]);
+    let forbidden = |_: &Path| Err(io::ErrorKind::PermissionDenied.into());
+    let environment = Environment { read_file: &forbidden, ..environment };
+    assert!(parse_in(&environment, &["memory", "@p"]).is_err());
 }
 
 #[test]
@@ -558,7 +558,7 @@ fn paths_and_values_need_not_be_utf8() {
     assert_eq!(command_line.options.log, LogDestination::File(raw(b"/l\xfd").into()));
     assert_eq!(stack.plugin, raw(b"./plugin\xfc"));
     assert_eq!(stack.parameters[0].value, raw(b"\xfb"));
-    assert_eq!(stack.parameters[1], Parameter { key: None, value: raw(b"\xfa") });
+    assert_eq!(stack.parameters[1], Parameter::new(&raw(b"\xfa"), Applies::Always));
 }
 
 #[test]

@@ -180,6 +180,42 @@ fn lines_of_a_parameter_file_are_taken_as_they_are() {
     assert_eq!(size_of(&builder.start()), 2048);
 }
 
+/// nbdkit-data-plugin(1), "Data format": `@` moves the offset, and an example of its manual page begins with it.
+#[test]
+fn words_with_an_at_sign_that_name_no_file_are_values() {
+    for (arguments, expected) in [
+        (&["data", "@0x1fe 0x55 0xaa"][..], 512),
+        (&["data", "@+10"], 10),
+        (&["data", "1 @-1 2", "size=7"], 7),
+        (&["data", "@^512"], 0),
+        (&["data", "@8 1 @^512"], 512),
+    ] {
+        assert_eq!(size(arguments), expected, "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_value_is_one_also_where_a_file_has_its_name() {
+    let paths = Paths::new();
+    paths.write("10", "size=20\n");
+    // A number is the plugin's, though there is a file; a name is the file's.
+    paths.write("name", "size=30\n");
+    // The file has no data in it.
+    for (word, expected) in [("@10", "10"), ("@name", "data parameter was not specified")] {
+        if word == "@name" && debian_lacks("@FILE") {
+            return;
+        }
+        let mut command =
+            crate::support::nbdkit(["-U", "-", "data", word, "--run", "nbdinfo --size $uri"]);
+        let finished = nbdkit_tests::command::run(
+            command.current_dir(paths.path(".")),
+            crate::support::DEADLINE,
+        );
+        let said = format!("{}{}", finished.stdout, finished.stderr);
+        assert!(said.contains(expected), "{word}: {said}");
+    }
+}
+
 #[test]
 fn parameter_files_that_cannot_be_read_are_refused() {
     if debian_lacks("@FILE") {
@@ -193,6 +229,8 @@ fn parameter_files_that_cannot_be_read_are_refused() {
         let path = paths.text(name);
         assert_refused(["-f", "-U", "-", "memory", &format!("@{path}")], &[name]);
     }
+    // Without a magic key the word can mean nothing but a file.
+    assert_refused(["-f", "-U", "-", "zero", "@missing"], &["missing: No such file or directory"]);
     assert_refused(["-f", "-U", "-", "memory", "@/dev/zero"], &["/dev/zero"]);
 }
 
