@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nbdkit_api::exports::MAX_STRING;
 use nbdkit_api::{
     Backend, Client, Errno, Error, Exports, Filter, FilterConnection, Layer, Needs, NextConfig,
-    Open, Result, Slot, Value, debug,
+    Open, Result, Slot, Value, debug, quoted,
 };
 
 use crate::shell;
@@ -171,7 +171,7 @@ impl Filter for ExportName {
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
         if self.strict && !self.lists(open.export) {
-            let name = open.export.escape_debug();
+            let name = quoted(open.export);
             return Err(Error::new(Errno::ENOENT, format!("export '{name}' not found")));
         }
         let name = match &self.default {

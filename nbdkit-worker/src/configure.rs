@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nbdkit_api::{Error, Filter, Plugin, Result, Stack, Value, debug};
+use nbdkit_api::{Error, Filter, Plugin, Result, Stack, Value, debug, quoted};
 use nbdkit_ipc::messages::{Applies, Configure, DebugFlag, Parameter};
 
 use crate::cabi;
@@ -92,7 +92,7 @@ pub(crate) fn parameters(stack: &mut Stack, parameters: &[Parameter]) -> Result<
             (None, None) => {
                 return Err(Error::msg(format!(
                     "expecting key=value on the command line but got: {}",
-                    value.as_bytes().escape_ascii()
+                    quoted(value.as_bytes())
                 )));
             }
         };

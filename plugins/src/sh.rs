@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use nbdkit_api::{
     Access, Client, Connection, Error, Exports, Needs, Open, Plugin, Result, ResultExt,
-    ThreadModel, Value,
+    ThreadModel, Value, quoted,
 };
 
 use call::{Call, Found, Program, Scripts, Start, chomp, lacks_shebang};
@@ -171,7 +171,7 @@ impl Plugin for Sh {
                 return Err(Error::msg(format!(
                     "{}: expecting key=value on the command line but got: {}",
                     script.path.display(),
-                    value.as_os_str().as_bytes().escape_ascii()
+                    quoted(value.as_os_str().as_bytes())
                 )));
             }
             (key, _) => key,

@@ -9,7 +9,7 @@ use nbd_protocol::constants::{ClientFlags, HandshakeFlags, Opt, Rep};
 use nbd_protocol::handshake::{
     ExportNameReply, Greeting, OptionHeader, encode_option_error, encode_option_reply,
 };
-use nbdkit_api::debug;
+use nbdkit_api::{debug, quoted};
 
 use super::export::{Export, Features};
 use super::input::Input;
@@ -152,7 +152,7 @@ impl ExpectOption<'_> {
 
     /// Appends an error reply with its text.
     pub(crate) fn refuse(&mut self, option: Opt, error: Rep, message: &str) {
-        debug!("replying to {option} with {error}: {}", message.escape_debug());
+        debug!("replying to {option} with {error}: {}", quoted(message));
         encode_option_error(&mut self.out, option, error, message);
     }
 

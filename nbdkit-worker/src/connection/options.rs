@@ -6,7 +6,7 @@ use nbd_protocol::constants::{BASE_ALLOCATION, ClientFlags, InfoType, Opt, Rep};
 use nbd_protocol::handshake::{
     BlockSizes, Info, InfoRequest, MetaContextReply, MetaContextRequest, ServerReply,
 };
-use nbdkit_api::{Exports, debug};
+use nbdkit_api::{Exports, debug, quoted};
 
 use super::export::{Export, Features};
 use super::input::Input;
@@ -182,7 +182,7 @@ fn info(state: &mut ExpectOption<'_>, option: Opt, payload: &[u8]) -> Result<Opt
         }
     };
     let name = request.name;
-    debug!("newstyle negotiation: {option}: client requested export '{}'", name.escape_debug());
+    debug!("newstyle negotiation: {option}: client requested export '{}'", quoted(name));
     let connection = state.connection;
     let opened = Export::open(connection, name, state.features_for(name)).and_then(|export| {
         match facts(state, &request, option, &export) {

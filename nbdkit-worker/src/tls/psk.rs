@@ -9,7 +9,7 @@
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nbdkit_api::{Error, Result, debug};
+use nbdkit_api::{Error, Result, debug, quoted};
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest, MAX_IDENTITY, Secret};
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
@@ -167,7 +167,7 @@ impl Asker {
             let key = match self.authority.ask(request) {
                 KeyAnswer::Psk(key) => Some(key),
                 KeyAnswer::Signature(_) | KeyAnswer::Denied => {
-                    debug!("TLS: no pre-shared key for identity '{}'", identity.escape_ascii());
+                    debug!("TLS: no pre-shared key for identity '{}'", quoted(identity));
                     None
                 }
             };

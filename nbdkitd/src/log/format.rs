@@ -87,10 +87,11 @@ fn name(speaker: Speaker<'_>) -> String {
 /// Appends `text` with control characters, and characters that change the direction of text, as C escapes.
 pub(crate) fn escape(line: &mut String, text: &str) {
     for character in text.chars() {
+        if let Some(letter) = c_escape(character) {
+            line.extend(['\\', letter]);
+            continue;
+        }
         match character {
-            '\n' => line.push_str("\\n"),
-            '\r' => line.push_str("\\r"),
-            '\t' => line.push_str("\\t"),
             '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
                 escape_bytes(line, character);
             }
@@ -98,6 +99,13 @@ pub(crate) fn escape(line: &mut String, text: &str) {
             _ => line.push(character),
         }
     }
+}
+
+/// The letter of C's escape for a control character, if it has one.
+fn c_escape(character: char) -> Option<char> {
+    let known =
+        ['\u{7}', '\u{8}', '\t', '\n', '\u{b}', '\u{c}', '\r'].iter().zip("abtnvfr".chars());
+    known.into_iter().find(|(control, _)| **control == character).map(|(_, letter)| letter)
 }
 
 fn escape_bytes(line: &mut String, character: char) {
@@ -141,6 +149,7 @@ mod tests {
         for (text, expected) in [
             ("a\nnbdkit: error: forged", "a\\nnbdkit: error: forged"),
             ("\x1b[2J\r\t\0\x7f", "\\x1b[2J\\r\\t\\x00\\x7f"),
+            ("\x07\x08\x0b\x0c", "\\a\\b\\v\\f"),
             ("\u{9b}31m", "\\xc2\\x9b31m"),
             ("\u{202e}txt", "\\xe2\\x80\\xaetxt"),
             ("grün \\ \"ok\"", "grün \\ \"ok\""),

@@ -48,6 +48,7 @@ struct Answers {
 /// An open layer of the stack. See the module's text.
 pub struct Backend {
     handle: Handle,
+    name: &'static str,
     speaker: Speaker,
     readonly: bool,
     prepared: bool,
@@ -56,18 +57,21 @@ pub struct Backend {
 
 impl std::fmt::Debug for Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Backend").field("speaker", &self.speaker).finish_non_exhaustive()
+        f.debug_struct("Backend").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 /// Returns the cached answer or asks for it, in the name of the layer.
 macro_rules! ask {
-    ($self:ident, $slot:ident, $plugin:expr, $filter:expr) => {{
+    ($self:ident, $slot:ident, $plugin:expr, $filter:expr) => {
+        ask!($self, $slot, stringify!($slot), $plugin, $filter)
+    };
+    ($self:ident, $slot:ident, $name:expr, $plugin:expr, $filter:expr) => {{
         if let Some(answer) = $self.answers.$slot.get() {
             return Ok(*answer);
         }
         let answer = $self.call(|| {
-            debug_control!("{}: {}", $self.name(), stringify!($slot));
+            debug_control!("{}: {}", $self.name(), $name);
             match &$self.handle {
                 Handle::Plugin(plugin) => $plugin(&**plugin),
                 Handle::Filter(filter, next) => $filter(&**filter, &**next),
@@ -95,7 +99,7 @@ impl Drop for Backend {
 impl Backend {
     pub(crate) fn open(layer: &Arc<Layer>, open: &Open<'_>) -> Result<Backend> {
         let speaker = Speaker {
-            layer: Some(layer.name()),
+            layer: Some(layer.speaker),
             connection: open.client.map_or(0, |client| client.number()),
         };
         let handle = match &layer.module {
@@ -108,6 +112,7 @@ impl Backend {
         };
         Ok(Backend {
             handle,
+            name: layer.name(),
             speaker,
             readonly: open.readonly,
             prepared: false,
@@ -118,6 +123,7 @@ impl Backend {
     pub(crate) fn absent() -> Backend {
         Backend {
             handle: Handle::Absent,
+            name: "nbdkit",
             speaker: Speaker::default(),
             readonly: true,
             prepared: false,
@@ -127,7 +133,7 @@ impl Backend {
 
     /// Name of the layer.
     pub fn name(&self) -> &'static str {
-        self.speaker.layer.unwrap_or("nbdkit")
+        self.name
     }
 
     /// Runs a callback in the name of this layer; errors that it made are logged here.
@@ -142,14 +148,8 @@ impl Backend {
     /// # Errors
     /// A layer failed; the context must be dropped.
     pub fn prepare(&mut self) -> Result<()> {
-        let Backend { handle, speaker, readonly, .. } = self;
-        let announce = || {
-            debug_control!(
-                "{}: prepare readonly={}",
-                speaker.layer.unwrap_or_default(),
-                u8::from(*readonly)
-            );
-        };
+        let Backend { handle, name, speaker, readonly, .. } = self;
+        let announce = || debug_control!("{name}: prepare readonly={}", u8::from(*readonly));
         match handle {
             Handle::Filter(filter, next) => {
                 if let Some(next) = Arc::get_mut(next) {
@@ -193,6 +193,7 @@ impl Backend {
         ask!(
             self,
             size,
+            "get_size",
             |p: &dyn Connection| p.size().and_then(check_size),
             |f: &dyn FilterConnection, n| f.size(n).and_then(check_size)
         )

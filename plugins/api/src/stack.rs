@@ -14,6 +14,7 @@ use crate::filter::Filter;
 use crate::log::{self, Speaker};
 use crate::needs::{Isolation, Needs};
 use crate::plugin::{Open, Plugin};
+use crate::quote::quoted;
 use crate::types::ThreadModel;
 use crate::value::Value;
 use crate::{debug, debug_control};
@@ -49,7 +50,7 @@ impl NextConfig<'_> {
     /// # Errors
     /// Those of the layer that took it; the plugin's if none did.
     pub fn config(self, key: &str, value: Value<'_>) -> Result<()> {
-        let shown = value.as_bytes().escape_ascii();
+        let shown = quoted(value.as_bytes());
         match self.filters.split_first_mut() {
             Some((filter, filters)) => {
                 debug_control!("{}: config key={key}, value={shown}", filter.name());
@@ -185,13 +186,13 @@ impl Stack {
 
     /// Ends configuration: the outermost layer of the stack that serves.
     pub fn freeze(self) -> Arc<Layer> {
-        let mut layer = Arc::new(Layer {
-            name: intern(self.plugin.name()),
-            module: Module::Plugin(self.plugin),
-        });
+        let speaker = intern(self.plugin.name());
+        let mut layer =
+            Arc::new(Layer { name: speaker, speaker, module: Module::Plugin(self.plugin) });
         for filter in self.filters.into_iter().rev() {
             layer = Arc::new(Layer {
                 name: intern(filter.name()),
+                speaker,
                 module: Module::Filter(filter, layer),
             });
         }
@@ -213,6 +214,8 @@ pub(crate) enum Module {
 /// A configured layer: a plugin, or a filter with the layer below it.
 pub struct Layer {
     name: &'static str,
+    /// In whose name it logs: the plugin's, as in nbdkit, also for a filter.
+    pub(crate) speaker: &'static str,
     pub(crate) module: Module,
 }
 
@@ -237,7 +240,10 @@ impl Layer {
     }
 
     fn enter(&self, client: Option<&Client>) -> log::Entered {
-        log::enter(Speaker { layer: Some(self.name), connection: client.map_or(0, Client::number) })
+        log::enter(Speaker {
+            layer: Some(self.speaker),
+            connection: client.map_or(0, Client::number),
+        })
     }
 
     /// Runs a callback in the name of this layer; an error that it made is logged here.
@@ -391,7 +397,7 @@ impl Layer {
                 "{}: open readonly={} exportname=\"{}\" tls={}",
                 self.name,
                 u8::from(open.readonly),
-                open.export.escape_debug(),
+                quoted(open.export),
                 u8::from(open.tls)
             );
             let Some(client) = open.client.filter(|_| open.export.is_empty()) else {

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 
-use nbdkit_api::{Client, Errno, Error, Result, debug};
+use nbdkit_api::{Client, Errno, Error, Result, debug, quoted};
 use nix::unistd::AccessFlags;
 
 use super::run::{self, Finished, Sink};
@@ -225,7 +225,7 @@ impl<'a> Call<'a> {
             "calling: {} {} {}",
             program.path.display(),
             self.method,
-            self.arguments.join(OsStr::new(" ")).as_bytes().escape_ascii()
+            quoted(self.arguments.join(OsStr::new(" ")).as_bytes())
         );
         let result = match program.start {
             Start::Text(text) => {

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::{
-    BlockSize, Blocking, Cache, Client, Connection, Errno, Error, Extents, Flags, Fua, Open, Result,
+    BlockSize, Blocking, Cache, Client, Connection, Errno, Error, Extents, Flags, Fua, Open,
+    Result, quoted,
 };
 
 use super::call::{Call, Scripts, chomp};
@@ -83,7 +84,7 @@ fn unparsable(call: &Call<'_>, method: &str, output: &[u8], why: &Error) -> Erro
     let shown = &output[..output.len().min(256)];
     call.error(format!(
         "could not parse output from {method} method: {}: {why}",
-        chomp(shown).escape_ascii()
+        quoted(chomp(shown))
     ))
 }
 

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::io::Write;
 
-use nbdkit_api::{Client, Error, Exports, Result, ThreadModel, debug};
+use nbdkit_api::{Client, Error, Exports, Result, ThreadModel, debug, quoted};
 
 use super::call::{Answer, Call, Scripts};
 use super::status::MAX_KNOWN_STATUS;
@@ -42,7 +42,7 @@ pub(crate) fn thread_model(scripts: &dyn Scripts) -> Result<ThreadModel> {
     let output = Call::new(scripts, "thread_model").text()?;
     let model = output.as_deref().map(|output| {
         text::thread_model(output).unwrap_or_else(|| {
-            debug!("ignoring unrecognized thread model: {}", output.escape_ascii());
+            debug!("ignoring unrecognized thread model: {}", quoted(&output));
             ThreadModel::SerializeAllRequests
         })
     });

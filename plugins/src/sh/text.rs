@@ -1,7 +1,7 @@
 //! What scripts print: sizes, words, lists. Runs in the workers; every failure is an error.
 
 use nbdkit_api::{
-    BlockSize, Cache, Error, Exports, ExtentKind, Extents, Fua, Result, ThreadModel, parse,
+    BlockSize, Cache, Error, Exports, ExtentKind, Extents, Fua, Result, ThreadModel, parse, quoted,
 };
 
 use super::call::chomp;
@@ -10,7 +10,7 @@ use super::call::chomp;
 pub(crate) fn utf8(output: &[u8]) -> Result<&str> {
     str::from_utf8(output).map_err(|_| {
         let shown = &output[..output.len().min(64)];
-        Error::msg(format!("not UTF-8: {}", shown.escape_ascii()))
+        Error::msg(format!("not UTF-8: {}", quoted(shown)))
     })
 }
 

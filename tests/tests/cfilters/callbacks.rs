@@ -120,7 +120,7 @@ fn finalize_that_fails_is_said_and_the_server_goes_on() {
     let filter = format!("--filter={}", compile("every.c", &[]));
     let server = Server::nbdkit([&filter, "memory", "1M", "every=fail:finalize"]).start();
     connected(&server).disconnect().expect("gone");
-    let _ = server.wait_for_stderr("every[1]: error: finalize was asked to fail");
+    let _ = server.wait_for_stderr("memory[1]: error: finalize was asked to fail");
     let _ = connected(&server);
 }
 
@@ -131,7 +131,7 @@ fn block_sizes_that_fail_are_a_refusal_of_the_export() {
     let mut client = server.connect();
     client.handshake().expect("a handshake");
     assert_eq!(client.go("", &[]).expect("an answer").export(), None);
-    let _ = server.wait_for_stderr("every[1]: error: block_size was asked to fail");
+    let _ = server.wait_for_stderr("memory[1]: error: block_size was asked to fail");
 }
 
 #[test]

@@ -392,3 +392,25 @@ fn a_closed_standard_error_does_not_stop_the_server() {
     _daemon.stop();
     assert!(server.wait().unwrap().success());
 }
+
+/// Lines about a connection begin with the plugin's name, whichever layer they come from: people look for that.
+#[test]
+fn a_filter_speaks_in_the_plugin_s_name() {
+    let arguments = ["-v", "--filter=error", "memory", "1M", "error-pread-rate=100%"];
+    let mut server = Server::nbdkit(arguments).start();
+    let mut client = server.connect();
+    open(&mut client);
+    assert!(client.call(&Ask::read(0, 512)).expect("a reply").error.is_some());
+    client.disconnect().expect("sent");
+    client.expect_close().expect("closed");
+    server.stop();
+    let stderr = server.stderr_text_after_end();
+    let of = |text: &str| stderr.lines().find(|line| line.contains(text)).map(str::to_owned);
+    let injected = of("injecting EIO").unwrap_or_else(|| panic!("no injected error in\n{stderr}"));
+    assert!(injected.starts_with("nbdkit: memory"), "{injected}");
+    for line in ["error-inject: get_size", "memory: get_size"] {
+        let line =
+            of(&format!("debug: {line}")).unwrap_or_else(|| panic!("no {line} in\n{stderr}"));
+        assert!(line.starts_with("nbdkit: memory"), "{line}");
+    }
+}
