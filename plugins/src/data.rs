@@ -143,7 +143,14 @@ impl Plugin for Data {
     }
 
     fn config_complete(&mut self) -> Result<()> {
-        if self.content.is_some() { Ok(()) } else { Err(missing()) }
+        match &self.content {
+            None => Err(missing()),
+            // Nothing else could name them.
+            Some(Source::Bytes(_)) if !self.parameters.is_empty() => {
+                Err(Error::msg("extra parameters passed and not using data='...'"))
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     fn get_ready(&mut self) -> Result<()> {

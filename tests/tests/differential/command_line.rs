@@ -240,6 +240,8 @@ fn messages_of_common_mistakes() {
             &["memory", "size=1Q"],
             &["zero", "size=1"],
             &["file", "{dir}/missing"],
+            &["data", "raw=abc", "zz=1"],
+            &["data", "base64=AAAA", "raw=x"],
         ],
         |arguments| {
             let mut whole = vec!["-U", "{dir}/sock"];
