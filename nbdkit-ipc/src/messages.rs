@@ -233,6 +233,9 @@ pub struct Configure {
     pub sandbox: Option<Sandbox>,
     /// TLS, unless it is off.
     pub tls: Option<Tls>,
+    /// What is printed before the stack says its part, for `Purpose::Help` and `Purpose::Version`: nothing if the stack
+    /// cannot be loaded.
+    pub introduction: String,
     /// Whether the listener lets one client, or one of each peer, in at a time, whatever the stack can do.
     pub one_client: bool,
 }

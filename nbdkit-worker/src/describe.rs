@@ -12,9 +12,10 @@ use crate::cabi;
 /// The nbdkit version whose behaviour we keep to, which modules without one of their own report.
 pub(crate) const COMPATIBILITY: &str = "1.40.4";
 
-/// Name, long name, description and parameters of each filter and the plugin.
-pub(crate) fn help(stack: &Stack) -> io::Result<()> {
+/// The server's own help, then name, long name, description and parameters of each filter and the plugin.
+pub(crate) fn help(stack: &Stack, introduction: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
+    out.write_all(introduction.as_bytes())?;
     for filter in stack.filters() {
         let texts = [filter.longname(), filter.description(), filter.config_help()];
         describe(&mut out, "filter", filter.name(), filter.file(), texts)?;
@@ -46,9 +47,10 @@ fn describe(
     Ok(())
 }
 
-/// Name and version of each.
-pub(crate) fn version(stack: &Stack) -> io::Result<()> {
+/// The server's own version, then name and version of each.
+pub(crate) fn version(stack: &Stack, introduction: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
+    out.write_all(introduction.as_bytes())?;
     for filter in stack.filters() {
         writeln!(out, "{} {COMPATIBILITY}", filter.name())?;
     }

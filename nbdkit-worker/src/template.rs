@@ -76,8 +76,10 @@ fn get_ready(
 
     let mut stack = configure::load(&configure).map_err(failed)?;
     match configure.purpose {
-        Purpose::Help => return printed(&stack, describe::help(&stack)),
-        Purpose::Version => return printed(&stack, describe::version(&stack)),
+        Purpose::Help => return printed(&stack, describe::help(&stack, &configure.introduction)),
+        Purpose::Version => {
+            return printed(&stack, describe::version(&stack, &configure.introduction));
+        }
         Purpose::Serve | Purpose::DumpPlugin => {}
     }
     configure::parameters(&mut stack, &parameters).map_err(failed)?;

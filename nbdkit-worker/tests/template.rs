@@ -64,6 +64,7 @@ impl Template {
             isolation,
             sandbox: None,
             tls: None,
+            introduction: String::new(),
             one_client: false,
         })));
         for (key, value) in parameters {

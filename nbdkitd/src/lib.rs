@@ -120,7 +120,6 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     } else {
         None
     };
-    introduce(purpose);
     let tls = if purpose == Purpose::Serve {
         let directory = build_info::directories().root_tls_certificates_dir;
         tls::load(&options, directory.as_ref(), &log)?
@@ -138,19 +137,6 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
             ExitCode::from(EXIT_FAILURE)
         }
     })
-}
-
-/// What the server says before the plugin and the filters say theirs.
-fn introduce(purpose: Purpose) {
-    match purpose {
-        Purpose::Help => {
-            print((options::help() + "\n").as_ref());
-        }
-        Purpose::Version => {
-            print(build_info::version().as_ref());
-        }
-        Purpose::Serve | Purpose::DumpPlugin => {}
-    }
 }
 
 /// The plugin's short name, as far as it can be told without loading it.

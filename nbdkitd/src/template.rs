@@ -26,6 +26,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cli::command_line::{Isolation, Options, Sandbox, Stack};
+use crate::cli::{build_info, options};
 use crate::notify;
 use crate::tls::Tls;
 
@@ -45,6 +46,15 @@ pub(crate) struct Recipe {
     configure: Configure,
     certificates: Vec<TlsPiece>,
     parameters: Vec<Parameter>,
+}
+
+/// What the server says before the plugin and the filters say theirs.
+fn introduction(purpose: Purpose) -> String {
+    match purpose {
+        Purpose::Help => options::help() + "\n",
+        Purpose::Version => build_info::version(),
+        Purpose::Serve | Purpose::DumpPlugin => String::new(),
+    }
 }
 
 impl Recipe {
@@ -92,6 +102,7 @@ impl Recipe {
                 Sandbox::Off => messages::Sandbox::Off,
             }),
             tls: tls.map(|tls| tls.configure.clone()),
+            introduction: introduction(purpose),
             one_client: options.max_connections == Some(1)
                 || options.max_connections_per_peer == Some(1),
         };

@@ -38,6 +38,7 @@ pub fn configuration(filters: &[&str], plugin: &str) -> Configure {
         isolation: None,
         sandbox: None,
         tls: None,
+        introduction: String::new(),
         one_client: false,
     }
 }

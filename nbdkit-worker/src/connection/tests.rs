@@ -98,6 +98,7 @@ fn serve(socket: UnixStream, plugin: Odd, threads: u32) -> WorkerExit {
         isolation: None,
         sandbox: None,
         tls: None,
+        introduction: String::new(),
         one_client: false,
     };
     let settings = Settings::new(&configure, ThreadModel::Parallel).unwrap();
