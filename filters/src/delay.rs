@@ -66,7 +66,15 @@ impl Filter for Delay {
     }
 
     fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
-        let delay = || value.delay(key);
+        // Programs look for nbdkit's words.
+        let delay = || {
+            let text = value.str()?;
+            value.delay(key).map_err(|_| {
+                Error::msg(format!(
+                    "{key}: could not parse number: \"{text}\": not a delay such as 10, 1.5s or 100ms"
+                ))
+            })
+        };
         match key {
             "rdelay" | "delay-read" | "delay-reads" => self.read = delay()?,
             "wdelay" => {

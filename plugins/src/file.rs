@@ -39,7 +39,7 @@ impl File {
     fn serve(&mut self, what: What) -> Result<()> {
         match &self.what {
             Some(other) if other.key() != what.key() => Err(Error::msg(format!(
-                "{}= and {}= cannot be used at the same time",
+                "{}= and {}= cannot be used at the same time: file, dir, fd or dirfd can only appear once",
                 other.key(),
                 what.key()
             ))),

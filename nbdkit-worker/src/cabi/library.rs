@@ -91,17 +91,34 @@ fn cause(error: &libloading::Error) -> String {
     }
 }
 
-/// A remedy for a short name that is nowhere.
+/// A remedy for a short name that is nowhere: the nearest of those that there are, or all of them.
 fn hint(what: &str, name: &OsStr, path: &Path) -> String {
     let is_plain =
         name.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte));
-    if !is_plain || path.exists() {
+    let Some(name) = name.to_str().filter(|_| is_plain && !path.exists()) else {
         return String::new();
+    };
+    let mut there = super::search::installed(what);
+    if what == "plugin" {
+        there.extend(nbdkit_plugins::names().map(str::to_owned));
+    } else {
+        there.extend(nbdkit_filters::names().map(str::to_owned));
     }
-    let name = quoted(name);
-    format!(
-        "; there is no built-in {what} of this name, the package nbdkit-{what}-{name} may have one"
-    )
+    there.sort_unstable();
+    there.dedup();
+    let near = there.iter().map(|it| (strsim::damerau_levenshtein(name, it), it)).min();
+    // A letter or two, but not most of a short name.
+    let near = near.filter(|(distance, _)| *distance <= 2 && distance * 2 < name.len());
+    let near = near.map_or_else(
+        || format!("the {what}s here are {}.", there.join(", ")),
+        |(_, near)| format!("did you mean '{near}'?"),
+    );
+    let manual = match what {
+        // nbdkit's own words after a plugin that is not there.
+        "plugin" => " Use 'nbdkit --help' or read the nbdkit(1) manual page for documentation.",
+        _ => "",
+    };
+    format!("; {near}{manual}")
 }
 
 #[cfg(test)]

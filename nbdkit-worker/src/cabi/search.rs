@@ -31,16 +31,37 @@ pub(crate) fn filter(name: &OsStr) -> PathBuf {
     first("filter", name, option_env!("NBDKIT_FILTERDIR"))
 }
 
+/// The names of what is installed, `what` being `plugin` or `filter`, in alphabetical order.
+pub(crate) fn installed(what: &str) -> Vec<String> {
+    let own = match what {
+        "plugin" => option_env!("NBDKIT_PLUGINDIR"),
+        _ => option_env!("NBDKIT_FILTERDIR"),
+    };
+    let suffix = format!("-{what}.so");
+    let mut names: Vec<String> = directories(what, own)
+        .filter_map(|directory| std::fs::read_dir(directory).ok())
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter_map(|file| Some(file.strip_prefix("nbdkit-")?.strip_suffix(&suffix)?.to_owned()))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Our own directory, then the distribution's.
+fn directories(what: &str, own: Option<&str>) -> impl Iterator<Item = PathBuf> {
+    let own = own.map_or_else(|| ours(what), PathBuf::from);
+    [own].into_iter().chain(distribution(what))
+}
+
 fn first(what: &str, name: &OsStr, own: Option<&str>) -> PathBuf {
     let mut file = OsString::from("nbdkit-");
     file.push(name);
     file.push(format!("-{what}.so"));
-    let own = own.map_or_else(|| ours(what), PathBuf::from);
-    let directories = [own.clone()].into_iter().chain(distribution(what));
-    directories
-        .map(|directory| directory.join(&file))
-        .find(|path| path.exists())
-        .unwrap_or_else(|| own.join(&file))
+    let mut all = directories(what, own).map(|directory| directory.join(&file));
+    let ours = all.next().unwrap_or_default();
+    std::iter::once(ours.clone()).chain(all).find(|path| path.exists()).unwrap_or(ours)
 }
 
 /// Where "make install" creates the directory unless told otherwise.

@@ -146,7 +146,7 @@ impl<'a> Number<'a> {
         let length = body.iter().take_while(|byte| char::from(**byte).is_digit(radix)).count();
         let (digits, rest) = body.split_at(length);
         if digits.is_empty() && !negative {
-            return Err(Fault::error(format!("{what}: empty string where we expected a number")));
+            return Err(no_number(what, text));
         }
         Ok(Self { negative, radix, digits, rest })
     }
@@ -157,7 +157,7 @@ impl<'a> Number<'a> {
     /// Digits are missing, or something follows them.
     fn magnitude(&self, what: &str, text: &OsStr) -> Result<Option<u64>, Fault> {
         if self.digits.is_empty() {
-            return Err(Fault::error(format!("{what}: empty string where we expected a number")));
+            return Err(no_number(what, text));
         }
         let value = self.digits.iter().try_fold(0_u64, |value, byte| {
             let digit = char::from(*byte).to_digit(self.radix)?;
@@ -171,6 +171,16 @@ impl<'a> Number<'a> {
         }
         Ok(value)
     }
+}
+
+/// What there is instead of a number.
+fn no_number(what: &str, text: &OsStr) -> Fault {
+    Fault::error(if text.is_empty() {
+        format!("{what}: empty string where we expected a number")
+    } else {
+        let quoted = text.to_string_lossy();
+        format!("{what}: could not parse number: \"{quoted}\": not a number")
+    })
 }
 
 fn out_of_range(what: &str, text: &OsStr) -> Fault {
@@ -212,7 +222,7 @@ mod tests {
     fn bad_unsigned_numbers_get_the_words_of_nbdkit() {
         for (text, message) in [
             ("", "threads: empty string where we expected a number"),
-            ("abc", "threads: empty string where we expected a number"),
+            ("abc", "threads: could not parse number: \"abc\": not a number"),
             ("-1", "threads: negative numbers are not allowed"),
             (" -1", "threads: negative numbers are not allowed"),
             ("-0", "threads: negative numbers are not allowed"),
@@ -244,7 +254,7 @@ mod tests {
         assert_eq!(parse_i32("flag", "-0x10".as_ref()), Ok(-16));
         assert!(said(parse_i32("flag", "2147483648".as_ref())).contains("out of range"));
         assert!(said(parse_i32("flag", "-2147483649".as_ref())).contains("out of range"));
-        assert!(said(parse_i32("flag", "-".as_ref())).contains("empty string"));
+        assert!(said(parse_i32("flag", "-".as_ref())).contains("not a number"));
     }
 
     #[test]

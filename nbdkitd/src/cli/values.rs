@@ -30,9 +30,7 @@ pub(crate) fn parse_tcp_port(argument: OsString) -> Result<TcpPort, Fault> {
         .map(TcpPort::Number)
         .ok_or_else(|| {
             let given = argument.to_string_lossy();
-            Fault::error(format!(
-                "port: could not parse number: \"{given}\": Numerical result out of range"
-            ))
+            Fault::error(format!("port: {given} is out of range: TCP ports end at 65535"))
         })
 }
 

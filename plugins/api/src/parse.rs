@@ -89,7 +89,7 @@ pub fn integer<T: TryFrom<i128> + Bounded>(what: &str, text: &str) -> Result<T> 
         _ => (10, rest),
     };
     if !rest.bytes().next().is_some_and(|b| b.is_ascii_digit()) {
-        return Err(Error::msg(format!("{what}: empty string where we expected a number")));
+        return Err(no_number(what, text));
     }
     if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
         return Err(bad(": trailing garbage"));
@@ -97,6 +97,15 @@ pub fn integer<T: TryFrom<i128> + Bounded>(what: &str, text: &str) -> Result<T> 
     let range = || bad(": Numerical result out of range");
     let value = i128::from_str_radix(digits, radix).map_err(|_| range())?;
     T::try_from(if negative { -value } else { value }).map_err(|_| range())
+}
+
+/// What there is instead of a number.
+fn no_number(what: &str, text: &str) -> Error {
+    Error::msg(if text.is_empty() {
+        format!("{what}: empty string where we expected a number")
+    } else {
+        format!("{what}: could not parse number: \"{text}\": not a number")
+    })
 }
 
 /// Integer types that [`integer`] can parse.

@@ -114,7 +114,7 @@ impl Source {
                 let fd = syscall::duplicate(*number).or_error(|| format!("dirfd={number}"))?;
                 let stat = fstat(&fd).or_error(|| format!("fstat: dirfd={number}"))?;
                 if !is_directory(&stat) {
-                    return Err(Error::msg(format!("expecting a directory: dirfd={number}")));
+                    return Err(Error::msg(format!("dirfd is not a directory: dirfd={number}")));
                 }
                 let link = PathBuf::from(format!("/proc/self/fd/{}", raw(&fd)));
                 // The sandbox opens paths; a directory that has none any more is still found by the link.
@@ -128,7 +128,8 @@ impl Source {
         let name = format!("fd={number}");
         let fd = syscall::duplicate(number).or_error(|| name.clone())?;
         let stat = fstat(&fd).or_error(|| format!("fstat: {name}"))?;
-        let found = type_of(&stat).ok_or_else(|| wrong_type(Path::new(&name)))?;
+        let found = type_of(&stat)
+            .ok_or_else(|| Error::msg(format!("fd is not regular or block device: {name}")))?;
         let flags = fcntl(&fd, FcntlArg::F_GETFL).or_error(|| format!("fcntl: {name}"))?;
         let writable = match OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE {
             OFlag::O_RDONLY => false,

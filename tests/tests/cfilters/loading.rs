@@ -46,7 +46,7 @@ fn what_is_no_filter_is_refused_with_the_reason() {
         assert!(line.contains(reason), "{flag}: {line}");
     }
     assert!(refused("./no-such.so").contains("cannot open filter './no-such.so': "));
-    assert!(refused("no-such").contains("there is no built-in filter of this name"));
+    assert!(refused("no-such").contains("; the filters here are "));
 }
 
 #[test]

@@ -96,3 +96,65 @@ fn isolations_that_are_none_are_refused() {
         assert_refused(["-f", "-U", "-", &option, "null"], &["isolation"]);
     }
 }
+
+/// What programs that start the server look for in its messages.
+#[test]
+fn messages_have_the_words_that_programs_look_for() {
+    let delay = "delay-open: could not parse number: \"10secs\"";
+    assert_refused(["--filter=delay", "null", "delay-open=10secs", "--run=true"], &[delay]);
+    assert_refused(["-t", "x", "null"], &["threads: "]);
+    if debian_lacks("fd= and dirfd=") {
+        return;
+    }
+    let fd = std::fs::File::open("/dev/null").unwrap();
+    nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let number = fd.as_raw_fd();
+    for (parameter, words) in [
+        (format!("fd={number}"), "fd is not regular or block device"),
+        (format!("dirfd={number}"), "dirfd is not a directory"),
+    ] {
+        assert_refused(["file", &parameter, "--run=true"], &[words]);
+    }
+    let both = &["file= and dir= cannot be used at the same time", "can only appear once"];
+    assert_refused(["file", "/dev/null", "dir=/", "--run=true"], both);
+}
+
+#[test]
+fn what_is_no_number_is_not_called_an_empty_string() {
+    if debian_lacks("a message that tells the two apart") {
+        return;
+    }
+    for (arguments, words) in [
+        (&["-t", "x", "null"][..], "threads: could not parse number: \"x\": not a number"),
+        (&["--filter=limit", "null", "limit=x"], "limit: could not parse number: \"x\""),
+        (&["-t", "", "null"], "threads: empty string where we expected a number"),
+        (&["-p", "99999", "null"], "port: 99999 is out of range: TCP ports end at 65535"),
+    ] {
+        assert_refused(arguments, &[words]);
+    }
+}
+
+#[test]
+fn names_that_nothing_has_are_answered_with_the_nearest() {
+    if debian_lacks("suggestions") {
+        return;
+    }
+    let manual = "Use 'nbdkit --help' or read the nbdkit(1) manual page for documentation.";
+    assert_refused(["memmory", "1M"], &["cannot open plugin 'memmory'", "mean 'memory'?", manual]);
+    assert_refused(["--filter=ofset", "null"], &["cannot open filter 'ofset'", "mean 'offset'?"]);
+    assert_refused(["nosuchplugin"], &["the plugins here are ", " memory, ", " zero.", manual]);
+    let refused = run(["--filter=nosuchfilter", "null"]);
+    assert!(refused.stderr.contains("the filters here are "), "{refused:?}");
+    assert!(!refused.stderr.contains("package"), "{refused:?}");
+}
+
+#[test]
+fn nothing_is_printed_about_a_stack_that_cannot_be_loaded() {
+    for option in ["--version", "--help", "--dump-plugin"] {
+        for arguments in [&["--filter=nosuch", "null"][..], &["nosuch"]] {
+            let finished = run([&[option], arguments].concat());
+            assert_eq!((finished.status.code(), &*finished.stdout), (Some(1), ""), "{finished:?}");
+            assert!(finished.stderr.contains("'nosuch'"), "{finished:?}");
+        }
+    }
+}
