@@ -64,6 +64,43 @@ pub struct Tls {
     pub verify_peer: bool,
     /// What the server proves itself with.
     pub credentials: Credentials,
+    /// What may be negotiated (`--tls-priority`).
+    pub algorithms: Algorithms,
+}
+
+/// What may be negotiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Algorithms {
+    /// TLS 1.2.
+    pub tls_1_2: bool,
+    /// TLS 1.3.
+    pub tls_1_3: bool,
+    /// AES-128-GCM.
+    pub aes_128_gcm: bool,
+    /// AES-256-GCM.
+    pub aes_256_gcm: bool,
+    /// CHACHA20-POLY1305.
+    pub chacha20_poly1305: bool,
+    /// Pre-shared keys without an exchange of ephemeral keys, with TLS 1.2.
+    pub static_psk: bool,
+}
+
+impl Algorithms {
+    /// All that there are.
+    pub const ALL: Algorithms = Algorithms::each(true);
+    /// None.
+    pub const NONE: Algorithms = Algorithms::each(false);
+
+    const fn each(on: bool) -> Algorithms {
+        Algorithms {
+            tls_1_2: on,
+            tls_1_3: on,
+            aes_128_gcm: on,
+            aes_256_gcm: on,
+            chacha20_poly1305: on,
+            static_psk: on,
+        }
+    }
 }
 
 /// What the server proves itself with.

@@ -16,7 +16,7 @@ mod verifier;
 use std::sync::Arc;
 
 use nbdkit_api::{Error, Result};
-use nbdkit_ipc::keys::{self, Credentials, PieceKind, TlsPiece};
+use nbdkit_ipc::keys::{self, Algorithms, Credentials, PieceKind, TlsPiece};
 
 use crate::authority::Authority;
 use certificates::Certificates;
@@ -60,14 +60,14 @@ pub(crate) struct Tls {
 }
 
 /// Makes the library behind sessions ready.
-pub(crate) type MakeSessions = fn() -> Result<Box<dyn Sessions>>;
+pub(crate) type MakeSessions = fn(Algorithms) -> Result<Box<dyn Sessions>>;
 
 /// Sessions with pre-shared keys. Whatever calls this is linked with OpenSSL.
 ///
 /// # Errors
 /// The library's.
-pub(crate) fn pre_shared_keys() -> Result<Box<dyn Sessions>> {
-    Ok(Box::new(PreSharedKeys::new()?))
+pub(crate) fn pre_shared_keys(algorithms: Algorithms) -> Result<Box<dyn Sessions>> {
+    Ok(Box::new(PreSharedKeys::new(algorithms)?))
 }
 
 impl Tls {
@@ -82,12 +82,12 @@ impl Tls {
     ) -> Result<Tls> {
         let sessions: Box<dyn Sessions> = match &tls.credentials {
             Credentials::Certificates { schemes } => {
-                Box::new(Certificates::new(schemes, tls.verify_peer, material)?)
+                Box::new(Certificates::new(schemes, tls.verify_peer, material, tls.algorithms)?)
             }
             Credentials::PreSharedKeys => {
                 let make = pre_shared_keys
                     .ok_or_else(|| Error::msg("TLS: this worker has no pre-shared keys"))?;
-                make()?
+                make(tls.algorithms)?
             }
         };
         Ok(Tls { require: tls.require, sessions })

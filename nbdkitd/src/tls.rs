@@ -11,13 +11,14 @@ mod certificates;
 #[cfg(test)]
 mod handshakes;
 mod keys;
+mod priority;
 mod psk;
 mod scalar;
 mod transcript;
 
 use std::path::Path;
 
-use nbdkit_ipc::keys::{Credentials, MAX_PIECE, PieceKind, TlsPiece};
+use nbdkit_ipc::keys::{Algorithms, Credentials, MAX_PIECE, PieceKind, TlsPiece};
 use nix::sys::prctl;
 
 use crate::cli::command_line::{Options, TlsMode};
@@ -61,12 +62,12 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
     if options.mode == Some(TlsMode::Off) {
         return Ok(None);
     }
-    if let Some(priority) = &options.priority {
-        // To go on with other algorithms than the user asked for would be worse.
-        return Err(format!(
-            "--tls-priority={priority}: GnuTLS's priorities are not understood; TLS 1.2 and 1.3 with authenticated encryption is all there is"
-        ));
-    }
+    let algorithms = match &options.priority {
+        Some(text) => priority::parse(text).map_err(|why| {
+            format!("--tls-priority={text}: {why}: TLS 1.2 and 1.3 with authenticated encryption is all there is")
+        })?,
+        None => Algorithms::ALL,
+    };
     if all.debug_flags.iter().any(|flag| flag.is_server() && flag.flag == "tls.log") {
         log.error("-D nbdkit.tls.log: there is no GnuTLS whose log it could be; see -D nbdkit.tls.session=1");
     }
@@ -81,6 +82,7 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
                 require,
                 verify_peer: false,
                 credentials: Credentials::PreSharedKeys,
+                algorithms,
             },
             pieces: Vec::new(),
         }
@@ -92,7 +94,7 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
         };
         log.debug(|| format!("successfully loaded TLS certificates from {}", directory.display()));
         log.debug(|| "TLS enabled using: X.509 certificates".to_owned());
-        with_certificates(mode, options.verify_peer, certificates)
+        with_certificates(mode, options.verify_peer, certificates, algorithms)
     };
     // What is secret must not reach a core file, nor another process of the same user.
     prctl::set_dumpable(false)
@@ -100,7 +102,12 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
     Ok(Some(loaded))
 }
 
-fn with_certificates(mode: TlsMode, verify_peer: bool, from: Certificates) -> Tls {
+fn with_certificates(
+    mode: TlsMode,
+    verify_peer: bool,
+    from: Certificates,
+    algorithms: Algorithms,
+) -> Tls {
     let mut pieces = Vec::new();
     for der in &from.chain {
         cut(PieceKind::Chain, der, &mut pieces);
@@ -121,6 +128,7 @@ fn with_certificates(mode: TlsMode, verify_peer: bool, from: Certificates) -> Tl
             require: mode == TlsMode::Require,
             verify_peer,
             credentials: Credentials::Certificates { schemes },
+            algorithms,
         },
         pieces,
     }

@@ -203,12 +203,25 @@ impl Authority {
     /// If the files are not there.
     #[must_use]
     pub fn client_config(&self, identity: Option<&Path>) -> ClientConfig {
+        self.client_config_for(identity, rustls::DEFAULT_VERSIONS)
+    }
+
+    /// The same for these versions of TLS only.
+    ///
+    /// # Panics
+    /// If the files are not there.
+    #[must_use]
+    pub fn client_config_for(
+        &self,
+        identity: Option<&Path>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         let der = CertificateDer::from_pem_file(&self.certificate).expect("a certificate");
         roots.add(der).expect("an authority");
         let builder =
             ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()
+                .with_protocol_versions(versions)
                 .expect("versions")
                 .with_root_certificates(roots);
         match identity {

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use nbdkit_api::{Error, Result};
-use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
+use nbdkit_ipc::keys::{Algorithms, KeyAnswer, KeyRequest};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::{
@@ -37,25 +37,26 @@ pub(super) struct Certificates {
 }
 
 /// AES-128 first: nothing is known against it, and it is the fastest. The server's order counts.
-fn provider() -> CryptoProvider {
+fn provider(allowed: Algorithms) -> CryptoProvider {
     use ring::cipher_suite::{
         TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
         TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
         TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
         TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
     };
+    let suites = [
+        (allowed.aes_128_gcm, TLS13_AES_128_GCM_SHA256),
+        (allowed.aes_256_gcm, TLS13_AES_256_GCM_SHA384),
+        (allowed.chacha20_poly1305, TLS13_CHACHA20_POLY1305_SHA256),
+        (allowed.aes_128_gcm, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+        (allowed.aes_128_gcm, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256),
+        (allowed.aes_256_gcm, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
+        (allowed.aes_256_gcm, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384),
+        (allowed.chacha20_poly1305, TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
+        (allowed.chacha20_poly1305, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256),
+    ];
     CryptoProvider {
-        cipher_suites: vec![
-            TLS13_AES_128_GCM_SHA256,
-            TLS13_AES_256_GCM_SHA384,
-            TLS13_CHACHA20_POLY1305_SHA256,
-            TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-            TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-            TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-            TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-            TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-            TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-        ],
+        cipher_suites: suites.into_iter().filter(|(on, _)| *on).map(|(_, suite)| suite).collect(),
         ..ring::default_provider()
     }
 }
@@ -65,10 +66,20 @@ impl Certificates {
     ///
     /// # Errors
     /// The authority's certificates or the revocation lists cannot be used.
-    pub(super) fn new(schemes: &[u16], verify_peer: bool, from: Material) -> Result<Certificates> {
-        let provider = Arc::new(provider());
+    pub(super) fn new(
+        schemes: &[u16],
+        verify_peer: bool,
+        from: Material,
+        allowed: Algorithms,
+    ) -> Result<Certificates> {
+        let provider = Arc::new(provider(allowed));
+        let versions: Vec<_> = [(allowed.tls_1_3, &TLS13), (allowed.tls_1_2, &TLS12)]
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, version)| version)
+            .collect();
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&TLS13, &TLS12])
+            .with_protocol_versions(&versions)
             .map_err(|error| Error::msg(format!("TLS: {error}")))?;
         let chain: Vec<_> = from.chain.into_iter().map(CertificateDer::from).collect();
         let builder = if verify_peer {

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nbdkit_api::{Error, Result, debug, quoted};
-use nbdkit_ipc::keys::{KeyAnswer, KeyRequest, MAX_IDENTITY, Secret};
+use nbdkit_ipc::keys::{Algorithms, KeyAnswer, KeyRequest, MAX_IDENTITY, Secret};
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
 use openssl::rand::rand_bytes;
@@ -23,10 +23,25 @@ use super::session::{Failure, Session, Sessions};
 use crate::authority::Authority;
 
 /// TLS 1.2 with an exchange of ephemeral keys first, so that a key that becomes known later does not reveal what was said.
-const CIPHERS: &str =
-    "ECDHE-PSK-CHACHA20-POLY1305:PSK-AES128-GCM-SHA256:PSK-AES256-GCM-SHA384:PSK-CHACHA20-POLY1305";
+fn ciphers(allowed: Algorithms) -> Vec<&'static str> {
+    let Algorithms { aes_128_gcm, aes_256_gcm, chacha20_poly1305, static_psk, .. } = allowed;
+    let all = [
+        (chacha20_poly1305, "ECDHE-PSK-CHACHA20-POLY1305"),
+        (static_psk && aes_128_gcm, "PSK-AES128-GCM-SHA256"),
+        (static_psk && aes_256_gcm, "PSK-AES256-GCM-SHA384"),
+        (static_psk && chacha20_poly1305, "PSK-CHACHA20-POLY1305"),
+    ];
+    all.into_iter().filter(|(on, _)| *on && allowed.tls_1_2).map(|(_, name)| name).collect()
+}
+
 /// TLS 1.3: external keys go with SHA-256 (RFC 8446, 4.2.11), AES first because it is the fastest.
-const CIPHERSUITES: &str = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256";
+fn ciphersuites(allowed: Algorithms) -> Vec<&'static str> {
+    let all = [
+        (allowed.aes_128_gcm, "TLS_AES_128_GCM_SHA256"),
+        (allowed.chacha20_poly1305, "TLS_CHACHA20_POLY1305_SHA256"),
+    ];
+    all.into_iter().filter(|(on, _)| *on && allowed.tls_1_3).map(|(_, name)| name).collect()
+}
 
 /// Encrypted at a time, bytes: some records that leave in one system call while they are in the cache, and so few that
 /// malloc does not give their memory back each time.
@@ -56,18 +71,31 @@ impl PreSharedKeys {
     /// Makes the library ready.
     ///
     /// # Errors
-    /// The library's.
-    pub(super) fn new() -> Result<PreSharedKeys> {
+    /// The library's; nothing of what is allowed goes with pre-shared keys.
+    pub(super) fn new(allowed: Algorithms) -> Result<PreSharedKeys> {
+        let (ciphers, ciphersuites) = (ciphers(allowed), ciphersuites(allowed));
+        let (min, max) = match (ciphers.is_empty(), ciphersuites.is_empty()) {
+            (false, false) => (SslVersion::TLS1_2, SslVersion::TLS1_3),
+            (false, true) => (SslVersion::TLS1_2, SslVersion::TLS1_2),
+            (true, false) => (SslVersion::TLS1_3, SslVersion::TLS1_3),
+            (true, true) => {
+                return Err(Error::msg(
+                    "--tls-priority: no cipher is left that goes with pre-shared keys",
+                ));
+            }
+        };
         openssl::init();
         let make = || -> std::result::Result<PreSharedKeys, ErrorStack> {
             // Seeds the generator, which notices a fork by itself.
             rand_bytes(&mut [0; 16])?;
             let asker = Ssl::new_ex_index()?;
             let mut context = SslContextBuilder::new(SslMethod::tls_server())?;
-            context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
-            context.set_max_proto_version(Some(SslVersion::TLS1_3))?;
-            context.set_cipher_list(CIPHERS)?;
-            context.set_ciphersuites(CIPHERSUITES)?;
+            context.set_min_proto_version(Some(min))?;
+            context.set_max_proto_version(Some(max))?;
+            if !ciphers.is_empty() {
+                context.set_cipher_list(&ciphers.join(":"))?;
+            }
+            context.set_ciphersuites(&ciphersuites.join(":"))?;
             context.set_options(
                 SslOptions::CIPHER_SERVER_PREFERENCE
                     | SslOptions::NO_COMPRESSION
@@ -113,7 +141,7 @@ fn rehearse(keys: &PreSharedKeys) -> std::result::Result<bool, Failure> {
     let client = || -> std::result::Result<SslStream<Pipes>, ErrorStack> {
         let mut context = SslContextBuilder::new(SslMethod::tls_client())?;
         context.set_verify(SslVerifyMode::NONE);
-        context.set_ciphersuites(CIPHERSUITES)?;
+        context.set_ciphersuites(&ciphersuites(Algorithms::ALL).join(":"))?;
         context.set_psk_client_callback(|_, _, identity, key| {
             let name = b"rehearsal\0";
             let (Some(identity), Some(key)) = (identity.get_mut(..name.len()), key.get_mut(..32))
@@ -328,7 +356,7 @@ mod tests {
 
     #[test]
     fn the_rehearsal_is_a_whole_session() {
-        let keys = PreSharedKeys::new().unwrap();
+        let keys = PreSharedKeys::new(Algorithms::ALL).unwrap();
         assert!(rehearse(&keys).unwrap());
     }
 }

@@ -7,7 +7,7 @@ use nbdkit_tests::tls::KeyType;
 use std::path::Path;
 use std::process::Command;
 
-use super::{DEADLINE, Pki};
+use super::{DEADLINE, Pki, has, must};
 
 /// Runs the server with a captive command that prints how TLS is, and returns its output and what it said.
 fn captive(arguments: &[&str], environment: &[(&str, &Path)]) -> (Option<i32>, String, String) {
@@ -112,12 +112,48 @@ fn keys_of_all_kinds_serve() {
     }
 }
 
+/// nbdkit(1), `--tls-priority`: what there is here can be chosen, the rest is refused by name.
 #[test]
-fn options_that_are_gnutls_s_own_are_refused() {
-    let server =
-        Server::nbdkit(["--tls-priority=NORMAL", "null"]).binary(Binary::ours()).try_start();
-    let error = server.expect_err("refused").stderr;
-    assert!(error.contains("--tls-priority"), "{error}");
+fn priorities_choose_version_and_cipher() {
+    let Some(pki) = Pki::new().filter(|_| has("nbdsh")) else { return };
+    for (priority, session) in [
+        ("NORMAL:-VERS-TLS1.2", "(TLS1.3)"),
+        ("NORMAL:-VERS-ALL:+VERS-TLS1.2", "(TLS1.2)"),
+        ("SECURE256:-CHACHA20-POLY1305", "AES_256_GCM_SHA384"),
+        ("NONE:+VERS-TLS1.3:+CHACHA20-POLY1305", "(TLS13_CHACHA20_POLY1305_SHA256)"),
+    ] {
+        let option = format!("--tls-priority={priority}");
+        let arguments = [&option, "-v", "-D", "nbdkit.tls.session=1", "memory", "1M"];
+        let server = pki.server(&arguments).start();
+        must("nbdinfo", &["--size", &pki.uri(&server, "alice")]);
+        let line = server.wait_for_stderr("TLS session: ");
+        assert!(line.contains(session), "{priority}: {line}");
+    }
+    // A client that has only what was taken away is not served.
+    let server = pki.server(&["--tls-priority=NORMAL:-VERS-TLS1.3", "memory", "1M"]).start();
+    let mut client = server.connect();
+    client.handshake().expect("a greeting");
+    let config = pki.authority.client_config_for(None, &[&rustls::version::TLS13]);
+    assert!(client.starttls(config).is_err());
+    let mut client = server.connect();
+    client.handshake().expect("a greeting");
+    let config = pki.authority.client_config_for(None, &[&rustls::version::TLS12]);
+    assert!(client.starttls(config).is_ok());
+}
+
+#[test]
+fn priorities_that_cannot_be_had_are_refused_by_name() {
+    let Some(pki) = Pki::new() else { return };
+    for (priority, word) in [
+        ("NORMAL:+ARCFOUR-128", "'+ARCFOUR-128'"),
+        ("@SYSTEM", "'@SYSTEM'"),
+        ("NORMAL:-VERS-ALL", "no version"),
+    ] {
+        let option = format!("--tls-priority={priority}");
+        let error = pki.server(&[&option, "null"]).try_start().expect_err("refused").stderr;
+        assert!(error.contains(word) && error.contains("--tls-priority"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
 }
 
 #[test]

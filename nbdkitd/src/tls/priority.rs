@@ -1,0 +1,153 @@
+//! `--tls-priority`: a GnuTLS priority string, as far as there is something here that it can choose: versions, ciphers, and
+//! exchanges of pre-shared keys. Anything else is refused by name: to go on with other algorithms than the user asked for
+//! would be worse. nbdkit(1), `--tls-priority`; GnuTLS manual, "Priority strings".
+
+#![forbid(unsafe_code)]
+
+use nbdkit_ipc::keys::Algorithms;
+
+/// What removing changes nothing about, since it is never there.
+const ABSENT: &[&str] = &[
+    "3DES-CBC",
+    "AES-128-CBC",
+    "AES-128-CCM",
+    "AES-128-CCM-8",
+    "AES-256-CBC",
+    "AES-256-CCM",
+    "AES-256-CCM-8",
+    "ANON-DH",
+    "ANON-ECDH",
+    "ARCFOUR-128",
+    "CAMELLIA-128-CBC",
+    "CAMELLIA-256-CBC",
+    "DHE-DSS",
+    "DHE-PSK",
+    "DHE-RSA",
+    "MD5",
+    "RSA",
+    "RSA-PSK",
+    "SHA1",
+    "VERS-DTLS-ALL",
+    "VERS-DTLS1.0",
+    "VERS-DTLS1.2",
+    "VERS-SSL3.0",
+    "VERS-TLS1.0",
+    "VERS-TLS1.1",
+];
+/// What is always there.
+const PRESENT: &[&str] = &[
+    "AEAD",
+    "COMP-NULL",
+    "CTYPE-X509",
+    "ECDHE-ECDSA",
+    "ECDHE-PSK",
+    "ECDHE-RSA",
+    "GROUP-ALL",
+    "MAC-ALL",
+    "SIGN-ALL",
+];
+
+/// The algorithms that a priority string leaves.
+///
+/// # Errors
+/// One line without the option's name: a word that is not known or not served here, or nothing is left.
+pub(super) fn parse(text: &str) -> Result<Algorithms, String> {
+    let mut chosen = Algorithms::ALL;
+    for (index, word) in text.split([':', ',']).map(str::trim).enumerate() {
+        let modifier = word.split_at_checked(1);
+        match (modifier, word) {
+            (_, "NORMAL" | "PERFORMANCE" | "SECURE128") if index == 0 => {}
+            (_, "SECURE192" | "SECURE256") if index == 0 => chosen.aes_128_gcm = false,
+            (_, "PFS") if index == 0 => chosen.static_psk = false,
+            (_, "NONE") if index == 0 => chosen = Algorithms::NONE,
+            (_, "%SERVER_PRECEDENCE") => {}
+            (Some(("+", name)), _) => change(&mut chosen, name, true)?,
+            (Some(("-" | "!", name)), _) => change(&mut chosen, name, false)?,
+            _ => return Err(format!("'{word}' is not served here")),
+        }
+    }
+    if !chosen.tls_1_2 && !chosen.tls_1_3 {
+        return Err("no version of TLS is left; there are VERS-TLS1.2 and VERS-TLS1.3".to_owned());
+    }
+    if !chosen.aes_128_gcm && !chosen.aes_256_gcm && !chosen.chacha20_poly1305 {
+        return Err("no cipher is left; there are AES-128-GCM, AES-256-GCM and CHACHA20-POLY1305"
+            .to_owned());
+    }
+    Ok(chosen)
+}
+
+/// Adds or removes an algorithm.
+fn change(chosen: &mut Algorithms, name: &str, on: bool) -> Result<(), String> {
+    match name {
+        "VERS-ALL" | "VERS-TLS-ALL" => {
+            chosen.tls_1_2 = on;
+            chosen.tls_1_3 = on;
+        }
+        "VERS-TLS1.2" => chosen.tls_1_2 = on,
+        "VERS-TLS1.3" => chosen.tls_1_3 = on,
+        "CIPHER-ALL" => {
+            chosen.aes_128_gcm = on;
+            chosen.aes_256_gcm = on;
+            chosen.chacha20_poly1305 = on;
+        }
+        "AES-128-GCM" => chosen.aes_128_gcm = on,
+        "AES-256-GCM" => chosen.aes_256_gcm = on,
+        "CHACHA20-POLY1305" => chosen.chacha20_poly1305 = on,
+        "PSK" => chosen.static_psk = on,
+        // In nbdkit's own default, beside the exchanges that there are.
+        "DHE-PSK" => {}
+        _ if on && PRESENT.contains(&name) || !on && ABSENT.contains(&name) => {}
+        _ if on => return Err(format!("'+{name}' is not served here")),
+        _ => return Err(format!("'-{name}' cannot be taken away here")),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Algorithms = Algorithms::ALL;
+
+    #[test]
+    fn versions_ciphers_and_exchanges_are_chosen() {
+        for (text, expected) in [
+            ("NORMAL", ALL),
+            ("NORMAL:+ECDHE-PSK:+DHE-PSK:+PSK", ALL),
+            ("NORMAL:%SERVER_PRECEDENCE", ALL),
+            ("NORMAL:-VERS-TLS1.0:-VERS-TLS1.1:-VERS-SSL3.0", ALL),
+            ("NORMAL:-VERS-TLS1.2", Algorithms { tls_1_2: false, ..ALL }),
+            ("NORMAL:-VERS-ALL:+VERS-TLS1.3", Algorithms { tls_1_2: false, ..ALL }),
+            ("SECURE256", Algorithms { aes_128_gcm: false, ..ALL }),
+            (
+                "PFS:!CHACHA20-POLY1305",
+                Algorithms { static_psk: false, chacha20_poly1305: false, ..ALL },
+            ),
+            (
+                "NONE:+VERS-TLS1.3:+AES-256-GCM:+MAC-ALL:+SIGN-ALL:+GROUP-ALL",
+                Algorithms { tls_1_3: true, aes_256_gcm: true, ..Algorithms::NONE },
+            ),
+        ] {
+            assert_eq!(parse(text), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_refused_by_name() {
+        for (text, word) in [
+            ("", "''"),
+            ("SYSTEM", "'SYSTEM'"),
+            ("@NBDKIT,SYSTEM", "'@NBDKIT'"),
+            ("NORMAL:+VERS-TLS1.1", "'+VERS-TLS1.1'"),
+            ("NORMAL:+ARCFOUR-128", "'+ARCFOUR-128'"),
+            ("NORMAL:-GROUP-X25519", "'-GROUP-X25519'"),
+            ("NORMAL:%COMPAT", "'%COMPAT'"),
+            ("NORMAL:NORMAL", "'NORMAL'"),
+            ("NORMAL:-VERS-ALL", "version"),
+            ("NORMAL:-CIPHER-ALL", "cipher"),
+        ] {
+            let why = parse(text).unwrap_err();
+            assert!(why.contains(word), "{text}: {why}");
+        }
+    }
+}
