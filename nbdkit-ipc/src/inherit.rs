@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "a descriptor number from argv becomes an OwnedFd")]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
@@ -23,9 +23,12 @@ pub(crate) fn received(number: i32) -> OwnedFd {
 /// # Errors
 /// EBADF if it is not open, EPROTOTYPE if it is not a SOCK_SEQPACKET socket.
 pub fn inherited(number: i32) -> io::Result<OwnedFd> {
-    if number <= 2 || !std::fs::exists(format!("/proc/self/fd/{number}"))? {
+    if number <= 2 {
         return Err(io::Error::from_raw_os_error(nix::libc::EBADF));
     }
+    // SAFETY: borrowed for this one call, which fails with EBADF if the number is no open descriptor. /proc, which would
+    // tell too, need not be mounted.
+    fcntl(unsafe { BorrowedFd::borrow_raw(number) }, FcntlArg::F_GETFD)?;
     // SAFETY: it is open (checked above), and nobody else in this process owns it: it is above the standard
     // descriptors and, by contract with our only callers (each `main`), nothing was opened before.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };

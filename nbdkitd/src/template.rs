@@ -208,12 +208,20 @@ impl Recipe {
 fn worker_program(configure: &Configure) -> PathBuf {
     let psk = matches!(&configure.tls, Some(tls) if tls.credentials == Credentials::PreSharedKeys);
     let name = if psk { "nbdkit-worker-psk" } else { "nbdkit-worker" };
-    let beside = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join(name)));
+    let beside = this_program().and_then(|path| Some(path.parent()?.join(name)));
     match beside {
         Some(path) if path.exists() => path,
         _ => Path::new(option_env!("NBDKIT_LIBEXECDIR").unwrap_or("/usr/local/libexec/nbdkit"))
             .join(name),
     }
+}
+
+/// The path of this program. Without /proc, what the caller called it by, if that is a path.
+fn this_program() -> Option<PathBuf> {
+    let called = || std::env::args_os().next().map(PathBuf::from);
+    std::env::current_exe()
+        .ok()
+        .or_else(|| called().filter(|path| path.parent() != Some(Path::new(""))))
 }
 
 fn reads_descriptor(value: &OsStr) -> bool {
