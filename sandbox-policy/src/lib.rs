@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 mod refused;
+mod support;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use seccompiler::{
 };
 
 pub use refused::on_refusal;
+pub use support::are_supported;
 
 /// A compiled filter.
 pub type Program = BpfProgram;
@@ -85,12 +87,6 @@ impl std::error::Error for Broken {}
 
 fn broken(error: &dyn fmt::Display) -> Broken {
     Broken(error.to_string())
-}
-
-/// Whether this kernel has filters at all.
-pub fn are_supported() -> bool {
-    // Since Linux 4.14; before that, filters were younger than what else we need.
-    std::fs::exists("/proc/sys/kernel/seccomp/actions_avail").unwrap_or(false)
 }
 
 /// The filter that does `listed` with the calls on these lists and `other` with all others.

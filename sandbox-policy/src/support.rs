@@ -1,0 +1,26 @@
+//! Asks the kernel what it can do. seccomp(2), SECCOMP_GET_ACTION_AVAIL.
+
+#![expect(unsafe_code, reason = "a system call that no library wraps")]
+
+/// Whether this kernel has filters that can refuse calls with SIGSYS: asked of the kernel itself, since a file that
+/// says so may be hidden (`ProcSubset=pid`, no /proc).
+pub fn are_supported() -> bool {
+    /// linux/seccomp.h
+    const SECCOMP_GET_ACTION_AVAIL: libc::c_ulong = 2;
+    let action: u32 = libc::SECCOMP_RET_TRAP;
+    // SAFETY: reads one number of ours and changes nothing.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
+    result == 0
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_kernel_says_what_proc_says() {
+        let Ok(actions) = std::fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail") else {
+            return;
+        };
+        assert_eq!(super::are_supported(), actions.split_whitespace().any(|it| it == "trap"));
+    }
+}
