@@ -5,10 +5,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2};
 
@@ -26,6 +27,13 @@ pub(crate) enum Forked {
 pub(crate) struct Report(OwnedFd);
 
 impl Report {
+    /// Whether it still waits.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let mut pipe = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        // A pipe that nobody reads any more has an error. poll(2).
+        poll(&mut pipe, PollTimeout::ZERO) == Ok(0)
+    }
+
     /// Tells it.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use nbdkit_api::client::{self, Client};
 use nbdkit_ipc::messages::{self, Serve};
-use nbdkit_ipc::{Channel, FromWorker, WorkerExit};
+use nbdkit_ipc::{Channel, FromWorker, WorkerExit, title};
 
 use super::Service;
 use crate::authority::Listener;
@@ -41,8 +41,10 @@ pub(super) fn run(
         nbdkit_api::error!("fcntl: {}", nbdkit_api::strerror(errno));
         return WorkerExit::Failed.code();
     }
-    // What top(1) and ps(1) show as the command.
+    // What top(1) and ps(1) show as the command, with and without its arguments.
     let _ = nix::sys::prctl::set_name(c"nbdkit:worker");
+    let whose = format!("worker {}", place(&serve.peer.address));
+    title::set(&whose);
     if service.swap {
         // Locks are not inherited by fork.
         if let Err(error) = privileges::lock_memory() {
@@ -56,6 +58,7 @@ pub(super) fn run(
     }
     let socket = Socket::new(input, output);
     let tell = |export: &str| {
+        title::set(&format!("{whose} export={}", title::name(export)));
         let _ = link.send(&FromWorker::Serving { export: export.to_owned() }, &[]);
     };
     let client = client(serve, &socket);
@@ -69,6 +72,14 @@ pub(super) fn run(
     };
     let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));
     served.unwrap_or(WorkerExit::Panicked).code()
+}
+
+/// A client's address in the title of its worker.
+fn place(address: &messages::PeerAddress) -> String {
+    match address {
+        messages::PeerAddress::Inet(address) => address.ip().to_string(),
+        other => other.to_string(),
+    }
 }
 
 /// The client that came with `serve`.

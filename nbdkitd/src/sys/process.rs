@@ -1,12 +1,8 @@
 //! Fork, and handles on processes that cannot come to mean another process.
 
-#![expect(
-    unsafe_code,
-    reason = "fork, what a fork does first and last, and the pidfd system calls"
-)]
+#![expect(unsafe_code, reason = "fork, _exit, a signal handler, and the pidfd system calls")]
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
@@ -31,7 +27,7 @@ pub(crate) fn fork() -> nix::Result<Option<Pid>> {
     }
 }
 
-/// Ends the process at once: no destructors, for in a fork what they would remove belongs to the other.
+/// Ends the process at once, without destructors.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit has no preconditions and does not return.
     unsafe { libc::_exit(status) }
@@ -39,25 +35,12 @@ pub(crate) fn exit_now(status: i32) -> ! {
 
 extern "C" fn ignore(_signal: libc::c_int) {}
 
-/// In a fork: signals that a terminal or a service manager sends to all processes at once do nothing here, and those of
-/// children have their default meaning again. Handlers and not SIG_IGN, which programs would inherit.
-///
-/// # Errors
-/// None that a kernel has for this.
-pub(crate) fn leave_signals_to_parent() -> nix::Result<()> {
-    let nothing = SigHandler::Handler(ignore);
-    for (signal, handler) in [
-        (Signal::SIGINT, nothing),
-        (Signal::SIGQUIT, nothing),
-        (Signal::SIGTERM, nothing),
-        (Signal::SIGHUP, nothing),
-        (Signal::SIGCHLD, SigHandler::SigDfl),
-    ] {
-        let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
-        // SAFETY: the handler does nothing, which is safe in any context.
-        unsafe { sigaction(signal, &action) }?;
-    }
-    Ok(())
+/// Makes a log file or a pid file that may not grow further (`ulimit -f`) an error, EFBIG, and not the end of the process.
+/// A handler and not SIG_IGN, which the command of `--run` would inherit. setrlimit(2).
+pub(crate) fn survive_file_size_limit() {
+    let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler does nothing, which is safe in any context. It does not fail for a signal that can be caught.
+    let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
 }
 
 /// Test only: a worker that says `listener: system call NUMBER` has this process make it, as if it was taken over.
@@ -69,24 +52,6 @@ pub(crate) fn call_for_test(text: &str) {
         // SAFETY: not upheld for all numbers; whoever runs such a build asked for it.
         unsafe { libc::syscall(number, 0, 0, 0, 0, 0, 0) };
     }
-}
-
-/// In a fork that will not use them again: closes all descriptors but the standard streams and `kept`.
-///
-/// # Errors
-/// /proc cannot be read.
-pub(crate) fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
-    let numbers: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    for number in numbers {
-        if number > libc::STDERR_FILENO && number != kept.as_raw_fd() {
-            // SAFETY: by contract this process, a fork that only its spawner code runs in, does not use what owned them, and
-            // ends without dropping it. The directory that was read is closed already: EBADF.
-            unsafe { libc::close(number) };
-        }
-    }
-    Ok(())
 }
 
 /// A process, whatever becomes of its number. pidfd_open(2).
