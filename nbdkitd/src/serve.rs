@@ -3,11 +3,12 @@
 //!
 //! - `startup`: from the first template to the first client; `accept`: from the socket to the template
 //! - `incoming`: what template and workers say; `ending`: children that ended, and the end of the server
-//! - `rebuild`: when and by whom a template that ended is replaced; `fuzz`: a server without processes
+//! - `rebuild`: when and by whom a template that ended is replaced; `cgroup`: moving with the listener; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
 
 mod accept;
+mod cgroup;
 mod ending;
 pub(crate) mod fuzz;
 mod incoming;
@@ -39,6 +40,7 @@ use crate::sockets::PrivateDirectory;
 use crate::template::{Recipe, Template};
 use crate::tls::Tls;
 use accept::{Held, Listener, Pause, Pending};
+use cgroup::Groups;
 use ending::Deadlines;
 use rebuild::{Maker, Rebuilds};
 
@@ -127,6 +129,8 @@ pub(crate) struct Server {
     rebuilds: Rebuilds,
     rebuild_at: Option<Instant>,
     maker: Maker,
+    /// Where there is somebody to have the others follow.
+    groups: Option<Groups>,
     spawner_unread: bool,
     /// There is no template and there will be none.
     retiring: bool,
@@ -202,6 +206,7 @@ impl Server {
             rebuilds: Rebuilds::default(),
             rebuild_at: None,
             maker: Maker::Ourselves,
+            groups: None,
             spawner_unread: false,
             retiring: false,
             listeners: Vec::new(),

@@ -11,6 +11,7 @@ use mio::unix::SourceFd;
 use nbdkit_ipc::messages::EnterService;
 use nix::unistd::Pid;
 
+use super::cgroup::Groups;
 use super::{SPAWNER, Server, Stage};
 use crate::cli::command_line::{Sandbox, ServiceMode};
 use crate::sockets::PrivateDirectory;
@@ -79,6 +80,8 @@ impl Server {
                 .register(&mut SourceFd(&spawner.raw_fd()), SPAWNER, Interest::READABLE)
                 .map_err(|error| format!("epoll_ctl: {}", errno_text(&error)))?;
             self.maker = Maker::Spawner(spawner);
+            // Without /proc nobody follows.
+            self.groups = Groups::of_this_process().ok();
         }
         confine::confine(&self.log, self.private.as_ref().map(PrivateDirectory::path))
     }
