@@ -65,7 +65,7 @@ pub(crate) fn open(
         }
         ServiceMode::UnixPrivate => {
             let directory = PrivateDirectory::new()?;
-            let socket = unix::listen(directory.socket())?;
+            let socket = unix::listen_in(&directory)?;
             log.debug(|| format!("bound to unix socket {}", directory.socket().display()));
             Listening { directory: Some(directory), ..Listening::on(vec![socket]) }
         }

@@ -23,13 +23,24 @@ const MAX_PATH: usize = 107;
 /// # Errors
 /// One line with the path.
 pub(super) fn listen(path: &Path) -> Result<OwnedFd, String> {
-    match listen_beside(path) {
+    let listening = match listen_beside(path) {
+        // Where files cannot be linked, or there is no room for another name, the path comes first.
+        Ok(None) => UnixAddr::new(path).and_then(|address| listen_at(&address)),
         Ok(Some(fd)) => Ok(fd),
-        // Where files cannot be linked, or there is no room for another name, the name comes first.
-        Ok(None) => listen_at(&UnixAddr::new(path).map_err(|errno| refused(path, errno))?)
-            .map_err(|errno| refused(path, errno)),
-        Err(errno) => Err(refused(path, errno)),
-    }
+        Err(errno) => Err(errno),
+    };
+    listening.map_err(|errno| refused(path, errno))
+}
+
+/// Listens in a directory of ours, of which nobody knows yet: the path may appear before it accepts.
+///
+/// # Errors
+/// One line with the path.
+pub(super) fn listen_in(directory: &PrivateDirectory) -> Result<OwnedFd, String> {
+    let path = directory.socket();
+    UnixAddr::new(path)
+        .and_then(|address| listen_at(&address))
+        .map_err(|errno| refused(path, errno))
 }
 
 fn refused(path: &Path, errno: Errno) -> String {
@@ -124,7 +135,7 @@ mod tests {
     fn a_private_socket_can_be_connected_to_and_is_gone_afterwards() {
         let directory = PrivateDirectory::new().unwrap();
         let path = directory.socket().to_owned();
-        let _listener = listen(&path).unwrap();
+        let _listener = listen_in(&directory).unwrap();
         std::os::unix::net::UnixStream::connect(&path).unwrap();
         let again = listen(&path).unwrap_err();
         assert_eq!(again, format!("bind: {}: Address already in use", path.display()));
