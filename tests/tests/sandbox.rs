@@ -266,7 +266,7 @@ fn the_spawner_ends_with_the_listener_however_that_ends() {
 
 #[test]
 fn without_a_sandbox_none_of_it_is_there_and_the_log_says_so() {
-    let server = server(&["--sandbox=off", "null", "1M"]).start();
+    let server = server(&["-v", "--sandbox=off", "null", "1M"]).start();
     let _client = connected(&server, "");
     let [worker] = children(template(&server))[..] else { panic!("one worker") };
     let status = &statuses(worker)[0];
@@ -385,7 +385,7 @@ fn the_same_calls_pass_without_a_sandbox_and_fail_softly_in_compat() {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn a_forbidden_call_in_a_shared_process_is_named_and_the_process_replaced() {
-    let server = caller(&["--isolation=shared"]);
+    let server = caller(&["-v", "--isolation=shared"]);
     assert_eq!(call(&server, PTRACE, &[]), Refused);
     let line = server.wait_for_stderr("refused system call");
     assert!(line.contains("101 (ptrace) to the template (pid "), "{line}");

@@ -5,7 +5,9 @@
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
 mod captive;
+mod cgroup;
 mod daemon;
+mod failed_start;
 mod identity;
 mod information;
 mod isolation;
@@ -20,5 +22,6 @@ mod systemd;
 mod tcp;
 mod threads;
 mod timeout;
+mod titles;
 mod unix_socket;
 mod uri;
