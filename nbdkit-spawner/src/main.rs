@@ -63,7 +63,9 @@ fn main() -> ExitCode {
 fn run(link: &Link) -> ExitCode {
     title::adopt();
     let _ = prctl::set_name(c"nbdkit:spawner");
-    if process::leave_signals_to_listener().is_err() {
+    if process::leave_signals_to_listener().is_err()
+        || process::close_all_but(link.as_fd()).is_err()
+    {
         return ExitCode::FAILURE;
     }
     let Some(spawner) = learn(link) else { return ExitCode::FAILURE };

@@ -12,10 +12,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use nbdkit_ipc::messages::{EnterService, SpawnerSetup};
-use nbdkit_ipc::program::Program;
+use nbdkit_ipc::program::{Program, signals_of_all};
 use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, ToSpawner, ToTemplate};
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
@@ -58,8 +58,13 @@ impl Spawner {
         let failed = |error: io::Error| {
             format!("cannot start {}: {}", program.path.display(), crate::errno_text(&error))
         };
-        let (pid, link) =
-            program.start::<ToSpawner, FromSpawner>(&template::OURS).map_err(failed)?;
+        // What a terminal sends to all processes must not meet it before it can ignore that. It inherits the mask, and
+        // lifts it.
+        let usual = SigSet::thread_get_mask().map_err(|errno| failed(errno.into()))?;
+        let _ = signals_of_all().thread_block();
+        let started = program.start::<ToSpawner, FromSpawner>(&template::OURS);
+        let _ = usual.thread_set_mask();
+        let (pid, link) = started.map_err(failed)?;
         let spawner = Spawner { pid, reaped: false, link };
         let setup = SpawnerSetup {
             listener: Pid::this().as_raw(),
