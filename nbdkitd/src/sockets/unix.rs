@@ -158,7 +158,7 @@ mod tests {
             assert_eq!(path.as_os_str().len(), length);
             let _listener = listen(&path).unwrap();
             std::os::unix::net::UnixStream::connect(&path).unwrap();
-            assert_eq!(entries(directory.path()), [path.clone()]);
+            assert_eq!(entries(directory.path()), std::slice::from_ref(&path));
             std::fs::remove_file(&path).unwrap();
         }
         let long = directory.path().join("s".repeat(108 - prefix));
@@ -175,7 +175,7 @@ mod tests {
             listen(&path).unwrap_err(),
             format!("bind: {}: Address already in use", path.display())
         );
-        assert_eq!(entries(directory.path()), [path.clone()]);
+        assert_eq!(entries(directory.path()), std::slice::from_ref(&path));
         std::fs::remove_file(&path).unwrap();
         let beside = directory.path().join(format!("sock.{}", std::process::id()));
         std::fs::write(&beside, "another's").unwrap();
