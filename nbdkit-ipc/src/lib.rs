@@ -14,6 +14,7 @@ mod inherit;
 pub mod keys;
 pub mod messages;
 pub mod phase;
+pub mod process;
 pub mod program;
 pub mod refusal;
 pub mod status;

@@ -21,6 +21,7 @@ use std::{env, io};
 
 use caps::CapSet;
 use nbdkit_ipc::messages::SpawnerSetup;
+use nbdkit_ipc::process::{exit_now, fork};
 use nbdkit_ipc::program::Program;
 use nbdkit_ipc::{
     Channel, FromSpawner, FromTemplate, Received, RecvError, ToSpawner, ToTemplate, inherited,
@@ -121,7 +122,7 @@ impl Spawner {
     /// ends: the listener is the nearest that adopts orphans (PR_SET_CHILD_SUBREAPER).
     fn answer(&self, link: &Link) {
         let spawner = Pid::this();
-        match process::fork() {
+        match fork() {
             Ok(Some(child)) => while waitpid(child, None) == Err(Errno::EINTR) {},
             Ok(None) => {
                 let started = end_with(spawner).and_then(|()| self.start());
@@ -131,7 +132,7 @@ impl Spawner {
                     }
                     Err(error) => link.send(&failure(&error), &[]),
                 };
-                process::exit_now(0)
+                exit_now(0)
             }
             Err(errno) => drop(link.send(&failure(&errno.into()), &[])),
         }

@@ -1,31 +1,12 @@
-//! Fork, what a fork does last, and what this program does first. The spawner's only unsafe code.
+//! What this program does first. The spawner's only unsafe code.
 
-#![expect(unsafe_code, reason = "fork, _exit, signal handlers, descriptors of nobody")]
+#![expect(unsafe_code, reason = "signal handlers, descriptors of nobody")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use nbdkit_ipc::program::signals_of_all;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
-use nix::unistd::{ForkResult, Pid};
-
-/// Makes a copy of this process. Returns the copy's id, or `None` in the copy.
-///
-/// # Errors
-/// EAGAIN, ENOMEM.
-pub(crate) fn fork() -> nix::Result<Option<Pid>> {
-    // SAFETY: nothing in this program starts a thread, so the child may go on as if nothing had happened.
-    match unsafe { nix::unistd::fork() }? {
-        ForkResult::Parent { child } => Ok(Some(child)),
-        ForkResult::Child => Ok(None),
-    }
-}
-
-/// Ends the process at once: a fork has nothing to clean up.
-pub(crate) fn exit_now(status: i32) -> ! {
-    // SAFETY: _exit has no preconditions and does not return.
-    unsafe { libc::_exit(status) }
-}
 
 extern "C" fn ignore(_signal: libc::c_int) {}
 

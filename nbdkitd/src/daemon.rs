@@ -8,12 +8,11 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
+use nbdkit_ipc::process;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2};
-
-use crate::sys;
 
 /// Which of the two we are after [`fork`].
 pub(crate) enum Forked {
@@ -49,7 +48,7 @@ impl Report {
 /// Those of pipe(2) and fork(2).
 pub(crate) fn fork(program: &str) -> io::Result<Forked> {
     let (outcome, report) = pipe2(OFlag::O_CLOEXEC)?;
-    match sys::process::fork()? {
+    match process::fork()? {
         None => Ok(Forked::Server(Report(report))),
         Some(server) => {
             drop(report);

@@ -43,8 +43,7 @@ pub(super) fn run(
     }
     // What top(1) and ps(1) show as the command, with and without its arguments.
     let _ = nix::sys::prctl::set_name(c"nbdkit:worker");
-    let whose = format!("worker {}", place(&serve.peer.address));
-    title::set(&whose);
+    entitle(&serve.peer.address, None);
     if service.swap {
         // Locks are not inherited by fork.
         if let Err(error) = privileges::lock_memory() {
@@ -58,7 +57,7 @@ pub(super) fn run(
     }
     let socket = Socket::new(input, output);
     let tell = |export: &str| {
-        title::set(&format!("{whose} export={}", title::name(export)));
+        entitle(&serve.peer.address, Some(export));
         let _ = link.send(&FromWorker::Serving { export: export.to_owned() }, &[]);
     };
     let client = client(serve, &socket);
@@ -74,12 +73,16 @@ pub(super) fn run(
     served.unwrap_or(WorkerExit::Panicked).code()
 }
 
-/// A client's address in the title of its worker.
-fn place(address: &messages::PeerAddress) -> String {
-    match address {
+/// Shows whose worker this is, and as soon as that is known, for which export. A function of its own, so that the frame of a
+/// worker that waits for its client does not have what this needs.
+#[inline(never)]
+fn entitle(address: &messages::PeerAddress, export: Option<&str>) {
+    let address = match address {
         messages::PeerAddress::Inet(address) => address.ip().to_string(),
         other => other.to_string(),
-    }
+    };
+    let export = export.map_or(String::new(), |name| format!(" export={}", title::name(name)));
+    title::set(&format!("worker {address}{export}"));
 }
 
 /// The client that came with `serve`.
