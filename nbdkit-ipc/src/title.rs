@@ -1,15 +1,18 @@
-//! Process titles: what ps(1) shows as the command of a process that another one of ours has started, written over its
-//! own arguments.
+//! Process titles: what ps(1) shows as the command of a process that another one of ours has started.
 //!
-//! The kernel shows the memory in which it put the arguments; it cannot be moved without privileges. So [`room`] makes the
-//! first argument long enough, [`adopt`] finds it, and [`set`] writes there: stores to memory, no system call, one page
-//! that a fork then has for itself.
+//! The kernel shows the memory in which it put the arguments. [`adopt`] has it show a variable of this module instead, which
+//! stands together with what a worker writes anyway: a title there costs a worker no page. A kernel without
+//! CONFIG_CHECKPOINT_RESTORE cannot do that; for it [`room`] makes the first argument long enough to be overwritten in
+//! place. Either way [`set`] is stores to memory, and no system call.
 
-#![expect(unsafe_code, reason = "the arguments are overwritten in place")]
+#![expect(unsafe_code, reason = "the arguments are moved, or overwritten in place")]
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU8;
+
+use nix::libc;
 
 /// The longest title, bytes.
 pub const MAX_TITLE: usize = 255;
@@ -32,6 +35,12 @@ struct Area {
 
 static AREA: OnceLock<Area> = OnceLock::new();
 
+thread_local! {
+    /// The title, where the kernel was told to look for it: the first thread's. Of a thread, because the kernel shows nothing that is
+    /// mapped from a file, as other variables are.
+    static TITLE: [AtomicU8; MAX_TITLE + 1] = const { [const { AtomicU8::new(0) }; MAX_TITLE + 1] };
+}
+
 /// The first argument for a program that will show titles: `title`, and room for others. `spared`: the listener's own
 /// first argument begins with [`ROOT_STORAGE_DAEMON`].
 pub fn room(title: &str, spared: bool) -> OsString {
@@ -40,8 +49,8 @@ pub fn room(title: &str, spared: bool) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// Finds the arguments of this process and leaves of them what [`room`] was given. To be called once, when the program has
-/// read its arguments. Without /proc the process keeps them.
+/// Finds the arguments of this process and shows of them what [`room`] was given. To be called once, when the program has
+/// read its arguments, by its only thread. Without /proc the process keeps them.
 pub fn adopt() {
     let Some(first) = std::env::args_os().next() else { return };
     let first = first.as_bytes().trim_ascii_end();
@@ -51,11 +60,100 @@ pub fn adopt() {
     };
     let Some(title) = title.strip_prefix(b"nbdkit: ") else { return };
     let title = String::from_utf8_lossy(title).into_owned();
-    if let Ok(stat) = std::fs::read_to_string("/proc/self/stat")
-        && let Some((address, length)) = arguments(&stat)
-    {
-        let area = *AREA.get_or_init(|| Area { address, length, spared });
-        write(area, &text(&title, spared), length);
+    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else { return };
+    let Some(memory) = Memory::of(&stat) else { return };
+    let text = text(&title, spared);
+    let own = TITLE.with(|title| {
+        let address = title.as_ptr().cast::<AtomicU8>().expose_provenance();
+        Area { address, length: title.len(), spared }
+    });
+    write(own, &text, own.length);
+    let area = if memory.with_arguments_in(own).tell_kernel() {
+        own
+    } else {
+        let Some((address, length)) = memory.arguments() else { return };
+        let area = Area { address, length, spared };
+        write(area, &text, length);
+        area
+    };
+    let _ = AREA.set(area);
+}
+
+/// What the kernel knows of the memory of this process, as it wants it back. struct prctl_mm_map, linux/prctl.h.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Memory {
+    start_code: u64,
+    end_code: u64,
+    start_data: u64,
+    end_data: u64,
+    start_brk: u64,
+    brk: u64,
+    start_stack: u64,
+    arg_start: u64,
+    arg_end: u64,
+    env_start: u64,
+    env_end: u64,
+    /// None: it stays as it is.
+    auxv: u64,
+    auxv_size: u32,
+    /// -1: so does this.
+    exe_fd: u32,
+}
+
+impl Memory {
+    /// From /proc/self/stat. proc_pid_stat(5); the fields are numbered as there.
+    fn of(stat: &str) -> Option<Memory> {
+        // The name, in parentheses, may contain anything; the third field follows the last one.
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        let start_brk = field(47)?;
+        Some(Memory {
+            start_code: field(26)?,
+            end_code: field(27)?,
+            start_data: field(45)?,
+            end_data: field(46)?,
+            start_brk,
+            brk: start_brk,
+            start_stack: field(28)?,
+            arg_start: field(48)?,
+            arg_end: field(49)?,
+            env_start: field(50)?,
+            env_end: field(51)?,
+            auxv: 0,
+            auxv_size: 0,
+            exe_fd: u32::MAX,
+        })
+    }
+
+    fn with_arguments_in(self, area: Area) -> Memory {
+        let (start, length) = (area.address as u64, area.length as u64);
+        Memory { arg_start: start, arg_end: start + length, ..self }
+    }
+
+    /// Address and length of the arguments, if a title fits.
+    fn arguments(&self) -> Option<(usize, usize)> {
+        let length = usize::try_from(self.arg_end.checked_sub(self.arg_start)?).ok()?;
+        let start = usize::try_from(self.arg_start).ok()?;
+        (start != 0 && length > MAX_TITLE).then_some((start, length))
+    }
+
+    /// Whether the kernel took it. PR_SET_MM_MAP, PR_SET_MM(2const).
+    fn tell_kernel(mut self) -> bool {
+        // SAFETY: sbrk(0) changes nothing. The kernel reads one structure, of the size that it is told. All in it is as the kernel has
+        // said itself, but for the arguments, which no code here looks up there; the heap's end is asked for last, and nothing is
+        // allocated, and no other thread runs, between that and the call.
+        unsafe {
+            self.brk = libc::sbrk(0) as u64;
+            libc::prctl(
+                libc::PR_SET_MM,
+                libc::c_ulong::from(libc::PR_SET_MM_MAP as u32),
+                &raw const self,
+                size_of::<Memory>(),
+                0,
+            ) == 0
+        }
     }
 }
 
@@ -93,26 +191,16 @@ fn text(title: &str, spared: bool) -> Vec<u8> {
     bytes
 }
 
-/// Address and length of the arguments. proc_pid_stat(5), arg_start and arg_end, fields 48 and 49.
-fn arguments(stat: &str) -> Option<(usize, usize)> {
-    // The name, in parentheses, may contain anything; the third field follows the last one.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split_ascii_whitespace().skip(48 - 3);
-    let start: usize = fields.next()?.parse().ok()?;
-    let end: usize = fields.next()?.parse().ok()?;
-    let length = end.checked_sub(start)?;
-    (start != 0 && length > MAX_TITLE).then_some((start, length))
-}
-
 /// Writes `title`, at most [`MAX_TITLE`] bytes, and zeroes behind it until there are zeroes, at most up to `reach`.
 fn write(area: Area, title: &[u8], reach: usize) {
     let start = std::ptr::with_exposed_provenance_mut::<u8>(area.address);
     let reach = reach.min(area.length);
-    // SAFETY: the kernel has put the arguments of this process at `area`, in memory that stays mapped and writable: the
-    // bottom of the first thread's stack; `arguments` made sure that it is longer than MAX_TITLE, and thereby that a zero
-    // remains behind the title. Nothing in Rust refers to it: std copies arguments when it is asked for them, and what a C
-    // library has kept (program_invocation_name) reads a string that ends before the area does. No other thread reads
-    // it: our programs ask for arguments only before there are others.
+    // SAFETY: `area` is either the first thread's TITLE, which is there as long as the process, atomic, and accessed nowhere else; or where the kernel has put the arguments of
+    // this process, in memory that stays mapped and writable: the bottom of the first thread's stack. Nothing in Rust refers
+    // to that: std copies arguments when it is asked for them, and what a C library has kept (program_invocation_name) reads
+    // a string that ends before the area does. Both are longer than MAX_TITLE (`Memory::arguments`), so that a zero remains
+    // behind the title. No other thread reads or writes them: our programs ask for arguments only before there are others,
+    // and a process changes its title on one thread.
     unsafe {
         start.copy_from_nonoverlapping(title.as_ptr(), title.len());
         let mut behind = title.len();
@@ -154,13 +242,39 @@ mod tests {
     }
 
     #[test]
-    fn arguments_are_found_behind_any_name() {
+    fn memory_is_found_behind_any_name() {
         let fields = (3..48).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
-        let stat = |start: usize, end: usize| format!("1 (a) b) {fields} {start} {end} 7 8\n");
-        assert_eq!(arguments(&stat(1000, 1300)), Some((1000, 300)));
-        assert_eq!(arguments(&stat(1000, 1100)), None, "too short for a title");
-        assert_eq!(arguments(&stat(0, 0)), None, "not shown");
-        assert_eq!(arguments(&stat(1300, 1000)), None);
-        assert_eq!(arguments("1 (a"), None);
+        let memory = |start: usize, end: usize| {
+            Memory::of(&format!("1 (a) b) {fields} {start} {end} 50 51\n")).unwrap()
+        };
+        assert_eq!(memory(1000, 1300).arguments(), Some((1000, 300)));
+        assert_eq!(memory(1000, 1100).arguments(), None, "too short for a title");
+        assert_eq!(memory(0, 0).arguments(), None, "not shown");
+        assert_eq!(memory(1300, 1000).arguments(), None);
+        let it = memory(48, 49);
+        assert_eq!([it.start_code, it.end_code, it.start_stack], [26, 27, 28]);
+        assert_eq!([it.start_data, it.end_data, it.start_brk], [45, 46, 47]);
+        assert_eq!([it.arg_start, it.arg_end, it.env_start, it.env_end], [48, 49, 50, 51]);
+        assert!(Memory::of("1 (a").is_none() && Memory::of("1 (a) S 1 2").is_none());
+    }
+
+    /// In place, as where the kernel cannot be told.
+    #[test]
+    fn a_shorter_title_leaves_nothing_of_a_longer_one() {
+        let memory = vec![b'x'; 300].leak();
+        let address = memory.as_mut_ptr().expose_provenance();
+        let area = Area { address, length: 300, spared: false };
+        let shown = || String::from_utf8(memory_at(area).to_vec()).unwrap();
+        write(area, b"nbdkit: a long one", area.length);
+        write(area, b"nbdkit: b", MAX_TITLE);
+        assert_eq!(shown().trim_end_matches('\0'), "nbdkit: b");
+        write(area, &[b'y'; MAX_TITLE], MAX_TITLE);
+        assert_eq!(shown().trim_end_matches('\0').len(), MAX_TITLE);
+    }
+
+    fn memory_at(area: Area) -> &'static [u8] {
+        let start = std::ptr::with_exposed_provenance::<u8>(area.address);
+        // SAFETY: what the test above has leaked.
+        unsafe { std::slice::from_raw_parts(start, area.length) }
     }
 }
