@@ -61,10 +61,11 @@ bench:
 
 # Programs that attack themselves, for the red-team tests only: moved to a directory of their own, and never installed.
 red-team:
-	$(CARGO) build $(CARGOFLAGS) -p nbdkitd -p nbdkit-worker --bins --features nbdkit-worker/red-team,nbdkitd/red-team
+	$(CARGO) build $(CARGOFLAGS) -p nbdkitd -p nbdkit-worker -p nbdkit-spawner --bins --features nbdkit-worker/red-team,nbdkitd/red-team
 	install -d $(TARGET)/red-team
 	rm -f $(TARGET)/red-team/*
 	mv $(TARGET)/debug/nbdkit $(TARGET)/debug/nbdkit-worker $(TARGET)/debug/nbdkit-worker-psk $(TARGET)/red-team/
+	cp $(TARGET)/debug/nbdkit-spawner $(TARGET)/red-team/
 
 # Every target of fuzz/ under libFuzzer for FUZZ_SECONDS each (FUZZ_TARGETS for some of them only); "make test" replays
 # the corpus. Without a C++ compiler it says so, and mutated sessions have to do.
@@ -92,7 +93,7 @@ lint:
 install: build
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(UNITDIR)
 	install -m 755 $(RELEASE)/nbdkit $(DESTDIR)$(SBINDIR)/nbdkit
-	install -m 755 $(RELEASE)/nbdkit-worker $(RELEASE)/nbdkit-worker-psk $(DESTDIR)$(LIBEXECDIR)/
+	install -m 755 $(RELEASE)/nbdkit-worker $(RELEASE)/nbdkit-worker-psk $(RELEASE)/nbdkit-spawner $(DESTDIR)$(LIBEXECDIR)/
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1/
 	install -d $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(PKGCONFIGDIR) $(DESTDIR)$(PLUGINDIR) $(DESTDIR)$(FILTERDIR)
 	install -m 644 include/*.h $(DESTDIR)$(INCLUDEDIR)/

@@ -29,12 +29,33 @@ pid=$(cat "$dir/pid")
 uri="nbd+unix:///?socket=$socket"
 
 echo
-echo "\$ ps -o pid,ppid,user,comm    # two clients are connected: each has a worker of its own"
-nbdcopy "$uri" - | sleep 1 &
-nbdcopy "$uri" - | sleep 1 &
-sleep 0.3
-children=$(pgrep -d , -P "$pid")
-ps -o pid,ppid,user,comm -p "$pid,$children,$(pgrep -d , -P "$children")"
+echo "\$ ps -o pid,ppid,user,args    # two clients are connected: each has a worker of its own"
+# Both copy into a pipe that nobody reads, and so stay until it is closed.
+mkfifo "$dir/hold"
+exec 3<>"$dir/hold"
+nbdcopy "$uri" - >"$dir/hold" 2>/dev/null 3<&- &
+nbdcopy "$uri" - >"$dir/hold" 2>/dev/null 3<&- &
+children() {
+    for parent; do
+        cat "/proc/$parent/task/$parent/children" 2>/dev/null || true
+    done
+}
+# The workers that serve an export, by their titles.
+serving() {
+    # shellcheck disable=SC2046 # several numbers
+    set -- $(children $(children "$pid"))
+    [ $# = 0 ] || ps -o args= -p "$(IFS=,; echo "$*")" | grep -c export= || true
+}
+tries=600
+until [ "$(serving)" -ge 2 ] 2>/dev/null; do
+    tries=$((tries - 1))
+    [ $tries -gt 0 ] || { echo "$0: no clients after a minute" >&2; exit 1; }
+    sleep 0.1
+done
+# shellcheck disable=SC2046
+set -- "$pid" $(children "$pid") $(children $(children "$pid"))
+ps -o pid,ppid,user,args -p "$(IFS=,; echo "$*")"
+exec 3<&-
 wait
 echo
 echo "\$ nbdinfo '$uri'"

@@ -14,8 +14,11 @@ mod inherit;
 pub mod keys;
 pub mod messages;
 pub mod phase;
+pub mod process;
+pub mod program;
 pub mod refusal;
 pub mod status;
+pub mod title;
 pub mod x509;
 
 pub use channel::{Channel, Received, RecvError, release_packet};
@@ -25,8 +28,8 @@ pub use status::WorkerExit;
 
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
 /// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS (`TlsPiece`, `Key` on all
-/// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner.
-pub const VERSION: u32 = 3;
+/// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner. 4: `Level` of a log record, the spawner as a program of its own.
+pub const VERSION: u32 = 4;
 
 /// Identifies the build: listener and worker must come from the same one.
 pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));

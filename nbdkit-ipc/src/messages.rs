@@ -171,9 +171,35 @@ pub enum ToWorker {
 pub enum ToSpawner {
     /// Make a template, which enters service at once. Answer: `Started` or `Failed`.
     Start,
+    /// First.
+    Setup(SpawnerSetup),
+    /// One of the messages that a template is configured with, up to `EnterService`, in order. After `Setup`.
+    Know(Box<ToTemplate>),
+    /// There are no more. After it only `Start` and `Follow`.
+    SetupEnd,
+    /// The listener was moved into another control group: move the others, too.
+    Follow {
+        /// The template's process id.
+        template: i32,
+    },
 }
 
-/// Sent by the spawner, which is a fork of the listener.
+/// What a template is, for the spawner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpawnerSetup {
+    /// The listener's process id. The spawner ends with it.
+    pub listener: i32,
+    /// The template's program.
+    pub program: OsString,
+    /// Where it runs.
+    pub directory: Option<OsString>,
+    /// Its title: see [`title`](crate::title).
+    pub title: String,
+    /// Whether systemd is to spare it: see [`title::ROOT_STORAGE_DAEMON`](crate::title::ROOT_STORAGE_DAEMON).
+    pub spared: bool,
+}
+
+/// Sent by the spawner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromSpawner {
     /// A template has been started and told everything up to `EnterService`. Descriptor: the listener's end of its
@@ -388,11 +414,24 @@ impl std::fmt::Display for PeerAddress {
 /// Longest text of a log record, bytes; longer ones are cut by the sender, refused by the receiver.
 pub const MAX_LOG_TEXT: usize = 16 * 1024;
 
+/// How serious a line of the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Level {
+    /// Something failed. Always logged.
+    Error,
+    /// Something is probably not what the user meant. Always logged.
+    Warning,
+    /// Worth keeping in a log, not worth a line on the terminal, where it needs `-v`.
+    Notice,
+    /// Only with `-v`.
+    Debug,
+}
+
 /// A line for the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogRecord {
-    /// An error, or else a debug message (`-v`).
-    pub error: bool,
+    /// How serious it is.
+    pub level: Level,
     /// Plugin or filter that speaks; `None` for the server itself.
     pub layer: Option<String>,
     /// Connection that it concerns; 0 for none.
@@ -441,6 +480,9 @@ mod tests {
         assert_eq!(first(encode(&serving)), 10);
         assert_eq!(first(encode(&ToTemplate::Disconnect { connection: 1 })), 9);
         assert_eq!(first(encode(&ToSpawner::Start)), 0);
+        assert_eq!(first(encode(&ToSpawner::Know(Box::new(ToTemplate::ConfigureEnd)))), 2);
+        assert_eq!(first(encode(&ToSpawner::SetupEnd)), 3);
+        assert_eq!(first(encode(&ToSpawner::Follow { template: 1 })), 4);
         assert_eq!(first(encode(&FromSpawner::Started { pid: 1 })), 0);
         assert_eq!(first(encode(&FromSpawner::Failed { errno: 1 })), 1);
         assert_eq!(first(encode(&ToWorker::Quiesce)), 0);
@@ -451,6 +493,15 @@ mod tests {
         assert_eq!(first(encode(&ToWorker::Key(answer.clone()))), 1);
         assert_eq!(first(encode(&FromTemplate::Key { connection: 1, request })), 9);
         assert_eq!(first(encode(&ToTemplate::Key { connection: 1, answer })), 8);
+    }
+
+    #[test]
+    fn levels_keep_their_order() {
+        for (number, level) in
+            [Level::Error, Level::Warning, Level::Notice, Level::Debug].into_iter().enumerate()
+        {
+            assert_eq!(usize::from(encode(&level).unwrap()[0]), number);
+        }
     }
 
     #[test]

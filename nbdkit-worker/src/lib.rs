@@ -24,7 +24,7 @@ mod tls;
 
 use std::process::ExitCode;
 
-use nbdkit_ipc::{Channel, inherited};
+use nbdkit_ipc::{Channel, inherited, title};
 
 /// The program `nbdkit-worker`.
 pub fn main() -> ExitCode {
@@ -43,7 +43,10 @@ fn run(pre_shared_keys: Option<tls::MakeSessions>) -> ExitCode {
         eprintln!("nbdkit-worker: this program is started by nbdkit and is of no use on its own");
         return ExitCode::FAILURE;
     };
-    match inherited(number) {
+    let inherited = inherited(number);
+    title::adopt();
+    process::survive_file_size_limit();
+    match inherited {
         Ok(fd) => template::run(Channel::from_fd(fd), pre_shared_keys),
         Err(error) => {
             eprintln!("nbdkit-worker: control channel {number}: {error}");

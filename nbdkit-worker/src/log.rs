@@ -7,7 +7,7 @@ use std::sync::{Arc, RwLock};
 use nbdkit_api::log::{Level, Speaker};
 use nbdkit_ipc::Channel;
 use nbdkit_ipc::messages::{
-    FromTemplate, FromWorker, LogRecord, MAX_LOG_TEXT, ToTemplate, ToWorker,
+    self, FromTemplate, FromWorker, LogRecord, MAX_LOG_TEXT, ToTemplate, ToWorker,
 };
 
 /// The template's end of its link to the listener.
@@ -44,7 +44,12 @@ fn set(link: Link) {
 
 fn send(level: Level, speaker: Speaker, text: &str) {
     let record = LogRecord {
-        error: level == Level::Error,
+        level: match level {
+            Level::Error => messages::Level::Error,
+            Level::Warning => messages::Level::Warning,
+            Level::Notice => messages::Level::Notice,
+            Level::Debug => messages::Level::Debug,
+        },
         layer: speaker.layer.map(str::to_owned),
         connection: speaker.connection,
         text: cut(text).to_owned(),

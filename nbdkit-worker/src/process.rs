@@ -81,6 +81,14 @@ pub(crate) fn release_stack() {
 
 extern "C" fn ignore(_signal: libc::c_int) {}
 
+/// Makes a file that may not grow further (`ulimit -f`) an error of one request or of the start, EFBIG, and not the end of
+/// the process. A handler and not SIG_IGN, which programs that plugins run would inherit. setrlimit(2).
+pub(crate) fn survive_file_size_limit() {
+    let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler does nothing, which is safe in any context.
+    let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
+}
+
 /// Makes the signals that a terminal or a service manager sends to all processes at once do nothing here:
 /// the listener gets them too and tells everyone what to do. A handler and not SIG_IGN, which programs
 /// that plugins run would inherit.
@@ -90,9 +98,6 @@ pub(crate) fn leave_signals_to_listener() {
         // SAFETY: the handler does nothing, which is safe in any context.
         let _ = unsafe { sigaction(signal, &action) };
     }
-    // A file that may not grow further is an error of one request (EFBIG), not the end of the process. setrlimit(2).
-    // SAFETY: as above.
-    let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
     let hang_up =
         SigAction::new(SigHandler::Handler(stop_reading), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler only touches atomics and calls shutdown(2), which is async-signal-safe.

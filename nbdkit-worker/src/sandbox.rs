@@ -144,7 +144,7 @@ impl Sandbox {
     }
 }
 
-/// What the operator should know. Not an error, but it must be seen without `-v`.
+/// What the log should hold. Not an error: it follows from the command line or from the kernel.
 fn say(text: &str) {
-    nbdkit_api::log::error(text);
+    nbdkit_api::log::notice(text);
 }

@@ -13,8 +13,8 @@ use nbd_protocol::constants::{Command as Cmd, CommandFlags, Opt, Rep};
 use nbd_protocol::handshake::{OptionReplyHeader, encode_option};
 use nbd_protocol::transmission::{Request, SimpleReply};
 use nbdkit_ipc::messages::{
-    Applies, Configure, EnterService, Hello, Isolation, Parameter, Peer, PeerAddress, Protocol,
-    Purpose, Serve,
+    Applies, Configure, EnterService, Hello, Isolation, Level, Parameter, Peer, PeerAddress,
+    Protocol, Purpose, Serve,
 };
 use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -241,7 +241,7 @@ fn a_client_that_breaks_the_protocol_loses_its_own_connection() {
     assert_eq!(template.recv(), FromTemplate::Exited { connection: 2, exit: WorkerExit::Protocol });
     assert!(matches!(bad_link.recv().unwrap().message, FromWorker::Serving { .. }));
     let FromWorker::Log(record) = bad_link.recv().unwrap().message else { panic!() };
-    assert!(record.error && record.text.contains("invalid request"), "{record:?}");
+    assert!(record.level == Level::Error && record.text.contains("invalid request"), "{record:?}");
     assert_eq!(read(&mut good, 0, 512), [0; 512]);
 }
 

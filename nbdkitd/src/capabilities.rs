@@ -23,16 +23,6 @@ pub(crate) fn keep_for_service() -> Result<(), String> {
     Ok(())
 }
 
-/// Gives up all of them.
-///
-/// # Errors
-/// The system's.
-pub(crate) fn drop_all() -> Result<(), CapsError> {
-    [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted]
-        .into_iter()
-        .try_for_each(|set| caps::clear(None, set))
-}
-
 fn drop_others() -> Result<(), CapsError> {
     let held = caps::read(None, CapSet::Permitted)?;
     let kept: CapsHashSet = KEPT.into_iter().filter(|kept| held.contains(kept)).collect();

@@ -30,7 +30,7 @@ const READABLE: [&str; 3] = ["/proc", "/etc/localtime", "/usr/share/zoneinfo"];
 pub(crate) fn confine(log: &Log, private: Option<&Path>) -> Result<(), String> {
     restrict_paths(log, private).map_err(|error| format!("landlock: {error}"))?;
     if !are_supported() {
-        log.error(
+        log.notice(
             "this kernel has no seccomp filters: system calls of the listener are not restricted",
         );
         return Ok(());
@@ -58,7 +58,7 @@ fn restrict_paths(log: &Log, private: Option<&Path>) -> Result<(), RulesetError>
         }
     }
     if ruleset.restrict_self()?.ruleset == RulesetStatus::NotEnforced {
-        log.error("this kernel has no Landlock: paths of the listener are not restricted");
+        log.notice("this kernel has no Landlock: paths of the listener are not restricted");
     }
     Ok(())
 }

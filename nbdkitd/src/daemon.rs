@@ -5,14 +5,14 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
+use nbdkit_ipc::process;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2};
-
-use crate::sys;
 
 /// Which of the two we are after [`fork`].
 pub(crate) enum Forked {
@@ -26,6 +26,13 @@ pub(crate) enum Forked {
 pub(crate) struct Report(OwnedFd);
 
 impl Report {
+    /// Whether it still waits.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let mut pipe = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        // A pipe that nobody reads any more has an error. poll(2).
+        poll(&mut pipe, PollTimeout::ZERO) == Ok(0)
+    }
+
     /// Tells it.
     ///
     /// # Errors
@@ -41,7 +48,7 @@ impl Report {
 /// Those of pipe(2) and fork(2).
 pub(crate) fn fork(program: &str) -> io::Result<Forked> {
     let (outcome, report) = pipe2(OFlag::O_CLOEXEC)?;
-    match sys::process::fork()? {
+    match process::fork()? {
         None => Ok(Forked::Server(Report(report))),
         Some(server) => {
             drop(report);

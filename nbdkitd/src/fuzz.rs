@@ -12,7 +12,7 @@ use nbdkit_ipc::messages::{LogRecord, Purpose};
 use crate::cli::command_line::{Action, CommandLine, TlsMode};
 use crate::cli::parse::{Environment, parse};
 use crate::cli::uri;
-use crate::log::{Level, Speaker, format_line};
+use crate::log::{Speaker, format_line};
 pub use crate::serve::fuzz::Listener;
 use crate::template::Recipe;
 pub use crate::tls::{is_key_file, is_signed};
@@ -62,6 +62,5 @@ pub fn command_line(
 /// The line that a record becomes, as standard error or a file gets it.
 pub fn log_line(record: &LogRecord) -> String {
     let speaker = Speaker { layer: record.layer.as_deref(), connection: record.connection };
-    let level = if record.error { Level::Error } else { Level::Debug };
-    format_line("nbdkit", speaker, level, &record.text, false)
+    format_line("nbdkit", speaker, record.level, &record.text, false)
 }

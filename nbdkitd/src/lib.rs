@@ -3,7 +3,7 @@
 //!
 //! - `cli`: what the user wants; `preflight`, `identity`: what comes before anything is done; `tls`: keys, and their use
 //! - `daemon`: into the background; `template`: starting `nbdkit-worker` and talking to it
-//! - `sockets`: where clients come from; `serve`: the loop; `connections`: who is being served
+//! - `sockets`: where clients come from; `made`: what a start that fails removes; `serve`: the loop; `connections`: who is being served
 //! - `capabilities`, `confine`: what is given up before the first client; `spawner`: who makes templates from then on
 //! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `sys`: the only unsafe code
 //!
@@ -22,6 +22,7 @@ mod daemon;
 pub mod fuzz;
 mod identity;
 mod log;
+mod made;
 mod notify;
 mod preflight;
 mod serve;
@@ -47,12 +48,13 @@ use cli::error::EXIT_FAILURE;
 use cli::{build_info, options};
 use daemon::Forked;
 use log::Log;
-use serve::{End, Plan, Server};
+use serve::{End, FirstStart, Plan, Server};
 use template::Recipe;
 
 /// The program.
 pub fn main() -> ExitCode {
     let parent = getppid();
+    sys::process::survive_file_size_limit();
     let command = match cli::from_env() {
         Ok(command) => command,
         Err(error) => {
@@ -128,7 +130,8 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     };
     let recipe = Recipe::new(&stack, &options, purpose, !single, tls.as_ref());
     let plugin = plugin_name(&stack);
-    let plan = Plan { options, mode, adopted, identity, report, streams, recipe, plugin, tls };
+    let first = Some(FirstStart { adopted });
+    let plan = Plan { options, mode, first, identity, report, streams, recipe, plugin, tls };
     Ok(match Server::start(plan, log)?.run() {
         End::Status(status) => ExitCode::from(status),
         End::Signal(signal) => {

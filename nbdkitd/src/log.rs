@@ -1,7 +1,7 @@
 //! The log: this process is the only one that writes it. Workers and template send records, which are bounded and
 //! escaped here. nbdkit-service(1), "Logging".
 //!
-//! Errors go where `--log` says, debug lines (`-v`) always to standard error. A line is one write(2), so that lines of
+//! Errors, warnings and notices go where `--log` says, but notices to standard error only with `-v`; debug lines (`-v`) always to standard error. A line is one write(2), so that lines of
 //! several programs with the same standard error do not mix. Without a system log (`/dev/log`) lines for it are lost,
 //! as with syslog(3); it is tried anew with every line.
 
@@ -20,7 +20,8 @@ use nbdkit_ipc::messages::LogRecord;
 
 use crate::cli::command_line::{LogDestination, Options};
 use destination::Destination;
-pub(crate) use format::{Level, Speaker, escape, line as format_line};
+pub(crate) use format::{Speaker, escape, line as format_line};
+pub(crate) use nbdkit_ipc::messages::Level;
 pub(crate) use quota::{Quota, Verdict};
 
 /// See the module's text.
@@ -30,7 +31,12 @@ pub(crate) struct Log {
     bold: bool,
     destination: RefCell<Destination>,
     default: bool,
+    /// Notices from before the server leaves the terminal, for the log that it has from then on.
+    kept: RefCell<Vec<String>>,
 }
+
+/// Most notices that are kept; a start has two or three.
+const MOST_KEPT: usize = 16;
 
 impl Log {
     /// The log as the options want it. Opens `--log=FILE`.
@@ -51,7 +57,8 @@ impl Log {
             verbose: options.verbose,
             bold: io::stderr().is_terminal(),
             destination: RefCell::new(destination),
-            default: options.log == LogDestination::Default,
+            default: options.log == LogDestination::Default && !options.foreground,
+            kept: RefCell::default(),
         })
     }
 
@@ -59,6 +66,9 @@ impl Log {
     pub(crate) fn enter_background(&self) {
         if self.default {
             self.destination.replace(Destination::syslog());
+            for text in self.kept.take() {
+                self.notice(&text);
+            }
         }
     }
 
@@ -76,6 +86,11 @@ impl Log {
     /// An error of the listener's own.
     pub(crate) fn error(&self, text: &str) {
         self.write(Speaker::default(), Level::Error, text);
+    }
+
+    /// What is worth keeping, and not worth a line on a terminal.
+    pub(crate) fn notice(&self, text: &str) {
+        self.write(Speaker::default(), Level::Notice, text);
     }
 
     /// An error that keeps the server from starting: it reaches the user wherever else it goes.
@@ -102,20 +117,30 @@ impl Log {
                 let _ = io::stderr().write_all(line.as_bytes());
             }
             Level::Debug => {}
-            Level::Error => self.destination.borrow_mut().error(|kind| match kind {
-                destination::Kind::Terminal => {
-                    format::line(&self.prefix, speaker, level, text, self.bold)
+            Level::Notice if !self.verbose && self.destination.borrow().is_terminal() => {
+                let mut kept = self.kept.borrow_mut();
+                if self.default && speaker == Speaker::default() && kept.len() < MOST_KEPT {
+                    kept.push(text.to_owned());
                 }
-                destination::Kind::File => format::line(&self.prefix, speaker, level, text, false),
-                destination::Kind::Syslog => format::syslog_line(speaker, text),
-            }),
+            }
+            Level::Error | Level::Warning | Level::Notice => {
+                self.destination.borrow_mut().write(level, |kind| match kind {
+                    destination::Kind::Terminal => {
+                        format::line(&self.prefix, speaker, level, text, self.bold)
+                    }
+                    destination::Kind::File => {
+                        format::line(&self.prefix, speaker, level, text, false)
+                    }
+                    destination::Kind::Syslog => format::syslog_line(speaker, text),
+                });
+            }
         }
     }
 
     /// Writes the record of another process in the name of `speaker`, if its quota allows it. Debug lines are not
     /// counted: whoever asks for them wants them all.
     pub(crate) fn record(&self, record: &LogRecord, speaker: Speaker<'_>, quota: &mut Quota) {
-        if !record.error {
+        if record.level == Level::Debug {
             return self.write(speaker, Level::Debug, &record.text);
         }
         match quota.take(Instant::now()) {
@@ -125,7 +150,7 @@ impl Log {
                     let text = format!("{dropped} messages were dropped, they came too fast");
                     self.write(speaker, Level::Error, &text);
                 }
-                self.write(speaker, Level::Error, &record.text);
+                self.write(speaker, record.level, &record.text);
             }
         }
     }

@@ -3,11 +3,12 @@
 //!
 //! - `startup`: from the first template to the first client; `accept`: from the socket to the template
 //! - `incoming`: what template and workers say; `ending`: children that ended, and the end of the server
-//! - `rebuild`: when and by whom a template that ended is replaced; `fuzz`: a server without processes
+//! - `rebuild`: when and by whom a template that ended is replaced; `cgroup`: moving with the listener; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
 
 mod accept;
+mod cgroup;
 mod ending;
 pub(crate) mod fuzz;
 mod incoming;
@@ -34,10 +35,12 @@ use crate::connections::Connections;
 use crate::daemon::Report;
 use crate::identity::Identity;
 use crate::log::{Level, Log, Quota, Speaker};
+use crate::made::MadeFile;
 use crate::sockets::PrivateDirectory;
 use crate::template::{Recipe, Template};
 use crate::tls::Tls;
 use accept::{Held, Listener, Pause, Pending};
+use cgroup::Groups;
 use ending::Deadlines;
 use rebuild::{Maker, Rebuilds};
 
@@ -61,8 +64,8 @@ pub(crate) struct Plan {
     pub(crate) options: Options,
     /// Where clients come from; `None` if the template only prints something.
     pub(crate) mode: Option<ServiceMode>,
-    /// The sockets of socket activation.
-    pub(crate) adopted: Vec<OwnedFd>,
+    /// What only the first start has.
+    pub(crate) first: Option<FirstStart>,
     /// Who serves.
     pub(crate) identity: Identity,
     /// Who waits for us to be ready, if we are in the background.
@@ -75,6 +78,13 @@ pub(crate) struct Plan {
     pub(crate) plugin: String,
     /// Keys, unless TLS is off.
     pub(crate) tls: Option<Tls>,
+}
+
+/// What the first start uses up. There is one for each server: when sockets have been made, or will not be, it is gone, and
+/// with it the way to make any.
+pub(crate) struct FirstStart {
+    /// The sockets of socket activation.
+    pub(crate) adopted: Vec<OwnedFd>,
 }
 
 /// How it ended.
@@ -106,6 +116,10 @@ pub(crate) struct Server {
     poll: Poll,
     signals: Signals,
     stage: Stage,
+    /// Until there are sockets.
+    first: Option<FirstStart>,
+    /// What a start that fails leaves nothing of.
+    made: Vec<MadeFile>,
     template: Option<Template>,
     template_quota: Quota,
     /// Until when it has to end, since it has closed its channel.
@@ -115,6 +129,8 @@ pub(crate) struct Server {
     rebuilds: Rebuilds,
     rebuild_at: Option<Instant>,
     maker: Maker,
+    /// Where there is somebody to have the others follow.
+    groups: Option<Groups>,
     spawner_unread: bool,
     /// There is no template and there will be none.
     retiring: bool,
@@ -138,6 +154,8 @@ pub(crate) struct Server {
     captive_streams: Option<Streams>,
     captive: Option<Captive>,
     captive_status: Option<u8>,
+    /// When the server was told to end with the command of `--run`.
+    ends_with_captive: Option<Instant>,
     status: u8,
     signal: Option<i32>,
     deadlines: Option<Deadlines>,
@@ -151,12 +169,13 @@ impl Server {
     pub(crate) fn start(plan: Plan, log: Log) -> Result<Server, String> {
         let mut server = Server::new(plan, log)?;
         server.introduce();
-        server.start_template()?;
+        let template = server.plan.recipe.start()?;
+        server.listen_to_template(template)?;
         Ok(server)
     }
 
     /// A server without a template.
-    fn new(plan: Plan, log: Log) -> Result<Server, String> {
+    fn new(mut plan: Plan, log: Log) -> Result<Server, String> {
         let failed = |call: &'static str| {
             move |error: io::Error| format!("{call}: {}", crate::errno_text(&error))
         };
@@ -171,12 +190,15 @@ impl Server {
             .map_err(|errno| format!("prctl: PR_SET_CHILD_SUBREAPER: {}", crate::words(errno)))?;
         let now = Instant::now();
         let Options { max_connections, max_connections_per_peer, .. } = plan.options;
+        let first = std::mem::take(&mut plan.first);
         Ok(Server {
             plan,
             log,
             poll,
             signals,
             stage: Stage::Configuring,
+            first,
+            made: Vec::new(),
             template: None,
             template_quota: Quota::new(TEMPLATE_LINES.0, TEMPLATE_LINES.1, now),
             template_grace: None,
@@ -184,6 +206,7 @@ impl Server {
             rebuilds: Rebuilds::default(),
             rebuild_at: None,
             maker: Maker::Ourselves,
+            groups: None,
             spawner_unread: false,
             retiring: false,
             listeners: Vec::new(),
@@ -203,6 +226,7 @@ impl Server {
             captive_streams: None,
             captive: None,
             captive_status: None,
+            ends_with_captive: None,
             status: 0,
             signal: None,
             deadlines: None,
@@ -217,6 +241,7 @@ impl Server {
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 self.log.error(&format!("epoll_wait: {}", crate::errno_text(&error)));
+                self.end_spawner();
                 return End::Status(1);
             }
             for event in &events {
@@ -245,6 +270,7 @@ impl Server {
             self.enforce_deadlines(now);
             self.accept_clients(now);
         }
+        self.end_spawner();
         match self.signal {
             Some(signal) => End::Signal(signal),
             None => {
@@ -275,12 +301,6 @@ impl Server {
         .flatten()
         .min()
         .map(|at| at.saturating_duration_since(now))
-    }
-
-    /// Starts a template and listens to it.
-    fn start_template(&mut self) -> Result<(), String> {
-        let template = self.plan.recipe.start()?;
-        self.listen_to_template(template)
     }
 
     fn listen_to_template(&mut self, template: Template) -> Result<(), String> {

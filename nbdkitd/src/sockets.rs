@@ -21,6 +21,7 @@ pub(crate) use unix::PrivateDirectory;
 
 use crate::cli::command_line::ServiceMode;
 use crate::log::Log;
+use crate::made::MadeFile;
 
 /// Where clients come from.
 pub(crate) struct Listening {
@@ -30,11 +31,13 @@ pub(crate) struct Listening {
     pub(crate) port: Option<u16>,
     /// Of `-U -`. Removed when dropped.
     pub(crate) directory: Option<PrivateDirectory>,
+    /// The socket of `-U`.
+    pub(crate) made: Option<MadeFile>,
 }
 
 impl Listening {
     fn on(sockets: Vec<OwnedFd>) -> Listening {
-        Listening { sockets, port: None, directory: None }
+        Listening { sockets, port: None, directory: None, made: None }
     }
 }
 
@@ -58,11 +61,11 @@ pub(crate) fn open(
         ServiceMode::Unix(path) => {
             let socket = unix::listen(path)?;
             log.debug(|| format!("bound to unix socket {}", path.display()));
-            Listening::on(vec![socket])
+            Listening { made: MadeFile::at(path), ..Listening::on(vec![socket]) }
         }
         ServiceMode::UnixPrivate => {
             let directory = PrivateDirectory::new()?;
-            let socket = unix::listen(directory.socket())?;
+            let socket = unix::listen_in(&directory)?;
             log.debug(|| format!("bound to unix socket {}", directory.socket().display()));
             Listening { directory: Some(directory), ..Listening::on(vec![socket]) }
         }

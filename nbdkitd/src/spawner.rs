@@ -1,9 +1,8 @@
-//! The spawner: a fork of the listener that is made before the listener confines itself, and makes new templates for it.
+//! The spawner: a process that is made before the listener confines itself, and makes new templates for it.
 //!
 //! A template needs to execute, mount, change its user: all that a confined listener cannot do any more, and filters and
-//! Landlock are inherited by what one executes. So another process does it. It waits on one socket, for one message with
-//! nothing in it; it knows by itself what a template is configured with, and has told it before the listener gets the
-//! channel. A listener that was taken over can thus have more templates, of the one kind that there is.
+//! Landlock are inherited by what one executes. So another process does it, `nbdkit-spawner`. It learns what a template is
+//! before the listener confines itself, and then waits for messages with nothing of that in them.
 //!
 //! There is one only if a template that ended is replaced at all.
 
@@ -12,22 +11,22 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use nbdkit_ipc::messages::EnterService;
-use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, ToSpawner};
+use nbdkit_ipc::messages::{EnterService, SpawnerSetup};
+use nbdkit_ipc::program::{Program, signals_of_all};
+use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, ToSpawner, ToTemplate};
 use nix::errno::Errno;
-use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, getppid};
+use nix::unistd::Pid;
 
-use crate::sys::process;
-use crate::template::{Recipe, Template};
-use crate::{capabilities, words};
+use crate::template::{self, Recipe, Template};
+use crate::words;
 
 /// The listener's end.
 #[derive(Debug)]
 pub(crate) struct Spawner {
     pid: Pid,
+    reaped: bool,
     link: Channel<ToSpawner, FromSpawner>,
 }
 
@@ -44,19 +43,49 @@ pub(crate) enum Answer {
 }
 
 impl Spawner {
-    /// Makes the process. Must be called while the listener may still fork.
+    /// Makes the process. Must be called while the listener may still execute programs.
     ///
     /// # Errors
     /// One line for the user.
     pub(crate) fn start(recipe: &Recipe, service: &EnterService) -> Result<Spawner, String> {
-        let failed = |error: io::Error| format!("spawner: {}", crate::errno_text(&error));
-        let (link, theirs) = Channel::<ToSpawner, FromSpawner>::pair().map_err(failed)?;
-        let listener = Pid::this();
-        match process::fork().map_err(|errno| failed(errno.into()))? {
-            Some(pid) => Ok(Spawner { pid, link }),
-            // Nothing of the listener may be dropped here: it removes what it made.
-            None => process::exit_now(run(&theirs, listener, recipe, service)),
+        let template = recipe.program();
+        let program = Program {
+            path: template::installed("nbdkit-spawner"),
+            title: "spawner".to_owned(),
+            directory: None,
+            ..*template
+        };
+        let failed = |error: io::Error| {
+            format!("cannot start {}: {}", program.path.display(), crate::errno_text(&error))
+        };
+        // What a terminal sends to all processes must not meet it before it can ignore that. It inherits the mask, and
+        // lifts it.
+        let usual = SigSet::thread_get_mask().map_err(|errno| failed(errno.into()))?;
+        let _ = signals_of_all().thread_block();
+        let started = program.start::<ToSpawner, FromSpawner>(&template::OURS);
+        let _ = usual.thread_set_mask();
+        let (pid, link) = started.map_err(failed)?;
+        let spawner = Spawner { pid, reaped: false, link };
+        let setup = SpawnerSetup {
+            listener: Pid::this().as_raw(),
+            program: template.path.clone().into(),
+            directory: template.directory.clone().map(Into::into),
+            title: template.title.clone(),
+            spared: template.spared,
+        };
+        let known = recipe.messages().chain([ToTemplate::EnterService(service.clone())]);
+        let messages = [ToSpawner::Setup(setup)]
+            .into_iter()
+            .chain(known.map(|message| ToSpawner::Know(Box::new(message))))
+            .chain([ToSpawner::SetupEnd]);
+        for message in messages {
+            // It does nothing but take them until they end, so this does not wait for long.
+            spawner.link.send(&message, &[]).map_err(|error| match error.raw_os_error() {
+                Some(libc::EMSGSIZE) => template::TOO_LONG.to_owned(),
+                _ => failed(error),
+            })?;
         }
+        Ok(spawner)
     }
 
     /// Its process id.
@@ -77,6 +106,11 @@ impl Spawner {
         self.link.try_send(&ToSpawner::Start, &[])
     }
 
+    /// Has it move itself and the template, and what descends from that, to the listener's control groups.
+    pub(crate) fn follow(&self, template: Pid) {
+        let _ = self.link.try_send(&ToSpawner::Follow { template: template.as_raw() }, &[]);
+    }
+
     /// What it has answered.
     pub(crate) fn receive(&self) -> Answer {
         match self.link.try_recv() {
@@ -94,56 +128,18 @@ impl Spawner {
             Err(_) => Answer::Gone,
         }
     }
-}
 
-/// The spawner's end.
-type Link = Channel<FromSpawner, ToSpawner>;
-
-/// Its life. Returns an exit status.
-fn run(link: &Link, listener: Pid, recipe: &Recipe, service: &EnterService) -> i32 {
-    if end_with(listener).is_err()
-        || process::leave_signals_to_parent().is_err()
-        || process::close_all_but(link.as_fd()).is_err()
-        // What it executes gets root's from the bounding set, to drop them itself.
-        || capabilities::drop_all().is_err()
-    {
-        return 1;
+    /// It was reaped: its number may be another's from now on.
+    pub(crate) fn set_reaped(&mut self) {
+        self.reaped = true;
     }
-    let _ = prctl::set_name(c"nbdkit:spawner");
-    loop {
-        match link.recv() {
-            Ok(Received { message: ToSpawner::Start, .. }) => answer(link, recipe, service),
-            Err(RecvError::Io(Errno::EINTR)) => {}
-            // The listener is gone.
-            Err(_) => return 0,
+
+    /// Ends it and waits for that, which takes no time: whoever adopts the listener's children may never reap them.
+    pub(crate) fn end(self) {
+        if self.reaped {
+            return;
         }
+        let _ = kill(self.pid, Signal::SIGKILL);
+        while waitpid(self.pid, None) == Err(Errno::EINTR) {}
     }
-}
-
-/// Has a process of its own start the template, so that the template becomes the listener's child when that process
-/// ends: the listener is the nearest that adopts orphans (PR_SET_CHILD_SUBREAPER).
-fn answer(link: &Link, recipe: &Recipe, service: &EnterService) {
-    let spawner = Pid::this();
-    match process::fork() {
-        Ok(Some(child)) => while waitpid(child, None) == Err(Errno::EINTR) {},
-        Ok(None) => {
-            let started = end_with(spawner).and_then(|()| recipe.start_for_service(service));
-            let _ = match started {
-                Ok((pid, theirs)) => link.send(&FromSpawner::Started { pid }, &[theirs.as_fd()]),
-                Err(error) => link.send(&failure(&error), &[]),
-            };
-            process::exit_now(0)
-        }
-        Err(errno) => drop(link.send(&failure(&errno.into()), &[])),
-    }
-}
-
-fn failure(error: &io::Error) -> FromSpawner {
-    FromSpawner::Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) }
-}
-
-/// Has this process killed when its parent ends, which may have happened.
-fn end_with(parent: Pid) -> io::Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
 }

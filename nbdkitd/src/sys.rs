@@ -1,6 +1,6 @@
 //! The system calls that Rust calls unsafe, behind safe verbs. The listener's only unsafe code.
 //!
-//! - `process`: fork and what follows, handles on processes
+//! - `process`: handles on processes, a limit that is not to end this one
 //! - `refusal`: the last words of a listener that the sandbox refused something
 //! - `resolve`: getaddrinfo(3)
 //! - `socket`: adopting and accepting sockets, security labels of peers

@@ -12,16 +12,14 @@ use std::ffi::OsStr;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use nbdkit_ipc::keys::{Credentials, TlsPiece};
 use nbdkit_ipc::messages::{self, Configure, EnterService, Hello, Parameter, Purpose, Serve};
 use nbdkit_ipc::phase::{self, Phase};
-use nbdkit_ipc::{Channel, FromTemplate, RecvError, ToTemplate};
+use nbdkit_ipc::program::{self, Program};
+use nbdkit_ipc::{Channel, FromTemplate, RecvError, ToTemplate, title};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -37,12 +35,12 @@ const DEFAULT_THREADS: u32 = 16;
 pub(crate) const TOO_LONG: &str = "a parameter is too long";
 
 /// Variables that were meant for us alone.
-const OURS: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", notify::NOTIFY_SOCKET];
+pub(crate) const OURS: [&str; 4] =
+    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", notify::NOTIFY_SOCKET];
 
 /// How to make a template, now and again.
 pub(crate) struct Recipe {
-    program: PathBuf,
-    directory: Option<PathBuf>,
+    program: Program,
     configure: Configure,
     certificates: Vec<TlsPiece>,
     parameters: Vec<Parameter>,
@@ -115,9 +113,16 @@ impl Recipe {
                 applies: parameter.applies,
             })
             .collect();
-        Recipe {
-            program: worker_program(&configure),
+        let argv0 = std::env::args_os().next().unwrap_or_default();
+        let program = Program {
+            path: installed(worker_program(&configure)),
+            title: format!("template {}", title::name(crate::plugin_name(stack))),
+            spared: argv0.as_bytes().first() == Some(&title::ROOT_STORAGE_DAEMON),
+            // Later ones start when we may have left it.
             directory: std::env::current_dir().ok(),
+        };
+        Recipe {
+            program,
             configure,
             certificates: tls.map(|tls| tls.pieces.clone()).unwrap_or_default(),
             parameters,
@@ -131,6 +136,11 @@ impl Recipe {
         names.map(|name| name.to_string()).collect::<Vec<_>>().join(" ")
     }
 
+    /// The template's program.
+    pub(crate) fn program(&self) -> &Program {
+        &self.program
+    }
+
     /// What the template is for.
     pub(crate) fn purpose(&self) -> Purpose {
         self.configure.purpose
@@ -142,17 +152,34 @@ impl Recipe {
         !self.parameters.iter().any(|parameter| reads_descriptor(&parameter.value))
     }
 
-    /// Starts a template and begins to configure it.
+    /// Starts the first template and begins to configure it.
     ///
     /// # Errors
     /// One line for the user.
     pub(crate) fn start(&self) -> Result<Template, String> {
+        self.execute(Origin::FirstStart, self.messages())
+    }
+
+    /// Starts another, in the place of one that has ended.
+    ///
+    /// # Errors
+    /// One line for the user.
+    pub(crate) fn start_again(&self, service: &EnterService) -> Result<Template, String> {
+        let service = ToTemplate::EnterService(service.clone());
+        self.execute(Origin::Rebuild, self.messages().chain([service]))
+    }
+
+    fn execute(
+        &self,
+        origin: Origin,
+        messages: impl Iterator<Item = ToTemplate>,
+    ) -> Result<Template, String> {
         let failed = |error: io::Error| {
-            format!("cannot start {}: {}", self.program.display(), crate::errno_text(&error))
+            format!("cannot start {}: {}", self.program.path.display(), crate::errno_text(&error))
         };
-        let (pid, link) = self.execute().map_err(failed)?;
-        let mut template = Template::new(pid, link);
-        template.outbox.extend(self.messages());
+        let (pid, link) = self.program.start(&OURS).map_err(failed)?;
+        let mut template = Template::new(pid, link, origin);
+        template.outbox.extend(messages);
         template.flush().map_err(|error| match error.raw_os_error() {
             Some(libc::EMSGSIZE) => TOO_LONG.to_owned(),
             _ => failed(error),
@@ -160,21 +187,8 @@ impl Recipe {
         Ok(template)
     }
 
-    /// Starts a template and tells it everything up to `EnterService`, waiting until it has taken that. Returns its
-    /// process id and the channel for [`Template::adopt`].
-    ///
-    /// # Errors
-    /// Those of fork(2), execve(2) and of the channel.
-    pub(crate) fn start_for_service(&self, service: &EnterService) -> io::Result<(i32, OwnedFd)> {
-        let (pid, link) = self.execute()?;
-        for message in self.messages().chain([ToTemplate::EnterService(service.clone())]) {
-            link.send(&message, &[])?;
-        }
-        Ok((pid.as_raw(), link.into_fd()))
-    }
-
     /// What configures a template, in order.
-    fn messages(&self) -> impl Iterator<Item = ToTemplate> {
+    pub(crate) fn messages(&self) -> impl Iterator<Item = ToTemplate> {
         let first = [
             ToTemplate::Hello(Hello::ours()),
             ToTemplate::Configure(Box::new(self.configure.clone())),
@@ -183,45 +197,20 @@ impl Recipe {
         let parameters = self.parameters.iter().cloned().map(ToTemplate::Parameter);
         first.into_iter().chain(pieces).chain(parameters).chain([ToTemplate::ConfigureEnd])
     }
+}
 
-    /// Runs the program with its end of a new channel.
-    fn execute(&self) -> io::Result<(Pid, Link)> {
-        let (link, theirs) = Link::pair()?;
-        let theirs: OwnedFd = theirs.into_fd();
-        // This one descriptor crosses exec; nothing else is started before it is closed below.
-        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
-        let mut command = Command::new(&self.program);
-        command.arg0("nbdkit: template").arg(theirs.as_raw_fd().to_string());
-        for name in OURS {
-            command.env_remove(name);
-        }
-        // Later ones start when we may have left it.
-        if let Some(directory) = &self.directory {
-            command.current_dir(directory);
-        }
-        let child = command.spawn()?;
-        Ok((Pid::from_raw(child.id().cast_signed()), link))
+/// `nbdkit-worker`, or the one with pre-shared keys.
+fn worker_program(configure: &Configure) -> &'static str {
+    match &configure.tls {
+        Some(tls) if tls.credentials == Credentials::PreSharedKeys => "nbdkit-worker-psk",
+        _ => "nbdkit-worker",
     }
 }
 
-/// `nbdkit-worker`, or the one with pre-shared keys, beside this program or where it was installed. Never found by `PATH`.
-fn worker_program(configure: &Configure) -> PathBuf {
-    let psk = matches!(&configure.tls, Some(tls) if tls.credentials == Credentials::PreSharedKeys);
-    let name = if psk { "nbdkit-worker-psk" } else { "nbdkit-worker" };
-    let beside = this_program().and_then(|path| Some(path.parent()?.join(name)));
-    match beside {
-        Some(path) if path.exists() => path,
-        _ => Path::new(option_env!("NBDKIT_LIBEXECDIR").unwrap_or("/usr/local/libexec/nbdkit"))
-            .join(name),
-    }
-}
-
-/// The path of this program. Without /proc, what the caller called it by, if that is a path.
-fn this_program() -> Option<PathBuf> {
-    let called = || std::env::args_os().next().map(PathBuf::from);
-    std::env::current_exe()
-        .ok()
-        .or_else(|| called().filter(|path| path.parent() != Some(Path::new(""))))
+/// Where a program is that is started by this one only.
+pub(crate) fn installed(name: &str) -> PathBuf {
+    let directory = option_env!("NBDKIT_LIBEXECDIR").unwrap_or("/usr/local/libexec/nbdkit");
+    program::beside_or_in(name, Path::new(directory))
 }
 
 fn reads_descriptor(value: &OsStr) -> bool {
@@ -231,17 +220,26 @@ fn reads_descriptor(value: &OsStr) -> bool {
 /// Our end of the channel to a template.
 type Link = Channel<ToTemplate, FromTemplate>;
 
+/// Which template it is. What only the first start does, making the sockets above all, a later one must never do: the
+/// listener is confined by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The first. It is told to enter service when there are sockets.
+    FirstStart,
+    /// In the place of one that has ended. It was told everything when it was started.
+    Rebuild,
+}
+
 /// A running template.
 pub(crate) struct Template {
     pid: Pid,
+    origin: Origin,
     link: Link,
     phase: Phase,
     outbox: VecDeque<ToTemplate>,
     failed: bool,
     killed: Cell<bool>,
     reaped: bool,
-    /// It knows already what follows its configuration.
-    told: bool,
 }
 
 /// What came from the template.
@@ -259,30 +257,38 @@ pub(crate) enum Incoming {
 
 impl Template {
     /// Process `pid`, which has yet to say its first word on `link`.
-    pub(crate) fn new(pid: Pid, link: Link) -> Template {
+    pub(crate) fn new(pid: Pid, link: Link, origin: Origin) -> Template {
         Template {
             pid,
+            origin,
             link,
             phase: Phase::ExpectHello,
             outbox: VecDeque::new(),
             failed: false,
             killed: Cell::new(false),
             reaped: false,
-            told: false,
         }
     }
 
-    /// One that [`Recipe::start_for_service`] has started in another process.
+    /// One that the spawner has started.
     pub(crate) fn adopt(pid: i32, link: OwnedFd) -> Template {
-        Template { told: true, ..Template::new(Pid::from_raw(pid), Channel::from_fd(link)) }
+        Template::new(Pid::from_raw(pid), Channel::from_fd(link), Origin::Rebuild)
     }
 
-    /// It is configured; now it is to enter service.
+    /// Which one it is.
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The first is configured; now it is to enter service.
     pub(crate) fn enter_service(&mut self, service: EnterService) {
+        self.enters_service();
+        self.say(ToTemplate::EnterService(service));
+    }
+
+    /// It is configured and enters service, as it was told.
+    pub(crate) fn enters_service(&mut self) {
         self.phase = Phase::ExpectReady;
-        if !self.told {
-            self.say(ToTemplate::EnterService(service));
-        }
     }
 
     /// Its process id.
@@ -424,7 +430,7 @@ mod tests {
     #[test]
     fn a_worker_that_is_not_there_is_named() {
         let mut recipe = recipe(&[]);
-        recipe.program = "/no/such/nbdkit-worker".into();
+        recipe.program.path = "/no/such/nbdkit-worker".into();
         assert_eq!(
             recipe.start().err().unwrap(),
             "cannot start /no/such/nbdkit-worker: No such file or directory"
@@ -434,7 +440,7 @@ mod tests {
     #[test]
     fn what_the_template_says_out_of_turn_is_a_violation() {
         let (link, other) = Channel::<ToTemplate, FromTemplate>::pair().unwrap();
-        let mut template = Template::new(Pid::this(), link);
+        let mut template = Template::new(Pid::this(), link, Origin::FirstStart);
         assert!(matches!(template.receive(), Incoming::Empty));
         other.send(&FromTemplate::Ready, &[]).unwrap();
         assert!(matches!(
@@ -455,8 +461,8 @@ mod tests {
     #[test]
     fn what_is_not_taken_is_queued_and_clients_wait_behind_it() {
         let (link, other) = Channel::<ToTemplate, FromTemplate>::pair().unwrap();
-        let mut template =
-            Template { phase: Phase::ExpectConfigured, ..Template::new(Pid::this(), link) };
+        let mut template = Template::new(Pid::this(), link, Origin::FirstStart);
+        template.phase = Phase::ExpectConfigured;
         let parameter = |n: u32| {
             ToTemplate::Parameter(Parameter {
                 key: Some(n.to_string()),

@@ -11,7 +11,7 @@ use nbd_protocol::constants::{InfoType, Opt};
 use nbd_protocol::handshake::{InfoRequest, MetaContextRequest, encode_option};
 use nbdkit_fuzz::session;
 use nbdkit_ipc::messages::{
-    Configured, EnterService, Hello, Isolation, LogRecord, Peer, PeerAddress, Serve,
+    Configured, EnterService, Hello, Isolation, Level, LogRecord, Peer, PeerAddress, Serve,
 };
 use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
 use nix::sys::socket::{MsgFlags, recvmsg};
@@ -216,7 +216,7 @@ fn transmissions() -> Vec<Vec<u8>> {
 
 fn record() -> LogRecord {
     LogRecord {
-        error: true,
+        level: Level::Error,
         layer: Some("null".to_owned()),
         connection: 1,
         text: "a line".to_owned(),

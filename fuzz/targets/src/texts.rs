@@ -14,7 +14,7 @@ use std::process::ExitStatus;
 
 use nbdkit_api::client::{Peer, PeerAddress, TlsPeer};
 use nbdkit_api::parse;
-use nbdkit_ipc::messages::{Applies, LogRecord, Parameter};
+use nbdkit_ipc::messages::{Applies, Level, LogRecord, Parameter};
 use nbdkit_worker::fuzz::Server;
 
 use crate::input::Input;
@@ -235,8 +235,13 @@ pub fn log_line(data: &[u8]) {
     let (kind, connection) = (input.u8(), input.u64());
     let layer = (kind & 1 != 0).then(|| String::from_utf8_lossy(input.sized()).into_owned());
     let text = String::from_utf8_lossy(input.0).into_owned();
-    let line =
-        nbdkitd::fuzz::log_line(&LogRecord { error: kind & 2 != 0, layer, connection, text });
+    let level = match kind & 6 {
+        0 => Level::Debug,
+        2 => Level::Error,
+        4 => Level::Warning,
+        _ => Level::Notice,
+    };
+    let line = nbdkitd::fuzz::log_line(&LogRecord { level, layer, connection, text });
     let line = line.strip_suffix('\n').expect("a line ends");
     assert!(!line.chars().any(char::is_control), "{line:?}");
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use nbdkit_api::client::{self, Client};
 use nbdkit_ipc::messages::{self, Serve};
-use nbdkit_ipc::{Channel, FromWorker, WorkerExit};
+use nbdkit_ipc::{Channel, FromWorker, WorkerExit, title};
 
 use super::Service;
 use crate::authority::Listener;
@@ -41,8 +41,9 @@ pub(super) fn run(
         nbdkit_api::error!("fcntl: {}", nbdkit_api::strerror(errno));
         return WorkerExit::Failed.code();
     }
-    // What top(1) and ps(1) show as the command.
+    // What top(1) and ps(1) show as the command, with and without its arguments.
     let _ = nix::sys::prctl::set_name(c"nbdkit:worker");
+    entitle(&serve.peer.address, None);
     if service.swap {
         // Locks are not inherited by fork.
         if let Err(error) = privileges::lock_memory() {
@@ -56,6 +57,7 @@ pub(super) fn run(
     }
     let socket = Socket::new(input, output);
     let tell = |export: &str| {
+        entitle(&serve.peer.address, Some(export));
         let _ = link.send(&FromWorker::Serving { export: export.to_owned() }, &[]);
     };
     let client = client(serve, &socket);
@@ -69,6 +71,18 @@ pub(super) fn run(
     };
     let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));
     served.unwrap_or(WorkerExit::Panicked).code()
+}
+
+/// Shows whose worker this is, and as soon as that is known, for which export. A function of its own, so that the frame of a
+/// worker that waits for its client does not have what this needs.
+#[inline(never)]
+fn entitle(address: &messages::PeerAddress, export: Option<&str>) {
+    let address = match address {
+        messages::PeerAddress::Inet(address) => address.ip().to_string(),
+        other => other.to_string(),
+    };
+    let export = export.map_or(String::new(), |name| format!(" export={}", title::name(name)));
+    title::set(&format!("worker {address}{export}"));
 }
 
 /// The client that came with `serve`.

@@ -1,4 +1,4 @@
-//! Where error lines go: `--log`.
+//! Where lines go that are not for debugging: `--log`.
 
 #![forbid(unsafe_code)]
 
@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
+use nbdkit_ipc::messages::Level;
 use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 
 use crate::cli::command_line::LogDestination;
@@ -70,15 +71,20 @@ impl Destination {
         }
     }
 
-    /// Writes an error line made by `line` for this kind of destination.
-    pub(super) fn error(&mut self, line: impl FnOnce(Kind) -> String) {
+    /// Whether somebody may be looking on.
+    pub(super) fn is_terminal(&self) -> bool {
+        matches!(self, Destination::Stderr)
+    }
+
+    /// Writes a line made by `line` for this kind of destination.
+    pub(super) fn write(&mut self, level: Level, line: impl FnOnce(Kind) -> String) {
         // There is nobody to tell that the log is full.
         let _ = match self {
             Destination::Null => Ok(()),
             Destination::Stderr => io::stderr().write_all(line(Kind::Terminal).as_bytes()),
             Destination::File(file) => file.write_all(line(Kind::File).as_bytes()),
             Destination::Syslog(syslog) => {
-                syslog.error(&line(Kind::Syslog));
+                syslog.write(level, &line(Kind::Syslog));
                 Ok(())
             }
         };
@@ -92,15 +98,21 @@ pub(super) struct Syslog {
 }
 
 impl Syslog {
-    /// Sends a line at LOG_ERR; tries a second time if the system log was restarted.
-    fn error(&mut self, line: &str) {
+    /// Sends a line at the priority of its level; tries a second time if the system log was restarted.
+    fn write(&mut self, level: Level, line: &str) {
         for _ in 0..2 {
             if self.connection.is_none() {
                 self.connection = connect(self.pid);
                 self.last_words();
             }
             let Some(connection) = &mut self.connection else { return };
-            if connection.err(line).is_ok() {
+            let sent = match level {
+                Level::Error => connection.err(line),
+                Level::Warning => connection.warning(line),
+                Level::Notice => connection.notice(line),
+                Level::Debug => connection.debug(line),
+            };
+            if sent.is_ok() {
                 return;
             }
             self.connection = None;
@@ -142,7 +154,7 @@ mod tests {
         let _ = std::fs::remove_file(&path);
         for text in ["one\n", "two\n"] {
             let mut log = Destination::open(&LogDestination::File(path.clone())).unwrap();
-            log.error(|kind| {
+            log.write(Level::Error, |kind| {
                 assert_eq!(kind, Kind::File);
                 text.to_owned()
             });

@@ -5,14 +5,7 @@
 
 use std::fmt::Write as _;
 
-/// How serious a line is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Level {
-    /// Always logged.
-    Error,
-    /// Only with `-v`, and always to standard error.
-    Debug,
-}
+use nbdkit_ipc::messages::Level;
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,6 +38,8 @@ pub(crate) fn line(
     }
     line.push_str(match level {
         Level::Error => "error: ",
+        Level::Warning => "warning: ",
+        Level::Notice => "notice: ",
         Level::Debug => "debug: ",
     });
     escape(&mut line, text);
@@ -129,6 +124,8 @@ mod tests {
             ("null", 12, Level::Debug, "nbdkit: null[12]: debug: x\n"),
             ("null", 0, Level::Debug, "nbdkit: null: debug: x\n"),
             ("", 0, Level::Error, "nbdkit: error: x\n"),
+            ("", 0, Level::Warning, "nbdkit: warning: x\n"),
+            ("", 0, Level::Notice, "nbdkit: notice: x\n"),
         ] {
             assert_eq!(line("nbdkit", speaker(layer, connection), level, "x", false), expected);
         }

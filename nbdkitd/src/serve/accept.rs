@@ -224,6 +224,7 @@ impl Server {
 
     fn admit(&mut self, client: OwnedFd, now: Instant) {
         self.log.debug(|| "accepted connection".to_owned());
+        self.follow_groups(now);
         let peer = sockets::peer(&client);
         self.place(client, peer, now);
     }

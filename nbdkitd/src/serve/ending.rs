@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use signal_hook::consts::SIGCHLD;
 
+use super::rebuild::Maker;
 use super::{Server, Stage};
 use crate::captive;
 use crate::notify::{self, State};
@@ -74,13 +75,17 @@ impl Server {
     }
 
     fn signalled(&mut self, signal: i32) {
-        match self.stage {
+        let stage = self.stage;
+        match stage {
             Stage::Configuring | Stage::Entering => {
                 self.signal = Some(signal);
                 if let Some(template) = &self.template {
                     template.kill();
                 }
                 self.stop(1);
+            }
+            Stage::Serving if self.waits_for_captive(Instant::now()) => {
+                self.log.debug(|| format!("signal {signal}: the server ends with the command"));
             }
             Stage::Serving => {
                 self.log.debug(|| format!("shutting down: signal {signal}"));
@@ -101,6 +106,16 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Whether a signal makes the server wait for the command of `--run`, which needs it, as nbdkit does. Who signals again
+    /// later wants both to end.
+    fn waits_for_captive(&mut self, now: Instant) -> bool {
+        if self.captive.is_none() {
+            return false;
+        }
+        let since = *self.ends_with_captive.get_or_insert(now);
+        now < since + IMPATIENCE
     }
 
     /// timeout(1), for one, signals the process and then its whole group. That is not an impatient user.
@@ -128,6 +143,11 @@ impl Server {
         }
         self.status = status;
         self.stage = Stage::Stopping;
+        self.first = None;
+        // Empty once the server is ready.
+        for file in std::mem::take(&mut self.made) {
+            file.remove();
+        }
         self.forget_clients();
         self.rebuild_at = None;
         self.close_listeners();
@@ -195,6 +215,10 @@ impl Server {
                         self.template_ended(status);
                     } else if self.captive.as_ref().is_some_and(|captive| captive.pid() == pid) {
                         self.captive_ended(status);
+                    } else if let Maker::Spawner(spawner) = &mut self.maker
+                        && spawner.pid() == pid
+                    {
+                        spawner.set_reaped();
                     } else if let Some(number) = self.connections.of_pid(pid.as_raw()) {
                         // Its template has ended before it.
                         let _ = self.connection_ended(number, Some(exit_of(status)));
@@ -210,7 +234,8 @@ impl Server {
     fn captive_ended(&mut self, status: WaitStatus) {
         let (code, text) = captive::outcome(status);
         // While the server is being stopped, the signal was meant for both.
-        if let Some(text) = text.filter(|_| self.stage != Stage::Stopping) {
+        let signalled = self.stage == Stage::Stopping || self.ends_with_captive.is_some();
+        if let Some(text) = text.filter(|_| !signalled) {
             self.log.error(&text);
         }
         self.captive = None;
@@ -360,7 +385,7 @@ fn exit_of(status: WaitStatus) -> WorkerExit {
 #[cfg(test)]
 mod tests {
     use crate::serve::fuzz::Listener;
-    use crate::template::Template;
+    use crate::template::{Origin, Template};
     use nbdkit_ipc::Channel;
     use nix::unistd::Pid;
 
@@ -371,7 +396,7 @@ mod tests {
         listener.turn();
         assert_eq!(listener.server.connections.len(), 2);
         let (link, _next) = Channel::pair().unwrap();
-        listener.server.template = Some(Template::new(Pid::this(), link));
+        listener.server.template = Some(Template::new(Pid::this(), link, Origin::Rebuild));
         drop(listener.workers.remove(0));
         listener.turn();
         assert!(listener.server.connections.get(1).is_none());

@@ -17,7 +17,7 @@ use super::{Plan, Server, Stage, WorkerLink};
 use crate::cli::command_line::{LogDestination, Options, Stack};
 use crate::identity::Identity;
 use crate::log::Log;
-use crate::template::{Recipe, Template};
+use crate::template::{Origin, Recipe, Template};
 
 /// No process has it: the kernel's largest is 2^22. proc_pid_max(5).
 const NOBODY: Pid = Pid::from_raw(i32::MAX);
@@ -49,7 +49,7 @@ impl Listener {
             recipe: Recipe::new(&stack, &options, Purpose::Serve, true, None),
             options,
             mode: None,
-            adopted: Vec::new(),
+            first: None,
             identity: Identity::default(),
             report: None,
             streams: None,
@@ -59,7 +59,7 @@ impl Listener {
         let failed = |error: std::io::Error| error.to_string();
         let mut server = Server::new(plan, log)?;
         let (link, template) = Channel::pair().map_err(failed)?;
-        server.template = Some(Template::new(NOBODY, link));
+        server.template = Some(Template::new(NOBODY, link, Origin::Rebuild));
         // Later than start-up, which would change this process.
         server.stage = Stage::Serving;
         let isolation = if shared { Isolation::Shared } else { Isolation::Connection };

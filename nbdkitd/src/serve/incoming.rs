@@ -434,7 +434,7 @@ mod tests {
     #[test]
     fn records_that_are_too_long_are_not_plausible() {
         let record = |layer: usize, text: usize| LogRecord {
-            error: true,
+            level: Level::Error,
             layer: Some("l".repeat(layer)),
             connection: 1,
             text: "t".repeat(text),

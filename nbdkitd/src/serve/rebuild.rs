@@ -11,6 +11,7 @@ use mio::unix::SourceFd;
 use nbdkit_ipc::messages::EnterService;
 use nix::unistd::Pid;
 
+use super::cgroup::Groups;
 use super::{SPAWNER, Server, Stage};
 use crate::cli::command_line::{Sandbox, ServiceMode};
 use crate::sockets::PrivateDirectory;
@@ -80,6 +81,8 @@ impl Server {
                 .register(&mut SourceFd(&spawner.raw_fd()), SPAWNER, Interest::READABLE)
                 .map_err(|error| format!("epoll_ctl: {}", errno_text(&error)))?;
             self.maker = Maker::Spawner(spawner);
+            // Without /proc nobody follows.
+            self.groups = Groups::of_this_process().ok();
         }
         confine::confine(&self.log, self.private.as_ref().map(PrivateDirectory::path))
     }
@@ -92,13 +95,23 @@ impl Server {
         }
     }
 
+    /// Ends the spawner, if there is one, and reaps it.
+    pub(super) fn end_spawner(&mut self) {
+        if let Maker::Spawner(spawner) = std::mem::replace(&mut self.maker, Maker::Nobody) {
+            spawner.end();
+        }
+    }
+
     pub(super) fn rebuild_if_due(&mut self, now: Instant) {
         if self.rebuild_at.is_none_or(|at| now < at) {
             return;
         }
         self.rebuild_at = None;
         let begun = match &self.maker {
-            Maker::Ourselves => self.start_template(),
+            Maker::Ourselves => {
+                let template = self.plan.recipe.start_again(&self.service());
+                template.and_then(|template| self.listen_to_template(template))
+            }
             Maker::Spawner(spawner) => {
                 spawner.ask().map_err(|error| format!("spawner: {}", errno_text(&error)))
             }
@@ -132,7 +145,10 @@ impl Server {
             Answer::Failed(line) => self.fail(&line),
             Answer::Gone => {
                 self.forget(&fd);
-                self.maker = Maker::Nobody;
+                self.end_spawner();
+                if self.stage == Stage::Stopping {
+                    return;
+                }
                 // Noted now; what it means shows when a template ends.
                 self.log.error("the spawner has ended: a template that ends is not replaced");
                 if self.stage == Stage::Serving && self.template.is_none() && !self.retiring {

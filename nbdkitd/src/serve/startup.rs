@@ -15,12 +15,14 @@ use mio::{Interest, Token};
 use nbdkit_ipc::messages::{Configured, Purpose};
 
 use super::accept::Listener;
-use super::{FIRST_LISTENER, Server, Stage};
+use super::{FIRST_LISTENER, FirstStart, Server, Stage};
 use crate::captive::{Captive, Streams};
 use crate::cli::build_info::{NBDKIT_VERSION, OWN_VERSION};
 use crate::cli::command_line::{ServiceMode, TcpPort, TlsMode};
 use crate::cli::uri;
+use crate::made::MadeFile;
 use crate::notify::{self, State};
+use crate::template::Origin;
 use crate::{capabilities, daemon, errno_text, sockets};
 
 impl Server {
@@ -44,28 +46,44 @@ impl Server {
         if self.plan.recipe.purpose() != Purpose::Serve {
             return self.template_violates("unexpected Configured");
         }
-        if self.stage == Stage::Serving {
-            // A replacement. The same parameters may mean something else by now, but not this much else.
-            if self.configured.as_ref() != Some(&configured) {
-                return self.fail("the new template was configured in another way than the first");
+        let Some(template) = &mut self.template else { return };
+        match (template.origin(), self.stage) {
+            (Origin::FirstStart, Stage::Configuring) => {
+                let Some(first) = self.first.take() else {
+                    return self.template_violates("unexpected Configured");
+                };
+                self.configured = Some(configured);
+                if let Err(line) = self.listen(first) {
+                    return self.fail(&line);
+                }
+                self.stage = Stage::Entering;
+                let service = self.service();
+                if let Some(template) = &mut self.template {
+                    template.enter_service(service);
+                }
             }
-        } else {
-            self.configured = Some(configured);
-            if let Err(line) = self.listen() {
-                return self.fail(&line);
+            // It is told to quiesce instead.
+            (Origin::FirstStart, Stage::Stopping) => {}
+            (Origin::Rebuild, Stage::Serving) => {
+                template.enters_service();
+                // The same parameters may mean something else by now, but not this much else.
+                if self.configured.as_ref() != Some(&configured) {
+                    self.fail("the new template was configured in another way than the first");
+                }
             }
-            self.stage = Stage::Entering;
-        }
-        let service = self.service();
-        if let Some(template) = &mut self.template {
-            template.enter_service(service);
+            // It will find that it is told to quiesce, too.
+            (Origin::Rebuild, Stage::Stopping) => template.enters_service(),
+            (Origin::FirstStart, Stage::Entering | Stage::Serving)
+            | (Origin::Rebuild, Stage::Configuring | Stage::Entering) => {
+                self.template_violates("unexpected Configured");
+            }
         }
     }
 
     /// Makes the sockets, prints the URI, and gives up the standard streams.
-    fn listen(&mut self) -> Result<(), String> {
+    fn listen(&mut self, first: FirstStart) -> Result<(), String> {
         let Some(mode) = &mut self.plan.mode else { return Ok(()) };
-        let adopted = std::mem::take(&mut self.plan.adopted);
+        let FirstStart { adopted } = first;
         let label = self.plan.options.selinux_label.as_deref();
         let listening = sockets::open(mode, adopted, label, &self.log)?;
         // For the URI: port 0 is of no use to clients.
@@ -73,6 +91,7 @@ impl Server {
             *port = Some(TcpPort::Number(chosen));
         }
         self.private = listening.directory;
+        self.made.extend(listening.made);
         for (index, socket) in listening.sockets.into_iter().enumerate() {
             self.poll
                 .registry()
@@ -123,14 +142,21 @@ impl Server {
 
     /// The template is ready for clients.
     pub(super) fn ready(&mut self) {
-        if self.stage != Stage::Entering {
-            self.log.error("the template was replaced, clients are accepted again");
-            return;
+        match self.stage {
+            Stage::Entering => {}
+            Stage::Serving => {
+                return self.log.notice("the template was replaced, clients are accepted again");
+            }
+            // It hears that it is to quiesce.
+            Stage::Stopping => return,
+            Stage::Configuring => return self.template_violates("unexpected Ready"),
         }
         self.stage = Stage::Serving;
         if let Err(line) = self.enter_service() {
             return self.fail(&line);
         }
+        // From here on they stay, as in nbdkit.
+        self.made.clear();
         notify::notify(State::Ready);
         if let Some(streams) = self.plan.streams.take() {
             self.hand_over_streams(streams);
@@ -143,8 +169,9 @@ impl Server {
             self.log.debug(|| format!("forked into background (new pid = {})", std::process::id()));
         }
         if let Some(path) = &self.plan.options.pid_file {
-            write_pid_file(path)
+            let made = write_pid_file(path)
                 .map_err(|error| format!("{}: {}", path.display(), errno_text(&error)))?;
+            self.made.extend(made);
             self.log.debug(|| format!("written pidfile {}", path.display()));
         }
         // Here rather than last: what fails must still reach the user.
@@ -160,10 +187,15 @@ impl Server {
                 .map_err(|error| format!("--run: /bin/sh: {}", errno_text(&error)))?;
             self.captive = Some(captive);
         }
+        let gone = "the process that started the server is gone";
+        // Before files cannot be removed any more.
+        if report.as_ref().is_some_and(|report| !report.is_awaited()) {
+            return Err(gone.to_owned());
+        }
         // After all that starts programs, and before anybody relies on it.
         self.confine()?;
         if let Some(report) = report {
-            report.ready().map_err(|_| "the process that started the server is gone".to_owned())?;
+            report.ready().map_err(|_| gone.to_owned())?;
         }
         Ok(())
     }
@@ -185,16 +217,19 @@ impl Server {
 /// The pid file: one line. An old one is overwritten, and it stays when the server ends. nbdkit(1), `-P`.
 ///
 /// It appears with its content, for whoever waits for it to appear, unless it is no regular file or its directory takes no
-/// new ones.
-fn write_pid_file(path: &Path) -> io::Result<()> {
+/// new ones. Returns the file, unless something else was there to be written to.
+fn write_pid_file(path: &Path) -> io::Result<Option<MadeFile>> {
     let line = format!("{}\n", std::process::id());
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}", std::process::id()));
-    let is_file = path.symlink_metadata().map_or(true, |metadata| metadata.is_file());
+    let found = path.symlink_metadata();
+    let (is_new, is_file) = (found.is_err(), found.map_or(true, |metadata| metadata.is_file()));
     if is_file && write_line(Path::new(&beside), &line, true).is_ok() {
-        return std::fs::rename(&beside, path).inspect_err(|_| drop(std::fs::remove_file(&beside)));
+        std::fs::rename(&beside, path).inspect_err(|_| drop(std::fs::remove_file(&beside)))?;
+        return Ok(MadeFile::at(path));
     }
-    write_line(path, &line, false)
+    write_line(path, &line, false)?;
+    Ok(MadeFile::at(path).filter(|_| is_new))
 }
 
 fn write_line(path: &Path, line: &str, new: bool) -> io::Result<()> {

@@ -1,63 +1,21 @@
-//! Fork, and handles on processes that cannot come to mean another process.
+//! Handles on processes that cannot come to mean another process.
 
-#![expect(
-    unsafe_code,
-    reason = "fork, what a fork does first and last, and the pidfd system calls"
-)]
+#![expect(unsafe_code, reason = "a signal handler, and the pidfd system calls")]
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::unistd::{ForkResult, Pid};
-
-/// Makes a copy of this process. Returns the copy's id, or `None` in the copy.
-///
-/// # Errors
-/// EAGAIN, ENOMEM; EBUSY if this process has more than one thread, because the copy would have only this one and
-/// whatever locks the others hold.
-pub(crate) fn fork() -> nix::Result<Option<Pid>> {
-    // A directory has a link for itself, one from its parent, and one from each subdirectory: each thread.
-    if std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3) {
-        return Err(Errno::EBUSY);
-    }
-    // SAFETY: the process is single-threaded (checked above, and nothing in between starts a thread), so the child
-    // may go on as if nothing had happened.
-    match unsafe { nix::unistd::fork() }? {
-        ForkResult::Parent { child } => Ok(Some(child)),
-        ForkResult::Child => Ok(None),
-    }
-}
-
-/// Ends the process at once: no destructors, for in a fork what they would remove belongs to the other.
-pub(crate) fn exit_now(status: i32) -> ! {
-    // SAFETY: _exit has no preconditions and does not return.
-    unsafe { libc::_exit(status) }
-}
+use nix::unistd::Pid;
 
 extern "C" fn ignore(_signal: libc::c_int) {}
 
-/// In a fork: signals that a terminal or a service manager sends to all processes at once do nothing here, and those of
-/// children have their default meaning again. Handlers and not SIG_IGN, which programs would inherit.
-///
-/// # Errors
-/// None that a kernel has for this.
-pub(crate) fn leave_signals_to_parent() -> nix::Result<()> {
-    let nothing = SigHandler::Handler(ignore);
-    for (signal, handler) in [
-        (Signal::SIGINT, nothing),
-        (Signal::SIGQUIT, nothing),
-        (Signal::SIGTERM, nothing),
-        (Signal::SIGHUP, nothing),
-        (Signal::SIGCHLD, SigHandler::SigDfl),
-    ] {
-        let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
-        // SAFETY: the handler does nothing, which is safe in any context.
-        unsafe { sigaction(signal, &action) }?;
-    }
-    Ok(())
+/// Makes a log file or a pid file that may not grow further (`ulimit -f`) an error, EFBIG, and not the end of the process.
+/// A handler and not SIG_IGN, which the command of `--run` would inherit. setrlimit(2).
+pub(crate) fn survive_file_size_limit() {
+    let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler does nothing, which is safe in any context. It does not fail for a signal that can be caught.
+    let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
 }
 
 /// Test only: a worker that says `listener: system call NUMBER` has this process make it, as if it was taken over.
@@ -69,24 +27,6 @@ pub(crate) fn call_for_test(text: &str) {
         // SAFETY: not upheld for all numbers; whoever runs such a build asked for it.
         unsafe { libc::syscall(number, 0, 0, 0, 0, 0, 0) };
     }
-}
-
-/// In a fork that will not use them again: closes all descriptors but the standard streams and `kept`.
-///
-/// # Errors
-/// /proc cannot be read.
-pub(crate) fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
-    let numbers: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    for number in numbers {
-        if number > libc::STDERR_FILENO && number != kept.as_raw_fd() {
-            // SAFETY: by contract this process, a fork that only its spawner code runs in, does not use what owned them, and
-            // ends without dropping it. The directory that was read is closed already: EBADF.
-            unsafe { libc::close(number) };
-        }
-    }
-    Ok(())
 }
 
 /// A process, whatever becomes of its number. pidfd_open(2).
@@ -138,14 +78,5 @@ mod tests {
         process.signal(Some(Signal::SIGKILL)).unwrap();
         child.wait().unwrap();
         assert_eq!(process.signal(None), Err(Errno::ESRCH));
-    }
-
-    #[test]
-    fn a_process_with_threads_does_not_fork() {
-        let (stop, stopped) = std::sync::mpsc::channel::<()>();
-        let thread = std::thread::spawn(move || stopped.recv().is_ok());
-        assert_eq!(fork(), Err(Errno::EBUSY));
-        drop(stop);
-        thread.join().unwrap();
     }
 }

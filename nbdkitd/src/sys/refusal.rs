@@ -6,7 +6,8 @@ use std::os::fd::RawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use super::process::exit_now;
+use nbdkit_ipc::process::exit_now;
+
 use crate::log::syscalls;
 
 /// Where the line goes, and how it begins: what the log needs before the text.

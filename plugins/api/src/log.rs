@@ -13,6 +13,10 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 pub enum Level {
     /// `nbdkit_error`: always logged.
     Error,
+    /// Always logged: something is probably not what the user meant.
+    Warning,
+    /// For system log and log file; on standard error only with `-v`.
+    Notice,
     /// `nbdkit_debug`: only with `-v`.
     Debug,
 }
@@ -128,6 +132,16 @@ fn with_trace<T>(trace: Trace, call: impl FnOnce() -> T) -> T {
 /// Logs an error in the name of the current speaker.
 pub fn error(message: &str) {
     record(Level::Error, SPEAKER.get(), message);
+}
+
+/// Logs a warning in the name of the current speaker.
+pub fn warning(message: &str) {
+    record(Level::Warning, SPEAKER.get(), message);
+}
+
+/// Logs a notice in the name of the current speaker.
+pub fn notice(message: &str) {
+    record(Level::Notice, SPEAKER.get(), message);
 }
 
 /// Logs a debug message in the name of the current speaker, if wanted. Prefer [`debug!`](crate::debug),

@@ -194,11 +194,14 @@ fn a_debug_flag_that_there_is_not_is_reported() {
 }
 
 #[test]
-fn the_sandbox_of_code_that_declares_nothing_is_named_in_the_log() {
-    let mut server = Server::nbdkit([&compile("order.c", &[])]).start();
-    server.stop();
-    let stderr = server.stderr_text_after_end();
-    assert_eq!(stderr.lines().filter(|line| without_sandbox(line).is_none()).count(), 1);
+fn the_sandbox_of_code_that_declares_nothing_is_named_with_v() {
+    for (options, lines) in [(&["-v"][..], 1), (&[], 0)] {
+        let mut server = Server::nbdkit(options).arg(compile("order.c", &[])).start();
+        server.stop();
+        let stderr = server.stderr_text_after_end();
+        let named = stderr.lines().filter(|line| without_sandbox(line).is_none());
+        assert_eq!(named.count(), lines, "{stderr}");
+    }
     // Who knows what it needs may say so.
     let mut server = Server::nbdkit(["--sandbox=strict", &compile("plain.cc", &[])]).start();
     let mut client = server.connect();

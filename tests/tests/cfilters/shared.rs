@@ -22,7 +22,7 @@ fn workers(server: &Server) -> usize {
 fn a_filter_in_c_on_a_builtin_plugin_is_served_by_one_process_with_the_compat_sandbox() {
     let filter = format!("--filter={}", compile("every.c", &[]));
     for (isolation, processes) in [(None, 0), (Some("--isolation=connection"), 2)] {
-        let arguments = isolation.into_iter().chain([&*filter, "null", "1M"]);
+        let arguments = isolation.into_iter().chain(["-v", &*filter, "null", "1M"]);
         let server = Server::nbdkit(arguments).start();
         let _clients = [connected(&server), connected(&server)];
         assert_eq!(workers(&server), processes, "{isolation:?}");

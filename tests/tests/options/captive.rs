@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use nbdkit_tests::Ask;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::server::free_port;
 use nix::sys::signal::{Signal, kill};
@@ -187,20 +189,94 @@ fn clients_are_cut_off_when_the_command_is_done() {
 }
 
 #[test]
-fn a_signal_ends_server_and_command() {
+fn a_signal_to_the_server_waits_for_the_command() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        let paths = Paths::new();
+        let (pid, stop) = (paths.text("command"), paths.text("stop"));
+        let command = format!("echo $$ > {pid}; until test -e {stop}; do sleep 0.02; done; exit 7");
+        let mut server = Foreground::nbdkit(["-U", "-", "null", "--run", &command]);
+        let command = pid_in(&paths.path("command"));
+        server.signal(signal);
+        // Time enough to end, if it would.
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(alive(command) && server.try_wait().is_none(), "{signal}");
+        paths.write("stop", "");
+        assert_eq!(server.wait().code(), Some(7), "{signal}: {}", server.stderr());
+        assert_eq!(server.stderr(), "", "{signal}");
+    }
+}
+
+#[test]
+fn a_command_that_a_signal_waits_for_still_has_its_server() {
+    if debian_lacks("new clients after a signal: they wait until the command ends") {
+        return;
+    }
+    let paths = Paths::new();
+    let stop = paths.text("stop");
+    let command = format!("until test -e {stop}; do sleep 0.02; done");
+    let arguments = ["-v", "-U", &paths.text("sock"), "memory", "1M", "--run", &command];
+    let mut server = Foreground::nbdkit(arguments);
+    eventually("the socket", || paths.path("sock").exists());
+    let mut client = connect(&paths.path("sock"));
+    crate::support::open(&mut client);
+    server.signal(Signal::SIGTERM);
+    server.wait_for_stderr("ends with the command");
+    assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").error, None);
+    assert_serves(&mut connect(&paths.path("sock")));
+    paths.write("stop", "");
+    assert!(server.wait().success());
+}
+
+#[test]
+fn a_signal_that_is_repeated_ends_server_and_command() {
     if debian_lacks("one process to signal with --run: the server is its child") {
         return;
     }
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+    let paths = Paths::new();
+    let command = format!("echo $$ > {}; exec sleep 60", paths.text("command"));
+    let mut server = Foreground::nbdkit(["-U", "-", "null", "--run", &command]);
+    let command = pid_in(&paths.path("command"));
+    let end = Instant::now() + crate::support::DEADLINE;
+    while server.try_wait().is_none() {
+        server.signal(Signal::SIGTERM);
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(Instant::now() < end, "it waits for ever");
+    }
+    eventually("the command has ended, too", || !alive(command));
+    // Which of several sensible statuses it is, is nobody's promise; that it is one, not a signal, is.
+    let status = server.wait();
+    assert!(status.code().is_some(), "{status}");
+}
+
+/// The template is killed, and while the next one is being configured the command ends, and with it the server.
+#[test]
+fn a_template_that_is_made_while_the_server_ends_changes_nothing() {
+    if debian_lacks("a template") {
+        return;
+    }
+    for sandbox in ["--sandbox=strict", "--sandbox=off"] {
         let paths = Paths::new();
-        let command = format!("echo $$ > {}; exec sleep 60", paths.text("command"));
-        let mut server = Foreground::nbdkit(["null", "--run", &command]);
-        let command = pid_in(&paths.path("command"));
-        server.signal(signal);
-        let status = server.wait();
-        eventually("the command has ended, too", || !alive(command));
-        // Which of several sensible statuses it is, is nobody's promise; that it is one, not a signal, is.
-        assert!(status.code().is_some(), "{status}");
+        // What opens it waits until somebody reads from it.
+        let log = paths.text("log");
+        let command = format!(
+            r#"echo "$unixsocket"
+            called() {{
+                for child in $(cat /proc/$PPID/task/$PPID/children); do
+                    [ "$(cat /proc/$child/comm 2>/dev/null)" != $1 ] || echo $child
+                done
+            }}
+            rm {log} && mkfifo {log} && kill -9 $(called nbdkit:template)
+            until [ "$(called nbdkit-worker)" ]; do sleep 0.02; done
+            (sleep 0.5; cat {log}) >/dev/null 2>&1 &
+            exit 7"#
+        );
+        let log = format!("logfile={log}");
+        let finished =
+            run([sandbox, "-U", "-", "--filter=log", "null", "1M", &log, "--run", &command]);
+        assert_eq!(finished.status.code(), Some(7), "{finished:?}");
+        assert!(finished.stderr.contains("was killed by SIGKILL"), "{finished:?}");
+        assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
+        assert!(!Path::new(finished.stdout.trim_end()).exists(), "{finished:?}");
     }
 }
 

@@ -162,6 +162,46 @@ fn a_daemon_logs_to_the_system_log() {
     assert!(message.contains("nbdkit"), "{message}");
 }
 
+/// A notice is for logs: on standard error it takes `-v`.
+#[test]
+fn what_is_no_error_is_a_notice() {
+    if debian_lacks("--sandbox") {
+        return;
+    }
+    let noticed = "without a sandbox";
+    let said = |options: &[&str]| {
+        let mut server = Server::nbdkit(options).args(["--sandbox=off", "null"]).start();
+        assert!(server.stop().success());
+        server.stderr_text_after_end()
+    };
+    assert_eq!(said(&[]), "");
+    let verbose = said(&["-v"]);
+    let line = verbose.lines().find(|line| line.contains(noticed)).expect("said with -v");
+    assert!(line.starts_with("nbdkit: notice: "), "{line}");
+    let paths = Paths::new();
+    let log = paths.text("log");
+    assert_eq!(said(&[&format!("--log={log}")]), "");
+    assert!(std::fs::read_to_string(&log).unwrap().contains(noticed));
+}
+
+/// What is noticed while the terminal is still there reaches the log of the time after it, at priority 5, notice.
+#[test]
+fn a_daemon_keeps_its_notices_for_the_system_log() {
+    if debian_lacks("--sandbox") || needs_root("a /dev/log of one's own") {
+        return;
+    }
+    let paths = Paths::new();
+    let (sock, pid) = (paths.text("sock"), paths.text("pid"));
+    let arguments = ["-U", &sock, "-P", &pid, "--sandbox=off", "null"];
+    let (log, mut command) = with_system_log(&paths, &arguments);
+    let finished = launch(&mut command);
+    assert!(finished.status.success() && finished.stderr.is_empty(), "{finished:?}");
+    let _daemon = Daemon::of(&paths.path("pid"));
+    let message = system_log_message(&log, "without a sandbox");
+    let priority: u8 = message[1..message.find('>').unwrap()].parse().unwrap();
+    assert_eq!(priority & 7, 5, "{message}");
+}
+
 #[test]
 fn the_system_log_can_be_asked_for_in_the_foreground() {
     if needs_root("a /dev/log of one's own") {

@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
 mod captive;
+mod cgroup;
 mod daemon;
 mod endings;
+mod failed_start;
 mod identity;
 mod information;
 mod isolation;
@@ -21,6 +23,7 @@ mod systemd;
 mod tcp;
 mod threads;
 mod timeout;
+mod titles;
 mod trace;
 mod unix_socket;
 mod uri;

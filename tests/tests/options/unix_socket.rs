@@ -92,7 +92,8 @@ fn the_private_directory_goes_with_a_signal() {
         let mut server =
             Foreground::nbdkit(["-U", "-", "null", "--run=echo $unixsocket; exec sleep 60"]);
         let socket = private_socket(&server);
-        server.signal(signal);
+        // The server alone would wait for its command.
+        server.signal_group(signal);
         server.wait();
         assert!(!socket.parent().unwrap().exists(), "{signal} leaves {}", socket.display());
     }

@@ -10,8 +10,9 @@ use crate::server;
 #[test]
 fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
     // Little-endian, as nbdkit-ipc's golden bytes have it: the variant, then an error without a layer, connection 0, no text.
-    let log = format!("000000000100{}", "00".repeat(16));
-    let layer = format!("0000000001010101000000000000{}{}", "41".repeat(257), "00".repeat(16));
+    let log = format!("000000000000000000{}", "00".repeat(16));
+    let layer =
+        format!("0000000000000000010101000000000000{}{}", "41".repeat(257), "00".repeat(16));
     let serving = "020000000000000000000000";
     let refused = "0300000065000000";
     // Ed25519, for two bytes.

@@ -1,0 +1,165 @@
+//! `nbdkit-spawner`, the spawner: makes new templates for the listener, which has confined itself and cannot, and moves
+//! them into the control group that the listener was moved into.
+//!
+//! Started by the listener (`nbdkit`) only, before that confines itself, with the number of its channel as the one
+//! argument. A program of its own rather than a fork of the listener: it holds no copy of the listener's keys, and whoever
+//! looks for `nbdkit` finds the one process to be signalled.
+//!
+//! It first learns what a template is, once; from then on it takes requests with nothing in them that says what is
+//! executed. A listener that was taken over can thus have more templates, of the one kind that there is.
+
+#![deny(unsafe_code)]
+
+mod cgroup;
+mod process;
+
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::{env, io};
+
+use caps::CapSet;
+use nbdkit_ipc::messages::SpawnerSetup;
+use nbdkit_ipc::process::{exit_now, fork};
+use nbdkit_ipc::program::Program;
+use nbdkit_ipc::{
+    Channel, FromSpawner, FromTemplate, Received, RecvError, ToSpawner, ToTemplate, inherited,
+    title,
+};
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getppid};
+
+/// The spawner's end of its channel.
+type Link = Channel<FromSpawner, ToSpawner>;
+
+/// What it has learned.
+struct Spawner {
+    listener: Pid,
+    template: Program,
+    /// What configures a template, in order.
+    messages: Vec<ToTemplate>,
+}
+
+fn main() -> ExitCode {
+    let mut args = env::args_os().skip(1);
+    let number = |arg: OsString| arg.to_str()?.parse().ok();
+    let (Some(Some(number)), None) = (args.next().map(number), args.next()) else {
+        eprintln!("nbdkit-spawner: this program is started by nbdkit and is of no use on its own");
+        return ExitCode::FAILURE;
+    };
+    match inherited(number) {
+        Ok(fd) => run(&Channel::from_fd(fd)),
+        Err(error) => {
+            eprintln!("nbdkit-spawner: channel {number}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Its life.
+fn run(link: &Link) -> ExitCode {
+    title::adopt();
+    let _ = prctl::set_name(c"nbdkit:spawner");
+    if process::leave_signals_to_listener().is_err()
+        || process::close_all_but(link.as_fd()).is_err()
+    {
+        return ExitCode::FAILURE;
+    }
+    let Some(spawner) = learn(link) else { return ExitCode::FAILURE };
+    loop {
+        match receive(link) {
+            Some(ToSpawner::Start) => spawner.answer(link),
+            Some(ToSpawner::Follow { template }) => {
+                cgroup::follow(spawner.listener, Pid::from_raw(template));
+            }
+            // What a template is cannot be changed any more.
+            Some(ToSpawner::Setup(_) | ToSpawner::Know(_) | ToSpawner::SetupEnd) => {
+                return ExitCode::FAILURE;
+            }
+            // The listener is gone.
+            None => return ExitCode::SUCCESS,
+        }
+    }
+}
+
+/// What the listener tells it before it confines itself.
+fn learn(link: &Link) -> Option<Spawner> {
+    let Some(ToSpawner::Setup(setup)) = receive(link) else { return None };
+    let SpawnerSetup { listener, program, directory, title, spared } = setup;
+    let listener = Pid::from_raw(listener);
+    // What it executes gets root's from the bounding set, to drop them itself.
+    end_with(listener).ok()?;
+    drop_capabilities().ok()?;
+    let template =
+        Program { path: program.into(), title, spared, directory: directory.map(PathBuf::from) };
+    let mut messages = Vec::new();
+    loop {
+        match receive(link)? {
+            ToSpawner::Know(message) => messages.push(*message),
+            ToSpawner::SetupEnd => return Some(Spawner { listener, template, messages }),
+            ToSpawner::Setup(_) | ToSpawner::Start | ToSpawner::Follow { .. } => return None,
+        }
+    }
+}
+
+/// The next message; `None` if there will be none.
+fn receive(link: &Link) -> Option<ToSpawner> {
+    loop {
+        match link.recv() {
+            Ok(Received { message, .. }) => return Some(message),
+            Err(RecvError::Io(Errno::EINTR)) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+impl Spawner {
+    /// Has a process of its own start the template, so that the template becomes the listener's child when that process
+    /// ends: the listener is the nearest that adopts orphans (PR_SET_CHILD_SUBREAPER).
+    fn answer(&self, link: &Link) {
+        let spawner = Pid::this();
+        match fork() {
+            Ok(Some(child)) => while waitpid(child, None) == Err(Errno::EINTR) {},
+            Ok(None) => {
+                let started = end_with(spawner).and_then(|()| self.start());
+                let _ = match started {
+                    Ok((pid, theirs)) => {
+                        link.send(&FromSpawner::Started { pid: pid.as_raw() }, &[theirs.as_fd()])
+                    }
+                    Err(error) => link.send(&failure(&error), &[]),
+                };
+                exit_now(0)
+            }
+            Err(errno) => drop(link.send(&failure(&errno.into()), &[])),
+        }
+    }
+
+    /// Starts a template and tells it everything up to `EnterService`, waiting until it has taken that.
+    fn start(&self) -> io::Result<(Pid, Channel<ToTemplate, FromTemplate>)> {
+        let (pid, link) = self.template.start(&[])?;
+        for message in &self.messages {
+            link.send(message, &[])?;
+        }
+        Ok((pid, link))
+    }
+}
+
+fn failure(error: &io::Error) -> FromSpawner {
+    FromSpawner::Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) }
+}
+
+/// Has this process killed when its parent ends, which may have happened.
+fn end_with(parent: Pid) -> io::Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+}
+
+fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
+    [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted]
+        .into_iter()
+        .try_for_each(|set| caps::clear(None, set))
+}
