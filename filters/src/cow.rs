@@ -17,7 +17,7 @@ use std::sync::Arc;
 use nbdkit_api::{
     Access, Backend, BlockSize, Blocking, Cache, Errno, Error, ExtentKind, Extents, FileRange,
     Filter, FilterConnection, Flags, Fua, Needs, NextConfig, Open, Result, Slot, ThreadModel,
-    Value, Zero,
+    Value, Zero, log,
 };
 
 use blocks::{Blocks, Contents, Data};
@@ -78,6 +78,10 @@ impl Filter for Cow {
              cow-on-cache=<BOOL>      Copy cache (prefetch) requests to the overlay.\n\
              cow-on-read=<BOOL>|/PATH Copy read requests to the overlay.",
         )
+    }
+
+    fn debug_flags(&self) -> &'static [&'static str] {
+        &["verbose"]
     }
 
     fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
@@ -218,6 +222,12 @@ impl FilterConnection for Handle {
         let mut rest = buf;
         for run in blocks.runs(rest.len() as u64, offset) {
             let run = run?;
+            if log::verbose() && log::flag("cow", "verbose") != 0 {
+                log::debug(&format!(
+                    "cow: read {} bytes at {}: {:?}",
+                    run.count, run.offset, run.contents
+                ));
+            }
             let (part, others) = rest.split_at_mut(run.count as usize);
             match run.contents {
                 Contents::Below => next.pread(part, run.offset)?,

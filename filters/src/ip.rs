@@ -39,6 +39,10 @@ impl Filter for Ip {
         )
     }
 
+    fn debug_flags(&self) -> &'static [&'static str] {
+        &["rules"]
+    }
+
     fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
         match key {
             "allow" => self.allow.extend(Rule::parse_list(key, value.str()?)?),

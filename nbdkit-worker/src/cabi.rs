@@ -17,7 +17,7 @@ mod connection;
 mod context;
 mod filter;
 mod functions;
-mod library;
+pub(crate) mod library;
 mod plugin;
 pub(crate) mod search;
 mod table;

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nbdkit_api::{Error, Filter, Plugin, Result, Stack, Value, debug, quoted};
+use nbdkit_api::{Error, Filter, Plugin, Result, Stack, Value, log, quoted};
 use nbdkit_ipc::messages::{Applies, Configure, DebugFlag, Parameter};
 
 use crate::cabi;
@@ -24,16 +24,58 @@ pub(crate) fn load(configure: &Configure) -> Result<Stack> {
     let mut filters = filters.collect::<Result<Vec<_>>>()?;
     filters.reverse();
     let stack = Stack::new(filters, plugin);
-    for flag in &configure.debug_flags {
-        let known = flag.name == "nbdkit"
-            || flag.name == stack.plugin().name()
-            || stack.filters().any(|filter| filter.name() == flag.name);
-        if !known {
-            debug!("debug flag -D {}.{} was not used", flag.name, flag.flag);
+    for DebugFlag { name, flag, value } in &configure.debug_flags {
+        match owner_of(&stack, name) {
+            Owner::Nobody => log::warning(&format!("debug flag -D {name}.{flag} was not used")),
+            Owner::Knows(flags) if !flags.contains(&flag.as_str()) => {
+                log::warning(&unknown_flag(name, flag));
+            }
+            // A module in C has had its own by now, and what it lacks was said then.
+            Owner::Knows(_) | Owner::InC => {}
         }
-        nbdkit_api::log::set_flag(&flag.name, &flag.flag, flag.value);
+        log::set_flag(name, flag, *value);
     }
     Ok(stack)
+}
+
+/// The debug flags of the server. nbdkit(1), "SERVER DEBUG FLAGS".
+const SERVER_FLAGS: &[&str] = &[
+    "backend.controlpath",
+    "backend.datapath",
+    "environ",
+    #[cfg(feature = "red-team")]
+    "skip",
+    "tls.log",
+    "tls.session",
+];
+
+/// Whose debug flags those of a name are.
+enum Owner {
+    Nobody,
+    /// The server's, or a built-in module's.
+    Knows(&'static [&'static str]),
+    InC,
+}
+
+fn owner_of(stack: &Stack, name: &str) -> Owner {
+    if name == "nbdkit" {
+        return Owner::Knows(SERVER_FLAGS);
+    }
+    let plugin = stack.plugin();
+    let filter = stack.filters().find(|filter| filter.name() == name);
+    match (plugin.name() == name, filter) {
+        (true, _) if plugin.file().is_some() => Owner::InC,
+        (true, _) => Owner::Knows(plugin.debug_flags()),
+        (false, Some(filter)) if filter.file().is_some() => Owner::InC,
+        (false, Some(filter)) => Owner::Knows(filter.debug_flags()),
+        (false, None) => Owner::Nobody,
+    }
+}
+
+/// What is said of a debug flag that its module does not have, in nbdkit's words.
+pub(crate) fn unknown_flag(name: &str, flag: &str) -> String {
+    let variable = cabi::library::debug_variable(name, flag);
+    format!("-D {name}.{flag}: {name} does not contain a global variable called {variable}")
 }
 
 /// An argument with any of these is a path and not a short name (nbdkit 1.40, "Loading plugins").

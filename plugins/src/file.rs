@@ -118,6 +118,10 @@ impl Plugin for File {
         )
     }
 
+    fn debug_flags(&self) -> &'static [&'static str] {
+        &["zero"]
+    }
+
     fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         match key {
             "file" => self.serve(What::File(value.realpath()?))?,

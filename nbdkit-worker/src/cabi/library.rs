@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-use nbdkit_api::{Error, Result, ResultExt};
+use nbdkit_api::{Error, Result, ResultExt, log};
 use nbdkit_ipc::messages::DebugFlag;
 
 /// An open library.
@@ -66,16 +66,14 @@ impl Module {
                 // SAFETY: it is the address of an int that lives as long as the library. No other thread exists yet,
                 // and a variable that the library may change is not in read-only memory.
                 Ok(address) => unsafe { address.write(*value) },
-                Err(_) => nbdkit_api::error!(
-                    "-D {name}.{flag}: {name} does not contain a global variable called {variable}"
-                ),
+                Err(_) => log::warning(&crate::configure::unknown_flag(name, flag)),
             }
         }
     }
 }
 
 /// The C variable of a debug flag: what cannot be in a name there is an underscore.
-fn debug_variable(name: &str, flag: &str) -> String {
+pub(crate) fn debug_variable(name: &str, flag: &str) -> String {
     format!("{name}_debug_{flag}").replace(['.', '-'], "_")
 }
 

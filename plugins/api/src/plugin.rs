@@ -122,6 +122,12 @@ pub trait Plugin: Send + Sync {
         &[]
     }
 
+    /// The names of its debug flags, `-D MODULE.FLAG=N`, which [`log::flag`](crate::log::flag) tells; others are warned
+    /// about. A module that was loaded from a file has variables instead.
+    fn debug_flags(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Prints further `key=value` lines for `--dump-plugin`.
     ///
     /// # Errors

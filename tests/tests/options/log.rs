@@ -454,3 +454,28 @@ fn a_filter_speaks_in_the_plugin_s_name() {
         assert!(line.starts_with("nbdkit: memory"), "{line}");
     }
 }
+
+/// nbdkit(1), `-D`: a flag that nothing has is most likely misspelt, which is said, and the server starts.
+#[test]
+fn debug_flags_that_nothing_has_are_warned_about() {
+    let unknown = |name: &str, variable: &str| {
+        format!("-D {name}.zz: {name} does not contain a global variable called {variable}")
+    };
+    for (arguments, name, warning) in [
+        (&["null"][..], "null", Some(unknown("null", "null_debug_zz"))),
+        (&["--filter=offset", "null"], "offset", Some(unknown("offset", "offset_debug_zz"))),
+        (&["null"], "nbdkit", Some(unknown("nbdkit", "nbdkit_debug_zz"))),
+        (&["null"], "memory", Some("debug flag -D memory.zz was not used".to_owned())),
+    ] {
+        let flag = format!("{name}.zz=1");
+        let finished = run([&["-U", "-", "-D", &flag], arguments, &["--run", "exit 5"]].concat());
+        assert_eq!(finished.status.code(), Some(5), "{finished:?}");
+        let lines: Vec<&str> = finished.stderr.lines().collect();
+        let expected = warning.map(|warning| format!("nbdkit: warning: {warning}"));
+        assert_eq!(lines, Vec::from_iter(expected.as_deref()), "{arguments:?} {flag}");
+    }
+    for known in ["nbdkit.backend.datapath=0", "file.zero=1", "nbdkit.tls.session=1"] {
+        let finished = run(["-U", "-", "-D", known, "file", "/dev/null", "--run=true"]);
+        assert!(!finished.stderr.contains("warning"), "{known}: {finished:?}");
+    }
+}
