@@ -74,6 +74,9 @@ pub(crate) fn open(
             tcp::listen(address.as_deref(), port.as_ref(), *family, log)?
         }
     };
-    label.map(SocketLabel::reset).transpose()?;
+    if let Err(line) = label.map(SocketLabel::reset).transpose() {
+        listening.made.into_iter().for_each(MadeFile::remove);
+        return Err(line);
+    }
     Ok(listening)
 }
