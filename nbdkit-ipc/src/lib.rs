@@ -24,8 +24,9 @@ pub use status::WorkerExit;
 
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
 /// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS (`TlsPiece`, `Key` on all
-/// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner.
-pub const VERSION: u32 = 3;
+/// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner. 4: `Sandbox::Programs`,
+/// `Configure::allowed`.
+pub const VERSION: u32 = 4;
 
 /// Identifies the build: listener and worker must come from the same one.
 pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));

@@ -233,6 +233,17 @@ pub struct Configure {
     pub sandbox: Option<Sandbox>,
     /// TLS, unless it is off.
     pub tls: Option<Tls>,
+    /// `--allow-path` and `--allow-net`.
+    pub allowed: Allowed,
+}
+
+/// What a strictly confined stack may reach beyond what it declares.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowed {
+    /// `--allow-path`: absolute paths; true if they may be written too.
+    pub paths: Vec<(OsString, bool)>,
+    /// `--allow-net`.
+    pub network: bool,
 }
 
 /// How template and workers are confined.
@@ -244,6 +255,8 @@ pub enum Sandbox {
     Compat,
     /// Not at all.
     Off,
+    /// As programs of the final user's are without privileges: for stacks that run scripts.
+    Programs,
 }
 
 /// `-D NAME.FLAG=VALUE`.

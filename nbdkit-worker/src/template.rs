@@ -109,7 +109,8 @@ fn get_ready(
     let replaceable = !stack.keeps_state();
     let needs = stack.needs();
     let may_shutdown = needs.shutdown;
-    let mut sandbox = Sandbox::new(configure.sandbox, needs, isolation);
+    let sandbox = Sandbox::new(configure.sandbox, needs, isolation);
+    let mut sandbox = sandbox.allowing(&configure.allowed).map_err(failed)?;
     let layer = stack.freeze();
     let told = Configured {
         one_client: model == ThreadModel::SerializeConnections,
@@ -194,11 +195,11 @@ fn enter(
         sandbox.is_on() && !skips(sandbox::Layer::Limits),
     );
     if capabilities {
-        privileges::empty_bounding_set()?;
+        privileges::limit_bounding_set(service, sandbox.files())?;
     }
     privileges::become_user(service, swap)?;
     if capabilities {
-        privileges::drop_capabilities(sandbox.paths(), swap)?;
+        privileges::drop_capabilities(sandbox.files(), swap)?;
     }
     if limits {
         privileges::lock_down(sandbox.descriptors(), sandbox.memory(threads))?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nbd_protocol::constants::{Command as Cmd, CommandFlags, Opt, Rep};
 use nbd_protocol::handshake::{OptionReplyHeader, encode_option};
 use nbd_protocol::transmission::{Request, SimpleReply};
-use nbdkit_ipc::messages::{
+use nbdkit_ipc::messages::{Allowed, 
     Configure, EnterService, Hello, Isolation, Parameter, Peer, PeerAddress, Protocol, Purpose,
     Serve,
 };
@@ -64,6 +64,7 @@ impl Template {
             isolation,
             sandbox: None,
             tls: None,
+            allowed: Allowed::default(),
         })));
         for (key, value) in parameters {
             let parameter =

@@ -90,8 +90,17 @@ impl Recipe {
                 Sandbox::Strict => messages::Sandbox::Strict,
                 Sandbox::Compat => messages::Sandbox::Compat,
                 Sandbox::Off => messages::Sandbox::Off,
+                Sandbox::Programs => messages::Sandbox::Programs,
             }),
             tls: tls.map(|tls| tls.configure.clone()),
+            allowed: messages::Allowed {
+                paths: options
+                    .allow_paths
+                    .iter()
+                    .map(|allowed| (allowed.path.clone().into(), allowed.write))
+                    .collect(),
+                network: options.allow_net,
+            },
         };
         let parameters = stack
             .parameters

@@ -9,7 +9,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use nbdkit_ipc::WorkerExit;
-use nbdkit_ipc::messages::{Configure, Parameter, Protocol, Purpose};
+use nbdkit_ipc::messages::{Allowed, Configure, Parameter, Protocol, Purpose};
 use nbdkit_tests::client::Transport;
 use nbdkit_worker::fuzz::Server;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -38,6 +38,7 @@ pub fn configuration(filters: &[&str], plugin: &str) -> Configure {
         isolation: None,
         sandbox: None,
         tls: None,
+            allowed: Allowed::default(),
     }
 }
 

@@ -150,6 +150,7 @@ fn every_spelling_of_every_argument_sets_its_field() {
         (&["-P"], "/x.pid", |o| o.pid_file = Some("/x.pid".into())),
         (&["--run"], "", |o| (o.run, o.foreground) = (Some("".into()), true)),
         (&["--sandbox"], "strict", |o| o.sandbox = Some(Sandbox::Strict)),
+        (&["--sandbox"], "programs", |o| o.sandbox = Some(Sandbox::Programs)),
         (&["--sandbox"], "compat", |o| o.sandbox = Some(Sandbox::Compat)),
         (&["--sandbox"], "off", |o| o.sandbox = Some(Sandbox::Off)),
         (&["--selinux-label"], "a:b:c", |o| o.selinux_label = Some("a:b:c".into())),
@@ -293,7 +294,7 @@ fn bad_arguments_are_refused_in_the_words_of_nbdkit() {
         (&["-p", ""], "nbdkit: error: port: empty string where we expected a number"),
         (&["--timeout=1x"], "nbdkit: error: timeout: could not parse delay or sleep: \"1x\""),
         (&["--isolation=none"], "nbdkit: --isolation must be \"connection\" or \"shared\""),
-        (&["--sandbox=on"], "nbdkit: --sandbox must be \"strict\", \"compat\" or \"off\""),
+        (&["--sandbox=on"], "nbdkit: --sandbox must be \"strict\", \"programs\", \"compat\" or \"off\""),
         (&["--name=a\nb"], "nbdkit: --name must be printable UTF-8 text"),
     ] {
         assert_eq!(refused(&[args, &["null"]].concat()), message, "{args:?}");
