@@ -16,6 +16,7 @@ pub mod messages;
 pub mod phase;
 pub mod refusal;
 pub mod status;
+pub mod strays;
 
 pub use channel::{Channel, Received, RecvError, release_packet};
 pub use inherit::inherited;
@@ -25,7 +26,7 @@ pub use status::WorkerExit;
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
 /// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS (`TlsPiece`, `Key` on all
 /// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner. 4: `Sandbox::Programs`,
-/// `Configure::allowed`.
+/// `Configure::allowed`, `Configured::programs`.
 pub const VERSION: u32 = 4;
 
 /// Identifies the build: listener and worker must come from the same one.

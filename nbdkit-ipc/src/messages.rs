@@ -313,6 +313,8 @@ pub struct Configured {
     pub replaceable: bool,
     /// Whether it may ever ask for `Shutdown` in service.
     pub may_shutdown: bool,
+    /// Whether it runs programs, which end with it.
+    pub programs: bool,
 }
 
 /// The step from start-up into service.

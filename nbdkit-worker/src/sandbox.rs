@@ -148,6 +148,9 @@ impl Sandbox {
                 if !skips(Layer::Paths) {
                     paths::restrict(&self.needs)?;
                 }
+                if self.needs.programs {
+                    nbdkit_api::programs::set_confined_strictly();
+                }
                 self.install(&filter::template(&self.needs)?)
             }
             Level::Compat | Level::Programs => self.install(&filter::compat()?),

@@ -4,14 +4,17 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nbdkit_api::Client;
 use nbdkit_api::log::error as log_error;
+use nbdkit_api::{Client, programs, strerror};
 use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate, WorkerExit};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{pipe2, read, write};
 
 use super::{Service, unexpected, worker};
 use crate::authority::{SharedListener, Waiting};
@@ -30,6 +33,11 @@ pub(super) fn run(service: &Service) {
     if service.single {
         return run_single(service, link);
     }
+    // Each thread that has served a client writes a byte.
+    let (over, end_of_thread) = match pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK) {
+        Ok(pipe) => pipe,
+        Err(errno) => return log_error(&format!("pipe: {}", strerror(errno))),
+    };
     let clients = Clients::default();
     let waiting = Arc::new(Waiting::default());
     std::thread::scope(|scope| {
@@ -44,7 +52,7 @@ pub(super) fn run(service: &Service) {
                     let connection = serve.connection;
                     let client = worker::client(&serve, &socket);
                     lock(&clients).insert(connection, (Arc::clone(&client), socket.clone()));
-                    let clients = &clients;
+                    let (clients, end_of_thread) = (&clients, &end_of_thread);
                     let authority = SharedListener {
                         link: Arc::clone(link),
                         connection,
@@ -54,7 +62,9 @@ pub(super) fn run(service: &Service) {
                     let started = thread.spawn_scoped(scope, move || {
                         let exit = serve_one(service, client, socket, authority);
                         lock(clients).remove(&connection);
+                        programs::forget(connection);
                         ended(service, connection, exit);
+                        let _ = write(end_of_thread, &[0]);
                     });
                     if let Err(error) = started {
                         log_error(&format!("thread: {error}"));
@@ -66,10 +76,7 @@ pub(super) fn run(service: &Service) {
                     waiting.answer(connection, answer);
                 }
                 Ok(Received { message: ToTemplate::Disconnect { connection }, .. }) => {
-                    // It may have ended by itself.
-                    if let Some((_, socket)) = lock(&clients).get(&connection) {
-                        socket.cut();
-                    }
+                    give_up(&clients, connection);
                 }
                 Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
                 Ok(Received { message: ToTemplate::Quiesce, .. }) | Err(RecvError::Closed) => break,
@@ -88,7 +95,49 @@ pub(super) fn run(service: &Service) {
             client.disconnect(false);
             socket.stop_reading();
         }
+        wait(service, link, &clients, &over);
     });
+}
+
+/// Ends a client at once, with the programs that run for it, unless it has ended by itself.
+fn give_up(clients: &Clients, connection: u64) {
+    if let Some((_, socket)) = lock(clients).get(&connection) {
+        socket.cut();
+        programs::give_up(connection);
+    }
+}
+
+/// Waits until all clients have ended, and gives up those that the listener is tired of. If the listener has been killed
+/// there is nobody else to end one that waits for a script: then all.
+fn wait(service: &Service, link: &TemplateLink, clients: &Clients, over: &OwnedFd) {
+    let mut listener_lives = true;
+    while !lock(clients).is_empty() {
+        let mut fds = vec![PollFd::new(over.as_fd(), PollFlags::POLLIN)];
+        if listener_lives {
+            fds.push(PollFd::new(link.as_fd(), PollFlags::POLLIN));
+        }
+        if !matches!(poll(&mut fds, PollTimeout::NONE), Ok(_) | Err(Errno::EINTR)) {
+            return;
+        }
+        let _ = read(over, &mut [0; 64]);
+        while listener_lives {
+            match link.try_recv() {
+                Ok(Received { message: ToTemplate::Disconnect { connection }, .. }) => {
+                    give_up(clients, connection);
+                }
+                // Clients and keys come too late.
+                Ok(_) => {}
+                Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => break,
+                Err(_) => {
+                    listener_lives = false;
+                    if service.strays.is_some() {
+                        let all: Vec<u64> = lock(clients).keys().copied().collect();
+                        all.into_iter().for_each(|connection| give_up(clients, connection));
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Serves the only client that there will be (`-s`) on the thread that configured the stack, which some code in C wants to be

@@ -180,9 +180,15 @@ impl Server {
         }
     }
 
-    fn kill_workers(&self) {
-        for (_, connection) in self.connections.iter() {
+    fn kill_workers(&mut self) {
+        for (number, connection) in self.connections.iter() {
             self.kill_worker(connection.pid);
+            // Of a template that serves them all.
+            if connection.pid.is_none()
+                && let Some(template) = &mut self.template
+            {
+                template.say(ToTemplate::Disconnect { connection: number });
+            }
         }
     }
 
@@ -198,6 +204,10 @@ impl Server {
                     } else if let Some(number) = self.connections.of_pid(pid.as_raw()) {
                         // Its template has ended before it.
                         let _ = self.connection_ended(number, Some(exit_of(status)));
+                        self.kill_strays();
+                    } else {
+                        // A stray; its children have come here.
+                        self.kill_strays();
                     }
                 }
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
@@ -230,6 +240,8 @@ impl Server {
                 break;
             }
         }
+        self.templates.extend(self.template.as_ref().map(|template| template.pid()));
+        self.kill_strays();
         let Some(template) = self.template.take() else { return };
         self.template_unread = false;
         self.template_grace = None;

@@ -125,6 +125,7 @@ impl Server {
     pub(super) fn ready(&mut self) {
         if self.stage != Stage::Entering {
             self.log.error("the template was replaced, clients are accepted again");
+            self.kill_strays();
             return;
         }
         self.stage = Stage::Serving;

@@ -20,6 +20,7 @@ pub mod module;
 pub mod needs;
 pub mod parse;
 pub mod plugin;
+pub mod programs;
 pub mod shared;
 pub mod stack;
 pub mod types;
