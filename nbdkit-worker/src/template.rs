@@ -72,13 +72,14 @@ fn get_ready(
     pre_shared_keys: Option<MakeSessions>,
 ) -> Result<Option<Service>, Failed> {
     let _ = link.send(&FromTemplate::Hello(Hello::ours()), &[]);
-    let (configure, parameters, material) = receive_configuration(link)?;
+    let (mut configure, mut parameters, material) = receive_configuration(link)?;
     log::use_template(Arc::clone(link), configure.verbose);
     nbdkit_api::client::set_stdio_safe(configure.stdio_safe);
     nbdkit_api::client::on_shutdown(Box::new(log::request_shutdown));
     nbdkit_api::programs::on_start(process::end_with_this_thread);
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
 
+    configure::expand_script(&mut configure, &mut parameters).map_err(failed)?;
     let mut stack = configure::load(&configure).map_err(failed)?;
     match configure.purpose {
         Purpose::Help => return printed(&stack, describe::help(&stack)),

@@ -1,5 +1,6 @@
 //! Which file a short name stands for: `NAME` is `nbdkit-NAME-plugin.so`, or `nbdkit-NAME-filter.so`, in the first of our own and the distribution's
-//! directories that has one. nbdkit(1), "Plugin name".
+//! directories that has one; a plugin may be a script there, `nbdkit-NAME-plugin`. nbdkit(1), "Plugin name"; nbdkit-plugin(3),
+//! "Writing plugins in other programming languages".
 
 #![forbid(unsafe_code)]
 
@@ -23,18 +24,23 @@ const TRIPLET: &str = if cfg!(target_arch = "x86_64") {
 
 /// The file of the plugin `name`, which is no path; the one that would be ours if there is none.
 pub(crate) fn plugin(name: &OsStr) -> PathBuf {
-    first("plugin", name, option_env!("NBDKIT_PLUGINDIR"))
+    first("plugin", ".so", name, option_env!("NBDKIT_PLUGINDIR"))
+}
+
+/// The file of the plugin `name`, if it is a script, likewise.
+pub(crate) fn script(name: &OsStr) -> PathBuf {
+    first("plugin", "", name, option_env!("NBDKIT_PLUGINDIR"))
 }
 
 /// The file of the filter `name`, likewise.
 pub(crate) fn filter(name: &OsStr) -> PathBuf {
-    first("filter", name, option_env!("NBDKIT_FILTERDIR"))
+    first("filter", ".so", name, option_env!("NBDKIT_FILTERDIR"))
 }
 
-fn first(what: &str, name: &OsStr, own: Option<&str>) -> PathBuf {
+fn first(what: &str, extension: &str, name: &OsStr, own: Option<&str>) -> PathBuf {
     let mut file = OsString::from("nbdkit-");
     file.push(name);
-    file.push(format!("-{what}.so"));
+    file.push(format!("-{what}{extension}"));
     let own = own.map_or_else(|| ours(what), PathBuf::from);
     let directories = [own.clone()].into_iter().chain(distribution(what));
     directories
@@ -62,7 +68,7 @@ mod tests {
 
     #[test]
     fn what_is_nowhere_would_be_ours() {
-        let path = first("plugin", OsStr::new("no-such"), Some("/own/dir"));
+        let path = first("plugin", ".so", OsStr::new("no-such"), Some("/own/dir"));
         assert_eq!(path, Path::new("/own/dir/nbdkit-no-such-plugin.so"));
     }
 
@@ -72,7 +78,7 @@ mod tests {
         std::fs::create_dir_all(&own).unwrap();
         let file = own.join("nbdkit-python-plugin.so");
         std::fs::write(&file, b"").unwrap();
-        assert_eq!(first("plugin", OsStr::new("python"), own.to_str()), file);
+        assert_eq!(first("plugin", ".so", OsStr::new("python"), own.to_str()), file);
         std::fs::remove_dir_all(&own).unwrap();
     }
 }
