@@ -81,11 +81,15 @@ mod tests {
             Command::new("/bin/sleep").arg("60").arg0("a) (b").process_group(0).spawn().unwrap();
         let pid = Pid::from_raw(leader.id().cast_signed());
         let parent = std::process::id();
-        for found in [stat(pid.as_raw()), by_parent(parent).contains(&(pid, pid)).then_some((0, 0))] {
+        for found in [stat(pid.as_raw()), by_parent(parent).contains(&(pid, pid)).then_some((0, 0))]
+        {
             assert!(found.is_some());
         }
         assert_eq!(stat(pid.as_raw()), Some((parent.cast_signed(), pid.as_raw())));
-        assert!(kill_if(|child, _| child == pid || by_parent(parent).is_empty()) || !children().contains(&(pid, pid)));
+        assert!(
+            kill_if(|child, _| child == pid || by_parent(parent).is_empty())
+                || !children().contains(&(pid, pid))
+        );
         let _ = leader.kill();
         assert!(!leader.wait().unwrap().success());
     }

@@ -187,13 +187,11 @@ pub(crate) fn drop_capabilities(files: Files<'_>, locks: bool) -> Result<()> {
 
 /// The declared paths, and what is in them if they are directories.
 fn each_entry(paths: &[(PathBuf, Access)]) -> impl Iterator<Item = (PathBuf, Access)> {
-    paths.iter().filter(|(_, access)| *access != Access::RemoveDirs).flat_map(
-        |(path, access)| {
-            let beneath = std::fs::read_dir(path).into_iter().flatten().flatten();
-            let beneath = beneath.map(|entry| (entry.path(), *access));
-            std::iter::once((path.clone(), *access)).chain(beneath)
-        },
-    )
+    paths.iter().filter(|(_, access)| *access != Access::RemoveDirs).flat_map(|(path, access)| {
+        let beneath = std::fs::read_dir(path).into_iter().flatten().flatten();
+        let beneath = beneath.map(|entry| (entry.path(), *access));
+        std::iter::once((path.clone(), *access)).chain(beneath)
+    })
 }
 
 /// Whether a path can be opened as we are now.

@@ -88,11 +88,7 @@ pub(crate) fn end_with_this_thread(command: &mut std::process::Command) {
     let prepare = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         SigSet::empty().thread_set_mask()?;
-        if nix::unistd::getppid() == parent {
-            Ok(())
-        } else {
-            Err(nix::errno::Errno::ESRCH.into())
-        }
+        if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
     };
     // SAFETY: runs in the child between fork and exec, where other threads' locks stay locked: it makes three system
     // calls and allocates nothing.

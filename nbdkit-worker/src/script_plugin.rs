@@ -5,13 +5,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use nbdkit_api::{Error, Result, ResultExt};
+use nbdkit_api::{Error, Result, ResultExt, shebang};
 use nix::unistd::{AccessFlags, access};
 
 /// Longest `#!` line that is looked at, bytes; the kernel's limit is 256.
@@ -38,8 +38,7 @@ impl ScriptPlugin {
         if file.take(MAX_LINE).read_to_end(&mut line).is_err() {
             return Ok(None);
         }
-        let Some(line) = line.strip_prefix(b"#!") else { return Ok(None) };
-        let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let Some(line) = shebang::line(&line) else { return Ok(None) };
         let wrong = |why: &str| {
             Error::msg(format!(
                 "{}: {why}: the first line of a plugin that is a script is like \"#!/usr/sbin/nbdkit python\", but this one \
@@ -48,33 +47,11 @@ impl ScriptPlugin {
                 line.escape_ascii()
             ))
         };
-        let language = language(line).map_err(wrong)?;
-        access(path, AccessFlags::X_OK).or_error(|| format!("plugin script: {}", path.display()))?;
+        let language = shebang::language(line).map_err(wrong)?;
+        access(path, AccessFlags::X_OK)
+            .or_error(|| format!("plugin script: {}", path.display()))?;
         let path = std::path::absolute(path).or_error(|| "plugin script")?;
         Ok(Some(ScriptPlugin { path, language: OsString::from_vec(language.to_vec()) }))
-    }
-}
-
-/// The word after `nbdkit`, which is the interpreter or what env(1) is told to run.
-fn language(line: &[u8]) -> std::result::Result<&[u8], &'static str> {
-    let mut words =
-        line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).peekable();
-    let is = |word: Option<&&[u8]>, name: &str| {
-        let name_of = |word: &[u8]| Path::new(OsStr::from_bytes(word)).file_name().map(OsStr::to_owned);
-        word.and_then(|word| name_of(word)).is_some_and(|file| file == name)
-    };
-    if is(words.peek(), "env") {
-        words.next();
-        words.next_if(|word| matches!(*word, b"-S" | b"--split-string"));
-    }
-    if !is(words.next().as_ref(), "nbdkit") {
-        return Err("it does not name nbdkit as its interpreter");
-    }
-    match (words.next(), words.next()) {
-        (None, _) => Err("it does not name the language of its plugin"),
-        (Some(word), _) if word.starts_with(b"-") => Err("options are not supported there"),
-        (Some(_), Some(_)) => Err("only the language may follow"),
-        (Some(word), None) => Ok(word),
     }
 }
 
@@ -82,32 +59,6 @@ fn language(line: &[u8]) -> std::result::Result<&[u8], &'static str> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-
-    #[test]
-    fn the_language_is_the_word_after_nbdkit() {
-        for (line, word) in [
-            ("/usr/sbin/nbdkit python", "python"),
-            ("/usr/bin/nbdkit  perl ", "perl"),
-            (" /opt/nbdkit\tsh", "sh"),
-            ("/usr/bin/env nbdkit sh", "sh"),
-            ("/usr/bin/env -S nbdkit tcl", "tcl"),
-            ("/usr/sbin/nbdkit /x/nbdkit-foo-plugin.so", "/x/nbdkit-foo-plugin.so"),
-        ] {
-            assert_eq!(language(line.as_bytes()), Ok(word.as_bytes()), "{line}");
-        }
-        for line in [
-            "",
-            "/bin/sh",
-            "/usr/bin/env python3",
-            "/usr/sbin/nbdkit",
-            "/usr/sbin/nbdkit -r python",
-            "/usr/sbin/nbdkit python extra",
-            "/usr/bin/env",
-            "/usr/bin/my-nbdkit sh",
-        ] {
-            assert!(language(line.as_bytes()).is_err(), "{line}");
-        }
-    }
 
     #[test]
     fn a_script_must_be_executable_and_anything_else_is_no_script() {

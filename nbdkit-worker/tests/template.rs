@@ -12,9 +12,9 @@ use std::time::Duration;
 use nbd_protocol::constants::{Command as Cmd, CommandFlags, Opt, Rep};
 use nbd_protocol::handshake::{OptionReplyHeader, encode_option};
 use nbd_protocol::transmission::{Request, SimpleReply};
-use nbdkit_ipc::messages::{Allowed, 
-    Configure, EnterService, Hello, Isolation, Parameter, Peer, PeerAddress, Protocol, Purpose,
-    Serve,
+use nbdkit_ipc::messages::{
+    Allowed, Configure, EnterService, Hello, Isolation, Parameter, Peer, PeerAddress, Protocol,
+    Purpose, Serve,
 };
 use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};

@@ -38,7 +38,7 @@ pub fn configuration(filters: &[&str], plugin: &str) -> Configure {
         isolation: None,
         sandbox: None,
         tls: None,
-            allowed: Allowed::default(),
+        allowed: Allowed::default(),
     }
 }
 

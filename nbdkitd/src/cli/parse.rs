@@ -359,10 +359,7 @@ fn service_mode(sockets: Option<u32>, listen: Listen, captive: bool) -> Result<S
 }
 
 /// `PATH` or `PATH:rw`. A path that itself ends in `:rw` is written `PATH:rw:ro`.
-fn allowed_path(
-    argument: &OsStr,
-    environment: &Environment<'_>,
-) -> Result<AllowedPath, Fault> {
+fn allowed_path(argument: &OsStr, environment: &Environment<'_>) -> Result<AllowedPath, Fault> {
     let bytes = argument.as_bytes();
     let (path, write) = match (bytes.strip_suffix(b":rw"), bytes.strip_suffix(b":ro")) {
         (Some(path), _) => (path, true),

@@ -294,7 +294,10 @@ fn bad_arguments_are_refused_in_the_words_of_nbdkit() {
         (&["-p", ""], "nbdkit: error: port: empty string where we expected a number"),
         (&["--timeout=1x"], "nbdkit: error: timeout: could not parse delay or sleep: \"1x\""),
         (&["--isolation=none"], "nbdkit: --isolation must be \"connection\" or \"shared\""),
-        (&["--sandbox=on"], "nbdkit: --sandbox must be \"strict\", \"programs\", \"compat\" or \"off\""),
+        (
+            &["--sandbox=on"],
+            "nbdkit: --sandbox must be \"strict\", \"programs\", \"compat\" or \"off\"",
+        ),
         (&["--name=a\nb"], "nbdkit: --name must be printable UTF-8 text"),
     ] {
         assert_eq!(refused(&[args, &["null"]].concat()), message, "{args:?}");

@@ -87,9 +87,7 @@ pub(crate) fn parse_sandbox(argument: &OsStr) -> Result<Sandbox, Fault> {
         b"programs" => Ok(Sandbox::Programs),
         b"compat" => Ok(Sandbox::Compat),
         b"off" => Ok(Sandbox::Off),
-        _ => Err(Fault::plain(
-            "--sandbox must be \"strict\", \"programs\", \"compat\" or \"off\"",
-        )),
+        _ => Err(Fault::plain("--sandbox must be \"strict\", \"programs\", \"compat\" or \"off\"")),
     }
 }
 

@@ -22,6 +22,7 @@ pub mod parse;
 pub mod plugin;
 pub mod programs;
 pub mod shared;
+pub mod shebang;
 pub mod stack;
 pub mod types;
 pub mod value;

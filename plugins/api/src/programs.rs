@@ -164,7 +164,8 @@ fn adopt_orphans() -> io::Result<()> {
 /// knows nothing of this, which are in our own group.
 fn reap_adopted() {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) = waitid(Id::All, flags)
+    while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) =
+        waitid(Id::All, flags)
     {
         let running = running();
         let waited_for = running.groups.iter().any(|(_, group)| *group == pid);

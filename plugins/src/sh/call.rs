@@ -217,8 +217,7 @@ impl<'a> Call<'a> {
     }
 
     fn judge(&self, finished: &Finished) -> Result<Verdict> {
-        let judged =
-            status::judge(&self.name(), finished.status, &finished.stderr, self.client);
+        let judged = status::judge(&self.name(), finished.status, &finished.stderr, self.client);
         if judged.is_err() {
             programs::explain_refusal(&finished.stderr);
         }

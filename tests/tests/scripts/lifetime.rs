@@ -1,0 +1,183 @@
+//! Scripts end with the call that nobody waits for any more, with their worker and with the server, and with them whatever
+//! they have left in the background. Ours only: nbdkit leaves them running.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nbd_protocol::constants::Rep;
+use nbdkit_tests::binary::Binary;
+use nbdkit_tests::{Ask, Client, Server};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::{eventually, write_script};
+
+/// A server, a client that waits for a script, and the processes of that script.
+struct Waiting {
+    server: Server,
+    client: Option<Client<UnixStream>>,
+    dir: PathBuf,
+}
+
+/// How long the script would wait before it writes, seconds: longer than any test.
+const LONG: &str = "600";
+
+fn start(options: &[&str]) -> Waiting {
+    let builder = Server::nbdkit(options).binary(Binary::ours()).args(["sh", "{dir}/script"]);
+    let dir = builder.dir().path().to_owned();
+    // A child, a grandchild whose parent has gone, one with a session of its own: each tells its number.
+    let cases = format!(
+        "get_size) echo 1M ;;
+        thread_model) echo parallel ;;
+        pread)
+            (sleep {LONG} & echo $! >{d}/grandchild) </dev/null >/dev/null 2>&1
+            (setsid sh -c 'echo $$ >{d}/session; sleep {LONG}; echo late >{d}/late' &) </dev/null >/dev/null 2>&1
+            echo $PPID >{d}/worker
+            sleep {LONG} & echo $! >{d}/child
+            echo $$ >{d}/shell; wait; echo late >{d}/late; head -c $3 /dev/zero ;;",
+        d = dir.display()
+    );
+    write_script(builder.dir(), "script", "/bin/sh", &cases);
+    let server = builder.start();
+    let mut client = server.connect();
+    client.handshake().expect("a greeting");
+    assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+    client.send(&Ask::read(0, 512)).expect("sent");
+    let waiting = Waiting { server, client: Some(client), dir };
+    for name in ["session", "shell"] {
+        eventually(name, || waiting.pid(name).is_some());
+    }
+    waiting
+}
+
+impl Waiting {
+    fn pid(&self, name: &str) -> Option<Pid> {
+        let text = std::fs::read_to_string(self.dir.join(name)).ok()?;
+        text.strip_suffix('\n')?.parse().ok().map(Pid::from_raw)
+    }
+
+    /// The processes of the script that are there, zombies of a parent that is not ours aside.
+    fn alive(&self) -> Vec<&'static str> {
+        let lives = |name: &&str| self.pid(name).is_some_and(|pid| lives(pid, &self.dir));
+        ["grandchild", "session", "child", "shell"].into_iter().filter(lives).collect()
+    }
+
+    fn assert_ends(&self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !self.alive().is_empty() {
+            assert!(Instant::now() < end, "still there: {:?}", self.alive());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!self.dir.join("late").exists());
+    }
+}
+
+/// Whether a process runs; the number may be another's by now.
+fn lives(pid: Pid, dir: &Path) -> bool {
+    if kill(pid, None) == Err(Errno::ESRCH) {
+        return false;
+    }
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command).into_owned();
+    !zombie && (command.contains(LONG) || command.contains(&*dir.to_string_lossy()))
+}
+
+#[test]
+fn scripts_end_with_a_killed_worker_and_other_clients_go_on() {
+    let waiting = start(&[]);
+    assert_eq!(waiting.alive().len(), 4);
+    let worker = waiting.pid("worker").expect("written");
+    let mut other = waiting.server.connect();
+    other.handshake().expect("a greeting");
+    kill(worker, Signal::SIGKILL).expect("it is there");
+    waiting.assert_ends();
+    assert_eq!(other.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+}
+
+/// The listener gives clients five seconds; the script gets no more, however clients are divided over processes.
+#[test]
+fn scripts_end_with_a_stopped_server_which_does_not_wait_for_them() {
+    for isolation in ["--isolation=connection", "--isolation=shared"] {
+        let mut waiting = start(&[isolation]);
+        let began = Instant::now();
+        waiting.server.signal(Signal::SIGTERM);
+        assert!(waiting.server.wait().success());
+        let took = began.elapsed();
+        assert!(waiting.alive().is_empty(), "{isolation}: {:?}", waiting.alive());
+        assert!(!waiting.dir.join("late").exists());
+        // The 30 seconds that the template has for cleaning up are not added.
+        assert!(took < Duration::from_secs(20), "{isolation}: {took:?}");
+    }
+}
+
+#[test]
+fn scripts_end_with_a_killed_listener() {
+    for isolation in ["--isolation=connection", "--isolation=shared"] {
+        let mut waiting = start(&[isolation]);
+        waiting.server.signal(Signal::SIGKILL);
+        waiting.server.wait();
+        waiting.assert_ends();
+    }
+}
+
+/// Its template would have killed what a script left; now the listener does.
+#[test]
+fn scripts_end_with_a_killed_template_that_ran_them() {
+    let waiting = start(&["--isolation=shared"]);
+    kill(waiting.pid("worker").expect("written"), Signal::SIGKILL).expect("it is there");
+    waiting.assert_ends();
+}
+
+/// A request that has begun is finished, as in nbdkit, where the client that asked has gone.
+#[test]
+fn a_script_goes_on_when_its_client_vanishes_and_ends_with_the_server() {
+    let mut waiting = start(&[]);
+    drop(waiting.client.take());
+    assert!(waiting.alive().contains(&"shell"));
+    // A second signal skips the patience, if it is not taken for part of the first.
+    waiting.server.signal(Signal::SIGTERM);
+    std::thread::sleep(Duration::from_millis(1200));
+    if waiting.server.try_wait().is_none() {
+        waiting.server.signal(Signal::SIGTERM);
+    }
+    waiting.server.wait();
+    waiting.assert_ends();
+}
+
+/// What a script of the configuration phase starts serves all clients, and ends with the server, also with --run.
+#[test]
+fn what_get_ready_starts_lives_as_long_as_the_server() {
+    for run in [false, true] {
+        let mut builder = Server::nbdkit([] as [&str; 0]).binary(Binary::ours());
+        if run {
+            builder = builder.args(["--run", "sleep 600"]);
+        }
+        let builder = builder.args(["sh", "{dir}/script"]);
+        let dir = builder.dir().path().to_owned();
+        let cases = format!(
+            "get_size) echo 1M ;;
+            get_ready) (sleep {LONG} & echo $! >{d}/helper) </dev/null >/dev/null 2>&1 ;;
+            open) (sleep {LONG} & echo $! >{d}/opened) </dev/null >/dev/null 2>&1 ;;
+            pread) head -c $3 /dev/zero ;;",
+            d = dir.display()
+        );
+        write_script(builder.dir(), "script", "/bin/sh", &cases);
+        let server = builder.start();
+        let mut client = server.connect();
+        client.handshake().expect("a greeting");
+        assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+        let mut waiting = Waiting { server, client: Some(client), dir };
+        let (helper, opened) =
+            (waiting.pid("helper").expect("it"), waiting.pid("opened").expect("it"));
+        assert!(lives(helper, &waiting.dir) && lives(opened, &waiting.dir));
+        drop(waiting.client.take());
+        eventually("the client's ends", || !lives(opened, &waiting.dir));
+        assert!(lives(helper, &waiting.dir), "it is everybody's");
+        let _ = waiting.server.stop();
+        assert!(!lives(helper, &waiting.dir));
+    }
+}
