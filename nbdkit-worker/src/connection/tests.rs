@@ -98,6 +98,7 @@ fn serve(socket: UnixStream, plugin: Odd, threads: u32) -> WorkerExit {
         isolation: None,
         sandbox: None,
         tls: None,
+        allowed: nbdkit_ipc::messages::Allowed::default(),
     };
     let settings = Settings::new(&configure, ThreadModel::Parallel).unwrap();
     let socket = Socket::new(socket.into(), None);

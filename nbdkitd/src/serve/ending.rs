@@ -15,6 +15,7 @@ use signal_hook::consts::SIGCHLD;
 use super::{Server, Stage};
 use crate::captive;
 use crate::notify::{self, State};
+use crate::template::Template;
 
 /// How long clients may take to finish their requests.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -240,7 +241,7 @@ impl Server {
                 break;
             }
         }
-        self.templates.extend(self.template.as_ref().map(|template| template.pid()));
+        self.templates.extend(self.template.as_ref().map(Template::pid));
         self.kill_strays();
         let Some(template) = self.template.take() else { return };
         self.template_unread = false;
@@ -319,7 +320,7 @@ impl Server {
     }
 
     /// The server goes on without a template until there is a new one, if there can be one.
-    fn plan_rebuild(&mut self, template: &crate::template::Template, now: Instant) {
+    fn plan_rebuild(&mut self, template: &Template, now: Instant) {
         if template.phase() != Phase::Serving {
             return self.fail("the template could not be replaced");
         }
