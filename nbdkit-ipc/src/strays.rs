@@ -11,33 +11,29 @@ use std::fs;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-/// The children of this process, ended ones too, and the process group of each. Empty where there is no /proc.
-/// proc_tid_children(5), proc_pid_stat(5).
-pub fn children() -> Vec<(Pid, Pid)> {
-    let mut children = Vec::new();
+/// The children of this process, ended ones too. None where there is no /proc. proc_tid_children(5).
+///
+/// What is adopted is listed with the first thread, as what that has made is; other threads of ours make no processes that
+/// outlive them.
+pub fn children() -> Vec<Pid> {
     let own = std::process::id();
-    // One thread in most processes; adopted children may be listed with any.
-    let lists = match fs::read_to_string(format!("/proc/self/task/{own}/children")) {
-        Ok(list) => vec![list],
-        Err(_) => return by_parent(own),
+    let Ok(list) = fs::read_to_string(format!("/proc/self/task/{own}/children")) else {
+        return by_parent(own);
     };
-    for word in lists.iter().flat_map(|list| list.split_ascii_whitespace()) {
-        if let Some((pid, Some((_, group)))) = word.parse().ok().map(|pid| (pid, stat(pid))) {
-            children.push((Pid::from_raw(pid), Pid::from_raw(group)));
-        }
-    }
-    children
+    list.split_ascii_whitespace().filter_map(|word| word.parse().ok().map(Pid::from_raw)).collect()
 }
 
 /// As [`children`], on kernels without CONFIG_PROC_CHILDREN.
-fn by_parent(own: u32) -> Vec<(Pid, Pid)> {
+fn by_parent(own: u32) -> Vec<Pid> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let children = numbers.filter_map(|pid| {
-        let (parent, group) = stat(pid)?;
-        (parent.cast_unsigned() == own).then(|| (Pid::from_raw(pid), Pid::from_raw(group)))
-    });
-    children.collect()
+    let is_child = |pid: &i32| stat(*pid).is_some_and(|(parent, _)| parent.cast_unsigned() == own);
+    numbers.filter(is_child).map(Pid::from_raw).collect()
+}
+
+/// The process group of a child, ended or not.
+pub fn group(child: Pid) -> Option<Pid> {
+    stat(child.as_raw()).map(|(_, group)| Pid::from_raw(group))
 }
 
 /// Parent and process group of a process. Its name, in parentheses, may hold anything.
@@ -48,17 +44,21 @@ fn stat(pid: i32) -> Option<(i32, i32)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-/// Kills the children for which `is_stray(pid, group)`, each with its group. Returns whether there were any: then look
-/// again when one has ended, for its own children come to this process in turn.
+/// Kills all children but those that are known and those in groups that are kept, each with its group. Returns whether
+/// there were any: then look again when one has ended, for its own children come to this process in turn.
 ///
 /// Those in this process's own group are never strays.
-pub fn kill_if(is_stray: impl Fn(Pid, Pid) -> bool) -> bool {
-    let own = stat(std::process::id().cast_signed()).map(|(_, group)| group);
+pub fn kill_unknown(is_known: impl Fn(Pid) -> bool, is_kept: impl Fn(Pid) -> bool) -> bool {
+    let unknown: Vec<Pid> = children().into_iter().filter(|pid| !is_known(*pid)).collect();
+    if unknown.is_empty() {
+        return false;
+    }
+    let own = group(Pid::this());
     let mut any = false;
-    for (pid, group) in children() {
-        if Some(group.as_raw()) == own || !is_stray(pid, group) {
+    for pid in unknown {
+        let Some(group) = group(pid).filter(|group| Some(*group) != own && !is_kept(*group)) else {
             continue;
-        }
+        };
         any = true;
         let _ = kill(pid, Signal::SIGKILL);
         // While this child is not reaped, its group's number is not another's.
@@ -76,21 +76,23 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn children_are_found_with_their_groups_and_killed_with_them() {
+    fn children_are_found_with_their_groups_and_killed() {
         let mut leader =
             Command::new("/bin/sleep").arg("60").arg0("a) (b").process_group(0).spawn().unwrap();
         let pid = Pid::from_raw(leader.id().cast_signed());
         let parent = std::process::id();
-        for found in [stat(pid.as_raw()), by_parent(parent).contains(&(pid, pid)).then_some((0, 0))]
-        {
-            assert!(found.is_some());
-        }
         assert_eq!(stat(pid.as_raw()), Some((parent.cast_signed(), pid.as_raw())));
-        assert!(
-            kill_if(|child, _| child == pid || by_parent(parent).is_empty())
-                || !children().contains(&(pid, pid))
-        );
-        let _ = leader.kill();
+        assert_eq!(group(pid), Some(pid));
+        assert!(by_parent(parent).contains(&pid));
+        // Other tests have children, too.
+        assert!(!kill_unknown(|child| child != pid, |group| group == pid));
+        assert!(!kill_unknown(|_| true, |_| false));
+        // This thread is not the first, with which children are listed, but then the parent is asked for.
+        if children().contains(&pid) {
+            assert!(kill_unknown(|child| child != pid, |_| false));
+        } else {
+            leader.kill().unwrap();
+        }
         assert!(!leader.wait().unwrap().success());
     }
 }

@@ -324,12 +324,13 @@ impl Service {
                     return;
                 }
             }
-            for (connection, exit) in children.reap() {
+            let (ended, any) = children.reap();
+            for (connection, exit) in ended {
                 self.say(&FromTemplate::Exited { connection, exit });
                 self.layer.worker_ended();
             }
-            // After each: those that are killed have children, too.
-            if let Some(strays) = &self.strays {
+            // After the end of a stray, too: it has left its own children.
+            if let Some(strays) = self.strays.as_ref().filter(|_| any) {
                 strays.kill(|pid| children.is_worker(pid));
             }
             while listener_lives {

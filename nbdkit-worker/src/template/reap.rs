@@ -58,10 +58,10 @@ impl Children {
         let _ = child_signal().thread_unblock();
     }
 
-    /// The connections whose workers have ended since the last call.
-    pub(super) fn reap(&mut self) -> Vec<(u64, WorkerExit)> {
+    /// The connections whose workers have ended since the last call, and whether any child has.
+    pub(super) fn reap(&mut self) -> (Vec<(u64, WorkerExit)>, bool) {
         while let Ok(Some(_)) = self.signals.read_signal() {}
-        let mut ended = Vec::new();
+        let (mut ended, mut any) = (Vec::new(), false);
         loop {
             let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, WorkerExit::from_code(code)),
@@ -71,12 +71,13 @@ impl Children {
                 Ok(WaitStatus::StillAlive) | Err(_) => break,
                 Ok(_) => continue,
             };
+            any = true;
             // What scripts have left behind ends here too.
             if let Some(connection) = self.connections.remove(&pid) {
                 ended.push((connection, exit));
             }
         }
-        ended
+        (ended, any)
     }
 }
 

@@ -27,12 +27,12 @@ impl Strays {
     /// None that a kernel has for this.
     pub(super) fn new() -> Result<Strays> {
         set_child_subreaper(true).or_error(|| "prctl: PR_SET_CHILD_SUBREAPER")?;
-        Ok(Strays { kept: strays::children().into_iter().map(|(_, group)| group).collect() })
+        Ok(Strays { kept: strays::children().into_iter().filter_map(strays::group).collect() })
     }
 
     /// Kills what ended workers have left. Called whenever children have ended.
     pub(super) fn kill(&self, is_worker: impl Fn(Pid) -> bool) {
-        strays::kill_if(|pid, group| !is_worker(pid) && !self.kept.contains(&group));
+        strays::kill_unknown(is_worker, |group| self.kept.contains(&group));
     }
 
     /// Kills all that any script has left, and waits until it is gone: after the server's end nothing is written.
@@ -40,7 +40,7 @@ impl Strays {
         /// One that is inside of the kernel, waiting for a disk, cannot be waited for.
         const PATIENCE: Duration = Duration::from_secs(2);
         let end = Instant::now() + PATIENCE;
-        while strays::kill_if(|_, _| true) && Instant::now() < end {
+        while strays::kill_unknown(|_| false, |_| false) && Instant::now() < end {
             let mut reaped = false;
             while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 if status.pid().is_none() {

@@ -23,7 +23,7 @@ impl Server {
             return false;
         }
         // Workers are in the group of their template, which may lead one of its own.
-        strays::kill_if(|pid, group| !self.is_known(pid) && !self.templates.contains(&group))
+        strays::kill_unknown(|pid| self.is_known(pid), |group| self.templates.contains(&group))
     }
 
     /// Before the server ends: kills strays until there are none, and waits for their ends.

@@ -2,24 +2,16 @@
 //! Ours only.
 
 use std::net::TcpListener;
-use std::os::unix::net::UnixStream;
 
 use nbd_protocol::constants::{InfoType, Rep};
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::server::Builder;
-use nbdkit_tests::{Ask, Client, Server, TempDir, command};
+use nbdkit_tests::{Ask, Server, TempDir, command};
 use nix::unistd::geteuid;
 
-use crate::support::{DEADLINE, Starter, write, write_script};
+use crate::support::{DEADLINE, Starter, connected, write, write_script};
 
 const HINT: &str = "the sandbox may have refused this";
-
-fn connected(server: &Server) -> Client<UnixStream> {
-    let mut client = server.connect();
-    client.handshake().expect("a greeting");
-    assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
-    client
-}
 
 /// A server whose script runs `command` for each read and fails if that does. Options first.
 fn reading(options: &[&str], command: &str) -> Builder {
@@ -200,4 +192,21 @@ fn programs_have_no_privileges_but_roots_over_files() {
         }
         assert!(found.iter().any(|line| line.starts_with("unshare: unshare")), "{found:?}");
     }
+}
+
+/// The paths, the network and the names of the machine are those of the server; `-v` alone says so.
+#[test]
+fn programs_are_in_the_servers_namespaces() {
+    let command = "readlink /proc/self/ns/net /proc/self/ns/mnt /proc/self/ns/uts /proc/self/ns/ipc >{dir}/ns";
+    let builder = reading(&["-v"], command);
+    let file = builder.dir().join("ns");
+    let mut server = builder.start();
+    assert_eq!(connected(&server).call(&Ask::read(0, 1)).expect("a reply").error, None);
+    let found = std::fs::read_to_string(file).expect("written");
+    let own = ["net", "mnt", "uts", "ipc"]
+        .map(|name| std::fs::read_link(format!("/proc/self/ns/{name}")).expect("ours"));
+    let own: Vec<_> = own.iter().map(|link| link.to_string_lossy()).collect();
+    assert_eq!(found.lines().collect::<Vec<_>>(), own);
+    server.stop();
+    assert!(server.stderr_text_after_end().contains("debug: sandbox=programs: "));
 }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{eventually, write_script};
+use crate::support::{connected, eventually, write_script};
 
 /// A server, a client that waits for a script, and the processes of that script.
 struct Waiting {
@@ -41,9 +41,7 @@ fn start(options: &[&str]) -> Waiting {
     );
     write_script(builder.dir(), "script", "/bin/sh", &cases);
     let server = builder.start();
-    let mut client = server.connect();
-    client.handshake().expect("a greeting");
-    assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+    let mut client = connected(&server);
     client.send(&Ask::read(0, 512)).expect("sent");
     let waiting = Waiting { server, client: Some(client), dir };
     for name in ["session", "shell"] {
@@ -88,14 +86,17 @@ fn lives(pid: Pid, dir: &Path) -> bool {
 
 #[test]
 fn scripts_end_with_a_killed_worker_and_other_clients_go_on() {
-    let waiting = start(&[]);
-    assert_eq!(waiting.alive().len(), 4);
-    let worker = waiting.pid("worker").expect("written");
-    let mut other = waiting.server.connect();
-    other.handshake().expect("a greeting");
-    kill(worker, Signal::SIGKILL).expect("it is there");
-    waiting.assert_ends();
-    assert_eq!(other.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+    for level in ["--sandbox=programs", "--sandbox=strict", "--sandbox=off"] {
+        let waiting =
+            start(&[level, "--allow-path={dir}:rw"][..if level.ends_with("ct") { 2 } else { 1 }]);
+        assert_eq!(waiting.alive().len(), 4, "{level}");
+        let worker = waiting.pid("worker").expect("written");
+        let mut other = waiting.server.connect();
+        other.handshake().expect("a greeting");
+        kill(worker, Signal::SIGKILL).expect("it is there");
+        waiting.assert_ends();
+        assert_eq!(other.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+    }
 }
 
 /// The listener gives clients five seconds; the script gets no more, however clients are divided over processes.
@@ -167,9 +168,7 @@ fn what_get_ready_starts_lives_as_long_as_the_server() {
         );
         write_script(builder.dir(), "script", "/bin/sh", &cases);
         let server = builder.start();
-        let mut client = server.connect();
-        client.handshake().expect("a greeting");
-        assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+        let client = connected(&server);
         let mut waiting = Waiting { server, client: Some(client), dir };
         let (helper, opened) =
             (waiting.pid("helper").expect("it"), waiting.pid("opened").expect("it"));

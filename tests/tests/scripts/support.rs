@@ -1,14 +1,16 @@
 //! Who runs a server, and scripts for it.
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nbd_protocol::constants::Rep;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::command;
 use nbdkit_tests::server::Builder;
-use nbdkit_tests::{Server, TempDir};
+use nbdkit_tests::{Client, Server, TempDir};
 use nix::unistd::{User, geteuid};
 
 /// How long anything may take that takes a moment on an idle machine.
@@ -101,4 +103,12 @@ pub(crate) fn has(program: &str) -> bool {
         eprintln!("SKIPPED: there is no {program}");
     }
     found
+}
+
+/// A client of the default export.
+pub(crate) fn connected(server: &Server) -> Client<UnixStream> {
+    let mut client = server.connect();
+    client.handshake().expect("a greeting");
+    assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+    client
 }
