@@ -20,7 +20,7 @@ mod paths;
 mod policy;
 mod skip;
 
-use nbdkit_api::{Access, Error, Isolation, Needs, Network, Result, debug};
+use nbdkit_api::{Access, Error, Isolation, Needs, Network, Result, ResultExt, debug};
 use nbdkit_ipc::messages::{Allowed, Sandbox as Level};
 use nbdkit_sandbox_policy::Program;
 
@@ -74,7 +74,7 @@ impl Sandbox {
     /// Adds what the command line allows: `--allow-path`, `--allow-net`.
     ///
     /// # Errors
-    /// The level is one at which that means nothing.
+    /// The level is one at which that means nothing; a path that is not there.
     pub(crate) fn allowing(mut self, allowed: &Allowed) -> Result<Sandbox> {
         if *allowed == Allowed::default() {
             return Ok(self);
@@ -86,6 +86,8 @@ impl Sandbox {
             )));
         }
         for (path, write) in &allowed.paths {
+            // A rule is about a file; for one that is not there it would silently be left out.
+            std::fs::metadata(path).or_error(|| format!("--allow-path: {}", path.display()))?;
             let access = if *write { Access::Write } else { Access::Read };
             self.needs.paths.push((path.into(), access));
         }

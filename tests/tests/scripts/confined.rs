@@ -145,6 +145,11 @@ fn what_would_allow_nothing_is_refused() {
         let line = format!("level of this stack is {level}\n");
         assert!(finished.stderr.ends_with(&line), "{arguments:?}: {finished:?}");
     }
+    let mut nbdkit = std::process::Command::new(Binary::ours().path());
+    let finished =
+        command::run(nbdkit.args(["-U", "-", "--allow-path=/no/such", "null"]), DEADLINE);
+    let line = "nbdkit: error: --allow-path: /no/such: No such file or directory\n";
+    assert_eq!((finished.status.code(), &*finished.stderr), (Some(1), line));
     let builder = Server::nbdkit(["--allow-path={dir}", "null", "1M"]).binary(Binary::ours());
     drop(connected(&builder.start()));
 }
