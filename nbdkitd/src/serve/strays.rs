@@ -16,7 +16,8 @@ impl Server {
     /// Kills strays, and says whether there were any. Not with `--run`: what its command leaves in the background is
     /// adopted, too, and is not ours to kill.
     pub(super) fn kill_strays(&self) -> bool {
-        let programs = self.configured.as_ref().is_some_and(|configured| configured.programs);
+        // Of a start that failed nothing is to be left, either.
+        let programs = self.configured.as_ref().is_none_or(|configured| configured.programs);
         // A new template that is on its way is a child that is not known yet.
         let rebuilding = self.template.is_none() && self.stage == Stage::Serving;
         if !programs || rebuilding || self.plan.options.run.is_some() {

@@ -3,11 +3,12 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::Rep;
 use nbdkit_tests::binary::Binary;
-use nbdkit_tests::{Ask, Client, Server};
+use nbdkit_tests::{Ask, Client, Server, TempDir};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -52,8 +53,7 @@ fn start(options: &[&str]) -> Waiting {
 
 impl Waiting {
     fn pid(&self, name: &str) -> Option<Pid> {
-        let text = std::fs::read_to_string(self.dir.join(name)).ok()?;
-        text.strip_suffix('\n')?.parse().ok().map(Pid::from_raw)
+        pid_in(&self.dir.join(name))
     }
 
     /// The processes of the script that are there, zombies of a parent that is not ours aside.
@@ -72,6 +72,12 @@ impl Waiting {
     }
 }
 
+/// The process whose number is in a file.
+fn pid_in(path: &Path) -> Option<Pid> {
+    let text = std::fs::read_to_string(path).ok()?;
+    text.strip_suffix('\n')?.parse().ok().map(Pid::from_raw)
+}
+
 /// Whether a process runs; the number may be another's by now.
 fn lives(pid: Pid, dir: &Path) -> bool {
     if kill(pid, None) == Err(Errno::ESRCH) {
@@ -86,10 +92,13 @@ fn lives(pid: Pid, dir: &Path) -> bool {
 
 #[test]
 fn scripts_end_with_a_killed_worker_and_other_clients_go_on() {
-    for level in ["--sandbox=programs", "--sandbox=strict", "--sandbox=off"] {
-        let waiting =
-            start(&[level, "--allow-path={dir}:rw"][..if level.ends_with("ct") { 2 } else { 1 }]);
-        assert_eq!(waiting.alive().len(), 4, "{level}");
+    for options in [
+        &["--sandbox=programs"][..],
+        &["--sandbox=strict", "--allow-path={dir}:rw"],
+        &["--sandbox=off"],
+    ] {
+        let waiting = start(options);
+        assert_eq!(waiting.alive().len(), 4, "{options:?}");
         let worker = waiting.pid("worker").expect("written");
         let mut other = waiting.server.connect();
         other.handshake().expect("a greeting");
@@ -179,4 +188,30 @@ fn what_get_ready_starts_lives_as_long_as_the_server() {
         let _ = waiting.server.stop();
         assert!(!lives(helper, &waiting.dir));
     }
+}
+
+/// A start that is given up leaves nothing behind.
+#[test]
+fn scripts_of_the_configuration_phase_end_with_a_start_that_is_interrupted() {
+    let dir = TempDir::new();
+    let d = dir.path().display();
+    let cases = format!(
+        "get_size) echo 1M ;;
+        config_complete)
+            (setsid sleep {LONG} & echo $! >{d}/session) </dev/null >/dev/null 2>&1
+            sleep {LONG} & echo $! >{d}/child
+            echo $$ >{d}/shell; wait; echo late >{d}/late ;;"
+    );
+    write_script(&dir, "script", "/bin/sh", &cases);
+    let mut nbdkit = Command::new(Binary::ours().path());
+    let nbdkit = nbdkit.args(["-f", "-U", "-", "sh"]).arg(dir.join("script"));
+    let mut nbdkit = nbdkit.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("started");
+    let pid = |name: &str| pid_in(&dir.join(name));
+    eventually("the script waits", || pid("shell").is_some());
+    kill(Pid::from_raw(nbdkit.id().cast_signed()), Signal::SIGTERM).expect("it is there");
+    nbdkit.wait().expect("reaped");
+    eventually("their ends", || {
+        ["session", "child", "shell"].iter().all(|name| !lives(pid(name).expect("it"), dir.path()))
+    });
+    assert!(!dir.join("late").exists());
 }
