@@ -8,7 +8,7 @@
 
 use std::fs;
 
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// The children of this process, ended ones too. None where there is no /proc. proc_tid_children(5).
@@ -44,10 +44,11 @@ fn stat(pid: i32) -> Option<(i32, i32)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-/// Kills all children but those that are known and those in groups that are kept, each with its group. Returns whether
-/// there were any: then look again when one has ended, for its own children come to this process in turn.
+/// Kills all children but those that are known and those in groups that are kept. Returns whether there were any: then look
+/// again when one has ended, for its own children come to this process in turn.
 ///
-/// Those in this process's own group are never strays.
+/// Those in this process's own group are never strays. Groups are not killed as such: a process may join any group of its
+/// session, the one of the shell that started the server among them, and the listener may kill those.
 pub fn kill_unknown(is_known: impl Fn(Pid) -> bool, is_kept: impl Fn(Pid) -> bool) -> bool {
     let unknown: Vec<Pid> = children().into_iter().filter(|pid| !is_known(*pid)).collect();
     if unknown.is_empty() {
@@ -56,14 +57,9 @@ pub fn kill_unknown(is_known: impl Fn(Pid) -> bool, is_kept: impl Fn(Pid) -> boo
     let own = group(Pid::this());
     let mut any = false;
     for pid in unknown {
-        let Some(group) = group(pid).filter(|group| Some(*group) != own && !is_kept(*group)) else {
-            continue;
-        };
-        any = true;
-        let _ = kill(pid, Signal::SIGKILL);
-        // While this child is not reaped, its group's number is not another's.
-        if group.as_raw() > 1 {
-            let _ = killpg(group, Signal::SIGKILL);
+        if group(pid).is_some_and(|group| Some(group) != own && !is_kept(group)) {
+            any = true;
+            let _ = kill(pid, Signal::SIGKILL);
         }
     }
     any

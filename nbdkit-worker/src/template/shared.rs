@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nbdkit_api::log::error as log_error;
@@ -158,8 +159,9 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
     let waiting = Arc::new(Waiting::default());
     let authority =
         SharedListener { link: Arc::clone(link), connection, waiting: Arc::clone(&waiting) };
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let (served, reading) = (Arc::clone(&client), socket.clone());
+        let (served, reading, over) = (Arc::clone(&client), socket.clone(), &over);
         let thread = std::thread::Builder::new().name("quiesce".to_owned());
         let started = thread.spawn_scoped(scope, move || {
             loop {
@@ -174,6 +176,10 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
             waiting.close();
             served.disconnect(false);
             reading.stop_reading();
+            if listener_is_tired(service, link, over) {
+                reading.cut();
+                programs::give_up(connection);
+            }
         });
         let exit = match started {
             Ok(_) => serve_one(service, client, socket, authority),
@@ -182,8 +188,25 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
                 WorkerExit::Failed
             }
         };
+        over.store(true, Ordering::Relaxed);
         ended(service, connection, exit);
     });
+}
+
+/// Waits, after `Quiesce`, until the client has ended (`over`) or is to be ended: the listener says so, or is gone and the
+/// client may wait for a script.
+fn listener_is_tired(service: &Service, link: &TemplateLink, over: &AtomicBool) -> bool {
+    /// How often is looked whether the client has ended, milliseconds.
+    const LOOK: u16 = 20;
+    while !over.load(Ordering::Relaxed) {
+        let _ = poll(&mut [PollFd::new(link.as_fd(), PollFlags::POLLIN)], PollTimeout::from(LOOK));
+        match link.try_recv() {
+            Ok(Received { message: ToTemplate::Disconnect { .. }, .. }) => return true,
+            Ok(_) | Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
+            Err(_) => return service.strays.is_some(),
+        }
+    }
+    false
 }
 
 fn lock(clients: &Clients) -> std::sync::MutexGuard<'_, HashMap<u64, (Arc<Client>, Socket)>> {

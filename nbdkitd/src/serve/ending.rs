@@ -182,12 +182,10 @@ impl Server {
     }
 
     fn kill_workers(&mut self) {
+        let shared = self.is_shared();
         for (number, connection) in self.connections.iter() {
             self.kill_worker(connection.pid);
-            // Of a template that serves them all.
-            if connection.pid.is_none()
-                && let Some(template) = &mut self.template
-            {
+            if shared && let Some(template) = &mut self.template {
                 template.say(ToTemplate::Disconnect { connection: number });
             }
         }

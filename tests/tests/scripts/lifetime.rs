@@ -1,12 +1,13 @@
 //! Scripts end with the call that nobody waits for any more, with their worker and with the server, and with them whatever
 //! they have left in the background. Ours only: nbdkit leaves them running.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nbd_protocol::constants::Rep;
+use nbd_protocol::constants::{Opt, Rep};
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::{Ask, Client, Server, TempDir};
 use nix::errno::Errno;
@@ -214,4 +215,32 @@ fn scripts_of_the_configuration_phase_end_with_a_start_that_is_interrupted() {
         ["session", "child", "shell"].iter().all(|name| !lives(pid(name).expect("it"), dir.path()))
     });
     assert!(!dir.join("late").exists());
+}
+
+/// With -s, too, the one client's script is not waited for.
+#[test]
+fn scripts_end_with_a_stopped_server_of_one_client() {
+    for isolation in ["--isolation=connection", "--isolation=shared"] {
+        let dir = TempDir::new();
+        let cases =
+            format!("get_size) echo $$ >{}/shell; sleep {LONG} & wait ;;", dir.path().display());
+        write_script(&dir, "script", "/bin/sh", &cases);
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let mut nbdkit = Command::new(Binary::ours().path());
+        let nbdkit = nbdkit.args(["-s", isolation, "sh"]).arg(dir.join("script"));
+        let streams = (theirs.try_clone().expect("a copy").into(), theirs.into());
+        let (stdin, stdout): (OwnedFd, OwnedFd) = streams;
+        let nbdkit = nbdkit.stdin(stdin).stdout(stdout).stderr(Stdio::null());
+        let mut child = nbdkit.spawn().expect("started");
+        let mut client = Client::new(ours);
+        client.handshake().expect("a greeting");
+        client.send_option(Opt::EXPORT_NAME, b"").expect("sent");
+        let shell = || pid_in(&dir.join("shell"));
+        eventually("the script waits", || shell().is_some());
+        let began = Instant::now();
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).expect("it is there");
+        child.wait().expect("reaped");
+        assert!(began.elapsed() < Duration::from_secs(20), "{isolation}: {:?}", began.elapsed());
+        assert!(!lives(shell().expect("it"), dir.path()), "{isolation}");
+    }
 }
