@@ -34,10 +34,17 @@ impl Server {
         /// One that is inside of the kernel, waiting for a disk, cannot be waited for.
         const PATIENCE: Duration = Duration::from_secs(2);
         let end = Instant::now() + PATIENCE;
-        while self.kill_strays() && Instant::now() < end {
+        while (self.kill_strays() || self.awaits_workers()) && Instant::now() < end {
             while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|it| it.pid().is_some()) {}
             let _ = self.poll.poll(&mut Events::with_capacity(1), Some(LOOK));
         }
+    }
+
+    /// Whether workers that were killed have yet to end: then their scripts come here.
+    fn awaits_workers(&self) -> bool {
+        let programs = self.configured.as_ref().is_some_and(|configured| configured.programs);
+        let is_worker = |pid: &Pid| self.connections.of_pid(pid.as_raw()).is_some();
+        programs && strays::children().iter().any(is_worker)
     }
 
     fn is_known(&self, pid: Pid) -> bool {
