@@ -165,7 +165,7 @@ fn what_get_ready_starts_lives_as_long_as_the_server() {
     for run in [false, true] {
         let mut builder = Server::nbdkit([] as [&str; 0]).binary(Binary::ours());
         if run {
-            builder = builder.args(["--run", "sleep 600"]);
+            builder = builder.args(["--run", "exec sleep 600"]);
         }
         let builder = builder.args(["sh", "{dir}/script"]);
         let dir = builder.dir().path().to_owned();
