@@ -1,7 +1,7 @@
 //! The system calls that Rust calls unsafe: fork, exit without cleaning up, signal handlers, and what gives memory
 //! back that only the past needed.
 
-#![expect(unsafe_code, reason = "fork, pre_exec, _exit, signal handlers, madvise, malloc_trim")]
+#![expect(unsafe_code, reason = "fork, _exit, signal handlers, madvise, malloc_trim")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
@@ -77,22 +77,6 @@ pub(crate) fn release_stack() {
             libc::MADV_DONTNEED,
         );
     }
-}
-
-/// Has the program that `command` starts killed when the thread that starts it ends, which may have happened, and take
-/// signals as usual. PR_SET_PDEATHSIG, prctl(2): it is that thread's end that counts, and for a program that is waited for
-/// by the thread it is the end of this process.
-pub(crate) fn end_with_this_thread(command: &mut std::process::Command) {
-    use std::os::unix::process::CommandExt;
-    let parent = getpid();
-    let prepare = move || {
-        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-        SigSet::empty().thread_set_mask()?;
-        if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
-    };
-    // SAFETY: runs in the child between fork and exec, where other threads' locks stay locked: it makes three system
-    // calls and allocates nothing.
-    unsafe { command.pre_exec(prepare) };
 }
 
 extern "C" fn ignore(_signal: libc::c_int) {}

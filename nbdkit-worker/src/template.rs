@@ -76,7 +76,6 @@ fn get_ready(
     log::use_template(Arc::clone(link), configure.verbose);
     nbdkit_api::client::set_stdio_safe(configure.stdio_safe);
     nbdkit_api::client::on_shutdown(Box::new(log::request_shutdown));
-    nbdkit_api::programs::on_start(process::end_with_this_thread);
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
 
     configure::expand_script(&mut configure, &mut parameters).map_err(failed)?;
@@ -359,6 +358,8 @@ impl Service {
                 }
             }
         }
+        // The scripts of `cleanup` and `unload` wait for their own children.
+        children.forget();
     }
 
     fn fork_worker(&mut self, serve: &Serve, fds: Vec<OwnedFd>, children: &mut reap::Children) {

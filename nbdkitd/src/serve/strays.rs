@@ -19,7 +19,7 @@ impl Server {
         // Of a start that failed nothing is to be left, either.
         let programs = self.configured.as_ref().is_none_or(|configured| configured.programs);
         // A new template that is on its way is a child that is not known yet.
-        let rebuilding = self.template.is_none() && self.stage == Stage::Serving;
+        let rebuilding = self.template.is_none() && self.stage == Stage::Serving && !self.retiring;
         if !programs || rebuilding || self.plan.options.run.is_some() {
             return false;
         }

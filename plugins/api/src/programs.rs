@@ -1,9 +1,12 @@
 //! Programs that layers run: the scripts of sh and eval, of the log and exportname filters.
 //!
 //! Each run leads a process group of its own, is waited for by the thread that has started it, and is killed with all of
-//! its group when its call is given up ([`give_up`]). It is killed too when that thread ends, however it ends (the hook of
-//! [`on_start`]). What a script has left in the background is adopted by the process that ran it
-//! (PR_SET_CHILD_SUBREAPER), and when that ends by the next one up, the template, which kills it.
+//! its group when its call is given up ([`give_up`]). What a script has left in the background is adopted by the process
+//! that ran it (PR_SET_CHILD_SUBREAPER), and when that ends, however it ends, the script and all of that come to the next
+//! process up, the template or the listener, which kills it.
+//!
+//! Not PR_SET_PDEATHSIG, which a script would have to set for itself between fork and exec: with that std cannot use
+//! posix_spawn(3), and a call of a script takes a quarter more time.
 //!
 //! Runs in the template and in workers.
 
@@ -15,7 +18,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
@@ -41,15 +44,8 @@ static RUNNING: Mutex<Running> =
 /// The process that has become an adopter of orphans. A fork has to become one itself.
 static ADOPTER: AtomicU32 = AtomicU32::new(0);
 
-static ON_START: OnceLock<fn(&mut Command)> = OnceLock::new();
-
 fn running() -> MutexGuard<'static, Running> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Installs what makes a program end with the thread that starts it; the first call counts.
-pub fn on_start(hook: fn(&mut Command)) {
-    let _ = ON_START.set(hook);
 }
 
 /// A program that runs.
@@ -72,9 +68,6 @@ pub fn start(command: &mut Command) -> io::Result<Program> {
     }
     adopt_orphans()?;
     command.process_group(0);
-    if let Some(hook) = ON_START.get() {
-        hook(command);
-    }
     // Not locked while the program is loaded, which takes most of the time.
     running().starting += 1;
     let spawned = command.spawn();

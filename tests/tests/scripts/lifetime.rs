@@ -29,13 +29,13 @@ const LONG: &str = "600";
 fn start(options: &[&str]) -> Waiting {
     let builder = Server::nbdkit(options).binary(Binary::ours()).args(["sh", "{dir}/script"]);
     let dir = builder.dir().path().to_owned();
-    // A child, a grandchild whose parent has gone, one with a session of its own: each tells its number.
+    // A child, a grandchild whose parent has gone, one with a session of its own and its child: each tells its number.
     let cases = format!(
         "get_size) echo 1M ;;
         thread_model) echo parallel ;;
         pread)
             (sleep {LONG} & echo $! >{d}/grandchild) </dev/null >/dev/null 2>&1
-            (setsid sh -c 'echo $$ >{d}/session; sleep {LONG}; echo late >{d}/late' &) </dev/null >/dev/null 2>&1
+            (setsid sh -c 'sleep {LONG} & echo $! >{d}/inner; echo $$ >{d}/session; wait; echo late >{d}/late' &) </dev/null >/dev/null 2>&1
             echo $PPID >{d}/worker
             sleep {LONG} & echo $! >{d}/child
             echo $$ >{d}/shell; wait; echo late >{d}/late; head -c $3 /dev/zero ;;",
@@ -46,9 +46,7 @@ fn start(options: &[&str]) -> Waiting {
     let mut client = connected(&server);
     client.send(&Ask::read(0, 512)).expect("sent");
     let waiting = Waiting { server, client: Some(client), dir };
-    for name in ["session", "shell"] {
-        eventually(name, || waiting.pid(name).is_some());
-    }
+    eventually("the script waits", || waiting.alive().len() == 5);
     waiting
 }
 
@@ -60,7 +58,7 @@ impl Waiting {
     /// The processes of the script that are there, zombies of a parent that is not ours aside.
     fn alive(&self) -> Vec<&'static str> {
         let lives = |name: &&str| self.pid(name).is_some_and(|pid| lives(pid, &self.dir));
-        ["grandchild", "session", "child", "shell"].into_iter().filter(lives).collect()
+        ["grandchild", "session", "inner", "child", "shell"].into_iter().filter(lives).collect()
     }
 
     fn assert_ends(&self) {
@@ -99,7 +97,6 @@ fn scripts_end_with_a_killed_worker_and_other_clients_go_on() {
         &["--sandbox=off"],
     ] {
         let waiting = start(options);
-        assert_eq!(waiting.alive().len(), 4, "{options:?}");
         let worker = waiting.pid("worker").expect("written");
         let mut other = waiting.server.connect();
         other.handshake().expect("a greeting");
@@ -141,6 +138,24 @@ fn scripts_end_with_a_killed_template_that_ran_them() {
     let waiting = start(&["--isolation=shared"]);
     kill(waiting.pid("worker").expect("written"), Signal::SIGKILL).expect("it is there");
     waiting.assert_ends();
+}
+
+/// Workers outlive their template, and what their scripts leave does not outlive them.
+#[test]
+fn scripts_end_with_a_worker_whose_template_was_killed_before() {
+    let waiting = start(&[]);
+    let mut other = connected(&waiting.server);
+    let worker = waiting.pid("worker").expect("written");
+    let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).expect("alive");
+    let parent = stat.rsplit(')').next().and_then(|rest| rest.split(' ').nth(2)?.parse().ok());
+    kill(Pid::from_raw(parent.expect("a template")), Signal::SIGKILL).expect("it is there");
+    let _ = waiting.server.wait_for_stderr("the template cannot be replaced");
+    assert_eq!(waiting.alive().len(), 5, "their worker is there");
+    kill(worker, Signal::SIGKILL).expect("it is there");
+    waiting.assert_ends();
+    // Without a script: it cannot be written.
+    let written = other.call(&Ask::write(0, *b"x")).expect("another worker goes on");
+    assert!(written.error.is_some());
 }
 
 /// A request that has begun is finished, as in nbdkit, where the client that asked has gone.
