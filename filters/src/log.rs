@@ -104,7 +104,7 @@ impl Filter for Log {
         let result = below.list_exports(client, readonly, exports);
         let mut entry = Entry::leave("ListExports", id);
         if result.is_ok() {
-            entry = entry.with("exports", line::export_list(exports));
+            entry = entry.list("exports", line::export_list(exports));
         }
         sink.put(entry.outcome(&result));
         result
@@ -256,7 +256,7 @@ impl FilterConnection for Handle {
         let result = next.extents(count, offset, flags, extents);
         let mut entry = Entry::leave("Extents", id).on(self.connection);
         if result.is_ok() {
-            entry = entry.with("extents", line::extent_list(extents));
+            entry = entry.list("extents", line::extent_list(extents));
         }
         self.sink.put(entry.outcome(&result));
         result

@@ -18,6 +18,7 @@ pub mod process;
 pub mod program;
 pub mod refusal;
 pub mod status;
+pub mod strays;
 pub mod title;
 pub mod x509;
 
@@ -28,7 +29,8 @@ pub use status::WorkerExit;
 
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
 /// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS (`TlsPiece`, `Key` on all
-/// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner. 4: `Level` of a log record, the spawner as a program of its own.
+/// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner. 4: `Level` of a log record, the
+/// spawner as a program of its own, `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`.
 pub const VERSION: u32 = 4;
 
 /// Identifies the build: listener and worker must come from the same one.

@@ -264,6 +264,17 @@ pub struct Configure {
     pub introduction: String,
     /// Whether the listener lets one client, or one of each peer, in at a time, whatever the stack can do.
     pub one_client: bool,
+    /// `--allow-path` and `--allow-net`.
+    pub allowed: Allowed,
+}
+
+/// What a strictly confined stack may reach beyond what it declares.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowed {
+    /// `--allow-path`: absolute paths; true if they may be written too.
+    pub paths: Vec<(OsString, bool)>,
+    /// `--allow-net`.
+    pub network: bool,
 }
 
 /// How template and workers are confined.
@@ -275,6 +286,8 @@ pub enum Sandbox {
     Compat,
     /// Not at all.
     Off,
+    /// As programs of the final user's are without privileges: for stacks that run scripts.
+    Programs,
 }
 
 /// `-D NAME.FLAG=VALUE`.
@@ -347,6 +360,8 @@ pub struct Configured {
     pub replaceable: bool,
     /// Whether it may ever ask for `Shutdown` in service.
     pub may_shutdown: bool,
+    /// Whether it runs programs, which end with it.
+    pub programs: bool,
 }
 
 /// The step from start-up into service.

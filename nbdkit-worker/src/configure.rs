@@ -11,6 +11,23 @@ use nbdkit_api::{Error, Filter, Plugin, Result, Stack, Value, log, quoted};
 use nbdkit_ipc::messages::{Applies, Configure, DebugFlag, Parameter};
 
 use crate::cabi;
+use crate::script_plugin::ScriptPlugin;
+
+/// If the plugin is a script, puts the plugin of its language in its place and the script before all parameters.
+///
+/// # Errors
+/// The script may not be executed or is for no plugin.
+pub(crate) fn expand_script(
+    configure: &mut Configure,
+    parameters: &mut Vec<Parameter>,
+) -> Result<()> {
+    if let Some(ScriptPlugin { path, language }) = script_of(&configure.plugin)? {
+        configure.plugin = language;
+        let applies = Applies::Always;
+        parameters.insert(0, Parameter { key: None, value: path.into(), applies });
+    }
+    Ok(())
+}
 
 /// Loads plugin and filters and sets debug flags.
 ///
@@ -76,6 +93,22 @@ fn owner_of(stack: &Stack, name: &str) -> Owner {
 pub(crate) fn unknown_flag(name: &str, flag: &str) -> String {
     let variable = cabi::library::debug_variable(name, flag);
     format!("-D {name}.{flag}: {name} does not contain a global variable called {variable}")
+}
+
+/// The script that a name stands for. Plugins in code come first.
+fn script_of(name: &OsStr) -> Result<Option<ScriptPlugin>> {
+    if is_path(name) {
+        return ScriptPlugin::open(Path::new(name));
+    }
+    if is_built_in(name) || cabi::search::plugin(name).exists() {
+        return Ok(None);
+    }
+    ScriptPlugin::open(&cabi::search::script(name))
+}
+
+fn is_built_in(name: &OsStr) -> bool {
+    let red_team = cfg!(feature = "red-team") && name == "redteam";
+    red_team || name.to_str().and_then(nbdkit_plugins::load).is_some()
 }
 
 /// An argument with any of these is a path and not a short name (nbdkit 1.40, "Loading plugins").

@@ -18,6 +18,7 @@ mod log;
 mod privileges;
 mod process;
 mod sandbox;
+mod script_plugin;
 mod settings;
 mod template;
 mod tls;

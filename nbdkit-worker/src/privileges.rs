@@ -84,35 +84,76 @@ pub(crate) fn lock_memory() -> Result<()> {
         .or_error(|| "mlockall (for --swap; raise RLIMIT_MEMLOCK, see ulimit -l)")
 }
 
+/// Which files root without `-u` may have to open although they are others'.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Files<'a> {
+    /// These.
+    Declared(&'a [(PathBuf, Access)]),
+    /// Nobody knows which.
+    Any,
+    /// Whatever the programs that it runs open, create and give away.
+    OfPrograms,
+}
+
 /// Capabilities that let root open the files of others.
 const OVERRULING: [Capability; 2] = [Capability::CAP_DAC_READ_SEARCH, Capability::CAP_DAC_OVERRIDE];
 
-/// Leaves nothing that a program could get by being executed, where the process may do that. Called before it becomes
-/// another user, which loses the right to.
+/// Capabilities that are about files and nothing else, which root's programs keep: chown(1), chmod(1), cp -p, install(1)
+/// and tar(1) work as they do for root. capabilities(7).
+const OF_PROGRAMS: [Capability; 5] = [
+    Capability::CAP_CHOWN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_DAC_READ_SEARCH,
+    Capability::CAP_FOWNER,
+    Capability::CAP_FSETID,
+];
+
+/// What programs may have by being executed: nothing, or, if this process stays root and runs programs, what is about
+/// files. Only where the process may change that. Called before it becomes another user, which loses the right to.
+///
+/// execve(2) gives root what is in the bounding set, and no more than the caller had (no_new_privs): the programs of
+/// root have what their caller keeps in [`drop_capabilities`].
 ///
 /// # Errors
 /// The system's.
-pub(crate) fn empty_bounding_set() -> Result<()> {
+pub(crate) fn limit_bounding_set(service: &EnterService, files: Files<'_>) -> Result<()> {
     if !caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(|e| failed(&e))? {
         return Ok(());
     }
-    caps::clear(None, CapSet::Bounding).map_err(|e| failed(&e))?;
-    empty(CapSet::Bounding, &CapsHashSet::new())
+    let mut keep = CapsHashSet::new();
+    if stays_root(service) && matches!(files, Files::OfPrograms) {
+        keep.extend(OF_PROGRAMS);
+    }
+    for capability in caps::read(None, CapSet::Bounding).map_err(|e| failed(&e))? {
+        if !keep.contains(&capability) {
+            caps::drop(None, CapSet::Bounding, capability).map_err(|e| failed(&e))?;
+        }
+    }
+    empty(CapSet::Bounding, &keep)
+}
+
+fn stays_root(service: &EnterService) -> bool {
+    geteuid().is_root() && service.user.is_none_or(|user| user == 0)
 }
 
 /// Drops all capabilities. Root without `-u` that serves files which only capabilities can open (its own it may open
-/// as their owner) keeps the one for that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may write them.
-/// `paths`: what will be opened; `None` if that is not known, which keeps both. With `--swap` (`locks`) and a limit on
-/// locked memory it keeps CAP_IPC_LOCK too.
+/// as their owner) keeps the one for that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may write them; both if it is
+/// not known which files; what is about files if it runs programs. With `--swap` (`locks`) and a limit on locked memory
+/// it keeps CAP_IPC_LOCK too.
 ///
 /// # Errors
 /// EPERM if a capability is left or could be had back.
-pub(crate) fn drop_capabilities(paths: Option<&[(PathBuf, Access)]>, locks: bool) -> Result<()> {
+pub(crate) fn drop_capabilities(files: Files<'_>, locks: bool) -> Result<()> {
+    let paths = if let Files::Declared(paths) = files { paths } else { &[] };
     let held = caps::read(None, CapSet::Permitted).map_err(|e| failed(&e))?;
     let with: Vec<bool> = each_entry(paths).map(|(path, access)| opens(&path, access)).collect();
     caps::clear(None, CapSet::Ambient).or_else(unless_old_kernel).map_err(|e| failed(&e))?;
     caps::clear(None, CapSet::Effective).map_err(|e| failed(&e))?;
-    let mut keep: CapsHashSet = if paths.is_none() { OVERRULING.into() } else { [].into() };
+    let mut keep: CapsHashSet = match files {
+        Files::Declared(_) => [].into(),
+        Files::Any => OVERRULING.into(),
+        Files::OfPrograms => OF_PROGRAMS.into(),
+    };
     for ((path, access), opened) in each_entry(paths).zip(with) {
         if opened && !opens(&path, access) {
             // The second is a superset of the first in all that open(2) asks.
@@ -145,14 +186,12 @@ pub(crate) fn drop_capabilities(paths: Option<&[(PathBuf, Access)]>, locks: bool
 }
 
 /// The declared paths, and what is in them if they are directories.
-fn each_entry(paths: Option<&[(PathBuf, Access)]>) -> impl Iterator<Item = (PathBuf, Access)> {
-    paths.unwrap_or_default().iter().filter(|(_, access)| *access != Access::RemoveDirs).flat_map(
-        |(path, access)| {
-            let beneath = std::fs::read_dir(path).into_iter().flatten().flatten();
-            let beneath = beneath.map(|entry| (entry.path(), *access));
-            std::iter::once((path.clone(), *access)).chain(beneath)
-        },
-    )
+fn each_entry(paths: &[(PathBuf, Access)]) -> impl Iterator<Item = (PathBuf, Access)> {
+    paths.iter().filter(|(_, access)| *access != Access::RemoveDirs).flat_map(|(path, access)| {
+        let beneath = std::fs::read_dir(path).into_iter().flatten().flatten();
+        let beneath = beneath.map(|entry| (entry.path(), *access));
+        std::iter::once((path.clone(), *access)).chain(beneath)
+    })
 }
 
 /// Whether a path can be opened as we are now.

@@ -5,8 +5,10 @@
 //! lists are in [`policy`]. All of it is inherited by fork, so that a connection costs one short filter more: the one
 //! that takes away what only the template needs.
 //!
-//! The levels (`--sandbox`): `strict` has every layer; `compat`, for code that declares nothing, leaves network and
-//! paths as they are and refuses only what no server of disks calls; `off` leaves the user as the only change.
+//! The levels (`--sandbox`): `strict` has every layer; `programs`, for stacks that run scripts, leaves network, paths and
+//! namespaces as they are, and of root's capabilities those about files, so that what people paste works as it does in
+//! nbdkit; `compat`, for code that declares nothing, leaves network and paths as they are. Both refuse only what no server
+//! of disks calls. `off` leaves the user as the only change.
 //!
 //! What a kernel cannot do is said once, and the server goes on: all layers but one are better than none.
 
@@ -18,13 +20,12 @@ mod paths;
 mod policy;
 mod skip;
 
-use std::path::PathBuf;
-
-use nbdkit_api::{Access, Isolation, Needs, Result, debug};
-use nbdkit_ipc::messages::Sandbox as Level;
+use nbdkit_api::{Access, Error, Isolation, Needs, Network, Result, ResultExt, debug};
+use nbdkit_ipc::messages::{Allowed, Sandbox as Level};
 use nbdkit_sandbox_policy::Program;
 
-use crate::{privileges, process};
+use crate::privileges::{self, Files};
+use crate::process;
 pub(crate) use skip::{Layer, skips};
 
 /// How this process is confined, and what follows for its forks.
@@ -41,15 +42,23 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     /// `wanted`: what the command line says. Otherwise a stack of built-in modules, which declares its needs, is
-    /// confined strictly, and one with code that does not as far as code can be of which nothing is known.
+    /// confined strictly, one of them that runs programs as programs can be, and one with code that does not declare
+    /// its needs as far as code can be of which nothing is known.
     pub(crate) fn new(wanted: Option<Level>, needs: Needs, isolation: Isolation) -> Sandbox {
-        let usual = if needs.undeclared { Level::Compat } else { Level::Strict };
+        let usual = if needs.undeclared {
+            Level::Compat
+        } else if needs.programs {
+            Level::Programs
+        } else {
+            Level::Strict
+        };
         let level = wanted.unwrap_or(usual);
         match level {
             Level::Off => say("--sandbox=off: clients are served without a sandbox"),
             Level::Compat if needs.undeclared => {
                 say("sandbox=compat: this plugin or filter does not declare what it needs");
             }
+            Level::Programs => debug!("sandbox=programs: scripts work as the final user's do"),
             Level::Compat | Level::Strict => {}
         }
         let shared = isolation == Isolation::Shared;
@@ -62,9 +71,39 @@ impl Sandbox {
         self.level != Level::Off
     }
 
-    /// The paths whose owner may have to be overruled by root; `None` if any path may be opened.
-    pub(crate) fn paths(&self) -> Option<&[(PathBuf, Access)]> {
-        (self.level == Level::Strict).then_some(&self.needs.paths)
+    /// Adds what the command line allows: `--allow-path`, `--allow-net`.
+    ///
+    /// # Errors
+    /// The level is one at which that means nothing; a path that is not there.
+    pub(crate) fn allowing(mut self, allowed: &Allowed) -> Result<Sandbox> {
+        if *allowed == Allowed::default() {
+            return Ok(self);
+        }
+        if self.level != Level::Strict {
+            return Err(Error::msg(format!(
+                "--allow-path and --allow-net add to --sandbox=strict, but the level of this stack is {}",
+                name(self.level)
+            )));
+        }
+        for (path, write) in &allowed.paths {
+            // A rule is about a file; for one that is not there it would silently be left out.
+            std::fs::metadata(path).or_error(|| format!("--allow-path: {}", path.display()))?;
+            let access = if *write { Access::Write } else { Access::Read };
+            self.needs.paths.push((path.into(), access));
+        }
+        if allowed.network {
+            self.needs.network = Network::Inet;
+        }
+        Ok(self)
+    }
+
+    /// The files whose owner may have to be overruled by root.
+    pub(crate) fn files(&self) -> Files<'_> {
+        match self.level {
+            Level::Strict => Files::Declared(&self.needs.paths),
+            Level::Programs => Files::OfPrograms,
+            Level::Compat | Level::Off => Files::Any,
+        }
     }
 
     /// Most descriptors that a process may have open; `None` if that grows with the number of its clients, or is not
@@ -89,7 +128,9 @@ impl Sandbox {
 
     /// The layers that only a privileged process can have. Called before it gives up its privileges.
     pub(crate) fn separate(&self) {
-        if self.is_on() && !skips(Layer::Namespaces) {
+        // The network of programs is the user's, and what is mounted later is theirs to see.
+        let separate = matches!(self.level, Level::Strict | Level::Compat);
+        if separate && !skips(Layer::Namespaces) {
             namespaces::enter(&self.needs, self.level == Level::Strict);
         }
     }
@@ -109,9 +150,12 @@ impl Sandbox {
                 if !skips(Layer::Paths) {
                     paths::restrict(&self.needs)?;
                 }
+                if self.needs.programs {
+                    nbdkit_api::programs::set_confined_strictly();
+                }
                 self.install(&filter::template(&self.needs)?)
             }
-            Level::Compat => self.install(&filter::compat()?),
+            Level::Compat | Level::Programs => self.install(&filter::compat()?),
             Level::Off => Ok(()),
         }
     }
@@ -141,6 +185,16 @@ impl Sandbox {
             Some(given_up) => filter::install(&filter::of_this_process(given_up)),
             None => Ok(()),
         }
+    }
+}
+
+/// As `--sandbox` has it.
+fn name(level: Level) -> &'static str {
+    match level {
+        Level::Strict => "strict",
+        Level::Programs => "programs",
+        Level::Compat => "compat",
+        Level::Off => "off",
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod reap;
 mod shared;
+mod strays;
 mod worker;
 
 use std::io;
@@ -41,6 +42,9 @@ pub(crate) fn run(link: TemplateLink, pre_shared_keys: Option<MakeSessions>) -> 
             service.run();
             service.layer.cleanup();
             service.layer.unload();
+            if let Some(strays) = &service.strays {
+                strays.kill_all();
+            }
             ExitCode::SUCCESS
         }
         Ok(None) => ExitCode::SUCCESS,
@@ -68,12 +72,13 @@ fn get_ready(
     pre_shared_keys: Option<MakeSessions>,
 ) -> Result<Option<Service>, Failed> {
     let _ = link.send(&FromTemplate::Hello(Hello::ours()), &[]);
-    let (configure, parameters, material) = receive_configuration(link)?;
+    let (mut configure, mut parameters, material) = receive_configuration(link)?;
     log::use_template(Arc::clone(link), configure.verbose);
     nbdkit_api::client::set_stdio_safe(configure.stdio_safe);
     nbdkit_api::client::on_shutdown(Box::new(log::request_shutdown));
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
 
+    configure::expand_script(&mut configure, &mut parameters).map_err(failed)?;
     let mut stack = configure::load(&configure).map_err(failed)?;
     match configure.purpose {
         Purpose::Help => return printed(&stack, describe::help(&stack, &configure.introduction)),
@@ -110,8 +115,9 @@ fn get_ready(
     };
     let replaceable = !stack.keeps_state();
     let needs = stack.needs();
-    let may_shutdown = needs.shutdown;
-    let mut sandbox = Sandbox::new(configure.sandbox, needs, isolation);
+    let (may_shutdown, programs) = (needs.shutdown, needs.programs);
+    let sandbox = Sandbox::new(configure.sandbox, needs, isolation);
+    let mut sandbox = sandbox.allowing(&configure.allowed).map_err(failed)?;
     let layer = stack.freeze();
     let told = Configured {
         one_client: model == ThreadModel::SerializeConnections,
@@ -121,6 +127,7 @@ fn get_ready(
         },
         replaceable,
         may_shutdown,
+        programs,
     };
     let _ = link.send(&FromTemplate::Configured(told), &[]);
 
@@ -138,6 +145,7 @@ fn get_ready(
         );
         return Err(Failed);
     }
+    let strays = programs.then(strays::Strays::new).transpose().map_err(failed)?;
     let _ = link.send(&FromTemplate::Ready, &[]);
     Ok(Some(Service {
         link: None,
@@ -147,6 +155,7 @@ fn get_ready(
         single: !configure.stdio_safe,
         swap: configure.swap,
         sandbox,
+        strays,
     }))
 }
 
@@ -196,11 +205,11 @@ fn enter(
         sandbox.is_on() && !skips(sandbox::Layer::Limits),
     );
     if capabilities {
-        privileges::empty_bounding_set()?;
+        privileges::limit_bounding_set(service, sandbox.files())?;
     }
     privileges::become_user(service, swap)?;
     if capabilities {
-        privileges::drop_capabilities(sandbox.paths(), swap)?;
+        privileges::drop_capabilities(sandbox.files(), swap)?;
     }
     if limits {
         privileges::lock_down(sandbox.descriptors(), sandbox.memory(threads))?;
@@ -270,6 +279,8 @@ struct Service {
     single: bool,
     swap: bool,
     sandbox: Sandbox,
+    /// What scripts leave behind, if the stack runs any.
+    strays: Option<strays::Strays>,
 }
 
 impl Service {
@@ -300,9 +311,10 @@ impl Service {
             }
         };
         let mut serving = true;
+        let mut listener_lives = true;
         while serving || !children.is_empty() {
-            // Once we do not listen any more, a closed link must not wake us again and again.
-            let link = self.link.as_ref().filter(|_| serving).map(|link| link.as_fd());
+            // A closed link must not wake us again and again.
+            let link = self.link.as_ref().filter(|_| listener_lives).map(|link| link.as_fd());
             let fds = [Some(children.as_fd()), link].into_iter().flatten();
             let mut fds: Vec<PollFd<'_>> =
                 fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
@@ -313,30 +325,43 @@ impl Service {
                     return;
                 }
             }
-            for (connection, exit) in children.reap() {
+            let (ended, any) = children.reap();
+            for (connection, exit) in ended {
                 self.say(&FromTemplate::Exited { connection, exit });
                 self.layer.worker_ended();
             }
-            while serving {
+            // After the end of a stray, too: it has left its own children.
+            if let Some(strays) = self.strays.as_ref().filter(|_| any) {
+                strays.kill(|pid| children.is_worker(pid));
+            }
+            while listener_lives {
                 match self.link.as_ref().map_or(Err(RecvError::Closed), |link| link.try_recv()) {
-                    Ok(Received { message: ToTemplate::Serve(serve), fds }) => {
+                    Ok(Received { message: ToTemplate::Serve(serve), fds }) if serving => {
                         self.fork_worker(&serve, fds, &mut children);
                     }
                     Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => break,
-                    Ok(Received { message: ToTemplate::Quiesce, .. }) | Err(RecvError::Closed) => {
-                        serving = false;
-                    }
+                    Ok(Received { message: ToTemplate::Quiesce, .. }) => serving = false,
+                    Ok(_) if !serving => {}
                     Ok(other) => {
                         let _ = unexpected(&other.message);
                         serving = false;
                     }
                     Err(error) => {
-                        log_error(&format!("control channel: {error}"));
-                        serving = false;
+                        if !matches!(error, RecvError::Closed) {
+                            log_error(&format!("control channel: {error}"));
+                        }
+                        (serving, listener_lives) = (false, false);
+                        // Workers end by themselves, but nobody is left to end one that waits for a script. And whoever
+                        // kills the server does not expect that its scripts go on.
+                        if self.strays.is_some() {
+                            children.kill();
+                        }
                     }
                 }
             }
         }
+        // The scripts of `cleanup` and `unload` wait for their own children.
+        children.forget();
     }
 
     fn fork_worker(&mut self, serve: &Serve, fds: Vec<OwnedFd>, children: &mut reap::Children) {

@@ -13,8 +13,8 @@ use nbd_protocol::constants::{Command as Cmd, CommandFlags, Opt, Rep};
 use nbd_protocol::handshake::{OptionReplyHeader, encode_option};
 use nbd_protocol::transmission::{Request, SimpleReply};
 use nbdkit_ipc::messages::{
-    Applies, Configure, EnterService, Hello, Isolation, Level, Parameter, Peer, PeerAddress,
-    Protocol, Purpose, Serve,
+    Allowed, Applies, Configure, EnterService, Hello, Isolation, Level, Parameter, Peer,
+    PeerAddress, Protocol, Purpose, Serve,
 };
 use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -66,6 +66,7 @@ impl Template {
             tls: None,
             introduction: String::new(),
             one_client: false,
+            allowed: Allowed::default(),
         })));
         for (key, value) in parameters {
             let parameter = Parameter {

@@ -14,6 +14,7 @@ pub(crate) mod fuzz;
 mod incoming;
 mod rebuild;
 mod startup;
+mod strays;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -25,6 +26,7 @@ use mio::{Events, Interest, Poll, Token};
 use nbdkit_ipc::messages::{Configured, Peer};
 use nbdkit_ipc::{Channel, FromWorker, ToWorker};
 use nix::sys::prctl;
+use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
@@ -124,6 +126,8 @@ pub(crate) struct Server {
     template_quota: Quota,
     /// Until when it has to end, since it has closed its channel.
     template_grace: Option<Instant>,
+    /// Templates that have ended; their workers may go on.
+    templates: Vec<Pid>,
     /// What the first template said; later ones must say the same.
     configured: Option<Configured>,
     rebuilds: Rebuilds,
@@ -202,6 +206,7 @@ impl Server {
             template: None,
             template_quota: Quota::new(TEMPLATE_LINES.0, TEMPLATE_LINES.1, now),
             template_grace: None,
+            templates: Vec::new(),
             configured: None,
             rebuilds: Rebuilds::default(),
             rebuild_at: None,
@@ -271,6 +276,7 @@ impl Server {
             self.accept_clients(now);
         }
         self.end_spawner();
+        self.end_strays();
         match self.signal {
             Some(signal) => End::Signal(signal),
             None => {

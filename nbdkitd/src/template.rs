@@ -98,11 +98,20 @@ impl Recipe {
                 Sandbox::Strict => messages::Sandbox::Strict,
                 Sandbox::Compat => messages::Sandbox::Compat,
                 Sandbox::Off => messages::Sandbox::Off,
+                Sandbox::Programs => messages::Sandbox::Programs,
             }),
             tls: tls.map(|tls| tls.configure.clone()),
             introduction: introduction(purpose),
             one_client: options.max_connections == Some(1)
                 || options.max_connections_per_peer == Some(1),
+            allowed: messages::Allowed {
+                paths: options
+                    .allow_paths
+                    .iter()
+                    .map(|allowed| (allowed.path.clone().into(), allowed.write))
+                    .collect(),
+                network: options.allow_net,
+            },
         };
         let parameters = stack
             .parameters

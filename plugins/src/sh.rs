@@ -13,14 +13,15 @@ mod tests;
 pub(crate) mod text;
 pub(crate) mod tmpdir;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nbdkit_api::{
     Access, Client, Connection, Error, Exports, Needs, Open, Plugin, Result, ResultExt,
-    ThreadModel, Value, quoted,
+    ThreadModel, Value, quoted, shebang,
 };
 
 use call::{Call, Found, Program, Scripts, Start, chomp, lacks_shebang};
@@ -60,7 +61,8 @@ impl Script {
         if value.as_bytes() != b"-" {
             let path = value.realpath()?;
             // Whether it is executable and has an interpreter, running it will show.
-            return Ok(Script { path, start: Start::Execute, tmpdir: TempDir::new()? });
+            let start = if is_for_nbdkit(&path) { Start::Read } else { Start::Execute };
+            return Ok(Script { path, start, tmpdir: TempDir::new()? });
         }
         if !nbdkit_api::client::stdio_safe() {
             return Err(Error::msg("inline script is incompatible with -s"));
@@ -78,6 +80,16 @@ impl Script {
         let start = if lacks_shebang(&text) { Start::Read } else { Start::Execute };
         Ok(Script { path, start, tmpdir })
     }
+}
+
+/// Whether executing a script would start another nbdkit, and that the next: `#!/usr/sbin/nbdkit sh`. It is for /bin/sh.
+fn is_for_nbdkit(path: &Path) -> bool {
+    /// The kernel's limit on such a line, bytes.
+    const LONGEST: u64 = 256;
+    let mut beginning = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut beginning));
+    let line = read.ok().and_then(|_| shebang::line(&beginning));
+    line.is_some_and(|line| shebang::language(line).is_ok())
 }
 
 impl Sh {

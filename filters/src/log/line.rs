@@ -43,6 +43,8 @@ pub(super) struct Field {
     pub(super) value: String,
     /// As the file has it, if that differs.
     quoted: Option<String>,
+    /// What a script sees instead: an array.
+    pub(super) list: Option<Vec<String>>,
 }
 
 impl Entry {
@@ -75,7 +77,7 @@ impl Entry {
     }
 
     pub(super) fn with(mut self, key: &'static str, value: impl Display) -> Entry {
-        self.fields.push(Field { key, value: value.to_string(), quoted: None });
+        self.fields.push(Field { key, value: value.to_string(), quoted: None, list: None });
         self
     }
 
@@ -90,7 +92,13 @@ impl Entry {
     /// A string from a client.
     pub(super) fn quoted(mut self, key: &'static str, value: &str) -> Entry {
         let quoted = Some(quote(value));
-        self.fields.push(Field { key, value: value.to_owned(), quoted });
+        self.fields.push(Field { key, value: value.to_owned(), quoted, list: None });
+        self
+    }
+
+    /// A list: its text, and for scripts its items.
+    pub(super) fn list(mut self, key: &'static str, (text, items): (String, Vec<String>)) -> Entry {
+        self.fields.push(Field { key, value: text, quoted: None, list: Some(items) });
         self
     }
 
@@ -127,15 +135,17 @@ impl Entry {
     }
 }
 
-/// The names of exports as a shell list.
-pub(super) fn export_list(exports: &Exports) -> String {
+/// The names of exports as a shell list, and the items of that.
+pub(super) fn export_list(exports: &Exports) -> (String, Vec<String>) {
     let names: Vec<_> = exports.iter().map(|export| quote(&export.name)).collect();
-    format!("({})", names.join(" "))
+    let items = exports.iter().map(|export| export.name.clone()).collect();
+    (format!("({})", names.join(" ")), items)
 }
 
-/// Offset, length and type of each extent as a shell list.
-pub(super) fn extent_list(extents: &Extents) -> String {
+/// Offset, length and type of each extent as a shell list, and the items of that.
+pub(super) fn extent_list(extents: &Extents) -> (String, Vec<String>) {
     let mut list = String::from("(");
+    let mut items = Vec::new();
     for (i, extent) in extents.iter().enumerate() {
         let separator = if i == 0 { "" } else { " " };
         let kind = if extent.kind == ExtentKind::SPARSE {
@@ -149,9 +159,12 @@ pub(super) fn extent_list(extents: &Extents) -> String {
         };
         // Writing to a String cannot fail.
         let _ = write!(list, "{separator}{:#x} {:#x} \"{kind}\"", extent.offset, extent.length);
+        items.push(format!("{:#x}", extent.offset));
+        items.push(format!("{:#x}", extent.length));
+        items.push(kind.to_owned());
     }
     list.push(')');
-    list
+    (list, items)
 }
 
 /// Quotes `text` for a shell. Unlike nbdkit's, the result never holds a control character: a client

@@ -12,7 +12,7 @@ use nbdkit_api::shared::SharedWords;
 use nbdkit_api::{Result, ResultExt, debug};
 
 use super::line::Entry;
-use crate::shell;
+use crate::shell::{self, Variable};
 
 /// What is counted over all clients.
 #[derive(Debug, Clone, Copy)]
@@ -22,20 +22,34 @@ pub(super) enum Counter {
     ListExports,
 }
 
+/// What `logscript=` gives, and the shell for it.
+#[derive(Debug)]
+struct Script {
+    bash: &'static Path,
+    text: String,
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Sink {
     /// Open for appending, so that lines of several workers do not overwrite each other.
     file: Option<File>,
-    script: Option<String>,
+    script: Option<Script>,
     zone: TimeZone,
     counters: SharedWords,
 }
 
 impl Sink {
     /// # Errors
-    /// The file cannot be opened for writing.
+    /// The file cannot be opened for writing; there is no bash for the script.
     pub(super) fn new(path: Option<&Path>, append: bool, script: Option<String>) -> Result<Sink> {
+        let script = match script {
+            Some(text) => {
+                let bash = shell::bash().map_err(|why| why.context("logscript is for bash"))?;
+                Some(Script { bash, text })
+            }
+            None => None,
+        };
         let file = path.map(|path| open(path, append)).transpose()?;
         Ok(Sink { file, script, zone: TimeZone::system(), counters: SharedWords::new(3)? })
     }
@@ -61,17 +75,23 @@ impl Sink {
         }
         if let Some(script) = &self.script {
             let (connection, id);
-            let mut variables = vec![("act", entry.action), ("type", entry.kind.as_str())];
+            let mut variables = vec![
+                Variable::Scalar("act", entry.action),
+                Variable::Scalar("type", entry.kind.as_str()),
+            ];
             if let Some(number) = entry.connection {
                 connection = number.to_string();
-                variables.push(("connection", &connection));
+                variables.push(Variable::Scalar("connection", &connection));
             }
             if let Some(number) = entry.id {
                 id = number.to_string();
-                variables.push(("id", &id));
+                variables.push(Variable::Scalar("id", &id));
             }
-            variables.extend(entry.fields.iter().map(|f| (f.key, f.value.as_str())));
-            if let Err(error) = shell::run(script, &variables) {
+            variables.extend(entry.fields.iter().map(|field| match &field.list {
+                Some(items) => Variable::Array(field.key, items),
+                None => Variable::Scalar(field.key, &field.value),
+            }));
+            if let Err(error) = shell::run(script.bash, &script.text, &variables) {
                 debug!("log script: {error}");
             }
         }

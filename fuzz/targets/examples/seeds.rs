@@ -234,6 +234,7 @@ fn from_template() -> Vec<Vec<u8>> {
         isolation: Isolation::Connection,
         replaceable: true,
         may_shutdown: true,
+        programs: true,
     };
     [
         FromTemplate::Hello(Hello::ours()),

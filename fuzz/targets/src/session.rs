@@ -9,7 +9,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use nbdkit_ipc::WorkerExit;
-use nbdkit_ipc::messages::{Applies, Configure, Parameter, Protocol, Purpose};
+use nbdkit_ipc::messages::{Allowed, Applies, Configure, Parameter, Protocol, Purpose};
 use nbdkit_tests::client::Transport;
 use nbdkit_worker::fuzz::Server;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -40,6 +40,7 @@ pub fn configuration(filters: &[&str], plugin: &str) -> Configure {
         tls: None,
         introduction: String::new(),
         one_client: false,
+        allowed: Allowed::default(),
     }
 }
 

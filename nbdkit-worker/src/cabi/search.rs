@@ -1,5 +1,6 @@
 //! Which file a short name stands for: `NAME` is `nbdkit-NAME-plugin.so`, or `nbdkit-NAME-filter.so`, in the first of our own and the distribution's
-//! directories that has one. nbdkit(1), "Plugin name".
+//! directories that has one; a plugin may be a script there, `nbdkit-NAME-plugin`. nbdkit(1), "Plugin name"; nbdkit-plugin(3),
+//! "Writing plugins in other programming languages".
 
 #![forbid(unsafe_code)]
 
@@ -23,12 +24,17 @@ const TRIPLET: &str = if cfg!(target_arch = "x86_64") {
 
 /// The file of the plugin `name`, which is no path; the one that would be ours if there is none.
 pub(crate) fn plugin(name: &OsStr) -> PathBuf {
-    first("plugin", name, option_env!("NBDKIT_PLUGINDIR"))
+    first("plugin", ".so", name, option_env!("NBDKIT_PLUGINDIR"))
+}
+
+/// The file of the plugin `name`, if it is a script, likewise.
+pub(crate) fn script(name: &OsStr) -> PathBuf {
+    first("plugin", "", name, option_env!("NBDKIT_PLUGINDIR"))
 }
 
 /// The file of the filter `name`, likewise.
 pub(crate) fn filter(name: &OsStr) -> PathBuf {
-    first("filter", name, option_env!("NBDKIT_FILTERDIR"))
+    first("filter", ".so", name, option_env!("NBDKIT_FILTERDIR"))
 }
 
 /// The names of what is installed, `what` being `plugin` or `filter`, in alphabetical order.
@@ -37,12 +43,17 @@ pub(crate) fn installed(what: &str) -> Vec<String> {
         "plugin" => option_env!("NBDKIT_PLUGINDIR"),
         _ => option_env!("NBDKIT_FILTERDIR"),
     };
-    let suffix = format!("-{what}.so");
+    let suffix = format!("-{what}");
     let mut names: Vec<String> = directories(what, own)
         .filter_map(|directory| std::fs::read_dir(directory).ok())
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter_map(|file| Some(file.strip_prefix("nbdkit-")?.strip_suffix(&suffix)?.to_owned()))
+        // A plugin may be a script, which has no extension.
+        .filter_map(|file| {
+            let name = file.strip_prefix("nbdkit-")?;
+            let name = name.strip_suffix(".so").unwrap_or(name);
+            Some(name.strip_suffix(&suffix)?.to_owned())
+        })
         .collect();
     names.sort_unstable();
     names.dedup();
@@ -55,10 +66,10 @@ fn directories(what: &str, own: Option<&str>) -> impl Iterator<Item = PathBuf> {
     [own].into_iter().chain(distribution(what))
 }
 
-fn first(what: &str, name: &OsStr, own: Option<&str>) -> PathBuf {
+fn first(what: &str, extension: &str, name: &OsStr, own: Option<&str>) -> PathBuf {
     let mut file = OsString::from("nbdkit-");
     file.push(name);
-    file.push(format!("-{what}.so"));
+    file.push(format!("-{what}{extension}"));
     let mut all = directories(what, own).map(|directory| directory.join(&file));
     let ours = all.next().unwrap_or_default();
     std::iter::once(ours.clone()).chain(all).find(|path| path.exists()).unwrap_or(ours)
@@ -83,7 +94,7 @@ mod tests {
 
     #[test]
     fn what_is_nowhere_would_be_ours() {
-        let path = first("plugin", OsStr::new("no-such"), Some("/own/dir"));
+        let path = first("plugin", ".so", OsStr::new("no-such"), Some("/own/dir"));
         assert_eq!(path, Path::new("/own/dir/nbdkit-no-such-plugin.so"));
     }
 
@@ -93,7 +104,7 @@ mod tests {
         std::fs::create_dir_all(&own).unwrap();
         let file = own.join("nbdkit-python-plugin.so");
         std::fs::write(&file, b"").unwrap();
-        assert_eq!(first("plugin", OsStr::new("python"), own.to_str()), file);
+        assert_eq!(first("plugin", ".so", OsStr::new("python"), own.to_str()), file);
         std::fs::remove_dir_all(&own).unwrap();
     }
 }

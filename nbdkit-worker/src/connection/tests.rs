@@ -100,6 +100,7 @@ fn serve(socket: UnixStream, plugin: Odd, threads: u32) -> WorkerExit {
         tls: None,
         introduction: String::new(),
         one_client: false,
+        allowed: nbdkit_ipc::messages::Allowed::default(),
     };
     let settings = Settings::new(&configure, ThreadModel::Parallel).unwrap();
     let socket = Socket::new(socket.into(), None);

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nbdkit_ipc::WorkerExit;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -36,6 +36,17 @@ impl Children {
         self.connections.insert(pid, connection);
     }
 
+    pub(super) fn is_worker(&self, pid: Pid) -> bool {
+        self.connections.contains_key(&pid)
+    }
+
+    /// Kills all workers. None of them has been reaped, so the numbers are theirs.
+    pub(super) fn kill(&self) {
+        for pid in self.connections.keys() {
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.connections.is_empty()
     }
@@ -47,11 +58,11 @@ impl Children {
         let _ = child_signal().thread_unblock();
     }
 
-    /// The connections whose workers have ended since the last call.
-    pub(super) fn reap(&mut self) -> Vec<(u64, WorkerExit)> {
+    /// The connections whose workers have ended since the last call, and whether any child has.
+    pub(super) fn reap(&mut self) -> (Vec<(u64, WorkerExit)>, bool) {
         while let Ok(Some(_)) = self.signals.read_signal() {}
-        let mut ended = Vec::new();
-        while !self.connections.is_empty() {
+        let (mut ended, mut any) = (Vec::new(), false);
+        loop {
             let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, WorkerExit::from_code(code)),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => {
@@ -60,12 +71,13 @@ impl Children {
                 Ok(WaitStatus::StillAlive) | Err(_) => break,
                 Ok(_) => continue,
             };
-            // Programs that a plugin ran while it was configured may end here too.
+            any = true;
+            // What scripts have left behind ends here too.
             if let Some(connection) = self.connections.remove(&pid) {
                 ended.push((connection, exit));
             }
         }
-        ended
+        (ended, any)
     }
 }
 

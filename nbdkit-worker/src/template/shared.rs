@@ -4,14 +4,18 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nbdkit_api::Client;
 use nbdkit_api::log::error as log_error;
+use nbdkit_api::{Client, programs, strerror};
 use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate, WorkerExit};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{pipe2, read, write};
 
 use super::{Service, unexpected, worker};
 use crate::authority::{SharedListener, Waiting};
@@ -30,6 +34,11 @@ pub(super) fn run(service: &Service) {
     if service.single {
         return run_single(service, link);
     }
+    // Each thread that has served a client writes a byte.
+    let (over, end_of_thread) = match pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK) {
+        Ok(pipe) => pipe,
+        Err(errno) => return log_error(&format!("pipe: {}", strerror(errno))),
+    };
     let clients = Clients::default();
     let waiting = Arc::new(Waiting::default());
     std::thread::scope(|scope| {
@@ -44,7 +53,7 @@ pub(super) fn run(service: &Service) {
                     let connection = serve.connection;
                     let client = worker::client(&serve, &socket);
                     lock(&clients).insert(connection, (Arc::clone(&client), socket.clone()));
-                    let clients = &clients;
+                    let (clients, end_of_thread) = (&clients, &end_of_thread);
                     let authority = SharedListener {
                         link: Arc::clone(link),
                         connection,
@@ -54,7 +63,9 @@ pub(super) fn run(service: &Service) {
                     let started = thread.spawn_scoped(scope, move || {
                         let exit = serve_one(service, client, socket, authority);
                         lock(clients).remove(&connection);
+                        programs::forget(connection);
                         ended(service, connection, exit);
+                        let _ = write(end_of_thread, &[0]);
                     });
                     if let Err(error) = started {
                         log_error(&format!("thread: {error}"));
@@ -66,10 +77,7 @@ pub(super) fn run(service: &Service) {
                     waiting.answer(connection, answer);
                 }
                 Ok(Received { message: ToTemplate::Disconnect { connection }, .. }) => {
-                    // It may have ended by itself.
-                    if let Some((_, socket)) = lock(&clients).get(&connection) {
-                        socket.cut();
-                    }
+                    give_up(&clients, connection);
                 }
                 Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
                 Ok(Received { message: ToTemplate::Quiesce, .. }) | Err(RecvError::Closed) => break,
@@ -88,7 +96,49 @@ pub(super) fn run(service: &Service) {
             client.disconnect(false);
             socket.stop_reading();
         }
+        wait(service, link, &clients, &over);
     });
+}
+
+/// Ends a client at once, with the programs that run for it, unless it has ended by itself.
+fn give_up(clients: &Clients, connection: u64) {
+    if let Some((_, socket)) = lock(clients).get(&connection) {
+        socket.cut();
+        programs::give_up(connection);
+    }
+}
+
+/// Waits until all clients have ended, and gives up those that the listener is tired of. If the listener has been killed
+/// there is nobody else to end one that waits for a script: then all.
+fn wait(service: &Service, link: &TemplateLink, clients: &Clients, over: &OwnedFd) {
+    let mut listener_lives = true;
+    while !lock(clients).is_empty() {
+        let mut fds = vec![PollFd::new(over.as_fd(), PollFlags::POLLIN)];
+        if listener_lives {
+            fds.push(PollFd::new(link.as_fd(), PollFlags::POLLIN));
+        }
+        if !matches!(poll(&mut fds, PollTimeout::NONE), Ok(_) | Err(Errno::EINTR)) {
+            return;
+        }
+        let _ = read(over, &mut [0; 64]);
+        while listener_lives {
+            match link.try_recv() {
+                Ok(Received { message: ToTemplate::Disconnect { connection }, .. }) => {
+                    give_up(clients, connection);
+                }
+                // Clients and keys come too late.
+                Ok(_) => {}
+                Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => break,
+                Err(_) => {
+                    listener_lives = false;
+                    if service.strays.is_some() {
+                        let all: Vec<u64> = lock(clients).keys().copied().collect();
+                        all.into_iter().for_each(|connection| give_up(clients, connection));
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Serves the only client that there will be (`-s`) on the thread that configured the stack, which some code in C wants to be
@@ -109,8 +159,9 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
     let waiting = Arc::new(Waiting::default());
     let authority =
         SharedListener { link: Arc::clone(link), connection, waiting: Arc::clone(&waiting) };
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let (served, reading) = (Arc::clone(&client), socket.clone());
+        let (served, reading, over) = (Arc::clone(&client), socket.clone(), &over);
         let thread = std::thread::Builder::new().name("quiesce".to_owned());
         let started = thread.spawn_scoped(scope, move || {
             loop {
@@ -125,6 +176,10 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
             waiting.close();
             served.disconnect(false);
             reading.stop_reading();
+            if listener_is_tired(service, link, over) {
+                reading.cut();
+                programs::give_up(connection);
+            }
         });
         let exit = match started {
             Ok(_) => serve_one(service, client, socket, authority),
@@ -133,8 +188,25 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
                 WorkerExit::Failed
             }
         };
+        over.store(true, Ordering::Relaxed);
         ended(service, connection, exit);
     });
+}
+
+/// Waits, after `Quiesce`, until the client has ended (`over`) or is to be ended: the listener says so, or is gone and the
+/// client may wait for a script.
+fn listener_is_tired(service: &Service, link: &TemplateLink, over: &AtomicBool) -> bool {
+    /// How often is looked whether the client has ended, milliseconds.
+    const LOOK: u16 = 20;
+    while !over.load(Ordering::Relaxed) {
+        let _ = poll(&mut [PollFd::new(link.as_fd(), PollFlags::POLLIN)], PollTimeout::from(LOOK));
+        match link.try_recv() {
+            Ok(Received { message: ToTemplate::Disconnect { .. }, .. }) => return true,
+            Ok(_) | Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
+            Err(_) => return service.strays.is_some(),
+        }
+    }
+    false
 }
 
 fn lock(clients: &Clients) -> std::sync::MutexGuard<'_, HashMap<u64, (Arc<Client>, Socket)>> {

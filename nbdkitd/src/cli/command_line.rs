@@ -159,6 +159,10 @@ pub(crate) enum AddressFamily {
 /// The options that are about the server as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Options {
+    /// `--allow-net`.
+    pub(crate) allow_net: bool,
+    /// `--allow-path`, in order.
+    pub(crate) allow_paths: Vec<AllowedPath>,
     /// `-D`, in order; a later flag of the same name wins.
     pub(crate) debug_flags: Vec<DebugFlag>,
     /// `--exit-with-parent`. Implies foreground.
@@ -287,12 +291,23 @@ pub(crate) enum Isolation {
 /// How serving processes are confined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sandbox {
-    /// System calls on an allow-list.
+    /// To what the stack declares: paths, and system calls on an allow-list.
     Strict,
-    /// All but those on a deny-list, for plugins that may call anything.
+    /// All system calls but those on a deny-list, for plugins that may call anything.
     Compat,
     /// Not at all, for debugging.
     Off,
+    /// As unprivileged programs are: the paths and the network of the final user, for stacks that run scripts.
+    Programs,
+}
+
+/// `--allow-path=PATH[:rw]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AllowedPath {
+    /// Absolute.
+    pub(crate) path: PathBuf,
+    /// Whether it may be written too.
+    pub(crate) write: bool,
 }
 
 /// `-D NAME.FLAG=VALUE`. nbdkit-plugin(3), "Debug flags".

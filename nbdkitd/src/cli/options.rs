@@ -12,6 +12,8 @@ const USAGE_WIDTH: usize = 58;
 /// Which option a spelling stands for: one variant for each row of [`OPTIONS`], which says what it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OptionId {
+    AllowNet,
+    AllowPath,
     Debug,
     DumpConfig,
     DumpPlugin,
@@ -113,6 +115,10 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         Argument::None, "listen on or resolve only IPv4 addresses"),
     row(OptionId::Ipv6Only, Some('6'), &["ipv6-only"], &["ipv6-only"],
         Argument::None, "listen on or resolve only IPv6 addresses"),
+    row(OptionId::AllowNet, None, &["allow-net"], &["allow-net"],
+        Argument::None, "let a strict sandbox make connections"),
+    row(OptionId::AllowPath, None, &["allow-path"], &["allow-path"],
+        Argument::Equals("PATH[:rw]"), "let a strict sandbox read, or read and write, PATH; repeatable"),
     row(OptionId::Debug, Some('D'), &["debug"], &["debug"],
         Argument::Spaced("PLUGIN|FILTER|nbdkit.FLAG=N"), "set a debug flag to the integer N"),
     row(OptionId::DumpConfig, None, &["dump-config"], &[],
@@ -168,7 +174,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     row(OptionId::Run, None, &["run"], &["run"],
         Argument::Spaced("'COMMAND ARGS ...'"), "serve while this shell command runs"),
     row(OptionId::Sandbox, None, &["sandbox"], &["sandbox"],
-        Argument::Equals("strict|compat|off"), "how tightly the serving processes are confined"),
+        Argument::Equals("strict|programs|compat|off"), "how tightly the serving processes are confined"),
     row(OptionId::SelinuxLabel, None, &["selinux-label"], &["selinux-label"],
         Argument::Equals("LABEL"), "SELinux label of the listening socket"),
     row(OptionId::ShortOptions, None, &["short-options"], &[],
@@ -373,15 +379,18 @@ mod tests {
             assert!(listed.lines().any(|line| line == spelling), "{spelling}");
         }
         assert!(!listed.contains("-options"));
+        let nbdkits = listed.replace("--allow-net\n--allow-path\n", "");
         assert!(
-            listed.starts_with("--ipv4-only\n--ipv6-only\n--debug\n--dump-config\n--dump-plugin\n")
+            nbdkits
+                .starts_with("--ipv4-only\n--ipv6-only\n--debug\n--dump-config\n--dump-plugin\n")
         );
     }
 
     #[test]
     fn the_usage_summary_is_laid_out_like_that_of_nbdkit() {
         let usage = usage();
-        let beginning = "nbdkit [-4|--ipv4-only] [-6|--ipv6-only]\n       \
+        let beginning = "nbdkit [-4|--ipv4-only] [-6|--ipv6-only] [--allow-net]\n       \
+                         [--allow-path=PATH[:rw]]\n       \
                          [-D|--debug PLUGIN|FILTER|nbdkit.FLAG=N]\n       \
                          [--exit-with-parent] [-e|--exportname EXPORTNAME]\n       \
                          [--filter=FILTER ...] [-f|--foreground]\n       \

@@ -8,11 +8,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::num::NonZero;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::activation::{self, Activation};
 use super::command_line::{
-    Action, AddressFamily, CommandLine, Options, ServiceMode, Stack, TlsMode,
+    Action, AddressFamily, AllowedPath, CommandLine, Options, ServiceMode, Stack, TlsMode,
 };
 use super::error::{CliError, Fault};
 use super::numbers::{parse_delay, parse_u32};
@@ -139,6 +140,10 @@ impl Given {
     ) -> Result<(), Fault> {
         let options = &mut self.options;
         match id {
+            OptionId::AllowNet => options.allow_net = true,
+            OptionId::AllowPath => {
+                options.allow_paths.push(allowed_path(&argument, environment)?);
+            }
             OptionId::Debug => options.debug_flags.push(parse_debug_flag(&argument)?),
             OptionId::DumpConfig | OptionId::LongOptions | OptionId::ShortOptions => {}
             OptionId::DumpPlugin => self.dump_plugin = true,
@@ -351,6 +356,20 @@ fn service_mode(sockets: Option<u32>, listen: Listen, captive: bool) -> Result<S
         port: listen.port.map(parse_tcp_port).transpose()?,
         family: listen.family,
     })
+}
+
+/// `PATH` or `PATH:rw`. A path that itself ends in `:rw` is written `PATH:rw:ro`.
+fn allowed_path(argument: &OsStr, environment: &Environment<'_>) -> Result<AllowedPath, Fault> {
+    let bytes = argument.as_bytes();
+    let (path, write) = match (bytes.strip_suffix(b":rw"), bytes.strip_suffix(b":ro")) {
+        (Some(path), _) => (path, true),
+        (None, Some(path)) => (path, false),
+        (None, None) => (bytes, false),
+    };
+    if path.is_empty() {
+        return Err(Fault::plain("--allow-path must be PATH or PATH:rw"));
+    }
+    Ok(AllowedPath { path: absolute(OsStr::from_bytes(path), environment)?, write })
 }
 
 /// Makes a path absolute, for it is used when the server has changed to `/`. Neither `.` nor links are resolved.

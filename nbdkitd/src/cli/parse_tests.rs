@@ -1,7 +1,9 @@
 //! What each option means, which options contradict each other, and in whose words it is said.
 
 use super::*;
-use crate::cli::command_line::{DebugFlag, Isolation, LogDestination, Sandbox, TcpPort};
+use crate::cli::command_line::{
+    AllowedPath, DebugFlag, Isolation, LogDestination, Sandbox, TcpPort,
+};
 use crate::cli::parameters::Parameter;
 use nbdkit_ipc::messages::Applies;
 use std::io;
@@ -103,6 +105,7 @@ fn a_plugin_alone_is_served_over_tcp_with_the_defaults() {
 fn every_spelling_of_every_switch_sets_its_field() {
     type Set = fn(&mut Options);
     let cases: &[(&[&str], Set)] = &[
+        (&["--allow-net"], |o| o.allow_net = true),
         (&["--exit-with-parent"], |o| (o.exit_with_parent, o.foreground) = (true, true)),
         (&["-f", "--foreground", "--no-fork"], |o| o.foreground = true),
         (&["--keepalive", "--keep-alive"], |o| o.keepalive = true),
@@ -125,10 +128,17 @@ fn every_spelling_of_every_switch_sets_its_field() {
     }
 }
 
+fn allowed(path: &str, write: bool) -> AllowedPath {
+    AllowedPath { path: path.into(), write }
+}
+
 #[test]
 fn every_spelling_of_every_argument_sets_its_field() {
     type Set = fn(&mut Options);
     let cases: &[(&[&str], &str, Set)] = &[
+        (&["--allow-path"], "img", |o| o.allow_paths = vec![allowed("/here/img", false)]),
+        (&["--allow-path"], "/a:b:rw", |o| o.allow_paths = vec![allowed("/a:b", true)]),
+        (&["--allow-path"], "/a:rw:ro", |o| o.allow_paths = vec![allowed("/a:rw", false)]),
         (&["-D", "--debug"], "file.x.y=-2", |o| {
             o.debug_flags = vec![DebugFlag { name: "file".into(), flag: "x.y".into(), value: -2 }];
         }),
@@ -151,6 +161,7 @@ fn every_spelling_of_every_argument_sets_its_field() {
         (&["-P"], "/x.pid", |o| o.pid_file = Some("/x.pid".into())),
         (&["--run"], "", |o| (o.run, o.foreground) = (Some("".into()), true)),
         (&["--sandbox"], "strict", |o| o.sandbox = Some(Sandbox::Strict)),
+        (&["--sandbox"], "programs", |o| o.sandbox = Some(Sandbox::Programs)),
         (&["--sandbox"], "compat", |o| o.sandbox = Some(Sandbox::Compat)),
         (&["--sandbox"], "off", |o| o.sandbox = Some(Sandbox::Off)),
         (&["--selinux-label"], "a:b:c", |o| o.selinux_label = Some("a:b:c".into())),
@@ -294,7 +305,12 @@ fn bad_arguments_are_refused_in_the_words_of_nbdkit() {
         (&["-p", ""], "nbdkit: error: port: empty string where we expected a number"),
         (&["--timeout=1x"], "nbdkit: error: timeout: could not parse delay or sleep: \"1x\""),
         (&["--isolation=none"], "nbdkit: --isolation must be \"connection\" or \"shared\""),
-        (&["--sandbox=on"], "nbdkit: --sandbox must be \"strict\", \"compat\" or \"off\""),
+        (
+            &["--sandbox=on"],
+            "nbdkit: --sandbox must be \"strict\", \"programs\", \"compat\" or \"off\"",
+        ),
+        (&["--allow-path="], "nbdkit: --allow-path must be PATH or PATH:rw"),
+        (&["--allow-path=:rw"], "nbdkit: --allow-path must be PATH or PATH:rw"),
         (&["--name=a\nb"], "nbdkit: --name must be printable UTF-8 text"),
     ] {
         assert_eq!(refused(&[args, &["null"]].concat()), message, "{args:?}");

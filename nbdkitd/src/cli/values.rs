@@ -82,9 +82,10 @@ pub(crate) fn parse_isolation(argument: &OsStr) -> Result<Isolation, Fault> {
 pub(crate) fn parse_sandbox(argument: &OsStr) -> Result<Sandbox, Fault> {
     match argument.as_bytes() {
         b"strict" => Ok(Sandbox::Strict),
+        b"programs" => Ok(Sandbox::Programs),
         b"compat" => Ok(Sandbox::Compat),
         b"off" => Ok(Sandbox::Off),
-        _ => Err(Fault::plain("--sandbox must be \"strict\", \"compat\" or \"off\"")),
+        _ => Err(Fault::plain("--sandbox must be \"strict\", \"programs\", \"compat\" or \"off\"")),
     }
 }
 

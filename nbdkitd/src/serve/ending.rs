@@ -16,6 +16,7 @@ use super::rebuild::Maker;
 use super::{Server, Stage};
 use crate::captive;
 use crate::notify::{self, State};
+use crate::template::Template;
 
 /// How long clients may take to finish their requests.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -200,9 +201,13 @@ impl Server {
         }
     }
 
-    fn kill_workers(&self) {
-        for (_, connection) in self.connections.iter() {
+    fn kill_workers(&mut self) {
+        let shared = self.is_shared();
+        for (number, connection) in self.connections.iter() {
             self.kill_worker(connection.pid);
+            if shared && let Some(template) = &mut self.template {
+                template.say(ToTemplate::Disconnect { connection: number });
+            }
         }
     }
 
@@ -222,6 +227,10 @@ impl Server {
                     } else if let Some(number) = self.connections.of_pid(pid.as_raw()) {
                         // Its template has ended before it.
                         let _ = self.connection_ended(number, Some(exit_of(status)));
+                        self.kill_strays();
+                    } else {
+                        // A stray; its children have come here.
+                        self.kill_strays();
                     }
                 }
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
@@ -255,6 +264,8 @@ impl Server {
                 break;
             }
         }
+        self.templates.extend(self.template.as_ref().map(Template::pid));
+        self.kill_strays();
         let Some(template) = self.template.take() else { return };
         self.template_unread = false;
         self.template_grace = None;
@@ -332,7 +343,7 @@ impl Server {
     }
 
     /// The server goes on without a template until there is a new one, if there can be one.
-    fn plan_rebuild(&mut self, template: &crate::template::Template, now: Instant) {
+    fn plan_rebuild(&mut self, template: &Template, now: Instant) {
         if template.phase() != Phase::Serving {
             return self.fail("the template could not be replaced");
         }

@@ -68,6 +68,7 @@ impl Listener {
             isolation,
             replaceable: true,
             may_shutdown: true,
+            programs: false,
         });
         let mut workers = Vec::new();
         for number in 1..=connections {

@@ -145,7 +145,9 @@ impl Server {
         match self.stage {
             Stage::Entering => {}
             Stage::Serving => {
-                return self.log.notice("the template was replaced, clients are accepted again");
+                self.log.notice("the template was replaced, clients are accepted again");
+                self.kill_strays();
+                return;
             }
             // It hears that it is to quiesce.
             Stage::Stopping => return,

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 
-use nbdkit_api::{Errno, Error, Result, ResultExt};
+use nbdkit_api::{Errno, Error, Result, ResultExt, programs};
 use nix::unistd::{Whence, lseek64};
 
 /// Most bytes that are taken from a device, a pipe or a script. Regular files stay where they are.
@@ -86,18 +86,15 @@ pub(super) fn open(name: &OsStr, want: Option<u64>) -> Result<Source> {
 /// # Errors
 /// It cannot be run, its output is too long, or it fails although it was not cut short.
 pub(super) fn run(script: &OsStr, want: Option<u64>) -> Result<Vec<u8>> {
-    let mut child = Command::new("/bin/sh")
-        .arg("-c")
-        .arg(script)
-        .stdout(Stdio::piped())
-        .spawn()
-        .or_error(|| "data: <(SCRIPT): /bin/sh")?;
-    let output = match child.stdout.take() {
+    let mut command = Command::new("/bin/sh");
+    command.arg("-c").arg(script).stdout(Stdio::piped());
+    let mut program = programs::start(&mut command).or_error(|| "data: <(SCRIPT): /bin/sh")?;
+    let output = match program.child.stdout.take() {
         // The pipe is closed here, which ends a script that goes on printing.
         Some(mut pipe) => read(&mut pipe, want, "<(SCRIPT)"),
         None => Ok(Vec::new()),
     };
-    let status = child.wait().or_error(|| "data: <(SCRIPT): wait")?;
+    let status = program.wait().or_error(|| "data: <(SCRIPT): wait")?;
     let output = output?;
     if want.is_none() && !status.success() {
         return Err(Error::msg(format!("data: <(SCRIPT): external command failed: {status}")));

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 
-use nbdkit_api::{Client, Errno, Error, Result, debug, quoted};
+use nbdkit_api::{Client, Errno, Error, Result, debug, programs, quoted};
 use nix::unistd::AccessFlags;
 
 use super::run::{self, Finished, Sink};
@@ -217,7 +217,11 @@ impl<'a> Call<'a> {
     }
 
     fn judge(&self, finished: &Finished) -> Result<Verdict> {
-        status::judge(&self.name(), finished.status, &finished.stderr, self.client)
+        let judged = status::judge(&self.name(), finished.status, &finished.stderr, self.client);
+        if judged.is_err() {
+            programs::explain_refusal(&finished.stderr);
+        }
+        judged
     }
 
     fn run(&self, program: &Program<'_>, sink: &mut Sink<'_>) -> Result<Finished> {
@@ -244,6 +248,11 @@ impl<'a> Call<'a> {
         };
         result.map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            if errno == Errno::ESHUTDOWN {
+                // Given up, and somebody else says why.
+                return Error::silent(errno);
+            }
+            programs::explain_refusal(nbdkit_api::strerror(errno).as_bytes());
             Error::os(format!("{}: {}", program.path.display(), self.method), errno)
                 .with_errno(Errno::EIO)
         })

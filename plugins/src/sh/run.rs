@@ -6,8 +6,9 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
+use nbdkit_api::programs::{self, Program};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -70,25 +71,33 @@ impl Sink<'_> {
 /// it prints.
 ///
 /// # Errors
-/// It could not be run, or the pipes failed. That it failed itself is told by its status.
+/// It could not be run, the pipes failed, or the call was given up (ESHUTDOWN). That it failed itself is told by its status.
 pub(super) fn run(
     command: &mut Command,
     stdin: &[u8],
     sink: &mut Sink<'_>,
 ) -> io::Result<Finished> {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let talked = talk(&mut child, stdin, sink);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut program = programs::start(command)?;
+    let talked = talk(&mut program, stdin, sink);
     if talked.is_err() {
         // Without pipes nobody would ever notice that it has something to say.
-        let _ = child.kill();
+        program.kill();
     }
-    let status = child.wait()?;
+    let status = program.wait()?;
+    if program.is_given_up() {
+        return Err(nix::Error::ESHUTDOWN.into());
+    }
     let (printed, stderr) = talked?;
     Ok(Finished { status, printed, overflow: printed > sink.capacity(), stderr })
 }
 
-fn talk(child: &mut Child, mut input: &[u8], sink: &mut Sink<'_>) -> io::Result<(usize, Vec<u8>)> {
+fn talk(
+    program: &mut Program,
+    mut input: &[u8],
+    sink: &mut Sink<'_>,
+) -> io::Result<(usize, Vec<u8>)> {
+    let child = &mut program.child;
     let mut stdin = child.stdin.take().filter(|_| !input.is_empty());
     let mut stdout = child.stdout.take();
     let mut stderr = child.stderr.take();
@@ -109,6 +118,10 @@ fn talk(child: &mut Child, mut input: &[u8], sink: &mut Sink<'_>) -> io::Result<
             stdout.as_ref().map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
             stderr.as_ref().map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
         ])?;
+        // A pipe may be held open by what was not in the script's group, and so not killed with it.
+        if program.is_given_up() {
+            return Err(nix::Error::ESHUTDOWN.into());
+        }
         // Each is tried; the ones that are not ready say so.
         if let Some(pipe) = &mut stdin {
             match progress(pipe.write(input)) {
@@ -143,11 +156,14 @@ fn talk(child: &mut Child, mut input: &[u8], sink: &mut Sink<'_>) -> io::Result<
     Ok((printed, complaint))
 }
 
-/// Waits until one of the pipes can go on.
+/// How often a call looks whether it was given up, milliseconds.
+const LOOK: u16 = 1000;
+
+/// Waits until one of the pipes can go on, but not for ever.
 fn wait(pipes: [Option<(BorrowedFd<'_>, PollFlags)>; 3]) -> io::Result<()> {
     let mut fds: Vec<_> =
         pipes.into_iter().flatten().map(|(fd, flags)| PollFd::new(fd, flags)).collect();
-    match poll(&mut fds, PollTimeout::NONE) {
+    match poll(&mut fds, PollTimeout::from(LOOK)) {
         Ok(_) | Err(nix::Error::EINTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }

@@ -108,9 +108,9 @@ fn report(script: &str, stderr: &[u8], default: Errno) -> Error {
     let named = NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
     let (errno, message) = named.map_or((default, text), |(_, errno)| (*errno, rest));
     let line = message.lines().next().unwrap_or("");
+    // Without a message of the script's the line has the system's.
     if line.is_empty() && named.is_some() {
-        // The script does not want a log message.
-        return Error::silent(errno);
+        return Error::os(script, errno);
     }
     Error::new(errno, format!("{script}: {line}"))
 }
@@ -128,8 +128,8 @@ mod tests {
     fn standard_error_is_an_errno_and_a_message() {
         let none = "x: script exited with error, but did not print an error message on stderr";
         for (stderr, errno, message) in [
-            ("ENOSPC", Errno::ENOSPC, ""),
-            ("ENOSPC \n", Errno::ENOSPC, ""),
+            ("ENOSPC", Errno::ENOSPC, "x: No space left on device"),
+            ("EIO \n", Errno::EIO, "x: Input/output error"),
             ("ENOSPC\nfoo", Errno::ENOSPC, "x: foo"),
             ("ENOSPC foo\nbar\n", Errno::ENOSPC, "x: foo"),
             ("enospc\tfoo  ", Errno::ENOSPC, "x: foo  "),

@@ -74,7 +74,8 @@ fn every_option_in_the_list_is_accepted() {
             "--log" => "=null",
             "--mask-handshake" | "--threads" | "--timeout" | "--time-out" => "=1",
             "--sandbox" | "--tls" => "=off",
-            "--exit-with-parent"
+            "--allow-net"
+            | "--exit-with-parent"
             | "--foreground"
             | "--no-fork"
             | "--ipv4-only"
