@@ -180,7 +180,8 @@ fn what_get_ready_starts_lives_as_long_as_the_server() {
     for run in [false, true] {
         let mut builder = Server::nbdkit([] as [&str; 0]).binary(Binary::ours());
         if run {
-            builder = builder.args(["--run", "exec sleep 600"]);
+            // The server waits for the command when it is told to stop.
+            builder = builder.args(["--run", "while ! [ -e {dir}/over ]; do sleep 0.1; done"]);
         }
         let builder = builder.args(["sh", "{dir}/script"]);
         let dir = builder.dir().path().to_owned();
@@ -201,6 +202,7 @@ fn what_get_ready_starts_lives_as_long_as_the_server() {
         drop(waiting.client.take());
         eventually("the client's ends", || !lives(opened, &waiting.dir));
         assert!(lives(helper, &waiting.dir), "it is everybody's");
+        std::fs::write(waiting.dir.join("over"), "").expect("written");
         let _ = waiting.server.stop();
         assert!(!lives(helper, &waiting.dir));
     }
