@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod broker;
 mod channel;
 mod codec;
 pub mod der;
@@ -17,6 +18,7 @@ pub mod phase;
 pub mod refusal;
 pub mod status;
 
+pub use broker::{FromBroker, FromBrokerLink, ToBroker, ToBrokerLink};
 pub use channel::{Channel, Received, RecvError, release_packet};
 pub use inherit::inherited;
 pub use messages::{FromSpawner, FromTemplate, FromWorker, ToSpawner, ToTemplate, ToWorker};
@@ -24,8 +26,8 @@ pub use status::WorkerExit;
 
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
 /// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS (`TlsPiece`, `Key` on all
-/// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner.
-pub const VERSION: u32 = 3;
+/// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner. 4: the broker.
+pub const VERSION: u32 = 4;
 
 /// Identifies the build: listener and worker must come from the same one.
 pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));

@@ -133,6 +133,11 @@ pub enum FromTemplate {
         /// The export's name as the client gave it: hostile.
         export: String,
     },
+    /// There is a broker. At most once, before `Ready`. Descriptor: the listener's end of its channel.
+    Broker {
+        /// Its process id.
+        pid: i32,
+    },
 }
 
 /// Sent by a worker on its own channel. The word of a process that talks to a client: check before use.
@@ -155,6 +160,8 @@ pub enum FromWorker {
     },
     /// What TLS needs of the listener. Once, before `Serving`. Answer: `Key`.
     Key(KeyRequest),
+    /// A channel to the broker is wanted. Answer: `Broker`.
+    Broker,
 }
 
 /// Sent by the listener to a worker.
@@ -164,6 +171,8 @@ pub enum ToWorker {
     Quiesce,
     /// The answer to `Key`.
     Key(KeyAnswer),
+    /// The answer to `Broker`. Descriptor: the worker's end of a channel to the broker, or none if there is no broker.
+    Broker,
 }
 
 /// Sent by the listener to its spawner.
@@ -426,6 +435,9 @@ mod tests {
         assert_eq!(encode(&answer).unwrap()[0], 2);
         assert_eq!(first(encode(&FromWorker::Key(request.clone()))), 4);
         assert_eq!(first(encode(&ToWorker::Key(answer.clone()))), 1);
+        assert_eq!(first(encode(&FromTemplate::Broker { pid: 1 })), 11);
+        assert_eq!(first(encode(&FromWorker::Broker)), 5);
+        assert_eq!(first(encode(&ToWorker::Broker)), 2);
         assert_eq!(first(encode(&FromTemplate::Key { connection: 1, request })), 9);
         assert_eq!(first(encode(&ToTemplate::Key { connection: 1, answer })), 8);
     }
