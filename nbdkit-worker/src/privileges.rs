@@ -84,6 +84,11 @@ pub(crate) fn lock_memory() -> Result<()> {
         .or_error(|| "mlockall (for --swap; raise RLIMIT_MEMLOCK, see ulimit -l)")
 }
 
+/// What the broker of a root without `-u` keeps, to open the files of others, and `writes` them if the stack may.
+pub(crate) fn overruling(writes: bool) -> [Capability; 1] {
+    [if writes { Capability::CAP_DAC_OVERRIDE } else { Capability::CAP_DAC_READ_SEARCH }]
+}
+
 /// Capabilities that let root open the files of others.
 const OVERRULING: [Capability; 2] = [Capability::CAP_DAC_READ_SEARCH, Capability::CAP_DAC_OVERRIDE];
 
@@ -100,25 +105,30 @@ pub(crate) fn empty_bounding_set() -> Result<()> {
     empty(CapSet::Bounding, &CapsHashSet::new())
 }
 
-/// Drops all capabilities. Root without `-u` that serves files which only capabilities can open (its own it may open
+/// Drops all capabilities but those `besides`. Root without `-u` that serves files which only capabilities can open (its own it may open
 /// as their owner) keeps the one for that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may write them.
 /// `paths`: what will be opened; `None` if that is not known, which keeps both. With `--swap` (`locks`) and a limit on
 /// locked memory it keeps CAP_IPC_LOCK too.
 ///
 /// # Errors
 /// EPERM if a capability is left or could be had back.
-pub(crate) fn drop_capabilities(paths: Option<&[(PathBuf, Access)]>, locks: bool) -> Result<()> {
+pub(crate) fn drop_capabilities(
+    paths: Option<&[(PathBuf, Access)]>,
+    locks: bool,
+    besides: &[Capability],
+) -> Result<()> {
     let held = caps::read(None, CapSet::Permitted).map_err(|e| failed(&e))?;
     let with: Vec<bool> = each_entry(paths).map(|(path, access)| opens(&path, access)).collect();
     caps::clear(None, CapSet::Ambient).or_else(unless_old_kernel).map_err(|e| failed(&e))?;
     caps::clear(None, CapSet::Effective).map_err(|e| failed(&e))?;
     let mut keep: CapsHashSet = if paths.is_none() { OVERRULING.into() } else { [].into() };
+    keep.extend(besides);
     for ((path, access), opened) in each_entry(paths).zip(with) {
         if opened && !opens(&path, access) {
             // The second is a superset of the first in all that open(2) asks.
             keep.insert(match access {
                 Access::Write => Capability::CAP_DAC_OVERRIDE,
-                Access::Read | Access::RemoveDirs => Capability::CAP_DAC_READ_SEARCH,
+                Access::Look | Access::Read | Access::RemoveDirs => Capability::CAP_DAC_READ_SEARCH,
             });
         }
     }
@@ -136,7 +146,7 @@ pub(crate) fn drop_capabilities(paths: Option<&[(PathBuf, Access)]>, locks: bool
     if caps::raise(None, CapSet::Permitted, Capability::CAP_SYS_ADMIN).is_ok() {
         return Err(Error::new(Errno::EPERM, "capabilities could be regained after dropping them"));
     }
-    for capability in keep {
+    for capability in keep.iter().filter(|it| !besides.contains(it)) {
         nbdkit_api::debug!(
             "sandbox: {capability} is kept, since the command line asks for what needs it"
         );
@@ -158,6 +168,7 @@ fn each_entry(paths: Option<&[(PathBuf, Access)]>) -> impl Iterator<Item = (Path
 /// Whether a path can be opened as we are now.
 fn opens(path: &PathBuf, access: Access) -> bool {
     let mode = match access {
+        Access::Look => AccessFlags::F_OK,
         Access::Read | Access::RemoveDirs => AccessFlags::R_OK,
         Access::Write => AccessFlags::R_OK | AccessFlags::W_OK,
     };

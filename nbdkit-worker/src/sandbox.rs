@@ -63,8 +63,26 @@ impl Sandbox {
     }
 
     /// The paths whose owner may have to be overruled by root; `None` if any path may be opened.
-    pub(crate) fn paths(&self) -> Option<&[(PathBuf, Access)]> {
-        (self.level == Level::Strict).then_some(&self.needs.paths)
+    pub(crate) fn paths(&self) -> Option<Vec<(PathBuf, Access)>> {
+        let strict = self.level == Level::Strict;
+        strict.then(|| {
+            let declared = self.needs.declared.iter().filter(|_| !self.has_broker());
+            let declared = declared.map(|it| {
+                let access = if it.writable { Access::Write } else { Access::Read };
+                (it.path.clone(), access)
+            });
+            self.needs.paths.iter().cloned().chain(declared).collect()
+        })
+    }
+
+    /// Whether a broker opens what the stack has declared.
+    pub(crate) fn has_broker(&self) -> bool {
+        self.level == Level::Strict && self.needs.is_brokered()
+    }
+
+    /// What the stack needs.
+    pub(crate) fn needs(&self) -> &Needs {
+        &self.needs
     }
 
     /// Most descriptors that a process may have open; `None` if that grows with the number of its clients, or is not
@@ -73,7 +91,7 @@ impl Sandbox {
         /// Sockets, pipes and files of a connection, with room to spare; what most systems give a process.
         const ORDINARY: u64 = 1024;
         (self.level == Level::Strict && !self.shared)
-            .then(|| ORDINARY + 2 * self.needs.paths.len() as u64)
+            .then(|| ORDINARY + 2 * (self.needs.paths.len() + self.needs.declared.len()) as u64)
     }
 
     /// Most bytes of data that a process may have, with so many `threads` for one client; `None` if that grows with the

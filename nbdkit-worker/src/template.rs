@@ -14,8 +14,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use nbdkit_api::paths::{self, Kept};
 use nbdkit_api::{
-    Isolation, Layer, ResultExt, Stack, ThreadModel, log::error as log_error, strerror,
+    Isolation, Layer, Needs, ResultExt, Stack, ThreadModel, log::error as log_error, strerror,
 };
 use nbdkit_ipc::messages::{
     self, Configure, Configured, EnterService, Hello, Parameter, Purpose, Serve,
@@ -24,6 +25,8 @@ use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::broker::ask::Asking;
+use crate::broker::{self, Broker};
 use crate::log::{self, TemplateLink};
 use crate::sandbox::{self, Sandbox, skips};
 use crate::settings::Settings;
@@ -41,6 +44,9 @@ pub(crate) fn run(link: TemplateLink, pre_shared_keys: Option<MakeSessions>) -> 
             service.run();
             service.layer.cleanup();
             service.layer.unload();
+            if let Some(broker) = service.broker {
+                broker.reap();
+            }
             ExitCode::SUCCESS
         }
         Ok(None) => ExitCode::SUCCESS,
@@ -107,7 +113,7 @@ fn get_ready(
         (_, possible) => possible.min(wanted),
     };
     let replaceable = !stack.keeps_state();
-    let needs = stack.needs();
+    let needs = stack.needs(configure.readonly);
     let may_shutdown = needs.shutdown;
     let mut sandbox = Sandbox::new(configure.sandbox, needs, isolation);
     let layer = stack.freeze();
@@ -129,7 +135,10 @@ fn get_ready(
         other => return Err(unexpected(&other.message)),
     };
     process::set_channel(&**link, false);
-    enter(&service, configure.swap, settings.threads, &layer, &mut sandbox).map_err(failed)?;
+    let shared = isolation == Isolation::Shared;
+    let broker =
+        enter(&service, configure.swap, settings.threads, &layer, &mut sandbox, link, shared)
+            .map_err(failed)?;
     if isolation == Isolation::Connection && !process::is_single_threaded() {
         log_error(
             "--isolation=connection: the plugin or a filter has started threads, which a process of each client would not have",
@@ -145,6 +154,7 @@ fn get_ready(
         single: !configure.stdio_safe,
         swap: configure.swap,
         sandbox,
+        broker,
     }))
 }
 
@@ -162,7 +172,9 @@ fn enter(
     threads: usize,
     layer: &Layer,
     sandbox: &mut Sandbox,
-) -> nbdkit_api::Result<()> {
+    link: &TemplateLink,
+    shared: bool,
+) -> nbdkit_api::Result<Option<Broker>> {
     process::leave_signals_to_listener();
     let _ = nix::sys::prctl::set_name(c"nbdkit:template");
     if service.background {
@@ -198,7 +210,11 @@ fn enter(
     }
     privileges::become_user(service, swap)?;
     if capabilities {
-        privileges::drop_capabilities(sandbox.paths(), swap)?;
+        // What a broker opens files with, the template opens those with that it keeps.
+        let for_broker =
+            sandbox.has_broker().then(|| privileges::overruling(sandbox.needs().writes()));
+        let besides = for_broker.as_ref().map_or(&[][..], |it| it);
+        privileges::drop_capabilities(sandbox.paths().as_deref(), swap, besides)?;
     }
     if limits {
         privileges::lock_down(sandbox.descriptors(), sandbox.memory(threads))?;
@@ -207,7 +223,30 @@ fn enter(
         privileges::lock_memory()?;
     }
     layer.after_fork()?;
-    sandbox.close()
+    let broker = match sandbox.has_broker() {
+        true => Some(start_broker(link, sandbox.needs(), shared, swap)?),
+        false => None,
+    };
+    if capabilities && broker.is_some() {
+        privileges::drop_capabilities(sandbox.paths().as_deref(), swap, &[])?;
+    }
+    sandbox.close()?;
+    Ok(broker)
+}
+
+/// Opens what can be kept open, and makes the broker for the rest.
+fn start_broker(
+    link: &TemplateLink,
+    needs: &Needs,
+    shared: bool,
+    swap: bool,
+) -> nbdkit_api::Result<Broker> {
+    // After the broker was made, which has no need of them.
+    let (broker, channel) = broker::start(link, &broker::Plan { needs, shared, swap })?;
+    let kept = Kept::new(&needs.declared);
+    let asking = Asking::new(needs.declared.clone(), channel);
+    paths::serve_through(Box::new(asking), kept);
+    Ok(broker)
 }
 
 fn failed(mut error: nbdkit_api::Error) -> Failed {
@@ -268,6 +307,7 @@ struct Service {
     single: bool,
     swap: bool,
     sandbox: Sandbox,
+    broker: Option<Broker>,
 }
 
 impl Service {
@@ -339,13 +379,18 @@ impl Service {
 
     fn fork_worker(&mut self, serve: &Serve, fds: Vec<OwnedFd>, children: &mut reap::Children) {
         let connection = serve.connection;
+        let kept = paths::kept();
+        let slot = kept.and_then(|kept| children.free_slot(kept.slots()));
         match process::fork() {
             Ok(Some(pid)) => {
-                children.add(pid, connection);
+                children.add(pid, connection, slot);
                 self.say(&FromTemplate::Forked { connection, pid: pid.as_raw() });
             }
             Ok(None) => {
                 children.forget();
+                if let Some(kept) = kept {
+                    kept.use_slot(slot);
+                }
                 let link = self.link.take();
                 process::exit_now(worker::run(self, link, serve, fds));
             }

@@ -220,13 +220,15 @@ pub(crate) struct Template {
     reaped: bool,
     /// It knows already what follows its configuration.
     told: bool,
+    /// It has brought a broker.
+    has_broker: bool,
 }
 
 /// What came from the template.
 #[derive(Debug)]
 pub(crate) enum Incoming {
     /// A message that may be said now.
-    Message(FromTemplate),
+    Message(FromTemplate, Vec<OwnedFd>),
     /// Nothing now.
     Empty,
     /// Nothing any more.
@@ -247,6 +249,7 @@ impl Template {
             killed: Cell::new(false),
             reaped: false,
             told: false,
+            has_broker: false,
         }
     }
 
@@ -271,6 +274,16 @@ impl Template {
     /// The control channel's descriptor, for polling.
     pub(crate) fn raw_fd(&self) -> RawFd {
         self.link.as_fd().as_raw_fd()
+    }
+
+    /// Whether it has brought a broker.
+    pub(crate) fn has_broker(&self) -> bool {
+        self.has_broker
+    }
+
+    /// It has.
+    pub(crate) fn set_broker(&mut self) {
+        self.has_broker = true;
     }
 
     /// How far it has come.
@@ -350,8 +363,9 @@ impl Template {
             Err(error) => return Incoming::Violation(error.to_string()),
         };
         let name = phase::name(&received.message);
-        if !received.fds.is_empty() {
-            return Incoming::Violation(format!("descriptors with {name}"));
+        let carried = usize::from(matches!(received.message, FromTemplate::Broker { .. }));
+        if received.fds.len() != carried {
+            return Incoming::Violation(format!("{} descriptors with {name}", received.fds.len()));
         }
         let Some(next) = self.phase.after(&received.message) else {
             return Incoming::Violation(format!("unexpected {name} in phase {:?}", self.phase));
@@ -363,7 +377,7 @@ impl Template {
         }
         self.phase = next;
         self.failed |= received.message == FromTemplate::Failed;
-        Incoming::Message(received.message)
+        Incoming::Message(received.message, received.fds)
     }
 }
 
@@ -419,7 +433,7 @@ mod tests {
         other.send(&FromTemplate::Hello(Hello::ours()), &[other.as_fd()]).unwrap();
         assert!(matches!(template.receive(), Incoming::Violation(why) if why.contains("Hello")));
         other.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
-        assert!(matches!(template.receive(), Incoming::Message(FromTemplate::Hello(_))));
+        assert!(matches!(template.receive(), Incoming::Message(FromTemplate::Hello(_), _)));
         drop(other);
         assert!(matches!(template.receive(), Incoming::Closed));
     }

@@ -59,8 +59,15 @@ fn ruleset(needs: &Needs) -> std::result::Result<RulesetCreated, RulesetError> {
     let mut ruleset = ruleset.create()?;
     // A script is a path to be read, and what it puts into its directory may be a program too.
     let run = if needs.programs { AccessFs::Execute.into() } else { BitFlags::EMPTY };
+    // Without a broker, what it would have opened is opened here.
+    let declared: &[_] = if needs.is_brokered() { &[] } else { &needs.declared };
+    for declared in declared {
+        let rights = if declared.writable { open_for_writing() } else { read() };
+        ruleset = allow(ruleset, &declared.path, rights | AccessFs::IoctlDev)?;
+    }
     for (path, access) in &needs.paths {
         let rights = match access {
+            Access::Look => continue,
             Access::RemoveDirs => AccessFs::RemoveDir.into(),
             Access::Read => read() | run,
             Access::Write => write() | run,
@@ -89,6 +96,10 @@ fn ruleset(needs: &Needs) -> std::result::Result<RulesetCreated, RulesetError> {
 
 fn read() -> BitFlags<AccessFs> {
     AccessFs::ReadFile | AccessFs::ReadDir
+}
+
+fn open_for_writing() -> BitFlags<AccessFs> {
+    read() | AccessFs::WriteFile | AccessFs::Truncate
 }
 
 /// All but devices: nobody needs to make those.

@@ -4,7 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use nbdkit_api::client::{self, Client};
 use nbdkit_ipc::messages::{self, Serve};
@@ -12,6 +12,7 @@ use nbdkit_ipc::{Channel, FromWorker, WorkerExit};
 
 use super::Service;
 use crate::authority::Listener;
+use crate::broker::ask;
 use crate::connection::{Connection, Socket};
 use crate::log::TemplateLink;
 use crate::{log, privileges, process};
@@ -54,6 +55,10 @@ pub(super) fn run(
         nbdkit_api::error!("{error}");
         return WorkerExit::Failed.code();
     }
+    let listener =
+        Listener { link: Arc::clone(&link), end: process::end_client, asking: Mutex::new(()) };
+    let listener = Arc::new(listener);
+    ask::ask_by(Arc::clone(&listener));
     let socket = Socket::new(input, output);
     let tell = |export: &str| {
         let _ = link.send(&FromWorker::Serving { export: export.to_owned() }, &[]);
@@ -64,7 +69,7 @@ pub(super) fn run(
         settings: &service.settings,
         client,
         socket,
-        authority: Arc::new(Listener { link: Arc::clone(&link), end: process::end_client }),
+        authority: listener,
         on_serving: &tell,
     };
     let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));

@@ -129,6 +129,7 @@ impl Server {
         self.status = status;
         self.stage = Stage::Stopping;
         self.forget_clients();
+        self.release_broker();
         self.rebuild_at = None;
         self.close_listeners();
         for link in self.links.values() {
@@ -328,6 +329,7 @@ impl Server {
     fn retire(&mut self, why: &str) {
         self.retiring = true;
         self.forget_clients();
+        self.serve_waiting();
         self.close_listeners();
         // Said when it is true: whoever reads it may rely on it.
         self.log.error(&format!(

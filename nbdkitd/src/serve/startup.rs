@@ -125,13 +125,14 @@ impl Server {
     pub(super) fn ready(&mut self) {
         if self.stage != Stage::Entering {
             self.log.error("the template was replaced, clients are accepted again");
-            return;
+            return self.replace_if_broker_lost();
         }
         self.stage = Stage::Serving;
         if let Err(line) = self.enter_service() {
             return self.fail(&line);
         }
         notify::notify(State::Ready);
+        self.replace_if_broker_lost();
         if let Some(streams) = self.plan.streams.take() {
             self.hand_over_streams(streams);
         }

@@ -150,13 +150,12 @@ impl Stack {
         Ok(())
     }
 
-    /// What all layers together need from outside the process.
-    pub fn needs(&self) -> Needs {
-        let mut needs = self.plugin.needs();
-        for filter in &self.filters {
-            needs.merge(filter.needs());
-        }
-        needs
+    /// What all layers together need from outside the process. `readonly`: no client may write (`-r`).
+    pub fn needs(&self, readonly: bool) -> Needs {
+        let plugin = self.plugin.needs(readonly);
+        let needs = self.filters.iter().rev().fold(plugin, |below, filter| filter.needs(below));
+        // Whatever a plugin makes of it.
+        if readonly { needs.read_only() } else { needs }
     }
 
     /// The least isolation that any layer asks for.

@@ -67,7 +67,7 @@ impl Plugin for RedTeam {
         Ok(())
     }
 
-    fn needs(&self) -> Needs {
+    fn needs(&self, _readonly: bool) -> Needs {
         let needs = Needs::nothing();
         self.paths.iter().fold(needs, |needs, path| needs.path(path, Access::Read))
     }

@@ -1,0 +1,276 @@
+//! The broker, which opens paths for workers: who may ask it gets a channel to it here, and that is all that this process
+//! has to do with it. What it says is the word of a confined process.
+//!
+//! Each template brings its broker. A worker asks when it needs one, and again when its channel was closed; it gets one to
+//! the newest broker, and waits while there will be one.
+
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use mio::Interest;
+use mio::unix::SourceFd;
+use nbdkit_ipc::broker::{FromBroker, ToBroker};
+use nbdkit_ipc::messages::LogRecord;
+use nbdkit_ipc::phase::Phase;
+use nbdkit_ipc::{Channel, FromBrokerLink, RecvError, ToBrokerLink, ToWorker};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::incoming::is_plausible;
+use super::{BROKER, Server, Stage, WorkerLink};
+use crate::log::{Quota, Speaker, syscalls};
+use crate::template::Template;
+
+/// How many messages are taken before the others get their turn.
+const MESSAGES_AT_ONCE: usize = 64;
+
+/// Error lines that a broker may cause: at once, and each second.
+const LINES: (u32, u32) = (100, 10);
+
+/// A broker that has not ended.
+struct Broker {
+    /// By the template's word.
+    pid: i32,
+    link: Channel<ToBrokerLink, FromBrokerLink>,
+    quota: Quota,
+}
+
+/// See the module's text.
+#[derive(Default)]
+pub(super) struct Brokers {
+    now: Option<Broker>,
+    /// The template that runs, or the one that is to be replaced, has had one.
+    announced: bool,
+    /// Connections whose workers wait for a channel.
+    pub(super) waiting: BTreeSet<u64>,
+    pub(super) unread: bool,
+    /// It has ended, and the template that brought it has clients that would end with it.
+    lost: bool,
+}
+
+impl Brokers {
+    /// Its process id, if there is one.
+    pub(super) fn pid(&self) -> Option<Pid> {
+        self.now.as_ref().map(|broker| Pid::from_raw(broker.pid))
+    }
+}
+
+impl Server {
+    /// A template that enters service has made its broker. The one of the template before ends when it loses its channel.
+    pub(super) fn listen_to_broker(
+        &mut self,
+        pid: i32,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), &'static str> {
+        let Ok([fd]) = <[_; 1]>::try_from(fds) else { return Err("a broker without a channel") };
+        let known = self.template.as_ref().is_some_and(Template::has_broker);
+        if known || pid <= 1 || self.connections.of_pid(pid).is_some() {
+            return Err("a broker that cannot be");
+        }
+        self.release_broker();
+        let link: Channel<ToBrokerLink, FromBrokerLink> = Channel::from_fd(fd);
+        let watched = self.poll.registry().register(
+            &mut SourceFd(&link.as_fd().as_raw_fd()),
+            BROKER,
+            Interest::READABLE | Interest::WRITABLE,
+        );
+        if watched.is_err() {
+            return Err("a broker's channel that cannot be watched");
+        }
+        if let Some(template) = &mut self.template {
+            template.set_broker();
+        }
+        let quota = Quota::new(LINES.0, LINES.1, Instant::now());
+        self.brokers.now = Some(Broker { pid, link, quota });
+        self.brokers.announced = true;
+        self.brokers.lost = false;
+        self.serve_waiting();
+        Ok(())
+    }
+
+    /// Closes the channel of the broker, which ends it.
+    pub(super) fn release_broker(&mut self) {
+        if let Some(broker) = self.brokers.now.take() {
+            self.forget(&broker.link.as_fd().as_raw_fd());
+        }
+        if self.stage == Stage::Stopping {
+            self.serve_waiting();
+        }
+    }
+
+    /// A worker asks for a channel to the broker.
+    pub(super) fn broker_wanted(
+        &mut self,
+        number: u64,
+        link: &WorkerLink,
+    ) -> Result<(), Cow<'static, str>> {
+        if !self.brokers.announced {
+            return Err("a broker where there is none".into());
+        }
+        let Some(connection) = self.connections.get_mut(number) else { return Ok(()) };
+        connection.brokers = connection
+            .brokers
+            .after_one_more()
+            .ok_or("a channel to the broker more often than it can need one")?;
+        if !self.connect_to_broker(number, link) {
+            self.brokers.waiting.insert(number);
+        }
+        Ok(())
+    }
+
+    /// Gives a worker its channel, or none if there will be none. False if it has to wait.
+    fn connect_to_broker(&self, number: u64, worker: &WorkerLink) -> bool {
+        let Some(broker) = &self.brokers.now else {
+            if self.is_broker_coming() {
+                return false;
+            }
+            // It waits for nothing else, so its queue has room; or it is gone.
+            let _ = worker.try_send(&ToWorker::Broker, &[]);
+            return true;
+        };
+        let (theirs, brokers) = match Channel::<ToBroker, FromBroker>::pair() {
+            Ok(pair) => pair,
+            Err(error) => {
+                let text = format!("socketpair: {}", crate::errno_text(&error));
+                self.connection_error(number, &text);
+                let _ = worker.try_send(&ToWorker::Broker, &[]);
+                return true;
+            }
+        };
+        let order = ToBrokerLink::Channel { connection: number };
+        let fds: [BorrowedFd<'_>; 1] = [brokers.as_fd()];
+        match broker.link.try_send(&order, &fds) {
+            // Its queue is full: it is asked again when it has room.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+            // If it has ended, the worker finds out on its channel, and asks again.
+            Ok(()) | Err(_) => {}
+        }
+        let _ = worker.try_send(&ToWorker::Broker, &[theirs.as_fd()]);
+        true
+    }
+
+    /// Whether the next template is on its way, which brings the next broker.
+    fn is_broker_coming(&self) -> bool {
+        let template = self.template.as_ref();
+        self.stage == Stage::Serving
+            && !self.retiring
+            && template.is_none_or(|it| it.phase() != Phase::Serving || it.is_explained())
+    }
+
+    /// Those who wait for a channel get one, as far as there are any.
+    pub(super) fn serve_waiting(&mut self) {
+        let waiting = std::mem::take(&mut self.brokers.waiting);
+        let still: Vec<u64> = waiting
+            .into_iter()
+            .filter(|number| {
+                let link = self.links.get(number);
+                link.is_some_and(|link| !self.connect_to_broker(*number, link))
+            })
+            .collect();
+        self.brokers.waiting.extend(still);
+    }
+
+    /// Takes some messages of the broker, and lets it take what waits for it.
+    pub(super) fn read_broker(&mut self) {
+        if !std::mem::take(&mut self.brokers.unread) {
+            return;
+        }
+        self.serve_waiting();
+        for _ in 0..MESSAGES_AT_ONCE {
+            let Some(broker) = &self.brokers.now else { return };
+            match broker.link.try_recv() {
+                Ok(received) if received.fds.is_empty() => self.broker_says(received.message),
+                Ok(_) => return self.broker_violates("descriptors where none belong"),
+                Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => return,
+                Err(RecvError::Closed) => return self.broker_ended(),
+                Err(error) => return self.broker_violates(&error.to_string()),
+            }
+        }
+        self.brokers.unread = true;
+    }
+
+    fn broker_says(&mut self, message: FromBrokerLink) {
+        match message {
+            FromBrokerLink::Log(record) if is_plausible(&record) => self.broker_logs(&record),
+            FromBrokerLink::Log(_) => self.broker_violates("a log record that is too long"),
+            FromBrokerLink::Refused { syscall } => {
+                let Some(broker) = &self.brokers.now else { return };
+                self.log.error(&format!(
+                    "the sandbox refused system call {} to the broker (pid {}, stack {})",
+                    syscalls::describe(syscall),
+                    broker.pid,
+                    self.plan.recipe.stack()
+                ));
+            }
+        }
+    }
+
+    fn broker_logs(&mut self, record: &LogRecord) {
+        if let Some(broker) = &mut self.brokers.now {
+            self.log.record(record, Speaker::default(), &mut broker.quota);
+        }
+    }
+
+    /// Ends a broker that breaks the rules.
+    fn broker_violates(&mut self, what: &str) {
+        let Some(broker) = &self.brokers.now else { return };
+        self.log.error(&format!(
+            "the broker (pid {}) broke the rules and is ended: {what}",
+            broker.pid
+        ));
+        self.kill_broker();
+        self.broker_ended();
+    }
+
+    /// Ends the broker, if what the template has said is its process.
+    fn kill_broker(&self) {
+        let Some(broker) = &self.brokers.now else { return };
+        if let Some(process) = self.broker_process(broker.pid) {
+            let _ = process.signal(Some(Signal::SIGKILL));
+        }
+    }
+
+    /// A broker that was not told to has ended: with the next template comes the next. The clients that there are need it
+    /// no more, usually, and are not ended; in a template that serves all of them, the last one to go makes room.
+    fn broker_ended(&mut self) {
+        let Some(broker) = self.brokers.now.take() else { return };
+        self.forget(&broker.link.as_fd().as_raw_fd());
+        if self.template.is_none() {
+            return self.serve_waiting();
+        }
+        if self.stage != Stage::Serving && self.stage != Stage::Entering {
+            return;
+        }
+        let replaceable = self.configured.as_ref().is_some_and(|it| it.replaceable)
+            && self.plan.recipe.repeatable();
+        let then = if !replaceable {
+            "files that were replaced, and those of a directory, cannot be opened any more"
+        } else if self.is_shared() && !self.connections.is_empty() {
+            "the template is replaced when its clients have gone"
+        } else {
+            "the template is replaced"
+        };
+        self.log.error(&format!("the broker (pid {}) has ended: {then}", broker.pid));
+        self.brokers.lost = replaceable;
+        self.replace_if_broker_lost();
+        self.serve_waiting();
+    }
+
+    /// A template without a broker makes room for one that has one.
+    pub(super) fn replace_if_broker_lost(&mut self) {
+        if !self.brokers.lost || (self.is_shared() && !self.connections.is_empty()) {
+            return;
+        }
+        let template = self.template.as_ref().filter(|it| it.phase() == Phase::Serving);
+        if let Some(template) = template.filter(|_| self.stage == Stage::Serving) {
+            template.kill();
+            self.brokers.lost = false;
+        }
+    }
+}
