@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod reap;
+mod replaced;
 mod shared;
 mod worker;
 
@@ -32,6 +33,7 @@ use crate::sandbox::{self, Sandbox, skips};
 use crate::settings::Settings;
 use crate::tls::{MakeSessions, Material, Tls};
 use crate::{configure, describe, privileges, process};
+use replaced::Replaced;
 
 /// Why the template ends early. What there is to say has been said to the listener.
 struct Failed;
@@ -154,7 +156,8 @@ fn get_ready(
         single: !configure.stdio_safe,
         swap: configure.swap,
         sandbox,
-        broker,
+        broker: broker.as_ref().map(|(broker, _)| *broker),
+        replaced: broker.map(|(_, replaced)| replaced),
     }))
 }
 
@@ -174,7 +177,7 @@ fn enter(
     sandbox: &mut Sandbox,
     link: &TemplateLink,
     shared: bool,
-) -> nbdkit_api::Result<Option<Broker>> {
+) -> nbdkit_api::Result<Option<(Broker, Replaced)>> {
     process::leave_signals_to_listener();
     let _ = nix::sys::prctl::set_name(c"nbdkit:template");
     if service.background {
@@ -240,13 +243,14 @@ fn start_broker(
     needs: &Needs,
     shared: bool,
     swap: bool,
-) -> nbdkit_api::Result<Broker> {
+) -> nbdkit_api::Result<(Broker, Replaced)> {
     // After the broker was made, which has no need of them.
     let (broker, channel) = broker::start(link, &broker::Plan { needs, shared, swap })?;
     let kept = Kept::new(&needs.declared);
+    let replaced = Replaced::watch(&kept.paths());
     let asking = Asking::new(needs.declared.clone(), channel);
     paths::serve_through(Box::new(asking), kept);
-    Ok(broker)
+    Ok((broker, replaced))
 }
 
 fn failed(mut error: nbdkit_api::Error) -> Failed {
@@ -308,6 +312,8 @@ struct Service {
     swap: bool,
     sandbox: Sandbox,
     broker: Option<Broker>,
+    /// Tells that what is kept open may have been replaced.
+    replaced: Option<Replaced>,
 }
 
 impl Service {
@@ -341,11 +347,17 @@ impl Service {
         while serving || !children.is_empty() {
             // Once we do not listen any more, a closed link must not wake us again and again.
             let link = self.link.as_ref().filter(|_| serving).map(|link| link.as_fd());
-            let fds = [Some(children.as_fd()), link].into_iter().flatten();
+            let replaced = self.replaced.as_ref().and_then(Replaced::fd);
+            let fds = [Some(children.as_fd()), link, replaced].into_iter().flatten();
             let mut fds: Vec<PollFd<'_>> =
                 fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
+                Ok(_) => {
+                    if replaced.is_some() && fds.last().and_then(PollFd::any) == Some(true) {
+                        self.replaced.iter().for_each(Replaced::take);
+                    }
+                }
+                Err(Errno::EINTR) => {}
                 Err(errno) => {
                     log_error(&format!("poll: {}", strerror(errno)));
                     return;
@@ -390,6 +402,10 @@ impl Service {
                 children.forget();
                 if let Some(kept) = kept {
                     kept.use_slot(slot);
+                    // What is open for others is not this client's business.
+                    for range in kept.of_other_slots(slot) {
+                        let _ = process::close_range(*range.start(), *range.end());
+                    }
                 }
                 let link = self.link.take();
                 process::exit_now(worker::run(self, link, serve, fds));

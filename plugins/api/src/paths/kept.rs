@@ -11,7 +11,8 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::ops::Deref;
+use std::ops::{Deref, RangeInclusive};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -76,15 +77,36 @@ impl Kept {
 
     /// Opens what is declared and can be kept. What cannot be opened now is left to the broker, later.
     pub fn new(declared: &[Declared]) -> Kept {
-        let mut entries: Vec<Arc<Entry>> = Vec::new();
+        let mut entries: Vec<Entry> = Vec::new();
         let slots = (MOST_OF_ALL / declared.len().max(1)).min(MOST_KEPT);
-        for declared in declared.iter().filter(|_| slots > 0) {
-            let known = entries.iter().any(|entry| entry.path == declared.path);
-            if let Some(entry) = Entry::new(declared, slots).filter(|_| !known) {
-                entries.push(Arc::new(entry));
+        // Slot by slot, so that the descriptors of one are neighbours.
+        for slot in 0..slots {
+            for declared in declared {
+                match entries.iter_mut().find(|entry| entry.path == declared.path) {
+                    Some(entry) if entry.files.len() == slot => entry.add(declared),
+                    None if slot == 0 => entries.extend(Entry::new(declared)),
+                    Some(_) | None => {}
+                }
             }
         }
+        let entries = entries.into_iter().map(Arc::new).collect();
         Kept { entries: RwLock::new(entries), ours: AtomicU64::new(u64::MAX) }
+    }
+
+    /// The descriptors, as ranges of numbers, that are not of `slot`. Empty if there are so many ranges that closing them is
+    /// not worth it.
+    pub fn of_other_slots(&self, slot: Option<u32>) -> Vec<RangeInclusive<RawFd>> {
+        const MOST_RANGES: usize = 8;
+        let entries = self.read();
+        let numbers = entries.iter().flat_map(|entry| {
+            let others = entry.files.iter().zip(0..).filter(|(_, its)| Some(*its) != slot);
+            others.map(|(file, _)| file.as_raw_fd())
+        });
+        let mut numbers: Vec<RawFd> = numbers.collect();
+        numbers.sort_unstable();
+        let ranges = numbers.chunk_by(|one, next| next - one == 1);
+        let ranges: Vec<_> = ranges.filter_map(|it| Some(*it.first()?..=*it.last()?)).collect();
+        if ranges.len() > MOST_RANGES { Vec::new() } else { ranges }
     }
 
     /// The paths of the files that are kept.
@@ -115,30 +137,30 @@ impl Kept {
 }
 
 impl Entry {
-    fn new(declared: &Declared, slots: usize) -> Option<Entry> {
+    /// With one description.
+    fn new(declared: &Declared) -> Option<Entry> {
         let stat = fstatat(AT_FDCWD, &declared.path, AtFlags::empty()).ok()?;
         if direct::type_of(&stat) != Some(direct::Type::Regular) || declared.directory.is_some() {
             return None;
         }
-        let identity = Identity::from(stat);
-        let mut files = Vec::new();
-        let mut writable = true;
-        for _ in 0..slots {
-            let Ok(found) = find(declared, None, true) else { break };
-            if fstat(&found.file).map(Identity::from) != Ok(identity) {
-                break;
-            }
-            writable &= found.writable;
-            files.push(found.file);
-        }
-        let path = declared.path.clone();
-        (!files.is_empty()).then(|| Entry {
-            path,
-            identity,
-            writable,
-            files,
+        let mut entry = Entry {
+            path: declared.path.clone(),
+            identity: Identity::from(stat),
+            writable: true,
+            files: Vec::new(),
             taken: AtomicU64::new(0),
-        })
+        };
+        entry.add(declared);
+        (!entry.files.is_empty()).then_some(entry)
+    }
+
+    /// One description more, if that can be opened.
+    fn add(&mut self, declared: &Declared) {
+        let Ok(found) = find(declared, None, true) else { return };
+        if fstat(&found.file).map(Identity::from) == Ok(self.identity) {
+            self.writable &= found.writable;
+            self.files.push(found.file);
+        }
     }
 
     /// Whether its path leads to it, and it is as accessible as it was.
@@ -177,7 +199,15 @@ pub(super) fn lend(kept: &Kept, declared: &Declared) -> Option<(Lent, bool)> {
     let entries = kept.read();
     let entry = entries.iter().find(|entry| entry.path == declared.path)?;
     let lent = entry.take(kept.ours.load(Ordering::Relaxed))?;
-    entry.is_current().then_some((lent, entry.writable))
+    if entry.is_current() {
+        return Some((lent, entry.writable));
+    }
+    let shared = kept.ours.load(Ordering::Relaxed) == u64::MAX;
+    drop((lent, entries));
+    if shared {
+        kept.forget_replaced();
+    }
+    None
 }
 
 /// A file that is open for one client: its own, or one that was kept and is free again afterwards.

@@ -124,12 +124,31 @@ fn a_kept_file_belongs_to_one_client_at_a_time() {
 }
 
 #[test]
+fn the_descriptors_of_other_slots_are_all_but_those_of_one() {
+    let dir = Dir::new("slots");
+    let declared = [Declared::file(dir.put("a", "a")), Declared::file(dir.put("b", "b"))];
+    let kept = Kept::new(&declared);
+    let count = |slot| kept.of_other_slots(slot).into_iter().flatten().count();
+    // Other tests open descriptors at the same time: there may be too many ranges.
+    assert!([0, 2 * MOST_KEPT].contains(&count(None)));
+    assert!([0, 2 * MOST_KEPT - 2].contains(&count(Some(3))));
+    kept.use_slot(Some(3));
+    let lent = declared.each_ref().map(|it| kept::lend(&kept, it).unwrap().0);
+    let others = kept.of_other_slots(Some(3));
+    for file in lent {
+        let number = std::os::fd::AsRawFd::as_raw_fd(&*file);
+        assert!(others.iter().all(|range| !range.contains(&number)));
+    }
+}
+
+#[test]
 fn a_kept_file_that_is_not_at_its_path_any_more_or_has_another_mode_is_not_lent() {
     use std::os::unix::fs::PermissionsExt;
     let dir = Dir::new("replaced");
     let declared = Declared::file(dir.put("a", "old"));
     let kept = Kept::new(std::slice::from_ref(&declared));
     assert_eq!(text(&kept::lend(&kept, &declared).unwrap().0), "old");
+    kept.use_slot(Some(1));
     let mode = |mode| std::fs::set_permissions(&declared.path, PermissionsExt::from_mode(mode));
     let before = std::fs::metadata(&declared.path).unwrap().permissions().mode();
     mode(0o400).unwrap();
@@ -138,7 +157,18 @@ fn a_kept_file_that_is_not_at_its_path_any_more_or_has_another_mode_is_not_lent(
     assert!(kept::lend(&kept, &declared).is_some());
     std::fs::rename(dir.put("b", "new"), &declared.path).unwrap();
     assert!(kept::lend(&kept, &declared).is_none());
+    assert_eq!(kept.slots(), MOST_KEPT);
     kept.forget_replaced();
+    assert_eq!(kept.slots(), 0);
+}
+
+#[test]
+fn a_process_of_all_clients_closes_what_was_replaced_when_it_finds_out() {
+    let dir = Dir::new("closed");
+    let declared = Declared::file(dir.put("a", "old"));
+    let kept = Kept::new(std::slice::from_ref(&declared));
+    std::fs::remove_file(&declared.path).unwrap();
+    assert!(kept::lend(&kept, &declared).is_none());
     assert_eq!(kept.slots(), 0);
 }
 
