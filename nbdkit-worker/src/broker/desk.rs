@@ -85,7 +85,7 @@ impl Desk {
     }
 
     /// What to wait for: those who do not have to wait themselves, and how long for the first of the others.
-    pub(super) fn poll(&self) -> (Vec<BorrowedFd<'_>>, Option<Duration>) {
+    pub(crate) fn poll(&self) -> (Vec<BorrowedFd<'_>>, Option<Duration>) {
         let now = Instant::now();
         let wait = self.askers.iter().filter_map(|it| it.waits).min();
         // Rounded up, so as not to spin at the end.
@@ -97,7 +97,7 @@ impl Desk {
     }
 
     /// Notes which of those that [`poll`](Self::poll) named have something.
-    pub(super) fn mark(&mut self, ready: &[bool]) {
+    pub(crate) fn mark(&mut self, ready: &[bool]) {
         let now = Instant::now();
         let mut ready = ready.iter();
         for asker in &mut self.askers {
