@@ -197,7 +197,8 @@ fn files_of_split_that_were_replaced_are_served_whoever_started_the_server() {
     for starter in starters() {
         let builder = builder(starter, &["split", "{dir}/a", "{dir}/b"]);
         let (a, b) = (builder.dir().join("a"), builder.dir().join("b"));
-        (put(&a, 1), put(&b, 2));
+        put(&a, 1);
+        put(&b, 2);
         let server = builder.start();
         assert_eq!(visit(&server, "", None), Some(1));
         put(&a, 3);

@@ -65,13 +65,13 @@ pub fn target(data: &[u8]) {
             let opened = matches!(message, FromBroker::Opened { .. });
             assert_eq!(fds.len(), usize::from(opened), "{message:?}");
             for fd in fds {
-                check(path, &message, File::from(fd));
+                check(path, &message, &File::from(fd));
             }
         }
     }
 }
 
-fn check(path: &Path, message: &FromBroker, file: File) {
+fn check(path: &Path, message: &FromBroker, file: &File) {
     let same = |other: &str, it: &Metadata| {
         let other = std::fs::metadata(path.join(other)).expect("it is there");
         (other.dev(), other.ino()) == (it.dev(), it.ino())
@@ -81,7 +81,7 @@ fn check(path: &Path, message: &FromBroker, file: File) {
     let name = known.into_iter().find(|name| same(name, &found));
     let name = name.expect("one of those that were declared");
     assert!(!found.file_type().is_fifo());
-    let flags = OFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GETFL).expect("open"));
+    let flags = OFlag::from_bits_truncate(fcntl(file, FcntlArg::F_GETFL).expect("open"));
     let writable = flags & OFlag::O_ACCMODE != OFlag::O_RDONLY;
     assert!(!writable || name == "file", "{name} is open for writing");
     assert_eq!(*message, FromBroker::Opened { writable, block_device: false }, "{name}");

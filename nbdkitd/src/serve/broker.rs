@@ -274,3 +274,102 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::fuzz::Listener;
+    use nbdkit_ipc::messages::{Configured, Hello, Isolation};
+    use nbdkit_ipc::{FromTemplate, FromWorker, ToTemplate};
+
+    type TemplatesEnd = Channel<FromTemplate, ToTemplate>;
+    type BrokersEnd = Channel<FromBrokerLink, ToBrokerLink>;
+
+    /// What a template says before it is ready, with a broker.
+    fn enters_service(template: &TemplatesEnd) -> BrokersEnd {
+        let configured = Configured {
+            one_client: false,
+            isolation: Isolation::Connection,
+            replaceable: true,
+            may_shutdown: true,
+        };
+        let (listeners, broker) = Channel::<ToBrokerLink, FromBrokerLink>::pair().unwrap();
+        template.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
+        template.send(&FromTemplate::Configured(configured), &[]).unwrap();
+        template.send(&FromTemplate::Broker { pid: i32::MAX - 1 }, &[listeners.as_fd()]).unwrap();
+        broker
+    }
+
+    fn asks(listener: &mut Listener, worker: usize) {
+        listener.workers[worker].send(&FromWorker::Broker, &[]).unwrap();
+        listener.turn();
+    }
+
+    fn answer(listener: &Listener, worker: usize) -> Option<usize> {
+        match listener.workers[worker].try_recv() {
+            Ok(received) => {
+                assert_eq!(received.message, ToWorker::Broker);
+                Some(received.fds.len())
+            }
+            Err(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_worker_of_a_stack_without_a_broker_may_not_ask_for_one() {
+        let mut listener = Listener::new(1, false).unwrap();
+        asks(&mut listener, 0);
+        assert!(listener.server.links.is_empty(), "it is ended");
+    }
+
+    #[test]
+    fn who_asks_while_there_is_no_broker_gets_a_channel_to_the_next() {
+        let mut listener = Listener::new(2, false).unwrap();
+        listener.server.brokers.announced = true;
+        asks(&mut listener, 0);
+        assert_eq!(answer(&listener, 0), None);
+        let broker = enters_service(&listener.template);
+        listener.turn();
+        assert_eq!(answer(&listener, 0), Some(1));
+        let received = broker.try_recv().unwrap();
+        assert_eq!(received.message, ToBrokerLink::Channel { connection: 1 });
+        assert_eq!(received.fds.len(), 1);
+        asks(&mut listener, 1);
+        assert_eq!(answer(&listener, 1), Some(1));
+    }
+
+    #[test]
+    fn a_second_broker_of_the_same_template_cannot_be() {
+        let mut listener = Listener::new(1, false).unwrap();
+        let _broker = enters_service(&listener.template);
+        let (another, _end) = Channel::<ToBrokerLink, FromBrokerLink>::pair().unwrap();
+        let message = FromTemplate::Broker { pid: i32::MAX - 2 };
+        listener.template.send(&message, &[another.as_fd()]).unwrap();
+        listener.turn();
+        assert!(listener.server.template.as_ref().is_some_and(Template::is_explained));
+    }
+
+    #[test]
+    fn on_the_way_out_nobody_waits_for_a_broker() {
+        let mut listener = Listener::new(1, false).unwrap();
+        listener.server.brokers.announced = true;
+        asks(&mut listener, 0);
+        listener.server.stop(0);
+        assert_eq!(answer(&listener, 0), Some(0));
+        let next = listener.workers[0].try_recv().unwrap().message;
+        assert_eq!(next, ToWorker::Quiesce);
+    }
+
+    #[test]
+    fn who_asks_more_often_than_it_can_need_is_ended() {
+        let mut listener = Listener::new(1, false).unwrap();
+        let _broker = enters_service(&listener.template);
+        listener.turn();
+        for _ in 0..nbdkit_ipc::phase::Brokers::MOST {
+            asks(&mut listener, 0);
+            assert_eq!(answer(&listener, 0), Some(1));
+        }
+        asks(&mut listener, 0);
+        assert!(listener.server.links.is_empty());
+    }
+}

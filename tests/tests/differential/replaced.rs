@@ -155,6 +155,18 @@ fn a_directory_whose_files_and_links_come_and_go() {
     });
 }
 
+/// What the kernel says of the process that opens it is not served.
+#[test]
+fn a_link_into_proc() {
+    let setup = |dir: &TempDir| {
+        fs::create_dir(dir.join("disks")).unwrap();
+        symlink("/proc/self/status", dir.join("disks/status")).unwrap();
+    };
+    Row::new(row_name!(), &["file", "dir={dir}/disks"]).setup(setup).compare(|s| {
+        visit(s, "status");
+    });
+}
+
 #[test]
 fn a_directory_that_is_replaced() {
     let setup = |dir: &TempDir| {

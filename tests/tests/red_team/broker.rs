@@ -39,7 +39,7 @@ fn opened(writable: bool) -> String {
 
 /// `Refused`, and without one.
 fn refused(errno: i32) -> String {
-    format!("01000000{:02x}000000+0", errno)
+    format!("01000000{errno:02x}000000+0")
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn a_channel_that_breaks_the_rules_is_closed_and_nobody_is_the_worse_for_it() {
 fn a_worker_asks_for_eight_channels_to_the_broker_at_most() {
     let server = with_disk(&[]);
     let bystander = Bystander::start(&server, "nine channels", Work::Writes(0));
-    let nine = vec!["05000000"; 9].join(",");
+    let nine = ["05000000"; 9].join(",");
     let outcome = attack(&server, &format!("say={nine}"));
     let line =
         server.wait_for_stderr("broke the rules and is ended: a channel to the broker more often");
@@ -136,7 +136,7 @@ fn a_worker_that_asks_without_end_waits_and_others_do_not() {
     let started = std::time::Instant::now();
     let flood = std::thread::scope(|scope| {
         let flood = scope.spawn(|| attack(&server, "flood-broker=1000"));
-        server.wait_for_stderr("has files opened too often and has to wait");
+        let _ = server.wait_for_stderr("has files opened too often and has to wait");
         let good = format!("say-to-broker={}", open(0, None, READ));
         let asked = std::time::Instant::now();
         assert_eq!(attack(&server, &good), Some(format!("ok {}", opened(false))));
@@ -155,7 +155,7 @@ fn a_worker_that_asks_without_end_waits_and_others_do_not() {
 fn a_worker_has_one_description_of_the_disk() {
     // And the plugin's own memory, which is a file too.
     let [with, without] = ["disk={dir}/disk", "path=/etc/hostname"].map(|parameter| {
-        let builder = self::server(&["redteam", parameter]);
+        let builder = server(&["redteam", parameter]);
         std::fs::write(builder.dir().join("disk"), [7; 4096]).expect("written");
         let outcome = attack(&builder.start(), "files").expect("it lives");
         outcome.strip_prefix("ok ").and_then(|count| count.parse::<u32>().ok()).expect("a number")
