@@ -113,7 +113,7 @@ fn run(
     }
     match prepare(parent, plan) {
         Ok(ended) => {
-            let mut desk = Desk::new(plan.needs.declared.clone());
+            let mut desk = Desk::new(plan.needs.declared.clone()).at_most(confine::channels(plan));
             if let Some(template) = template {
                 desk.admit(0, template);
             }
@@ -159,7 +159,9 @@ fn serve(link: &BrokerLink, ended: &SignalFd, mut orphan: bool, mut desk: Desk) 
                     }
                 }
                 Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => break,
-                Err(RecvError::Closed | RecvError::Violation(_) | RecvError::Io(_)) => return,
+                // Its descriptor was one too many: the worker finds its channel closed, and asks for another.
+                Err(RecvError::Violation(_)) => {}
+                Err(RecvError::Closed | RecvError::Io(_)) => return,
             }
         }
         desk.answer();

@@ -105,10 +105,10 @@ pub(crate) fn empty_bounding_set() -> Result<()> {
     empty(CapSet::Bounding, &CapsHashSet::new())
 }
 
-/// Drops all capabilities but those `besides`. Root without `-u` that serves files which only capabilities can open (its own it may open
-/// as their owner) keeps the one for that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may write them.
-/// `paths`: what will be opened; `None` if that is not known, which keeps both. With `--swap` (`locks`) and a limit on
-/// locked memory it keeps CAP_IPC_LOCK too.
+/// Drops all capabilities but those `besides`. Root without `-u` whose stack opens, by itself, files which only capabilities
+/// can open (its own it may open as their owner) keeps the one for that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may
+/// write them. `paths`: what will be opened; `None` if that is not known, which keeps both. With `--swap` (`locks`) and a
+/// limit on locked memory it keeps CAP_IPC_LOCK too.
 ///
 /// # Errors
 /// EPERM if a capability is left or could be had back.

@@ -10,7 +10,7 @@ use landlock::{
 };
 use nbdkit_api::{Errno, Error, Result, ResultExt};
 use nbdkit_sandbox_policy::{Action, are_supported, compile, install};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::desk::MOST_CHANNELS;
 use super::{Plan, policy};
@@ -45,6 +45,13 @@ pub(super) fn give_up_privileges(plan: &Plan<'_>) -> Result<()> {
         setrlimit(Resource::RLIMIT_FSIZE, 0, 0).or_error(|| "setrlimit: RLIMIT_FSIZE")?;
     }
     Ok(())
+}
+
+/// How many channels there is room for.
+pub(super) fn channels(plan: &Plan<'_>) -> usize {
+    let (most, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((DESCRIPTORS, DESCRIPTORS));
+    let others = DESCRIPTORS + plan.needs.declared.len() as u64;
+    usize::try_from(most.saturating_sub(others)).unwrap_or(MOST_CHANNELS)
 }
 
 /// Closes the sandbox. Called last.

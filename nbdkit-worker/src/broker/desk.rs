@@ -40,6 +40,8 @@ pub(crate) struct Desk {
     declared: Vec<Declared>,
     askers: Vec<Asker>,
     questions: u64,
+    /// Most channels.
+    most: usize,
 }
 
 /// What becomes of a channel.
@@ -56,12 +58,18 @@ enum Next {
 
 impl Desk {
     pub(crate) fn new(declared: Vec<Declared>) -> Desk {
-        Desk { declared, askers: Vec::new(), questions: 0 }
+        Desk { declared, askers: Vec::new(), questions: 0, most: MOST_CHANNELS }
+    }
+
+    /// The same with fewer channels, where descriptors are few.
+    pub(super) fn at_most(mut self, channels: usize) -> Desk {
+        self.most = self.most.min(channels).max(1);
+        self
     }
 
     /// Somebody more may ask.
     pub(crate) fn admit(&mut self, connection: u64, link: Channel<FromBroker, ToBroker>) {
-        if self.askers.len() >= MOST_CHANNELS {
+        if self.askers.len() >= self.most {
             let oldest = self.askers.iter().enumerate().filter(|(_, it)| it.connection != 0);
             if let Some((index, _)) = oldest.min_by_key(|(_, it)| it.last) {
                 self.askers.remove(index);

@@ -58,7 +58,9 @@ pub(super) fn run(
     let listener =
         Listener { link: Arc::clone(&link), end: process::end_client, asking: Mutex::new(()) };
     let listener = Arc::new(listener);
-    ask::ask_by(Arc::clone(&listener));
+    if service.broker.is_some() {
+        ask::ask_by(Arc::clone(&listener));
+    }
     let socket = Socket::new(input, output);
     let tell = |export: &str| {
         let _ = link.send(&FromWorker::Serving { export: export.to_owned() }, &[]);
