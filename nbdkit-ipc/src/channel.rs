@@ -105,12 +105,21 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     /// # Errors
     /// EMFILE, ENFILE, ENOMEM.
     pub fn pair() -> io::Result<(Channel<S, R>, Channel<R, S>)> {
-        let (a, b) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        for end in [&a, &b] {
+        let (a, b) = Channel::<S, R>::short_pair()?;
+        for end in [&a.fd, &b.fd] {
             // The default is usually enough for a packet; where it is not, sending reports it.
             let _ = setsockopt(end, sockopt::SndBuf, &(2 * MAX_PACKET));
         }
+        Ok((a, b))
+    }
+
+    /// The same for messages that are all much shorter than the longest.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM.
+    pub fn short_pair() -> io::Result<(Channel<S, R>, Channel<R, S>)> {
+        let (a, b) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         Ok((Channel::from_fd(a), Channel::from_fd(b)))
     }
 

@@ -66,7 +66,7 @@ pub(crate) fn start(
 ) -> nbdkit_api::Result<(Broker, Option<ask::Link>)> {
     let (listeners, ours) = Channel::pair().or_error(|| "broker: socketpair")?;
     let (asking, answering) = match plan.shared {
-        true => Channel::pair().map(|(asking, answering)| (Some(asking), Some(answering))),
+        true => Channel::short_pair().map(|(asking, answering)| (Some(asking), Some(answering))),
         false => Ok((None, None)),
     }
     .or_error(|| "broker: socketpair")?;
@@ -149,16 +149,17 @@ fn prepare(parent: Pid, plan: &Plan<'_>) -> nbdkit_api::Result<SignalFd> {
 
 /// Answers until nobody is left who asks.
 fn serve(link: &BrokerLink, ended: &SignalFd, mut orphan: bool, mut desk: Desk) {
+    let mut more = true;
     loop {
         // First who may ask, then whether anybody may.
-        loop {
+        while more {
             match link.try_recv() {
                 Ok(Received { message: ToBrokerLink::Channel { connection }, fds }) => {
                     if let Ok([fd]) = <[_; 1]>::try_from(fds) {
                         desk.admit(connection, Channel::from_fd(fd));
                     }
                 }
-                Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => break,
+                Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => more = false,
                 // Its descriptor was one too many: the worker finds its channel closed, and asks for another.
                 Err(RecvError::Violation(_)) => {}
                 Err(RecvError::Closed | RecvError::Io(_)) => return,
@@ -179,7 +180,9 @@ fn serve(link: &BrokerLink, ended: &SignalFd, mut orphan: bool, mut desk: Desk) 
         if ready.is_err_and(|errno| errno != Errno::EINTR) {
             return;
         }
+        // At the end, whoever was on the way is to be heard.
         let has_ended = fds[1].any().unwrap_or(false);
+        more = has_ended || fds[0].any().unwrap_or(true);
         let ready: Vec<bool> = fds[ours.len()..].iter().map(|fd| fd.any() == Some(true)).collect();
         desk.mark(&ready);
         if has_ended {

@@ -116,6 +116,14 @@ fn put(path: &Path, value: u8) {
     std::fs::rename(beside, path).expect("replaced");
 }
 
+/// With a directory that has one file, `a`.
+fn with_directory(arguments: &[&str]) -> Builder {
+    let builder = server(arguments);
+    std::fs::create_dir(builder.dir().join("disks")).expect("made");
+    put(&builder.dir().join("disks/a"), 1);
+    builder
+}
+
 #[test]
 fn a_file_that_was_replaced_is_served_whoever_started_the_server() {
     for starter in starters() {
@@ -176,11 +184,8 @@ fn links_of_a_directory_follow_one_rule_whenever_they_were_made() {
 
 #[test]
 fn links_are_refused_if_they_are_not_wanted() {
-    let builder = server(&["file", "dir={dir}/disks", "dir-links=no"]);
-    let disks = builder.dir().join("disks");
-    std::fs::create_dir(&disks).expect("made");
-    put(&disks.join("a"), 1);
-    symlink("a", disks.join("link")).expect("made");
+    let builder = with_directory(&["file", "dir={dir}/disks", "dir-links=no"]);
+    symlink("a", builder.dir().join("disks/link")).expect("made");
     let server = builder.start();
     assert_eq!(visit(&server, "a", None), Some(1));
     assert_eq!(visit(&server, "link", None), None);
@@ -280,11 +285,7 @@ fn a_removed_file_takes_up_no_space_once_its_clients_have_gone() {
 
 #[test]
 fn a_broker_that_is_killed_is_replaced_with_its_template_and_no_client_notices() {
-    let builder = server(&["file", "dir={dir}/disks"]);
-    let disks = builder.dir().join("disks");
-    std::fs::create_dir(&disks).expect("made");
-    put(&disks.join("a"), 1);
-    let server = builder.start();
+    let server = with_directory(&["file", "dir={dir}/disks"]).start();
     let mut client = opened(&server, "a").expect("opened");
     let first = broker(&server);
     kill_hard(first);
@@ -302,11 +303,7 @@ fn a_broker_that_is_killed_is_replaced_with_its_template_and_no_client_notices()
 /// A worker of a template that was killed asks the broker of the next.
 #[test]
 fn a_client_in_the_handshake_outlives_template_and_broker() {
-    let builder = server(&["file", "dir={dir}/disks"]);
-    let disks = builder.dir().join("disks");
-    std::fs::create_dir(&disks).expect("made");
-    put(&disks.join("a"), 1);
-    let server = builder.start();
+    let server = with_directory(&["file", "dir={dir}/disks"]).start();
     let mut client = server.connect();
     client.handshake().expect("a greeting");
     assert_eq!(client.info("a", &[]).expect("a reply").end.reply, Rep::ACK);
@@ -359,11 +356,7 @@ fn one_process_for_all_clients_asks_the_broker_too() {
 #[test]
 fn nothing_is_left_however_the_server_ends() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        let builder = server(&["file", "dir={dir}/disks"]);
-        let disks = builder.dir().join("disks");
-        std::fs::create_dir(&disks).expect("made");
-        put(&disks.join("a"), 1);
-        let mut server = builder.start();
+        let mut server = with_directory(&["file", "dir={dir}/disks"]).start();
         let _client = opened(&server, "a").expect("opened");
         let (template, broker) = (template(&server), broker(&server));
         let started = Instant::now();
@@ -432,12 +425,8 @@ fn with_swap_the_broker_is_locked_in_memory_too() {
 /// Where descriptors are few, so are the channels to the broker; who finds its own closed gets another.
 #[test]
 fn with_few_descriptors_many_clients_are_served_from_a_directory() {
-    let builder = server(&["file", "dir={dir}/disks"]);
-    let builder = builder.through_shell(r#"ulimit -n 100; exec "$0" "$@""#);
-    let disks = builder.dir().join("disks");
-    std::fs::create_dir(&disks).expect("made");
-    put(&disks.join("a"), 1);
-    let server = builder.start();
+    let builder = with_directory(&["file", "dir={dir}/disks"]);
+    let server = builder.through_shell(r#"ulimit -n 100; exec "$0" "$@""#).start();
     let mut early: Vec<_> = (0..20).map(|_| server.connect()).collect();
     for client in &mut early {
         client.handshake().expect("a greeting");

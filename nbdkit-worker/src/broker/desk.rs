@@ -81,7 +81,7 @@ impl Desk {
             link,
             rate: Rate::new(self.declared.len(), Instant::now()),
             last: self.questions,
-            ready: true,
+            ready: false,
             waits: None,
             reported: false,
         });

@@ -134,7 +134,7 @@ impl Server {
             let _ = worker.try_send(&ToWorker::Broker, &[]);
             return true;
         };
-        let (theirs, brokers) = match Channel::<ToBroker, FromBroker>::pair() {
+        let (theirs, brokers) = match Channel::<ToBroker, FromBroker>::short_pair() {
             Ok(pair) => pair,
             Err(error) => {
                 let text = format!("socketpair: {}", crate::errno_text(&error));

@@ -21,6 +21,11 @@ fn disk(dir: &TempDir) {
     fs::write(dir.join("disk"), [1; 4096]).unwrap();
 }
 
+fn directory(dir: &TempDir) {
+    fs::create_dir(dir.join("disks")).unwrap();
+    fs::write(dir.join("disks/a"), [1; 512]).unwrap();
+}
+
 /// A new client, which reads some of an export, if it can.
 fn visit(s: &mut Session, export: &str) {
     s.connect();
@@ -128,12 +133,8 @@ fn files_of_split_that_are_replaced() {
 /// virt-v2v starts the server first and makes the links then.
 #[test]
 fn a_directory_whose_files_and_links_come_and_go() {
-    let setup = |dir: &TempDir| {
-        fs::create_dir(dir.join("disks")).unwrap();
-        fs::write(dir.join("disks/a"), [1; 512]).unwrap();
-        fs::write(dir.join("outside"), [2; 512]).unwrap();
-    };
-    Row::new(row_name!(), &["file", "dir={dir}/disks"]).setup(setup).compare(|s| {
+    Row::new(row_name!(), &["file", "dir={dir}/disks"]).setup(directory).compare(|s| {
+        fs::write(s.dir().join("outside"), [2; 512]).unwrap();
         let disks = s.dir().join("disks");
         visit_and_read(s, "a");
         visit(s, "link");
@@ -169,11 +170,7 @@ fn a_link_into_proc() {
 
 #[test]
 fn a_directory_that_is_replaced() {
-    let setup = |dir: &TempDir| {
-        fs::create_dir(dir.join("disks")).unwrap();
-        fs::write(dir.join("disks/a"), [1; 512]).unwrap();
-    };
-    Row::new(row_name!(), &["file", "dir={dir}/disks"]).setup(setup).compare(|s| {
+    Row::new(row_name!(), &["file", "dir={dir}/disks"]).setup(directory).compare(|s| {
         visit_and_read(s, "a");
         fs::rename(s.dir().join("disks"), s.dir().join("old")).unwrap();
         visit(s, "a");
