@@ -127,8 +127,8 @@ impl Source {
         }
     }
 
-    /// The names of the files that can be served from a directory, in alphabetical order;
-    /// `None` if it is no directory.
+    /// The names of the files that can be served from a directory, in the directory's order;
+    /// `None` if this is no directory. Names that are not UTF-8 cannot be said in NBD.
     ///
     /// # Errors
     /// It cannot be read.
@@ -189,7 +189,7 @@ fn names(declared: &Declared) -> Result<Vec<String>> {
     let failed = |errno| Error::os(format!("opendir: {}", declared.path.display()), errno);
     let directory = paths::list(declared)?;
     let dir = directory.try_clone().or_error(|| format!("dup: {}", declared.path.display()))?;
-    let mut names: Vec<String> = Dir::from_fd(dir)
+    Ok(Dir::from_fd(dir)
         .map_err(failed)?
         .into_iter()
         .map_while(std::result::Result::ok)
@@ -199,9 +199,7 @@ fn names(declared: &Declared) -> Result<Vec<String>> {
         .filter(|(name, kind)| is_served(declared, &directory, name, *kind))
         .filter_map(|(name, _)| name.into_string().ok())
         .take(MAX_EXPORTS)
-        .collect();
-    names.sort_unstable();
-    Ok(names)
+        .collect())
 }
 
 /// Whether an entry of a directory leads to something that can be served.
@@ -248,7 +246,9 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", dir.join("broken")).unwrap();
         std::fs::write(dir.join(OsStr::from_bytes(b"\xff")), "").unwrap();
         let source = served(&dir);
-        assert_eq!(source.names().unwrap().unwrap(), ["a", "b"]);
+        let mut names = source.names().unwrap().unwrap();
+        names.sort_unstable();
+        assert_eq!(names, ["a", "b"]);
         assert_eq!(source.needs(false).declared, [Declared::directory(dir.path(), true)]);
         let unlinked = Source::new(&What::Directory(dir.path().to_owned()), false).unwrap();
         assert_eq!(unlinked.names().unwrap().unwrap(), ["b"]);
