@@ -60,8 +60,8 @@ pub enum ToTemplate {
     ConfigureEnd,
     /// Change to the final user, leave the terminal, get ready for clients. Answer: `Ready` or `Failed`.
     EnterService(EnterService),
-    /// Serve a client. Descriptors: with isolation `Connection` the worker's control channel, then the client's
-    /// socket, then its output if that is another descriptor (`-s`). Answers: `Forked` (or, with isolation
+    /// Serve a client. Descriptors: with isolation `Connection` the worker's control channel, its channel to the broker if
+    /// it gets one, then the client's socket, then its output if that is another descriptor (`-s`). Answers: `Forked` (or, with isolation
     /// `Shared`, none), and `Exited` in the end.
     Serve(Serve),
     /// Finish: connections end after their running requests, then the stack is cleaned up and the process
@@ -137,6 +137,8 @@ pub enum FromTemplate {
     Broker {
         /// Its process id.
         pid: i32,
+        /// Every client will need it: workers get their channels with their clients.
+        always: bool,
     },
 }
 
@@ -329,6 +331,8 @@ pub struct Serve {
     pub connection: u64,
     /// Who it is.
     pub peer: Peer,
+    /// The worker's end of a channel to the broker comes with it.
+    pub broker: bool,
 }
 
 /// Who a client is, as the listener learned when it accepted.
@@ -435,7 +439,7 @@ mod tests {
         assert_eq!(encode(&answer).unwrap()[0], 2);
         assert_eq!(first(encode(&FromWorker::Key(request.clone()))), 4);
         assert_eq!(first(encode(&ToWorker::Key(answer.clone()))), 1);
-        assert_eq!(first(encode(&FromTemplate::Broker { pid: 1 })), 11);
+        assert_eq!(first(encode(&FromTemplate::Broker { pid: 1, always: false })), 11);
         assert_eq!(first(encode(&FromWorker::Broker)), 5);
         assert_eq!(first(encode(&ToWorker::Broker)), 2);
         assert_eq!(first(encode(&FromTemplate::Key { connection: 1, request })), 9);

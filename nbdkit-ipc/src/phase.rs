@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_broker_is_announced_before_ready_and_asked_for_eight_times() {
-        let broker = FromTemplate::Broker { pid: 2 };
+        let broker = FromTemplate::Broker { pid: 2, always: true };
         assert_eq!(Phase::ExpectReady.after(&broker), Some(Phase::ExpectReady));
         assert_eq!(Phase::Configured.after(&broker), None);
         assert_eq!(Phase::Serving.after(&broker), None);

@@ -74,7 +74,10 @@ pub(crate) fn start(
     match process::fork().or_error(|| "broker: fork")? {
         Some(pid) => {
             let listeners: ListenersEnd = listeners;
-            let _ = link.send(&FromTemplate::Broker { pid: pid.as_raw() }, &[listeners.as_fd()]);
+            // Files are kept open, those of a directory are not.
+            let always = plan.needs.declared.iter().any(|declared| declared.children);
+            let message = FromTemplate::Broker { pid: pid.as_raw(), always };
+            let _ = link.send(&message, &[listeners.as_fd()]);
             Ok((Broker(pid), asking))
         }
         // Nothing of the template may be dropped here.

@@ -453,6 +453,7 @@ mod tests {
             template.say(parameter(n));
         }
         let serve = Serve {
+            broker: false,
             connection: 1,
             peer: messages::Peer {
                 address: messages::PeerAddress::Unix,

@@ -251,7 +251,7 @@ fn from_template() -> Vec<Vec<u8>> {
         FromTemplate::Refused { syscall: 1 },
         FromTemplate::Shutdown,
         FromTemplate::Failed,
-        FromTemplate::Broker { pid: 4_000_009 },
+        FromTemplate::Broker { pid: 4_000_009, always: true },
     ]
     .iter()
     .map(|message| packet!(FromTemplate, *message))
@@ -274,6 +274,7 @@ fn from_worker() -> Vec<Vec<u8>> {
 fn messages() -> Vec<Vec<u8>> {
     let serve = |address| {
         ToTemplate::Serve(Serve {
+            broker: false,
             connection: 1,
             peer: Peer {
                 address,

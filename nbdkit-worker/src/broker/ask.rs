@@ -1,6 +1,7 @@
 //! Asking the broker: how a process that may not open paths has them opened.
 //!
-//! A worker gets its channel when it asks for the first time, from the listener, which makes it; a template that serves all
+//! A worker gets its channel from the listener, which makes it: with its client, where every client needs one, or when it
+//! asks for the first time; a template that serves all
 //! clients has one from the beginning. Answers are believed as the listener's are.
 
 #![forbid(unsafe_code)]
@@ -24,9 +25,21 @@ pub(crate) type Link = Channel<ToBroker, FromBroker>;
 /// Whom a worker asks for a channel.
 static LISTENER: OnceLock<Arc<Listener>> = OnceLock::new();
 
-/// In a worker, before its client may cause a path to be opened.
-pub(crate) fn ask_by(listener: Arc<Listener>) {
+/// The channel that a worker got with its client, until it is used.
+static FIRST: Mutex<Option<Link>> = Mutex::new(None);
+
+/// In a worker, before its client may cause a path to be opened. `first`: the channel that came with the client.
+pub(crate) fn ask_by(listener: Arc<Listener>, first: Option<OwnedFd>) {
     let _ = LISTENER.set(listener);
+    if let Some(first) = first {
+        *FIRST.lock().unwrap_or_else(PoisonError::into_inner) = Some(Channel::from_fd(first));
+    }
+}
+
+/// A channel for a worker.
+fn connect() -> Option<Link> {
+    let first = FIRST.lock().unwrap_or_else(PoisonError::into_inner).take();
+    first.or_else(|| LISTENER.get()?.broker())
 }
 
 /// See the module's text.
@@ -56,7 +69,7 @@ impl Asking {
         for _ in 0..2 {
             let current = match link.take() {
                 Some(link) => link,
-                None => LISTENER.get().and_then(|listener| listener.broker()).ok_or(Errno::EIO)?,
+                None => connect().ok_or(Errno::EIO)?,
             };
             if let Some(answer) = exchange(&current, &question)? {
                 *link = Some(current);

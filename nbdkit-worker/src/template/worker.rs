@@ -19,7 +19,7 @@ use crate::{log, privileges, process};
 
 /// Serves the client that came with `serve` and returns the exit status.
 /// `template_link` is the template's own, on which a worker has nothing to say.
-/// `fds`: control channel, client's socket, client's output if that is another.
+/// `fds`: control channel, channel to the broker if `serve` says so, client's socket, client's output if that is another.
 pub(super) fn run(
     service: &Service,
     template_link: Option<Arc<TemplateLink>>,
@@ -27,8 +27,9 @@ pub(super) fn run(
     fds: Vec<OwnedFd>,
 ) -> i32 {
     let mut fds = fds.into_iter();
-    let (Some(channel), Some(input), output, None) =
-        (fds.next(), fds.next(), fds.next(), fds.next())
+    let channel = fds.next();
+    let broker = serve.broker.then(|| fds.next()).flatten();
+    let (Some(channel), Some(input), output, None) = (channel, fds.next(), fds.next(), fds.next())
     else {
         nbdkit_api::error!("a client arrived with the wrong number of descriptors");
         return WorkerExit::Failed.code();
@@ -59,7 +60,7 @@ pub(super) fn run(
         Listener { link: Arc::clone(&link), end: process::end_client, asking: Mutex::new(()) };
     let listener = Arc::new(listener);
     if service.broker.is_some() {
-        ask::ask_by(Arc::clone(&listener));
+        ask::ask_by(Arc::clone(&listener), broker);
     }
     let socket = Socket::new(input, output);
     let tell = |export: &str| {

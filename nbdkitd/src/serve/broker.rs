@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -39,6 +39,8 @@ struct Broker {
     pid: i32,
     link: Channel<ToBrokerLink, FromBrokerLink>,
     quota: Quota,
+    /// Every client needs it.
+    always: bool,
 }
 
 /// See the module's text.
@@ -54,10 +56,33 @@ pub(super) struct Brokers {
     lost: bool,
 }
 
+impl Broker {
+    /// A worker's end of a new channel, of which the broker has the other.
+    ///
+    /// # Errors
+    /// EAGAIN: the broker has to take others first. EMFILE.
+    fn channel_for(&self, connection: u64) -> io::Result<OwnedFd> {
+        let (theirs, brokers) = Channel::<ToBroker, FromBroker>::short_pair()?;
+        let fds: [BorrowedFd<'_>; 1] = [brokers.as_fd()];
+        match self.link.try_send(&ToBrokerLink::Channel { connection }, &fds) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(error),
+            // If it has ended, the worker finds out on its channel, and asks again.
+            Ok(()) | Err(_) => Ok(theirs.into_fd()),
+        }
+    }
+}
+
 impl Brokers {
     /// Its process id, if there is one.
     pub(super) fn pid(&self) -> Option<Pid> {
         self.now.as_ref().map(|broker| Pid::from_raw(broker.pid))
+    }
+
+    /// For a client that is handed over: its worker's end of a channel, if every client needs one. Without it the worker
+    /// asks when it needs one.
+    pub(super) fn channel_for(&self, connection: u64) -> Option<OwnedFd> {
+        let broker = self.now.as_ref().filter(|broker| broker.always)?;
+        broker.channel_for(connection).ok()
     }
 }
 
@@ -66,6 +91,7 @@ impl Server {
     pub(super) fn listen_to_broker(
         &mut self,
         pid: i32,
+        always: bool,
         fds: Vec<OwnedFd>,
     ) -> Result<(), &'static str> {
         let Ok([fd]) = <[_; 1]>::try_from(fds) else { return Err("a broker without a channel") };
@@ -87,7 +113,7 @@ impl Server {
             template.set_broker();
         }
         let quota = Quota::new(LINES.0, LINES.1, Instant::now());
-        self.brokers.now = Some(Broker { pid, link, quota });
+        self.brokers.now = Some(Broker { pid, link, quota, always });
         self.brokers.announced = true;
         self.brokers.lost = false;
         self.serve_waiting();
@@ -134,24 +160,16 @@ impl Server {
             let _ = worker.try_send(&ToWorker::Broker, &[]);
             return true;
         };
-        let (theirs, brokers) = match Channel::<ToBroker, FromBroker>::short_pair() {
-            Ok(pair) => pair,
+        match broker.channel_for(number) {
+            Ok(theirs) => drop(worker.try_send(&ToWorker::Broker, &[theirs.as_fd()])),
+            // Its queue is full: it is asked again when it has room.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
             Err(error) => {
                 let text = format!("socketpair: {}", crate::errno_text(&error));
                 self.connection_error(number, &text);
                 let _ = worker.try_send(&ToWorker::Broker, &[]);
-                return true;
             }
-        };
-        let order = ToBrokerLink::Channel { connection: number };
-        let fds: [BorrowedFd<'_>; 1] = [brokers.as_fd()];
-        match broker.link.try_send(&order, &fds) {
-            // Its queue is full: it is asked again when it has room.
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-            // If it has ended, the worker finds out on its channel, and asks again.
-            Ok(()) | Err(_) => {}
         }
-        let _ = worker.try_send(&ToWorker::Broker, &[theirs.as_fd()]);
         true
     }
 
@@ -296,7 +314,9 @@ mod tests {
         let (listeners, broker) = Channel::<ToBrokerLink, FromBrokerLink>::pair().unwrap();
         template.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
         template.send(&FromTemplate::Configured(configured), &[]).unwrap();
-        template.send(&FromTemplate::Broker { pid: i32::MAX - 1 }, &[listeners.as_fd()]).unwrap();
+        template
+            .send(&FromTemplate::Broker { pid: i32::MAX - 1, always: true }, &[listeners.as_fd()])
+            .unwrap();
         broker
     }
 
@@ -343,7 +363,7 @@ mod tests {
         let mut listener = Listener::new(1, false).unwrap();
         let _broker = enters_service(&listener.template);
         let (another, _end) = Channel::<ToBrokerLink, FromBrokerLink>::pair().unwrap();
-        let message = FromTemplate::Broker { pid: i32::MAX - 2 };
+        let message = FromTemplate::Broker { pid: i32::MAX - 2, always: false };
         listener.template.send(&message, &[another.as_fd()]).unwrap();
         listener.turn();
         assert!(listener.server.template.as_ref().is_some_and(Template::is_explained));

@@ -104,8 +104,8 @@ impl Server {
                     self.plan.recipe.stack()
                 ));
             }
-            FromTemplate::Broker { pid } => {
-                if let Err(what) = self.listen_to_broker(pid, fds) {
+            FromTemplate::Broker { pid, always } => {
+                if let Err(what) = self.listen_to_broker(pid, always, fds) {
                     self.template_violates(what);
                 }
             }
