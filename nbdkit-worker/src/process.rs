@@ -11,6 +11,7 @@ use nbdkit_api::ResultExt;
 use nbdkit_ipc::{WorkerExit, refusal};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, getpid, gettid};
@@ -58,7 +59,7 @@ pub(crate) fn exit_now(status: i32) -> ! {
 /// In a fork that will not use them again: closes all descriptors but the standard streams and `kept`.
 ///
 /// # Errors
-/// ENOSYS before Linux 5.9.
+/// None that a kernel has for this.
 pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
     let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     kept.sort_unstable();
@@ -72,12 +73,27 @@ pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
     Ok(())
 }
 
-/// In a process of one client: closes what was kept open for other clients.
+/// In a fork: closes descriptors of its parent that it has no business with.
+///
+/// # Errors
+/// None that a kernel has for this.
 pub(crate) fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
     // SAFETY: takes numbers. By contract with the callers, forks that end without dropping anything they have inherited,
     // nothing of what owned these descriptors is used or dropped any more.
     let closed = unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
-    nix::errno::Errno::result(closed).map(drop)
+    match nix::errno::Errno::result(closed) {
+        // Before Linux 5.9: one by one. The limit was lowered when fewer were open.
+        Err(nix::errno::Errno::ENOSYS) => {
+            let (most, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            let last = last.min(RawFd::try_from(most).unwrap_or(RawFd::MAX));
+            for number in first..=last {
+                // SAFETY: as above.
+                unsafe { libc::close(number) };
+            }
+            Ok(())
+        }
+        other => other.map(drop),
+    }
 }
 
 /// Gives back what malloc keeps for another time. It keeps the more the larger the pieces were that it had to give.
