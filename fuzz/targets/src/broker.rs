@@ -4,7 +4,7 @@ use std::fs::{File, Metadata};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nbdkit_api::paths::Declared;
 use nbdkit_ipc::{Channel, FromBroker, Received, ToBroker};
@@ -16,11 +16,18 @@ use crate::input::Input;
 
 /// What is served: `file`, which may be written; the files of `disks`, which may not, one by a link; those of `plain`, where
 /// links are refused. Everything else is there to be got at.
-fn fixture() -> &'static Path {
-    static FIXTURE: OnceLock<PathBuf> = OnceLock::new();
-    FIXTURE.get_or_init(|| {
-        let path = std::env::temp_dir().join(format!("nbdkit-fuzz-broker-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
+struct Fixture(PathBuf);
+
+thread_local! {
+    static FIXTURE: Fixture = Fixture::new();
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("nbdkit-fuzz-broker-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
         for directory in ["disks/sub", "plain"] {
             std::fs::create_dir_all(path.join(directory)).expect("made");
         }
@@ -32,8 +39,14 @@ fn fixture() -> &'static Path {
         {
             symlink(target, path.join(link)).expect("made");
         }
-        path
-    })
+        Fixture(path)
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Two workers that say anything: who, with how many descriptors, and a packet; again and again.
@@ -41,7 +54,10 @@ fn fixture() -> &'static Path {
 /// # Panics
 /// If something is opened that was not declared, or not as it was.
 pub fn target(data: &[u8]) {
-    let path = fixture();
+    FIXTURE.with(|fixture| session(&fixture.0, data));
+}
+
+fn session(path: &Path, data: &[u8]) {
     let mut broker = Broker::new(vec![
         Declared::file(path.join("file")),
         Declared::directory(path.join("disks"), true).read_only(true),
