@@ -12,7 +12,7 @@
 
 use std::fs::File;
 use std::ops::{Deref, RangeInclusive};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -24,6 +24,8 @@ use super::{Declared, direct, find};
 
 /// Most descriptions of one file.
 pub const MOST_KEPT: usize = 16;
+/// More descriptors than a process has open that has just been configured.
+const FILLERS: usize = 32;
 /// Most of all files together; a disk made of more files keeps fewer of each.
 const MOST_OF_ALL: usize = 256;
 
@@ -79,6 +81,11 @@ impl Kept {
     pub fn new(declared: &[Declared]) -> Kept {
         let mut entries: Vec<Entry> = Vec::new();
         let slots = (MOST_OF_ALL / declared.len().max(1)).min(MOST_KEPT);
+        // Takes the numbers that are free among others, so that what follows gets one after the other, and those of other
+        // slots are closed by few calls.
+        let stdin = std::io::stdin();
+        let _fillers: Vec<_> =
+            (0..FILLERS).map_while(|_| stdin.as_fd().try_clone_to_owned().ok()).collect();
         // Slot by slot, so that the descriptors of one are neighbours.
         for slot in 0..slots {
             for declared in declared {
