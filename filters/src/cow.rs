@@ -116,10 +116,11 @@ impl Filter for Cow {
     }
 
     /// The path need not exist yet; only that is asked of it.
-    fn needs(&self) -> Needs {
+    fn needs(&self, below: Needs) -> Needs {
+        let below = below.read_only();
         match &self.on_read {
-            OnRead::While(path) => Needs::nothing().path(path, Access::Read),
-            OnRead::Never | OnRead::Always => Needs::nothing(),
+            OnRead::While(path) => below.path(path, Access::Look),
+            OnRead::Never | OnRead::Always => below,
         }
     }
 

@@ -102,11 +102,11 @@ impl Filter for Inject {
     }
 
     /// Trigger files need not exist yet; only that is asked of them.
-    fn needs(&self) -> Needs {
+    fn needs(&self, below: Needs) -> Needs {
         self.settings
             .iter()
             .filter_map(|setting| setting.trigger.clone())
-            .fold(Needs::nothing(), |needs, path| needs.path(path, Access::Read))
+            .fold(below, |needs, path| needs.path(path, Access::Look))
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {

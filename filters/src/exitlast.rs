@@ -45,8 +45,8 @@ impl Filter for ExitLast {
         Ok(())
     }
 
-    fn needs(&self) -> Needs {
-        Needs::nothing().shutdown()
+    fn needs(&self, below: Needs) -> Needs {
+        below.shutdown()
     }
 
     fn worker_ended(&self) {

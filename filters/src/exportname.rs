@@ -104,10 +104,10 @@ impl Filter for ExportName {
         Ok(())
     }
 
-    fn needs(&self) -> Needs {
+    fn needs(&self, below: Needs) -> Needs {
         match *self.description {
-            Description::Script(_) => Needs::nothing().programs(),
-            Description::Keep | Description::None | Description::Fixed(_) => Needs::nothing(),
+            Description::Script(_) => below.programs(),
+            Description::Keep | Description::None | Description::Fixed(_) => below,
         }
     }
 

@@ -74,8 +74,8 @@ impl Filter for Log {
         Ok(())
     }
 
-    fn needs(&self) -> Needs {
-        if self.script.is_some() { Needs::nothing().programs() } else { Needs::nothing() }
+    fn needs(&self, below: Needs) -> Needs {
+        if self.script.is_some() { below.programs() } else { below }
     }
 
     fn preconnect(&self, below: &Arc<Layer>, client: &Arc<Client>, readonly: bool) -> Result<()> {

@@ -105,12 +105,21 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     /// # Errors
     /// EMFILE, ENFILE, ENOMEM.
     pub fn pair() -> io::Result<(Channel<S, R>, Channel<R, S>)> {
-        let (a, b) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        for end in [&a, &b] {
+        let (a, b) = Channel::<S, R>::short_pair()?;
+        for end in [&a.fd, &b.fd] {
             // The default is usually enough for a packet; where it is not, sending reports it.
             let _ = setsockopt(end, sockopt::SndBuf, &(2 * MAX_PACKET));
         }
+        Ok((a, b))
+    }
+
+    /// The same for messages that are all much shorter than the longest.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM.
+    pub fn short_pair() -> io::Result<(Channel<S, R>, Channel<R, S>)> {
+        let (a, b) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         Ok((Channel::from_fd(a), Channel::from_fd(b)))
     }
 
@@ -176,12 +185,12 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
             *control = cmsg_space!([RawFd; 253]);
         }
         let mut iov = [IoSliceMut::new(bytes)];
-        let received = recvmsg::<()>(
-            self.fd.as_raw_fd(),
-            &mut iov,
-            Some(control),
-            flags | MsgFlags::MSG_CMSG_CLOEXEC,
-        );
+        let (raw, flags) = (self.fd.as_raw_fd(), flags | MsgFlags::MSG_CMSG_CLOEXEC);
+        let mut received = recvmsg::<()>(raw, &mut iov, Some(&mut *control), flags);
+        if received.as_ref().err() == Some(&Errno::ECONNRESET) {
+            // The other end has closed without reading all; said once, before what it has said itself.
+            received = recvmsg::<()>(raw, &mut iov, Some(control), flags);
+        }
         let received = match received {
             Ok(received) => received,
             Err(Errno::EAGAIN) => return Err(RecvError::Empty),
@@ -269,6 +278,18 @@ mod tests {
         assert!(matches!(b.try_recv(), Err(RecvError::Empty)));
         drop(a);
         assert!(matches!(b.try_recv(), Err(RecvError::Closed)));
+    }
+
+    #[test]
+    fn the_last_words_of_one_that_did_not_listen_are_heard() {
+        let (a, b) = Text::pair().unwrap();
+        a.send(&"unread".to_owned(), &[]).unwrap();
+        b.send(&"last".to_owned(), &[]).unwrap();
+        b.send(&"words".to_owned(), &[]).unwrap();
+        drop(b);
+        assert_eq!(a.try_recv().unwrap().message, "last");
+        assert_eq!(a.try_recv().unwrap().message, "words");
+        assert!(matches!(a.try_recv(), Err(RecvError::Closed)));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod broker;
 mod channel;
 mod codec;
 pub mod der;
@@ -22,6 +23,7 @@ pub mod strays;
 pub mod title;
 pub mod x509;
 
+pub use broker::{FromBroker, FromBrokerLink, ToBroker, ToBrokerLink};
 pub use channel::{Channel, Received, RecvError, release_packet};
 pub use inherit::inherited;
 pub use messages::{FromSpawner, FromTemplate, FromWorker, ToSpawner, ToTemplate, ToWorker};
@@ -30,7 +32,7 @@ pub use status::WorkerExit;
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
 /// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS (`TlsPiece`, `Key` on all
 /// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner. 4: `Level` of a log record, the
-/// spawner as a program of its own, `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`.
+/// spawner as a program of its own, `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker.
 pub const VERSION: u32 = 4;
 
 /// Identifies the build: listener and worker must come from the same one.

@@ -60,8 +60,8 @@ pub enum ToTemplate {
     ConfigureEnd,
     /// Change to the final user, leave the terminal, get ready for clients. Answer: `Ready` or `Failed`.
     EnterService(EnterService),
-    /// Serve a client. Descriptors: with isolation `Connection` the worker's control channel, then the client's
-    /// socket, then its output if that is another descriptor (`-s`). Answers: `Forked` (or, with isolation
+    /// Serve a client. Descriptors: with isolation `Connection` the worker's control channel, its channel to the broker if
+    /// it gets one, then the client's socket, then its output if that is another descriptor (`-s`). Answers: `Forked` (or, with isolation
     /// `Shared`, none), and `Exited` in the end.
     Serve(Serve),
     /// Finish: connections end after their running requests, then the stack is cleaned up and the process
@@ -133,6 +133,13 @@ pub enum FromTemplate {
         /// The export's name as the client gave it: hostile.
         export: String,
     },
+    /// There is a broker. At most once, before `Ready`. Descriptor: the listener's end of its channel.
+    Broker {
+        /// Its process id.
+        pid: i32,
+        /// Every client will need it: workers get their channels with their clients.
+        always: bool,
+    },
 }
 
 /// Sent by a worker on its own channel. The word of a process that talks to a client: check before use.
@@ -155,6 +162,8 @@ pub enum FromWorker {
     },
     /// What TLS needs of the listener. Once, before `Serving`. Answer: `Key`.
     Key(KeyRequest),
+    /// A channel to the broker is wanted. Answer: `Broker`.
+    Broker,
 }
 
 /// Sent by the listener to a worker.
@@ -164,6 +173,8 @@ pub enum ToWorker {
     Quiesce,
     /// The answer to `Key`.
     Key(KeyAnswer),
+    /// The answer to `Broker`. Descriptor: the worker's end of a channel to the broker, or none if there is no broker.
+    Broker,
 }
 
 /// Sent by the listener to its spawner.
@@ -384,6 +395,8 @@ pub struct Serve {
     pub connection: u64,
     /// Who it is.
     pub peer: Peer,
+    /// The worker's end of a channel to the broker comes with it.
+    pub broker: bool,
 }
 
 /// Who a client is, as the listener learned when it accepted.
@@ -506,6 +519,9 @@ mod tests {
         assert_eq!(encode(&answer).unwrap()[0], 2);
         assert_eq!(first(encode(&FromWorker::Key(request.clone()))), 4);
         assert_eq!(first(encode(&ToWorker::Key(answer.clone()))), 1);
+        assert_eq!(first(encode(&FromTemplate::Broker { pid: 1, always: false })), 11);
+        assert_eq!(first(encode(&FromWorker::Broker)), 5);
+        assert_eq!(first(encode(&ToWorker::Broker)), 2);
         assert_eq!(first(encode(&FromTemplate::Key { connection: 1, request })), 9);
         assert_eq!(first(encode(&ToTemplate::Key { connection: 1, answer })), 8);
     }

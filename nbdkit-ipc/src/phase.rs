@@ -34,6 +34,7 @@ pub fn name(message: &FromTemplate) -> &'static str {
         FromTemplate::Refused { .. } => "Refused",
         FromTemplate::Key { .. } => "Key",
         FromTemplate::Serving { .. } => "Serving",
+        FromTemplate::Broker { .. } => "Broker",
     }
 }
 
@@ -60,6 +61,7 @@ impl Phase {
                 Serving,
             ) => Some(self),
             (FromTemplate::Refused { .. }, ExpectReady | Serving) => Some(self),
+            (FromTemplate::Broker { .. }, ExpectReady) => Some(self),
             (
                 FromTemplate::Hello(_)
                 | FromTemplate::Configured(_)
@@ -71,7 +73,8 @@ impl Phase {
                 | FromTemplate::Exited { .. }
                 | FromTemplate::Refused { .. }
                 | FromTemplate::Key { .. }
-                | FromTemplate::Serving { .. },
+                | FromTemplate::Serving { .. }
+                | FromTemplate::Broker { .. },
                 _,
             ) => None,
         }
@@ -100,6 +103,7 @@ pub fn worker_message(message: &FromWorker) -> &'static str {
         FromWorker::Serving { .. } => "Serving",
         FromWorker::Refused { .. } => "Refused",
         FromWorker::Key(_) => "Key",
+        FromWorker::Broker => "Broker",
     }
 }
 
@@ -113,10 +117,31 @@ impl WorkerPhase {
             (FromWorker::Refused { .. }, Handshake | Keyed | Serving) => Some(Refused),
             // At any time: another thread may speak between the last words and the end.
             (FromWorker::Log(_) | FromWorker::Shutdown, _) => Some(self),
-            (FromWorker::Key(_) | FromWorker::Serving { .. } | FromWorker::Refused { .. }, _) => {
-                None
-            }
+            // How often is counted: see `Brokers`.
+            (FromWorker::Broker, Handshake | Keyed | Serving) => Some(self),
+            (
+                FromWorker::Key(_)
+                | FromWorker::Serving { .. }
+                | FromWorker::Refused { .. }
+                | FromWorker::Broker,
+                _,
+            ) => None,
         }
+    }
+}
+
+/// How often a worker has asked for a channel to the broker. Once is usual; again if the broker was replaced, or closed
+/// the channel because there were too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Brokers(u8);
+
+impl Brokers {
+    /// The most that one connection may have.
+    pub const MOST: u8 = 8;
+
+    /// The count after one more; `None` if there were as many as there may be.
+    pub fn after_one_more(self) -> Option<Brokers> {
+        (self.0 < Self::MOST).then(|| Brokers(self.0 + 1))
     }
 }
 
@@ -154,6 +179,23 @@ mod tests {
         assert_eq!(WorkerPhase::default().after(&serving), Some(WorkerPhase::Serving));
         assert_eq!(WorkerPhase::Serving.after(&key), None);
         assert_eq!(WorkerPhase::Serving.after(&serving), None);
+    }
+
+    #[test]
+    fn a_broker_is_announced_before_ready_and_asked_for_eight_times() {
+        let broker = FromTemplate::Broker { pid: 2, always: true };
+        assert_eq!(Phase::ExpectReady.after(&broker), Some(Phase::ExpectReady));
+        assert_eq!(Phase::Configured.after(&broker), None);
+        assert_eq!(Phase::Serving.after(&broker), None);
+        for phase in [WorkerPhase::Handshake, WorkerPhase::Keyed, WorkerPhase::Serving] {
+            assert_eq!(phase.after(&FromWorker::Broker), Some(phase));
+        }
+        assert_eq!(WorkerPhase::Refused.after(&FromWorker::Broker), None);
+        let mut brokers = Brokers::default();
+        for _ in 0..Brokers::MOST {
+            brokers = brokers.after_one_more().unwrap();
+        }
+        assert_eq!(brokers.after_one_more(), None);
     }
 
     #[test]

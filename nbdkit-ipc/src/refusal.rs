@@ -7,6 +7,8 @@
 const FROM_WORKER: u32 = 3;
 /// Position of `Refused` among the messages of the template.
 const FROM_TEMPLATE: u32 = 8;
+/// Position of `Refused` among the messages of a broker to the listener.
+const FROM_BROKER: u32 = 1;
 
 /// The packet of [`FromWorker::Refused`](crate::FromWorker::Refused).
 pub const fn from_worker(syscall: u32) -> [u8; 8] {
@@ -16,6 +18,11 @@ pub const fn from_worker(syscall: u32) -> [u8; 8] {
 /// The packet of [`FromTemplate::Refused`](crate::FromTemplate::Refused).
 pub const fn from_template(syscall: u32) -> [u8; 8] {
     packet(FROM_TEMPLATE, syscall)
+}
+
+/// The packet of [`FromBrokerLink::Refused`](crate::FromBrokerLink::Refused).
+pub const fn from_broker(syscall: u32) -> [u8; 8] {
+    packet(FROM_BROKER, syscall)
 }
 
 /// Two numbers, the least significant byte first.
@@ -28,7 +35,7 @@ const fn packet(variant: u32, syscall: u32) -> [u8; 8] {
 mod tests {
     use super::*;
     use crate::codec::{decode, encode};
-    use crate::{FromTemplate, FromWorker};
+    use crate::{FromBrokerLink, FromTemplate, FromWorker};
 
     #[test]
     fn the_prepared_bytes_are_the_messages() {
@@ -40,6 +47,8 @@ mod tests {
             assert_eq!(decode::<FromWorker>(&from_worker(syscall)), Some(message));
             let message = FromTemplate::Refused { syscall };
             assert_eq!(encode(&message).as_deref(), Some(&from_template(syscall)[..]));
+            let message = FromBrokerLink::Refused { syscall };
+            assert_eq!(encode(&message).as_deref(), Some(&from_broker(syscall)[..]));
         }
     }
 }

@@ -1,15 +1,17 @@
-//! Whom TLS asks for what only the listener has. Used by workers and, with isolation `shared`, by the template.
+//! Whom TLS, and who needs the broker, asks for what only the listener has. Used by workers and, with isolation `shared`, by the template.
 
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
-use nbdkit_ipc::{FromTemplate, FromWorker, RecvError, ToWorker};
+use nbdkit_ipc::{Channel, FromTemplate, FromWorker, Received, RecvError, ToWorker};
 use nix::errno::Errno;
 
+use crate::broker::ask::Link;
 use crate::log::{TemplateLink, WorkerLink};
 use crate::process;
 
@@ -25,26 +27,44 @@ pub(crate) struct Listener {
     pub(crate) link: Arc<WorkerLink>,
     /// What to do when the listener says anything else, or is gone: [`process::end_client`].
     pub(crate) end: fn(),
+    /// Held while an answer is awaited.
+    pub(crate) asking: Mutex<()>,
+}
+
+impl Listener {
+    /// A channel to the broker; `None` if there is none, or the listener is gone.
+    pub(crate) fn broker(&self) -> Option<Link> {
+        let (answer, fds) = self.question(&FromWorker::Broker)?;
+        matches!(answer, ToWorker::Broker).then_some(())?;
+        fds.into_iter().next().map(Channel::from_fd)
+    }
+
+    /// The listener's answer to a question.
+    fn question(&self, question: &FromWorker) -> Option<(ToWorker, Vec<OwnedFd>)> {
+        let Listener { link, end, asking } = self;
+        let _one = asking.lock().unwrap_or_else(PoisonError::into_inner);
+        // The answer is no reason to stop.
+        let _silent = process::await_message(&**link, *end).ok()?;
+        link.send(question, &[]).ok()?;
+        loop {
+            match link.recv() {
+                Ok(Received { message: ToWorker::Quiesce, .. }) => end(),
+                Ok(Received { message, fds }) => return Some((message, fds)),
+                Err(RecvError::Io(Errno::EINTR)) => {}
+                Err(_) => {
+                    end();
+                    return None;
+                }
+            }
+        }
+    }
 }
 
 impl Authority for Listener {
     fn ask(&self, request: KeyRequest) -> KeyAnswer {
-        let Listener { link, end } = self;
-        // The answer is no reason to stop.
-        let Ok(_silent) = process::await_message(&**link, *end) else { return KeyAnswer::Denied };
-        if link.send(&FromWorker::Key(request), &[]).is_err() {
-            return KeyAnswer::Denied;
-        }
-        loop {
-            match link.recv().map(|received| received.message) {
-                Ok(ToWorker::Key(answer)) => return answer,
-                Ok(ToWorker::Quiesce) => end(),
-                Err(RecvError::Io(Errno::EINTR)) => {}
-                Err(_) => {
-                    end();
-                    return KeyAnswer::Denied;
-                }
-            }
+        match self.question(&FromWorker::Key(request)) {
+            Some((ToWorker::Key(answer), _)) => answer,
+            _ => KeyAnswer::Denied,
         }
     }
 }
@@ -103,8 +123,8 @@ impl Authority for SharedListener {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nbdkit_ipc::Channel;
     use nbdkit_ipc::messages::ToTemplate;
+    use std::os::fd::AsFd;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     fn request() -> KeyRequest {
@@ -112,7 +132,7 @@ mod tests {
     }
 
     fn ask(link: WorkerLink, end: fn()) -> KeyAnswer {
-        Listener { link: Arc::new(link), end }.ask(request())
+        Listener { link: Arc::new(link), end, asking: Mutex::new(()) }.ask(request())
     }
 
     #[test]
@@ -152,6 +172,22 @@ mod tests {
         let (ours, theirs) = Channel::<FromWorker, ToWorker>::pair().unwrap();
         drop(theirs);
         assert_eq!(ask(ours, || ()), KeyAnswer::Denied);
+    }
+
+    #[test]
+    fn a_channel_to_the_broker_is_what_came_with_the_answer() {
+        let (broker, _kept) = Channel::<ToWorker, FromWorker>::pair().unwrap();
+        for fds in [&[broker.as_fd()][..], &[]] {
+            let (ours, theirs) = Channel::<FromWorker, ToWorker>::pair().unwrap();
+            theirs.send(&ToWorker::Broker, fds).unwrap();
+            let listener = Listener {
+                link: Arc::new(ours),
+                end: || panic!("the client is to stay"),
+                asking: Mutex::new(()),
+            };
+            assert_eq!(listener.broker().is_some(), !fds.is_empty());
+            assert_eq!(theirs.recv().unwrap().message, FromWorker::Broker);
+        }
     }
 
     #[test]

@@ -144,10 +144,6 @@ impl Connection<'_> {
 
     /// The server's own messages about a connection go by the plugin's name, as nbdkit's do.
     fn plugin_name(&self) -> &'static str {
-        let mut layer = self.layer;
-        while let Some(below) = layer.below() {
-            layer = below;
-        }
-        layer.name()
+        self.layer.plugin_name()
     }
 }

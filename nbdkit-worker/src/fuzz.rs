@@ -1,16 +1,19 @@
-//! What the fuzz targets need: a server without processes, sandbox or listener, that serves descriptors of theirs.
+//! What the fuzz targets need: a server without processes, sandbox or listener, that serves descriptors of theirs; a
+//! broker without a process.
 
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use nbdkit_api::paths::Declared;
 use nbdkit_api::{Client, Layer, Result, client::Peer};
-use nbdkit_ipc::WorkerExit;
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
 use nbdkit_ipc::messages::{Configure, Parameter};
+use nbdkit_ipc::{Channel, FromBroker, ToBroker, WorkerExit};
 
 use crate::authority::Authority;
+use crate::broker::desk::Desk;
 use crate::configure;
 use crate::connection::{Connection, Socket};
 use crate::settings::Settings;
@@ -48,6 +51,34 @@ impl Server {
         let (layer, settings) = (&self.layer, &self.settings);
         let authority = Arc::new(Nobody);
         Connection { layer, settings, client, socket, authority, on_serving: &|_| {} }.serve()
+    }
+}
+
+/// A broker's desk without its process: the other ends of the channels are the caller's, to say anything on.
+pub struct Broker(Desk);
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    /// Of a stack that has declared these.
+    pub fn new(declared: Vec<Declared>) -> Broker {
+        Broker(Desk::new(declared))
+    }
+
+    /// Somebody more may ask.
+    pub fn admit(&mut self, connection: u64, link: Channel<FromBroker, ToBroker>) {
+        self.0.admit(connection, link);
+    }
+
+    /// What the loop does when everybody may have said something.
+    pub fn turn(&mut self) {
+        let count = self.0.poll().0.len();
+        self.0.mark(&vec![true; count]);
+        self.0.answer();
     }
 }
 

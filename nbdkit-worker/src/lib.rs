@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 mod authority;
+mod broker;
 mod cabi;
 mod configure;
 mod connection;

@@ -5,21 +5,25 @@
 use std::sync::{Arc, RwLock};
 
 use nbdkit_api::log::{Level, Speaker};
-use nbdkit_ipc::Channel;
 use nbdkit_ipc::messages::{
     self, FromTemplate, FromWorker, LogRecord, MAX_LOG_TEXT, ToTemplate, ToWorker,
 };
+use nbdkit_ipc::{Channel, FromBrokerLink, ToBrokerLink};
 
 /// The template's end of its link to the listener.
 pub(crate) type TemplateLink = Channel<FromTemplate, ToTemplate>;
 /// A worker's end of its own.
 pub(crate) type WorkerLink = Channel<FromWorker, ToWorker>;
 
+/// A broker's end of its link to the listener.
+pub(crate) type BrokerLink = Channel<FromBrokerLink, ToBrokerLink>;
+
 /// Where this process's records go.
 enum Link {
     None,
     Template(Arc<TemplateLink>),
     Worker(Arc<WorkerLink>),
+    Broker(Arc<BrokerLink>),
 }
 
 static LINK: RwLock<Link> = RwLock::new(Link::None);
@@ -36,6 +40,11 @@ pub(crate) fn use_template(link: Arc<TemplateLink>, verbose: bool) {
 /// After a fork: the worker's own channel instead of the template's.
 pub(crate) fn use_worker(link: Arc<WorkerLink>) {
     set(Link::Worker(link));
+}
+
+/// After a fork: the broker's.
+pub(crate) fn use_broker(link: Arc<BrokerLink>) {
+    set(Link::Broker(link));
 }
 
 fn set(link: Link) {
@@ -59,13 +68,15 @@ fn send(level: Level, speaker: Speaker, text: &str) {
         Link::None => {}
         Link::Template(link) => drop(link.send(&FromTemplate::Log(record), &[])),
         Link::Worker(link) => drop(link.send(&FromWorker::Log(record), &[])),
+        Link::Broker(link) => drop(link.send(&FromBrokerLink::Log(record), &[])),
     }
 }
 
 /// Asks the listener to stop the server (`nbdkit_shutdown`).
 pub(crate) fn request_shutdown() {
     match &*LINK.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        Link::None => {}
+        // A broker runs nothing that could ask for it.
+        Link::None | Link::Broker(_) => {}
         Link::Template(link) => drop(link.send(&FromTemplate::Shutdown, &[])),
         Link::Worker(link) => drop(link.send(&FromWorker::Shutdown, &[])),
     }

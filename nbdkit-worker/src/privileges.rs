@@ -85,14 +85,19 @@ pub(crate) fn lock_memory() -> Result<()> {
 }
 
 /// Which files root without `-u` may have to open although they are others'.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Files<'a> {
+#[derive(Debug, Clone)]
+pub(crate) enum Files {
     /// These.
-    Declared(&'a [(PathBuf, Access)]),
+    Declared(Vec<(PathBuf, Access)>),
     /// Nobody knows which.
     Any,
     /// Whatever the programs that it runs open, create and give away.
     OfPrograms,
+}
+
+/// What the broker of a root without `-u` keeps, to open the files of others, and `writes` them if the stack may.
+pub(crate) fn overruling(writes: bool) -> [Capability; 1] {
+    [if writes { Capability::CAP_DAC_OVERRIDE } else { Capability::CAP_DAC_READ_SEARCH }]
 }
 
 /// Capabilities that let root open the files of others.
@@ -116,7 +121,7 @@ const OF_PROGRAMS: [Capability; 5] = [
 ///
 /// # Errors
 /// The system's.
-pub(crate) fn limit_bounding_set(service: &EnterService, files: Files<'_>) -> Result<()> {
+pub(crate) fn limit_bounding_set(service: &EnterService, files: &Files) -> Result<()> {
     if !caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(|e| failed(&e))? {
         return Ok(());
     }
@@ -136,15 +141,15 @@ fn stays_root(service: &EnterService) -> bool {
     geteuid().is_root() && service.user.is_none_or(|user| user == 0)
 }
 
-/// Drops all capabilities. Root without `-u` that serves files which only capabilities can open (its own it may open
-/// as their owner) keeps the one for that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may write them; both if it is
-/// not known which files; what is about files if it runs programs. With `--swap` (`locks`) and a limit on locked memory
-/// it keeps CAP_IPC_LOCK too.
+/// Drops all capabilities but those `besides`. Root without `-u` whose stack opens, by itself, files which only capabilities
+/// can open (its own it may open as their owner) keeps the one for that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may
+/// write them; both if it is not known which files; what is about files if it runs programs. With `--swap` (`locks`) and a
+/// limit on locked memory it keeps CAP_IPC_LOCK too.
 ///
 /// # Errors
 /// EPERM if a capability is left or could be had back.
-pub(crate) fn drop_capabilities(files: Files<'_>, locks: bool) -> Result<()> {
-    let paths = if let Files::Declared(paths) = files { paths } else { &[] };
+pub(crate) fn drop_capabilities(files: &Files, locks: bool, besides: &[Capability]) -> Result<()> {
+    let paths = if let Files::Declared(paths) = files { &paths[..] } else { &[] };
     let held = caps::read(None, CapSet::Permitted).map_err(|e| failed(&e))?;
     let with: Vec<bool> = each_entry(paths).map(|(path, access)| opens(&path, access)).collect();
     caps::clear(None, CapSet::Ambient).or_else(unless_old_kernel).map_err(|e| failed(&e))?;
@@ -154,12 +159,13 @@ pub(crate) fn drop_capabilities(files: Files<'_>, locks: bool) -> Result<()> {
         Files::Any => OVERRULING.into(),
         Files::OfPrograms => OF_PROGRAMS.into(),
     };
+    keep.extend(besides);
     for ((path, access), opened) in each_entry(paths).zip(with) {
         if opened && !opens(&path, access) {
             // The second is a superset of the first in all that open(2) asks.
             keep.insert(match access {
                 Access::Write => Capability::CAP_DAC_OVERRIDE,
-                Access::Read | Access::RemoveDirs => Capability::CAP_DAC_READ_SEARCH,
+                Access::Look | Access::Read | Access::RemoveDirs => Capability::CAP_DAC_READ_SEARCH,
             });
         }
     }
@@ -177,7 +183,7 @@ pub(crate) fn drop_capabilities(files: Files<'_>, locks: bool) -> Result<()> {
     if caps::raise(None, CapSet::Permitted, Capability::CAP_SYS_ADMIN).is_ok() {
         return Err(Error::new(Errno::EPERM, "capabilities could be regained after dropping them"));
     }
-    for capability in keep {
+    for capability in keep.iter().filter(|it| !besides.contains(it)) {
         nbdkit_api::debug!(
             "sandbox: {capability} is kept, since the command line asks for what needs it"
         );
@@ -197,6 +203,7 @@ fn each_entry(paths: &[(PathBuf, Access)]) -> impl Iterator<Item = (PathBuf, Acc
 /// Whether a path can be opened as we are now.
 fn opens(path: &PathBuf, access: Access) -> bool {
     let mode = match access {
+        Access::Look => AccessFlags::F_OK,
         Access::Read | Access::RemoveDirs => AccessFlags::R_OK,
         Access::Write => AccessFlags::R_OK | AccessFlags::W_OK,
     };

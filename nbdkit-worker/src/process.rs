@@ -3,7 +3,7 @@
 
 #![expect(unsafe_code, reason = "fork, _exit, signal handlers, madvise, malloc_trim")]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
@@ -11,7 +11,9 @@ use nbdkit_api::ResultExt;
 use nbdkit_ipc::{WorkerExit, refusal};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, getpid, gettid};
 
 /// Makes a copy of this process. Returns `None` in the copy.
@@ -31,6 +33,17 @@ pub(crate) fn fork() -> nix::Result<Option<Pid>> {
     }
 }
 
+/// Waits for a child to end, at most so many milliseconds.
+pub(crate) fn wait_for(child: Pid, milliseconds: u16) {
+    for _ in 0..milliseconds {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => {}
+            Ok(_) | Err(_) => return,
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 /// Whether this is the process's only thread, as far as can be told.
 pub(crate) fn is_single_threaded() -> bool {
     // A directory has a link for itself, one from its parent, and one from each subdirectory: each thread.
@@ -41,6 +54,46 @@ pub(crate) fn is_single_threaded() -> bool {
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit has no preconditions and does not return.
     unsafe { libc::_exit(status) }
+}
+
+/// In a fork that will not use them again: closes all descriptors but the standard streams and `kept`.
+///
+/// # Errors
+/// None that a kernel has for this.
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
+    let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    kept.sort_unstable();
+    let mut first = libc::STDERR_FILENO + 1;
+    for end in kept.into_iter().chain([RawFd::MAX]) {
+        if first < end {
+            close_range(first, end - 1)?;
+        }
+        first = end.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// In a fork: closes descriptors of its parent that it has no business with.
+///
+/// # Errors
+/// None that a kernel has for this.
+pub(crate) fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
+    // SAFETY: takes numbers. By contract with the callers, forks that end without dropping anything they have inherited,
+    // nothing of what owned these descriptors is used or dropped any more.
+    let closed = unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
+    match nix::errno::Errno::result(closed) {
+        // Before Linux 5.9: one by one. The limit was lowered when fewer were open.
+        Err(nix::errno::Errno::ENOSYS) => {
+            let (most, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            let last = last.min(RawFd::try_from(most).unwrap_or(RawFd::MAX));
+            for number in first..=last {
+                // SAFETY: as above.
+                unsafe { libc::close(number) };
+            }
+            Ok(())
+        }
+        other => other.map(drop),
+    }
 }
 
 /// Gives back what malloc keeps for another time. It keeps the more the larger the pieces were that it had to give.
@@ -115,6 +168,7 @@ static WATCHED: AtomicI32 = AtomicI32::new(0);
 /// Where the last words of a refused process go, and whether it is a worker's.
 static LAST_WORDS: AtomicI32 = AtomicI32::new(0);
 static IS_WORKER: AtomicBool = AtomicBool::new(false);
+static IS_BROKER: AtomicBool = AtomicBool::new(false);
 
 /// For `--swap`: tells the kernel that this process is needed to free memory, so that it is not made to wait for memory
 /// itself. PR_SET_IO_FLUSHER, prctl(2); needs CAP_SYS_RESOURCE, and does not matter enough to fail without.
@@ -123,6 +177,12 @@ pub(crate) fn become_io_flusher() {
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     // SAFETY: takes four numbers and touches no memory.
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+}
+
+/// The same for a broker.
+pub(crate) fn set_broker_channel(channel: impl AsFd) {
+    set_channel(channel, false);
+    IS_BROKER.store(true, Ordering::Relaxed);
 }
 
 /// Says which process this is and where its control channel is, for [`report_refusals`].
@@ -144,6 +204,8 @@ pub(crate) fn report_refusals() -> nbdkit_api::Result<()> {
 fn refused(syscall: u32) -> ! {
     let packet = if IS_WORKER.load(Ordering::Relaxed) {
         refusal::from_worker(syscall)
+    } else if IS_BROKER.load(Ordering::Relaxed) {
+        refusal::from_broker(syscall)
     } else {
         refusal::from_template(syscall)
     };

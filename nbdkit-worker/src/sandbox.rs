@@ -98,12 +98,29 @@ impl Sandbox {
     }
 
     /// The files whose owner may have to be overruled by root.
-    pub(crate) fn files(&self) -> Files<'_> {
+    pub(crate) fn files(&self) -> Files {
         match self.level {
-            Level::Strict => Files::Declared(&self.needs.paths),
+            Level::Strict => {
+                let declared = self.needs.declared.iter().filter(|_| !self.has_broker());
+                let declared = declared.map(|it| {
+                    let access = if it.writable { Access::Write } else { Access::Read };
+                    (it.path.clone(), access)
+                });
+                Files::Declared(self.needs.paths.iter().cloned().chain(declared).collect())
+            }
             Level::Programs => Files::OfPrograms,
             Level::Compat | Level::Off => Files::Any,
         }
+    }
+
+    /// Whether a broker opens what the stack has declared.
+    pub(crate) fn has_broker(&self) -> bool {
+        self.level == Level::Strict && self.needs.is_brokered()
+    }
+
+    /// What the stack needs.
+    pub(crate) fn needs(&self) -> &Needs {
+        &self.needs
     }
 
     /// Most descriptors that a process may have open; `None` if that grows with the number of its clients, or is not
@@ -112,7 +129,7 @@ impl Sandbox {
         /// Sockets, pipes and files of a connection, with room to spare; what most systems give a process.
         const ORDINARY: u64 = 1024;
         (self.level == Level::Strict && !self.shared)
-            .then(|| ORDINARY + 2 * self.needs.paths.len() as u64)
+            .then(|| ORDINARY + 2 * (self.needs.paths.len() + self.needs.declared.len()) as u64)
     }
 
     /// Most bytes of data that a process may have, with so many `threads` for one client; `None` if that grows with the

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod reap;
+mod replaced;
 mod shared;
 mod strays;
 mod worker;
@@ -15,6 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use nbdkit_api::paths::{self, Kept};
 use nbdkit_api::{
     Isolation, Layer, ResultExt, Stack, ThreadModel, log::error as log_error, strerror,
 };
@@ -25,11 +27,14 @@ use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::broker::ask::Asking;
+use crate::broker::{self, Broker};
 use crate::log::{self, TemplateLink};
 use crate::sandbox::{self, Sandbox, skips};
 use crate::settings::Settings;
 use crate::tls::{MakeSessions, Material, Tls};
 use crate::{configure, describe, privileges, process};
+use replaced::Replaced;
 
 /// Why the template ends early. What there is to say has been said to the listener.
 struct Failed;
@@ -44,6 +49,9 @@ pub(crate) fn run(link: TemplateLink, pre_shared_keys: Option<MakeSessions>) -> 
             service.layer.unload();
             if let Some(strays) = &service.strays {
                 strays.kill_all();
+            }
+            if let Some(broker) = service.broker {
+                broker.reap();
             }
             ExitCode::SUCCESS
         }
@@ -114,7 +122,7 @@ fn get_ready(
         (_, possible) => possible.min(wanted),
     };
     let replaceable = !stack.keeps_state();
-    let needs = stack.needs();
+    let needs = stack.needs(configure.readonly);
     let (may_shutdown, programs) = (needs.shutdown, needs.programs);
     let sandbox = Sandbox::new(configure.sandbox, needs, isolation);
     let mut sandbox = sandbox.allowing(&configure.allowed).map_err(failed)?;
@@ -138,7 +146,10 @@ fn get_ready(
         other => return Err(unexpected(&other.message)),
     };
     process::set_channel(&**link, false);
-    enter(&service, configure.swap, settings.threads, &layer, &mut sandbox).map_err(failed)?;
+    let shared = isolation == Isolation::Shared;
+    let broker =
+        enter(&service, configure.swap, settings.threads, &layer, &mut sandbox, link, shared)
+            .map_err(failed)?;
     if isolation == Isolation::Connection && !process::is_single_threaded() {
         log_error(
             "--isolation=connection: the plugin or a filter has started threads, which a process of each client would not have",
@@ -156,6 +167,8 @@ fn get_ready(
         swap: configure.swap,
         sandbox,
         strays,
+        broker: broker.as_ref().map(|(broker, _)| *broker),
+        replaced: broker.map(|(_, replaced)| replaced),
     }))
 }
 
@@ -173,7 +186,9 @@ fn enter(
     threads: usize,
     layer: &Layer,
     sandbox: &mut Sandbox,
-) -> nbdkit_api::Result<()> {
+    link: &TemplateLink,
+    shared: bool,
+) -> nbdkit_api::Result<Option<(Broker, Replaced)>> {
     process::leave_signals_to_listener();
     let _ = nix::sys::prctl::set_name(c"nbdkit:template");
     if service.background {
@@ -205,11 +220,15 @@ fn enter(
         sandbox.is_on() && !skips(sandbox::Layer::Limits),
     );
     if capabilities {
-        privileges::limit_bounding_set(service, sandbox.files())?;
+        privileges::limit_bounding_set(service, &sandbox.files())?;
     }
     privileges::become_user(service, swap)?;
     if capabilities {
-        privileges::drop_capabilities(sandbox.files(), swap)?;
+        // What a broker opens files with, the template opens those with that it keeps.
+        let for_broker =
+            sandbox.has_broker().then(|| privileges::overruling(sandbox.needs().writes()));
+        let besides = for_broker.as_ref().map_or(&[][..], |it| it);
+        privileges::drop_capabilities(&sandbox.files(), swap, besides)?;
     }
     if limits {
         privileges::lock_down(sandbox.descriptors(), sandbox.memory(threads))?;
@@ -218,7 +237,33 @@ fn enter(
         privileges::lock_memory()?;
     }
     layer.after_fork()?;
-    sandbox.close()
+    let broker = match sandbox.has_broker() {
+        true => Some(start_broker(
+            link,
+            &broker::Plan { plugin: layer.plugin_name(), needs: sandbox.needs(), shared, swap },
+        )?),
+        false => None,
+    };
+    if capabilities && broker.is_some() {
+        privileges::drop_capabilities(&sandbox.files(), swap, &[])?;
+    }
+    sandbox.close()?;
+    Ok(broker)
+}
+
+/// Opens what can be kept open, and makes the broker for the rest.
+fn start_broker(
+    link: &TemplateLink,
+    plan: &broker::Plan<'_>,
+) -> nbdkit_api::Result<(Broker, Replaced)> {
+    let needs = plan.needs;
+    // After the broker was made, which has no need of them.
+    let (broker, channel) = broker::start(link, plan)?;
+    let kept = Kept::new(&needs.declared);
+    let replaced = Replaced::watch(&kept.paths());
+    let asking = Asking::new(needs.declared.clone(), channel);
+    paths::serve_through(Box::new(asking), kept);
+    Ok((broker, replaced))
 }
 
 fn failed(mut error: nbdkit_api::Error) -> Failed {
@@ -281,6 +326,9 @@ struct Service {
     sandbox: Sandbox,
     /// What scripts leave behind, if the stack runs any.
     strays: Option<strays::Strays>,
+    broker: Option<Broker>,
+    /// Tells that what is kept open may have been replaced.
+    replaced: Option<Replaced>,
 }
 
 impl Service {
@@ -315,11 +363,17 @@ impl Service {
         while serving || !children.is_empty() {
             // A closed link must not wake us again and again.
             let link = self.link.as_ref().filter(|_| listener_lives).map(|link| link.as_fd());
-            let fds = [Some(children.as_fd()), link].into_iter().flatten();
+            let replaced = self.replaced.as_ref().and_then(Replaced::fd);
+            let fds = [Some(children.as_fd()), link, replaced].into_iter().flatten();
             let mut fds: Vec<PollFd<'_>> =
                 fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
+                Ok(_) => {
+                    if replaced.is_some() && fds.last().and_then(PollFd::any) == Some(true) {
+                        self.replaced.iter().for_each(Replaced::take);
+                    }
+                }
+                Err(Errno::EINTR) => {}
                 Err(errno) => {
                     log_error(&format!("poll: {}", strerror(errno)));
                     return;
@@ -366,13 +420,22 @@ impl Service {
 
     fn fork_worker(&mut self, serve: &Serve, fds: Vec<OwnedFd>, children: &mut reap::Children) {
         let connection = serve.connection;
+        let kept = paths::kept();
+        let slot = kept.and_then(|kept| children.free_slot(kept.slots()));
         match process::fork() {
             Ok(Some(pid)) => {
-                children.add(pid, connection);
+                children.add(pid, connection, slot);
                 self.say(&FromTemplate::Forked { connection, pid: pid.as_raw() });
             }
             Ok(None) => {
                 children.forget();
+                if let Some(kept) = kept {
+                    kept.use_slot(slot);
+                    // What is open for others is not this client's business.
+                    for range in kept.of_other_slots(slot) {
+                        let _ = process::close_range(*range.start(), *range.end());
+                    }
+                }
                 let link = self.link.take();
                 process::exit_now(worker::run(self, link, serve, fds));
             }

@@ -112,7 +112,7 @@ impl Template {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (link, worker) = Channel::pair().unwrap();
         let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-        let message = ToTemplate::Serve(Serve { connection, peer });
+        let message = ToTemplate::Serve(Serve { connection, peer, broker: false });
         self.link.send(&message, &[worker.as_fd(), theirs.as_fd()]).unwrap();
         ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         (ours, link)
@@ -203,7 +203,7 @@ fn shared_isolation_serves_on_threads() {
     let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
     template
         .link
-        .send(&ToTemplate::Serve(Serve { connection: 1, peer }), &[theirs.as_fd()])
+        .send(&ToTemplate::Serve(Serve { connection: 1, peer, broker: false }), &[theirs.as_fd()])
         .unwrap();
     drop(theirs);
     negotiate(&mut ours);

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use nbdkit_ipc::messages::{Isolation, Peer, PeerAddress};
-use nbdkit_ipc::phase::WorkerPhase;
+use nbdkit_ipc::phase::{Brokers, WorkerPhase};
 
 use crate::log::{Quota, escape};
 
@@ -31,6 +31,8 @@ pub(crate) struct Connection {
     pub(crate) quota: Quota,
     /// How far its worker has come, by its own word.
     pub(crate) phase: WorkerPhase,
+    /// How often it has asked for a channel to the broker.
+    pub(crate) brokers: Brokers,
     export: Option<String>,
     /// When it was handed over.
     pub(crate) since: Instant,
@@ -121,6 +123,7 @@ impl Connections {
             pid: None,
             quota,
             phase: WorkerPhase::default(),
+            brokers: Brokers::default(),
             export: None,
             since: now,
             gave_way: false,

@@ -2,12 +2,13 @@
 //! children that end. Nothing here waits for a child, and each source is served a bounded amount at a time.
 //!
 //! - `startup`: from the first template to the first client; `accept`: from the socket to the template
-//! - `incoming`: what template and workers say; `ending`: children that ended, and the end of the server
+//! - `incoming`: what template and workers say; `broker`: channels to the broker; `ending`: children that ended, and the end of the server
 //! - `rebuild`: when and by whom a template that ended is replaced; `cgroup`: moving with the listener; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
 
 mod accept;
+mod broker;
 mod cgroup;
 mod ending;
 pub(crate) mod fuzz;
@@ -42,6 +43,7 @@ use crate::sockets::PrivateDirectory;
 use crate::template::{Recipe, Template};
 use crate::tls::Tls;
 use accept::{Held, Listener, Pause, Pending};
+use broker::Brokers;
 use cgroup::Groups;
 use ending::Deadlines;
 use rebuild::{Maker, Rebuilds};
@@ -49,8 +51,9 @@ use rebuild::{Maker, Rebuilds};
 const SIGNALS: Token = Token(0);
 const TEMPLATE: Token = Token(1);
 const SPAWNER: Token = Token(2);
+const BROKER: Token = Token(3);
 /// Listening sockets follow from here.
-const FIRST_LISTENER: usize = 3;
+const FIRST_LISTENER: usize = 4;
 /// Workers' channels: this and the number of the connection. More listening sockets than that cannot be opened.
 const FIRST_WORKER: usize = 1 << 32;
 
@@ -130,6 +133,7 @@ pub(crate) struct Server {
     templates: Vec<Pid>,
     /// What the first template said; later ones must say the same.
     configured: Option<Configured>,
+    brokers: Brokers,
     rebuilds: Rebuilds,
     rebuild_at: Option<Instant>,
     maker: Maker,
@@ -208,6 +212,7 @@ impl Server {
             template_grace: None,
             templates: Vec::new(),
             configured: None,
+            brokers: Brokers::default(),
             rebuilds: Rebuilds::default(),
             rebuild_at: None,
             maker: Maker::Ourselves,
@@ -254,6 +259,7 @@ impl Server {
                     SIGNALS => self.take_signals(),
                     TEMPLATE => self.template_unread = true,
                     SPAWNER => self.spawner_unread = true,
+                    BROKER => self.brokers.unread = true,
                     Token(number @ FIRST_WORKER..) => {
                         self.unread.insert((number - FIRST_WORKER) as u64);
                     }
@@ -267,6 +273,7 @@ impl Server {
             self.read_spawner();
             self.read_template();
             self.read_workers();
+            self.read_broker();
             if std::mem::take(&mut self.reap_again) {
                 self.reap();
             }
@@ -288,6 +295,7 @@ impl Server {
     /// How long nothing has to be done unless something happens.
     fn timeout(&self, now: Instant) -> Option<Duration> {
         if self.template_unread
+            || self.brokers.unread
             || self.reap_again
             || !self.unread.is_empty()
             || self.can_accept(now)

@@ -249,13 +249,15 @@ pub(crate) struct Template {
     failed: bool,
     killed: Cell<bool>,
     reaped: bool,
+    /// It has brought a broker.
+    has_broker: bool,
 }
 
 /// What came from the template.
 #[derive(Debug)]
 pub(crate) enum Incoming {
     /// A message that may be said now.
-    Message(FromTemplate),
+    Message(FromTemplate, Vec<OwnedFd>),
     /// Nothing now.
     Empty,
     /// Nothing any more.
@@ -276,6 +278,7 @@ impl Template {
             failed: false,
             killed: Cell::new(false),
             reaped: false,
+            has_broker: false,
         }
     }
 
@@ -308,6 +311,16 @@ impl Template {
     /// The control channel's descriptor, for polling.
     pub(crate) fn raw_fd(&self) -> RawFd {
         self.link.as_fd().as_raw_fd()
+    }
+
+    /// Whether it has brought a broker.
+    pub(crate) fn has_broker(&self) -> bool {
+        self.has_broker
+    }
+
+    /// It has.
+    pub(crate) fn set_broker(&mut self) {
+        self.has_broker = true;
     }
 
     /// How far it has come.
@@ -387,8 +400,9 @@ impl Template {
             Err(error) => return Incoming::Violation(error.to_string()),
         };
         let name = phase::name(&received.message);
-        if !received.fds.is_empty() {
-            return Incoming::Violation(format!("descriptors with {name}"));
+        let carried = usize::from(matches!(received.message, FromTemplate::Broker { .. }));
+        if received.fds.len() != carried {
+            return Incoming::Violation(format!("{} descriptors with {name}", received.fds.len()));
         }
         let Some(next) = self.phase.after(&received.message) else {
             return Incoming::Violation(format!("unexpected {name} in phase {:?}", self.phase));
@@ -400,7 +414,7 @@ impl Template {
         }
         self.phase = next;
         self.failed |= received.message == FromTemplate::Failed;
-        Incoming::Message(received.message)
+        Incoming::Message(received.message, received.fds)
     }
 }
 
@@ -462,7 +476,7 @@ mod tests {
         other.send(&FromTemplate::Hello(Hello::ours()), &[other.as_fd()]).unwrap();
         assert!(matches!(template.receive(), Incoming::Violation(why) if why.contains("Hello")));
         other.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
-        assert!(matches!(template.receive(), Incoming::Message(FromTemplate::Hello(_))));
+        assert!(matches!(template.receive(), Incoming::Message(FromTemplate::Hello(_), _)));
         drop(other);
         assert!(matches!(template.receive(), Incoming::Closed));
     }
@@ -483,6 +497,7 @@ mod tests {
             template.say(parameter(n));
         }
         let serve = Serve {
+            broker: false,
             connection: 1,
             peer: messages::Peer {
                 address: messages::PeerAddress::Unix,

@@ -239,7 +239,7 @@ impl Plugin for Eval {
         lifecycle::dump_plugin(self.fragments.as_deref().map(|all| all as &dyn Scripts), out)
     }
 
-    fn needs(&self) -> Needs {
+    fn needs(&self, _readonly: bool) -> Needs {
         let mut needs = Needs::nothing().programs().shutdown();
         if let Some(fragments) = &self.fragments {
             needs.merge(fragments.tmpdir.needs());

@@ -1,6 +1,6 @@
 //! nbdkit-file-plugin(1): serves a file or block device, or those of a directory by export name.
 //!
-//! The template checks and remembers what is to be served; each worker opens its file anew, so
+//! The template checks and remembers what is to be served; for each client its file is opened anew, so
 //! a client sees the size at its own time of connection. Export names are hostile; what
 //! the directory holds is the user's affair.
 
@@ -23,6 +23,8 @@ use source::{Source, What};
 #[derive(Debug)]
 pub struct File {
     what: Option<What>,
+    /// `dir-links`
+    links: bool,
     hints: Hints,
     source: Option<Source>,
 }
@@ -30,7 +32,7 @@ pub struct File {
 impl Default for File {
     fn default() -> File {
         let hints = Hints { spare_cache: false, advice: PosixFadviseAdvice::POSIX_FADV_NORMAL };
-        File { what: None, hints, source: None }
+        File { what: None, links: true, hints, source: None }
     }
 }
 
@@ -110,6 +112,7 @@ impl Plugin for File {
         Some(
             "[file=]<FILENAME>     The filename to serve.\n\
              dir=<DIRNAME>         A directory containing files to serve.\n\
+             dir-links=<BOOL>      Follow symbolic links in that directory (default true).\n\
              fd=<FD>               An inherited file descriptor to serve.\n\
              dirfd=<FD>            An inherited descriptor of a directory to serve.\n\
              cache=<MODE>          Set use of caching (default, none).\n\
@@ -128,6 +131,7 @@ impl Plugin for File {
             "dir" | "directory" => self.serve(What::Directory(value.realpath()?))?,
             "fd" => self.serve(What::Fd(descriptor(key, value)?))?,
             "dirfd" => self.serve(What::DirFd(descriptor(key, value)?))?,
+            "dir-links" => self.links = value.boolean()?,
             "cache" => {
                 self.hints.spare_cache = match value.str()? {
                     "default" => false,
@@ -156,7 +160,7 @@ impl Plugin for File {
                  parameter after the plugin name on the command line",
             )
         })?;
-        self.source = Some(Source::new(what)?);
+        self.source = Some(Source::new(what, self.links)?);
         Ok(())
     }
 
@@ -176,8 +180,8 @@ impl Plugin for File {
         Ok(())
     }
 
-    fn needs(&self) -> Needs {
-        self.source.as_ref().map_or_else(Needs::nothing, Source::needs)
+    fn needs(&self, readonly: bool) -> Needs {
+        self.source.as_ref().map_or_else(Needs::nothing, |source| source.needs(readonly))
     }
 
     fn list_exports(

@@ -221,7 +221,7 @@ impl Plugin for Sh {
         lifecycle::dump_plugin(self.script.as_deref().map(|script| script as &dyn Scripts), out)
     }
 
-    fn needs(&self) -> Needs {
+    fn needs(&self, _readonly: bool) -> Needs {
         let mut needs = Needs::nothing().programs().shutdown();
         if let Some(script) = &self.script {
             needs = needs.path(&script.path, Access::Read);

@@ -1,13 +1,12 @@
 //! nbdkit-split-plugin(1): concatenates files and block devices into one disk.
 //!
-//! Each worker opens all of them anew. They must not be resized while they are served.
+//! For each client all of them are opened anew. They must not be resized while they are served.
 
-use std::path::PathBuf;
-
+use nbdkit_api::paths::{self, Declared, Opened};
 use nbdkit_api::shared::seek_extents;
 use nbdkit_api::{
-    Access, Blocking, Cache, Connection, Errno, Error, ExtentKind, Extents, FileRange, Flags,
-    Needs, Open, Plugin, Result, ResultExt, Value,
+    Blocking, Cache, Connection, Errno, Error, ExtentKind, Extents, FileRange, Flags, Needs, Open,
+    Plugin, Result, ResultExt, Value,
 };
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -16,13 +15,12 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek64};
 
 use crate::file::disk::file_size;
-use crate::file::source::{Opened, open_path};
 use crate::file::syscall::{is_in_memory, read_now};
 
 /// The plugin: the files in their order.
 #[derive(Debug, Default)]
 pub struct Split {
-    paths: Vec<PathBuf>,
+    files: Vec<Declared>,
 }
 
 impl Plugin for Split {
@@ -59,14 +57,14 @@ impl Plugin for Split {
 
     fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         match key {
-            "file" => self.paths.push(value.realpath()?),
+            "file" => self.files.push(Declared::file(value.realpath()?)),
             _ => return Err(Error::unknown_parameter(key)),
         }
         Ok(())
     }
 
     fn config_complete(&mut self) -> Result<()> {
-        if self.paths.is_empty() {
+        if self.files.is_empty() {
             return Err(Error::msg(
                 "you must supply at least one [file=]<FILENAME> parameter \
                  after the plugin name on the command line",
@@ -75,12 +73,14 @@ impl Plugin for Split {
         Ok(())
     }
 
-    fn needs(&self) -> Needs {
-        self.paths.iter().fold(Needs::nothing(), |needs, path| needs.path(path, Access::Write))
+    fn needs(&self, readonly: bool) -> Needs {
+        let needs = Needs::nothing();
+        let declared = self.files.iter().cloned();
+        declared.fold(needs, |needs, file| needs.declare(file.read_only(readonly)))
     }
 
     fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
-        let files = self.paths.iter().map(|path| open_path(path, open.readonly));
+        let files = self.files.iter().map(|file| paths::open(file, None, open.readonly));
         Ok(Box::new(Handle::new(files.collect::<Result<_>>()?)?))
     }
 }
@@ -122,7 +122,7 @@ impl Handle {
         for opened in files {
             let length = file_size(&opened.file, opened.is_block_device)
                 .or_error(|| format!("size: {}", opened.name))?;
-            let knows_holes = lseek64(&opened.file, 0, Whence::SeekHole).is_ok();
+            let knows_holes = lseek64(&*opened.file, 0, Whence::SeekHole).is_ok();
             parts.push(Part { opened, start, length, knows_holes });
             start = start
                 .checked_add(length)
@@ -235,7 +235,7 @@ impl Connection for Handle {
                 return Err(Error::os(piece.what("posix_fadvise"), Errno::EINVAL));
             };
             let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
-            posix_fadvise(&piece.part.opened.file, at, length, advice)
+            posix_fadvise(&*piece.part.opened.file, at, length, advice)
                 .or_error(|| piece.what("posix_fadvise"))?;
         }
         Ok(())

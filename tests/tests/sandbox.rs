@@ -183,7 +183,7 @@ fn root_gives_workers_namespaces_of_their_own() {
 
 /// Root without -u may be asked to serve what only root can open.
 #[test]
-fn a_file_of_another_user_is_served_with_one_capability() {
+fn a_file_of_another_user_is_served_with_one_capability_of_the_broker() {
     if !geteuid().is_root() {
         eprintln!("skipped: takes root");
         return;
@@ -198,8 +198,30 @@ fn a_file_of_another_user_is_served_with_one_capability() {
     let mut client = connected(&server, "");
     assert_eq!(client.call(&Ask::read(0, 4)).expect("a reply").data, [7; 4]);
     assert_eq!(client.call(&Ask::write(0, *b"w")).expect("a reply").error, None);
-    // CAP_DAC_OVERRIDE is number 1.
-    assert_confined(template(&server), 2, geteuid(), "0000000000000002");
+    assert_eq!(holders(&server), "0000000000000002", "CAP_DAC_OVERRIDE is number 1");
+    let read_only = self::server(&["-r", "file"]).arg(&path).start();
+    let mut client = connected(&read_only, "");
+    assert_eq!(client.call(&Ask::read(0, 4)).expect("a reply").data, [b'w', 7, 7, 7]);
+    assert_eq!(holders(&read_only), "0000000000000004", "CAP_DAC_READ_SEARCH is number 2");
+}
+
+/// The capabilities of the broker, where nobody else has any.
+fn holders(server: &Server) -> String {
+    let template = template(server);
+    let brokers = || -> Vec<i32> {
+        let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        let is = |pid: &i32| comm(pid).is_ok_and(|its| its.trim() == "nbdkit:broker");
+        children(template).into_iter().filter(is).collect()
+    };
+    let [broker] = brokers()[..] else { panic!("one broker") };
+    eventually("it is confined", || statuses(broker)[0]["Seccomp"] == "2");
+    let capabilities = statuses(broker)[0]["CapEff"].clone();
+    assert_confined(broker, 1, geteuid(), &capabilities);
+    assert_confined(template, 3, geteuid(), NONE);
+    for worker in children(template).into_iter().filter(|pid| *pid != broker) {
+        assert_confined(worker, 4, geteuid(), NONE);
+    }
+    capabilities
 }
 
 /// The children of the listener that are called so, by themselves or by the file that they have just begun to execute.

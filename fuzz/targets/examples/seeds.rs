@@ -10,10 +10,14 @@ use std::path::Path;
 use nbd_protocol::constants::{InfoType, Opt};
 use nbd_protocol::handshake::{InfoRequest, MetaContextRequest, encode_option};
 use nbdkit_fuzz::session;
+use nbdkit_ipc::broker::OpenAccess;
 use nbdkit_ipc::messages::{
     Configured, EnterService, Hello, Isolation, Level, LogRecord, Peer, PeerAddress, Serve,
 };
-use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
+use nbdkit_ipc::{
+    Channel, FromBroker, FromBrokerLink, FromTemplate, FromWorker, ToBroker, ToBrokerLink,
+    ToTemplate, ToWorker, WorkerExit,
+};
 use nix::sys::socket::{MsgFlags, recvmsg};
 
 /// The bytes of a message.
@@ -39,6 +43,7 @@ fn main() {
         ("transmission_extended", transmissions()),
         ("messages", messages()),
         ("listener", listeners()),
+        ("broker", brokers()),
         ("protocol", payloads()),
         (
             "command_line",
@@ -247,6 +252,7 @@ fn from_template() -> Vec<Vec<u8>> {
         FromTemplate::Refused { syscall: 1 },
         FromTemplate::Shutdown,
         FromTemplate::Failed,
+        FromTemplate::Broker { pid: 4_000_009, always: true },
     ]
     .iter()
     .map(|message| packet!(FromTemplate, *message))
@@ -259,6 +265,7 @@ fn from_worker() -> Vec<Vec<u8>> {
         FromWorker::Serving { export: "disk".to_owned() },
         FromWorker::Refused { syscall: 1 },
         FromWorker::Shutdown,
+        FromWorker::Broker,
     ]
     .iter()
     .map(|message| packet!(FromWorker, *message))
@@ -268,6 +275,7 @@ fn from_worker() -> Vec<Vec<u8>> {
 fn messages() -> Vec<Vec<u8>> {
     let serve = |address| {
         ToTemplate::Serve(Serve {
+            broker: false,
             connection: 1,
             peer: Peer {
                 address,
@@ -297,7 +305,18 @@ fn messages() -> Vec<Vec<u8>> {
         (0, from_template()),
         (1, from_worker()),
         (2, to_template.iter().map(|message| packet!(ToTemplate, *message)).collect()),
-        (3, vec![packet!(ToWorker, ToWorker::Quiesce)]),
+        (3, vec![packet!(ToWorker, ToWorker::Quiesce), packet!(ToWorker, ToWorker::Broker)]),
+        (4, questions()),
+        (
+            5,
+            vec![
+                packet!(FromBroker, FromBroker::Opened { writable: true, block_device: false }),
+                packet!(FromBroker, FromBroker::Refused { errno: 13 }),
+                packet!(FromBroker, FromBroker::WrongType),
+            ],
+        ),
+        (6, vec![packet!(ToBrokerLink, ToBrokerLink::Channel { connection: 1 })]),
+        (7, vec![packet!(FromBrokerLink, FromBrokerLink::Refused { syscall: 101 })]),
     ];
     all.into_iter()
         .flat_map(|(kind, packets): (u8, Vec<Vec<u8>>)| {
@@ -307,6 +326,36 @@ fn messages() -> Vec<Vec<u8>> {
                 .map(move |(at, packet)| [vec![kind, at as u8 & 1], packet].concat())
         })
         .collect()
+}
+
+/// What a worker asks of a broker.
+fn questions() -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for access in [OpenAccess::Read, OpenAccess::Write, OpenAccess::List] {
+        for path in 0..4 {
+            for name in
+                [None, Some("a"), Some("b"), Some("c"), Some("l"), Some("m"), Some("../secret")]
+            {
+                let name = name.map(Into::into);
+                all.push(packet!(ToBroker, ToBroker::Open { path, name, access }));
+            }
+        }
+    }
+    all
+}
+
+fn brokers() -> Vec<Vec<u8>> {
+    let say = |who: u8, packet: &[u8]| {
+        [&[who][..], &(packet.len() as u16).to_le_bytes(), packet].concat()
+    };
+    let questions = questions();
+    let each = questions.iter().step_by(3).map(|question| say(0, question));
+    let both = questions.chunks(7).map(|some| {
+        let said = some.iter().enumerate();
+        said.flat_map(|(at, question)| say((at & 1) as u8, question)).collect()
+    });
+    let with_descriptors = questions.iter().take(3).map(|question| say(0x21, question));
+    each.chain(both).chain(with_descriptors).collect()
 }
 
 fn listeners() -> Vec<Vec<u8>> {
@@ -322,6 +371,16 @@ fn listeners() -> Vec<Vec<u8>> {
         for packet in &template[2..] {
             all.push([&[shared][..], &hello, &say(0, packet), &[15]].concat());
         }
+    }
+    // A broker, which ends; a worker that asks for a channel before, in between and afterwards.
+    if let (Some(broker), Some(wanted)) = (template.last(), worker.last()) {
+        let asked = say(1, wanted);
+        let (ready, said) = (say(0, &template[2]), say(0x10, broker));
+        for shared in [0, 1] {
+            all.push([&[shared][..], &asked, &hello, &said, &asked, &ready, &asked].concat());
+            all.push([&[shared][..], &hello, &said, &said, &asked.repeat(9)].concat());
+        }
+        all.push([&[0][..], &hello, &said, &ready, &asked.repeat(9), &[15]].concat());
     }
     for packet in &worker {
         all.push([&[0][..], &say(1, packet), &say(0x12, packet), &hello, &[15]].concat());

@@ -1,13 +1,12 @@
 //! The control channel: messages as bytes, and the listener that hears whatever template and workers say.
 
 use std::fmt::Debug;
-use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::OnceLock;
 
 use nbdkit_ipc::{
-    Channel, FromTemplate, FromWorker, MAX_FDS, MAX_PACKET, RecvError, ToTemplate, ToWorker,
+    Channel, FromBroker, FromBrokerLink, FromTemplate, FromWorker, MAX_FDS, MAX_PACKET, RecvError,
+    ToBroker, ToBrokerLink, ToTemplate, ToWorker,
 };
 use nbdkitd::fuzz::Listener;
 use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
@@ -15,15 +14,16 @@ use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
 use crate::input::Input;
 
 /// More descriptors than a message may carry, and some.
-const MOST_FDS: usize = MAX_FDS + 2;
+pub(crate) const MOST_FDS: usize = MAX_FDS + 2;
 /// Packets of one session.
-const MAX_PACKETS: usize = 64;
+pub(crate) const MAX_PACKETS: usize = 64;
 
 /// Sends a packet as it is, with so many descriptors. Whether it was taken.
-fn send(to: BorrowedFd<'_>, packet: &[u8], fds: usize) -> bool {
-    static NULL: OnceLock<File> = OnceLock::new();
-    let null = NULL.get_or_init(|| File::open("/dev/null").expect("there is /dev/null"));
-    let raw: [RawFd; MOST_FDS] = [null.as_raw_fd(); MOST_FDS];
+pub(crate) fn send(to: BorrowedFd<'_>, packet: &[u8], fds: usize) -> bool {
+    // Of a channel whose other end is closed: the message may be one that carries a channel.
+    let carried = (fds > 0).then(|| Channel::<(), ()>::pair().expect("descriptors").0);
+    let number = carried.as_ref().map_or(-1, |it| it.as_fd().as_raw_fd());
+    let raw: [RawFd; MOST_FDS] = [number; MOST_FDS];
     let control = [ControlMessage::ScmRights(&raw[..fds.min(MOST_FDS)])];
     let control = if fds == 0 { &control[..0] } else { &control[..] };
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
@@ -39,11 +39,15 @@ pub fn messages(data: &[u8]) {
     let mut input = Input(data);
     let (kind, fds) = (input.u8(), usize::from(input.u8()) % (MOST_FDS + 1));
     let packet = &input.0[..input.0.len().min(MAX_PACKET)];
-    match kind & 3 {
+    match kind & 7 {
         0 => round_trip(Channel::<FromTemplate, FromTemplate>::pair(), packet, fds),
         1 => round_trip(Channel::<FromWorker, FromWorker>::pair(), packet, fds),
         2 => round_trip(Channel::<ToTemplate, ToTemplate>::pair(), packet, fds),
-        _ => round_trip(Channel::<ToWorker, ToWorker>::pair(), packet, fds),
+        3 => round_trip(Channel::<ToWorker, ToWorker>::pair(), packet, fds),
+        4 => round_trip(Channel::<ToBroker, ToBroker>::pair(), packet, fds),
+        5 => round_trip(Channel::<FromBroker, FromBroker>::pair(), packet, fds),
+        6 => round_trip(Channel::<ToBrokerLink, ToBrokerLink>::pair(), packet, fds),
+        _ => round_trip(Channel::<FromBrokerLink, FromBrokerLink>::pair(), packet, fds),
     }
 }
 
@@ -74,6 +78,7 @@ trait RoundTrip: Sized + Debug + PartialEq {
 
 // A duration, in what the listener says, may have a second's worth of nanoseconds and more.
 round_trip!(FromTemplate: true, FromWorker: true, ToTemplate: false, ToWorker: true);
+round_trip!(ToBroker: true, FromBroker: true, ToBrokerLink: true, FromBrokerLink: true);
 
 type Pair<T> = std::io::Result<(Channel<T, T>, Channel<T, T>)>;
 

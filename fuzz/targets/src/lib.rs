@@ -4,12 +4,14 @@
 //! what it has found, `fuzz/corpus`, and mutations of that, with a plain toolchain.
 //!
 //! - [`handshake`], [`transmission`]: whole sessions, and what the replies must be
+//! - [`broker`]: whoever asks for files
 //! - [`channel`]: the control channel in both directions, and the listener that hears it
 //! - [`texts`]: parsers of what comes from command lines, scripts and the environment
 //! - [`shared`]: memory that hostile workers share, and what disks in memory must keep
 
 #![forbid(unsafe_code)]
 
+pub mod broker;
 pub mod channel;
 pub mod handshake;
 mod input;
@@ -24,6 +26,7 @@ pub type Target = fn(&[u8]);
 /// All of them, by the names of their corpora.
 pub const TARGETS: &[(&str, Target)] = &[
     ("allocator", shared::allocator),
+    ("broker", broker::target),
     ("command_line", texts::command_line),
     ("cow_shared", shared::cow),
     ("data_format", texts::data_format),

@@ -285,8 +285,9 @@ impl Filter for CFilter {
         dump(self.middle().and_then(|middle| middle.dump_plugin), out)
     }
 
-    fn needs(&self) -> Needs {
-        Needs::undeclared()
+    fn needs(&self, mut below: Needs) -> Needs {
+        below.merge(Needs::undeclared());
+        below
     }
 
     /// Code that was written for one process may keep what it likes in its memory.

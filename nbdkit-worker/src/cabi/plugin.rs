@@ -314,7 +314,7 @@ impl Plugin for CPlugin {
         dump(self.callbacks.table.dump_plugin, out)
     }
 
-    fn needs(&self) -> Needs {
+    fn needs(&self, _readonly: bool) -> Needs {
         Needs::undeclared()
     }
 

@@ -29,8 +29,10 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
     }
     if needs.programs {
         lists.push(policy::PROGRAMS);
-    } else if !needs.paths.is_empty() {
+    } else if needs.opens_itself() || opens_declared(needs) {
         lists.push(policy::FILE);
+    } else if needs.is_brokered() {
+        lists.push(policy::BROKERED);
     }
     let unknown = if needs.programs { Action::Fail(libc::ENOSYS) } else { Action::Trap };
     let refused = |list, errno| compile(&[list], Action::Allow, Action::Fail(errno));
@@ -38,10 +40,15 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
         compile(&lists, unknown, Action::Allow).map_err(failed)?,
         refused(policy::ABSENT, libc::ENOSYS).map_err(failed)?,
     ];
-    if needs.paths.is_empty() && !needs.programs && needs.network < Network::Inet {
+    if !needs.opens_itself() && !opens_declared(needs) && needs.network < Network::Inet {
         filters.push(refused(policy::OPENING, libc::EACCES).map_err(failed)?);
     }
     Ok(filters)
+}
+
+/// Whether what is declared is opened by this process and its forks, for want of a broker.
+fn opens_declared(needs: &Needs) -> bool {
+    !needs.declared.is_empty() && !needs.is_brokered()
 }
 
 /// Stands for a worker's process id, while there is no worker: higher than they get.
@@ -95,6 +102,8 @@ mod tests {
             stacks.push(Needs::nothing().network(network));
         }
         stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Read));
+        stacks.push(Needs::nothing().declare(nbdkit_api::paths::Declared::file("/")));
+        stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Look));
         stacks.push(Needs::nothing().programs());
         stacks.push(Needs::nothing().threads());
         let all = stacks.iter().cloned().reduce(|mut all, needs| {

@@ -1,19 +1,22 @@
 //! Which paths may be opened: those that the stack has declared. Landlock, landlock(7).
 //!
 //! What is open already stays open, and looking (stat) is not restricted. A rule is about the file that is
-//! there now: one that takes its name later is not covered. Paths that do not exist, or that this user cannot
+//! there now: one that takes its name later is not covered. So what a stack declares is opened by a broker, where that is
+//! possible, and gets no rule here. Paths that do not exist, or that this user cannot
 //! reach, could not be opened anyway and get no rule.
 
 #![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
+use nbdkit_api::exports::MAX_EXPORTS;
 use nbdkit_api::needs::Network;
+use nbdkit_api::paths::Declared;
 use nbdkit_api::{Access, Errno, Error, Needs, Result, debug};
 use nix::sys::stat::{SFlag, fstat};
 
@@ -59,8 +62,18 @@ fn ruleset(needs: &Needs) -> std::result::Result<RulesetCreated, RulesetError> {
     let mut ruleset = ruleset.create()?;
     // A script is a path to be read, and what it puts into its directory may be a program too.
     let run = if needs.programs { AccessFs::Execute.into() } else { BitFlags::EMPTY };
+    // Without a broker, what it would have opened is opened here.
+    let declared: &[_] = if needs.is_brokered() { &[] } else { &needs.declared };
+    for declared in declared {
+        let rights = if declared.writable { open_for_writing() } else { read() };
+        ruleset = allow(ruleset, &declared.path, rights | AccessFs::IoctlDev)?;
+        for target in link_targets(declared) {
+            ruleset = allow(ruleset, &target, rights | AccessFs::IoctlDev)?;
+        }
+    }
     for (path, access) in &needs.paths {
         let rights = match access {
+            Access::Look => continue,
             Access::RemoveDirs => AccessFs::RemoveDir.into(),
             Access::Read => read() | run,
             Access::Write => write() | run,
@@ -89,6 +102,23 @@ fn ruleset(needs: &Needs) -> std::result::Result<RulesetCreated, RulesetError> {
 
 fn read() -> BitFlags<AccessFs> {
     AccessFs::ReadFile | AccessFs::ReadDir
+}
+
+/// Where symbolic links in a directory lead that is opened without a broker. Later ones cannot be followed.
+fn link_targets(declared: &Declared) -> Vec<PathBuf> {
+    let wanted = declared.children && declared.links;
+    let entries = wanted.then(|| std::fs::read_dir(&declared.path).ok()).flatten();
+    let links = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+    let targets = links.filter_map(|link| std::fs::canonicalize(link.path()).ok());
+    targets.filter(|target| !target.is_dir()).take(MAX_EXPORTS).collect()
+}
+
+fn open_for_writing() -> BitFlags<AccessFs> {
+    read() | AccessFs::WriteFile | AccessFs::Truncate
 }
 
 /// All but devices: nobody needs to make those.

@@ -18,6 +18,8 @@ const NEW_NAMESPACES: u64 = (c::CLONE_NEWNS
     | c::CLONE_NEWPID
     | c::CLONE_NEWNET) as u64;
 const THREAD: u64 = c::CLONE_THREAD as u64;
+/// Flags of an open file that would change what the next client reads and writes, which may be given the same description.
+const FOR_GOOD: u64 = (c::O_APPEND | c::O_DIRECT | c::O_NOATIME) as u64;
 const EXEC: u64 = c::PROT_EXEC as u64;
 
 /// Every stack: memory, threads of the pool, the client's socket, the control channel, files that are open.
@@ -65,7 +67,7 @@ pub(super) const BASE: &[Line] = &[
     with(c::SYS_fcntl, &[Is(1, c::F_GETFD as u64)]),         // debug builds of std check before close
     with(c::SYS_fcntl, &[Is(1, c::F_SETFD as u64)]),         // close-on-exec
     with(c::SYS_fcntl, &[Is(1, c::F_GETFL as u64)]),         // whether a descriptor is writable
-    with(c::SYS_fcntl, &[Is(1, c::F_SETFL as u64)]),         // O_NONBLOCK
+    with(c::SYS_fcntl, &[Is(1, c::F_SETFL as u64), Lacks(2, FOR_GOOD)]), // O_NONBLOCK, O_ASYNC
     with(c::SYS_fcntl, &[Is(1, c::F_DUPFD_CLOEXEC as u64)]), // fd=: a descriptor for each client
     with(c::SYS_fcntl, &[Is(1, c::F_ADD_SEALS as u64)]),     // a memfd that is mapped must not shrink
     with(c::SYS_fcntl, &[Is(1, c::F_GET_SEALS as u64)]),     // the same
@@ -176,7 +178,7 @@ pub(super) const GIVEN_UP: &[Line] = &[
     with(c::SYS_fcntl, &[Is(1, c::F_SETOWN as u64)]), // it would signal other workers
 ];
 
-/// Need: paths (the file and split plugins).
+/// Need: paths that are opened without a broker.
 #[rustfmt::skip]
 pub(super) const FILE: &[Line] = &[
     any(c::SYS_getdents64),       // dir=: the list of exports
@@ -186,6 +188,12 @@ pub(super) const FILE: &[Line] = &[
     #[cfg(target_arch = "x86_64")]
     any(c::SYS_readlink),         // std's canonicalize
     any(c::SYS_getcwd),           // the same
+];
+
+/// Need: what a broker opens (the file and split plugins).
+#[rustfmt::skip]
+pub(super) const BROKERED: &[Line] = &[
+    any(c::SYS_getdents64),       // dir=: the list of exports
 ];
 
 /// To fail with EACCES where no path is needed, rather than to end the process: libraries try to read settings.

@@ -15,7 +15,9 @@ use nix::unistd::Pid;
 pub(super) struct Children {
     /// Readable when a child has ended.
     signals: SignalFd,
-    connections: HashMap<Pid, u64>,
+    connections: HashMap<Pid, (u64, Option<u32>)>,
+    /// Bits of the slots of kept files that workers have.
+    slots: u64,
 }
 
 fn child_signal() -> SigSet {
@@ -29,11 +31,19 @@ impl Children {
         child_signal().thread_block()?;
         let signals =
             SignalFd::with_flags(&child_signal(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        Ok(Children { signals, connections: HashMap::new() })
+        Ok(Children { signals, connections: HashMap::new(), slots: 0 })
     }
 
-    pub(super) fn add(&mut self, pid: Pid, connection: u64) {
-        self.connections.insert(pid, connection);
+    /// A slot that no worker has, of so many. The lowest, so that few are ever used.
+    pub(super) fn free_slot(&self, slots: usize) -> Option<u32> {
+        let slot = (!self.slots).trailing_zeros();
+        (slot < u32::try_from(slots).unwrap_or(u64::BITS).min(u64::BITS)).then_some(slot)
+    }
+
+    /// A worker was made, for a connection, and has this slot.
+    pub(super) fn add(&mut self, pid: Pid, connection: u64, slot: Option<u32>) {
+        self.slots |= slot.map_or(0, |slot| 1 << slot);
+        self.connections.insert(pid, (connection, slot));
     }
 
     pub(super) fn is_worker(&self, pid: Pid) -> bool {
@@ -60,8 +70,14 @@ impl Children {
 
     /// The connections whose workers have ended since the last call, and whether any child has.
     pub(super) fn reap(&mut self) -> (Vec<(u64, WorkerExit)>, bool) {
-        while let Ok(Some(_)) = self.signals.read_signal() {}
         let (mut ended, mut any) = (Vec::new(), false);
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            // No worker: the broker, or a program that a plugin ran while it was configured.
+            let pid = Pid::from_raw(signal.ssi_pid.cast_signed());
+            if !self.connections.contains_key(&pid) {
+                any |= waitpid(pid, Some(WaitPidFlag::WNOHANG)).is_ok();
+            }
+        }
         loop {
             let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, WorkerExit::from_code(code)),
@@ -73,7 +89,8 @@ impl Children {
             };
             any = true;
             // What scripts have left behind ends here too.
-            if let Some(connection) = self.connections.remove(&pid) {
+            if let Some((connection, slot)) = self.connections.remove(&pid) {
+                self.slots &= !slot.map_or(0, |slot| 1 << slot);
                 ended.push((connection, exit));
             }
         }

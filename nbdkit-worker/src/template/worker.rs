@@ -4,7 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use nbdkit_api::client::{self, Client};
 use nbdkit_ipc::messages::{self, Serve};
@@ -12,13 +12,14 @@ use nbdkit_ipc::{Channel, FromWorker, WorkerExit, title};
 
 use super::Service;
 use crate::authority::Listener;
+use crate::broker::ask;
 use crate::connection::{Connection, Socket};
 use crate::log::TemplateLink;
 use crate::{log, privileges, process};
 
 /// Serves the client that came with `serve` and returns the exit status.
 /// `template_link` is the template's own, on which a worker has nothing to say.
-/// `fds`: control channel, client's socket, client's output if that is another.
+/// `fds`: control channel, channel to the broker if `serve` says so, client's socket, client's output if that is another.
 pub(super) fn run(
     service: &Service,
     template_link: Option<Arc<TemplateLink>>,
@@ -26,8 +27,9 @@ pub(super) fn run(
     fds: Vec<OwnedFd>,
 ) -> i32 {
     let mut fds = fds.into_iter();
-    let (Some(channel), Some(input), output, None) =
-        (fds.next(), fds.next(), fds.next(), fds.next())
+    let channel = fds.next();
+    let broker = serve.broker.then(|| fds.next()).flatten();
+    let (Some(channel), Some(input), output, None) = (channel, fds.next(), fds.next(), fds.next())
     else {
         nbdkit_api::error!("a client arrived with the wrong number of descriptors");
         return WorkerExit::Failed.code();
@@ -55,6 +57,12 @@ pub(super) fn run(
         nbdkit_api::error!("{error}");
         return WorkerExit::Failed.code();
     }
+    let listener =
+        Listener { link: Arc::clone(&link), end: process::end_client, asking: Mutex::new(()) };
+    let listener = Arc::new(listener);
+    if service.broker.is_some() {
+        ask::ask_by(Arc::clone(&listener), broker);
+    }
     let socket = Socket::new(input, output);
     let tell = |export: &str| {
         entitle(&serve.peer.address, Some(export));
@@ -66,7 +74,7 @@ pub(super) fn run(
         settings: &service.settings,
         client,
         socket,
-        authority: Arc::new(Listener { link: Arc::clone(&link), end: process::end_client }),
+        authority: listener,
         on_serving: &tell,
     };
     let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));

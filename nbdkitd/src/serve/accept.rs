@@ -247,7 +247,7 @@ impl Server {
             }
         }
         self.last_connection += 1;
-        let serve = Serve { connection: self.last_connection, peer };
+        let serve = Serve { connection: self.last_connection, peer, broker: false };
         self.pending = Some(Pending { serve, fds: vec![client], link: None });
         self.hand_over(now);
     }
@@ -345,7 +345,7 @@ impl Server {
         let fds = streams.into_client();
         let peer = sockets::peer(&fds[0]);
         self.last_connection += 1;
-        let serve = Serve { connection: self.last_connection, peer };
+        let serve = Serve { connection: self.last_connection, peer, broker: false };
         self.pending = Some(Pending { serve, fds, link: None });
         self.hand_over(Instant::now());
     }
@@ -370,6 +370,14 @@ impl Server {
                 }
             }
         }
+        if pending.link.is_some()
+            && !pending.serve.broker
+            && pending.fds.len() < nbdkit_ipc::MAX_FDS
+            && let Some(channel) = self.brokers.channel_for(pending.serve.connection)
+        {
+            pending.serve.broker = true;
+            pending.fds.insert(1, channel);
+        }
         match template.serve(&pending.serve, &pending.fds) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -387,9 +395,9 @@ impl Server {
             }
         }
         self.pause.success();
-        let Pending { serve: Serve { connection, peer }, mut fds, link } = pending;
-        // Behind the worker's end of the channel. The two of `-s` are of no use to another template.
-        let client = fds.pop().filter(|_| link.is_some() && fds.len() == 1);
+        let Pending { serve: Serve { connection, peer, broker }, mut fds, link } = pending;
+        // Behind the worker's end of its channels. The two of `-s` are of no use to another template.
+        let client = fds.pop().filter(|_| link.is_some() && fds.len() == 1 + usize::from(broker));
         // The worker's end: its last holder's end is to close the channel.
         drop(fds);
         self.connections.add(connection, peer, client, now);

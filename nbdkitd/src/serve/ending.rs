@@ -150,6 +150,7 @@ impl Server {
             file.remove();
         }
         self.forget_clients();
+        self.release_broker();
         self.rebuild_at = None;
         self.close_listeners();
         for link in self.links.values() {
@@ -364,6 +365,7 @@ impl Server {
     fn retire(&mut self, why: &str) {
         self.retiring = true;
         self.forget_clients();
+        self.serve_waiting();
         self.close_listeners();
         // Said when it is true: whoever reads it may rely on it.
         self.log.error(&format!(

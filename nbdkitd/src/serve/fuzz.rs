@@ -25,7 +25,7 @@ const NOBODY: Pid = Pid::from_raw(i32::MAX);
 /// A server that has lost its first template and hears the next one's first words, with some clients left.
 pub struct Listener {
     pub(super) server: Server,
-    template: Channel<FromTemplate, ToTemplate>,
+    pub(super) template: Channel<FromTemplate, ToTemplate>,
     pub(super) workers: Vec<Channel<FromWorker, ToWorker>>,
 }
 

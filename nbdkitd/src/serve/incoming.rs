@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
@@ -53,7 +53,7 @@ impl Server {
         for _ in 0..MESSAGES_AT_ONCE {
             let Some(template) = &mut self.template else { return };
             match template.receive() {
-                Incoming::Message(message) => self.template_says(message),
+                Incoming::Message(message, fds) => self.template_says(message, fds),
                 Incoming::Empty => return,
                 Incoming::Closed => {
                     // It has ended, which is noticed when it is reaped; or it lives on without a channel.
@@ -67,7 +67,7 @@ impl Server {
         self.template_unread = true;
     }
 
-    fn template_says(&mut self, message: FromTemplate) {
+    fn template_says(&mut self, message: FromTemplate, fds: Vec<OwnedFd>) {
         match message {
             FromTemplate::Hello(_) => {}
             FromTemplate::Configured(configured) => self.configured(configured),
@@ -103,6 +103,11 @@ impl Server {
                     template.pid(),
                     self.plan.recipe.stack()
                 ));
+            }
+            FromTemplate::Broker { pid, always } => {
+                if let Err(what) = self.listen_to_broker(pid, always, fds) {
+                    self.template_violates(what);
+                }
             }
             FromTemplate::Key { connection, request } => {
                 match self.key_for_shared(connection, request) {
@@ -203,9 +208,19 @@ impl Server {
         Ok(())
     }
 
+    /// A handle on the broker's process, if it is that: a child of the template, as workers are, or ours.
+    pub(super) fn broker_process(&self, pid: i32) -> Option<Process> {
+        let known = self.connections.of_pid(pid).is_some();
+        self.child_process(pid, None).flatten().filter(|_| !known)
+    }
+
     /// A handle on the process that has the number `pid`: `None` if there is none, `Some(None)` if it is not a worker.
     /// A worker is a child of the template, or ours because its template has ended.
     fn worker_process(&self, pid: i32) -> Option<Option<Process>> {
+        self.child_process(pid, self.brokers.pid())
+    }
+
+    fn child_process(&self, pid: i32, broker: Option<Pid>) -> Option<Option<Process>> {
         let pid = Pid::from_raw(pid);
         let template = self.template.as_ref().map(Template::pid);
         let captive = self.captive.as_ref().map(Captive::pid);
@@ -214,7 +229,7 @@ impl Server {
         let parent = parent_of(pid)?;
         // It lives: so what was read was not about a later process of the same number.
         process.signal(None).ok()?;
-        let not_a_worker = [template, captive, spawner].contains(&Some(pid));
+        let not_a_worker = [template, captive, spawner, broker].contains(&Some(pid));
         let is_child = parent == Pid::this() || Some(parent) == template;
         Some((is_child && !not_a_worker).then_some(process))
     }
@@ -308,6 +323,7 @@ impl Server {
             FromWorker::Shutdown if self.may_shutdown() => self.stop(0),
             FromWorker::Shutdown => return Err(UNDECLARED_SHUTDOWN.into()),
             FromWorker::Refused { syscall } => self.worker_refused(number, syscall),
+            FromWorker::Broker => self.broker_wanted(number, link)?,
             FromWorker::Key(request) => {
                 let answer = self.key(&request)?;
                 // It waits for nothing else, so its queue has room; or it is gone.
@@ -367,6 +383,7 @@ impl Server {
             self.forget(&link.as_fd().as_raw_fd());
         }
         self.unread.remove(&number);
+        self.brokers.waiting.remove(&number);
         let mut connection = self.connections.remove(number)?;
         if let Some(client) = connection.client.take()
             && self.may_return(&connection, exit)
@@ -394,6 +411,7 @@ impl Server {
             self.stop(0);
         }
         self.stop_if_retired();
+        self.replace_if_broker_lost();
         Ok(())
     }
 }
@@ -405,7 +423,7 @@ enum Rest {
     Closed,
 }
 
-fn is_plausible(record: &LogRecord) -> bool {
+pub(super) fn is_plausible(record: &LogRecord) -> bool {
     record.text.len() <= MAX_LOG_TEXT
         && record.layer.as_ref().is_none_or(|layer| layer.len() <= MAX_LAYER)
 }

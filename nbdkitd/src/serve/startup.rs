@@ -147,7 +147,7 @@ impl Server {
             Stage::Serving => {
                 self.log.notice("the template was replaced, clients are accepted again");
                 self.kill_strays();
-                return;
+                return self.replace_if_broker_lost();
             }
             // It hears that it is to quiesce.
             Stage::Stopping => return,
@@ -160,6 +160,7 @@ impl Server {
         // From here on they stay, as in nbdkit.
         self.made.clear();
         notify::notify(State::Ready);
+        self.replace_if_broker_lost();
         if let Some(streams) = self.plan.streams.take() {
             self.hand_over_streams(streams);
         }

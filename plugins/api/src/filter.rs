@@ -115,9 +115,10 @@ pub trait Filter: Send + Sync {
         Ok(())
     }
 
-    /// What connections will touch on behalf of this filter, asked after `get_ready`.
-    fn needs(&self) -> Needs {
-        Needs::nothing()
+    /// What connections will touch, this filter's and those of the layers `below`, asked after `get_ready`. A filter that
+    /// opens what is below it read-only says so here: [`Needs::read_only`].
+    fn needs(&self, below: Needs) -> Needs {
+        below
     }
 
     /// How clients may be divided over processes as far as this filter is concerned.

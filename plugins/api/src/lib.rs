@@ -19,6 +19,7 @@ pub mod log;
 pub mod module;
 pub mod needs;
 pub mod parse;
+pub mod paths;
 pub mod plugin;
 pub mod programs;
 pub mod quote;

@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 
+use crate::paths::Declared;
+
 /// What may be done beneath a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
+    /// Look whether it is there, and open nothing.
+    Look,
     /// Open for reading, list a directory.
     Read,
     /// Also write, truncate, create and remove beneath it.
@@ -29,7 +33,9 @@ pub enum Network {
 /// Descriptors that were opened before that need no entry here.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Needs {
-    /// Paths (absolute) that connections open, and what for.
+    /// What connections open by [`paths::open`](crate::paths::open), and nothing else: where there is a broker, it opens it.
+    pub declared: Vec<Declared>,
+    /// Paths (absolute) that connections reach in other ways, and what for.
     pub paths: Vec<(PathBuf, Access)>,
     /// Sockets.
     pub network: Network,
@@ -52,6 +58,36 @@ impl Needs {
     /// What code needs that does not say: anything.
     pub fn undeclared() -> Needs {
         Needs { undeclared: true, shutdown: true, ..Needs::default() }
+    }
+
+    /// One more path that [`paths::open`](crate::paths::open) opens.
+    #[must_use]
+    pub fn declare(mut self, declared: Declared) -> Needs {
+        self.declared.push(declared);
+        self
+    }
+
+    /// The same by a filter that opens what is below it read-only.
+    #[must_use]
+    pub fn read_only(mut self) -> Needs {
+        self.declared.iter_mut().for_each(|declared| declared.writable = false);
+        self
+    }
+
+    /// Whether anything that is declared may be opened for writing.
+    pub fn writes(&self) -> bool {
+        self.declared.iter().any(|declared| declared.writable)
+    }
+
+    /// Whether a broker opens what is declared, in a strict sandbox. Not where programs run or code that declares nothing,
+    /// which open paths by themselves.
+    pub fn is_brokered(&self) -> bool {
+        !self.declared.is_empty() && !self.programs && !self.undeclared
+    }
+
+    /// Whether code of the stack opens paths in other ways than by [`paths::open`](crate::paths::open).
+    pub fn opens_itself(&self) -> bool {
+        self.programs || self.paths.iter().any(|(_, access)| *access > Access::Look)
     }
 
     /// One more path.
@@ -91,6 +127,7 @@ impl Needs {
 
     /// The union with another layer's needs.
     pub fn merge(&mut self, other: Needs) {
+        self.declared.extend(other.declared);
         self.paths.extend(other.paths);
         self.network = self.network.max(other.network);
         self.programs |= other.programs;

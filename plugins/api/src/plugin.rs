@@ -137,8 +137,9 @@ pub trait Plugin: Send + Sync {
         Ok(())
     }
 
-    /// What connections will touch, asked after `get_ready`.
-    fn needs(&self) -> Needs {
+    /// What connections will touch, asked after `get_ready`. `readonly`: no client may write (`-r`).
+    fn needs(&self, readonly: bool) -> Needs {
+        let _ = readonly;
         Needs::nothing()
     }
 

@@ -151,13 +151,12 @@ impl Stack {
         Ok(())
     }
 
-    /// What all layers together need from outside the process.
-    pub fn needs(&self) -> Needs {
-        let mut needs = self.plugin.needs();
-        for filter in &self.filters {
-            needs.merge(filter.needs());
-        }
-        needs
+    /// What all layers together need from outside the process. `readonly`: no client may write (`-r`).
+    pub fn needs(&self, readonly: bool) -> Needs {
+        let plugin = self.plugin.needs(readonly);
+        let needs = self.filters.iter().rev().fold(plugin, |below, filter| filter.needs(below));
+        // Whatever a plugin makes of it.
+        if readonly { needs.read_only() } else { needs }
     }
 
     /// The least isolation that any layer asks for.
@@ -229,6 +228,11 @@ impl Layer {
     /// Name of the plugin or filter.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Name of the innermost layer, in which all of them log.
+    pub fn plugin_name(&self) -> &'static str {
+        self.speaker
     }
 
     /// The layer below; `None` for the plugin.

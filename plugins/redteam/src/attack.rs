@@ -4,11 +4,14 @@
 
 use nix::errno::Errno;
 
+use nbdkit_api::paths::Opened;
+use nix::fcntl::OFlag;
+
 use crate::shared::Region;
-use crate::{channel, raw, shared, system};
+use crate::{channel, disk, raw, shared, system};
 
 /// What came of it: `ok`, with more after a space; `errno NUMBER`; `unknown`.
-pub(crate) fn carry_out(attack: &str, regions: &[Region]) -> String {
+pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>) -> String {
     let (name, argument) = attack.split_once('=').unwrap_or((attack, ""));
     let number = || argument.parse::<i64>().unwrap_or(0);
     let result = match name {
@@ -26,6 +29,20 @@ pub(crate) fn carry_out(attack: &str, regions: &[Region]) -> String {
         "raise-descriptors" => {
             system::raise_descriptors().and_then(|_| system::fill_descriptors(number() as usize))
         }
+        // Files, and the broker.
+        "write-disk" => disk::write(file),
+        "truncate-disk" => disk::truncate(file),
+        "reopen-disk" => disk::reopen(file),
+        "append-to-disk" => disk::append(file),
+        "files" => disk::descriptors(),
+        "open-for-writing" => disk::open_as(argument, OFlag::O_RDWR),
+        "open-truncating" => disk::open_as(argument, OFlag::O_RDONLY | OFlag::O_TRUNC),
+        "create" => disk::open_as(argument, OFlag::O_WRONLY | OFlag::O_CREAT),
+        "truncate" => disk::truncate_path(argument),
+        "say-to-broker" => disk::say_to_broker(argument, 0),
+        "say-to-broker-with-descriptors" => disk::say_to_broker(argument, 2),
+        "use-answer" => disk::use_answer(argument),
+        "flood-broker" => disk::flood_broker(number() as usize),
         // Other processes.
         "signal" => system::signal(number() as i32),
         "trace" => system::trace(number() as i32),

@@ -15,7 +15,7 @@ use crate::raw;
 const NUMBERS: std::ops::Range<RawFd> = 3..256;
 
 /// Every socket of packets that this process has: its control channel, and no other.
-fn packet_sockets() -> Vec<RawFd> {
+pub(crate) fn packet_sockets() -> Vec<RawFd> {
     NUMBERS.filter(|number| is_packet_socket(*number)).collect()
 }
 
@@ -48,14 +48,17 @@ fn send(packet: &[u8], fds: &[RawFd]) -> nix::Result<()> {
 pub(crate) fn say(packets: &str, descriptors: usize) -> nix::Result<String> {
     let input = std::io::stdin().as_raw_fd();
     for packet in packets.split(',') {
-        let bytes: Option<Vec<u8>> = packet
-            .as_bytes()
-            .chunks(2)
-            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
-            .collect();
-        send(&bytes.ok_or(Errno::EINVAL)?, &vec![input; descriptors])?;
+        send(&bytes(packet)?, &vec![input; descriptors])?;
     }
     Ok("ok".to_owned())
+}
+
+/// What stands in hexadecimal.
+pub(crate) fn bytes(packet: &str) -> nix::Result<Vec<u8>> {
+    let pairs = packet.as_bytes().chunks(2);
+    let bytes: Option<Vec<u8>> =
+        pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect();
+    bytes.ok_or(Errno::EINVAL)
 }
 
 pub(crate) fn say_zeroes(length: usize) -> nix::Result<String> {

@@ -5,13 +5,14 @@
 //! the worker when the export is opened; what came of it is the export's content. A worker that the sandbox ends cannot
 //! say so, which is what the tests look for then.
 //!
-//! - `attack`: the names; `system`: attacks on the kernel and on other processes; `channel`: on the listener; `shared`: on
-//!   what clients share; `raw`: system calls as they are
+//! - `attack`: the names; `system`: attacks on the kernel and on other processes; `disk`: on files and the broker; `channel`:
+//!   on the listener; `shared`: on what clients share; `raw`: system calls as they are
 
 #![deny(unsafe_code)]
 
 mod attack;
 mod channel;
+mod disk;
 mod raw;
 mod shared;
 mod system;
@@ -19,6 +20,7 @@ mod system;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use nbdkit_api::paths::{self, Declared};
 use nbdkit_api::shared::SharedFile;
 use nbdkit_api::{
     Access, Connection, Error, Flags, Isolation, Needs, Open, Plugin, Result, ThreadModel, Value,
@@ -32,6 +34,7 @@ const SIZE: u64 = 1 << 20;
 #[derive(Debug, Default)]
 pub struct RedTeam {
     paths: Vec<PathBuf>,
+    files: Vec<Declared>,
     serialize: bool,
     disk: Option<Arc<SharedFile>>,
     regions: OnceLock<Vec<Region>>,
@@ -42,10 +45,12 @@ impl Plugin for RedTeam {
         "redteam"
     }
 
-    /// `path`: a path that it declares to read. `serialize`: whether all requests take one lock, which clients share.
+    /// `path`: a path that it declares to read, opening it itself. `disk`: one that it declares to be its disk, and has
+    /// opened as the file plugin has. `serialize`: whether all requests take one lock, which clients share.
     fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         match key {
             "path" => self.paths.push(value.absolute_path()?),
+            "disk" => self.files.push(Declared::file(value.absolute_path()?)),
             "serialize" => self.serialize = value.boolean()?,
             _ => return Err(Error::unknown_parameter(key)),
         }
@@ -67,8 +72,9 @@ impl Plugin for RedTeam {
         Ok(())
     }
 
-    fn needs(&self) -> Needs {
-        let needs = Needs::nothing();
+    fn needs(&self, readonly: bool) -> Needs {
+        let files = self.files.iter().cloned().map(|file| file.read_only(readonly));
+        let needs = files.fold(Needs::nothing(), Needs::declare);
         self.paths.iter().fold(needs, |needs, path| needs.path(path, Access::Read))
     }
 
@@ -82,7 +88,9 @@ impl Plugin for RedTeam {
             return Ok(Box::new(Disk(Arc::clone(disk))));
         }
         let regions = self.regions.get().map_or(&[][..], Vec::as_slice);
-        Ok(Box::new(Outcome(attack::carry_out(open.export, regions))))
+        let file = self.files.first().map(|file| paths::open(file, None, open.readonly));
+        let file = file.transpose()?;
+        Ok(Box::new(Outcome(attack::carry_out(open.export, regions, file.as_ref()))))
     }
 }
 

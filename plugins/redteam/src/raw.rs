@@ -15,6 +15,12 @@ pub(crate) fn call(number: libc::c_long, arguments: &[libc::c_long]) -> nix::Res
     Errno::result(unsafe { libc::syscall(number, a, b, c, d, e, f) })
 }
 
+/// Owns a descriptor that recvmsg(2) has just installed.
+pub(crate) fn own(number: std::os::fd::RawFd) -> std::os::fd::OwnedFd {
+    // SAFETY: the only caller has it out of an SCM_RIGHTS message, once.
+    unsafe { std::os::fd::FromRawFd::from_raw_fd(number) }
+}
+
 /// `NUMBER,ARGUMENT,...`
 pub(crate) fn by_numbers(text: &str) -> nix::Result<String> {
     let numbers: Vec<libc::c_long> = text.split(',').map(|n| n.parse().unwrap_or(-1)).collect();

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nbdkit_api::paths::{Lent, Opened};
 use nbdkit_api::shared::seek_extents;
 use nbdkit_api::{
     BlockSize, Blocking, Cache, Connection, Errno, Error, Extents, FileRange, Flags, Fua, Result,
@@ -17,7 +18,6 @@ use nix::unistd::{Whence, lseek64};
 
 use super::cache::{Windows, drop_pages};
 use super::ladder::{Failure, Ladder};
-use super::source::Opened;
 use super::{ioctl, syscall};
 
 /// How the page cache is to be used.
@@ -32,7 +32,7 @@ pub(super) struct Hints {
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Disk {
-    file: File,
+    file: Lent,
     name: String,
     writable: bool,
     is_block_device: bool,
@@ -51,7 +51,7 @@ impl Disk {
     pub(super) fn new(opened: Opened, hints: Hints) -> Result<Disk> {
         let Opened { file, name, writable, is_block_device } = opened;
         if hints.advice != PosixFadviseAdvice::POSIX_FADV_NORMAL {
-            posix_fadvise(&file, 0, 0, hints.advice)
+            posix_fadvise(&*file, 0, 0, hints.advice)
                 .or_error(|| format!("posix_fadvise: {name}"))?;
         }
         let sector = is_block_device
@@ -125,7 +125,7 @@ impl Connection for Disk {
 
     fn can_extents(&self) -> Result<bool> {
         // ENXIO means that there is no byte to ask about, EINVAL that holes are unknown here.
-        Ok(lseek64(&self.file, 0, Whence::SeekHole).is_ok())
+        Ok(lseek64(&*self.file, 0, Whence::SeekHole).is_ok())
     }
 
     fn can_fua(&self) -> Result<Fua> {
@@ -191,7 +191,7 @@ impl Connection for Disk {
 
     fn trim(&self, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.ladder
-            .trim(&self.file, offset, count)
+            .trim(&*self.file, offset, count)
             .map_err(|failure| self.step_failed(failure, offset, count))?;
         self.flush_if(flags)
     }
@@ -199,7 +199,7 @@ impl Connection for Disk {
     fn zero(&self, count: u64, offset: u64, flags: Flags) -> Result<()> {
         let zeroed = self
             .ladder
-            .zero(&self.file, offset, count, flags.contains(Flags::MAY_TRIM))
+            .zero(&*self.file, offset, count, flags.contains(Flags::MAY_TRIM))
             .map_err(|failure| self.step_failed(failure, offset, count))?;
         if !zeroed {
             return Err(Error::silent(Errno::EOPNOTSUPP));
@@ -216,7 +216,7 @@ impl Connection for Disk {
         let failed = |errno| self.failed("posix_fadvise", offset, count, errno);
         let at = i64::try_from(offset).map_err(|_| failed(Errno::EINVAL))?;
         let length = i64::try_from(count).map_err(|_| failed(Errno::EINVAL))?;
-        posix_fadvise(&self.file, at, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED)
+        posix_fadvise(&*self.file, at, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED)
             .map_err(failed)
     }
 
@@ -284,8 +284,12 @@ mod tests {
     fn disk(dir: &TestDir, spare_cache: bool) -> Disk {
         std::fs::write(dir.join("disk"), [7; 10_000]).unwrap();
         let file = File::options().read(true).write(true).open(dir.join("disk")).unwrap();
-        let opened =
-            Opened { file, name: "disk".to_owned(), writable: true, is_block_device: false };
+        let opened = Opened {
+            file: file.into(),
+            name: "disk".to_owned(),
+            writable: true,
+            is_block_device: false,
+        };
         let hints = Hints { spare_cache, advice: PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL };
         Disk::new(opened, hints).unwrap()
     }

@@ -1,14 +1,17 @@
 //! What is served, and opening it for a client: the only place that looks at export names.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nbdkit_api::exports::MAX_EXPORTS;
-use nbdkit_api::{Access, Errno, Error, Needs, Result, ResultExt};
-use nix::dir::Dir;
-use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl, open, openat};
+use nbdkit_api::paths::direct::{Type, type_of, wrong_type};
+use nbdkit_api::paths::{self, Declared, Opened};
+use nbdkit_api::{Errno, Error, Needs, Result, ResultExt};
+use nix::dir::{Dir, Type as EntryType};
+use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 
 use super::syscall;
@@ -41,51 +44,22 @@ impl What {
 /// What is served, checked: it was there, and of the right type, when the server started.
 #[derive(Debug)]
 pub(super) enum Source {
-    File(PathBuf),
-    /// The directory and its path, for messages and for the sandbox.
-    Directory(OwnedFd, PathBuf),
-    Descriptor(Opened),
-}
-
-/// An open file.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    pub(crate) file: File,
-    /// For messages.
-    pub(crate) name: String,
-    pub(crate) writable: bool,
-    pub(crate) is_block_device: bool,
-}
-
-/// The only types of file that can be served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Type {
-    Regular,
-    BlockDevice,
-}
-
-fn type_of(stat: &FileStat) -> Option<Type> {
-    match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
-        SFlag::S_IFREG => Some(Type::Regular),
-        SFlag::S_IFBLK => Some(Type::BlockDevice),
-        _ => None,
-    }
+    File(Declared),
+    Directory(Declared),
+    /// An open file, and whether it is writable and a block device.
+    Descriptor(File, String, bool, bool),
 }
 
 fn is_directory(stat: &FileStat) -> bool {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
 }
 
-fn wrong_type(name: &Path) -> Error {
-    Error::msg(format!("file is not regular or block device: {}", name.display()))
-}
-
 impl Source {
-    /// Checks what is to be served.
+    /// Checks what is to be served. `links`: whether symbolic links in a directory are followed.
     ///
     /// # Errors
     /// It is not there or of a type that cannot be served.
-    pub(super) fn new(what: &What) -> Result<Source> {
+    pub(super) fn new(what: &What, links: bool) -> Result<Source> {
         match what {
             What::File(path) => {
                 let stat = fstatat(AT_FDCWD, path, AtFlags::empty())
@@ -97,12 +71,13 @@ impl Source {
                     )));
                 }
                 type_of(&stat).ok_or_else(|| wrong_type(path))?;
-                Ok(Source::File(path.clone()))
+                Ok(Source::File(Declared::file(path)))
             }
             What::Directory(path) => {
                 let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
                 match open(path, flags, Mode::empty()) {
-                    Ok(fd) => Ok(Source::Directory(fd, path.clone())),
+                    // It is looked up again whenever a client comes.
+                    Ok(_) => Ok(Source::Directory(Declared::directory(path, links))),
                     Err(Errno::ENOTDIR) => {
                         Err(Error::msg(format!("expecting a directory: {}", path.display())))
                     }
@@ -119,7 +94,8 @@ impl Source {
                 let link = PathBuf::from(format!("/proc/self/fd/{}", raw(&fd)));
                 // The sandbox opens paths; a directory that has none any more is still found by the link.
                 let path = std::fs::read_link(&link).ok().filter(|path| path.is_dir());
-                Ok(Source::Directory(fd, path.unwrap_or(link)))
+                let path = path.unwrap_or(link);
+                Ok(Source::Directory(Declared::open_directory(fd, path, links)))
             }
         }
     }
@@ -138,47 +114,28 @@ impl Source {
                 return Err(Error::msg(format!("{name}: file descriptor is not open for reading")));
             }
         };
-        Ok(Source::Descriptor(Opened {
-            file: File::from(fd),
-            name,
-            writable,
-            is_block_device: found == Type::BlockDevice,
-        }))
+        let is_block_device = found == Type::BlockDevice;
+        Ok(Source::Descriptor(File::from(fd), name, writable, is_block_device))
     }
 
-    /// The paths that workers open. Symbolic links of a directory may lead out of it; those that
-    /// are there when the server starts are followed, as the sandbox cannot follow later ones.
-    /// Whether clients may write is not known yet, so the sandbox grants it.
-    pub(super) fn needs(&self) -> Needs {
+    /// What workers open.
+    pub(super) fn needs(&self, readonly: bool) -> Needs {
         match self {
-            Source::Descriptor(_) => Needs::nothing(),
-            Source::File(path) => Needs::nothing().path(path, Access::Write),
-            Source::Directory(dir, path) => {
-                let targets = links(dir.as_fd(), path).unwrap_or_default();
-                targets
-                    .into_iter()
-                    .fold(Needs::nothing().path(path, Access::Write), |needs, target| {
-                        needs.path(target, Access::Write)
-                    })
+            Source::Descriptor(..) => Needs::nothing(),
+            Source::File(declared) | Source::Directory(declared) => {
+                Needs::nothing().declare(declared.clone().read_only(readonly))
             }
         }
     }
 
     /// The names of the files that can be served from a directory, in the directory's order;
     /// `None` if this is no directory. Names that are not UTF-8 cannot be said in NBD.
+    ///
+    /// # Errors
+    /// It cannot be read.
     pub(super) fn names(&self) -> Option<Result<Vec<String>>> {
-        let Source::Directory(dir, path) = self else { return None };
-        let names = entries(dir.as_fd(), path).map(|entries| {
-            entries
-                .filter(|name| {
-                    fstatat(dir, Path::new(name), AtFlags::empty())
-                        .is_ok_and(|stat| type_of(&stat).is_some())
-                })
-                .filter_map(|name| name.into_string().ok())
-                .take(MAX_EXPORTS)
-                .collect()
-        });
-        Some(names)
+        let Source::Directory(declared) = self else { return None };
+        Some(names(declared))
     }
 
     /// Opens the file that `export` stands for, for writing unless `readonly` or if
@@ -188,15 +145,16 @@ impl Source {
     /// ENOENT for a name that cannot be in the directory; the kernel's.
     pub(super) fn open(&self, export: &str, readonly: bool) -> Result<Opened> {
         match self {
-            Source::File(path) => open_path(path, readonly),
-            Source::Directory(dir, _) => {
+            Source::File(declared) => paths::open(declared, None, readonly),
+            Source::Directory(declared) => {
                 check_name(export)?;
-                open_at(dir.as_fd(), Path::new(export), readonly)
+                paths::open(declared, Some(OsStr::new(export)), readonly)
             }
-            Source::Descriptor(opened) => Ok(Opened {
-                file: opened.file.try_clone().or_error(|| format!("dup: {}", opened.name))?,
-                name: opened.name.clone(),
-                ..*opened
+            Source::Descriptor(file, name, writable, is_block_device) => Ok(Opened {
+                file: file.try_clone().or_error(|| format!("dup: {name}"))?.into(),
+                name: name.clone(),
+                writable: *writable,
+                is_block_device: *is_block_device,
             }),
         }
     }
@@ -227,78 +185,45 @@ fn check_name(export: &str) -> Result<()> {
     Ok(())
 }
 
-/// Opens the regular file or block device at an absolute `path`, for writing unless `readonly` or
-/// if that is not permitted.
-///
-/// # Errors
-/// It is of another type; the kernel's.
-pub(crate) fn open_path(path: &Path, readonly: bool) -> Result<Opened> {
-    open_at(AT_FDCWD, path, readonly)
-}
-
-/// Opens `path` beneath `dir`. Messages, which clients may see, do not tell where that is.
-fn open_at(dir: BorrowedFd<'_>, path: &Path, readonly: bool) -> Result<Opened> {
-    let what = || format!("open: {}", path.display());
-    let expected = fstatat(dir, path, AtFlags::empty()).or_error(what)?;
-    let expected = type_of(&expected).ok_or_else(|| wrong_type(path))?;
-    // Opening has effects of its own on pipes and terminals, so the type was looked at first; should
-    // the file have become a pipe in between, O_NONBLOCK prevents waiting for its other end.
-    let mut flags = OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-    if expected == Type::Regular {
-        flags |= OFlag::O_NONBLOCK;
-    }
-    let mut writable = !readonly;
-    let mut result = Err(Errno::EROFS);
-    if writable {
-        result = openat(dir, path, flags | OFlag::O_RDWR, Mode::empty());
-    }
-    if matches!(result, Err(Errno::EACCES | Errno::EPERM | Errno::EROFS | Errno::ETXTBSY)) {
-        if writable {
-            nbdkit_api::debug!("open O_RDWR failed, falling back to read-only: {}", path.display());
-            writable = false;
-        }
-        result = openat(dir, path, flags | OFlag::O_RDONLY, Mode::empty());
-    }
-    let fd = result.or_error(what)?;
-    let stat = fstat(&fd).or_error(|| format!("fstat: {}", path.display()))?;
-    if type_of(&stat) != Some(expected) {
-        return Err(wrong_type(path));
-    }
-    Ok(Opened {
-        file: File::from(fd),
-        name: path.display().to_string(),
-        writable,
-        is_block_device: expected == Type::BlockDevice,
-    })
-}
-
-/// The names in a directory, without `.` and `..`.
-fn entries(dir: BorrowedFd<'_>, path: &Path) -> Result<impl Iterator<Item = std::ffi::OsString>> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let opened = Dir::openat(dir, ".", flags, Mode::empty())
-        .or_error(|| format!("opendir: {}", path.display()))?;
-    Ok(opened
+/// See [`Source::names`].
+fn names(declared: &Declared) -> Result<Vec<String>> {
+    let failed = |errno| Error::os(format!("opendir: {}", declared.path.display()), errno);
+    let directory = paths::list(declared)?;
+    let dir = directory.try_clone().or_error(|| format!("dup: {}", declared.path.display()))?;
+    Ok(Dir::from_fd(dir)
+        .map_err(failed)?
         .into_iter()
         .map_while(std::result::Result::ok)
-        .map(|entry| std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()).to_owned())
-        .filter(|name| name != "." && name != ".."))
-}
-
-/// Where the symbolic links of a directory lead, if they lead to something that can be served.
-fn links(dir: BorrowedFd<'_>, path: &Path) -> Result<Vec<PathBuf>> {
-    let is_link = |name: &Path| {
-        fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|stat| {
-            SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK
+        .map(|entry| {
+            (OsStr::from_bytes(entry.file_name().to_bytes()).to_owned(), entry.file_type())
         })
-    };
-    let is_served = |name: &Path| {
-        fstatat(dir, name, AtFlags::empty()).is_ok_and(|stat| type_of(&stat).is_some())
-    };
-    Ok(entries(dir, path)?
-        .filter(|name| is_link(Path::new(name)) && is_served(Path::new(name)))
-        .filter_map(|name| std::fs::canonicalize(path.join(name)).ok())
+        .filter(|(name, kind)| is_served(declared, &directory, name, *kind))
+        .filter_map(|(name, _)| name.into_string().ok())
         .take(MAX_EXPORTS)
         .collect())
+}
+
+/// Whether an entry of a directory leads to something that can be served.
+fn is_served(
+    declared: &Declared,
+    directory: &OwnedFd,
+    name: &OsString,
+    kind: Option<EntryType>,
+) -> bool {
+    match kind {
+        Some(EntryType::File | EntryType::BlockDevice) => return true,
+        Some(EntryType::Symlink) if declared.links => {}
+        // Not every file system tells.
+        None => {}
+        Some(_) => return false,
+    }
+    let flags = if declared.links { AtFlags::empty() } else { AtFlags::AT_SYMLINK_NOFOLLOW };
+    match fstatat(directory, Path::new(name), flags) {
+        Ok(stat) => type_of(&stat).is_some(),
+        // Root without -u may be kept from looking, but not from opening.
+        Err(Errno::EACCES) => paths::open(declared, Some(name), true).is_ok(),
+        Err(_) => false,
+    }
 }
 
 #[cfg(test)]
@@ -307,7 +232,7 @@ mod tests {
     use crate::test_dir::TestDir;
 
     fn served(dir: &TestDir) -> Source {
-        Source::new(&What::Directory(dir.path().to_owned())).unwrap()
+        Source::new(&What::Directory(dir.path().to_owned()), true).unwrap()
     }
 
     #[test]
@@ -320,13 +245,14 @@ mod tests {
         nix::unistd::mkfifo(&dir.join("fifo"), Mode::S_IRWXU).unwrap();
         std::os::unix::fs::symlink(outside.join("target"), dir.join("a")).unwrap();
         std::os::unix::fs::symlink("nowhere", dir.join("broken")).unwrap();
-        std::fs::write(dir.join(std::ffi::OsStr::from_bytes(b"\xff")), "").unwrap();
+        std::fs::write(dir.join(OsStr::from_bytes(b"\xff")), "").unwrap();
         let source = served(&dir);
         let mut names = source.names().unwrap().unwrap();
         names.sort_unstable();
         assert_eq!(names, ["a", "b"]);
-        let needs: Vec<_> = source.needs().paths.into_iter().map(|(path, _)| path).collect();
-        assert_eq!(needs, [dir.path().to_owned(), outside.join("target")]);
+        assert_eq!(source.needs(false).declared, [Declared::directory(dir.path(), true)]);
+        let unlinked = Source::new(&What::Directory(dir.path().to_owned()), false).unwrap();
+        assert_eq!(unlinked.names().unwrap().unwrap(), ["b"]);
     }
 
     #[test]
@@ -351,11 +277,13 @@ mod tests {
     #[test]
     fn a_path_that_is_not_utf8_is_served() {
         let dir = TestDir::new();
-        let path = dir.join(std::ffi::OsStr::from_bytes(b"disk\xff.img"));
+        let path = dir.join(OsStr::from_bytes(b"disk\xff.img"));
         std::fs::write(&path, "data").unwrap();
-        let source = Source::new(&What::File(path.clone())).unwrap();
+        let source = Source::new(&What::File(path.clone()), true).unwrap();
         assert_eq!(source.open("whatever", false).unwrap().file.metadata().unwrap().len(), 4);
-        assert_eq!(source.needs().paths, [(path, Access::Write)]);
+        let needs = [source.needs(false), source.needs(true)];
+        assert!(needs.iter().all(|needs| needs.declared[0].path == path));
+        assert_eq!(needs.map(|needs| needs.writes()), [true, false]);
     }
 
     #[test]
@@ -364,10 +292,10 @@ mod tests {
         std::fs::write(dir.join("a"), "a").unwrap();
         let file = File::open(dir.join("a")).unwrap();
         let number = std::os::fd::AsRawFd::as_raw_fd(&file);
-        let source = Source::new(&What::Fd(number)).unwrap();
+        let source = Source::new(&What::Fd(number), true).unwrap();
         assert!(!source.open("", false).unwrap().writable);
-        assert!(Source::new(&What::DirFd(number)).is_err());
-        assert!(Source::new(&What::Fd(99_999)).is_err());
+        assert!(Source::new(&What::DirFd(number), true).is_err());
+        assert!(Source::new(&What::Fd(99_999), true).is_err());
     }
 
     #[test]
@@ -375,9 +303,9 @@ mod tests {
         let dir = TestDir::new();
         std::fs::write(dir.join("a"), "a").unwrap();
         let fd = File::open(dir.path()).unwrap();
-        let source = Source::new(&What::DirFd(std::os::fd::AsRawFd::as_raw_fd(&fd))).unwrap();
+        let source = Source::new(&What::DirFd(std::os::fd::AsRawFd::as_raw_fd(&fd)), true).unwrap();
         assert_eq!(source.names().unwrap().unwrap(), ["a"]);
         assert!(source.open("a", false).unwrap().writable);
-        assert_eq!(source.needs().paths[0].0, dir.path());
+        assert_eq!(source.needs(false).declared[0].path, dir.path());
     }
 }

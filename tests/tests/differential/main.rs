@@ -8,6 +8,7 @@ mod command_line;
 mod filters;
 mod handshake;
 mod plugins;
+mod replaced;
 mod scripts;
 mod transmission;
 
@@ -20,6 +21,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("filters.rs"),
         include_str!("handshake.rs"),
         include_str!("plugins.rs"),
+        include_str!("replaced.rs"),
         include_str!("scripts.rs"),
         include_str!("transmission.rs"),
     ]);

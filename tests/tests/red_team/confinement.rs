@@ -7,6 +7,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 
 use nbdkit_tests::Server;
 use nbdkit_tests::red_team::attack;
+use nbdkit_tests::server::Builder;
 use nix::libc;
 use nix::unistd::{User, geteuid};
 
@@ -15,13 +16,13 @@ use crate::{eventually, server};
 
 /// What is left out: `-D nbdkit.skip`, nbdkit-worker/src/sandbox/skip.rs.
 const NAMESPACES: u32 = 1;
-const PATHS: u32 = 4;
-const CALLS: u32 = 8;
+pub(crate) const PATHS: u32 = 4;
+pub(crate) const CALLS: u32 = 8;
 const LIMITS: u32 = 16;
 
 /// What an attack comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     /// The worker ended, and the log names this system call.
     Refused(&'static str),
     /// It failed with this errno.
@@ -38,7 +39,7 @@ use End::{Becomes, Fails, Reaches, Refused, Succeeds};
 
 /// Who starts the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Starter {
+pub(crate) enum Starter {
     /// Root, with `-u nobody`.
     Root,
     /// An ordinary user, and who connects is another.
@@ -264,10 +265,11 @@ impl Targets {
     }
 }
 
-fn start(starter: Starter, skip: u32, opens: bool) -> Server {
+/// A server that has left out the layers `skip`.
+pub(crate) fn builder(starter: Starter, skip: u32, arguments: &[&str]) -> Builder {
     let skip = format!("nbdkit.skip={skip}");
-    let builder = server(&["-D", &skip]);
-    let builder = match starter {
+    let builder = server(&["-D", &skip]).args(arguments);
+    match starter {
         Starter::Root => builder.args(["-u", "nobody"]),
         Starter::User if geteuid().is_root() => {
             let nobody = User::from_name("nobody").expect("users").expect("a nobody");
@@ -277,8 +279,11 @@ fn start(starter: Starter, skip: u32, opens: bool) -> Server {
             builder.through_shell(&format!(r#"{become_user} "$0" "$@""#))
         }
         Starter::User => builder,
-    };
-    let builder = builder.arg("redteam");
+    }
+}
+
+fn start(starter: Starter, skip: u32, opens: bool) -> Server {
+    let builder = builder(starter, skip, &[]).arg("redteam");
     if opens { builder.arg("path=/etc/hostname").start() } else { builder.start() }
 }
 
@@ -291,7 +296,7 @@ fn children(pid: i32, name: &str) -> Vec<i32> {
     pids.filter(|pid| comm(pid).is_ok_and(|its| its.trim() == name)).collect()
 }
 
-fn carry_out(server: &Server, text: &str) -> (End, String) {
+pub(crate) fn carry_out(server: &Server, text: &str) -> (End, String) {
     let Some(outcome) = attack(server, text) else {
         // How it ended is in the log, if it was refused; or it is not, and then nothing comes.
         let name = |log: &str| {

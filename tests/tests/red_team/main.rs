@@ -2,12 +2,15 @@
 //! well-behaved client works on, its data checked. Needs `make red-team`.
 //!
 //! - `confinement`: attacks on the machine and on other processes, and what happens without the layer that stops them
+//! - `files`: attacks on the disk of a read-only stack; `broker`: on the broker
 //! - `messages`: attacks on the listener; `shared`: on what clients share
 //! - `legal`: what must work, and how a worker that just breaks is reported
 
+mod broker;
 #[path = "../hostile/bystander.rs"]
 mod bystander;
 mod confinement;
+mod files;
 mod legal;
 mod messages;
 mod shared;

@@ -56,6 +56,11 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
         ),
         ("a signature without TLS", format!("say={sign}"), "a key where there is no TLS"),
         ("descriptors", format!("say-with-descriptors={log}"), "descriptors where none belong"),
+        (
+            "a broker where nothing is declared",
+            "say=05000000".to_owned(),
+            "a broker where there is none",
+        ),
         ("Shutdown", "say=01000000".to_owned(), "a shutdown that nothing in its stack may ask for"),
     ] {
         let server = server(&["redteam"]).start();

@@ -1,0 +1,115 @@
+//! What is said to and by a broker, which opens declared paths for workers that may not open any.
+//!
+//! A worker asks on a channel of its own ([`ToBroker`], [`FromBroker`]), which the listener has made for it: to the broker
+//! every message on it is hostile. The listener hands over channels and takes log lines ([`ToBrokerLink`],
+//! [`FromBrokerLink`]).
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+
+use serde::{Deserialize, Serialize};
+
+use crate::messages::LogRecord;
+
+/// Longest name of a directory's entry, bytes. NAME_MAX, pathname(7).
+pub const MAX_NAME: usize = 255;
+
+/// What a descriptor is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OpenAccess {
+    /// Reading.
+    Read,
+    /// Reading and writing, or reading alone where writing is not permitted.
+    Write,
+    /// Listing a directory.
+    List,
+}
+
+/// Sent by a worker, or by a template that serves all clients, to the broker. The word of a process that talks to a
+/// client: check before use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToBroker {
+    /// Open what a declared path leads to now. Answer: `Opened`, `Refused` or `WrongType`.
+    Open {
+        /// Which of the paths that the stack has declared, counted from 0.
+        path: u32,
+        /// The name of a direct child, if the path is a directory: at most [`MAX_NAME`] bytes, no `/`.
+        name: Option<OsString>,
+        /// What for.
+        access: OpenAccess,
+    },
+}
+
+/// The broker's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromBroker {
+    /// Descriptor: what was opened.
+    Opened {
+        /// It is open for writing too.
+        writable: bool,
+        /// It is a block device, else a regular file or a directory.
+        block_device: bool,
+    },
+    /// It could not be opened, or the stack has not declared that it would be.
+    Refused {
+        /// Why.
+        errno: i32,
+    },
+    /// It is neither a regular file nor a block device.
+    WrongType,
+}
+
+/// Sent by the listener to a broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToBrokerLink {
+    /// A worker may ask. Descriptor: the broker's end of its channel.
+    Channel {
+        /// Whose worker: the client's number.
+        connection: u64,
+    },
+}
+
+/// Sent by a broker to the listener. The word of a confined process: check before use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromBrokerLink {
+    /// A line for the log.
+    Log(LogRecord),
+    /// The sandbox refused a system call, and the broker ends now. Sent by a signal handler: see
+    /// [`refusal`](crate::refusal).
+    Refused {
+        /// The system call's number on this machine.
+        syscall: u32,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{decode, encode};
+
+    /// If these bytes change, so must `VERSION`.
+    #[test]
+    fn messages_keep_their_bytes() {
+        let open = ToBroker::Open { path: 7, name: Some("ab".into()), access: OpenAccess::Write };
+        let bytes = [
+            &[0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0][..],
+            &[2, 0, 0, 0, 0, 0, 0, 0, b'a', b'b'],
+            &[1, 0, 0, 0],
+        ]
+        .concat();
+        assert_eq!(encode(&open).unwrap(), bytes);
+        assert_eq!(decode::<ToBroker>(&bytes), Some(open));
+        let opened = FromBroker::Opened { writable: true, block_device: false };
+        assert_eq!(encode(&opened).unwrap(), [0, 0, 0, 0, 1, 0]);
+        assert_eq!(encode(&FromBroker::Refused { errno: 13 }).unwrap(), [1, 0, 0, 0, 13, 0, 0, 0]);
+        assert_eq!(encode(&FromBroker::WrongType).unwrap(), [2, 0, 0, 0]);
+        let channel = ToBrokerLink::Channel { connection: 3 };
+        assert_eq!(encode(&channel).unwrap(), [0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+        let refused = FromBrokerLink::Refused { syscall: 101 };
+        assert_eq!(encode(&refused).unwrap(), [1, 0, 0, 0, 101, 0, 0, 0]);
+        for (access, byte) in [(OpenAccess::Read, 0), (OpenAccess::List, 2)] {
+            assert_eq!(encode(&access).unwrap()[0], byte);
+        }
+    }
+}
