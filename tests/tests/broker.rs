@@ -31,7 +31,8 @@ fn starters() -> impl Iterator<Item = Starter> {
 }
 
 fn server(arguments: &[&str]) -> Builder {
-    Server::nbdkit(arguments).binary(Binary::ours())
+    // With the notices, which tell when a template was replaced.
+    Server::nbdkit(["-v"]).args(arguments).binary(Binary::ours())
 }
 
 fn builder(starter: Starter, arguments: &[&str]) -> Builder {
