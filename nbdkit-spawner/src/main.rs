@@ -21,7 +21,7 @@ use std::{env, io};
 
 use caps::CapSet;
 use nbdkit_ipc::messages::SpawnerSetup;
-use nbdkit_ipc::process::{exit_now, fork};
+use nbdkit_ipc::process::{close_all_but, exit_now, fork};
 use nbdkit_ipc::program::Program;
 use nbdkit_ipc::{
     Channel, FromSpawner, FromTemplate, Received, RecvError, ToSpawner, ToTemplate, inherited,
@@ -64,9 +64,8 @@ fn main() -> ExitCode {
 fn run(link: &Link) -> ExitCode {
     title::adopt();
     let _ = prctl::set_name(c"nbdkit:spawner");
-    if process::leave_signals_to_listener().is_err()
-        || process::close_all_but(link.as_fd()).is_err()
-    {
+    // What the caller of the server has left open is the template's, whose plugin it may be meant for.
+    if process::leave_signals_to_listener().is_err() || close_all_but(&[link.as_fd()]).is_err() {
         return ExitCode::FAILURE;
     }
     let Some(spawner) = learn(link) else { return ExitCode::FAILURE };

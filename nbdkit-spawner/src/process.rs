@@ -1,9 +1,6 @@
 //! What this program does first. The spawner's only unsafe code.
 
-#![expect(unsafe_code, reason = "signal handlers, descriptors of nobody")]
-
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+#![expect(unsafe_code, reason = "signal handlers")]
 
 use nbdkit_ipc::program::signals_of_all;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
@@ -23,23 +20,4 @@ pub(crate) fn leave_signals_to_listener() -> nix::Result<()> {
         unsafe { sigaction(signal, &action) }?;
     }
     signals.thread_unblock()
-}
-
-/// Closes all descriptors but the standard streams and `kept`: what the caller of the server has left open is the template's,
-/// whose plugin it may be meant for, and not this process's.
-///
-/// # Errors
-/// /proc cannot be read.
-pub(crate) fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
-    let numbers: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    for number in numbers {
-        if number > libc::STDERR_FILENO && number != kept.as_raw_fd() {
-            // SAFETY: this program, which has just begun, has opened nothing but `kept`. The directory that was read is
-            // closed already: EBADF.
-            unsafe { libc::close(number) };
-        }
-    }
-    Ok(())
 }

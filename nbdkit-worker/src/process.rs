@@ -3,34 +3,23 @@
 
 #![expect(unsafe_code, reason = "fork, _exit, signal handlers, madvise, malloc_trim")]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use nbdkit_api::ResultExt;
+pub(crate) use nbdkit_ipc::process::{close_all_but, close_range, exit_now, fork};
 use nbdkit_ipc::{WorkerExit, refusal};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, getpid, gettid};
+use nix::unistd::{Pid, getpid, gettid};
 
-/// Makes a copy of this process. Returns `None` in the copy.
-///
-/// # Errors
-/// EAGAIN, ENOMEM; EBUSY if this process has more than one thread, because the copy would have
-/// only this one and whatever locks the others hold.
-pub(crate) fn fork() -> nix::Result<Option<Pid>> {
-    if !is_single_threaded() {
-        return Err(nix::errno::Errno::EBUSY);
-    }
-    // SAFETY: the process is single-threaded (checked above, and nothing else runs that could start a thread in
-    // between), so the child may go on as if nothing had happened.
-    match unsafe { nix::unistd::fork() }? {
-        ForkResult::Parent { child } => Ok(Some(child)),
-        ForkResult::Child => Ok(None),
-    }
+/// Whether this is the process's only thread, as far as can be told.
+pub(crate) fn is_single_threaded() -> bool {
+    // A directory has a link for itself, one from its parent, and one from each subdirectory: each thread.
+    !std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3)
 }
 
 /// Waits for a child to end, at most so many milliseconds.
@@ -41,58 +30,6 @@ pub(crate) fn wait_for(child: Pid, milliseconds: u16) {
             Ok(_) | Err(_) => return,
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-}
-
-/// Whether this is the process's only thread, as far as can be told.
-pub(crate) fn is_single_threaded() -> bool {
-    // A directory has a link for itself, one from its parent, and one from each subdirectory: each thread.
-    !std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3)
-}
-
-/// Ends the process at once: no destructors, for the stack belongs to the template.
-pub(crate) fn exit_now(status: i32) -> ! {
-    // SAFETY: _exit has no preconditions and does not return.
-    unsafe { libc::_exit(status) }
-}
-
-/// In a fork that will not use them again: closes all descriptors but the standard streams and `kept`.
-///
-/// # Errors
-/// None that a kernel has for this.
-pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
-    let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
-    kept.sort_unstable();
-    let mut first = libc::STDERR_FILENO + 1;
-    for end in kept.into_iter().chain([RawFd::MAX]) {
-        if first < end {
-            close_range(first, end - 1)?;
-        }
-        first = end.saturating_add(1);
-    }
-    Ok(())
-}
-
-/// In a fork: closes descriptors of its parent that it has no business with.
-///
-/// # Errors
-/// None that a kernel has for this.
-pub(crate) fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
-    // SAFETY: takes numbers. By contract with the callers, forks that end without dropping anything they have inherited,
-    // nothing of what owned these descriptors is used or dropped any more.
-    let closed = unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
-    match nix::errno::Errno::result(closed) {
-        // Before Linux 5.9: one by one. The limit was lowered when fewer were open.
-        Err(nix::errno::Errno::ENOSYS) => {
-            let (most, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
-            let last = last.min(RawFd::try_from(most).unwrap_or(RawFd::MAX));
-            for number in first..=last {
-                // SAFETY: as above.
-                unsafe { libc::close(number) };
-            }
-            Ok(())
-        }
-        other => other.map(drop),
     }
 }
 
