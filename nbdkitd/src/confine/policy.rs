@@ -47,6 +47,7 @@ pub(super) const LISTENER: &[Line] = &[
     // /proc (whose child a worker is), the time zone, what is removed at the end. Which paths: Landlock.
     with(c::SYS_openat, &[Lacks(2, MORE_THAN_READ)]),        // read only
     any(c::SYS_read),             // the same
+    any(c::SYS_getdents64),       // children that dead templates have left, where /proc has no list of them
     any(c::SYS_lseek),            // std's read_to_string; glibc's tzset
     any(c::SYS_fstat),            // the same
     any(c::SYS_newfstatat),       // the same, in other versions of glibc

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::{
     DEADLINE, Daemon, Foreground, Paths, alive, assert_refused, assert_serves, connect,
-    debian_lacks, launch, nbdkit, open, pid_in, run, stat,
+    debian_lacks, launch, nbdkit, needs_root, open, pid_in, run, stat,
 };
 
 /// Starts a daemon on `sock` with the pid file `pid`; the command must succeed and say nothing.
@@ -248,7 +248,7 @@ fn a_caller_without_standard_streams_gets_a_working_server() {
         let paths = Paths::new();
         let script =
             format!(r#"exec "$0" {options} -U "$1/sock" -P "$1/pid" memory 1M 0<&- 1>&- 2>&-"#);
-        let mut shell = std::process::Command::new("/bin/sh");
+        let mut shell = Command::new("/bin/sh");
         shell.arg("-c").arg(script).arg(Binary::under_test().path()).arg(paths.dir.path());
         let mut child = shell.spawn().unwrap();
         let daemon = Daemon::of(&paths.path("pid"));
@@ -257,5 +257,32 @@ fn a_caller_without_standard_streams_gets_a_working_server() {
         }
         daemon.stop();
         assert!(child.wait().unwrap().success());
+    }
+}
+
+/// Containers and rescue systems may have no /proc. nbdkit starts there.
+#[test]
+fn a_server_starts_and_serves_without_proc() {
+    if needs_root("a mount namespace") {
+        return;
+    }
+    let read = "--run=nbdcopy \"$uri\" - | wc -c";
+    for arguments in [
+        &["memory", "4K"][..],
+        &["--filter=cow", "file", "{dir}/disk"],
+        &["-u", "nobody", "memory", "4K"],
+        &["eval", "get_size=echo 4K", "pread=head -c $3 /dev/zero"],
+    ] {
+        let paths = Paths::new();
+        paths.write("disk", "x".repeat(4096));
+        let disk = paths.text("disk");
+        let mut server = Command::new("unshare");
+        server.args(["-m", "sh", "-c", "umount -l /proc && exec \"$@\"", "sh"]);
+        server.arg(Binary::under_test().path()).args(["-U", "-", read]);
+        server.args(arguments.iter().map(|argument| argument.replace("{dir}/disk", &disk)));
+        let finished = nbdkit_tests::command::run(&mut server, DEADLINE);
+        assert_eq!(finished.stdout, "4096\n", "{arguments:?}: {finished:?}");
+        assert_eq!(finished.stderr, "", "{arguments:?}");
+        assert!(finished.status.success(), "{arguments:?}: {finished:?}");
     }
 }
