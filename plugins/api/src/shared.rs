@@ -3,7 +3,7 @@
 //!
 //! - [`SharedFile`]: bytes, sparse, in memory (memfd) or in an unlinked temporary file.
 //! - [`SharedWords`]: an array of atomic 64-bit words.
-//! - [`SharedMutex`]: a few words under a lock that a killed worker cannot wedge.
+//! - [`SharedMutex`]: a few words under a lock that a killed worker cannot wedge (`presence`: who is alive).
 //!
 //! Make them up to `get_ready`; what is made later is seen by one process only. Another worker may
 //! have been taken over by its client: what is read from shared state is checked like any input.
@@ -11,6 +11,7 @@
 pub mod file;
 pub mod map;
 pub mod mutex;
+mod presence;
 
 pub use file::{SharedFile, seek_extents};
 pub use map::SharedWords;

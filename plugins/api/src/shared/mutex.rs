@@ -1,39 +1,51 @@
 //! A few shared words under a mutex that survives the death of its holder.
 //!
-//! A priority-inheritance futex (futex(2), FUTEX_LOCK_PI) and not a pthread robust mutex: glibc keeps list
-//! pointers inside a robust mutex and follows them on unlock, so a worker that its client has taken
-//! over could write anywhere in the others through it. Here shared memory holds one 32-bit thread id;
-//! the worst that a hostile holder can do is not to let go.
+//! Not a pthread robust mutex: glibc keeps list pointers inside one and follows them on unlock, so a worker that its client
+//! has taken over could write anywhere in the others through it. Here shared memory holds one 32-bit [`State`]; the worst
+//! that a hostile holder can do is not to let go.
+//!
+//! Nor a priority-inheritance futex: it names its holder by a thread id, and if that thread was killed and its number was
+//! given to a stranger, everybody waits for the stranger. Here a holder is a process that holds the record lock of its own
+//! number ([`super::presence`]), which the kernel releases with it, and nobody but a user of the same mutexes can have.
 
 #![expect(unsafe_code, reason = "the futex system call")]
 
-use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
 use crate::error::Result;
 use crate::shared::SharedWords;
+use crate::shared::presence::{self, Presence};
+
+/// After so long a waiter looks whether the holder lives.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// `N` words that one thread of one process at a time sees and changes.
 #[derive(Debug)]
 pub struct SharedMutex<const N: usize> {
     /// Word 0 is the futex (its low half on little-endian machines), the rest is the data.
     words: SharedWords,
+    /// Which of this process's threads may try: so that a mutex held in this process's name is held by nobody, if another
+    /// thread may try. A fork has its own; it must be made while no thread holds the mutex.
+    turn: Mutex<()>,
+    presence: &'static Presence,
 }
 
 impl<const N: usize> SharedMutex<N> {
     /// A mutex with these words, shared with every process forked from now on.
     ///
     /// # Errors
-    /// ENOMEM.
+    /// ENOMEM, EMFILE.
     pub fn new(words: [u64; N]) -> Result<SharedMutex<N>> {
         let map = SharedWords::new(N + 1)?;
         for (shared, word) in map[1..].iter().zip(words) {
             shared.store(word, Ordering::Relaxed);
         }
-        Ok(SharedMutex { words: map })
+        Ok(SharedMutex { words: map, turn: Mutex::new(()), presence: presence::of_mutexes()? })
     }
 
     fn futex(&self) -> &AtomicU32 {
@@ -42,15 +54,15 @@ impl<const N: usize> SharedMutex<N> {
         unsafe { &*word.cast::<AtomicU32>() }
     }
 
-    /// Waits until no other thread holds the mutex. The words are written back when
-    /// the result is dropped.
+    /// Waits until no other thread holds the mutex. The words are written back when the result is dropped.
     pub fn lock(&self) -> Locked<'_, N> {
-        let recovered = acquire(self.futex());
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let (held, recovered) = acquire(self.futex(), self.presence);
         let mut values = [0; N];
         for (value, word) in values.iter_mut().zip(&self.words[1..]) {
             *value = word.load(Ordering::Relaxed);
         }
-        Locked { mutex: self, values, recovered }
+        Locked { mutex: self, values, held, recovered, _turn: turn }
     }
 }
 
@@ -59,11 +71,14 @@ impl<const N: usize> SharedMutex<N> {
 pub struct Locked<'a, const N: usize> {
     mutex: &'a SharedMutex<N>,
     values: [u64; N],
+    /// The state as this holder has made it.
+    held: State,
     recovered: bool,
+    _turn: MutexGuard<'a, ()>,
 }
 
 impl<const N: usize> Locked<'_, N> {
-    /// True if the last holder died: its changes were not written back, so the words are as
+    /// True if the last holder died or panicked: its changes were not written back, so the words are as
     /// they were before it took the mutex, but what it did elsewhere may be half done.
     pub fn recovered(&self) -> bool {
         self.recovered
@@ -86,130 +101,231 @@ impl<const N: usize> DerefMut for Locked<'_, N> {
 
 impl<const N: usize> Drop for Locked<'_, N> {
     fn drop(&mut self) {
-        for (word, value) in self.mutex.words[1..].iter().zip(self.values) {
-            word.store(value, Ordering::Relaxed);
-        }
-        release(self.mutex.futex());
-    }
-}
-
-thread_local! {
-    /// This thread's id and the process it was asked in: a fork changes both.
-    static THREAD: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
-}
-
-/// The kernel's id of this thread, which is what a PI futex holds.
-fn thread_id() -> u32 {
-    let process = std::process::id();
-    let (known_in, id) = THREAD.get();
-    if known_in == process {
-        return id;
-    }
-    let id = nix::unistd::gettid().as_raw() as u32;
-    THREAD.set((process, id));
-    id
-}
-
-/// Takes the futex; true if its holder died.
-fn acquire(futex: &AtomicU32) -> bool {
-    let me = thread_id();
-    if futex.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-        return false;
-    }
-    loop {
-        let seen = futex.load(Ordering::Relaxed);
-        match futex_call(futex, libc::FUTEX_LOCK_PI) {
-            Ok(()) => {
-                // The kernel says so if the holder died while we waited.
-                let died = futex.fetch_and(!libc::FUTEX_OWNER_DIED, Ordering::Acquire)
-                    & libc::FUTEX_OWNER_DIED;
-                return died != 0;
+        let failed = std::thread::panicking();
+        if !failed {
+            for (word, value) in self.mutex.words[1..].iter().zip(self.values) {
+                word.store(value, Ordering::Relaxed);
             }
-            // The kernel knows no such thread (any more), or none that could hold a lock of ours; or this very thread
-            // holds it, which can only be an earlier thread of the same number since guards are not held across calls
-            // of `lock`. That was said about the number that stood there before; another holder's is not taken over.
-            Err(Errno::ESRCH | Errno::EDEADLK | Errno::EPERM) => {
-                let mine = me | (seen & libc::FUTEX_WAITERS);
-                if seen & libc::FUTEX_TID_MASK != 0
-                    && futex
-                        .compare_exchange(seen, mine, Ordering::Acquire, Ordering::Relaxed)
-                        .is_ok()
-                {
-                    return true;
+        }
+        release(self.mutex.futex(), self.held, failed);
+    }
+}
+
+/// What the futex holds: the process that holds the mutex (0: nobody), how often it has changed hands, whether the last holder
+/// left without writing back, and whether somebody may wait. Any value may stand there: the memory is everybody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct State(u32);
+
+impl State {
+    /// Process ids are smaller. proc_pid_max(5).
+    const HOLDER: u32 = (1 << 23) - 1;
+    /// So that a holder that was found dead is told from a later one of the same number.
+    const TURN: u32 = 1 << 23;
+    const TURNS: u32 = 0x7f << 23;
+    const FAILED: u32 = 1 << 30;
+    const WAITED_FOR: u32 = 1 << 31;
+
+    fn holder(self) -> u32 {
+        self.0 & State::HOLDER
+    }
+
+    fn failed(self) -> bool {
+        self.0 & State::FAILED != 0
+    }
+
+    fn waited_for(self) -> bool {
+        self.0 & State::WAITED_FOR != 0
+    }
+
+    /// Held by `process`, whoever had it before.
+    fn taken_by(self, process: u32, waited_for: bool) -> State {
+        let turn = self.0.wrapping_add(State::TURN) & State::TURNS;
+        let waited_for = if waited_for { State::WAITED_FOR } else { 0 };
+        State(turn | process & State::HOLDER | waited_for)
+    }
+}
+
+/// Takes the futex: the state that was put there, and whether the last holder died or panicked.
+fn acquire(futex: &AtomicU32, presence: &Presence) -> (State, bool) {
+    let me = presence.enter();
+    let mut seen = State(futex.load(Ordering::Relaxed));
+    // Once it has waited, it cannot know whether it was the only one.
+    let mut waited = false;
+    let mut dead = None;
+    loop {
+        // Held in this process's name, it was left by an earlier process of this number: this thread has the turn.
+        let free = seen.holder() == 0 || seen.holder() == me || dead == Some(seen);
+        if free {
+            let mine = seen.taken_by(me, waited || seen.waited_for());
+            match exchange(futex, seen, mine) {
+                Ok(()) => return (mine, seen.failed() || seen.holder() != 0),
+                Err(now) => seen = now,
+            }
+            continue;
+        }
+        if !seen.waited_for() {
+            let marked = State(seen.0 | State::WAITED_FOR);
+            match exchange(futex, seen, marked) {
+                Ok(()) => seen = marked,
+                Err(now) => {
+                    seen = now;
+                    continue;
                 }
             }
-            // A signal, or the holder is just exiting.
-            Err(_) => std::thread::yield_now(),
+        }
+        waited = true;
+        let timed_out = wait(futex, seen.0, PATIENCE) == Err(Errno::ETIMEDOUT);
+        let now = State(futex.load(Ordering::Relaxed));
+        dead = (timed_out && now == seen && !presence.is_here(seen.holder())).then_some(seen);
+        seen = now;
+    }
+}
+
+fn exchange(futex: &AtomicU32, from: State, to: State) -> std::result::Result<(), State> {
+    futex
+        .compare_exchange(from.0, to.0, Ordering::Acquire, Ordering::Relaxed)
+        .map(drop)
+        .map_err(State)
+}
+
+/// Lets the futex go, `failed` without having written back, unless somebody wrote over it; wakes one who waits.
+fn release(futex: &AtomicU32, held: State, failed: bool) {
+    let mut seen = State(futex.load(Ordering::Relaxed));
+    loop {
+        if seen.0 & !State::WAITED_FOR != held.0 & !State::WAITED_FOR {
+            // A hostile process's work, or the mutex was taken over: others go on as they find it.
+            break;
+        }
+        let free = seen.0 & State::TURNS | if failed { State::FAILED } else { 0 };
+        match futex.compare_exchange(seen.0, free, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => break,
+            Err(now) => seen = State(now),
         }
     }
-}
-
-fn release(futex: &AtomicU32) {
-    let me = thread_id();
-    if futex.compare_exchange(me, 0, Ordering::Release, Ordering::Relaxed).is_err()
-        && futex_call(futex, libc::FUTEX_UNLOCK_PI).is_err()
-    {
-        // Not ours according to the word, so somebody wrote over it; let the others go on.
-        futex.store(0, Ordering::Release);
+    if seen.waited_for() {
+        wake(futex);
     }
 }
 
-fn futex_call(futex: &AtomicU32, operation: libc::c_int) -> std::result::Result<(), Errno> {
-    // SAFETY: the word is mapped for as long as the reference lives; both operations read and write only
-    // that word, take no timeout (null) and ignore the other arguments.
+/// Waits while the futex is `value`, so long at most.
+fn wait(futex: &AtomicU32, value: u32, patience: Duration) -> std::result::Result<(), Errno> {
+    let timeout = libc::timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
+    // SAFETY: the word is mapped for as long as the reference lives, and is only read; the timeout is a structure of ours.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            futex.as_ptr(),
-            operation,
-            0,
-            std::ptr::null::<libc::timespec>(),
-            0,
-            0,
-        )
+        libc::syscall(libc::SYS_futex, futex.as_ptr(), libc::FUTEX_WAIT, value, &raw const timeout)
     };
     Errno::result(result).map(drop)
+}
+
+fn wake(futex: &AtomicU32) {
+    // SAFETY: as above; the address is all that is used.
+    unsafe { libc::syscall(libc::SYS_futex, futex.as_ptr(), libc::FUTEX_WAKE, 1) };
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::Arc;
+    use std::time::Instant;
+
+    use nix::sys::wait::waitpid;
+    use nix::unistd::{ForkResult, fork};
+
+    /// A process of the same mutexes, which does this and ends.
+    fn in_a_fork(body: impl FnOnce()) -> nix::unistd::Pid {
+        // SAFETY: the child makes system calls and stores to memory, and ends without returning.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Parent { child } => child,
+            ForkResult::Child => {
+                body();
+                // SAFETY: has no preconditions.
+                unsafe { libc::_exit(0) }
+            }
+        }
+    }
 
     #[test]
-    fn increments_from_many_threads_are_not_lost() {
+    fn increments_from_many_threads_and_processes_are_not_lost() {
         let mutex = Arc::new(SharedMutex::new([0, 5]).unwrap());
-        let threads: Vec<_> = (0..4)
+        let add = |mutex: &SharedMutex<2>| (0..5_000).for_each(|_| mutex.lock()[0] += 1);
+        let processes: Vec<_> = (0..3).map(|_| in_a_fork(|| add(&mutex))).collect();
+        let threads: Vec<_> = (0..3)
             .map(|_| {
                 let mutex = Arc::clone(&mutex);
-                std::thread::spawn(move || {
-                    for _ in 0..10_000 {
-                        mutex.lock()[0] += 1;
-                    }
-                })
+                std::thread::spawn(move || add(&mutex))
             })
             .collect();
         for thread in threads {
             thread.join().unwrap();
         }
-        assert_eq!(*mutex.lock(), [40_000, 5]);
+        for process in processes {
+            waitpid(process, None).unwrap();
+        }
+        assert_eq!(*mutex.lock(), [30_000, 5]);
     }
 
     #[test]
     fn the_death_of_the_holder_is_noticed() {
-        let mutex = Arc::new(SharedMutex::new([1]).unwrap());
-        let other = Arc::clone(&mutex);
-        std::thread::spawn(move || {
-            let mut locked = other.lock();
+        let mutex = SharedMutex::new([1]).unwrap();
+        let holder = in_a_fork(|| {
+            let mut locked = mutex.lock();
             locked[0] = 2;
             std::mem::forget(locked);
-        })
-        .join()
-        .unwrap();
+        });
+        waitpid(holder, None).unwrap();
         let locked = mutex.lock();
         assert!(locked.recovered());
         assert_eq!(*locked, [1]);
         drop(locked);
         assert!(!mutex.lock().recovered());
+    }
+
+    /// The number of a holder that was killed may be a living stranger's by now.
+    #[test]
+    fn a_living_stranger_of_the_holders_number_holds_nothing() {
+        let mutex = SharedMutex::new([1]).unwrap();
+        let parent = nix::unistd::getppid().as_raw().cast_unsigned();
+        for state in [parent, 1, parent | State::WAITED_FOR, u32::MAX, 0x1234_5678] {
+            mutex.futex().store(state, Ordering::SeqCst);
+            assert!(mutex.lock().recovered(), "{state:#x}");
+            assert!(!mutex.lock().recovered(), "{state:#x}");
+        }
+        // An earlier process of our own number.
+        mutex.futex().store(std::process::id(), Ordering::SeqCst);
+        let before = Instant::now();
+        assert!(mutex.lock().recovered());
+        assert!(before.elapsed() < PATIENCE, "at once");
+    }
+
+    #[test]
+    fn a_living_holder_is_waited_for() {
+        let mutex = SharedMutex::new([0]).unwrap();
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let holder = in_a_fork(|| {
+            let mut locked = mutex.lock();
+            nix::unistd::write(&write, b"x").unwrap();
+            // Longer than a waiter takes to look.
+            std::thread::sleep(PATIENCE * 5);
+            locked[0] = 7;
+        });
+        nix::unistd::read(&read, &mut [0]).unwrap();
+        let locked = mutex.lock();
+        assert_eq!((*locked, locked.recovered()), ([7], false));
+        drop(locked);
+        waitpid(holder, None).unwrap();
+    }
+
+    #[test]
+    fn a_panic_while_holding_leaves_the_words_as_they_were() {
+        let mutex = SharedMutex::new([1]).unwrap();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut locked = mutex.lock();
+            locked[0] = 2;
+            panic!("in the middle");
+        }));
+        assert!(panicked.is_err());
+        let locked = mutex.lock();
+        assert!(locked.recovered());
+        assert_eq!(*locked, [1]);
     }
 }
