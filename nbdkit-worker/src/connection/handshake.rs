@@ -117,10 +117,12 @@ impl ExpectOption<'_> {
         } else {
             options::answer(self, option, &payload)?
         };
-        self.flush()?;
         if option == Opt::ABORT {
+            // A client need not wait for the acknowledgement, and libnbd does not: that it has gone is no error.
+            let _ = self.flush();
             return Err(End::Done);
         }
+        self.flush()?;
         Ok(export)
     }
 

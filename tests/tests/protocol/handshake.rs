@@ -1,5 +1,9 @@
 //! Greetings and option haggling.
 
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
 use nbd_protocol::constants::{ClientFlags, HandshakeFlags, InfoType, Opt, Rep, TransmissionFlags};
 use nbd_protocol::handshake::Greeting;
 use nbdkit_tests::client::{Failure, OwnedInfo};
@@ -151,6 +155,22 @@ fn abort_is_acknowledged_and_ends_the_session() {
     let mut client = haggling(&server);
     assert_eq!(client.abort().expect("a reply").map(|reply| reply.reply), Some(Rep::ACK));
     client.expect_close().expect("closed");
+}
+
+#[test]
+fn a_client_that_does_not_wait_for_the_acknowledgement_of_abort_is_no_error() {
+    if !ours_only("what is logged") {
+        return;
+    }
+    let server = Server::nbdkit(["-v", "memory", "1M"]).start();
+    let mut client = UnixStream::connect(server.socket()).expect("connected");
+    client.read_exact(&mut [0; 18]).expect("a greeting");
+    // From here on, what the server sends to this client is EPIPE.
+    client.shutdown(Shutdown::Read).expect("shut down");
+    client.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x02\0\0\0\0").expect("sent");
+    let _ = server.wait_for_stderr("connection ended");
+    let log = server.stderr_text();
+    assert!(!log.contains("error:"), "{log}");
 }
 
 #[test]
