@@ -3,7 +3,7 @@
 //!
 //! Runs in the template (configuration) and in the workers (serving). Nothing here opens a socket
 //! or reads the command line; `unsafe` is confined to [`shared`], the module that maps memory
-//! which several processes use.
+//! which several processes use, and to `inherited`, which takes descriptors by their number.
 //!
 //! Sources: nbdkit-plugin(3), nbdkit-filter(3).
 
@@ -15,6 +15,7 @@ pub mod error;
 pub mod exports;
 pub mod extents;
 pub mod filter;
+mod inherited;
 pub mod log;
 pub mod module;
 pub mod needs;

@@ -3,7 +3,8 @@
 //! the command line. Sources: nbdkit-plugin(3), "Parsing command line parameters".
 
 use std::ffi::OsStr;
-use std::io::{BufRead, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 
 use crate::error::{Error, Result, ResultExt};
+use crate::inherited;
 
 /// Parses a size in bytes: decimal digits and an optional suffix `b k m g t p e` (powers of 1024,
 /// either case) or `s` (512 byte sectors). The result is at most `i64::MAX`.
@@ -225,26 +227,24 @@ pub fn password_bytes(value: &[u8]) -> Result<Vec<u8>> {
                 "cannot use password -FD with stdin/stdout/stderr: {fd}"
             )));
         }
-        // Opening it anew by its /proc name reads pipes and files alike.
-        let password = first_line(Path::new(&format!("/proc/self/fd/{fd}")));
-        nix::unistd::close(fd).or_error(|| format!("close: {fd}"))?;
-        return password;
+        // Not opened anew by its /proc name: that blocks for a FIFO whose writer has left, fails for a socket, and begins a
+        // file at its start.
+        let name = || format!("password file descriptor {fd}");
+        let password = first_line(&inherited::take(fd).or_error(name)?.into());
+        return password.or_error(name);
     }
-    match value.strip_prefix(b"+") {
-        Some(path) => first_line(Path::new(OsStr::from_bytes(path))),
-        None => Ok(value.to_vec()),
-    }
+    let Some(path) = value.strip_prefix(b"+") else { return Ok(value.to_vec()) };
+    let path = Path::new(OsStr::from_bytes(path));
+    let file = File::open(path).or_error(|| format!("open: {}", path.display()))?;
+    first_line(&file).or_error(|| format!("read: {}", path.display()))
 }
 
 /// Passwords are short; a device or a huge file named by mistake must not fill the memory.
 const MAX_PASSWORD: u64 = 64 * 1024;
 
-fn first_line(path: &Path) -> Result<Vec<u8>> {
-    let file = std::fs::File::open(path).or_error(|| format!("open: {}", path.display()))?;
+fn first_line(file: &File) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    std::io::BufReader::new(file.take(MAX_PASSWORD))
-        .read_until(b'\n', &mut line)
-        .or_error(|| format!("read: {}", path.display()))?;
+    BufReader::new(file.take(MAX_PASSWORD)).read_until(b'\n', &mut line)?;
     Ok(chomp(line))
 }
 
@@ -259,14 +259,14 @@ fn password_from_terminal() -> Result<Vec<u8>> {
     if !crate::client::stdio_safe() {
         return Err(Error::msg("stdin is not available for reading password"));
     }
-    let stdin = std::io::stdin();
+    let stdin = io::stdin();
     let Ok(saved) = tcgetattr(stdin.as_fd()) else {
         return Err(Error::msg("stdin is not a tty, cannot read password interactively"));
     };
     let mut quiet = saved.clone();
     quiet.local_flags.remove(LocalFlags::ECHO);
-    let _ = write!(std::io::stdout(), "password: ");
-    let _ = std::io::stdout().flush();
+    let _ = write!(io::stdout(), "password: ");
+    let _ = io::stdout().flush();
     tcsetattr(stdin.as_fd(), SetArg::TCSAFLUSH, &quiet).or_error(|| "tcsetattr: stdin")?;
     let mut line = Vec::new();
     let read = stdin.lock().take(MAX_PASSWORD).read_until(b'\n', &mut line);
@@ -358,5 +358,45 @@ mod tests {
         for bad in ["", "-1", "1/0", "x", "1:", "1%%"] {
             assert!(probability("p", bad).is_err(), "{bad}");
         }
+    }
+
+    /// A descriptor, and what is left to read of it.
+    fn read(fd: impl Into<std::os::fd::OwnedFd>) -> String {
+        use std::os::fd::IntoRawFd;
+        password(&format!("-{}", fd.into().into_raw_fd())).expect("a password")
+    }
+
+    #[test]
+    fn passwords_are_read_from_descriptors_of_any_kind() {
+        let (pipe, mut writer) = io::pipe().expect("a pipe");
+        writer.write_all(b"of a pipe").expect("written");
+        drop(writer);
+        assert_eq!(read(pipe), "of a pipe");
+
+        let (socket, mut peer) = std::os::unix::net::UnixStream::pair().expect("sockets");
+        peer.write_all(b"of a socket\nand more").expect("written");
+        assert_eq!(read(socket), "of a socket");
+
+        let path = std::env::temp_dir().join(format!("nbdkit-api-password-{}", std::process::id()));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+        let fifo = File::options().read(true).write(true).open(&path).expect("opened");
+        let reader = File::open(&path).expect("opened");
+        (&fifo).write_all(b"of a FIFO").expect("written");
+        // Nobody is left to write: what was written is still there.
+        drop(fifo);
+        assert_eq!(read(reader), "of a FIFO");
+        std::fs::remove_file(&path).expect("removed");
+
+        std::fs::write(&path, "header\nof a file\n").expect("written");
+        let mut file = File::open(&path).expect("opened");
+        file.read_exact(&mut [0; 7]).expect("read");
+        assert_eq!(read(file), "of a file");
+        std::fs::remove_file(&path).expect("removed");
+    }
+
+    #[test]
+    fn a_descriptor_that_is_not_open_is_named() {
+        let error = password("-1000000").expect_err("an error");
+        assert!(error.to_string().contains("password file descriptor 1000000"), "{error}");
     }
 }
