@@ -9,6 +9,7 @@ pub mod binary;
 pub mod client;
 pub mod command;
 pub mod differential;
+pub mod http;
 pub mod red_team;
 pub mod server;
 pub mod single;

@@ -1,7 +1,5 @@
 //! Debian's plugins, unmodified, through ours and through Debian's server.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +8,7 @@ use nbdkit_tests::binary::Binary;
 use nbdkit_tests::differential::{Row, for_each};
 use nbdkit_tests::row_name;
 use nbdkit_tests::transcript::Session;
-use nbdkit_tests::{Ask, Server, TempDir, command};
+use nbdkit_tests::{Ask, Server, TempDir, command, http};
 
 use crate::support::{debian_or_skip, exercise, file, open};
 
@@ -183,53 +181,11 @@ fn a_disk_on_another_nbd_server() {
     assert_eq!(transcript(&Binary::under_test()), transcript(&debian));
 }
 
-/// Serves one file by HTTP, ranges included, until the test ends; returns the URL.
-fn web_server(content: Vec<u8>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let content = content.clone();
-            std::thread::spawn(move || answer_requests(&stream, &content));
-        }
-    });
-    format!("http://127.0.0.1:{port}/disk")
-}
-
-fn answer_requests(stream: &std::net::TcpStream, content: &[u8]) {
-    let mut lines = BufReader::new(stream);
-    loop {
-        let mut request = Vec::new();
-        let mut line = String::new();
-        while lines.read_line(&mut line).is_ok_and(|length| length > 2) {
-            request.push(std::mem::take(&mut line));
-        }
-        let Some(first) = request.first() else { return };
-        let range = request.iter().find_map(|line| {
-            let lower = line.to_ascii_lowercase();
-            let (from, to) = lower.strip_prefix("range: bytes=")?.trim().split_once('-')?;
-            Some((from.parse::<usize>().ok()?, to.parse::<usize>().ok()?))
-        });
-        let (status, body) = match range {
-            Some((from, to)) => ("206 Partial Content", &content[from..=to.min(content.len() - 1)]),
-            None => ("200 OK", content),
-        };
-        let length = body.len();
-        let head = format!(
-            "HTTP/1.1 {status}\r\nAccept-Ranges: bytes\r\nContent-Length: {length}\r\n\r\n"
-        );
-        let body = if first.starts_with("HEAD") { &[][..] } else { body };
-        let mut stream = stream;
-        if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body)).is_err() {
-            return;
-        }
-    }
-}
-
 #[test]
 fn a_disk_on_a_web_server() {
     let Some(plugin) = debian_or_skip("curl") else { return };
-    let url = web_server((0..1 << 17).map(|n: u32| (n / 251) as u8).collect());
+    let content = (0..1 << 17).map(|n: u32| (n / 251) as u8).collect();
+    let url = format!("{}/disk", http::serve(content, &[]));
     Row::new(row_name!(), &[&plugin, &url]).compare(|s| {
         s.connect();
         s.info("");
