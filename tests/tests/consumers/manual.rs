@@ -57,6 +57,14 @@ const PROBING: &[Row] = &[
         .needs(&[Plugin("example1")])
         .prints(&["name=example1", "has_pread=1"]),
     typed("nbdkit-sh-plugin(3)", "nbdkit sh --dump-plugin | grep ^thread_model="),
+    typed(
+        "scripts: nbdkit --dump-config | grep -q, whose reader has seen enough before all is written",
+        "mkfifo pipe; (: <pipe) & exec 7>pipe; wait
+         for probe in --help --version --dump-config 'file --help' 'file --dump-plugin'; do
+             nbdkit $probe >&7 || echo \"ends: $probe\"
+         done",
+    )
+    .prints(&["ends: --help\nends: --version\nends: --dump-config\nends: file --help\nends: file --dump-plugin\n"]),
 ];
 
 const LINES: &[Row] = &[
@@ -204,6 +212,66 @@ EOF",
     .verbose(),
 ];
 
+/// Images and scripts that change while they are served.
+const CHANGES: &[Row] = &[
+    typed(
+        "nbdkit-file-plugin(1): disks are linked into the directory, and linked anew, while it is served",
+        "nbdkit -f -P {dir}/pid -U {dir}/sock file dir={dir}/disks",
+    )
+    .tools(&["nbdcopy", "nbdinfo"])
+    .before("mkdir disks && truncate -s 2M other.img")
+    .serves(
+        PidFile("pid"),
+        "ln -s ../disk.img disks/sda && nbdinfo --list 'nbd+unix:///?socket={dir}/sock' | grep export= && \
+         nbdcopy 'nbd+unix:///sda?socket={dir}/sock' copy && cmp copy disk.img && \
+         ln -sfn ../other.img disks/sda && nbdinfo --size 'nbd+unix:///sda?socket={dir}/sock'",
+        STOP,
+    )
+    .prints(&["export=\"sda\":\n2097152\n"]),
+    typed(
+        "nbdkit-file-plugin(1): an image is replaced by rename(2), as rsync, qemu-img and backup programs do",
+        "nbdkit -f -P {dir}/pid -U {dir}/sock file {dir}/disk.img",
+    )
+    .tools(&["nbdinfo"])
+    .serves(
+        PidFile("pid"),
+        "nbdinfo --size 'nbd+unix:///?socket={dir}/sock' && truncate -s 2M new && mv new disk.img && \
+         nbdinfo --size 'nbd+unix:///?socket={dir}/sock'",
+        STOP,
+    )
+    .prints(&["1048576\n2097152\n"]),
+    typed(
+        "nbdkit-eval-plugin(1): a clone of the file plugin",
+        "nbdkit -U - eval config='ln -sf \"$(realpath \"$3\")\" $tmpdir/file' get_size='stat -Lc %s $tmpdir/file' \
+         pread='dd if=$tmpdir/file skip=$4 count=$3 iflag=count_bytes,skip_bytes' \
+         pwrite='dd of=$tmpdir/file seek=$4 conv=notrunc oflag=seek_bytes' file={dir}/copy \
+         --run 'nbdcopy disk.img \"$uri\"' && cmp copy disk.img && echo same",
+    )
+    .tools(&["nbdcopy"])
+    .before("truncate -s 1M copy")
+    .prints(&["same"]),
+    typed(
+        "nbdkit-sh-plugin(3): a script with an image, a helper and a state file beside it",
+        "nbdkit -r -U - sh ./plugin.sh --run 'nbdcopy \"$uri\" copy' && cmp copy disk.img && sort -u state",
+    )
+    .tools(&["nbdcopy"])
+    .before(SCRIPT)
+    .prints(&["opened\n"]),
+];
+
+const SCRIPT: &str = r#"printf '#!/bin/sh\nstat -c %%s "$1"\n' >helper
+cat >plugin.sh <<'EOF'
+#!/bin/sh
+case "$1" in
+    open) echo opened >>state; mktemp ;;
+    close) rm "$2" ;;
+    get_size) ./helper disk.img ;;
+    pread) dd if=disk.img skip=$4 count=$3 iflag=count_bytes,skip_bytes ;;
+    *) exit 2 ;;
+esac
+EOF
+chmod +x helper plugin.sh"#;
+
 const BAD_SECTOR: &str = r#"cat >bad-sector.sh <<'EOF'
 #!/bin/bash -
 case "$1" in
@@ -229,4 +297,9 @@ fn the_manuals_probes() {
 #[test]
 fn the_manuals_lines() {
     check(LINES);
+}
+
+#[test]
+fn what_is_served_changes() {
+    check(CHANGES);
 }
