@@ -175,6 +175,10 @@ fn get_ready(
 /// The end of a template that only had something to print.
 fn printed(stack: &Stack, result: io::Result<()>) -> Result<Option<Service>, Failed> {
     stack.unload();
+    if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        // A reader that has seen enough, such as grep -q: not worth a line.
+        return Err(Failed);
+    }
     result.or_error(|| "standard output").map(|()| None).map_err(failed)
 }
 

@@ -154,6 +154,11 @@ fn print(text: &OsStr) -> ExitCode {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::SUCCESS,
+        // A reader that has seen enough, such as grep -q: an end by the signal, which Rust ignores, as any filter's and nbdkit's.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            let _ = signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE);
+            ExitCode::from(EXIT_FAILURE)
+        }
         Err(error) => {
             eprintln!("nbdkit: error: standard output: {}", errno_text(&error));
             ExitCode::from(EXIT_FAILURE)
