@@ -3,6 +3,8 @@
 
 #![expect(unsafe_code, reason = "fork, _exit, signal handlers, madvise, malloc_trim")]
 
+pub(crate) mod threads;
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};

@@ -26,6 +26,8 @@ use nbdkit_sandbox_policy::Program;
 
 use crate::privileges::{self, Files};
 use crate::process;
+use crate::process::threads::{self, Statuses};
+use paths::Rules;
 pub(crate) use skip::{Layer, skips};
 
 /// How this process is confined, and what follows for its forks.
@@ -152,10 +154,10 @@ impl Sandbox {
         }
     }
 
-    /// Closes the sandbox around the template. Called last, by its only thread.
+    /// Closes the sandbox around the template: this thread, and those that code in C has started. Called last.
     ///
     /// # Errors
-    /// The kernel has a layer and refuses to install it.
+    /// The kernel has a layer and refuses to install it; a thread is not confined.
     pub(crate) fn close(&mut self) -> Result<()> {
         match self.level {
             Level::Strict => {
@@ -164,32 +166,35 @@ impl Sandbox {
                 if !self.needs.programs && self.filters && !skips(Layer::Calls) {
                     self.given_up = Some(filter::worker()?);
                 }
-                if !skips(Layer::Paths) {
-                    paths::restrict(&self.needs)?;
-                }
+                let rules = (!skips(Layer::Paths)).then(|| Rules::new(&self.needs)).transpose()?;
                 if self.needs.programs {
                     nbdkit_api::programs::set_confined_strictly();
                 }
-                self.install(&filter::template(&self.needs)?)
+                self.install(&filter::template(&self.needs)?, rules)
             }
-            Level::Compat | Level::Programs => self.install(&filter::compat()?),
+            Level::Compat | Level::Programs => self.install(&filter::compat()?, None),
             Level::Off => Ok(()),
         }
     }
 
-    fn install(&self, filters: &[Program]) -> Result<()> {
+    /// Puts paths and filters in force. First other threads get what this one has already, and the paths; last all are
+    /// checked.
+    fn install(&self, filters: &[Program], rules: Option<Rules>) -> Result<()> {
+        threads::confine_as_this_one(rules.as_ref().and_then(Rules::of_others))?;
+        let statuses = Statuses::open()?;
+        rules.map_or(Ok(()), Rules::restrict)?;
         if skips(Layer::Calls) {
-            return Ok(());
+            return statuses.check(false);
         }
         if !self.filters {
             say("this kernel has no seccomp filters: system calls are not restricted");
-            return Ok(());
+            return statuses.check(false);
         }
         for filter in filters {
             filter::install(filter)?;
         }
         debug!("sandbox: {} seccomp filters installed", filters.len());
-        Ok(())
+        statuses.check(true)
     }
 
     /// Takes away what the template needed to make this process, a fork of it, or, with isolation `shared`, to get

@@ -221,6 +221,8 @@ fn enter(
     );
     if capabilities {
         privileges::limit_bounding_set(service, &sandbox.files())?;
+        // Threads need the right to do that, too, which another user does not have.
+        process::threads::confine_as_this_one(None)?;
     }
     privileges::become_user(service, swap)?;
     if capabilities {

@@ -15,7 +15,7 @@ use seccompiler::{
 };
 
 pub use refused::on_refusal;
-pub use support::are_supported;
+pub use support::{are_supported, landlock};
 
 /// A compiled filter.
 pub type Program = BpfProgram;
@@ -130,6 +130,15 @@ pub fn with_number(filter: &Program, stand_in: u32, number: u32) -> Program {
 /// The kernel does not let us.
 pub fn install(filter: &Program) -> Result<(), Broken> {
     seccompiler::apply_filter(filter).map_err(|error| broken(&error))
+}
+
+/// Installs a filter for good in every thread of this process. There must be no new privileges any more in this one; the
+/// others get that with the filter. seccomp(2), SECCOMP_FILTER_FLAG_TSYNC.
+///
+/// # Errors
+/// The kernel does not let us; a thread has a filter of its own.
+pub fn install_in_all_threads(filter: &Program) -> Result<(), Broken> {
+    seccompiler::apply_filter_all_threads(filter).map_err(|error| broken(&error))
 }
 
 /// By system call: the rules of which one must match; none match always.

@@ -14,6 +14,18 @@ pub fn are_supported() -> bool {
     result == 0
 }
 
+/// Which version of Landlock this kernel has; 0: none, or it is switched off. landlock_create_ruleset(2),
+/// LANDLOCK_CREATE_RULESET_VERSION.
+pub fn landlock() -> u32 {
+    /// linux/landlock.h
+    const VERSION: libc::c_ulong = 1;
+    let nothing = std::ptr::null::<libc::c_void>();
+    // SAFETY: with this flag it reads no memory and makes no descriptor.
+    let version =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0_usize, VERSION) };
+    u32::try_from(version).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -78,12 +78,12 @@ pub(super) fn compat() -> Result<Vec<Program>> {
     Ok(vec![refused.map_err(failed)?])
 }
 
-/// Installs a filter for good. There must be no new privileges any more.
+/// Installs a filter for good, in every thread. There must be no new privileges any more.
 ///
 /// # Errors
-/// The kernel does not let us.
+/// The kernel does not let us; a thread has a filter of its own.
 pub(super) fn install(filter: &Program) -> Result<()> {
-    nbdkit_sandbox_policy::install(filter).map_err(failed)
+    nbdkit_sandbox_policy::install_in_all_threads(filter).map_err(failed)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -142,7 +142,7 @@ mod tests {
     fn a_filter_refuses_what_is_listed_with_the_errno_of_its_list() {
         let errno = std::thread::spawn(|| {
             nix::sys::prctl::set_no_new_privs().unwrap();
-            install(&compat().unwrap()[0]).unwrap();
+            nbdkit_sandbox_policy::install(&compat().unwrap()[0]).unwrap();
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS).err()
         });
         assert_eq!(errno.join().unwrap(), Some(nix::Error::EPERM));

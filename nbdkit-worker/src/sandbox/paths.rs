@@ -7,17 +7,17 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, RestrictSelfAttr,
+    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use nbdkit_api::exports::MAX_EXPORTS;
 use nbdkit_api::needs::Network;
 use nbdkit_api::paths::Declared;
-use nbdkit_api::{Access, Errno, Error, Needs, Result, debug};
+use nbdkit_api::{Access, Errno, Error, Needs, Result, ResultExt, debug};
 use nix::sys::stat::{SFlag, fstat};
 
 /// What programs find where the system keeps them.
@@ -32,24 +32,58 @@ const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full"];
 /// What programs are allowed to look up hosts.
 const RESOLVER: &[&str] = &["/etc", "/run/systemd/resolve", "/usr/share"];
 
-/// Restricts this thread, which is the only one, and all that come from it.
-///
-/// # Errors
-/// EPERM: the kernel has Landlock and does not let us.
-pub(super) fn restrict(needs: &Needs) -> Result<()> {
-    let status = ruleset(needs)
-        .and_then(RulesetCreated::restrict_self)
-        .map_err(|error| Error::new(Errno::EPERM, format!("landlock: {error}")))?;
-    match status.ruleset {
-        RulesetStatus::FullyEnforced => debug!("sandbox: Landlock, {} paths", needs.paths.len()),
-        RulesetStatus::PartiallyEnforced => {
-            debug!("sandbox: Landlock, {} paths, as far as this kernel has it", needs.paths.len());
+/// The rules of a stack, not yet in force.
+pub(super) struct Rules {
+    rules: RulesetCreated,
+    paths: usize,
+    /// For the threads that the kernel does not restrict with the one that asks for it.
+    others: Option<OwnedFd>,
+}
+
+impl Rules {
+    /// # Errors
+    /// EPERM: the kernel has Landlock and does not take the rules.
+    pub(super) fn new(needs: &Needs) -> Result<Rules> {
+        /// The first version that has LANDLOCK_RESTRICT_SELF_TSYNC.
+        const ALL_THREADS: u32 = 8;
+        let mut rules = ruleset(needs).map_err(failed)?;
+        let mut others = None;
+        // Asked for where it is not there, it would count as a restriction that is missing.
+        if nbdkit_sandbox_policy::landlock() >= ALL_THREADS {
+            rules = rules.all_threads(true).map_err(failed)?;
+        } else {
+            others = rules.try_clone().or_error(|| "landlock: dup")?.into();
         }
-        RulesetStatus::NotEnforced => {
-            super::say("this kernel has no Landlock: paths are not restricted");
-        }
+        Ok(Rules { rules, paths: needs.paths.len(), others })
     }
-    Ok(())
+
+    /// What every other thread has to put in force before [`Rules::restrict`] is called.
+    pub(super) fn of_others(&self) -> Option<BorrowedFd<'_>> {
+        self.others.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Restricts this thread and all that come from it.
+    ///
+    /// # Errors
+    /// EPERM: the kernel has Landlock and does not let us.
+    pub(super) fn restrict(self) -> Result<()> {
+        let status = self.rules.restrict_self().map_err(failed)?;
+        match status.ruleset {
+            RulesetStatus::FullyEnforced => debug!("sandbox: Landlock, {} paths", self.paths),
+            RulesetStatus::PartiallyEnforced => {
+                debug!("sandbox: Landlock, {} paths, as far as this kernel has it", self.paths);
+            }
+            RulesetStatus::NotEnforced => {
+                super::say("this kernel has no Landlock: paths are not restricted");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: RulesetError) -> Error {
+    Error::new(Errno::EPERM, format!("landlock: {error}"))
 }
 
 fn ruleset(needs: &Needs) -> std::result::Result<RulesetCreated, RulesetError> {
