@@ -10,7 +10,8 @@
 //! nbdkit; `compat`, for code that declares nothing, leaves network and paths as they are. Both refuse only what no server
 //! of disks calls. `off` leaves the user as the only change.
 //!
-//! What a kernel cannot do is said once, and the server goes on: all layers but one are better than none.
+//! What a kernel cannot do is said once, and the server goes on, for all layers but one are better than none; unless the
+//! command line demands `--sandbox=strict`.
 
 #![forbid(unsafe_code)]
 
@@ -22,17 +23,20 @@ mod skip;
 
 use nbdkit_api::{Access, Error, Isolation, Needs, Network, Result, ResultExt, debug};
 use nbdkit_ipc::messages::{Allowed, Sandbox as Level};
-use nbdkit_sandbox_policy::Program;
+use nbdkit_sandbox_policy::{Program, landlock_lacks};
 
 use crate::privileges::{self, Files};
 use crate::process;
 use crate::process::threads::{self, Statuses};
 use paths::Rules;
-pub(crate) use skip::{Layer, skips};
+use skip::landlock;
+pub(crate) use skip::{Layer, has_filters, skips};
 
 /// How this process is confined, and what follows for its forks.
 pub(crate) struct Sandbox {
     level: Level,
+    /// Whether the command line says `--sandbox=strict`: then no layer may be missing.
+    demanded: bool,
     needs: Needs,
     /// Whether one process serves all clients.
     shared: bool,
@@ -64,8 +68,8 @@ impl Sandbox {
             Level::Compat | Level::Strict => {}
         }
         let shared = isolation == Isolation::Shared;
-        let filters = nbdkit_sandbox_policy::are_supported();
-        Sandbox { level, needs, shared, filters, given_up: None }
+        let demanded = wanted == Some(Level::Strict);
+        Sandbox { level, demanded, needs, shared, filters: has_filters(), given_up: None }
     }
 
     /// Whether there is any sandbox at all.
@@ -166,7 +170,7 @@ impl Sandbox {
                 if !self.needs.programs && self.filters && !skips(Layer::Calls) {
                     self.given_up = Some(filter::worker()?);
                 }
-                let rules = (!skips(Layer::Paths)).then(|| Rules::new(&self.needs)).transpose()?;
+                let rules = if skips(Layer::Paths) { None } else { self.rules()? };
                 if self.needs.programs {
                     nbdkit_api::programs::set_confined_strictly();
                 }
@@ -175,6 +179,35 @@ impl Sandbox {
             Level::Compat | Level::Programs => self.install(&filter::compat()?, None),
             Level::Off => Ok(()),
         }
+    }
+
+    /// The rules for paths, if this kernel has Landlock.
+    fn rules(&self) -> Result<Option<Rules>> {
+        let version = landlock();
+        if version == 0 {
+            self.missing(
+                "this kernel has no Landlock: paths are not restricted but by permissions",
+            )?;
+            return Ok(None);
+        }
+        if let Some(lacks) = landlock_lacks(version) {
+            say(&format!(
+                "Landlock of this kernel is version {version}, which does not restrict: {lacks}"
+            ));
+        }
+        Rules::new(&self.needs).map(Some)
+    }
+
+    /// Says that a layer is missing, and what follows.
+    ///
+    /// # Errors
+    /// The command line demands all layers.
+    fn missing(&self, layer: &str) -> Result<()> {
+        if self.demanded {
+            return Err(Error::msg(format!("--sandbox=strict: {layer}")));
+        }
+        say(layer);
+        Ok(())
     }
 
     /// Puts paths and filters in force. First other threads get what this one has already, and the paths; last all are
@@ -187,7 +220,7 @@ impl Sandbox {
             return statuses.check(false);
         }
         if !self.filters {
-            say("this kernel has no seccomp filters: system calls are not restricted");
+            self.missing("this kernel has no seccomp filters: system calls are not restricted")?;
             return statuses.check(false);
         }
         for filter in filters {

@@ -9,13 +9,13 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use nbdkit_api::{Errno, Error, Result, ResultExt};
-use nbdkit_sandbox_policy::{Action, are_supported, compile, install};
+use nbdkit_sandbox_policy::{Action, compile, install};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::desk::MOST_CHANNELS;
 use super::{Plan, policy};
 use crate::privileges::Files;
-use crate::sandbox::{Layer, skips};
+use crate::sandbox::{Layer, has_filters, skips};
 use crate::{privileges, process};
 
 /// Descriptors besides channels: standard streams, its own, one that is being opened; with room to spare.
@@ -69,7 +69,7 @@ pub(super) fn close(plan: &Plan<'_>) -> Result<()> {
         }
     }
     // What a kernel does not have, the template says.
-    if skips(Layer::Calls) || !are_supported() {
+    if skips(Layer::Calls) || !has_filters() {
         return Ok(());
     }
     let opening = if plan.needs.writes() { policy::WRITING } else { policy::READING };

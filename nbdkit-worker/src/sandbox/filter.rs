@@ -8,7 +8,7 @@
 
 use nbdkit_api::needs::Network;
 use nbdkit_api::{Errno, Error, Needs, Result};
-use nbdkit_sandbox_policy::{Action, Broken, Program, Test, compile, compile_with};
+use nbdkit_sandbox_policy::{Action, Broken, Line, Program, Test, compile, compile_with};
 
 use super::policy;
 
@@ -35,15 +35,21 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
         lists.push(policy::BROKERED);
     }
     let unknown = if needs.programs { Action::Fail(libc::ENOSYS) } else { Action::Trap };
-    let refused = |list, errno| compile(&[list], Action::Allow, Action::Fail(errno));
     let mut filters = vec![
         compile(&lists, unknown, Action::Allow).map_err(failed)?,
-        refused(policy::ABSENT, libc::ENOSYS).map_err(failed)?,
+        refused(&[policy::ABSENT], libc::ENOSYS)?,
     ];
+    if needs.programs {
+        filters.push(refused(&[policy::TERMINAL], libc::EPERM)?);
+    }
     if !needs.opens_itself() && !opens_declared(needs) && needs.network < Network::Inet {
-        filters.push(refused(policy::OPENING, libc::EACCES).map_err(failed)?);
+        filters.push(refused(&[policy::OPENING], libc::EACCES)?);
     }
     Ok(filters)
+}
+
+fn refused(lists: &[&[Line]], errno: i32) -> Result<Program> {
+    compile(lists, Action::Allow, Action::Fail(errno)).map_err(failed)
 }
 
 /// Whether what is declared is opened by this process and its forks, for want of a broker.
@@ -74,8 +80,12 @@ pub(super) fn of_this_process(filter: &Program) -> Program {
 /// # Errors
 /// EINVAL: a list is wrong.
 pub(super) fn compat() -> Result<Vec<Program>> {
-    let refused = compile(&[policy::COMPAT], Action::Allow, Action::Fail(libc::EPERM));
-    Ok(vec![refused.map_err(failed)?])
+    // What several refuse fails with the errno of the last.
+    Ok(vec![
+        refused(&[policy::ABSENT], libc::ENOSYS)?,
+        refused(&[policy::FAMILIES], libc::EAFNOSUPPORT)?,
+        refused(&[policy::COMPAT, policy::TERMINAL], libc::EPERM)?,
+    ])
 }
 
 /// Installs a filter for good, in every thread. There must be no new privileges any more.
@@ -124,7 +134,7 @@ mod tests {
             }
         }
         assert!(worker().unwrap().len() < 200, "installed for every connection");
-        assert_eq!(compat().unwrap().len(), 1);
+        assert_eq!(compat().unwrap().len(), 3);
     }
 
     #[test]
@@ -142,7 +152,7 @@ mod tests {
     fn a_filter_refuses_what_is_listed_with_the_errno_of_its_list() {
         let errno = std::thread::spawn(|| {
             nix::sys::prctl::set_no_new_privs().unwrap();
-            nbdkit_sandbox_policy::install(&compat().unwrap()[0]).unwrap();
+            nbdkit_sandbox_policy::install(compat().unwrap().last().unwrap()).unwrap();
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS).err()
         });
         assert_eq!(errno.join().unwrap(), Some(nix::Error::EPERM));

@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use libc as c;
-use nbdkit_sandbox_policy::Test::{Has, Is, Lacks};
-use nbdkit_sandbox_policy::{Line, any, with};
+use nbdkit_sandbox_policy::Test::{Has, Is, IsNot, Lacks};
+use nbdkit_sandbox_policy::{Line, Test, any, with};
 
 /// Bits of clone(2) that make namespaces.
 const NEW_NAMESPACES: u64 = (c::CLONE_NEWNS
@@ -206,6 +206,31 @@ pub(super) const OPENING: &[Line] = &[
 #[rustfmt::skip]
 pub(super) const ABSENT: &[Line] = &[
     any(c::SYS_clone3),           // its flags are in memory; libraries fall back to clone
+];
+
+/// To fail with EPERM in every process, what it may call otherwise: typing into the terminal of whoever started the server.
+/// ioctl_tty(2).
+#[rustfmt::skip]
+pub(super) const TERMINAL: &[Line] = &[
+    with(c::SYS_ioctl, &[Is(1, 0x5412)]), // TIOCSTI: input, as if it had been typed
+    with(c::SYS_ioctl, &[Is(1, 0x541c)]), // TIOCLINUX: what is selected on a console is pasted
+];
+
+/// To fail with EAFNOSUPPORT, which is what kernels say that have been built without them: sockets of all families but those of
+/// clients, disks and names; and what configures firewalls and tunnels.
+#[rustfmt::skip]
+pub(super) const FAMILIES: &[Line] = &[
+    with(c::SYS_socket, NO_FAMILY_OF_SERVERS),               // crypto, radio, buses, raw packets
+    with(c::SYS_socketpair, NO_FAMILY_OF_SERVERS),           // the same
+    with(c::SYS_socket, &[Is(0, c::AF_NETLINK as u64), Is(2, c::NETLINK_NETFILTER as u64)]), // firewalls
+    with(c::SYS_socket, &[Is(0, c::AF_NETLINK as u64), Is(2, c::NETLINK_XFRM as u64)]), // tunnels
+];
+const NO_FAMILY_OF_SERVERS: &[Test] = &[
+    IsNot(0, c::AF_UNIX as u64),
+    IsNot(0, c::AF_INET as u64),
+    IsNot(0, c::AF_INET6 as u64),
+    IsNot(0, c::AF_NETLINK as u64),
+    IsNot(0, c::AF_VSOCK as u64),
 ];
 
 /// Need: threads of a plugin's own, and how such threads usually wait.
