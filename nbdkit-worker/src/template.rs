@@ -204,9 +204,10 @@ fn enter(
     nbdkit_api::client::set_forked(service.forked);
     if service.background {
         nix::unistd::dup2_stderr(&null).or_error(|| "dup2")?;
-        // The terminal's signals are not for us any more. It can fail only if we lead a session already.
-        let _ = nix::unistd::setsid();
     }
+    // The terminal is not for us any more, and nobody types into it by way of us. It can fail only if we lead a session
+    // already.
+    let _ = nix::unistd::setsid();
     for path in layer.temporary() {
         privileges::hand_down(&path, service)?;
     }

@@ -379,6 +379,8 @@ fn arguments_are_held_against_the_list() {
         // BLKGETSIZE64 and BLKRRPART of nothing.
         (IOCTL, &[u64::from(u32::MAX), 0x8008_1272, 0], Some(Errno(ebadf))),
         (IOCTL, &[u64::from(u32::MAX), 0x125f, 0], Some(Refused)),
+        // TIOCSTI
+        (IOCTL, &[u64::from(u32::MAX), 0x5412, 0], Some(Refused)),
         (BPF, &[], Some(Refused)),
         (OPEN, &[], Some(Refused)),
         // openat(2) fails as in a file that is not ours.

@@ -62,6 +62,8 @@ pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>)
             nbdkit_api::error!("{argument}");
             Ok("ok".to_owned())
         }
+        "print" => system::print(argument.as_bytes(), 1),
+        "flood-stderr" => system::print(&[b'x'; 4096], number() as usize),
         "panic" => panic!("{argument}"),
         "abort" => std::process::abort(),
         "overflow-stack" => Ok(format!("ok {}", system::overflow_stack(1))),

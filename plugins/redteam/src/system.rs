@@ -132,3 +132,14 @@ pub(crate) fn overflow_stack(depth: u64) -> u64 {
     let page = std::hint::black_box([depth; 512]);
     overflow_stack(depth + 1) + page[depth as usize % 512]
 }
+
+/// Prints to standard error.
+///
+/// # Errors
+/// EIO
+pub(crate) fn print(text: &[u8], times: usize) -> nix::Result<String> {
+    use std::io::Write;
+    let mut stderr = std::io::stderr();
+    (0..times).try_for_each(|_| stderr.write_all(text)).map_err(|_| Errno::EIO)?;
+    Ok("ok".to_owned())
+}
