@@ -235,6 +235,14 @@ pub(crate) fn data() -> u64 {
     kibibytes.unwrap_or(0).saturating_mul(1024)
 }
 
+/// For processes that write to no regular file: none can be written to or made longer. setrlimit(2), RLIMIT_FSIZE.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn forbid_file_growth() -> Result<()> {
+    setrlimit(Resource::RLIMIT_FSIZE, 0, 0).or_error(|| "setrlimit: RLIMIT_FSIZE")
+}
+
 /// Closes the ways around: programs give no rights, nobody may look into this process, and it leaves no copy of its
 /// memory behind. `descriptors`: most that it may have open; `memory`: most bytes of data; if they are bounded.
 ///

@@ -98,6 +98,24 @@ pub(crate) fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
     }
 }
 
+/// Whether a regular file is open for writing, a memfd for example. Without /proc, which may not be there.
+pub(crate) fn has_writable_file() -> bool {
+    /// Where the limit was not lowered it may be a billion.
+    const MOST: u64 = 1 << 16;
+    let Ok((most @ ..=MOST, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return true };
+    (0..RawFd::try_from(most).unwrap_or(RawFd::MAX)).any(|number| {
+        // SAFETY: takes numbers; one that is no descriptor is an error.
+        let flags = unsafe { libc::fcntl(number, libc::F_GETFL) };
+        if flags == -1 || flags & libc::O_ACCMODE == libc::O_RDONLY {
+            return false;
+        }
+        // SAFETY: it is open, and nothing closes it during the call: there is one thread, or it is code in C that has
+        // declared what it needs.
+        let file = unsafe { BorrowedFd::borrow_raw(number) };
+        !nix::sys::stat::fstat(file).is_ok_and(|stat| stat.st_mode & libc::S_IFMT != libc::S_IFREG)
+    })
+}
+
 /// Gives back what malloc keeps for another time. It keeps the more the larger the pieces were that it had to give.
 /// malloc_trim(3).
 pub(crate) fn release_heap() {

@@ -170,6 +170,9 @@ impl Sandbox {
                 if !self.needs.programs && self.filters && !skips(Layer::Calls) {
                     self.given_up = Some(filter::worker()?);
                 }
+                if !skips(Layer::Limits) && self.writes_no_file() {
+                    privileges::forbid_file_growth()?;
+                }
                 let rules = if skips(Layer::Paths) { None } else { self.rules()? };
                 if self.needs.programs {
                     nbdkit_api::programs::set_confined_strictly();
@@ -179,6 +182,20 @@ impl Sandbox {
             Level::Compat | Level::Programs => self.install(&filter::compat()?, None),
             Level::Off => Ok(()),
         }
+    }
+
+    /// Whether workers have no regular file to write to, and get none: no disk, no memory that clients share, no log.
+    fn writes_no_file(&self) -> bool {
+        let needs = &self.needs;
+        let opened_later =
+            needs.writes() || needs.paths.iter().any(|(_, access)| *access == Access::Write);
+        // Standard output, as a client's, may be a file.
+        let client_may_be_file = !nbdkit_api::client::stdio_safe();
+        !opened_later
+            && !needs.programs
+            && !needs.undeclared
+            && !client_may_be_file
+            && !process::has_writable_file()
     }
 
     /// The rules for paths, if this kernel has Landlock.

@@ -213,6 +213,7 @@ fn holders(server: &Server) -> String {
         let is = |pid: &i32| comm(pid).is_ok_and(|its| its.trim() == "nbdkit:broker");
         children(template).into_iter().filter(is).collect()
     };
+    eventually("a broker", || !brokers().is_empty());
     let [broker] = brokers()[..] else { panic!("one broker") };
     eventually("it is confined", || statuses(broker)[0]["Seccomp"] == "2");
     let capabilities = statuses(broker)[0]["CapEff"].clone();
@@ -260,8 +261,8 @@ fn the_spawner_holds_nothing_but_its_channel_and_is_there_only_to_replace_templa
     assert_eq!(children_called(&disk, "nbdkit:spawner"), [], "a RAM disk is not made anew");
     let mut server = server(&["null", "1M"]).start();
     let spawner = spawner(&server);
-    let status = statuses(spawner).remove(0);
-    assert_eq!(status["CapPrm"], NONE, "{status:?}");
+    // As soon as it has learned what a template is.
+    eventually("no capabilities", || statuses(spawner)[0]["CapPrm"] == NONE);
     let open = std::fs::read_dir(format!("/proc/{spawner}/fd")).expect("alive").count();
     assert_eq!(open, 4, "three standard streams and the channel");
     // Without it the server goes on, until a template would have to be replaced.

@@ -10,7 +10,7 @@ use landlock::{
 };
 use nbdkit_api::{Errno, Error, Result, ResultExt};
 use nbdkit_sandbox_policy::{Action, compile, install};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::desk::MOST_CHANNELS;
 use super::{Plan, policy};
@@ -43,7 +43,7 @@ pub(super) fn give_up_privileges(plan: &Plan<'_>) -> Result<()> {
         let declared = plan.needs.declared.len() as u64;
         let descriptors = MOST_CHANNELS as u64 + DESCRIPTORS + declared;
         privileges::lock_down(Some(descriptors), Some(privileges::data().saturating_add(MEMORY)))?;
-        setrlimit(Resource::RLIMIT_FSIZE, 0, 0).or_error(|| "setrlimit: RLIMIT_FSIZE")?;
+        privileges::forbid_file_growth()?;
     }
     Ok(())
 }

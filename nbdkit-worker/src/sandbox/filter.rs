@@ -41,10 +41,13 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
     ];
     if needs.programs {
         filters.push(refused(&[policy::TERMINAL], libc::EPERM)?);
+        return Ok(filters);
     }
+    let mut inaccessible = vec![policy::SHARED_MEMORY];
     if !needs.opens_itself() && !opens_declared(needs) && needs.network < Network::Inet {
-        filters.push(refused(&[policy::OPENING], libc::EACCES)?);
+        inaccessible.push(policy::OPENING);
     }
+    filters.push(refused(&inaccessible, libc::EACCES)?);
     Ok(filters)
 }
 
@@ -142,7 +145,10 @@ mod tests {
         let listed = |call: i64| {
             [policy::BASE, policy::TEMPLATE].into_iter().flatten().any(|line| line.call == call)
         };
-        for line in [policy::GIVEN_UP, policy::ABSENT, policy::OPENING].into_iter().flatten() {
+        for line in [policy::GIVEN_UP, policy::ABSENT, policy::OPENING, policy::SHARED_MEMORY]
+            .into_iter()
+            .flatten()
+        {
             assert!(listed(line.call), "{}", line.call);
         }
     }

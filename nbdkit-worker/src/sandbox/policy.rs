@@ -60,7 +60,7 @@ pub(super) const BASE: &[Line] = &[
     any(c::SYS_sync_file_range),  // cache=none: write out behind the client
     any(c::SYS_fadvise64),        // NBD_CMD_CACHE, fadvise=
     any(c::SYS_copy_file_range),  // std's copy between open files
-    any(c::SYS_memfd_create),     // scratch memory of plugins
+    any(c::SYS_memfd_create),     // see SHARED_MEMORY
     any(c::SYS_flock),            // locks of files that are open
 
     // What is a descriptor for, and what may become of it. Not F_SETOWN, F_SETSIG: signals to other processes.
@@ -102,7 +102,9 @@ pub(super) const BASE: &[Line] = &[
     any(c::SYS_openat),           // refused with EACCES or left to Landlock, so that glibc may try
 
     // Memory: never code.
-    with(c::SYS_mmap, &[Lacks(2, EXEC)]),     // buffers, stacks of threads, shared words
+    // What is shared and without a file is made before: no limit counts it (RLIMIT_DATA).
+    with(c::SYS_mmap, &[Lacks(2, EXEC), Lacks(3, c::MAP_SHARED as u64)]),    // buffers, stacks of threads
+    with(c::SYS_mmap, &[Lacks(2, EXEC), Lacks(3, c::MAP_ANONYMOUS as u64)]), // tables in shared files
     with(c::SYS_mprotect, &[Lacks(2, EXEC)]), // guard pages, malloc's arenas
     any(c::SYS_munmap),           // the end of those
     any(c::SYS_mremap),           // realloc
@@ -200,6 +202,12 @@ pub(super) const BROKERED: &[Line] = &[
 #[rustfmt::skip]
 pub(super) const OPENING: &[Line] = &[
     any(c::SYS_openat),           // open(3) of glibc and std
+];
+
+/// To fail with EACCES where no programs are run: memory in files, which no limit counts. It is made before.
+#[rustfmt::skip]
+pub(super) const SHARED_MEMORY: &[Line] = &[
+    any(c::SYS_memfd_create),     // libraries try it, and go on without
 ];
 
 /// To fail with ENOSYS: what has another way that can be checked.

@@ -25,6 +25,8 @@ pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>)
         "mount" => system::mount(),
         "become-root" => system::become_root(),
         "fill-memory" => system::fill_memory(number() as usize),
+        "fill-shared" => system::fill_shared(number() as usize),
+        "fill-memfd" => system::fill_memfd(number() as u64),
         "fill-descriptors" => system::fill_descriptors(number() as usize),
         "raise-descriptors" => {
             system::raise_descriptors().and_then(|_| system::fill_descriptors(number() as usize))

@@ -79,6 +79,26 @@ pub(crate) fn fill_memory(mebibytes: usize) -> nix::Result<String> {
     Ok(ok())
 }
 
+/// The same with memory that no limit on data counts.
+pub(crate) fn fill_shared(mebibytes: usize) -> nix::Result<String> {
+    let protection = libc::c_long::from(libc::PROT_READ | libc::PROT_WRITE);
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    for _ in 0..mebibytes {
+        raw::call(libc::SYS_mmap, &[0, 1 << 20, protection, flags.into(), -1, 0])?;
+    }
+    Ok(ok())
+}
+
+/// The same with a file in memory.
+pub(crate) fn fill_memfd(mebibytes: u64) -> nix::Result<String> {
+    let file = nix::sys::memfd::memfd_create(c"red", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+    let block = vec![1; 1 << 20];
+    for _ in 0..mebibytes {
+        nix::unistd::write(&file, &block)?;
+    }
+    Ok(ok())
+}
+
 pub(crate) fn fill_descriptors(count: usize) -> nix::Result<String> {
     let mut copies = Vec::new();
     let null = std::io::stdin();
