@@ -32,7 +32,12 @@ pub(crate) fn become_user(service: &EnterService, swap: bool) -> Result<()> {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
             .or_else(|_| setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard));
     }
-    if (service.user.is_some() || service.group.is_some()) && geteuid().is_root() {
+    // Not only root may: a service manager may have given us the right (ambient capabilities). Whoever asks for a group
+    // does not get it with others besides, as in nbdkit; whoever may not change groups keeps its own with its own user.
+    let may = || caps::has_cap(None, CapSet::Effective, Capability::CAP_SETGID);
+    let another =
+        service.user.is_some() && (geteuid().is_root() || may().map_err(|error| failed(&error))?);
+    if service.group.is_some() || another {
         let only: Vec<Gid> = service.group.map(Gid::from_raw).into_iter().collect();
         setgroups(&only).or_error(|| "setgroups")?;
     }

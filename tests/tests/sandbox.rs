@@ -26,6 +26,9 @@ const KILL: u32 = 62;
 const FCNTL: u32 = 72;
 const PTRACE: u32 = 101;
 const MMAP: u32 = 9;
+const SETSOCKOPT: u32 = 54;
+const PRCTL: u32 = 157;
+const PRLIMIT64: u32 = 302;
 const IOCTL: u32 = 16;
 const UNSHARE: u32 = 272;
 const TGKILL: u32 = 234;
@@ -358,7 +361,7 @@ fn a_forbidden_call_costs_its_client_only_and_is_named() {
 #[cfg(target_arch = "x86_64")]
 fn arguments_are_held_against_the_list() {
     let server = caller(&[]);
-    let (eacces, enosys, ebadf) = (13, 38, 9);
+    let (eacces, enosys, ebadf, efault) = (13, 38, 9, 14);
     for (number, arguments, outcome) in [
         (GETPID, &[][..], None),
         // Two megabytes of memory, to read and write; to execute.
@@ -380,6 +383,17 @@ fn arguments_are_held_against_the_list() {
         // BLKGETSIZE64 and BLKRRPART of nothing.
         (IOCTL, &[u64::from(u32::MAX), 0x8008_1272, 0], Some(Errno(ebadf))),
         (IOCTL, &[u64::from(u32::MAX), 0x125f, 0], Some(Refused)),
+        // SO_RCVTIMEO and SO_ATTACH_FILTER, IPT_SO_SET_REPLACE, of nothing.
+        (SETSOCKOPT, &[u64::from(u32::MAX), 1, 20, 0, 0], Some(Errno(ebadf))),
+        (SETSOCKOPT, &[u64::from(u32::MAX), 1, 26, 0, 0], Some(Refused)),
+        (SETSOCKOPT, &[u64::from(u32::MAX), 0, 64, 0, 0], Some(Refused)),
+        // A pointer to new limits whose lower half is zero.
+        (PRLIMIT64, &[0, 7, 0, 0], None),
+        (PRLIMIT64, &[0, 7, 1 << 32, 0], Some(Refused)),
+        // PR_SET_NAME of nothing, PR_SET_DUMPABLE, PR_SET_MM.
+        (PRCTL, &[15, 0], Some(Errno(efault))),
+        (PRCTL, &[4, 1], Some(Refused)),
+        (PRCTL, &[35, 1], Some(Refused)),
         // TIOCSTI
         (IOCTL, &[u64::from(u32::MAX), 0x5412, 0], Some(Refused)),
         (BPF, &[], Some(Refused)),

@@ -42,7 +42,7 @@ pub(super) const BASE: &[Line] = &[
     any(c::SYS_sendmsg),          // control channel; replies
     any(c::SYS_shutdown),         // disconnect, quiesce
     any(c::SYS_getsockopt),       // what kind of socket the client's is; bytes in its queue
-    any(c::SYS_setsockopt),       // TCP_NODELAY, TCP_CORK, buffers
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_RCVTIMEO as u64)]), // deadline of the handshake
     any(c::SYS_getsockname),      // plugins ask for the client's address
     any(c::SYS_getpeername),      // the same
     #[cfg(target_arch = "x86_64")]
@@ -153,7 +153,7 @@ pub(super) const BASE: &[Line] = &[
     any(c::SYS_uname),            // the same
     any(c::SYS_sysinfo),          // qsort of glibc 2.36, once
     any(c::SYS_getrlimit),        // stack of the main thread
-    with(c::SYS_prlimit64, &[Is(0, 0), Is(2, 0)]), // the same: this process, nothing new
+    with(c::SYS_prlimit64, &[Is(0, 0), Lacks(2, u64::MAX)]), // the same: this process, no new limit (a pointer)
 ];
 
 /// What the template does beyond that, and workers give up.
@@ -261,6 +261,10 @@ pub(super) const UNIX: &[Line] = &[
     with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64)]),     // a connection
     with(c::SYS_socketpair, &[Is(0, c::AF_UNIX as u64)]), // between threads
     any(c::SYS_connect),          // to a server
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_SNDTIMEO as u64)]), // deadlines
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_SNDBUF as u64)]),   // several replies at once
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_RCVBUF as u64)]),   // the same
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_PASSCRED as u64)]), // who the server is
 ];
 
 /// Need: the network. The families are those of TCP, UDP and of asking which of them there are.
@@ -270,6 +274,25 @@ pub(super) const INET: &[Line] = &[
     with(c::SYS_socket, &[Is(0, c::AF_INET6 as u64)]),    // the same
     with(c::SYS_socket, &[Is(0, c::AF_NETLINK as u64), Is(2, c::NETLINK_ROUTE as u64)]), // getaddrinfo
     any(c::SYS_bind),             // source addresses, getaddrinfo
+    // Not what attaches programs of filters to sockets, joins groups, or configures firewalls and tunnels.
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_KEEPALIVE as u64)]), // dead servers are noticed
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_REUSEADDR as u64)]), // source ports
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_LINGER as u64)]),    // ends of connections
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_PRIORITY as u64)]),  // kind of service
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IP as u64), Is(2, c::IP_TOS as u64)]),       // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IP as u64), Is(2, c::IP_RECVERR as u64)]),   // the resolver
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IP as u64), Is(2, c::IP_MTU_DISCOVER as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IPV6 as u64), Is(2, c::IPV6_RECVERR as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IPV6 as u64), Is(2, c::IPV6_V6ONLY as u64)]), // sockets of one family
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IPV6 as u64), Is(2, c::IPV6_TCLASS as u64)]), // kind of service
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_NODELAY as u64)]), // requests go at once
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_CORK as u64)]),    // or together
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_QUICKACK as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_KEEPIDLE as u64)]), // dead servers are noticed
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_KEEPINTVL as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_KEEPCNT as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_USER_TIMEOUT as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_FASTOPEN_CONNECT as u64)]), // curl
     any(c::SYS_sendmmsg),         // the resolver: two questions at once
     any(c::SYS_recvmmsg),         // the same
     any(c::SYS_getdents64),       // certificates
@@ -391,6 +414,7 @@ pub(super) const PROGRAMS: &[Line] = &[
     with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64)]),     // logger(1), NSS
     with(c::SYS_socketpair, &[Is(0, c::AF_UNIX as u64)]), // interpreters
     any(c::SYS_connect),          // the same; Landlock keeps abstract names inside
+    any(c::SYS_setsockopt),       // the same
     any(c::SYS_bind),             // the same
     any(c::SYS_listen),           // the same
     any(c::SYS_accept4),          // the same
