@@ -108,6 +108,27 @@ fn a_plugin_with_a_thread_that_cannot_be_confined_is_not_served() {
     }
 }
 
+/// Whether there are threads is asked of the kernel; which, only /proc says.
+#[test]
+fn threads_that_cannot_be_checked_for_want_of_proc_are_refused() {
+    if !geteuid().is_root() {
+        eprintln!("SKIPPED: takes root");
+        return;
+    }
+    let script = r#"exec unshare -m sh -c 'umount -l /proc && exec "$0" "$@"' "$0" "$@""#;
+    let start = |plugin: &str, option: &str| {
+        let builder = Server::nbdkit([option, plugin]).binary(Binary::ours());
+        builder.through_shell(script).try_start()
+    };
+    let plugin = compile("threads.c", &[]);
+    for level in ["--sandbox=compat", "--sandbox=strict"] {
+        let finished = start(&plugin, level).expect_err("refused");
+        assert!(finished.stderr.contains("threads cannot be confined: "), "{}", finished.stderr);
+    }
+    assert!(start(&plugin, "--sandbox=off").is_ok());
+    assert!(start(&compile("plain.cc", &[]), "--sandbox=compat").is_ok(), "it has none");
+}
+
 #[test]
 fn no_thread_of_a_plugin_mounts_anything() {
     if !geteuid().is_root() {

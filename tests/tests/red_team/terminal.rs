@@ -56,7 +56,7 @@ impl Terminal {
 }
 
 /// Everybody who descends from a process.
-fn descendants(pid: i32) -> Vec<i32> {
+pub(crate) fn descendants(pid: i32) -> Vec<i32> {
     let children = read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
     children.flat_map(|pid| [vec![pid], descendants(pid)].concat()).collect()
@@ -69,7 +69,7 @@ fn session(pid: i32) -> i32 {
     fields.split_whitespace().nth(3).and_then(|it| it.parse().ok()).expect("a number")
 }
 
-fn name(pid: i32) -> String {
+pub(crate) fn name(pid: i32) -> String {
     read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
