@@ -2,7 +2,7 @@
  * offset 0, text, is done by each of them, one after the other, and what came of it is read there, a line for each: its
  * number and 0 or an errno.
  *
- * -DDEAF: the first thread blocks even what the C library does not let it block. -DFILTERED: it has a filter of its own.
+ * -DONE: there is only that of load. -DDEAF: the first thread blocks even what the C library does not let it block. -DFILTERED: it has a filter of its own.
  *
  * "open PATH": opens it to be read. "mount": makes a bind mount. "program PATH": has another process execute it.
  */
@@ -26,7 +26,11 @@
 #include <unistd.h>
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS
+#ifdef ONE
+#define THREADS 1
+#else
 #define THREADS 3
+#endif
 #define SIZE 4096
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -118,8 +122,8 @@ start (size_t number)
 }
 
 static void threads_load (void) { start (0); }
-static int threads_get_ready (void) { start (1); return 0; }
-static int threads_after_fork (void) { start (2); return 0; }
+static int threads_get_ready (void) { if (THREADS > 1) start (1); return 0; }
+static int threads_after_fork (void) { if (THREADS > 2) start (2); return 0; }
 static void *threads_open (int readonly) { return NBDKIT_HANDLE_NOT_NEEDED; }
 static int64_t threads_get_size (void *handle) { return SIZE; }
 

@@ -126,7 +126,9 @@ impl Order {
         // How a handler returns is the C library's affair: as from one of those that it has installed for us
         // (super::leave_signals_to_listener).
         let known = action(libc::SIGHUP, None).or_error(|| "rt_sigaction")?;
-        let ours = Action { handler: obey as *const () as usize, mask: u64::MAX, ..known };
+        // On the signal stack, if the thread has one: some languages have threads whose stacks are small otherwise.
+        let flags = known.flags | libc::SA_ONSTACK as libc::c_ulong;
+        let ours = Action { handler: obey as *const () as usize, flags, mask: u64::MAX, ..known };
         let before = action(SIGNAL, Some(&ours)).or_error(|| "rt_sigaction")?;
         Ok(Order { before })
     }
@@ -142,6 +144,8 @@ impl Order {
             libc::syscall(libc::SYS_tgkill, process, thread, signal)
         };
         FAILED.store(0, Ordering::Relaxed);
+        // It may have been the last one before, too.
+        DONE.store(0, Ordering::Relaxed);
         if signalled(SIGNAL) != 0 {
             // It has ended.
             return Ok(());

@@ -38,8 +38,13 @@ fn each_thread(server: &Server, order: &str) -> Vec<i32> {
 }
 
 fn server(skip: u32, options: &[&str]) -> Server {
+    server_of(&[], skip, options)
+}
+
+/// As the plugin is compiled with `flags`.
+fn server_of(flags: &[&str], skip: u32, options: &[&str]) -> Server {
     let skip = format!("nbdkit.skip={skip}");
-    let plugin = compile("threads.c", &[]);
+    let plugin = compile("threads.c", flags);
     let builder = Server::nbdkit(["-D", &skip]).binary(Binary::red_team());
     builder.args(options).arg(plugin).start()
 }
@@ -148,6 +153,12 @@ fn no_thread_of_a_strict_plugin_opens_what_was_not_allowed() {
         let server = server(skip, &["--sandbox=strict", "--allow-path=/etc/hostname"]);
         assert_eq!(each_thread(&server, "open /etc/hostname"), [0; 3], "without {skip}");
         assert_eq!(each_thread(&server, "open /etc/passwd"), [outcome; 3], "without {skip}");
+    }
+    // The same thread is told twice, and there is no other.
+    for _ in 0..10 {
+        let options = ["--sandbox=strict", "--allow-path=/etc/hostname"];
+        let server = server_of(&["-DONE"], CALLS, &options);
+        assert_eq!(each_thread(&server, "open /etc/passwd"), [EACCES]);
     }
     // Nothing allowed: the filter alone is enough, and so are the rules.
     for (skip, outcome) in [(PATHS, EACCES), (CALLS, EACCES), (CALLS | PATHS, 0)] {
