@@ -109,8 +109,8 @@ pub(crate) fn has_writable_file() -> bool {
         if flags == -1 || flags & libc::O_ACCMODE == libc::O_RDONLY {
             return false;
         }
-        // SAFETY: it is open, and nothing closes it during the call: there is one thread, or it is code in C that has
-        // declared what it needs.
+        // SAFETY: it was open a moment ago, and is only looked at: were it closed meanwhile, by a thread of code in C, fstat(2)
+        // would fail or tell of another file.
         let file = unsafe { BorrowedFd::borrow_raw(number) };
         !nix::sys::stat::fstat(file).is_ok_and(|stat| stat.st_mode & libc::S_IFMT != libc::S_IFREG)
     })
