@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal};
@@ -28,6 +29,8 @@ pub struct Program {
     pub spared: bool,
     /// Where it runs, if not here.
     pub directory: Option<PathBuf>,
+    /// Its standard error, if not ours.
+    pub stderr: Option<Arc<OwnedFd>>,
 }
 
 impl Program {
@@ -51,6 +54,9 @@ impl Program {
         }
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
+        }
+        if let Some(stderr) = &self.stderr {
+            command.stderr(stderr.try_clone()?);
         }
         let child = command.spawn()?;
         Ok((Pid::from_raw(child.id().cast_signed()), ours))

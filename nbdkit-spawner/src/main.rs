@@ -31,7 +31,7 @@ use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, getppid};
+use nix::unistd::{Pid, getppid, setsid};
 
 /// The spawner's end of its channel.
 type Link = Channel<FromSpawner, ToSpawner>;
@@ -64,6 +64,8 @@ fn main() -> ExitCode {
 fn run(link: &Link) -> ExitCode {
     title::adopt();
     let _ = prctl::set_name(c"nbdkit:spawner");
+    // The terminal is the listener's. It fails only if we lead a session already.
+    let _ = setsid();
     // What the caller of the server has left open is the template's, whose plugin it may be meant for.
     if process::leave_signals_to_listener().is_err() || close_all_but(&[link.as_fd()]).is_err() {
         return ExitCode::FAILURE;
@@ -93,8 +95,13 @@ fn learn(link: &Link) -> Option<Spawner> {
     // What it executes gets root's from the bounding set, to drop them itself.
     end_with(listener).ok()?;
     drop_capabilities().ok()?;
-    let template =
-        Program { path: program.into(), title, spared, directory: directory.map(PathBuf::from) };
+    let template = Program {
+        path: program.into(),
+        title,
+        spared,
+        directory: directory.map(PathBuf::from),
+        stderr: None,
+    };
     let mut messages = Vec::new();
     loop {
         match receive(link)? {

@@ -32,7 +32,12 @@ pub(crate) fn become_user(service: &EnterService, swap: bool) -> Result<()> {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
             .or_else(|_| setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard));
     }
-    if (service.user.is_some() || service.group.is_some()) && geteuid().is_root() {
+    // Not only root may: a service manager may have given us the right (ambient capabilities). Whoever asks for a group
+    // does not get it with others besides, as in nbdkit; whoever may not change groups keeps its own with its own user.
+    let may = || caps::has_cap(None, CapSet::Effective, Capability::CAP_SETGID);
+    let another =
+        service.user.is_some() && (geteuid().is_root() || may().map_err(|error| failed(&error))?);
+    if service.group.is_some() || another {
         let only: Vec<Gid> = service.group.map(Gid::from_raw).into_iter().collect();
         setgroups(&only).or_error(|| "setgroups")?;
     }
@@ -233,6 +238,14 @@ pub(crate) fn data() -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmData:"));
     let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kibibytes.unwrap_or(0).saturating_mul(1024)
+}
+
+/// For processes that write to no regular file: none can be written to or made longer. setrlimit(2), RLIMIT_FSIZE.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn forbid_file_growth() -> Result<()> {
+    setrlimit(Resource::RLIMIT_FSIZE, 0, 0).or_error(|| "setrlimit: RLIMIT_FSIZE")
 }
 
 /// Closes the ways around: programs give no rights, nobody may look into this process, and it leaves no copy of its

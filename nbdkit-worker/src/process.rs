@@ -3,7 +3,9 @@
 
 #![expect(unsafe_code, reason = "fork, _exit, signal handlers, madvise, malloc_trim")]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+pub(crate) mod threads;
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
@@ -12,6 +14,7 @@ pub(crate) use nbdkit_ipc::process::{close_all_but, close_range, exit_now, fork}
 use nbdkit_ipc::{WorkerExit, refusal};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, gettid};
@@ -31,6 +34,36 @@ pub(crate) fn wait_for(child: Pid, milliseconds: u16) {
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
+}
+
+/// Whether a regular file is open for writing, a memfd for example.
+pub(crate) fn has_writable_file() -> bool {
+    descriptors().into_iter().any(|number| {
+        // SAFETY: takes numbers; one that is no descriptor is an error.
+        let flags = unsafe { libc::fcntl(number, libc::F_GETFL) };
+        if flags == -1 || flags & libc::O_ACCMODE == libc::O_RDONLY {
+            return false;
+        }
+        // SAFETY: it was open a moment ago, and is only looked at: were it closed meanwhile, by a thread of code in C, fstat(2)
+        // would fail or tell of another file.
+        let file = unsafe { BorrowedFd::borrow_raw(number) };
+        !nix::sys::stat::fstat(file).is_ok_and(|stat| stat.st_mode & libc::S_IFMT != libc::S_IFREG)
+    })
+}
+
+/// All descriptors of this process, and perhaps numbers that are none.
+fn descriptors() -> Vec<RawFd> {
+    /// What Linux allows, unless fs.nr_open was raised.
+    const MOST: u64 = 1 << 20;
+    if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
+        let name = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.ok()?.file_name().to_str()?.parse().ok()
+        };
+        return entries.filter_map(name).collect();
+    }
+    // Without /proc any number may be one.
+    let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(MOST, |(most, _)| most.min(MOST));
+    (0..RawFd::try_from(most).unwrap_or(RawFd::MAX)).collect()
 }
 
 /// Gives back what malloc keeps for another time. It keeps the more the larger the pieces were that it had to give.

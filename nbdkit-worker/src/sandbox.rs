@@ -10,7 +10,8 @@
 //! nbdkit; `compat`, for code that declares nothing, leaves network and paths as they are. Both refuse only what no server
 //! of disks calls. `off` leaves the user as the only change.
 //!
-//! What a kernel cannot do is said once, and the server goes on: all layers but one are better than none.
+//! What a kernel cannot do is said once, and the server goes on, for all layers but one are better than none; unless the
+//! command line demands `--sandbox=strict`.
 
 #![forbid(unsafe_code)]
 
@@ -22,15 +23,20 @@ mod skip;
 
 use nbdkit_api::{Access, Error, Isolation, Needs, Network, Result, ResultExt, debug};
 use nbdkit_ipc::messages::{Allowed, Sandbox as Level};
-use nbdkit_sandbox_policy::Program;
+use nbdkit_sandbox_policy::{Program, landlock_lacks};
 
 use crate::privileges::{self, Files};
 use crate::process;
-pub(crate) use skip::{Layer, skips};
+use crate::process::threads::{self, Statuses};
+use paths::Rules;
+use skip::landlock;
+pub(crate) use skip::{Layer, has_filters, skips};
 
 /// How this process is confined, and what follows for its forks.
 pub(crate) struct Sandbox {
     level: Level,
+    /// Whether the command line says `--sandbox=strict`: then no layer may be missing.
+    demanded: bool,
     needs: Needs,
     /// Whether one process serves all clients.
     shared: bool,
@@ -62,8 +68,8 @@ impl Sandbox {
             Level::Compat | Level::Strict => {}
         }
         let shared = isolation == Isolation::Shared;
-        let filters = nbdkit_sandbox_policy::are_supported();
-        Sandbox { level, needs, shared, filters, given_up: None }
+        let demanded = wanted == Some(Level::Strict);
+        Sandbox { level, demanded, needs, shared, filters: has_filters(), given_up: None }
     }
 
     /// Whether there is any sandbox at all.
@@ -152,10 +158,10 @@ impl Sandbox {
         }
     }
 
-    /// Closes the sandbox around the template. Called last, by its only thread.
+    /// Closes the sandbox around the template: this thread, and those that code in C has started. Called last.
     ///
     /// # Errors
-    /// The kernel has a layer and refuses to install it.
+    /// The kernel has a layer and refuses to install it; a thread is not confined.
     pub(crate) fn close(&mut self) -> Result<()> {
         match self.level {
             Level::Strict => {
@@ -164,32 +170,81 @@ impl Sandbox {
                 if !self.needs.programs && self.filters && !skips(Layer::Calls) {
                     self.given_up = Some(filter::worker()?);
                 }
-                if !skips(Layer::Paths) {
-                    paths::restrict(&self.needs)?;
+                if !skips(Layer::Limits) && self.writes_no_file() {
+                    privileges::forbid_file_growth()?;
                 }
+                let rules = if skips(Layer::Paths) { None } else { self.rules()? };
                 if self.needs.programs {
                     nbdkit_api::programs::set_confined_strictly();
                 }
-                self.install(&filter::template(&self.needs)?)
+                self.install(&filter::template(&self.needs)?, rules)
             }
-            Level::Compat | Level::Programs => self.install(&filter::compat()?),
+            Level::Compat | Level::Programs => self.install(&filter::compat()?, None),
             Level::Off => Ok(()),
         }
     }
 
-    fn install(&self, filters: &[Program]) -> Result<()> {
+    /// Whether workers have no regular file to write to, and get none: no disk, no memory that clients share, no log.
+    fn writes_no_file(&self) -> bool {
+        let needs = &self.needs;
+        let opened_later =
+            needs.writes() || needs.paths.iter().any(|(_, access)| *access == Access::Write);
+        // Standard output, as a client's, may be a file.
+        let client_may_be_file = !nbdkit_api::client::stdio_safe();
+        !opened_later
+            && !needs.programs
+            && !needs.undeclared
+            && !client_may_be_file
+            && !process::has_writable_file()
+    }
+
+    /// The rules for paths, if this kernel has Landlock.
+    fn rules(&self) -> Result<Option<Rules>> {
+        let version = landlock();
+        if version == 0 {
+            self.missing(
+                "this kernel has no Landlock: paths are not restricted but by permissions",
+            )?;
+            return Ok(None);
+        }
+        if let Some(lacks) = landlock_lacks(version) {
+            say(&format!(
+                "Landlock of this kernel is version {version}, which does not restrict: {lacks}"
+            ));
+        }
+        Rules::new(&self.needs).map(Some)
+    }
+
+    /// Says that a layer is missing, and what follows.
+    ///
+    /// # Errors
+    /// The command line demands all layers.
+    fn missing(&self, layer: &str) -> Result<()> {
+        if self.demanded {
+            return Err(Error::msg(format!("--sandbox=strict: {layer}")));
+        }
+        say(layer);
+        Ok(())
+    }
+
+    /// Puts paths and filters in force. First other threads get what this one has already, and the paths; last all are
+    /// checked.
+    fn install(&self, filters: &[Program], rules: Option<Rules>) -> Result<()> {
+        threads::confine_as_this_one(rules.as_ref().and_then(Rules::of_others))?;
+        let statuses = Statuses::open()?;
+        rules.map_or(Ok(()), Rules::restrict)?;
         if skips(Layer::Calls) {
-            return Ok(());
+            return statuses.check(false);
         }
         if !self.filters {
-            say("this kernel has no seccomp filters: system calls are not restricted");
-            return Ok(());
+            self.missing("this kernel has no seccomp filters: system calls are not restricted")?;
+            return statuses.check(false);
         }
         for filter in filters {
             filter::install(filter)?;
         }
         debug!("sandbox: {} seccomp filters installed", filters.len());
-        Ok(())
+        statuses.check(true)
     }
 
     /// Takes away what the template needed to make this process, a fork of it, or, with isolation `shared`, to get

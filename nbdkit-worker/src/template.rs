@@ -208,9 +208,10 @@ fn enter(
     nbdkit_api::client::set_forked(service.forked);
     if service.background {
         nix::unistd::dup2_stderr(&null).or_error(|| "dup2")?;
-        // The terminal's signals are not for us any more. It can fail only if we lead a session already.
-        let _ = nix::unistd::setsid();
     }
+    // The terminal is not for us any more, and nobody types into it by way of us. It can fail only if we lead a session
+    // already.
+    let _ = nix::unistd::setsid();
     for path in layer.temporary() {
         privileges::hand_down(&path, service)?;
     }
@@ -225,6 +226,8 @@ fn enter(
     );
     if capabilities {
         privileges::limit_bounding_set(service, &sandbox.files())?;
+        // Threads need the right to do that, too, which another user does not have.
+        process::threads::confine_as_this_one(None)?;
     }
     privileges::become_user(service, swap)?;
     if capabilities {

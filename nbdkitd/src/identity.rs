@@ -9,7 +9,7 @@
 use std::ffi::OsStr;
 
 use caps::{CapSet, Capability};
-use nix::unistd::{Gid, Group, Uid, User, getresgid, getresuid};
+use nix::unistd::{Gid, Group, Uid, User, getgroups, getresgid, getresuid};
 
 /// The ids that the template is to take; `None` keeps what it has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,8 +38,15 @@ pub(crate) fn identity(user: Option<&OsStr>, group: Option<&OsStr>) -> Result<Id
         })?);
     }
     if is_all_of_us(wanted) && !has(Capability::CAP_SETGID) {
-        // An ordinary user who names himself; he may not touch his supplementary groups, so nothing is to be done.
-        return Ok(Identity::default());
+        // An ordinary user who names himself, and may not touch his supplementary groups. With -g alone there is something
+        // to be done if he has any: nobody who asks for a group expects others besides.
+        return match wanted.group.filter(|_| group.is_some()) {
+            Some(group) if has_other_groups(group) => Err(format!(
+                "-g option: setgroups: Operation not permitted (to leave the other groups takes root or {})",
+                Capability::CAP_SETGID
+            )),
+            _ => Ok(Identity::default()),
+        };
     }
     for (id, capability, option, what) in [
         (wanted.user, Capability::CAP_SETUID, "-u", "user"),
@@ -58,6 +65,11 @@ pub(crate) fn identity(user: Option<&OsStr>, group: Option<&OsStr>) -> Result<Id
 
 fn has(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+}
+
+/// Whether this process has supplementary groups that are not this one.
+fn has_other_groups(group: u32) -> bool {
+    !getgroups().is_ok_and(|groups| groups.into_iter().all(|its| its == Gid::from_raw(group)))
 }
 
 /// Whether the real, effective and saved ids of this process are the wanted ones already.

@@ -3,6 +3,7 @@
 //!
 //! - `startup`: from the first template to the first client; `accept`: from the socket to the template
 //! - `incoming`: what template and workers say; `broker`: channels to the broker; `ending`: children that ended, and the end of the server
+//! - `printed`: what they print where the server has a terminal
 //! - `rebuild`: when and by whom a template that ended is replaced; `cgroup`: moving with the listener; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@ mod cgroup;
 mod ending;
 pub(crate) mod fuzz;
 mod incoming;
+mod printed;
 mod rebuild;
 mod startup;
 mod strays;
@@ -46,14 +48,16 @@ use accept::{Held, Listener, Pause, Pending};
 use broker::Brokers;
 use cgroup::Groups;
 use ending::Deadlines;
+use printed::Printed;
 use rebuild::{Maker, Rebuilds};
 
 const SIGNALS: Token = Token(0);
 const TEMPLATE: Token = Token(1);
 const SPAWNER: Token = Token(2);
 const BROKER: Token = Token(3);
+const PRINTED: Token = Token(4);
 /// Listening sockets follow from here.
-const FIRST_LISTENER: usize = 4;
+const FIRST_LISTENER: usize = 5;
 /// Workers' channels: this and the number of the connection. More listening sockets than that cannot be opened.
 const FIRST_WORKER: usize = 1 << 32;
 
@@ -134,6 +138,8 @@ pub(crate) struct Server {
     /// What the first template said; later ones must say the same.
     configured: Option<Configured>,
     brokers: Brokers,
+    /// Where the server has a terminal.
+    printed: Option<Printed>,
     rebuilds: Rebuilds,
     rebuild_at: Option<Instant>,
     maker: Maker,
@@ -177,6 +183,7 @@ impl Server {
     pub(crate) fn start(plan: Plan, log: Log) -> Result<Server, String> {
         let mut server = Server::new(plan, log)?;
         server.introduce();
+        server.keep_terminal()?;
         let template = server.plan.recipe.start()?;
         server.listen_to_template(template)?;
         Ok(server)
@@ -213,6 +220,7 @@ impl Server {
             templates: Vec::new(),
             configured: None,
             brokers: Brokers::default(),
+            printed: None,
             rebuilds: Rebuilds::default(),
             rebuild_at: None,
             maker: Maker::Ourselves,
@@ -260,6 +268,7 @@ impl Server {
                     TEMPLATE => self.template_unread = true,
                     SPAWNER => self.spawner_unread = true,
                     BROKER => self.brokers.unread = true,
+                    PRINTED => self.printed.iter_mut().for_each(Printed::is_readable),
                     Token(number @ FIRST_WORKER..) => {
                         self.unread.insert((number - FIRST_WORKER) as u64);
                     }
@@ -270,6 +279,7 @@ impl Server {
                     }
                 }
             }
+            self.copy_printed();
             self.read_spawner();
             self.read_template();
             self.read_workers();
@@ -284,6 +294,7 @@ impl Server {
         }
         self.end_spawner();
         self.end_strays();
+        self.printed.iter_mut().for_each(|printed| printed.copy_rest(&self.log));
         match self.signal {
             Some(signal) => End::Signal(signal),
             None => {
@@ -296,6 +307,7 @@ impl Server {
     fn timeout(&self, now: Instant) -> Option<Duration> {
         if self.template_unread
             || self.brokers.unread
+            || self.printed.as_ref().is_some_and(Printed::has_more)
             || self.reap_again
             || !self.unread.is_empty()
             || self.can_accept(now)

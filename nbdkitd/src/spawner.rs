@@ -53,7 +53,7 @@ impl Spawner {
             path: template::installed("nbdkit-spawner"),
             title: "spawner".to_owned(),
             directory: None,
-            ..*template
+            ..template.clone()
         };
         let failed = |error: io::Error| {
             format!("cannot start {}: {}", program.path.display(), crate::errno_text(&error))

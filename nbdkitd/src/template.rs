@@ -13,6 +13,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nbdkit_ipc::keys::{Credentials, TlsPiece};
 use nbdkit_ipc::messages::{self, Configure, EnterService, Hello, Parameter, Purpose, Serve};
@@ -129,6 +130,7 @@ impl Recipe {
             spared: argv0.as_bytes().first() == Some(&title::ROOT_STORAGE_DAEMON),
             // Later ones start when we may have left it.
             directory: std::env::current_dir().ok(),
+            stderr: None,
         };
         Recipe {
             program,
@@ -143,6 +145,11 @@ impl Recipe {
         let Configure { filters, plugin, .. } = &self.configure;
         let names = filters.iter().chain([plugin]).map(|name| name.as_bytes().escape_ascii());
         names.map(|name| name.to_string()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Gives templates, and who makes them, another standard error than ours.
+    pub(crate) fn print_to(&mut self, stderr: OwnedFd) {
+        self.program.stderr = Some(Arc::new(stderr));
     }
 
     /// The template's program.

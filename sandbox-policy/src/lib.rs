@@ -5,6 +5,7 @@
 
 mod refused;
 mod support;
+mod x32;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +16,7 @@ use seccompiler::{
 };
 
 pub use refused::on_refusal;
-pub use support::are_supported;
+pub use support::{are_supported, landlock, landlock_lacks};
 
 /// A compiled filter.
 pub type Program = BpfProgram;
@@ -132,6 +133,15 @@ pub fn install(filter: &Program) -> Result<(), Broken> {
     seccompiler::apply_filter(filter).map_err(|error| broken(&error))
 }
 
+/// Installs a filter for good in every thread of this process. There must be no new privileges any more in this one; the
+/// others get that with the filter. seccomp(2), SECCOMP_FILTER_FLAG_TSYNC.
+///
+/// # Errors
+/// The kernel does not let us; a thread has a filter of its own.
+pub fn install_in_all_threads(filter: &Program) -> Result<(), Broken> {
+    seccompiler::apply_filter_all_threads(filter).map_err(|error| broken(&error))
+}
+
 /// By system call: the rules of which one must match; none match always.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -150,9 +160,15 @@ fn rules(lists: &[&[Line]]) -> Result<Rules, Broken> {
 
 fn assemble(rules: Rules, other: Action, listed: Action) -> Result<Program, Broken> {
     let machine = std::env::consts::ARCH.try_into().map_err(|error| broken(&error))?;
-    SeccompFilter::new(rules, other.into(), listed.into(), machine)
+    let filter = SeccompFilter::new(rules, other.into(), listed.into(), machine)
         .and_then(TryInto::try_into)
-        .map_err(|error| broken(&error))
+        .map_err(|error| broken(&error))?;
+    // Where what is listed is refused, a call must not get past by another number.
+    Ok(if cfg!(target_arch = "x86_64") && other == Action::Allow {
+        x32::refuse(filter, listed)
+    } else {
+        filter
+    })
 }
 
 fn of_tests(tests: &[Test]) -> Result<SeccompRule, Broken> {

@@ -26,6 +26,9 @@ const KILL: u32 = 62;
 const FCNTL: u32 = 72;
 const PTRACE: u32 = 101;
 const MMAP: u32 = 9;
+const SETSOCKOPT: u32 = 54;
+const PRCTL: u32 = 157;
+const PRLIMIT64: u32 = 302;
 const IOCTL: u32 = 16;
 const UNSHARE: u32 = 272;
 const TGKILL: u32 = 234;
@@ -213,6 +216,7 @@ fn holders(server: &Server) -> String {
         let is = |pid: &i32| comm(pid).is_ok_and(|its| its.trim() == "nbdkit:broker");
         children(template).into_iter().filter(is).collect()
     };
+    eventually("a broker", || !brokers().is_empty());
     let [broker] = brokers()[..] else { panic!("one broker") };
     eventually("it is confined", || statuses(broker)[0]["Seccomp"] == "2");
     let capabilities = statuses(broker)[0]["CapEff"].clone();
@@ -260,8 +264,8 @@ fn the_spawner_holds_nothing_but_its_channel_and_is_there_only_to_replace_templa
     assert_eq!(children_called(&disk, "nbdkit:spawner"), [], "a RAM disk is not made anew");
     let mut server = server(&["null", "1M"]).start();
     let spawner = spawner(&server);
-    let status = statuses(spawner).remove(0);
-    assert_eq!(status["CapPrm"], NONE, "{status:?}");
+    // As soon as it has learned what a template is.
+    eventually("no capabilities", || statuses(spawner)[0]["CapPrm"] == NONE);
     let open = std::fs::read_dir(format!("/proc/{spawner}/fd")).expect("alive").count();
     assert_eq!(open, 4, "three standard streams and the channel");
     // Without it the server goes on, until a template would have to be replaced.
@@ -305,7 +309,7 @@ fn compat_refuses_a_list_and_keeps_paths_open() {
     let template = template(&server);
     let status = &statuses(template)[0];
     assert_eq!((&*status["NoNewPrivs"], &*status["Seccomp"]), ("1", "2"));
-    assert_eq!(status["Seccomp_filters"], "1");
+    assert_eq!(status["Seccomp_filters"], "3");
 }
 
 /// What a worker's call came to.
@@ -357,7 +361,7 @@ fn a_forbidden_call_costs_its_client_only_and_is_named() {
 #[cfg(target_arch = "x86_64")]
 fn arguments_are_held_against_the_list() {
     let server = caller(&[]);
-    let (eacces, enosys, ebadf) = (13, 38, 9);
+    let (eacces, enosys, ebadf, efault) = (13, 38, 9, 14);
     for (number, arguments, outcome) in [
         (GETPID, &[][..], None),
         // Two megabytes of memory, to read and write; to execute.
@@ -379,6 +383,19 @@ fn arguments_are_held_against_the_list() {
         // BLKGETSIZE64 and BLKRRPART of nothing.
         (IOCTL, &[u64::from(u32::MAX), 0x8008_1272, 0], Some(Errno(ebadf))),
         (IOCTL, &[u64::from(u32::MAX), 0x125f, 0], Some(Refused)),
+        // SO_RCVTIMEO and SO_ATTACH_FILTER, IPT_SO_SET_REPLACE, of nothing.
+        (SETSOCKOPT, &[u64::from(u32::MAX), 1, 20, 0, 0], Some(Errno(ebadf))),
+        (SETSOCKOPT, &[u64::from(u32::MAX), 1, 26, 0, 0], Some(Refused)),
+        (SETSOCKOPT, &[u64::from(u32::MAX), 0, 64, 0, 0], Some(Refused)),
+        // A pointer to new limits whose lower half is zero.
+        (PRLIMIT64, &[0, 7, 0, 0], None),
+        (PRLIMIT64, &[0, 7, 1 << 32, 0], Some(Refused)),
+        // PR_SET_NAME of nothing, PR_SET_DUMPABLE, PR_SET_MM.
+        (PRCTL, &[15, 0], Some(Errno(efault))),
+        (PRCTL, &[4, 1], Some(Refused)),
+        (PRCTL, &[35, 1], Some(Refused)),
+        // TIOCSTI
+        (IOCTL, &[u64::from(u32::MAX), 0x5412, 0], Some(Refused)),
         (BPF, &[], Some(Refused)),
         (OPEN, &[], Some(Refused)),
         // openat(2) fails as in a file that is not ours.
@@ -402,6 +419,87 @@ fn the_same_calls_pass_without_a_sandbox_and_fail_softly_in_compat() {
     let compat = caller(&["--sandbox=compat"]);
     assert_eq!(call(&compat, PTRACE, &[16, 0x7fff_fff0]), Errno(1));
     assert_eq!(call(&compat, FCNTL, &[u64::from(u32::MAX), 8, 1]), Errno(9));
+}
+
+/// What compat refuses in another way than by the list of what no server of disks calls. Without a sandbox the kernel
+/// answers.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn compat_refuses_namespaces_by_every_number_and_families_and_the_terminals_input() {
+    const X32: u32 = 0x4000_0000;
+    let (eperm, ebadf, einval, enosys, eafnosupport) = (1, 9, 22, 38, 97);
+    let no_descriptor = u64::from(u32::MAX);
+    let servers =
+        ["compat", "programs", "off"].map(|level| caller(&[&format!("--sandbox={level}")]));
+    for (number, arguments, refused, off) in [
+        // A size that no kernel takes.
+        (CLONE3, &[0, 0][..], enosys, einval),
+        (UNSHARE | X32, &[0x1000_0000], eperm, enosys),
+        (GETPID | X32, &[], eperm, enosys),
+        // TIOCSTI and TIOCLINUX, of nothing; high bits, which the kernel does not look at.
+        (IOCTL, &[no_descriptor, 0x5412], eperm, ebadf),
+        (IOCTL, &[no_descriptor, 0x5412 | 1 << 32], eperm, ebadf),
+        (IOCTL, &[no_descriptor, 0x541c], eperm, ebadf),
+        // AF_UNIX, AF_INET and AF_NETLINK of NETLINK_ROUTE, with a type that there is not.
+        (SOCKET, &[1, 7, 0], 94, 94),
+        (SOCKET, &[2, 7, 0], 94, 94),
+        (SOCKET, &[16, 7, 0], 94, 94),
+        // AF_PACKET: the machine's packets.
+        (SOCKET, &[17, 7, 0], eafnosupport, 94),
+    ] {
+        for (server, level) in servers.iter().zip(["compat", "programs", "off"]) {
+            // A machine may have x32, or no packets.
+            let expected = if level == "off" { off } else { refused };
+            let got = call(server, number, arguments);
+            let lenient = level == "off" && (number & X32 != 0 || arguments.first() == Some(&17));
+            assert!(
+                got == Errno(expected) || lenient,
+                "{level} {number:#x} {arguments:x?}: {got:?}"
+            );
+        }
+    }
+}
+
+/// As on a kernel that lacks something: `-D nbdkit.lacks` and `nbdkit.landlock` of nbdkit-worker/src/sandbox/skip.rs.
+fn on_a_kernel(flag: &str, options: &[&str]) -> Builder {
+    let builder = Server::nbdkit(["-v", "-D", flag]).binary(Binary::red_team());
+    builder.args(options).args(["redteam", "path=/etc/hostname"])
+}
+
+#[test]
+fn a_layer_that_the_kernel_lacks_is_said_and_ends_the_start_where_all_are_demanded() {
+    for (flag, words) in [
+        ("nbdkit.lacks=8", "this kernel has no seccomp filters: system calls are not restricted"),
+        (
+            "nbdkit.lacks=4",
+            "this kernel has no Landlock: paths are not restricted but by permissions",
+        ),
+    ] {
+        let server = on_a_kernel(flag, &[]).start();
+        let notices = |text: &str| text.matches(words).count();
+        let _client = connected(&server, "");
+        let _ = server.wait_for_stderr(words);
+        assert_eq!(notices(&server.stderr_text()), 1, "{flag}");
+        let finished = on_a_kernel(flag, &["--sandbox=strict"]).try_start().expect_err(flag);
+        let line = format!("nbdkit: error: --sandbox=strict: {words}");
+        assert!(finished.stderr.contains(&line), "{}", finished.stderr);
+    }
+}
+
+#[test]
+fn what_an_old_landlock_does_not_restrict_is_said_once_and_the_rest_is_restricted() {
+    for (version, lacks) in [
+        (2, "truncation, TCP, ioctl of devices, signals and abstract sockets"),
+        (4, "ioctl of devices, signals and abstract sockets"),
+    ] {
+        let flag = format!("nbdkit.landlock={version}");
+        let server = on_a_kernel(&flag, &["--sandbox=strict"]).start();
+        let words = format!("version {version}, which does not restrict: {lacks}");
+        let _ = server.wait_for_stderr(&words);
+        assert_eq!(attack(&server, "open=/etc/hostname").as_deref(), Some("ok"));
+        assert_eq!(attack(&server, "open=/etc/passwd").as_deref(), Some("errno 13"));
+        assert_eq!(server.stderr_text().matches(&words).count(), 1);
+    }
 }
 
 /// One process for all, so all connections go; the next clients find a new one.

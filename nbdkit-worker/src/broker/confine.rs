@@ -9,13 +9,13 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use nbdkit_api::{Errno, Error, Result, ResultExt};
-use nbdkit_sandbox_policy::{Action, are_supported, compile, install};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nbdkit_sandbox_policy::{Action, compile, install};
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::desk::MOST_CHANNELS;
 use super::{Plan, policy};
 use crate::privileges::Files;
-use crate::sandbox::{Layer, skips};
+use crate::sandbox::{Layer, has_filters, skips};
 use crate::{privileges, process};
 
 /// Descriptors besides channels: standard streams, its own, one that is being opened; with room to spare.
@@ -43,7 +43,7 @@ pub(super) fn give_up_privileges(plan: &Plan<'_>) -> Result<()> {
         let declared = plan.needs.declared.len() as u64;
         let descriptors = MOST_CHANNELS as u64 + DESCRIPTORS + declared;
         privileges::lock_down(Some(descriptors), Some(privileges::data().saturating_add(MEMORY)))?;
-        setrlimit(Resource::RLIMIT_FSIZE, 0, 0).or_error(|| "setrlimit: RLIMIT_FSIZE")?;
+        privileges::forbid_file_growth()?;
     }
     Ok(())
 }
@@ -69,7 +69,7 @@ pub(super) fn close(plan: &Plan<'_>) -> Result<()> {
         }
     }
     // What a kernel does not have, the template says.
-    if skips(Layer::Calls) || !are_supported() {
+    if skips(Layer::Calls) || !has_filters() {
         return Ok(());
     }
     let opening = if plan.needs.writes() { policy::WRITING } else { policy::READING };

@@ -71,6 +71,6 @@ pub(super) const BROKER: &[Line] = &[
     // Facts.
     any(c::SYS_clock_gettime),    // how often somebody asks; mostly done without a system call
     any(c::SYS_getrandom),        // hash tables
-    with(c::SYS_prlimit64, &[Is(0, 0), Is(2, 0)]), // how many descriptors; stack of the main thread
+    with(c::SYS_prlimit64, &[Is(0, 0), Lacks(2, u64::MAX)]), // no new limit (a pointer): how many descriptors; stack of the main thread
     any(c::SYS_getcwd),           // paths in a panic's backtrace
 ];

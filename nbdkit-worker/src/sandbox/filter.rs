@@ -8,7 +8,7 @@
 
 use nbdkit_api::needs::Network;
 use nbdkit_api::{Errno, Error, Needs, Result};
-use nbdkit_sandbox_policy::{Action, Broken, Program, Test, compile, compile_with};
+use nbdkit_sandbox_policy::{Action, Broken, Line, Program, Test, compile, compile_with};
 
 use super::policy;
 
@@ -35,15 +35,24 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
         lists.push(policy::BROKERED);
     }
     let unknown = if needs.programs { Action::Fail(libc::ENOSYS) } else { Action::Trap };
-    let refused = |list, errno| compile(&[list], Action::Allow, Action::Fail(errno));
     let mut filters = vec![
         compile(&lists, unknown, Action::Allow).map_err(failed)?,
-        refused(policy::ABSENT, libc::ENOSYS).map_err(failed)?,
+        refused(&[policy::ABSENT], libc::ENOSYS)?,
     ];
-    if !needs.opens_itself() && !opens_declared(needs) && needs.network < Network::Inet {
-        filters.push(refused(policy::OPENING, libc::EACCES).map_err(failed)?);
+    if needs.programs {
+        filters.push(refused(&[policy::TERMINAL], libc::EPERM)?);
+        return Ok(filters);
     }
+    let mut inaccessible = vec![policy::SHARED_MEMORY];
+    if !needs.opens_itself() && !opens_declared(needs) && needs.network < Network::Inet {
+        inaccessible.push(policy::OPENING);
+    }
+    filters.push(refused(&inaccessible, libc::EACCES)?);
     Ok(filters)
+}
+
+fn refused(lists: &[&[Line]], errno: i32) -> Result<Program> {
+    compile(lists, Action::Allow, Action::Fail(errno)).map_err(failed)
 }
 
 /// Whether what is declared is opened by this process and its forks, for want of a broker.
@@ -74,16 +83,20 @@ pub(super) fn of_this_process(filter: &Program) -> Program {
 /// # Errors
 /// EINVAL: a list is wrong.
 pub(super) fn compat() -> Result<Vec<Program>> {
-    let refused = compile(&[policy::COMPAT], Action::Allow, Action::Fail(libc::EPERM));
-    Ok(vec![refused.map_err(failed)?])
+    // What several refuse fails with the errno of the last.
+    Ok(vec![
+        refused(&[policy::ABSENT], libc::ENOSYS)?,
+        refused(&[policy::FAMILIES], libc::EAFNOSUPPORT)?,
+        refused(&[policy::COMPAT, policy::TERMINAL], libc::EPERM)?,
+    ])
 }
 
-/// Installs a filter for good. There must be no new privileges any more.
+/// Installs a filter for good, in every thread. There must be no new privileges any more.
 ///
 /// # Errors
-/// The kernel does not let us.
+/// The kernel does not let us; a thread has a filter of its own.
 pub(super) fn install(filter: &Program) -> Result<()> {
-    nbdkit_sandbox_policy::install(filter).map_err(failed)
+    nbdkit_sandbox_policy::install_in_all_threads(filter).map_err(failed)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -124,7 +137,7 @@ mod tests {
             }
         }
         assert!(worker().unwrap().len() < 200, "installed for every connection");
-        assert_eq!(compat().unwrap().len(), 1);
+        assert_eq!(compat().unwrap().len(), 3);
     }
 
     #[test]
@@ -132,7 +145,10 @@ mod tests {
         let listed = |call: i64| {
             [policy::BASE, policy::TEMPLATE].into_iter().flatten().any(|line| line.call == call)
         };
-        for line in [policy::GIVEN_UP, policy::ABSENT, policy::OPENING].into_iter().flatten() {
+        for line in [policy::GIVEN_UP, policy::ABSENT, policy::OPENING, policy::SHARED_MEMORY]
+            .into_iter()
+            .flatten()
+        {
             assert!(listed(line.call), "{}", line.call);
         }
     }
@@ -142,7 +158,7 @@ mod tests {
     fn a_filter_refuses_what_is_listed_with_the_errno_of_its_list() {
         let errno = std::thread::spawn(|| {
             nix::sys::prctl::set_no_new_privs().unwrap();
-            install(&compat().unwrap()[0]).unwrap();
+            nbdkit_sandbox_policy::install(compat().unwrap().last().unwrap()).unwrap();
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS).err()
         });
         assert_eq!(errno.join().unwrap(), Some(nix::Error::EPERM));

@@ -7,17 +7,17 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, RestrictSelfAttr,
+    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use nbdkit_api::exports::MAX_EXPORTS;
 use nbdkit_api::needs::Network;
 use nbdkit_api::paths::Declared;
-use nbdkit_api::{Access, Errno, Error, Needs, Result, debug};
+use nbdkit_api::{Access, Errno, Error, Needs, Result, ResultExt, debug};
 use nix::sys::stat::{SFlag, fstat};
 
 /// What programs find where the system keeps them.
@@ -32,34 +32,73 @@ const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full"];
 /// What programs are allowed to look up hosts.
 const RESOLVER: &[&str] = &["/etc", "/run/systemd/resolve", "/usr/share"];
 
-/// Restricts this thread, which is the only one, and all that come from it.
-///
-/// # Errors
-/// EPERM: the kernel has Landlock and does not let us.
-pub(super) fn restrict(needs: &Needs) -> Result<()> {
-    let status = ruleset(needs)
-        .and_then(RulesetCreated::restrict_self)
-        .map_err(|error| Error::new(Errno::EPERM, format!("landlock: {error}")))?;
-    match status.ruleset {
-        RulesetStatus::FullyEnforced => debug!("sandbox: Landlock, {} paths", needs.paths.len()),
-        RulesetStatus::PartiallyEnforced => {
-            debug!("sandbox: Landlock, {} paths, as far as this kernel has it", needs.paths.len());
-        }
-        RulesetStatus::NotEnforced => {
-            super::say("this kernel has no Landlock: paths are not restricted");
-        }
-    }
-    Ok(())
+/// The rules of a stack, not yet in force.
+pub(super) struct Rules {
+    rules: RulesetCreated,
+    /// How many paths they are for.
+    paths: usize,
+    /// For the threads that the kernel does not restrict with the one that asks for it.
+    others: Option<OwnedFd>,
 }
 
-fn ruleset(needs: &Needs) -> std::result::Result<RulesetCreated, RulesetError> {
-    let mut ruleset = Ruleset::default()
-        .handle_access(AccessFs::from_all(ABI::V5))?
-        .scope(Scope::from_all(ABI::V6))?;
-    if needs.network < Network::Inet {
-        ruleset = ruleset.handle_access(AccessNet::from_all(ABI::V4))?;
+impl Rules {
+    /// # Errors
+    /// EPERM: the kernel has Landlock and does not take the rules.
+    pub(super) fn new(needs: &Needs) -> Result<Rules> {
+        /// The first version that has LANDLOCK_RESTRICT_SELF_TSYNC.
+        const ALL_THREADS: u32 = 8;
+        let version = super::landlock();
+        let abi = ABI::from(version.cast_signed());
+        let mut rules = ruleset(needs, abi).map_err(failed)?;
+        let mut others = None;
+        // Asked for where it is not there, it would count as a restriction that is missing.
+        if version >= ALL_THREADS {
+            rules = rules.all_threads(true).map_err(failed)?;
+        } else {
+            others = rules.try_clone().or_error(|| "landlock: dup")?.into();
+        }
+        Ok(Rules { rules, paths: needs.paths.len(), others })
+    }
+
+    /// What every other thread has to put in force before [`Rules::restrict`] is called.
+    pub(super) fn of_others(&self) -> Option<BorrowedFd<'_>> {
+        self.others.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Restricts this thread and all that come from it.
+    ///
+    /// # Errors
+    /// EPERM: the kernel does not let us.
+    pub(super) fn restrict(self) -> Result<()> {
+        let status = self.rules.restrict_self().map_err(failed)?;
+        match status.ruleset {
+            RulesetStatus::NotEnforced => Err(Error::new(Errno::EPERM, "landlock: not in force")),
+            _ => {
+                debug!("sandbox: Landlock, {} paths", self.paths);
+                Ok(())
+            }
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: RulesetError) -> Error {
+    Error::new(Errno::EPERM, format!("landlock: {error}"))
+}
+
+/// What to restrict is asked for as far as `abi` has it, of what we know ([`ABI::V6`]).
+fn ruleset(needs: &Needs, abi: ABI) -> std::result::Result<RulesetCreated, RulesetError> {
+    let abi = abi.min(ABI::V6);
+    let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(abi))?;
+    let (scope, net) = (Scope::from_all(abi), AccessNet::from_all(abi));
+    if !scope.is_empty() {
+        ruleset = ruleset.scope(scope)?;
+    }
+    if needs.network < Network::Inet && !net.is_empty() {
+        ruleset = ruleset.handle_access(net)?;
     }
     let mut ruleset = ruleset.create()?;
+    let allow = |ruleset, path: &Path, rights| allow(ruleset, path, rights, abi);
     // A script is a path to be read, and what it puts into its directory may be a program too.
     let run = if needs.programs { AccessFs::Execute.into() } else { BitFlags::EMPTY };
     // Without a broker, what it would have opened is opened here.
@@ -141,6 +180,7 @@ fn allow(
     ruleset: RulesetCreated,
     path: &Path,
     rights: BitFlags<AccessFs>,
+    abi: ABI,
 ) -> std::result::Result<RulesetCreated, RulesetError> {
     let Ok(fd) = PathFd::new(path) else {
         debug!("sandbox: no rule for {}, which cannot be opened", path.display());
@@ -149,7 +189,8 @@ fn allow(
     let is_directory = fstat(fd.as_fd()).is_ok_and(|stat| {
         SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
     });
-    let rights = if is_directory { rights } else { rights & AccessFs::from_file(ABI::V5) };
+    let of_kind = if is_directory { AccessFs::from_all(abi) } else { AccessFs::from_file(abi) };
+    let rights = rights & of_kind;
     if rights.is_empty() {
         return Ok(ruleset);
     }

@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use libc as c;
-use nbdkit_sandbox_policy::Test::{Has, Is, Lacks};
-use nbdkit_sandbox_policy::{Line, any, with};
+use nbdkit_sandbox_policy::Test::{Has, Is, IsNot, Lacks};
+use nbdkit_sandbox_policy::{Line, Test, any, with};
 
 /// Bits of clone(2) that make namespaces.
 const NEW_NAMESPACES: u64 = (c::CLONE_NEWNS
@@ -42,7 +42,7 @@ pub(super) const BASE: &[Line] = &[
     any(c::SYS_sendmsg),          // control channel; replies
     any(c::SYS_shutdown),         // disconnect, quiesce
     any(c::SYS_getsockopt),       // what kind of socket the client's is; bytes in its queue
-    any(c::SYS_setsockopt),       // TCP_NODELAY, TCP_CORK, buffers
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_RCVTIMEO as u64)]), // deadline of the handshake
     any(c::SYS_getsockname),      // plugins ask for the client's address
     any(c::SYS_getpeername),      // the same
     #[cfg(target_arch = "x86_64")]
@@ -60,7 +60,7 @@ pub(super) const BASE: &[Line] = &[
     any(c::SYS_sync_file_range),  // cache=none: write out behind the client
     any(c::SYS_fadvise64),        // NBD_CMD_CACHE, fadvise=
     any(c::SYS_copy_file_range),  // std's copy between open files
-    any(c::SYS_memfd_create),     // scratch memory of plugins
+    any(c::SYS_memfd_create),     // see SHARED_MEMORY
     any(c::SYS_flock),            // locks of files that are open
 
     // What is a descriptor for, and what may become of it. Not F_SETOWN, F_SETSIG: signals to other processes.
@@ -102,7 +102,9 @@ pub(super) const BASE: &[Line] = &[
     any(c::SYS_openat),           // refused with EACCES or left to Landlock, so that glibc may try
 
     // Memory: never code.
-    with(c::SYS_mmap, &[Lacks(2, EXEC)]),     // buffers, stacks of threads, shared words
+    // What is shared and without a file is made before: no limit counts it (RLIMIT_DATA).
+    with(c::SYS_mmap, &[Lacks(2, EXEC), Lacks(3, c::MAP_SHARED as u64)]),    // buffers, stacks of threads
+    with(c::SYS_mmap, &[Lacks(2, EXEC), Lacks(3, c::MAP_ANONYMOUS as u64)]), // tables in shared files
     with(c::SYS_mprotect, &[Lacks(2, EXEC)]), // guard pages, malloc's arenas
     any(c::SYS_munmap),           // the end of those
     any(c::SYS_mremap),           // realloc
@@ -151,7 +153,7 @@ pub(super) const BASE: &[Line] = &[
     any(c::SYS_uname),            // the same
     any(c::SYS_sysinfo),          // qsort of glibc 2.36, once
     any(c::SYS_getrlimit),        // stack of the main thread
-    with(c::SYS_prlimit64, &[Is(0, 0), Is(2, 0)]), // the same: this process, nothing new
+    with(c::SYS_prlimit64, &[Is(0, 0), Lacks(2, u64::MAX)]), // the same: this process, no new limit (a pointer)
 ];
 
 /// What the template does beyond that, and workers give up.
@@ -202,10 +204,41 @@ pub(super) const OPENING: &[Line] = &[
     any(c::SYS_openat),           // open(3) of glibc and std
 ];
 
+/// To fail with EACCES where no programs are run: memory in files, which no limit counts. It is made before.
+#[rustfmt::skip]
+pub(super) const SHARED_MEMORY: &[Line] = &[
+    any(c::SYS_memfd_create),     // libraries try it, and go on without
+];
+
 /// To fail with ENOSYS: what has another way that can be checked.
 #[rustfmt::skip]
 pub(super) const ABSENT: &[Line] = &[
     any(c::SYS_clone3),           // its flags are in memory; libraries fall back to clone
+];
+
+/// To fail with EPERM in every process, what it may call otherwise: typing into the terminal of whoever started the server.
+/// ioctl_tty(2).
+#[rustfmt::skip]
+pub(super) const TERMINAL: &[Line] = &[
+    with(c::SYS_ioctl, &[Is(1, 0x5412)]), // TIOCSTI: input, as if it had been typed
+    with(c::SYS_ioctl, &[Is(1, 0x541c)]), // TIOCLINUX: what is selected on a console is pasted
+];
+
+/// To fail with EAFNOSUPPORT, which is what kernels say that have been built without them: sockets of all families but those of
+/// clients, disks and names; and what configures firewalls and tunnels.
+#[rustfmt::skip]
+pub(super) const FAMILIES: &[Line] = &[
+    with(c::SYS_socket, NO_FAMILY_OF_SERVERS),               // crypto, radio, buses, raw packets
+    with(c::SYS_socketpair, NO_FAMILY_OF_SERVERS),           // the same
+    with(c::SYS_socket, &[Is(0, c::AF_NETLINK as u64), Is(2, c::NETLINK_NETFILTER as u64)]), // firewalls
+    with(c::SYS_socket, &[Is(0, c::AF_NETLINK as u64), Is(2, c::NETLINK_XFRM as u64)]), // tunnels
+];
+const NO_FAMILY_OF_SERVERS: &[Test] = &[
+    IsNot(0, c::AF_UNIX as u64),
+    IsNot(0, c::AF_INET as u64),
+    IsNot(0, c::AF_INET6 as u64),
+    IsNot(0, c::AF_NETLINK as u64),
+    IsNot(0, c::AF_VSOCK as u64),
 ];
 
 /// Need: threads of a plugin's own, and how such threads usually wait.
@@ -228,6 +261,10 @@ pub(super) const UNIX: &[Line] = &[
     with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64)]),     // a connection
     with(c::SYS_socketpair, &[Is(0, c::AF_UNIX as u64)]), // between threads
     any(c::SYS_connect),          // to a server
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_SNDTIMEO as u64)]), // deadlines
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_SNDBUF as u64)]),   // several replies at once
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_RCVBUF as u64)]),   // the same
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_PASSCRED as u64)]), // who the server is
 ];
 
 /// Need: the network. The families are those of TCP, UDP and of asking which of them there are.
@@ -237,6 +274,25 @@ pub(super) const INET: &[Line] = &[
     with(c::SYS_socket, &[Is(0, c::AF_INET6 as u64)]),    // the same
     with(c::SYS_socket, &[Is(0, c::AF_NETLINK as u64), Is(2, c::NETLINK_ROUTE as u64)]), // getaddrinfo
     any(c::SYS_bind),             // source addresses, getaddrinfo
+    // Not what attaches programs of filters to sockets, joins groups, or configures firewalls and tunnels.
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_KEEPALIVE as u64)]), // dead servers are noticed
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_REUSEADDR as u64)]), // source ports
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_LINGER as u64)]),    // ends of connections
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_PRIORITY as u64)]),  // kind of service
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IP as u64), Is(2, c::IP_TOS as u64)]),       // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IP as u64), Is(2, c::IP_RECVERR as u64)]),   // the resolver
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IP as u64), Is(2, c::IP_MTU_DISCOVER as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IPV6 as u64), Is(2, c::IPV6_RECVERR as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IPV6 as u64), Is(2, c::IPV6_V6ONLY as u64)]), // sockets of one family
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IPV6 as u64), Is(2, c::IPV6_TCLASS as u64)]), // kind of service
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_NODELAY as u64)]), // requests go at once
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_CORK as u64)]),    // or together
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_QUICKACK as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_KEEPIDLE as u64)]), // dead servers are noticed
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_KEEPINTVL as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_KEEPCNT as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_USER_TIMEOUT as u64)]), // the same
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_TCP as u64), Is(2, c::TCP_FASTOPEN_CONNECT as u64)]), // curl
     any(c::SYS_sendmmsg),         // the resolver: two questions at once
     any(c::SYS_recvmmsg),         // the same
     any(c::SYS_getdents64),       // certificates
@@ -358,6 +414,7 @@ pub(super) const PROGRAMS: &[Line] = &[
     with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64)]),     // logger(1), NSS
     with(c::SYS_socketpair, &[Is(0, c::AF_UNIX as u64)]), // interpreters
     any(c::SYS_connect),          // the same; Landlock keeps abstract names inside
+    any(c::SYS_setsockopt),       // the same
     any(c::SYS_bind),             // the same
     any(c::SYS_listen),           // the same
     any(c::SYS_accept4),          // the same

@@ -1,5 +1,6 @@
 //! Leaving out one layer, to show what it is that stops an attack: `-D nbdkit.skip=SUM` of a build with the feature
-//! `red-team`. In all other builds no layer can be left out but by `--sandbox`.
+//! `red-team`. In all other builds no layer can be left out but by `--sandbox`. And taking the kernel for another, which has
+//! no filters (`-D nbdkit.lacks=8`), no Landlock (4), or an old version of it (`-D nbdkit.landlock=VERSION`).
 
 #![forbid(unsafe_code)]
 
@@ -28,4 +29,36 @@ pub(crate) fn skips(layer: Layer) -> bool {
 #[cfg(not(feature = "red-team"))]
 pub(crate) const fn skips(_: Layer) -> bool {
     false
+}
+
+/// Whether this kernel has filters.
+pub(crate) fn has_filters() -> bool {
+    !lacks(Layer::Calls) && nbdkit_sandbox_policy::are_supported()
+}
+
+/// Which version of Landlock this kernel has; 0: none.
+pub(crate) fn landlock() -> u32 {
+    let version = nbdkit_sandbox_policy::landlock();
+    if lacks(Layer::Paths) { 0 } else { version.min(landlock_at_most()) }
+}
+
+#[cfg(feature = "red-team")]
+fn lacks(layer: Layer) -> bool {
+    nbdkit_api::log::flag("nbdkit", "lacks") & layer as i32 != 0
+}
+
+#[cfg(not(feature = "red-team"))]
+const fn lacks(_: Layer) -> bool {
+    false
+}
+
+#[cfg(feature = "red-team")]
+fn landlock_at_most() -> u32 {
+    let version = u32::try_from(nbdkit_api::log::flag("nbdkit", "landlock")).unwrap_or(0);
+    if version == 0 { u32::MAX } else { version }
+}
+
+#[cfg(not(feature = "red-team"))]
+const fn landlock_at_most() -> u32 {
+    u32::MAX
 }

@@ -25,6 +25,8 @@ pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>)
         "mount" => system::mount(),
         "become-root" => system::become_root(),
         "fill-memory" => system::fill_memory(number() as usize),
+        "fill-shared" => system::fill_shared(number() as usize),
+        "fill-memfd" => system::fill_memfd(number() as u64),
         "fill-descriptors" => system::fill_descriptors(number() as usize),
         "raise-descriptors" => {
             system::raise_descriptors().and_then(|_| system::fill_descriptors(number() as usize))
@@ -62,6 +64,8 @@ pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>)
             nbdkit_api::error!("{argument}");
             Ok("ok".to_owned())
         }
+        "print" => system::print(argument.as_bytes(), 1),
+        "flood-stderr" => system::print(&[b'x'; 4096], number() as usize),
         "panic" => panic!("{argument}"),
         "abort" => std::process::abort(),
         "overflow-stack" => Ok(format!("ok {}", system::overflow_stack(1))),

@@ -36,6 +36,7 @@ pub struct RedTeam {
     paths: Vec<PathBuf>,
     files: Vec<Declared>,
     serialize: bool,
+    diskless: bool,
     disk: Option<Arc<SharedFile>>,
     regions: OnceLock<Vec<Region>>,
 }
@@ -46,11 +47,13 @@ impl Plugin for RedTeam {
     }
 
     /// `path`: a path that it declares to read, opening it itself. `disk`: one that it declares to be its disk, and has
-    /// opened as the file plugin has. `serialize`: whether all requests take one lock, which clients share.
+    /// opened as the file plugin has. `serialize`: whether all requests take one lock, which clients share. `diskless`: whether
+    /// there is no RAM disk.
     fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         match key {
             "path" => self.paths.push(value.absolute_path()?),
             "disk" => self.files.push(Declared::file(value.absolute_path()?)),
+            "diskless" => self.diskless = value.boolean()?,
             "serialize" => self.serialize = value.boolean()?,
             _ => return Err(Error::unknown_parameter(key)),
         }
@@ -62,7 +65,9 @@ impl Plugin for RedTeam {
     }
 
     fn get_ready(&mut self) -> Result<()> {
-        self.disk = Some(Arc::new(SharedFile::in_memory("redteam", SIZE)?));
+        if !self.diskless {
+            self.disk = Some(Arc::new(SharedFile::in_memory("redteam", SIZE)?));
+        }
         Ok(())
     }
 
@@ -83,8 +88,8 @@ impl Plugin for RedTeam {
     }
 
     fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
-        let disk = self.disk.as_ref().ok_or_else(|| Error::msg("redteam: not ready"))?;
         if open.export.is_empty() {
+            let disk = self.disk.as_ref().ok_or_else(|| Error::msg("redteam: no disk"))?;
             return Ok(Box::new(Disk(Arc::clone(disk))));
         }
         let regions = self.regions.get().map_or(&[][..], Vec::as_slice);

@@ -79,6 +79,26 @@ pub(crate) fn fill_memory(mebibytes: usize) -> nix::Result<String> {
     Ok(ok())
 }
 
+/// The same with memory that no limit on data counts.
+pub(crate) fn fill_shared(mebibytes: usize) -> nix::Result<String> {
+    let protection = libc::c_long::from(libc::PROT_READ | libc::PROT_WRITE);
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    for _ in 0..mebibytes {
+        raw::call(libc::SYS_mmap, &[0, 1 << 20, protection, flags.into(), -1, 0])?;
+    }
+    Ok(ok())
+}
+
+/// The same with a file in memory.
+pub(crate) fn fill_memfd(mebibytes: u64) -> nix::Result<String> {
+    let file = nix::sys::memfd::memfd_create(c"red", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+    let block = vec![1; 1 << 20];
+    for _ in 0..mebibytes {
+        nix::unistd::write(&file, &block)?;
+    }
+    Ok(ok())
+}
+
 pub(crate) fn fill_descriptors(count: usize) -> nix::Result<String> {
     let mut copies = Vec::new();
     let null = std::io::stdin();
@@ -131,4 +151,15 @@ pub(crate) fn read_memory(pid: i32) -> nix::Result<String> {
 pub(crate) fn overflow_stack(depth: u64) -> u64 {
     let page = std::hint::black_box([depth; 512]);
     overflow_stack(depth + 1) + page[depth as usize % 512]
+}
+
+/// Prints to standard error.
+///
+/// # Errors
+/// EIO
+pub(crate) fn print(text: &[u8], times: usize) -> nix::Result<String> {
+    use std::io::Write;
+    let mut stderr = std::io::stderr();
+    (0..times).try_for_each(|_| stderr.write_all(text)).map_err(|_| Errno::EIO)?;
+    Ok("ok".to_owned())
 }

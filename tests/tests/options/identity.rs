@@ -92,6 +92,32 @@ fn supplementary_groups_are_dropped() {
     assert_eq!(count, 1);
 }
 
+/// A shell script that starts the server as nobody, in the group disk too, and with these options of setpriv(1).
+fn as_a_member_of_disk(more: &str) -> String {
+    let nobody = nobody().uid;
+    format!(r#"exec setpriv --reuid={nobody} --regid={nobody} --groups=6 {more} "$0" "$@""#)
+}
+
+#[test]
+fn a_group_comes_without_others_also_for_ordinary_users_who_may_change_it() {
+    if needs_root("-g") {
+        return;
+    }
+    let groups = |options: &[&str], more: &str| {
+        let builder = script_server(options, "get_size) id -G | wc -w");
+        builder.through_shell(&as_a_member_of_disk(more)).try_start().map(|server| {
+            let mut client = server.connect();
+            open(&mut client);
+            client.export().expect("an export").0
+        })
+    };
+    let may = "--inh-caps=+setgid --ambient-caps=+setgid";
+    assert_eq!(groups(&["-g", "nogroup"], may).expect("served"), 1);
+    assert_eq!(groups(&[], may).expect("served"), 2, "without -g they stay");
+    let finished = groups(&["-g", "nogroup"], "").expect_err("refused");
+    assert!(finished.stderr.contains("setgroups: Operation not permitted"), "{}", finished.stderr);
+}
+
 #[test]
 fn what_the_user_may_not_read_is_not_served() {
     if needs_root("-u") {

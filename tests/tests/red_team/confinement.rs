@@ -210,6 +210,17 @@ const ROWS: &[Row] = &[
         opens: false,
         ends: &[(0, Fails(ENOMEM), Fails(ENOMEM)), (LIMITS, Succeeds, Succeeds)],
     },
+    // Memory that no limit on data counts.
+    Row {
+        attack: "fill-shared=64",
+        opens: false,
+        ends: &[(0, Refused("mmap"), Refused("mmap")), (CALLS, Succeeds, Succeeds)],
+    },
+    Row {
+        attack: "fill-memfd=64",
+        opens: false,
+        ends: &[(0, Fails(EACCES), Fails(EACCES)), (CALLS, Succeeds, Succeeds)],
+    },
     Row {
         attack: "fill-descriptors=100000",
         opens: false,
@@ -365,4 +376,14 @@ fn every_attack_of_a_worker_of_root_is_stopped_by_the_layer_that_is_said_to() {
 #[cfg(target_arch = "x86_64")]
 fn every_attack_of_a_worker_of_an_ordinary_user_is_stopped_too() {
     run(Starter::User);
+}
+
+/// Where there is no disk in memory: a limit on files, too.
+#[test]
+fn a_worker_of_a_stack_that_writes_no_file_makes_none_longer() {
+    for (skip, end) in [(0, Fails(EACCES)), (CALLS, Fails(libc::EFBIG)), (CALLS | LIMITS, Succeeds)]
+    {
+        let server = builder(Starter::User, skip, &["redteam", "diskless=true"]).start();
+        assert_eq!(carry_out(&server, "fill-memfd=64").0, end, "without {skip}");
+    }
 }

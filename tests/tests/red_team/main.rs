@@ -4,6 +4,8 @@
 //! - `confinement`: attacks on the machine and on other processes, and what happens without the layer that stops them
 //! - `files`: attacks on the disk of a read-only stack; `broker`: on the broker
 //! - `messages`: attacks on the listener; `shared`: on what clients share
+//! - `proc`: what hardening takes away of /proc
+//! - `terminal`: the terminal of whoever started the server
 //! - `legal`: what must work, and how a worker that just breaks is reported
 
 mod broker;
@@ -13,7 +15,9 @@ mod confinement;
 mod files;
 mod legal;
 mod messages;
+mod proc;
 mod shared;
+mod terminal;
 
 use std::time::{Duration, Instant};
 

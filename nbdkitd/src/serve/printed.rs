@@ -1,0 +1,163 @@
+//! What the template, its forks and their programs print to standard error, where that of the server is a terminal. They have
+//! the end of a pipe instead, since whoever holds a terminal can type into it, and can send it sequences that it obeys. The
+//! listener copies what comes: without control characters, and not more than somebody may want to read.
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+use mio::Interest;
+use mio::unix::SourceFd;
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+
+use super::{PRINTED, Server};
+use crate::log::{Log, Quota, Verdict, escape};
+use crate::words;
+
+/// How much is copied at a time, bytes.
+const PIECE: usize = 4096;
+/// Pieces at once, and each second.
+const PIECES: (u32, u32) = (256, 16);
+/// More than a pipe holds, which is all that can be left at the end; pieces.
+const MOST_AT_END: usize = 1024;
+
+/// The listener's end of the pipe.
+pub(super) struct Printed {
+    pipe: File,
+    /// What is not a whole character yet.
+    rest: Vec<u8>,
+    quota: Quota,
+    more: bool,
+}
+
+impl Printed {
+    /// There is something in the pipe.
+    pub(super) fn is_readable(&mut self) {
+        self.more = true;
+    }
+
+    /// Whether there may be something in it still.
+    pub(super) fn has_more(&self) -> bool {
+        self.more
+    }
+
+    /// Copies a piece.
+    fn copy(&mut self, log: &Log) {
+        let mut piece = [0; PIECE];
+        match self.pipe.read(&mut piece) {
+            Ok(length @ 1..) => match self.quota.take(Instant::now()) {
+                Verdict::Drop => {}
+                Verdict::Write { dropped } => {
+                    if dropped != 0 {
+                        log.error("some of what the plugin printed was dropped, it came too fast");
+                    }
+                    self.rest.extend_from_slice(&piece[..length]);
+                    let text = take_text(&mut self.rest);
+                    let _ = io::stderr().write_all(text.as_bytes());
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Empty.
+            Ok(_) | Err(_) => self.more = false,
+        }
+    }
+
+    /// At the end: copies what is left.
+    pub(super) fn copy_rest(&mut self, log: &Log) {
+        self.more = true;
+        for _ in 0..MOST_AT_END {
+            if self.more {
+                self.copy(log);
+            }
+        }
+    }
+}
+
+impl Server {
+    /// Keeps the terminal, if there is one, from all other processes. Must be called before there are any.
+    ///
+    /// # Errors
+    /// One line for the user.
+    pub(super) fn keep_terminal(&mut self) -> Result<(), String> {
+        if !io::stderr().is_terminal() {
+            return Ok(());
+        }
+        // Who prints waits if the pipe is full, and we do not if it is empty.
+        let failed = |errno| format!("pipe: {}", words(errno));
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
+        nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+            .map_err(failed)?;
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&ours.as_raw_fd()), PRINTED, Interest::READABLE)
+            .map_err(|error| format!("epoll_ctl: {}", crate::errno_text(&error)))?;
+        self.plan.recipe.print_to(theirs);
+        self.printed = Some(Printed {
+            pipe: ours.into(),
+            rest: Vec::new(),
+            quota: Quota::new(PIECES.0, PIECES.1, Instant::now()),
+            more: false,
+        });
+        Ok(())
+    }
+
+    /// Copies a piece of what was printed.
+    pub(super) fn copy_printed(&mut self) {
+        if let Some(printed) = self.printed.as_mut().filter(|printed| printed.more) {
+            printed.copy(&self.log);
+        }
+    }
+}
+
+/// What of `bytes` are whole characters, as text for a terminal. The rest stays.
+fn take_text(bytes: &mut Vec<u8>) -> String {
+    let (mut text, mut taken) = (String::new(), 0);
+    for chunk in bytes.utf8_chunks() {
+        for line in chunk.valid().split_inclusive(['\n', '\t']) {
+            let plain = line.trim_end_matches(['\n', '\t']);
+            escape(&mut text, plain);
+            text.push_str(&line[plain.len()..]);
+        }
+        taken += chunk.valid().len();
+        let invalid = chunk.invalid();
+        // The beginning of a character may be followed by its end.
+        if taken + invalid.len() == bytes.len()
+            && std::str::from_utf8(invalid).is_err_and(|it| it.error_len().is_none())
+        {
+            break;
+        }
+        if !invalid.is_empty() {
+            text.push(char::REPLACEMENT_CHARACTER);
+        }
+        taken += invalid.len();
+    }
+    bytes.drain(..taken);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_and_letters_pass_and_what_a_terminal_obeys_does_not() {
+        let text = |bytes: &[u8]| take_text(&mut bytes.to_vec());
+        assert_eq!(text(b"one\n\ttwo"), "one\n\ttwo");
+        assert_eq!(text("sch\u{f6}n\n\n".as_bytes()), "sch\u{f6}n\n\n");
+        assert_eq!(text(b"\x1b[2Jred\x07\n"), "\\x1b[2Jred\\a\n");
+        assert_eq!(text(b"a\xffb\xc2\x9bc"), "a\u{fffd}b\\xc2\\x9bc");
+        assert_eq!(text(b""), "");
+    }
+
+    #[test]
+    fn a_character_that_comes_in_two_pieces_is_one() {
+        let mut bytes = b"a\xe2\x82".to_vec();
+        assert_eq!((take_text(&mut bytes), &bytes[..]), ("a".to_owned(), &b"\xe2\x82"[..]));
+        bytes.push(0xac);
+        assert_eq!((take_text(&mut bytes), &bytes[..]), ("\u{20ac}".to_owned(), &b""[..]));
+    }
+}
