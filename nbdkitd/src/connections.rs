@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use nbdkit_ipc::messages::{Isolation, Peer, PeerAddress};
 use nbdkit_ipc::phase::{Brokers, WorkerPhase};
+use nbdkit_ipc::process::Process;
 
 use crate::log::{Quota, escape};
 
@@ -27,6 +28,8 @@ pub(crate) struct Connection {
     pub(crate) peer: Peer,
     /// The worker's process id, once it was forked; the template's word.
     pub(crate) pid: Option<i32>,
+    /// A handle on the worker, if the template had one to send. Its word, too.
+    pub(crate) process: Option<Process>,
     /// How many lines it may still log.
     pub(crate) quota: Quota,
     /// How far its worker has come, by its own word.
@@ -38,6 +41,8 @@ pub(crate) struct Connection {
     pub(crate) since: Instant,
     /// It was told to end because another client's handshake needs the place.
     pub(crate) gave_way: bool,
+    /// Its worker is to be killed, which may not be known yet.
+    pub(crate) doomed: bool,
     /// The template that it was handed to has ended.
     pub(crate) orphan: bool,
     /// The client's socket, kept for another template until a worker is known to have it.
@@ -121,12 +126,14 @@ impl Connections {
         let connection = Connection {
             peer,
             pid: None,
+            process: None,
             quota,
             phase: WorkerPhase::default(),
             brokers: Brokers::default(),
             export: None,
             since: now,
             gave_way: false,
+            doomed: false,
             orphan: false,
             client,
         };

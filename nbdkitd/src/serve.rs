@@ -2,7 +2,7 @@
 //! children that end. Nothing here waits for a child, and each source is served a bounded amount at a time.
 //!
 //! - `startup`: from the first template to the first client; `accept`: from the socket to the template
-//! - `incoming`: what template and workers say; `broker`: channels to the broker; `ending`: children that ended, and the end of the server
+//! - `incoming`: what template and workers say; `broker`: channels to the broker; `workers`: ending them; `ending`: children that ended, and the end of the server
 //! - `rebuild`: when and by whom a template that ended is replaced; `cgroup`: moving with the listener; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
@@ -16,6 +16,7 @@ mod incoming;
 mod rebuild;
 mod startup;
 mod strays;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -155,6 +156,8 @@ pub(crate) struct Server {
     last_connection: u64,
     connections: Connections,
     links: BTreeMap<u64, WorkerLink>,
+    /// Workers that were killed, or are to be: when their end has to be known. In order.
+    ends: VecDeque<(Instant, u64)>,
     /// Sources that had more to say than was taken: connections, the template, children.
     unread: BTreeSet<u64>,
     template_unread: bool,
@@ -230,6 +233,7 @@ impl Server {
             last_connection: 0,
             connections: Connections::default(),
             links: BTreeMap::new(),
+            ends: VecDeque::new(),
             unread: BTreeSet::new(),
             template_unread: false,
             reap_again: false,
@@ -305,6 +309,7 @@ impl Server {
         [
             self.rebuild_at,
             self.template_grace,
+            self.next_end(),
             self.pause.until().filter(|_| self.stage == Stage::Serving),
             self.deadlines.as_ref().and_then(Deadlines::next),
             // If it has come, something else keeps us from accepting, and will wake us.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use libc as c;
+use nbdkit_ipc::process::Process;
 use nbdkit_sandbox_policy::Test::{Is, Lacks};
 use nbdkit_sandbox_policy::{Line, any, with};
 
@@ -40,7 +41,10 @@ pub(super) const LISTENER: &[Line] = &[
 
     // Processes: their ends, by us and by themselves. There is no clone and no execve.
     any(c::SYS_wait4),            // how they ended
-    any(c::SYS_pidfd_open),       // a handle on a worker that cannot come to mean another process
+    with(c::SYS_ioctl, &[Is(1, Process::GET_INFO)]),         // whose child a worker is
+    any(c::SYS_pidfd_open),       // a handle on a worker, if the template had no room for one
+    any(c::SYS_getsid),           // whether it is the template's, on old kernels without /proc
+    any(c::SYS_waitid),           // whether it is ours, the same
     any(c::SYS_pidfd_send_signal),// SIGKILL for it; whether it lives
     any(c::SYS_kill),             // the template and the command of --run: children that are not reaped yet
 

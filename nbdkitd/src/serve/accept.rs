@@ -318,8 +318,7 @@ impl Server {
             }
             return;
         }
-        let worker = self.connections.get_mut(number).and_then(|connection| connection.pid);
-        self.kill_worker(worker);
+        self.end_worker(number);
         if let Some(link) = self.links.remove(&number) {
             self.forget(&link.as_fd().as_raw_fd());
         }

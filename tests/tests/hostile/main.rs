@@ -2,6 +2,7 @@
 //! answers must stay right. How long the slowest of them took is printed, not judged: the machine may be busy.
 //!
 //! - `admission`: who is let in; `memory`: what a client can make a worker hold; `floods`: what it can make it do
+//! - `killing`: how the listener ends workers
 //! - `history`: nbdkit's security history, by name; `faults`: kill -9, full disks; `fuzz`: mutated sessions
 //!
 //! Ours only: Debian's nbdkit is one process, and is known to fall to some of this.
@@ -12,6 +13,7 @@ mod faults;
 mod floods;
 mod fuzz;
 mod history;
+mod killing;
 mod memory;
 mod processes;
 
