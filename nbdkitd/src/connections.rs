@@ -13,6 +13,7 @@ use nbdkit_ipc::messages::{Isolation, Peer, PeerAddress};
 use nbdkit_ipc::phase::{Brokers, WorkerPhase};
 use nbdkit_ipc::process::Process;
 
+use crate::admission::PeerKey;
 use crate::log::{Quota, escape};
 
 /// The longest export name. NBD protocol, "String values".
@@ -26,6 +27,10 @@ const LINES: (u32, u32) = (200, 20);
 pub(crate) struct Connection {
     /// Who it is.
     pub(crate) peer: Peer,
+    /// As what it is counted.
+    pub(crate) key: PeerKey,
+    /// It has, or will have, a worker of its own.
+    pub(crate) has_worker: bool,
     /// The worker's process id, once it was forked; the template's word.
     pub(crate) pid: Option<i32>,
     /// A handle on the worker, if the template had one to send. Its word, too.
@@ -53,6 +58,11 @@ impl Connection {
     /// Whether its handshake is not over, as far as is known.
     pub(crate) fn is_in_handshake(&self) -> bool {
         self.export.is_none()
+    }
+
+    /// Whether the template has yet to make its worker, or to say so.
+    pub(crate) fn is_unnamed(&self) -> bool {
+        self.has_worker && self.pid.is_none() && !self.orphan
     }
 
     /// Notes the export that is being served.
@@ -124,7 +134,9 @@ impl Connections {
     pub(crate) fn add(&mut self, number: u64, peer: Peer, client: Option<OwnedFd>, now: Instant) {
         let quota = Quota::new(LINES.0, LINES.1, now);
         let connection = Connection {
+            key: PeerKey::from(&peer),
             peer,
+            has_worker: false,
             pid: None,
             process: None,
             quota,

@@ -32,7 +32,7 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, MOST_WAITING, Waiting};
 use crate::captive::{Captive, Streams};
 use crate::cli::command_line::{Options, ServiceMode};
 use crate::connections::Connections;
@@ -43,7 +43,7 @@ use crate::made::MadeFile;
 use crate::sockets::PrivateDirectory;
 use crate::template::{Recipe, Template};
 use crate::tls::Tls;
-use accept::{Held, Listener, Pause, Pending};
+use accept::{Listener, Pause, Pending};
 use broker::Brokers;
 use cgroup::Groups;
 use ending::Deadlines;
@@ -148,9 +148,10 @@ pub(crate) struct Server {
     next_listener: usize,
     private: Option<PrivateDirectory>,
     pending: Option<Pending>,
-    held: Option<Held>,
-    /// Clients that a template took with it: they are the next to be served.
-    returned: VecDeque<(OwnedFd, Peer)>,
+    /// Accepted clients that wait for room, and those that a template took with it.
+    waiting: Waiting<(OwnedFd, Peer)>,
+    /// When the next of those may be admitted, if that is known.
+    next_admission: Option<Instant>,
     pause: Pause,
     admission: Admission,
     last_connection: u64,
@@ -226,8 +227,8 @@ impl Server {
             next_listener: 0,
             private: None,
             pending: None,
-            held: None,
-            returned: VecDeque::new(),
+            waiting: Waiting::new(MOST_WAITING),
+            next_admission: None,
             pause: Pause::default(),
             admission: Admission::new(max_connections, max_connections_per_peer, now),
             last_connection: 0,
@@ -314,7 +315,7 @@ impl Server {
             self.deadlines.as_ref().and_then(Deadlines::next),
             // If it has come, something else keeps us from accepting, and will wake us.
             self.next_place().filter(|at| *at > now),
-            self.held_until(),
+            self.next_admission(),
         ]
         .into_iter()
         .flatten()

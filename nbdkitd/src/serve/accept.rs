@@ -17,18 +17,18 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{FIRST_WORKER, Server, Stage, WorkerLink};
-use crate::admission::Decision;
+use crate::admission::{Decision, PeerKey};
 use crate::captive::Streams;
 use crate::connections::{Connection, client_name};
 use crate::log::Verdict;
 use crate::sockets;
 use crate::sys::socket::accept;
 
-/// How long a handshake may take before it gives way to another: many times what an honest one needs.
-const HANDSHAKE_TIME: Duration = Duration::from_millis(100);
+/// How many clients are accepted before the other sources get their turn. Cheap ones, if many come at once: most wait.
+const CLIENTS_AT_ONCE: usize = 64;
 
-/// How many clients are accepted before the other sources get their turn.
-const CLIENTS_AT_ONCE: usize = 16;
+/// How many clients are handed over before the other sources get their turn.
+const HAND_OVERS_AT_ONCE: usize = 16;
 
 /// A listening socket.
 pub(super) struct Listener {
@@ -44,22 +44,6 @@ pub(super) struct Pending {
     fds: Vec<OwnedFd>,
     /// Our end.
     link: Option<WorkerLink>,
-}
-
-/// A client that waits because everybody in the handshake has come only just now: an honest burst.
-pub(super) struct Held {
-    client: OwnedFd,
-    peer: Peer,
-    /// When the oldest has had its time.
-    pub(super) at: Instant,
-}
-
-/// Whether a client is taken on.
-enum Place {
-    Free,
-    None,
-    /// Not before this.
-    Later(Instant),
 }
 
 /// What a failure of accept(2) means.
@@ -142,13 +126,13 @@ impl Server {
 
     /// Whether there may be a client that waits.
     fn anybody_waits(&self) -> bool {
-        !self.returned.is_empty() || self.listeners.iter().any(|listener| listener.ready)
+        self.listeners.iter().any(|listener| listener.ready)
     }
 
     /// Clients that nobody serves yet will not be served.
     pub(super) fn forget_clients(&mut self) {
-        (self.pending, self.held) = (None, None);
-        self.returned.clear();
+        self.pending = None;
+        self.waiting.clear();
     }
 
     /// Whether the client of a connection that has ended can be handed to the next template: no worker has had it.
@@ -156,30 +140,31 @@ impl Server {
         exit.is_none() && !connection.gave_way && self.stage == Stage::Serving && !self.retiring
     }
 
-    fn accepts(&self, now: Instant) -> bool {
+    /// Whether a client may be handed to the template, as far as that and the server go.
+    fn hands_over(&self) -> bool {
         let one = self.configured.as_ref().is_some_and(|configured| configured.one_client);
         self.stage == Stage::Serving
             && self.pending.is_none()
-            && self.held.is_none()
             && self.template.as_ref().is_some_and(|template| template.phase() == Phase::Serving)
             && (!one || self.connections.is_empty())
+    }
+
+    fn accepts(&self, now: Instant) -> bool {
+        let one = self.configured.as_ref().is_some_and(|configured| configured.one_client);
+        self.hands_over()
+            && (!one || self.waiting.is_empty())
             && !self.admission.is_full(&self.connections, now)
     }
 
-    /// Accepts some clients, from each socket in turn.
+    /// Accepts some clients, from each socket in turn, and hands over whoever is next.
     pub(super) fn accept_clients(&mut self, now: Instant) {
         if !self.pause.over(now) {
             return;
         }
         self.hand_over(now);
-        if self.stage == Stage::Serving
-            && self.pending.is_none()
-            && let Some(Held { client, peer, .. }) = self.held.take()
-        {
-            self.place(client, peer, now);
-        }
+        self.admit_waiting(now);
         if self.admission.is_full(&self.connections, now)
-            && self.anybody_waits()
+            && (self.anybody_waits() || !self.waiting.is_empty())
             && let Some(line) = self.admission.report_full(now)
         {
             self.log.error(&line);
@@ -187,10 +172,6 @@ impl Server {
         for _ in 0..CLIENTS_AT_ONCE {
             if !self.can_accept(now) {
                 return;
-            }
-            if let Some((client, peer)) = self.returned.pop_front() {
-                self.place(client, peer, now);
-                continue;
             }
             let count = self.listeners.len();
             let Some(index) = (0..count)
@@ -201,7 +182,7 @@ impl Server {
             };
             self.next_listener = (index + 1) % count;
             match accept(&self.listeners[index].socket) {
-                Ok(client) => self.admit(client, now),
+                Ok(client) => self.accepted(client, now),
                 Err(errno) => match failure(errno) {
                     Failure::Nothing => self.listeners[index].ready = false,
                     Failure::Client => {
@@ -222,65 +203,67 @@ impl Server {
         }
     }
 
-    fn admit(&mut self, client: OwnedFd, now: Instant) {
+    fn accepted(&mut self, client: OwnedFd, now: Instant) {
         self.log.debug(|| "accepted connection".to_owned());
         self.follow_groups(now);
         let peer = sockets::peer(&client);
-        self.place(client, peer, now);
-    }
-
-    /// Takes a client on, turns it away, or lets it wait for a moment.
-    fn place(&mut self, client: OwnedFd, peer: Peer, now: Instant) {
-        match self.place_for(&peer, now) {
-            Place::Free => {}
-            Place::None => return,
-            Place::Later(at) => {
-                self.held = Some(Held { client, peer, at });
-                return;
-            }
+        if self.admission.is_over_limit(&self.connections, &self.waiting, PeerKey::from(&peer)) {
+            return self.refuse(&peer, now);
         }
         if sockets::is_tcp(&peer) {
-            // Neither matters enough to turn the client away.
+            // It does not matter enough to turn the client away.
             let _ = setsockopt(&client, sockopt::TcpNoDelay, &true);
-            if self.plan.options.keepalive {
-                let _ = setsockopt(&client, sockopt::KeepAlive, &true);
-            }
         }
-        self.last_connection += 1;
-        let serve = Serve { connection: self.last_connection, peer, broker: false };
-        self.pending = Some(Pending { serve, fds: vec![client], link: None });
-        self.hand_over(now);
+        self.wait_for_room(client, peer, now);
+        self.admit_waiting(now);
     }
 
-    /// Whether a client is taken on; an unfinished handshake may have to end for it.
-    fn place_for(&mut self, peer: &Peer, now: Instant) -> Place {
-        loop {
-            let decision = self.admission.decide(&self.connections, peer, now);
-            let number = match decision {
-                Decision::Admit => return Place::Free,
-                Decision::Refuse => {
-                    self.refuse(peer, now);
-                    return Place::None;
-                }
-                Decision::Instead(number) => number,
-            };
-            // That the handshake is over may have been said and not yet been read.
-            if self.is_shared() {
-                self.template_unread = true;
-                self.read_template();
-            } else {
-                self.read_worker_of(number);
-            }
-            let Some(connection) = self.connections.get_mut(number) else { continue };
-            if connection.is_in_handshake() {
-                let at = connection.since + HANDSHAKE_TIME;
-                if at > now {
-                    return Place::Later(at);
-                }
-                self.give_way(number);
-                return Place::Free;
-            }
+    /// Lets an accepted client wait until there is room for its handshake. That may be one too many of a peer.
+    pub(super) fn wait_for_room(&mut self, client: OwnedFd, peer: Peer, now: Instant) {
+        if let Some((_, peer)) = self.waiting.push(PeerKey::from(&peer), (client, peer)) {
+            let who = client_name(&peer);
+            let line = format!("{who} is refused: too many clients of that peer wait already");
+            self.report_turned_away(0, &line, now);
         }
+    }
+
+    /// Hands over clients that wait, as far as there is room; unfinished handshakes may have to end for them.
+    pub(super) fn admit_waiting(&mut self, now: Instant) {
+        self.next_admission = None;
+        for _ in 0..HAND_OVERS_AT_ONCE {
+            if !self.hands_over() {
+                return;
+            }
+            let next = self.admission.next(&self.connections, &self.waiting, now);
+            let Some((key, decision)) = next else { return };
+            match decision {
+                Decision::Admit => {}
+                Decision::Instead(number) => {
+                    // That the handshake is over may have been said and not yet been read.
+                    if self.is_shared() {
+                        self.template_unread = true;
+                        self.read_template();
+                    } else {
+                        self.read_worker_of(number);
+                    }
+                    let over = self.connections.get(number).is_none_or(|it| !it.is_in_handshake());
+                    if over {
+                        continue;
+                    }
+                    self.give_way(number);
+                }
+                Decision::Later(at) => {
+                    self.next_admission = at;
+                    return;
+                }
+            }
+            let Some((client, peer)) = self.waiting.pop(key) else { return };
+            self.last_connection += 1;
+            let serve = Serve { connection: self.last_connection, peer, broker: false };
+            self.pending = Some(Pending { serve, fds: vec![client], link: None });
+            self.hand_over(now);
+        }
+        self.next_admission = Some(now);
     }
 
     /// When somebody who waits may be accepted because a handshake takes too long.
@@ -291,12 +274,10 @@ impl Server {
         next.filter(|_| waiting && self.pending.is_none() && self.stage == Stage::Serving)
     }
 
-    /// When the client that waits for a moment has waited, unless something else, which will wake us, keeps it from being
-    /// taken on. It may have come already, and be only a moment later than what [`accept_clients`](Self::accept_clients)
-    /// took for now.
-    pub(super) fn held_until(&self) -> Option<Instant> {
-        let placeable = self.pending.is_none() && self.stage == Stage::Serving;
-        let at = self.held.as_ref().filter(|_| placeable)?.at;
+    /// When the next of those that wait may be admitted, unless something else, which will wake us, keeps it from that. It may
+    /// have come already, and be only a moment later than what [`accept_clients`](Self::accept_clients) took for now.
+    pub(super) fn next_admission(&self) -> Option<Instant> {
+        let at = self.next_admission.filter(|_| self.hands_over() && !self.waiting.is_empty())?;
         Some(self.pause.until.map_or(at, |until| at.max(until)))
     }
 
@@ -400,6 +381,9 @@ impl Server {
         // The worker's end: its last holder's end is to close the channel.
         drop(fds);
         self.connections.add(connection, peer, client, now);
+        if let Some(connection) = self.connections.get_mut(connection) {
+            connection.has_worker = link.is_some();
+        }
         if let Some(link) = link {
             let watched = self.poll.registry().register(
                 &mut SourceFd(&link.as_fd().as_raw_fd()),
@@ -425,8 +409,10 @@ fn error_number(error: &io::Error) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::OWN_TIME;
     use crate::serve::fuzz::Listener;
-    use nbdkit_ipc::messages::PeerAddress;
+    use nbdkit_ipc::FromTemplate;
+    use nbdkit_ipc::messages::{Hello, PeerAddress};
 
     #[test]
     fn failures_of_accept_are_told_apart() {
@@ -451,9 +437,20 @@ mod tests {
         let (_client, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let now = Instant::now();
         let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-        server.place(theirs.into(), peer, now);
-        let at = server.held.as_ref().unwrap().at;
-        assert!(server.timeout(now).unwrap() <= HANDSHAKE_TIME);
+        // The harness's template does not take clients yet.
+        for message in [
+            FromTemplate::Hello(Hello::ours()),
+            FromTemplate::Configured(server.configured.clone().unwrap()),
+            FromTemplate::Ready,
+        ] {
+            listener.template.send(&message, &[]).unwrap();
+        }
+        server.template_unread = true;
+        server.read_template();
+        server.wait_for_room(theirs.into(), peer, now);
+        server.admit_waiting(now);
+        let at = server.next_admission.unwrap();
+        assert!(server.timeout(now).unwrap() <= OWN_TIME);
         assert_eq!(server.timeout(at), Some(Duration::ZERO));
         assert_eq!(server.timeout(at + Duration::from_millis(1)), Some(Duration::ZERO));
         // While something else rests, that is waited for.
@@ -461,9 +458,8 @@ mod tests {
         assert_eq!(server.timeout(at), Some(Duration::from_secs(1)));
         server.pause.until = None;
         server.accept_clients(at);
-        assert!(server.held.is_none() && server.pending.is_some());
+        assert!(server.waiting.is_empty());
         assert!(server.connections.get_mut(1).unwrap().gave_way);
-        // This template does not take it yet, and will wake us.
         assert_eq!(server.timeout(at + Duration::from_secs(1)), None);
     }
 

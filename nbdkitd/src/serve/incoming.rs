@@ -355,7 +355,7 @@ impl Server {
             && self.may_return(&connection, exit)
         {
             self.log.debug(|| format!("waits for the next template: {connection}"));
-            self.returned.push_back((client, connection.peer));
+            self.wait_for_room(client, connection.peer, Instant::now());
             return Ok(());
         }
         let now = Instant::now();

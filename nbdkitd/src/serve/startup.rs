@@ -93,6 +93,7 @@ impl Server {
         self.private = listening.directory;
         self.made.extend(listening.made);
         for (index, socket) in listening.sockets.into_iter().enumerate() {
+            sockets::keep_alive(&socket, self.plan.options.keepalive);
             self.poll
                 .registry()
                 .register(

@@ -1,7 +1,7 @@
 //! Clients and accidents that mean harm: each attack runs while a well-behaved client works on the same server, whose
 //! answers must stay right. How long the slowest of them took is printed, not judged: the machine may be busy.
 //!
-//! - `admission`: who is let in; `memory`: what a client can make a worker hold; `floods`: what it can make it do
+//! - `admission`: who is let in; `newcomers`: how soon; `memory`: what a client can make a worker hold; `floods`: what it can make it do
 //! - `killing`: how the listener ends workers
 //! - `history`: nbdkit's security history, by name; `faults`: kill -9, full disks; `fuzz`: mutated sessions
 //!
@@ -15,6 +15,7 @@ mod fuzz;
 mod history;
 mod killing;
 mod memory;
+mod newcomers;
 mod processes;
 
 use std::os::unix::net::UnixStream;
