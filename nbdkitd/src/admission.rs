@@ -111,7 +111,7 @@ impl Admission {
     pub(crate) fn new(total: Option<u32>, per_peer: Option<u32>, now: Instant) -> Admission {
         let limit = |value: u32| (value > 0).then_some(value as usize);
         let total = limit(total.unwrap_or(MAX_CONNECTIONS));
-        let handshakes = total.map_or(HANDSHAKES, |total| (total / 4).max(FEWEST_HANDSHAKES));
+        let handshakes = total.map_or(HANDSHAKES, handshakes);
         Admission {
             total,
             per_peer: per_peer.map(limit),
@@ -121,6 +121,24 @@ impl Admission {
             quota: Quota::new(LINES.0, LINES.1, now),
             reported: None,
         }
+    }
+
+    /// No more clients than there are descriptors for. If that is fewer than asked for, how many were.
+    pub(crate) fn clamp(&mut self, most: usize) -> Option<usize> {
+        let asked = self.total;
+        if asked.is_some_and(|total| total <= most) {
+            return None;
+        }
+        self.total = Some(most);
+        self.half = self.half.map(|half| half.min(most.div_ceil(2)));
+        self.handshakes = self.handshakes.min(handshakes(most));
+        self.share = self.handshakes / 2;
+        asked
+    }
+
+    /// Connections at a time; `None` is no limit.
+    pub(crate) fn total(&self) -> Option<usize> {
+        self.total
     }
 
     /// Whether all places are taken, so that clients wait in the kernel's queue.
@@ -150,6 +168,11 @@ impl Admission {
         Some(format!(
             "{total} clients are connected. New clients have to wait (--max-connections)."
         ))
+    }
+
+    /// A handshake that has taken long enough to be evicted if something runs out.
+    pub(crate) fn overdue(&self, connections: &Connections, now: Instant) -> Option<u64> {
+        overdue(connections).filter(|(at, _)| *at <= now).map(|(_, number)| number)
     }
 
     /// Whether a peer has all the connections that it may have, those that wait included.
@@ -221,6 +244,11 @@ impl Admission {
             None => Decision::Later(handshakes.of_peer.values().map(due).min()),
         }
     }
+}
+
+/// How many handshakes may be under way where there are so many places.
+fn handshakes(total: usize) -> usize {
+    (total / 4).max(FEWEST_HANDSHAKES)
 }
 
 fn at_its_time(at: Instant, number: u64, now: Instant) -> Decision {

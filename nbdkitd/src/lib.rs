@@ -18,6 +18,7 @@ mod cli;
 mod confine;
 mod connections;
 mod daemon;
+mod descriptors;
 #[doc(hidden)]
 pub mod fuzz;
 mod identity;

@@ -171,6 +171,19 @@ fn zero_is_no_limit_and_the_default_is_one() {
 }
 
 #[test]
+fn where_descriptors_are_few_so_are_clients() {
+    let now = Instant::now();
+    let mut admission = Admission::new(None, None, now);
+    assert_eq!(admission.clamp(1024), None);
+    assert_eq!(admission.clamp(500), Some(1024));
+    assert_eq!(admission.total(), Some(500));
+    assert!(admission.is_over_limit(&table(&[(A, 250)]), &Waiting::<()>::new(1), key(A)));
+    let mut few = Admission::new(Some(0), None, now);
+    assert_eq!(few.clamp(3), None);
+    assert!(few.is_full(&table(&[(A, 3)]), now));
+}
+
+#[test]
 fn a_handshake_that_takes_long_gives_up_the_last_place() {
     let admission = admission(2, 0);
     let mut table = table(&[(A, 2)]);

@@ -25,6 +25,12 @@ impl<T> Waiting<T> {
         Waiting { queues: BTreeMap::new(), length: 0, arrivals: 0, most: most.max(1) }
     }
 
+    /// Takes the client that has waited longest of the peer of which most wait.
+    pub(crate) fn pop_surplus(&mut self) -> Option<T> {
+        let longest = self.queues.iter().max_by_key(|(_, queue)| queue.len());
+        longest.map(|(key, _)| *key).and_then(|key| self.pop(key))
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.length == 0
     }
@@ -40,9 +46,7 @@ impl<T> Waiting<T> {
         self.arrivals += 1;
         self.length += 1;
         self.queues.entry(key).or_default().push_back((self.arrivals, item));
-        let surplus = self.length > self.most;
-        let longest = self.queues.iter().filter(|_| surplus).max_by_key(|(_, queue)| queue.len());
-        longest.map(|(key, _)| *key).and_then(|key| self.pop(key))
+        if self.length > self.most { self.pop_surplus() } else { None }
     }
 
     /// Takes the one of a peer that has waited longest.

@@ -17,9 +17,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{FIRST_WORKER, Server, Stage, WorkerLink};
-use crate::admission::{Decision, PeerKey};
+use crate::admission::{Decision, MOST_WAITING, PeerKey, Waiting};
 use crate::captive::Streams;
 use crate::connections::{Connection, client_name};
+use crate::descriptors;
 use crate::log::Verdict;
 use crate::sockets;
 use crate::sys::socket::accept;
@@ -53,6 +54,8 @@ enum Failure {
     Nothing,
     /// This client is gone, or its network has a problem; the next may be well.
     Client,
+    /// Somebody forbids it, a security module perhaps: the client may be in the queue still.
+    Forbidden,
     /// The system, or this process, has no more of something.
     Exhausted,
     /// The socket is no good.
@@ -63,6 +66,7 @@ enum Failure {
 fn failure(errno: Errno) -> Failure {
     match errno {
         Errno::EAGAIN => Failure::Nothing,
+        Errno::EPERM | Errno::EACCES => Failure::Forbidden,
         Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS => {
             Failure::Exhausted
         }
@@ -189,6 +193,12 @@ impl Server {
                         self.log.debug(|| format!("accept: {} (ignored)", crate::words(errno)));
                     }
                     Failure::Exhausted => self.rest("accept", errno, now),
+                    Failure::Forbidden => {
+                        if self.pause.begin(now) {
+                            let why = crate::words(errno);
+                            self.log.error(&format!("accept: {why}. Is it a security module?"));
+                        }
+                    }
                     Failure::Socket => {
                         return self.fail(&format!("accept: {}", crate::words(errno)));
                     }
@@ -197,9 +207,15 @@ impl Server {
         }
     }
 
+    /// Something has run out. A client that waits, or else a handshake that has taken long enough, makes room.
     fn rest(&mut self, call: &str, errno: Errno, now: Instant) {
         if self.pause.begin(now) {
             self.log.error(&format!("{call}: {}. New clients have to wait.", crate::words(errno)));
+        }
+        if let Some((_, peer)) = self.waiting.pop_surplus() {
+            self.report_refused(&peer, now);
+        } else if let Some(number) = self.admission.overdue(&self.connections, now) {
+            self.give_way(number);
         }
     }
 
@@ -221,10 +237,28 @@ impl Server {
     /// Lets an accepted client wait until there is room for its handshake. That may be one too many of a peer.
     pub(super) fn wait_for_room(&mut self, client: OwnedFd, peer: Peer, now: Instant) {
         if let Some((_, peer)) = self.waiting.push(PeerKey::from(&peer), (client, peer)) {
-            let who = client_name(&peer);
-            let line = format!("{who} is refused: too many clients of that peer wait already");
-            self.report_turned_away(0, &line, now);
+            self.report_refused(&peer, now);
         }
+    }
+
+    /// Says that a client was disconnected that has waited.
+    fn report_refused(&mut self, peer: &Peer, now: Instant) {
+        let who = client_name(peer);
+        let line = format!("{who} is refused: too many clients of that peer wait already");
+        self.report_turned_away(0, &line, now);
+    }
+
+    /// Admits no more clients than there are descriptors for.
+    pub(super) fn fit_descriptors(&mut self) {
+        let room = descriptors::make_room();
+        if let Some(asked) = self.admission.clamp(room.served) {
+            self.log.notice(&format!(
+                "the limit of {} descriptors is enough for {} clients at a time, not for {asked} (--max-connections)",
+                room.limit, room.served
+            ));
+        }
+        let room = room.for_clients(self.admission.total().unwrap_or(room.served));
+        self.waiting = Waiting::new(room.waiting.min(MOST_WAITING));
     }
 
     /// Hands over clients that wait, as far as there is room; unfinished handshakes may have to end for them.
@@ -422,6 +456,8 @@ mod tests {
             (Errno::ENETDOWN, Failure::Client),
             (Errno::EINTR, Failure::Client),
             (Errno::EMFILE, Failure::Exhausted),
+            (Errno::EPERM, Failure::Forbidden),
+            (Errno::EACCES, Failure::Forbidden),
             (Errno::ENOMEM, Failure::Exhausted),
             (Errno::EBADF, Failure::Socket),
         ] {

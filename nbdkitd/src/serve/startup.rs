@@ -196,6 +196,8 @@ impl Server {
         if report.as_ref().is_some_and(|report| !report.is_awaited()) {
             return Err(gone.to_owned());
         }
+        // After the command of --run was started, which may use select(2).
+        self.fit_descriptors();
         // After all that starts programs, and before anybody relies on it.
         self.confine()?;
         if let Some(report) = report {
