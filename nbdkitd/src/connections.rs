@@ -19,6 +19,9 @@ use crate::log::{Quota, escape};
 /// The longest export name. NBD protocol, "String values".
 const MAX_EXPORT: usize = 4096;
 
+/// How much of an export's name is in a line, bytes.
+const MOST_SHOWN: usize = 64;
+
 /// Error lines that one client's worker may cause: at once, and each second.
 const LINES: (u32, u32) = (200, 20);
 
@@ -83,9 +86,10 @@ impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&client_name(&self.peer))?;
         if let Some(export) = &self.export {
-            let mut escaped = String::new();
-            escape(&mut escaped, export);
-            write!(f, ", export \"{escaped}\"")?;
+            let (mut escaped, cut) = (String::new(), export.floor_char_boundary(MOST_SHOWN));
+            escape(&mut escaped, &export[..cut]);
+            let more = if cut < export.len() { "..." } else { "" };
+            write!(f, ", export \"{escaped}\"{more}")?;
         }
         Ok(())
     }
@@ -281,6 +285,9 @@ mod tests {
         assert_eq!(connection.to_string(), "client [::1]:4000");
         connection.serving("a\x1b\n".to_owned()).unwrap();
         assert_eq!(connection.to_string(), "client [::1]:4000, export \"a\\x1b\\n\"");
+        connection.export = Some("é".repeat(1000));
+        let shown = format!("client [::1]:4000, export \"{}\"...", "é".repeat(32));
+        assert_eq!(connection.to_string(), shown);
         connection.peer = Peer { credentials: Some((7, 1000, 100)), ..peer(PeerAddress::Unix) };
         assert!(connection.to_string().starts_with("client pid 7 uid 1000, export"));
     }

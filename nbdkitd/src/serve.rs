@@ -32,7 +32,7 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::admission::{Admission, MOST_WAITING, Waiting};
+use crate::admission::{Admission, MOST_WAITING, PeerKey, Waiting};
 use crate::captive::{Captive, Streams};
 use crate::cli::command_line::{Options, ServiceMode};
 use crate::connections::Connections;
@@ -311,6 +311,7 @@ impl Server {
             self.rebuild_at,
             self.template_grace,
             self.next_end(),
+            self.log.flush(now),
             self.pause.until().filter(|_| self.stage == Stage::Serving),
             self.deadlines.as_ref().and_then(Deadlines::next),
             // If it has come, something else keeps us from accepting, and will wake us.
@@ -348,7 +349,8 @@ impl Server {
 
     /// Something about a connection that the operator should know.
     fn connection_error(&self, connection: u64, text: &str) {
-        self.log.write(self.speaker(None, connection), Level::Error, text);
+        let key = self.connections.get(connection).map_or(PeerKey::Unknown, |it| it.key);
+        self.log.about(key, None, self.speaker(None, connection), Level::Error, text);
     }
 
     /// Stops listening to a descriptor. It may be closed already, and so be forgotten.

@@ -63,6 +63,9 @@ pub(super) const LISTENER: &[Line] = &[
     any(c::SYS_close),            // end of everything
 
     // The log: open already, or a socket of the Unix domain.
+    #[cfg(target_arch = "x86_64")]
+    any(c::SYS_poll),             // whether somebody reads standard error
+    any(c::SYS_ppoll),            // the same where there is no poll
     any(c::SYS_write),            // standard error, --log=FILE; the signal handlers' socket
     any(c::SYS_writev),           // panics
     with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64)]),        // the system log after its restart, the service manager

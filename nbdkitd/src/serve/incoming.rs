@@ -285,7 +285,8 @@ impl Server {
                 let layer = record.layer.as_deref().or(Some(&self.plan.plugin));
                 // Whatever number it gives itself.
                 let speaker = Speaker { layer, connection: single };
-                self.log.record(&record, speaker, &mut connection.quota);
+                let own = Some(&mut connection.quota);
+                self.log.about(connection.key, own, speaker, record.level, &record.text);
             }
             FromWorker::Shutdown if self.may_shutdown() => self.stop(0),
             FromWorker::Shutdown => return Err(UNDECLARED_SHUTDOWN.into()),
@@ -366,7 +367,8 @@ impl Server {
             let report = WorkerExit::Deadline.report().unwrap_or_default();
             self.report_turned_away(number, &format!("{report} ({connection})"), now);
         } else if let Some(report) = exit.and_then(WorkerExit::report) {
-            self.connection_error(number, &format!("{report} ({connection})"));
+            let text = format!("{report} ({connection})");
+            self.log.about(connection.key, None, self.speaker(None, number), Level::Error, &text);
         }
         if self.log.verbose() {
             let exit = exit.map_or_else(|| "unknown".to_owned(), |exit| format!("{exit:?}"));
