@@ -2,7 +2,7 @@
 //! children that end. Nothing here waits for a child, and each source is served a bounded amount at a time.
 //!
 //! - `startup`: from the first template to the first client; `accept`: from the socket to the template
-//! - `incoming`: what template and workers say; `broker`: channels to the broker; `workers`: ending them; `ending`: children that ended, and the end of the server
+//! - `incoming`: what template and workers say; `broker`: channels to the broker; `workers`: ending them; `signing`: for TLS; `ending`: children that ended, and the end of the server
 //! - `rebuild`: when and by whom a template that ended is replaced; `cgroup`: moving with the listener; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ mod ending;
 pub(crate) mod fuzz;
 mod incoming;
 mod rebuild;
+mod signing;
 mod startup;
 mod strays;
 mod workers;
@@ -48,6 +49,7 @@ use broker::Brokers;
 use cgroup::Groups;
 use ending::Deadlines;
 use rebuild::{Maker, Rebuilds};
+use signing::Signing;
 
 const SIGNALS: Token = Token(0);
 const TEMPLATE: Token = Token(1);
@@ -157,6 +159,7 @@ pub(crate) struct Server {
     last_connection: u64,
     connections: Connections,
     links: BTreeMap<u64, WorkerLink>,
+    signing: Signing,
     /// Workers that were killed, or are to be: when their end has to be known. In order.
     ends: VecDeque<(Instant, u64)>,
     /// Sources that had more to say than was taken: connections, the template, children.
@@ -234,6 +237,7 @@ impl Server {
             last_connection: 0,
             connections: Connections::default(),
             links: BTreeMap::new(),
+            signing: Signing::new(now),
             ends: VecDeque::new(),
             unread: BTreeSet::new(),
             template_unread: false,
@@ -278,6 +282,7 @@ impl Server {
             self.read_spawner();
             self.read_template();
             self.read_workers();
+            self.sign_some();
             self.read_broker();
             if std::mem::take(&mut self.reap_again) {
                 self.reap();
@@ -303,6 +308,7 @@ impl Server {
             || self.brokers.unread
             || self.reap_again
             || !self.unread.is_empty()
+            || !self.signing.is_empty()
             || self.can_accept(now)
         {
             return Some(Duration::ZERO);

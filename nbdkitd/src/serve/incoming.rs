@@ -11,7 +11,7 @@ use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
 use nbdkit_ipc::messages::{Isolation, LogRecord, MAX_LOG_TEXT};
 use nbdkit_ipc::phase::worker_message;
 use nbdkit_ipc::process::Process;
-use nbdkit_ipc::{FromTemplate, FromWorker, RecvError, ToTemplate, ToWorker, WorkerExit};
+use nbdkit_ipc::{FromTemplate, FromWorker, RecvError, ToWorker, WorkerExit};
 use nix::errno::Errno;
 
 use super::ending::Deadlines;
@@ -108,24 +108,15 @@ impl Server {
                 }
             }
             FromTemplate::Key { connection, request } => {
-                match self.key_for_shared(connection, request) {
-                    Ok(answer) => {
-                        if let Some(template) = &mut self.template {
-                            template.say(ToTemplate::Key { connection, answer });
-                        }
-                    }
-                    Err(what) => self.template_violates(what),
+                if let Err(what) = self.key_for_shared(connection, request) {
+                    self.template_violates(what);
                 }
             }
         }
     }
 
     /// What a connection of the shared template asks.
-    fn key_for_shared(
-        &mut self,
-        number: u64,
-        request: KeyRequest,
-    ) -> Result<KeyAnswer, &'static str> {
+    fn key_for_shared(&mut self, number: u64, request: KeyRequest) -> Result<(), &'static str> {
         let isolation = self.configured.as_ref().map(|configured| configured.isolation);
         if isolation != Some(Isolation::Shared) {
             return Err("a key for a connection that has a worker");
@@ -135,12 +126,14 @@ impl Server {
         let message = FromWorker::Key(request);
         connection.phase =
             connection.phase.after(&message).ok_or("a second key for the same connection")?;
-        let FromWorker::Key(request) = &message else { return Ok(KeyAnswer::Denied) };
-        self.key(request)
+        if let FromWorker::Key(request) = message {
+            self.queue_signature(number, request);
+        }
+        Ok(())
     }
 
     /// What TLS needs of the keys that only this process holds.
-    fn key(&self, request: &KeyRequest) -> Result<KeyAnswer, &'static str> {
+    pub(super) fn key(&self, request: &KeyRequest) -> Result<KeyAnswer, &'static str> {
         self.plan.tls.as_ref().ok_or("a key where there is no TLS")?.keys.answer(request)
     }
 
@@ -292,11 +285,7 @@ impl Server {
             FromWorker::Shutdown => return Err(UNDECLARED_SHUTDOWN.into()),
             FromWorker::Refused { syscall } => self.worker_refused(number, syscall),
             FromWorker::Broker => self.broker_wanted(number, link)?,
-            FromWorker::Key(request) => {
-                let answer = self.key(&request)?;
-                // It waits for nothing else, so its queue has room; or it is gone.
-                let _ = link.try_send(&ToWorker::Key(answer), &[]);
-            }
+            FromWorker::Key(request) => self.queue_signature(number, request),
             FromWorker::Serving { export } => {
                 if let Some(connection) = self.connections.get_mut(number)
                     && connection.serving(export).is_err()
@@ -324,7 +313,7 @@ impl Server {
     }
 
     /// Ends a worker that breaks the rules. Its end is reported by the template in the usual way.
-    fn worker_violates(&mut self, number: u64, what: &str) {
+    pub(super) fn worker_violates(&mut self, number: u64, what: &str) {
         let Some(connection) = self.connections.get_mut(number) else { return };
         let client = connection.to_string();
         let pid = connection.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
