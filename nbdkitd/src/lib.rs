@@ -25,6 +25,7 @@ mod identity;
 mod log;
 mod made;
 mod notify;
+mod pid_file;
 mod preflight;
 mod serve;
 mod sockets;
