@@ -24,7 +24,7 @@ pub(super) const LISTENER: &[Line] = &[
     any(c::SYS_getpeername),      // their addresses
     any(c::SYS_getsockname),      // the families of their sockets
     any(c::SYS_getsockopt),       // who they are: SO_PEERCRED, SO_PEERSEC
-    any(c::SYS_setsockopt),       // TCP_NODELAY, SO_KEEPALIVE; the buffers of channels
+    any(c::SYS_setsockopt),       // TCP_NODELAY; the buffers of channels
 
     // Channels and signals.
     with(c::SYS_socketpair, &[Is(0, c::AF_UNIX as u64)]),    // a worker's channel
