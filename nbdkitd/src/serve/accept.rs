@@ -500,6 +500,23 @@ mod tests {
     }
 
     #[test]
+    fn when_something_has_run_out_whoever_waits_and_then_an_overdue_handshake_makes_room() {
+        let mut listener = Listener::new(1, true).unwrap();
+        let server = &mut listener.server;
+        let (mut client, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
+        let now = Instant::now();
+        server.wait_for_room(theirs.into(), peer, now);
+        server.rest("accept", Errno::EMFILE, now);
+        assert_eq!(io::Read::read(&mut client, &mut [0]).unwrap(), 0);
+        let gave_way = |server: &Server| server.connections.get(1).unwrap().gave_way;
+        server.rest("accept", Errno::EMFILE, now);
+        assert!(!gave_way(server), "it has come only just now");
+        server.rest("accept", Errno::EMFILE, now + Duration::from_secs(10));
+        assert!(gave_way(server));
+    }
+
+    #[test]
     fn a_pause_is_reported_once_a_minute_and_grows_to_a_second() {
         let now = Instant::now();
         let mut pause = Pause::default();
