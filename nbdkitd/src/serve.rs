@@ -1,13 +1,14 @@
 //! The loop: one thread, which waits for clients, for what the template and the workers say, for signals and for
 //! children that end. Nothing here waits for a child, and each source is served a bounded amount at a time.
 //!
-//! - `startup`: from the first template to the first client; `accept`: from the socket to the template
+//! - `startup`: from the first template to the first client; `accept`: from the socket to the template; `admit`: whom and for whom
 //! - `incoming`: what template and workers say; `broker`: channels to the broker; `workers`: ending them; `signing`: for TLS; `ending`: children that ended, and the end of the server
 //! - `rebuild`: when and by whom a template that ended is replaced; `cgroup`: moving with the listener; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
 
 mod accept;
+mod admit;
 mod broker;
 mod cgroup;
 mod ending;

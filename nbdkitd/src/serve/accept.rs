@@ -10,26 +10,21 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
+use nbdkit_ipc::WorkerExit;
 use nbdkit_ipc::messages::{Isolation, Peer, Serve};
 use nbdkit_ipc::phase::Phase;
-use nbdkit_ipc::{ToTemplate, WorkerExit};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{FIRST_WORKER, Server, Stage, WorkerLink};
-use crate::admission::{Decision, MOST_WAITING, PeerKey, Waiting};
+use crate::admission::PeerKey;
 use crate::captive::Streams;
-use crate::connections::{Connection, client_name};
-use crate::descriptors;
-use crate::log::Verdict;
+use crate::connections::Connection;
 use crate::sockets;
 use crate::sys::socket::accept;
 
 /// How many clients are accepted before the other sources get their turn. Cheap ones, if many come at once: most wait.
 const CLIENTS_AT_ONCE: usize = 64;
-
-/// How many clients are handed over before the other sources get their turn.
-const HAND_OVERS_AT_ONCE: usize = 16;
 
 /// A listening socket.
 pub(super) struct Listener {
@@ -80,7 +75,7 @@ fn failure(errno: Errno) -> Failure {
 /// A rest after running out of something. Clients wait in the kernel's queue, so nobody is turned away.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
-    until: Option<Instant>,
+    pub(super) until: Option<Instant>,
     length: Duration,
     reported: Option<Instant>,
 }
@@ -145,7 +140,7 @@ impl Server {
     }
 
     /// Whether a client may be handed to the template, as far as that and the server go.
-    fn hands_over(&self) -> bool {
+    pub(super) fn hands_over(&self) -> bool {
         let one = self.configured.as_ref().is_some_and(|configured| configured.one_client);
         self.stage == Stage::Serving
             && self.pending.is_none()
@@ -208,7 +203,7 @@ impl Server {
     }
 
     /// Something has run out. A client that waits, or else a handshake that has taken long enough, makes room.
-    fn rest(&mut self, call: &str, errno: Errno, now: Instant) {
+    pub(super) fn rest(&mut self, call: &str, errno: Errno, now: Instant) {
         if self.pause.begin(now) {
             self.log.error(&format!("{call}: {}. New clients have to wait.", crate::words(errno)));
         }
@@ -234,72 +229,6 @@ impl Server {
         self.admit_waiting(now);
     }
 
-    /// Lets an accepted client wait until there is room for its handshake. That may be one too many of a peer.
-    pub(super) fn wait_for_room(&mut self, client: OwnedFd, peer: Peer, now: Instant) {
-        if let Some((_, peer)) = self.waiting.push(PeerKey::from(&peer), (client, peer)) {
-            self.report_refused(&peer, now);
-        }
-    }
-
-    /// Says that a client was disconnected that has waited.
-    fn report_refused(&mut self, peer: &Peer, now: Instant) {
-        let who = client_name(peer);
-        let line = format!("{who} is refused: too many clients of that peer wait already");
-        self.report_turned_away(0, &line, now);
-    }
-
-    /// Admits no more clients than there are descriptors for.
-    pub(super) fn fit_descriptors(&mut self) {
-        let room = descriptors::make_room();
-        if let Some(asked) = self.admission.clamp(room.served) {
-            self.log.notice(&format!(
-                "the limit of {} descriptors is enough for {} clients at a time, not for {asked} (--max-connections)",
-                room.limit, room.served
-            ));
-        }
-        let room = room.for_clients(self.admission.total().unwrap_or(room.served));
-        self.waiting = Waiting::new(room.waiting.min(MOST_WAITING));
-    }
-
-    /// Hands over clients that wait, as far as there is room; unfinished handshakes may have to end for them.
-    pub(super) fn admit_waiting(&mut self, now: Instant) {
-        self.next_admission = None;
-        for _ in 0..HAND_OVERS_AT_ONCE {
-            if !self.hands_over() {
-                return;
-            }
-            let next = self.admission.next(&self.connections, &self.waiting, now);
-            let Some((key, decision)) = next else { return };
-            match decision {
-                Decision::Admit => {}
-                Decision::Instead(number) => {
-                    // That the handshake is over may have been said and not yet been read.
-                    if self.is_shared() {
-                        self.template_unread = true;
-                        self.read_template();
-                    } else {
-                        self.read_worker_of(number);
-                    }
-                    let over = self.connections.get(number).is_none_or(|it| !it.is_in_handshake());
-                    if over {
-                        continue;
-                    }
-                    self.give_way(number);
-                }
-                Decision::Later(at) => {
-                    self.next_admission = at;
-                    return;
-                }
-            }
-            let Some((client, peer)) = self.waiting.pop(key) else { return };
-            self.last_connection += 1;
-            let serve = Serve { connection: self.last_connection, peer, broker: false };
-            self.pending = Some(Pending { serve, fds: vec![client], link: None });
-            self.hand_over(now);
-        }
-        self.next_admission = Some(now);
-    }
-
     /// When somebody who waits may be accepted because a handshake takes too long.
     pub(super) fn next_place(&self) -> Option<Instant> {
         let waiting = self.anybody_waits();
@@ -308,60 +237,19 @@ impl Server {
         next.filter(|_| waiting && self.pending.is_none() && self.stage == Stage::Serving)
     }
 
-    /// When the next of those that wait may be admitted, unless something else, which will wake us, keeps it from that. It may
-    /// have come already, and be only a moment later than what [`accept_clients`](Self::accept_clients) took for now.
-    pub(super) fn next_admission(&self) -> Option<Instant> {
-        let at = self.next_admission.filter(|_| self.hands_over() && !self.waiting.is_empty())?;
-        Some(self.pause.until.map_or(at, |until| at.max(until)))
-    }
-
-    /// Says why a client is disconnected.
-    fn refuse(&mut self, peer: &Peer, now: Instant) {
-        let who = client_name(peer);
-        let line =
-            format!("{who} has too many connections, disconnected (--max-connections-per-peer)");
-        self.report_turned_away(0, &line, now);
-    }
-
-    /// Ends a connection whose handshake is not over. Its end is reported by the template in the usual way.
-    fn give_way(&mut self, number: u64) {
-        let Some(connection) = self.connections.get_mut(number) else { return };
-        connection.gave_way = true;
-        if self.is_shared() {
-            if let Some(template) = &mut self.template {
-                template.say(ToTemplate::Disconnect { connection: number });
-            }
-            return;
-        }
-        self.end_worker(number);
-        if let Some(link) = self.links.remove(&number) {
-            self.forget(&link.as_fd().as_raw_fd());
-        }
-    }
-
-    /// Writes a line about a client that was turned away, unless there were many of late. `connection` is 0 if it never
-    /// became one.
-    pub(super) fn report_turned_away(&mut self, connection: u64, text: &str, now: Instant) {
-        let line = match self.admission.quota.take(now) {
-            Verdict::Drop => return,
-            Verdict::Write { dropped: 0 } => text.to_owned(),
-            Verdict::Write { dropped } => format!("{text} ({dropped} such lines were left out)"),
-        };
-        if connection == 0 {
-            self.log.error(&line);
-        } else {
-            self.connection_error(connection, &line);
-        }
-    }
-
     /// The client of `-s`.
     pub(super) fn hand_over_streams(&mut self, streams: Streams) {
         let fds = streams.into_client();
         let peer = sockets::peer(&fds[0]);
+        self.hand_over_next(peer, fds, Instant::now());
+    }
+
+    /// Makes a client the next connection, and hands it over as soon as the template takes it.
+    pub(super) fn hand_over_next(&mut self, peer: Peer, fds: Vec<OwnedFd>, now: Instant) {
         self.last_connection += 1;
         let serve = Serve { connection: self.last_connection, peer, broker: false };
         self.pending = Some(Pending { serve, fds, link: None });
-        self.hand_over(Instant::now());
+        self.hand_over(now);
     }
 
     /// Hands the waiting client over, if the template takes it.
@@ -443,10 +331,6 @@ fn error_number(error: &io::Error) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admission::OWN_TIME;
-    use crate::serve::fuzz::Listener;
-    use nbdkit_ipc::FromTemplate;
-    use nbdkit_ipc::messages::{Hello, PeerAddress};
 
     #[test]
     fn failures_of_accept_are_told_apart() {
@@ -463,57 +347,6 @@ mod tests {
         ] {
             assert_eq!(failure(errno), expected, "{errno}");
         }
-    }
-
-    #[test]
-    fn a_client_that_waits_for_a_moment_is_taken_on_whenever_that_is_noticed() {
-        // Two more than one peer may have in the handshake.
-        let mut listener = Listener::new(130, true).unwrap();
-        let server = &mut listener.server;
-        let (_client, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let now = Instant::now();
-        let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-        // The harness's template does not take clients yet.
-        for message in [
-            FromTemplate::Hello(Hello::ours()),
-            FromTemplate::Configured(server.configured.clone().unwrap()),
-            FromTemplate::Ready,
-        ] {
-            listener.template.send(&message, &[]).unwrap();
-        }
-        server.template_unread = true;
-        server.read_template();
-        server.wait_for_room(theirs.into(), peer, now);
-        server.admit_waiting(now);
-        let at = server.next_admission.unwrap();
-        assert!(server.timeout(now).unwrap() <= OWN_TIME);
-        assert_eq!(server.timeout(at), Some(Duration::ZERO));
-        assert_eq!(server.timeout(at + Duration::from_millis(1)), Some(Duration::ZERO));
-        // While something else rests, that is waited for.
-        server.pause.until = Some(at + Duration::from_secs(1));
-        assert_eq!(server.timeout(at), Some(Duration::from_secs(1)));
-        server.pause.until = None;
-        server.accept_clients(at);
-        assert!(server.waiting.is_empty());
-        assert!(server.connections.get_mut(1).unwrap().gave_way);
-        assert_eq!(server.timeout(at + Duration::from_secs(1)), None);
-    }
-
-    #[test]
-    fn when_something_has_run_out_whoever_waits_and_then_an_overdue_handshake_makes_room() {
-        let mut listener = Listener::new(1, true).unwrap();
-        let server = &mut listener.server;
-        let (mut client, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-        let now = Instant::now();
-        server.wait_for_room(theirs.into(), peer, now);
-        server.rest("accept", Errno::EMFILE, now);
-        assert_eq!(io::Read::read(&mut client, &mut [0]).unwrap(), 0);
-        let gave_way = |server: &Server| server.connections.get(1).unwrap().gave_way;
-        server.rest("accept", Errno::EMFILE, now);
-        assert!(!gave_way(server), "it has come only just now");
-        server.rest("accept", Errno::EMFILE, now + Duration::from_secs(10));
-        assert!(gave_way(server));
     }
 
     #[test]
