@@ -4,20 +4,19 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, setsockopt, socketpair, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, setsockopt, socketpair,
+    sockopt,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{MAX_FDS, MAX_PACKET, codec};
+use crate::{MAX_FDS, MAX_PACKET, codec, inherit};
 
 thread_local! {
     static PACKET: RefCell<Packet> =
@@ -29,9 +28,8 @@ thread_local! {
 struct Packet {
     /// As long as the longest, or empty before the first.
     bytes: Vec<u8>,
-    /// Room for all that the kernel lets one message carry (SCM_MAX_FD), so that a surplus is received, owned and
-    /// closed: with too little room some would stay open that nobody knows of.
-    control: Vec<u8>,
+    /// Room for all that the kernel lets one message carry, so that a surplus is told from a lack of descriptors.
+    control: Vec<u64>,
 }
 
 /// Gives back where this thread's packets are received, until the next one: to a process that expects none it is only what its
@@ -59,6 +57,8 @@ pub struct Received<R> {
     pub message: R,
     /// What came with it, in order. The receiver checks that the number is the one this message carries.
     pub fds: Vec<OwnedFd>,
+    /// Some or all of its descriptors did not arrive: this process may have no more of them. What came was closed.
+    pub lost: bool,
 }
 
 /// Why nothing could be received.
@@ -181,41 +181,36 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
             // Not resize: that writes the zeroes, which these pages are already.
             *bytes = vec![0; MAX_PACKET];
         }
-        if control.capacity() == 0 {
-            *control = cmsg_space!([RawFd; 253]);
+        if control.is_empty() {
+            *control = vec![0; inherit::CONTROL_WORDS];
         }
-        let mut iov = [IoSliceMut::new(bytes)];
-        let (raw, flags) = (self.fd.as_raw_fd(), flags | MsgFlags::MSG_CMSG_CLOEXEC);
-        let mut received = recvmsg::<()>(raw, &mut iov, Some(&mut *control), flags);
+        let mut received = inherit::receive(self.fd.as_fd(), bytes, control, flags);
         if received.as_ref().err() == Some(&Errno::ECONNRESET) {
             // The other end has closed without reading all; said once, before what it has said itself.
-            received = recvmsg::<()>(raw, &mut iov, Some(control), flags);
+            received = inherit::receive(self.fd.as_fd(), bytes, control, flags);
         }
-        let received = match received {
+        let (length, flags, mut fds) = match received {
             Ok(received) => received,
             Err(Errno::EAGAIN) => return Err(RecvError::Empty),
             Err(Errno::ECONNRESET) => return Err(RecvError::Closed),
             Err(errno) => return Err(RecvError::Io(errno)),
         };
-        let (length, flags) = (received.bytes, received.flags);
-        let mut fds = Vec::new();
-        for message in received.cmsgs().map_err(RecvError::Io)? {
-            if let ControlMessageOwned::ScmRights(raw) = message {
-                fds.extend(raw.into_iter().map(crate::inherit::received));
-            }
-        }
         if length == 0 {
             return Err(RecvError::Closed);
         }
-        if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        if flags.contains(MsgFlags::MSG_TRUNC) {
             return Err(RecvError::Violation("truncated packet"));
+        }
+        let lost = flags.contains(MsgFlags::MSG_CTRUNC);
+        if lost {
+            fds.clear();
         }
         if fds.len() > MAX_FDS {
             return Err(RecvError::Violation("too many descriptors"));
         }
         let message = codec::decode(&bytes[..length])
             .ok_or(RecvError::Violation("not a message of this channel"))?;
-        Ok(Received { message, fds })
+        Ok(Received { message, fds, lost })
     }
 }
 
@@ -270,6 +265,38 @@ mod tests {
         .unwrap();
         assert!(matches!(b.try_recv(), Err(RecvError::Violation(_))));
         assert_eq!(count(), before);
+    }
+
+    /// A process of its own, because the limit is the process's: this test, executed again.
+    #[test]
+    fn descriptors_for_which_there_is_no_room_are_lost_and_the_message_is_not() {
+        const AGAIN: &str = "NBDKIT_TEST_NO_ROOM";
+        if std::env::var_os(AGAIN).is_none() {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            let name = "channel::tests::descriptors_for_which_there_is_no_room_are_lost_and_the_message_is_not";
+            let output = command.args(["--exact", name]).env(AGAIN, "1").output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+            return;
+        }
+        let (a, b) = Text::pair().unwrap();
+        let [first, second] = [(); 2].map(|()| std::fs::File::open("/dev/null").unwrap());
+        a.send(&"x".to_owned(), &[first.as_fd(), second.as_fd()]).unwrap();
+        a.send(&"y".to_owned(), &[]).unwrap();
+        a.send(&"z".to_owned(), &[first.as_fd()]).unwrap();
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let (usual, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        // The lowest number that is free is the only one.
+        let free = first.try_clone().unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, free.as_raw_fd() as u64 + 1, most).unwrap();
+        drop(free);
+        let received = b.recv().unwrap();
+        assert_eq!((received.message.as_str(), received.fds.len(), received.lost), ("x", 0, true));
+        let received = b.recv().unwrap();
+        assert_eq!((received.message.as_str(), received.lost), ("y", false));
+        // What came of the two was closed.
+        let received = b.recv().unwrap();
+        assert_eq!((received.message.as_str(), received.fds.len(), received.lost), ("z", 1, false));
+        setrlimit(Resource::RLIMIT_NOFILE, usual, most).unwrap();
     }
 
     #[test]

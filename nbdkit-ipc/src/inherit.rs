@@ -1,18 +1,60 @@
-//! Taking over the channel that the parent left open across exec. The one unsafe step of fd passing.
+//! Descriptors that come from other processes: with a message, and left open across exec. The unsafe steps of fd passing.
 
-#![expect(unsafe_code, reason = "a descriptor number from argv becomes an OwnedFd")]
+#![expect(unsafe_code, reason = "descriptor numbers from argv and from recvmsg become OwnedFds")]
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::libc;
+use nix::sys::socket::{MsgFlags, SockType, getsockopt, sockopt};
 
-/// Owns a descriptor that recvmsg(2) has just installed for us.
-pub(crate) fn received(number: i32) -> OwnedFd {
-    // SAFETY: the only caller passes numbers out of an SCM_RIGHTS message it has just received, each once;
-    // the kernel made them for this process and nobody else knows them.
-    unsafe { OwnedFd::from_raw_fd(number) }
+/// Most descriptors that the kernel lets one message carry: SCM_MAX_FD of net/scm.h.
+const SCM_MAX_FD: usize = 253;
+/// Room for so many in a control message with its header, in words.
+pub(crate) const CONTROL_WORDS: usize = 2 + SCM_MAX_FD.div_ceil(2);
+
+/// recvmsg(2), where nix does not hand out the descriptors of a message that has lost others (MSG_CTRUNC), so that they
+/// would stay open. All that arrive are owned, and close-on-exec. Returns the length of the packet, the flags, the descriptors.
+///
+/// # Errors
+/// Those of recvmsg(2).
+pub(crate) fn receive(
+    fd: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    control: &mut [u64],
+    flags: MsgFlags,
+) -> nix::Result<(usize, MsgFlags, Vec<OwnedFd>)> {
+    let mut place = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: a structure of numbers and pointers, all of which may be zero.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut place;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(control);
+    let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+    // SAFETY: the header points to two slices that are ours for the call, with their lengths.
+    let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags.bits()) };
+    let length = Errno::result(length)?;
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has filled the control buffer, which is aligned for its headers, and has set its length; the
+    // CMSG macros stay within that. The numbers in an SCM_RIGHTS message are descriptors that the kernel has made for this
+    // process, each once, and nobody else knows them.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(&raw const header);
+        while let Some(found) = message.as_ref() {
+            if found.cmsg_level == libc::SOL_SOCKET && found.cmsg_type == libc::SCM_RIGHTS {
+                let data = libc::CMSG_DATA(message).cast::<RawFd>();
+                let payload = found.cmsg_len - libc::CMSG_LEN(0) as usize;
+                for index in 0..payload / size_of::<RawFd>() {
+                    fds.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
+                }
+            }
+            message = libc::CMSG_NXTHDR(&raw const header, message);
+        }
+    }
+    Ok((length.cast_unsigned(), MsgFlags::from_bits_truncate(header.msg_flags), fds))
 }
 
 /// Owns descriptor `number`, which the parent process passed by leaving it open. Makes it
@@ -24,7 +66,7 @@ pub(crate) fn received(number: i32) -> OwnedFd {
 /// EBADF if it is not open, EPROTOTYPE if it is not a SOCK_SEQPACKET socket.
 pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     if number <= 2 {
-        return Err(io::Error::from_raw_os_error(nix::libc::EBADF));
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
     // SAFETY: borrowed for this one call, which fails with EBADF if the number is no open descriptor. /proc, which would
     // tell too, need not be mounted.
@@ -33,7 +75,7 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     // descriptors and, by contract with our only callers (each `main`), nothing was opened before.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     if getsockopt(&fd, sockopt::SockType)? != SockType::SeqPacket {
-        return Err(io::Error::from_raw_os_error(nix::libc::EPROTOTYPE));
+        return Err(io::Error::from_raw_os_error(libc::EPROTOTYPE));
     }
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     Ok(fd)

@@ -96,7 +96,7 @@ pub enum FromTemplate {
     Log(LogRecord),
     /// Clients may come.
     Ready,
-    /// A worker was made for a client.
+    /// A worker was made for a client. Descriptor: a handle on its process (pidfd), unless the template had no room for one.
     Forked {
         /// Which client.
         connection: u64,

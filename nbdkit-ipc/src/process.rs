@@ -1,13 +1,18 @@
-//! Fork, what a fork does first with the descriptors of its parent, and last.
+//! Fork, what a fork does first with the descriptors of its parent, and last, and handles on processes that cannot come to mean
+//! another process.
 
-#![expect(unsafe_code, reason = "fork, _exit, descriptors of the parent")]
+#![expect(
+    unsafe_code,
+    reason = "fork, _exit, descriptors of the parent, and the pidfd system calls"
+)]
 
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid};
 
 /// Makes a copy of this process. Returns the copy's id, or `None` in the copy.
@@ -74,9 +79,116 @@ pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
     }
 }
 
+/// A process, whatever becomes of its number. pidfd_open(2).
+#[derive(Debug)]
+pub struct Process(OwnedFd);
+
+/// What the kernel knows about a process. `struct pidfd_info` of linux/pidfd.h, its first version.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    mask: u64,
+    control_group: u64,
+    pid: u32,
+    thread_group: u32,
+    parent: u32,
+    /// Real, effective, saved and file-system ids of user and group, the exit status.
+    rest: [u32; 9],
+}
+
+impl Process {
+    /// `_IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)` of linux/pidfd.h. Since Linux 6.13.
+    pub const GET_INFO: u64 = 0xc040_ff0b;
+
+    /// The process that has the number `pid` now.
+    ///
+    /// # Errors
+    /// ESRCH if there is none, ENOSYS before Linux 5.3, EMFILE.
+    pub fn open(pid: Pid) -> nix::Result<Process> {
+        // SAFETY: takes two integers; a descriptor that nobody else knows (close-on-exec) comes back.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+        let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+        // SAFETY: the kernel has just made it for us.
+        Ok(Process(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// A descriptor that another process has sent as a handle. Whether it is one turns out when it is used.
+    pub fn from_fd(fd: OwnedFd) -> Process {
+        Process(fd)
+    }
+
+    /// Sends a signal; `None` only checks that the process has not been reaped.
+    ///
+    /// # Errors
+    /// ESRCH, EPERM; EBADF if the descriptor is no handle on a process.
+    pub fn signal(&self, signal: Option<Signal>) -> nix::Result<()> {
+        let number = signal.map_or(0, |signal| signal as i32);
+        // SAFETY: the descriptor is ours and open; no siginfo is passed.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                number,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        Errno::result(sent).map(drop)
+    }
+
+    /// The process's number and its parent's. Needs neither /proc nor a free descriptor. A zombie has both.
+    ///
+    /// # Errors
+    /// ESRCH if it was reaped, ENOTTY before Linux 6.13.
+    pub fn identity(&self) -> nix::Result<(Pid, Pid)> {
+        /// PIDFD_INFO_PID: number, thread group and parent.
+        const NUMBERS: u64 = 1;
+        // Not for any descriptor: what an ioctl does is the driver's business.
+        self.signal(None)?;
+        let mut info = Info { mask: NUMBERS, ..Info::default() };
+        // SAFETY: the descriptor is a handle on a process (checked above), and the kernel writes to the structure at most
+        // as many bytes as the number of the ioctl says, which is its size.
+        let result = unsafe {
+            libc::ioctl(self.0.as_raw_fd(), Self::GET_INFO as libc::Ioctl, &raw mut info)
+        };
+        Errno::result(result)?;
+        let number = |id: u32| Pid::from_raw(id.cast_signed());
+        Ok((number(info.thread_group), number(info.parent)))
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_handle_outlives_its_process_and_then_says_so() {
+        assert_eq!(size_of::<Info>() as u64, (Process::GET_INFO >> 16) & 0x3fff);
+        let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let process = Process::open(pid).unwrap();
+        assert_eq!(process.signal(None), Ok(()));
+        match process.identity() {
+            Ok(identity) => assert_eq!(identity, (pid, Pid::this())),
+            Err(errno) => assert_eq!(errno, Errno::ENOTTY, "before Linux 6.13"),
+        }
+        process.signal(Some(Signal::SIGKILL)).unwrap();
+        child.wait().unwrap();
+        assert_eq!(process.signal(None), Err(Errno::ESRCH));
+        assert_eq!(process.identity(), Err(Errno::ESRCH));
+    }
+
+    #[test]
+    fn what_is_no_handle_is_found_out() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(Process::from_fd(null.into()).identity(), Err(Errno::EBADF));
+    }
 
     #[test]
     fn a_process_with_threads_does_not_fork() {

@@ -49,7 +49,7 @@ impl Listener {
         loop {
             match link.recv() {
                 Ok(Received { message: ToWorker::Quiesce, .. }) => end(),
-                Ok(Received { message, fds }) => return Some((message, fds)),
+                Ok(Received { message, fds, .. }) => return Some((message, fds)),
                 Err(RecvError::Io(Errno::EINTR)) => {}
                 Err(_) => {
                     end();

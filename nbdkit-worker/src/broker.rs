@@ -161,13 +161,13 @@ fn serve(link: &BrokerLink, ended: &SignalFd, mut orphan: bool, mut desk: Desk) 
         // First who may ask, then whether anybody may.
         while more {
             match link.try_recv() {
-                Ok(Received { message: ToBrokerLink::Channel { connection }, fds }) => {
+                Ok(Received { message: ToBrokerLink::Channel { connection }, fds, .. }) => {
+                    // If its descriptor was one too many, the worker finds its channel closed, and asks for another.
                     if let Ok([fd]) = <[_; 1]>::try_from(fds) {
                         desk.admit(connection, Channel::from_fd(fd));
                     }
                 }
                 Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => more = false,
-                // Its descriptor was one too many: the worker finds its channel closed, and asks for another.
                 Err(RecvError::Violation(_)) => {}
                 Err(RecvError::Closed | RecvError::Io(_)) => return,
             }

@@ -12,7 +12,7 @@ mod strays;
 mod worker;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -23,6 +23,7 @@ use nbdkit_api::{
 use nbdkit_ipc::messages::{
     self, Configure, Configured, EnterService, Hello, Parameter, Purpose, Serve,
 };
+use nbdkit_ipc::process::Process;
 use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -346,6 +347,15 @@ impl Service {
         }
     }
 
+    /// A client has come whose descriptors did not fit into this process. It is not served; others are.
+    fn has_no_room(&self, connection: u64) {
+        log_error(&format!(
+            "client {connection} is refused: its descriptors were lost ({})",
+            strerror(Errno::EMFILE)
+        ));
+        self.say(&FromTemplate::Exited { connection, exit: nbdkit_ipc::WorkerExit::Failed });
+    }
+
     fn run(&mut self) {
         match self.isolation {
             Isolation::Connection => self.run_forking(),
@@ -397,7 +407,12 @@ impl Service {
             }
             while listener_lives {
                 match self.link.as_ref().map_or(Err(RecvError::Closed), |link| link.try_recv()) {
-                    Ok(Received { message: ToTemplate::Serve(serve), fds }) if serving => {
+                    Ok(Received { message: ToTemplate::Serve(serve), lost: true, .. })
+                        if serving =>
+                    {
+                        self.has_no_room(serve.connection);
+                    }
+                    Ok(Received { message: ToTemplate::Serve(serve), fds, .. }) if serving => {
                         self.fork_worker(&serve, fds, &mut children);
                     }
                     Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => break,
@@ -432,7 +447,13 @@ impl Service {
         match process::fork() {
             Ok(Some(pid)) => {
                 children.add(pid, connection, slot);
-                self.say(&FromTemplate::Forked { connection, pid: pid.as_raw() });
+                let message = FromTemplate::Forked { connection, pid: pid.as_raw() };
+                // Without one the listener looks for the process by its number.
+                let process = Process::open(pid).ok();
+                let fds: Vec<BorrowedFd<'_>> = process.iter().map(AsFd::as_fd).collect();
+                if let Some(link) = &self.link {
+                    let _ = link.send(&message, &fds);
+                }
             }
             Ok(None) => {
                 children.forget();

@@ -16,6 +16,7 @@ use nbdkit_ipc::messages::{
     Allowed, Applies, Configure, EnterService, Hello, Isolation, Level, Parameter, Peer,
     PeerAddress, Protocol, Purpose, Serve,
 };
+use nbdkit_ipc::process::Process;
 use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
@@ -159,7 +160,13 @@ fn every_client_gets_a_process_that_ends_with_it() {
     let (mut second, _second_link) = template.client(2);
     let (mut pids, mut numbers) = (vec![], vec![]);
     for _ in 0..2 {
-        let FromTemplate::Forked { connection, pid } = template.recv() else { panic!() };
+        let received = template.link.recv().unwrap();
+        let FromTemplate::Forked { connection, pid } = received.message else { panic!() };
+        let [handle] = <[_; 1]>::try_from(received.fds).unwrap();
+        // Before Linux 6.13 it does not say whose it is.
+        if let Ok((its, _)) = Process::from_fd(handle).identity() {
+            assert_eq!(its.as_raw(), pid);
+        }
         pids.push(pid);
         numbers.push(connection);
     }

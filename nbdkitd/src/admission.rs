@@ -1,11 +1,17 @@
-//! Which clients are taken on: how many at a time, how many of one peer, and whose unfinished handshake gives way when
+//! Which clients are admitted: how many at a time, how many of one peer, and whose unfinished handshake is evicted when
 //! there are too many of those. Pure.
 //!
-//! Somebody who opens sockets and says nothing must not keep others out. A handshake takes milliseconds, so when a peer
-//! has more than its share of unfinished ones the oldest is the least likely to be honest, and it is the one that ends:
-//! a newcomer is never turned away because of clients that say nothing.
+//! Clients that open sockets and say nothing must not keep others out. A handshake takes milliseconds, so of too many
+//! unfinished ones the oldest is the least likely to be honest, and it is evicted. Accepted clients wait without a process, in a
+//! queue for each peer ([`Waiting`]), until there is room for their handshake; the client whose peer has the fewest
+//! handshakes under way is admitted next. A newcomer waits for one handshake to be [`HANDSHAKE_TIME`] old at most, however many
+//! clients of others wait.
 
 #![forbid(unsafe_code)]
+
+mod waiting;
+
+pub(crate) use waiting::{MOST_WAITING, Waiting};
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -24,6 +30,20 @@ const HANDSHAKES: usize = 256;
 /// Whatever the limits are, so many handshakes may be under way.
 const FEWEST_HANDSHAKES: usize = 64;
 
+/// How long a handshake may take before it gives way to another, of a peer with fewer: many times what an honest one needs.
+pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_millis(100);
+
+/// The same where the other's peer has as many, or is the same: nobody is kept out, and each costs a process.
+pub(crate) const OWN_TIME: Duration = Duration::from_millis(250);
+
+/// How many clients the template may have been sent for which it has named no worker. It makes one after the other; those
+/// behind wait where a newcomer can be put before them.
+const MOST_UNNAMED: usize = 16;
+
+/// Fewest places of which one peer gets no more than half if `--max-connections-per-peer` is not given: an operator who
+/// makes fewer has counted the clients.
+const PLACES_TO_DIVIDE: usize = 128;
+
 /// When all places are taken, a handshake that has taken so long gives its place up.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -35,7 +55,7 @@ const REPORTS: Duration = Duration::from_secs(60);
 
 /// What a peer is when its connections are counted. An IPv6 host owns the whole of a /64, so that is one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum PeerKey {
+pub(crate) enum PeerKey {
     V4(u32),
     V6Network(u64),
     User(u32),
@@ -57,15 +77,15 @@ impl From<&Peer> for PeerKey {
     }
 }
 
-/// What to do with a client that was accepted.
+/// What to do with a client that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// It is served.
     Admit,
     /// It is served, and this connection, whose handshake is not over, ends.
     Instead(u64),
-    /// Its peer has all the connections that it may have.
-    Refuse,
+    /// It waits: not before this; `None` until a connection changes.
+    Later(Option<Instant>),
 }
 
 /// See the module's text.
@@ -73,8 +93,10 @@ pub(crate) enum Decision {
 pub(crate) struct Admission {
     /// Connections at a time; `None` is no limit.
     total: Option<usize>,
-    /// Connections of one peer at a time; `None` is no limit.
-    per_peer: Option<usize>,
+    /// Connections of one peer at a time, if the command line gives them; `Some(None)` is no limit.
+    per_peer: Option<Option<usize>>,
+    /// The same if it does not: half of all, so that there is room for another.
+    half: Option<usize>,
     /// Unfinished handshakes at a time.
     handshakes: usize,
     /// Unfinished handshakes of one peer at a time.
@@ -89,15 +111,34 @@ impl Admission {
     pub(crate) fn new(total: Option<u32>, per_peer: Option<u32>, now: Instant) -> Admission {
         let limit = |value: u32| (value > 0).then_some(value as usize);
         let total = limit(total.unwrap_or(MAX_CONNECTIONS));
-        let handshakes = total.map_or(HANDSHAKES, |total| (total / 4).max(FEWEST_HANDSHAKES));
+        let handshakes = total.map_or(HANDSHAKES, handshakes);
         Admission {
             total,
-            per_peer: limit(per_peer.unwrap_or(0)),
+            per_peer: per_peer.map(limit),
+            half: total.filter(|total| *total >= PLACES_TO_DIVIDE).map(|total| total / 2),
             handshakes,
             share: handshakes / 2,
             quota: Quota::new(LINES.0, LINES.1, now),
             reported: None,
         }
+    }
+
+    /// No more clients than there are descriptors for. If that is fewer than asked for, how many were.
+    pub(crate) fn clamp(&mut self, most: usize) -> Option<usize> {
+        let asked = self.total;
+        if asked.is_some_and(|total| total <= most) {
+            return None;
+        }
+        self.total = Some(most);
+        self.half = self.half.map(|half| half.min(most.div_ceil(2)));
+        self.handshakes = self.handshakes.min(handshakes(most));
+        self.share = self.handshakes / 2;
+        asked
+    }
+
+    /// Connections at a time; `None` is no limit.
+    pub(crate) fn total(&self) -> Option<usize> {
+        self.total
     }
 
     /// Whether all places are taken, so that clients wait in the kernel's queue.
@@ -129,41 +170,123 @@ impl Admission {
         ))
     }
 
-    /// Decides about a client.
-    pub(crate) fn decide(&self, connections: &Connections, peer: &Peer, now: Instant) -> Decision {
-        let key = PeerKey::from(peer);
-        let mut of_peer = 0;
-        // For each peer: how many unfinished handshakes, and the oldest, which has the lowest number.
-        let mut unfinished: BTreeMap<PeerKey, (usize, u64)> = BTreeMap::new();
-        let mut all_unfinished = 0;
-        for (number, connection) in connections.iter().filter(|(_, it)| !it.gave_way) {
-            let other = PeerKey::from(&connection.peer);
-            of_peer += usize::from(other == key);
-            if connection.is_in_handshake() {
-                all_unfinished += 1;
-                unfinished.entry(other).or_insert((0, number)).0 += 1;
+    /// A handshake that has taken long enough to be evicted if something runs out.
+    pub(crate) fn overdue(&self, connections: &Connections, now: Instant) -> Option<u64> {
+        overdue(connections).filter(|(at, _)| *at <= now).map(|(_, number)| number)
+    }
+
+    /// Whether a peer has all the connections that it may have, those that wait included.
+    pub(crate) fn is_over_limit<T>(
+        &self,
+        connections: &Connections,
+        waiting: &Waiting<T>,
+        key: PeerKey,
+    ) -> bool {
+        let most = match key {
+            // One user may be the one that all clients of this machine come as.
+            PeerKey::User(_) | PeerKey::Unknown => self.per_peer.flatten(),
+            PeerKey::V4(_) | PeerKey::V6Network(_) | PeerKey::VirtualMachine(_) => {
+                self.per_peer.unwrap_or(self.half)
+            }
+        };
+        let served = || connections.iter().filter(|(_, it)| !it.gave_way && it.key == key).count();
+        most.is_some_and(|most| waiting.count(key) + served() >= most)
+    }
+
+    /// Decides about the next client of those that wait; `None` if none does. The one whose peer has the fewest unfinished
+    /// handshakes is next: a newcomer does not wait behind a crowd.
+    pub(crate) fn next<T>(
+        &self,
+        connections: &Connections,
+        waiting: &Waiting<T>,
+        now: Instant,
+    ) -> Option<(PeerKey, Decision)> {
+        if waiting.is_empty() {
+            return None;
+        }
+        let handshakes = Handshakes::of(connections);
+        let key = waiting.first_by(|key| handshakes.count(key))?;
+        Some((key, self.decide(connections, &handshakes, key, now)))
+    }
+
+    fn decide(
+        &self,
+        connections: &Connections,
+        handshakes: &Handshakes,
+        key: PeerKey,
+        now: Instant,
+    ) -> Decision {
+        if self.all_taken(connections) {
+            return match overdue(connections) {
+                Some((at, number)) if at <= now => Decision::Instead(number),
+                Some((at, _)) => Decision::Later(Some(at)),
+                None => Decision::Later(None),
+            };
+        }
+        if handshakes.unnamed >= MOST_UNNAMED {
+            return Decision::Later(None);
+        }
+        let own = handshakes.count(key);
+        if let Some(it) = handshakes.of_peer.get(&key)
+            && own >= self.share
+        {
+            return at_its_time(it.since + OWN_TIME, it.oldest, now);
+        }
+        if handshakes.all < self.handshakes {
+            return Decision::Admit;
+        }
+        // Of all that have had their time, that of the greediest peer: one slot that is too young holds up nobody.
+        let due = |it: &OfPeer| it.since + if it.count > own { HANDSHAKE_TIME } else { OWN_TIME };
+        let old_enough = handshakes.of_peer.values().filter(|it| due(it) <= now);
+        let victim = old_enough.max_by_key(|it| (it.count, std::cmp::Reverse(it.oldest)));
+        match victim {
+            Some(it) => Decision::Instead(it.oldest),
+            None => Decision::Later(handshakes.of_peer.values().map(due).min()),
+        }
+    }
+}
+
+/// How many handshakes may be under way where there are so many places.
+fn handshakes(total: usize) -> usize {
+    (total / 4).max(FEWEST_HANDSHAKES)
+}
+
+fn at_its_time(at: Instant, number: u64, now: Instant) -> Decision {
+    if at <= now { Decision::Instead(number) } else { Decision::Later(Some(at)) }
+}
+
+/// The unfinished handshakes of a peer. There is at least one.
+struct OfPeer {
+    count: usize,
+    /// The connection that was handed over first, which has the lowest number.
+    oldest: u64,
+    since: Instant,
+}
+
+/// The unfinished handshakes of all.
+struct Handshakes {
+    of_peer: BTreeMap<PeerKey, OfPeer>,
+    all: usize,
+    /// Those whose worker the template has yet to name: it has more clients than it makes workers for.
+    unnamed: usize,
+}
+
+impl Handshakes {
+    fn of(connections: &Connections) -> Handshakes {
+        let mut found = Handshakes { of_peer: BTreeMap::new(), all: 0, unnamed: 0 };
+        for (number, it) in connections.iter() {
+            found.unnamed += usize::from(it.is_unnamed());
+            if !it.gave_way && it.is_in_handshake() {
+                let new = OfPeer { count: 0, oldest: number, since: it.since };
+                found.of_peer.entry(it.key).or_insert(new).count += 1;
+                found.all += 1;
             }
         }
-        if self.per_peer.is_some_and(|most| of_peer >= most) {
-            return Decision::Refuse;
-        }
-        if let Some((count, oldest)) = unfinished.get(&key)
-            && *count >= self.share
-        {
-            return Decision::Instead(*oldest);
-        }
-        if all_unfinished >= self.handshakes
-            && let Some((_, oldest)) = unfinished.values().max_by_key(|(count, _)| *count)
-        {
-            return Decision::Instead(*oldest);
-        }
-        if self.all_taken(connections)
-            && let Some((at, number)) = overdue(connections)
-            && at <= now
-        {
-            return Decision::Instead(number);
-        }
-        Decision::Admit
+        found
+    }
+
+    fn count(&self, key: PeerKey) -> usize {
+        self.of_peer.get(&key).map_or(0, |it| it.count)
     }
 }
 
@@ -176,108 +299,4 @@ fn overdue(connections: &Connections) -> Option<(Instant, u64)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn peer(address: &str) -> Peer {
-        let address = PeerAddress::Inet(address.parse().unwrap());
-        Peer { address, credentials: None, security_context: None }
-    }
-
-    fn table(peers: &[(&str, usize)]) -> Connections {
-        let mut table = Connections::default();
-        let all = peers.iter().flat_map(|(address, count)| std::iter::repeat_n(*address, *count));
-        for (number, address) in (1..).zip(all) {
-            table.add(number, peer(address), None, Instant::now());
-        }
-        table
-    }
-
-    fn admission(total: u32, per_peer: u32) -> Admission {
-        Admission::new(Some(total), Some(per_peer), Instant::now())
-    }
-
-    const A: &str = "10.0.0.1:1000";
-    const B: &str = "10.0.0.2:1000";
-
-    #[test]
-    fn a_peer_with_its_share_of_handshakes_loses_its_own_oldest() {
-        let admission = admission(256, 0);
-        let table = table(&[(B, 1), (A, 32)]);
-        assert_eq!(admission.decide(&table, &peer(A), Instant::now()), Decision::Instead(2));
-        assert_eq!(admission.decide(&table, &peer(B), Instant::now()), Decision::Admit);
-    }
-
-    #[test]
-    fn when_many_peers_say_nothing_the_greediest_loses_its_oldest() {
-        let admission = admission(256, 0);
-        let table = table(&[(A, 16), ("10.0.0.3:1", 24), ("10.0.0.4:1", 12), ("10.0.0.5:1", 12)]);
-        assert_eq!(admission.decide(&table, &peer(B), Instant::now()), Decision::Instead(17));
-    }
-
-    #[test]
-    fn those_who_finished_or_gave_way_do_not_count_as_handshakes() {
-        let admission = admission(256, 0);
-        let mut table = table(&[(A, 32)]);
-        table.get_mut(1).unwrap().serving(String::new()).unwrap();
-        assert_eq!(admission.decide(&table, &peer(A), Instant::now()), Decision::Admit);
-        table.add(33, peer(A), None, Instant::now());
-        assert_eq!(admission.decide(&table, &peer(A), Instant::now()), Decision::Instead(2));
-        table.get_mut(2).unwrap().gave_way = true;
-        assert_eq!(admission.decide(&table, &peer(A), Instant::now()), Decision::Admit);
-    }
-
-    #[test]
-    fn a_peer_is_an_address_a_network_a_user_or_a_machine() {
-        let table = table(&[("[2001:db8::1]:1", 1), ("[::ffff:10.0.0.1]:1", 1)]);
-        let refused = |address| {
-            admission(0, 1).decide(&table, &peer(address), Instant::now()) == Decision::Refuse
-        };
-        assert!(refused("[2001:db8::ffff]:2") && refused(A));
-        assert!(!refused("[2001:db8:0:1::1]:1") && !refused(B));
-        let user = |uid| Peer {
-            address: PeerAddress::Unix,
-            credentials: Some((7, uid, 0)),
-            security_context: None,
-        };
-        assert_ne!(PeerKey::from(&user(1)), PeerKey::from(&user(2)));
-        let machine = |cid| Peer {
-            address: PeerAddress::Vsock { cid, port: 1 },
-            credentials: None,
-            security_context: None,
-        };
-        assert_ne!(PeerKey::from(&machine(3)), PeerKey::from(&machine(4)));
-    }
-
-    #[test]
-    fn zero_is_no_limit_and_the_default_is_one() {
-        let full = table(&[(A, 1024)]);
-        assert!(!admission(0, 0).is_full(&full, Instant::now()));
-        assert!(Admission::new(None, None, Instant::now()).is_full(&full, Instant::now()));
-        assert!(!admission(1025, 0).is_full(&full, Instant::now()));
-    }
-
-    #[test]
-    fn a_handshake_that_takes_long_gives_up_the_last_place() {
-        let admission = admission(2, 0);
-        let mut table = table(&[(A, 2)]);
-        table.get_mut(1).unwrap().serving(String::new()).unwrap();
-        let since = table.get_mut(2).unwrap().since;
-        let late = since + PATIENCE;
-        assert!(admission.is_full(&table, since) && !admission.is_full(&table, late));
-        assert_eq!(admission.next_place(&table), Some(late));
-        assert_eq!(admission.decide(&table, &peer(B), late), Decision::Instead(2));
-        table.get_mut(2).unwrap().serving(String::new()).unwrap();
-        assert!(admission.is_full(&table, late));
-        assert_eq!(admission.next_place(&table), None);
-    }
-
-    #[test]
-    fn a_full_house_is_reported_once_a_minute() {
-        let now = Instant::now();
-        let mut admission = admission(5, 0);
-        assert!(admission.report_full(now).unwrap().starts_with("5 clients"));
-        assert_eq!(admission.report_full(now + Duration::from_secs(59)), None);
-        assert!(admission.report_full(now + REPORTS).is_some());
-    }
-}
+mod tests;

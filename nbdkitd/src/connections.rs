@@ -11,11 +11,16 @@ use std::time::Instant;
 
 use nbdkit_ipc::messages::{Isolation, Peer, PeerAddress};
 use nbdkit_ipc::phase::{Brokers, WorkerPhase};
+use nbdkit_ipc::process::Process;
 
+use crate::admission::PeerKey;
 use crate::log::{Quota, escape};
 
 /// The longest export name. NBD protocol, "String values".
 const MAX_EXPORT: usize = 4096;
+
+/// How much of an export's name is in a line, bytes.
+const MOST_SHOWN: usize = 64;
 
 /// Error lines that one client's worker may cause: at once, and each second.
 const LINES: (u32, u32) = (200, 20);
@@ -25,8 +30,14 @@ const LINES: (u32, u32) = (200, 20);
 pub(crate) struct Connection {
     /// Who it is.
     pub(crate) peer: Peer,
+    /// As what it is counted.
+    pub(crate) key: PeerKey,
+    /// It has, or will have, a worker of its own.
+    pub(crate) has_worker: bool,
     /// The worker's process id, once it was forked; the template's word.
     pub(crate) pid: Option<i32>,
+    /// A handle on the worker, if the template had one to send. Its word, too.
+    pub(crate) process: Option<Process>,
     /// How many lines it may still log.
     pub(crate) quota: Quota,
     /// How far its worker has come, by its own word.
@@ -38,6 +49,8 @@ pub(crate) struct Connection {
     pub(crate) since: Instant,
     /// It was told to end because another client's handshake needs the place.
     pub(crate) gave_way: bool,
+    /// Its worker is to be killed, which may not be known yet.
+    pub(crate) doomed: bool,
     /// The template that it was handed to has ended.
     pub(crate) orphan: bool,
     /// The client's socket, kept for another template until a worker is known to have it.
@@ -48,6 +61,11 @@ impl Connection {
     /// Whether its handshake is not over, as far as is known.
     pub(crate) fn is_in_handshake(&self) -> bool {
         self.export.is_none()
+    }
+
+    /// Whether the template has yet to make its worker, or to say so.
+    pub(crate) fn is_unnamed(&self) -> bool {
+        self.has_worker && self.pid.is_none() && !self.orphan
     }
 
     /// Notes the export that is being served.
@@ -68,9 +86,10 @@ impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&client_name(&self.peer))?;
         if let Some(export) = &self.export {
-            let mut escaped = String::new();
-            escape(&mut escaped, export);
-            write!(f, ", export \"{escaped}\"")?;
+            let (mut escaped, cut) = (String::new(), export.floor_char_boundary(MOST_SHOWN));
+            escape(&mut escaped, &export[..cut]);
+            let more = if cut < export.len() { "..." } else { "" };
+            write!(f, ", export \"{escaped}\"{more}")?;
         }
         Ok(())
     }
@@ -119,14 +138,18 @@ impl Connections {
     pub(crate) fn add(&mut self, number: u64, peer: Peer, client: Option<OwnedFd>, now: Instant) {
         let quota = Quota::new(LINES.0, LINES.1, now);
         let connection = Connection {
+            key: PeerKey::from(&peer),
             peer,
+            has_worker: false,
             pid: None,
+            process: None,
             quota,
             phase: WorkerPhase::default(),
             brokers: Brokers::default(),
             export: None,
             since: now,
             gave_way: false,
+            doomed: false,
             orphan: false,
             client,
         };
@@ -262,6 +285,9 @@ mod tests {
         assert_eq!(connection.to_string(), "client [::1]:4000");
         connection.serving("a\x1b\n".to_owned()).unwrap();
         assert_eq!(connection.to_string(), "client [::1]:4000, export \"a\\x1b\\n\"");
+        connection.export = Some("é".repeat(1000));
+        let shown = format!("client [::1]:4000, export \"{}\"...", "é".repeat(32));
+        assert_eq!(connection.to_string(), shown);
         connection.peer = Peer { credentials: Some((7, 1000, 100)), ..peer(PeerAddress::Unix) };
         assert!(connection.to_string().starts_with("client pid 7 uid 1000, export"));
     }

@@ -18,12 +18,14 @@ mod cli;
 mod confine;
 mod connections;
 mod daemon;
+mod descriptors;
 #[doc(hidden)]
 pub mod fuzz;
 mod identity;
 mod log;
 mod made;
 mod notify;
+mod pid_file;
 mod preflight;
 mod serve;
 mod sockets;

@@ -9,20 +9,25 @@
 
 mod destination;
 mod format;
+mod output;
 mod quota;
+mod quotas;
 pub(crate) mod syscalls;
 
 use std::cell::RefCell;
-use std::io::{self, IsTerminal, Write};
-use std::time::Instant;
+use std::io::{self, IsTerminal, Stderr};
+use std::time::{Duration, Instant};
 
 use nbdkit_ipc::messages::LogRecord;
 
+use crate::admission::PeerKey;
 use crate::cli::command_line::{LogDestination, Options};
 use destination::Destination;
 pub(crate) use format::{Speaker, escape, line as format_line};
 pub(crate) use nbdkit_ipc::messages::Level;
+use output::Output;
 pub(crate) use quota::{Quota, Verdict};
+use quotas::Quotas;
 
 /// See the module's text.
 pub(crate) struct Log {
@@ -30,6 +35,8 @@ pub(crate) struct Log {
     verbose: bool,
     bold: bool,
     destination: RefCell<Destination>,
+    stderr: RefCell<Output<Stderr>>,
+    quotas: RefCell<Quotas>,
     default: bool,
     /// Notices from before the server leaves the terminal, for the log that it has from then on.
     kept: RefCell<Vec<String>>,
@@ -57,6 +64,8 @@ impl Log {
             verbose: options.verbose,
             bold: io::stderr().is_terminal(),
             destination: RefCell::new(destination),
+            stderr: RefCell::new(Output::new(io::stderr())),
+            quotas: RefCell::new(Quotas::new(Instant::now())),
             default: options.log == LogDestination::Default && !options.foreground,
             kept: RefCell::default(),
         })
@@ -97,7 +106,7 @@ impl Log {
     pub(crate) fn fatal(&self, text: &str) {
         if !matches!(*self.destination.borrow(), Destination::Stderr) {
             let line = format::line(&self.prefix, Speaker::default(), Level::Error, text, false);
-            let _ = io::stderr().write_all(line.as_bytes());
+            self.stderr.borrow_mut().write(line, |dropped| self.unread(dropped));
         }
         self.error(text);
     }
@@ -109,12 +118,22 @@ impl Log {
         }
     }
 
+    /// Writes to standard error what is no line of the log, where one would go.
+    pub(crate) fn print(&self, text: String) {
+        self.stderr.borrow_mut().write(text, |dropped| self.unread(dropped));
+    }
+
+    /// Whether standard error has not taken all that was written to it.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.stderr.borrow().is_behind()
+    }
+
     /// Writes a line. A log that cannot be written has nobody to complain to.
     pub(crate) fn write(&self, speaker: Speaker<'_>, level: Level, text: &str) {
         match level {
             Level::Debug if self.verbose => {
                 let line = format::line(&self.prefix, speaker, level, text, self.bold);
-                let _ = io::stderr().write_all(line.as_bytes());
+                self.stderr.borrow_mut().write(line, |dropped| self.unread(dropped));
             }
             Level::Debug => {}
             Level::Notice if !self.verbose && self.destination.borrow().is_terminal() => {
@@ -124,7 +143,7 @@ impl Log {
                 }
             }
             Level::Error | Level::Warning | Level::Notice => {
-                self.destination.borrow_mut().write(level, |kind| match kind {
+                let line = |kind| match kind {
                     destination::Kind::Terminal => {
                         format::line(&self.prefix, speaker, level, text, self.bold)
                     }
@@ -132,13 +151,72 @@ impl Log {
                         format::line(&self.prefix, speaker, level, text, false)
                     }
                     destination::Kind::Syslog => format::syslog_line(speaker, text),
-                });
+                };
+                let note = |dropped| self.unread(dropped);
+                let stderr = &mut self.stderr.borrow_mut();
+                self.destination.borrow_mut().write(stderr, level, line, note);
             }
         }
     }
 
-    /// Writes the record of another process in the name of `speaker`, if its quota allows it. Debug lines are not
-    /// counted: whoever asks for them wants them all.
+    /// The line that stands for lines that nobody has read.
+    fn unread(&self, dropped: u64) -> String {
+        let text = format!("{dropped} lines were dropped, nobody was reading the log");
+        format::line(&self.prefix, Speaker::default(), Level::Error, &text, false)
+    }
+
+    /// Writes what waits for somebody to read it, as far as that is possible now. When to try again, if it is.
+    pub(crate) fn flush(&self, now: Instant) -> Option<Instant> {
+        const AGAIN: Duration = Duration::from_millis(20);
+        let note = |dropped| self.unread(dropped);
+        let mut stderr = self.stderr.borrow_mut();
+        let mut destination = self.destination.borrow_mut();
+        let mut behind = stderr.is_behind();
+        if behind {
+            stderr.flush(&note);
+            behind = stderr.is_behind();
+        }
+        if let Some(file) = destination.file()
+            && file.is_behind()
+        {
+            file.flush(&note);
+            behind |= file.is_behind();
+        }
+        behind.then(|| now + AGAIN)
+    }
+
+    /// A line about a client, unless there were many of late: of it, of its peer, of all.
+    pub(crate) fn about(
+        &self,
+        peer: PeerKey,
+        own: Option<&mut Quota>,
+        speaker: Speaker<'_>,
+        level: Level,
+        text: &str,
+    ) {
+        if level == Level::Debug {
+            return self.write(speaker, level, text);
+        }
+        let verdict = self.quotas.borrow_mut().take(peer, own, text.len(), Instant::now());
+        match verdict {
+            Verdict::Drop => {}
+            Verdict::Write { dropped } => {
+                self.left_out(dropped);
+                self.write(speaker, level, text);
+            }
+        }
+    }
+
+    fn left_out(&self, dropped: u64) {
+        if dropped != 0 {
+            self.error(&format!(
+                "{dropped} messages about clients were dropped, they came too fast"
+            ));
+        }
+    }
+
+    /// Writes the record of a process that no client has to itself, if its quota allows it. Debug lines are not counted: whoever
+    /// asks for them wants them all.
     pub(crate) fn record(&self, record: &LogRecord, speaker: Speaker<'_>, quota: &mut Quota) {
         if record.level == Level::Debug {
             return self.write(speaker, Level::Debug, &record.text);
@@ -152,6 +230,18 @@ impl Log {
                 }
                 self.write(speaker, record.level, &record.text);
             }
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let rest = self.quotas.get_mut().rest();
+        self.left_out(rest);
+        let note = |dropped| self.unread(dropped);
+        self.stderr.borrow_mut().finish(&note);
+        if let Some(file) = self.destination.borrow_mut().file() {
+            file.finish(&note);
         }
     }
 }

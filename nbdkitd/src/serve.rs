@@ -1,14 +1,15 @@
 //! The loop: one thread, which waits for clients, for what the template and the workers say, for signals and for
 //! children that end. Nothing here waits for a child, and each source is served a bounded amount at a time.
 //!
-//! - `startup`: from the first template to the first client; `accept`: from the socket to the template
-//! - `incoming`: what template and workers say; `broker`: channels to the broker; `ending`: children that ended, and the end of the server
-//! - `printed`: what they print where the server has a terminal
+//! - `startup`: from the first template to the first client; `accept`: from the socket to the template; `admit`: whom and for whom
+//! - `incoming`: what template and workers say; `broker`: channels to the broker; `workers`: ending them; `signing`: for TLS
+//! - `ending`: children that ended, and the end of the server; `printed`: what they print where the server has a terminal
 //! - `rebuild`: when and by whom a template that ended is replaced; `cgroup`: moving with the listener; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
 
 mod accept;
+mod admit;
 mod broker;
 mod cgroup;
 mod ending;
@@ -16,8 +17,10 @@ pub(crate) mod fuzz;
 mod incoming;
 mod printed;
 mod rebuild;
+mod signing;
 mod startup;
 mod strays;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -33,7 +36,7 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, MOST_WAITING, PeerKey, Waiting};
 use crate::captive::{Captive, Streams};
 use crate::cli::command_line::{Options, ServiceMode};
 use crate::connections::Connections;
@@ -44,12 +47,13 @@ use crate::made::MadeFile;
 use crate::sockets::PrivateDirectory;
 use crate::template::{Recipe, Template};
 use crate::tls::Tls;
-use accept::{Held, Listener, Pause, Pending};
+use accept::{Listener, Pause, Pending};
 use broker::Brokers;
 use cgroup::Groups;
 use ending::Deadlines;
 use printed::Printed;
 use rebuild::{Maker, Rebuilds};
+use signing::Signing;
 
 const SIGNALS: Token = Token(0);
 const TEMPLATE: Token = Token(1);
@@ -153,14 +157,18 @@ pub(crate) struct Server {
     next_listener: usize,
     private: Option<PrivateDirectory>,
     pending: Option<Pending>,
-    held: Option<Held>,
-    /// Clients that a template took with it: they are the next to be served.
-    returned: VecDeque<(OwnedFd, Peer)>,
+    /// Accepted clients that wait for room, and those that a template took with it.
+    waiting: Waiting<(OwnedFd, Peer)>,
+    /// When the next of those may be admitted, if that is known.
+    next_admission: Option<Instant>,
     pause: Pause,
     admission: Admission,
     last_connection: u64,
     connections: Connections,
     links: BTreeMap<u64, WorkerLink>,
+    signing: Signing,
+    /// Workers that were killed, or are to be: when their end has to be known. In order.
+    ends: VecDeque<(Instant, u64)>,
     /// Sources that had more to say than was taken: connections, the template, children.
     unread: BTreeSet<u64>,
     template_unread: bool,
@@ -231,13 +239,15 @@ impl Server {
             next_listener: 0,
             private: None,
             pending: None,
-            held: None,
-            returned: VecDeque::new(),
+            waiting: Waiting::new(MOST_WAITING),
+            next_admission: None,
             pause: Pause::default(),
             admission: Admission::new(max_connections, max_connections_per_peer, now),
             last_connection: 0,
             connections: Connections::default(),
             links: BTreeMap::new(),
+            signing: Signing::new(now),
+            ends: VecDeque::new(),
             unread: BTreeSet::new(),
             template_unread: false,
             reap_again: false,
@@ -283,6 +293,7 @@ impl Server {
             self.read_spawner();
             self.read_template();
             self.read_workers();
+            self.sign_some();
             self.read_broker();
             if std::mem::take(&mut self.reap_again) {
                 self.reap();
@@ -307,9 +318,10 @@ impl Server {
     fn timeout(&self, now: Instant) -> Option<Duration> {
         if self.template_unread
             || self.brokers.unread
-            || self.printed.as_ref().is_some_and(Printed::has_more)
+            || self.printed.as_ref().is_some_and(|printed| printed.has_more(&self.log))
             || self.reap_again
             || !self.unread.is_empty()
+            || !self.signing.is_empty()
             || self.can_accept(now)
         {
             return Some(Duration::ZERO);
@@ -317,11 +329,13 @@ impl Server {
         [
             self.rebuild_at,
             self.template_grace,
+            self.next_end(),
+            self.log.flush(now),
             self.pause.until().filter(|_| self.stage == Stage::Serving),
             self.deadlines.as_ref().and_then(Deadlines::next),
             // If it has come, something else keeps us from accepting, and will wake us.
             self.next_place().filter(|at| *at > now),
-            self.held_until(),
+            self.next_admission(),
         ]
         .into_iter()
         .flatten()
@@ -354,7 +368,8 @@ impl Server {
 
     /// Something about a connection that the operator should know.
     fn connection_error(&self, connection: u64, text: &str) {
-        self.log.write(self.speaker(None, connection), Level::Error, text);
+        let key = self.connections.get(connection).map_or(PeerKey::Unknown, |it| it.key);
+        self.log.about(key, None, self.speaker(None, connection), Level::Error, text);
     }
 
     /// Stops listening to a descriptor. It may be closed already, and so be forgotten.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod activation;
+mod keepalive;
 mod label;
 mod peer;
 mod tcp;
@@ -15,6 +16,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 
 pub(crate) use activation::adopt;
+pub(crate) use keepalive::keep_alive;
 use label::SocketLabel;
 pub(crate) use peer::{is_tcp, peer};
 pub(crate) use unix::PrivateDirectory;

@@ -114,7 +114,7 @@ impl Spawner {
     /// What it has answered.
     pub(crate) fn receive(&self) -> Answer {
         match self.link.try_recv() {
-            Ok(Received { message: FromSpawner::Started { pid }, fds }) => {
+            Ok(Received { message: FromSpawner::Started { pid }, fds, .. }) => {
                 match <[_; 1]>::try_from(fds) {
                     Ok([fd]) => Answer::Template(Box::new(Template::adopt(pid, fd))),
                     Err(_) => Answer::Gone,

@@ -407,8 +407,14 @@ impl Template {
             Err(error) => return Incoming::Violation(error.to_string()),
         };
         let name = phase::name(&received.message);
-        let carried = usize::from(matches!(received.message, FromTemplate::Broker { .. }));
-        if received.fds.len() != carried {
+        let (fewest, most) = match received.message {
+            FromTemplate::Broker { .. } => (1, 1),
+            // Without a handle if there was no room for it, there or here.
+            FromTemplate::Forked { .. } => (0, 1),
+            _ => (0, 0),
+        };
+        let lost = received.lost && most == 0;
+        if lost || !(fewest..=most).contains(&received.fds.len()) {
             return Incoming::Violation(format!("{} descriptors with {name}", received.fds.len()));
         }
         let Some(next) = self.phase.after(&received.message) else {

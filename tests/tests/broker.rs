@@ -428,13 +428,13 @@ fn with_swap_the_broker_is_locked_in_memory_too() {
 #[test]
 fn with_few_descriptors_many_clients_are_served_from_a_directory() {
     let builder = with_directory(&["file", "dir={dir}/disks"]);
-    let server = builder.through_shell(r#"ulimit -n 100; exec "$0" "$@""#).start();
-    let mut early: Vec<_> = (0..20).map(|_| server.connect()).collect();
+    let server = builder.through_shell(r#"ulimit -n 88; exec "$0" "$@""#).start();
+    let mut early: Vec<_> = (0..10).map(|_| server.connect()).collect();
     for client in &mut early {
         client.handshake().expect("a greeting");
         assert_eq!(client.info("a", &[]).expect("a reply").end.reply, Rep::ACK);
     }
-    let _late: Vec<_> = (0..25).map(|_| opened(&server, "a").expect("opened")).collect();
+    let _late: Vec<_> = (0..17).map(|_| opened(&server, "a").expect("opened")).collect();
     for client in &mut early {
         assert_eq!(client.go("a", &[]).expect("a reply").end.reply, Rep::ACK);
         assert_eq!(client.call(&Ask::read(0, 1)).expect("a reply").data, [1]);

@@ -135,8 +135,8 @@ fn the_listener_holds_no_client_after_the_hand_over() {
     let second = connected(&server);
     let (_, both) = family(&server);
     let new = both.iter().find(|it| it.pid != workers[0].pid).expect("another worker");
-    // The one descriptor more that the listener has is the worker's control channel.
-    assert_eq!(handed_over(new.pid), with_one + 1);
+    // The two descriptors more that the listener has are the worker's control channel and the handle on its process.
+    assert_eq!(handed_over(new.pid), with_one + 2);
     drop(second);
     eventually("the channel goes with the worker", || {
         descriptors(listener(&server)).len() == with_one

@@ -397,6 +397,9 @@ fn listeners() -> Vec<Vec<u8>> {
                 said.iter().flat_map(|message| say(0, &packet!(FromTemplate, **message))).collect();
             let ready = say(0, &template[2]);
             all.push([&[0][..], &hello, &ready, &said, &[15]].concat());
+            // With a handle, which is none.
+            let handle = say(1 << 4, &packet!(FromTemplate, forked[first]));
+            all.push([&[0][..], &hello, &ready, &handle, &say(1, &[9]), &[15]].concat());
         }
     }
     let refusals: Vec<u8> = [2, 2].iter().flat_map(|at: &usize| say(1, &worker[*at])).collect();

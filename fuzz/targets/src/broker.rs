@@ -77,7 +77,7 @@ fn session(path: &Path, data: &[u8]) {
         let worker = &workers[usize::from(who & 1)];
         send(worker.as_fd(), input.sized(), usize::from(who >> 4) % (MOST_FDS + 1));
         broker.turn();
-        while let Ok(Received { message, fds }) = worker.try_recv() {
+        while let Ok(Received { message, fds, .. }) = worker.try_recv() {
             let opened = matches!(message, FromBroker::Opened { .. });
             assert_eq!(fds.len(), usize::from(opened), "{message:?}");
             for fd in fds {

@@ -90,7 +90,7 @@ fn exchange(
     }
     loop {
         match link.recv() {
-            Ok(Received { message, fds }) => {
+            Ok(Received { message, fds, .. }) => {
                 let mut fds = fds.into_iter();
                 return Ok(Some((message, fds.next())));
             }

@@ -148,7 +148,7 @@ impl Desk {
             return Next::Waits(wait);
         }
         let (question, fds) = match asker.link.try_recv() {
-            Ok(Received { message, fds }) => (message, fds),
+            Ok(Received { message, fds, .. }) => (message, fds),
             Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => return Next::Idle,
             Err(RecvError::Closed | RecvError::Io(_)) => return Next::Gone,
             Err(RecvError::Violation(what)) => return broke_the_rules(asker, what),

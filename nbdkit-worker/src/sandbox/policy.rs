@@ -160,6 +160,7 @@ pub(super) const BASE: &[Line] = &[
 #[rustfmt::skip]
 pub(super) const TEMPLATE: &[Line] = &[
     with(c::SYS_clone, &[Lacks(0, NEW_NAMESPACES)]),         // a worker
+    any(c::SYS_pidfd_open),       // a handle on it, for the listener
     any(c::SYS_wait4),            // how it ended
     any(c::SYS_signalfd4),        // that one ended
     any(c::SYS_mlockall),         // --swap, in each worker
@@ -172,6 +173,7 @@ pub(super) const TEMPLATE: &[Line] = &[
 #[rustfmt::skip]
 pub(super) const GIVEN_UP: &[Line] = &[
     with(c::SYS_clone, &[Lacks(0, THREAD)]), // one client, one process
+    any(c::SYS_pidfd_open),       // processes are not its business
     any(c::SYS_wait4),            // it has no children
     any(c::SYS_signalfd4),        // nor signals for them
     any(c::SYS_mlockall),         // done

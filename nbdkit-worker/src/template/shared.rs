@@ -44,7 +44,10 @@ pub(super) fn run(service: &Service) {
     std::thread::scope(|scope| {
         loop {
             match link.recv() {
-                Ok(Received { message: ToTemplate::Serve(serve), fds }) => {
+                Ok(Received { message: ToTemplate::Serve(serve), lost: true, .. }) => {
+                    service.has_no_room(serve.connection);
+                }
+                Ok(Received { message: ToTemplate::Serve(serve), fds, .. }) => {
                     let Some(socket) = socket(fds) else {
                         log_error("a client arrived with the wrong number of descriptors");
                         ended(service, serve.connection, WorkerExit::Failed);
@@ -146,7 +149,7 @@ fn wait(service: &Service, link: &TemplateLink, clients: &Clients, over: &OwnedF
 fn run_single(service: &Service, link: &Arc<TemplateLink>) {
     let (connection, client, socket) = loop {
         match link.recv() {
-            Ok(Received { message: ToTemplate::Serve(serve), fds }) => {
+            Ok(Received { message: ToTemplate::Serve(serve), fds, .. }) => {
                 let Some(socket) = socket(fds) else {
                     return log_error("a client arrived with the wrong number of descriptors");
                 };

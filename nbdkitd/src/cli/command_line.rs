@@ -175,13 +175,13 @@ pub(crate) struct Options {
     pub(crate) group: Option<OsString>,
     /// `--isolation`; `None` leaves it to the plugin.
     pub(crate) isolation: Option<Isolation>,
-    /// `--keepalive`.
-    pub(crate) keepalive: bool,
+    /// `--keepalive`, `--no-keepalive`.
+    pub(crate) keepalive: KeepAlive,
     /// `--log`.
     pub(crate) log: LogDestination,
     /// `--max-connections`; 0 is no limit, `None` the default.
     pub(crate) max_connections: Option<u32>,
-    /// `--max-connections-per-peer`; 0 is no limit, and so is `None`.
+    /// `--max-connections-per-peer`; 0 is no limit, `None` half of all for an address.
     pub(crate) max_connections_per_peer: Option<u32>,
     /// `--name`.
     pub(crate) name: Option<String>,
@@ -227,6 +227,18 @@ pub(crate) enum LogDestination {
     Null,
     /// Appended to the file at this absolute path.
     File(PathBuf),
+}
+
+/// Whether TCP connections to clients that are gone without a word end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum KeepAlive {
+    /// After minutes.
+    #[default]
+    Soon,
+    /// `--keepalive`: as tcp(7) has it, and the system's settings.
+    System,
+    /// `--no-keepalive`: never, unless there is something to send.
+    Off,
 }
 
 /// What the handshake offers to clients.

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use super::activation::{self, Activation};
 use super::command_line::{
-    Action, AddressFamily, AllowedPath, CommandLine, Options, ServiceMode, Stack, TlsMode,
+    Action, AddressFamily, AllowedPath, CommandLine, KeepAlive, Options, ServiceMode, Stack,
+    TlsMode,
 };
 use super::error::{CliError, Fault};
 use super::numbers::{parse_delay, parse_u32};
@@ -157,7 +158,7 @@ impl Given {
             OptionId::Ipv4Only => self.family = AddressFamily::V4,
             OptionId::Ipv6Only => self.family = AddressFamily::V6,
             OptionId::Isolation => options.isolation = Some(parse_isolation(&argument)?),
-            OptionId::KeepAlive => options.keepalive = true,
+            OptionId::KeepAlive => options.keepalive = KeepAlive::System,
             OptionId::Log => options.log = parse_log(&argument)?,
             OptionId::MaskHandshake => {
                 options.protocol.mask_handshake = parse_u32("mask-handshake", &argument)?;
@@ -171,6 +172,7 @@ impl Given {
             }
             OptionId::Name => options.name = Some(parse_text("--name", &argument)?),
             OptionId::NewStyle => options.protocol.oldstyle = false,
+            OptionId::NoKeepAlive => options.keepalive = KeepAlive::Off,
             OptionId::NoMetaContexts => options.protocol.meta_contexts = false,
             OptionId::NoStructuredReplies => options.protocol.structured_replies = false,
             OptionId::OldStyle => options.protocol.oldstyle = true,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cli::command_line::{
-    AllowedPath, DebugFlag, Isolation, LogDestination, Sandbox, TcpPort,
+    AllowedPath, DebugFlag, Isolation, KeepAlive, LogDestination, Sandbox, TcpPort,
 };
 use crate::cli::parameters::Parameter;
 use nbdkit_ipc::messages::Applies;
@@ -108,7 +108,8 @@ fn every_spelling_of_every_switch_sets_its_field() {
         (&["--allow-net"], |o| o.allow_net = true),
         (&["--exit-with-parent"], |o| (o.exit_with_parent, o.foreground) = (true, true)),
         (&["-f", "--foreground", "--no-fork"], |o| o.foreground = true),
-        (&["--keepalive", "--keep-alive"], |o| o.keepalive = true),
+        (&["--keepalive", "--keep-alive"], |o| o.keepalive = KeepAlive::System),
+        (&["--no-keepalive"], |o| o.keepalive = KeepAlive::Off),
         (&["-n", "--new-style", "--newstyle"], |_| {}),
         (&["--no-mc", "--no-meta-contexts"], |o| o.protocol.meta_contexts = false),
         (&["--no-sr", "--no-structured-replies"], |o| o.protocol.structured_replies = false),

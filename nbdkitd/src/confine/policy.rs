@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use libc as c;
+use nbdkit_ipc::process::Process;
 use nbdkit_sandbox_policy::Test::{Is, Lacks};
 use nbdkit_sandbox_policy::{Line, any, with};
 
@@ -23,7 +24,7 @@ pub(super) const LISTENER: &[Line] = &[
     any(c::SYS_getpeername),      // their addresses
     any(c::SYS_getsockname),      // the families of their sockets
     any(c::SYS_getsockopt),       // who they are: SO_PEERCRED, SO_PEERSEC
-    any(c::SYS_setsockopt),       // TCP_NODELAY, SO_KEEPALIVE; the buffers of channels
+    any(c::SYS_setsockopt),       // TCP_NODELAY; the buffers of channels
 
     // Channels and signals.
     with(c::SYS_socketpair, &[Is(0, c::AF_UNIX as u64)]),    // a worker's channel
@@ -40,7 +41,10 @@ pub(super) const LISTENER: &[Line] = &[
 
     // Processes: their ends, by us and by themselves. There is no clone and no execve.
     any(c::SYS_wait4),            // how they ended
-    any(c::SYS_pidfd_open),       // a handle on a worker that cannot come to mean another process
+    with(c::SYS_ioctl, &[Is(1, Process::GET_INFO)]),         // whose child a worker is
+    any(c::SYS_pidfd_open),       // a handle on a worker, if the template had no room for one
+    any(c::SYS_getsid),           // whether it is the template's, on old kernels without /proc
+    any(c::SYS_waitid),           // whether it is ours, the same
     any(c::SYS_pidfd_send_signal),// SIGKILL for it; whether it lives
     any(c::SYS_kill),             // the template and the command of --run: children that are not reaped yet
 
@@ -60,6 +64,9 @@ pub(super) const LISTENER: &[Line] = &[
     any(c::SYS_close),            // end of everything
 
     // The log: open already, or a socket of the Unix domain.
+    #[cfg(target_arch = "x86_64")]
+    any(c::SYS_poll),             // whether somebody reads standard error
+    any(c::SYS_ppoll),            // the same where there is no poll
     any(c::SYS_write),            // standard error, --log=FILE; the signal handlers' socket
     any(c::SYS_writev),           // panics
     with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64)]),        // the system log after its restart, the service manager

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::Stderr;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -12,6 +12,8 @@ use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 
 use crate::cli::command_line::LogDestination;
 use crate::sys::refusal;
+
+use super::output::Output;
 
 /// What a line has to be made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +30,7 @@ pub(super) enum Kind {
 pub(super) enum Destination {
     Stderr,
     Null,
-    File(File),
+    File(Output<File>),
     Syslog(Syslog),
 }
 
@@ -44,11 +46,14 @@ impl Destination {
             LogDestination::Null => Destination::Null,
             LogDestination::File(path) => {
                 // A log may name clients and files; it is for its owner.
-                let file =
-                    File::options().append(true).create(true).mode(0o600).open(path).map_err(
-                        |error| format!("--log: {}: {}", path.display(), crate::errno_text(&error)),
-                    )?;
-                Destination::File(file)
+                let mut options = File::options();
+                options.append(true).create(true).mode(0o600);
+                // A FIFO without a reader is an error, and one with a slow reader does not stop the server.
+                options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+                let file = options.open(path).map_err(|error| {
+                    format!("--log: {}: {}", path.display(), crate::errno_text(&error))
+                })?;
+                Destination::File(Output::new(file))
             }
         })
     }
@@ -66,7 +71,7 @@ impl Destination {
         match self {
             Destination::Stderr => refusal::log_to(libc::STDERR_FILENO, head),
             Destination::Null => refusal::log_to(NOWHERE, head),
-            Destination::File(file) => refusal::log_to(file.as_raw_fd(), head),
+            Destination::File(file) => refusal::log_to(file.fd().as_raw_fd(), head),
             Destination::Syslog(syslog) => syslog.last_words(),
         }
     }
@@ -76,18 +81,28 @@ impl Destination {
         matches!(self, Destination::Stderr)
     }
 
-    /// Writes a line made by `line` for this kind of destination.
-    pub(super) fn write(&mut self, level: Level, line: impl FnOnce(Kind) -> String) {
-        // There is nobody to tell that the log is full.
-        let _ = match self {
-            Destination::Null => Ok(()),
-            Destination::Stderr => io::stderr().write_all(line(Kind::Terminal).as_bytes()),
-            Destination::File(file) => file.write_all(line(Kind::File).as_bytes()),
-            Destination::Syslog(syslog) => {
-                syslog.write(level, &line(Kind::Syslog));
-                Ok(())
-            }
-        };
+    /// Writes a line made by `line` for this kind of destination. `note`: see [`Output`].
+    pub(super) fn write(
+        &mut self,
+        stderr: &mut Output<Stderr>,
+        level: Level,
+        line: impl FnOnce(Kind) -> String,
+        note: impl Fn(u64) -> String,
+    ) {
+        match self {
+            Destination::Null => {}
+            Destination::Stderr => stderr.write(line(Kind::Terminal), note),
+            Destination::File(file) => file.write(line(Kind::File), note),
+            Destination::Syslog(syslog) => syslog.write(level, &line(Kind::Syslog)),
+        }
+    }
+
+    /// The file, if it is one.
+    pub(super) fn file(&mut self) -> Option<&mut Output<File>> {
+        match self {
+            Destination::File(file) => Some(file),
+            Destination::Stderr | Destination::Null | Destination::Syslog(_) => None,
+        }
     }
 }
 
@@ -154,10 +169,12 @@ mod tests {
         let _ = std::fs::remove_file(&path);
         for text in ["one\n", "two\n"] {
             let mut log = Destination::open(&LogDestination::File(path.clone())).unwrap();
-            log.write(Level::Error, |kind| {
+            let line = |kind| {
                 assert_eq!(kind, Kind::File);
                 text.to_owned()
-            });
+            };
+            let mut stderr = Output::new(std::io::stderr());
+            log.write(&mut stderr, Level::Error, line, |_| String::new());
         }
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0);

@@ -35,6 +35,27 @@ impl Quota {
 
     /// Asks for one line.
     pub(crate) fn take(&mut self, now: Instant) -> Verdict {
+        self.take_many(1, now)
+    }
+
+    /// Whether nothing was asked for of late, so that a new one is as good.
+    pub(super) fn is_full(&self, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.since).as_secs_f64();
+        self.tokens + elapsed * self.per_second >= self.burst
+    }
+
+    /// One more was dropped for another reason.
+    pub(super) fn count_dropped(&mut self) {
+        self.dropped = self.dropped.saturating_add(1);
+    }
+
+    /// How many were dropped since it was last said.
+    pub(super) fn rest(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+
+    /// Asks for a line that counts as so many. A bucket that has one left gives it.
+    pub(super) fn take_many(&mut self, lines: u32, now: Instant) -> Verdict {
         let elapsed = now.saturating_duration_since(self.since).as_secs_f64();
         self.since = now;
         self.tokens = (self.tokens + elapsed * self.per_second).min(self.burst);
@@ -42,7 +63,7 @@ impl Quota {
             self.dropped = self.dropped.saturating_add(1);
             return Verdict::Drop;
         }
-        self.tokens -= 1.0;
+        self.tokens -= f64::from(lines);
         Verdict::Write { dropped: std::mem::take(&mut self.dropped) }
     }
 }

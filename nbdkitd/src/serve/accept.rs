@@ -10,25 +10,21 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
+use nbdkit_ipc::WorkerExit;
 use nbdkit_ipc::messages::{Isolation, Peer, Serve};
 use nbdkit_ipc::phase::Phase;
-use nbdkit_ipc::{ToTemplate, WorkerExit};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{FIRST_WORKER, Server, Stage, WorkerLink};
-use crate::admission::Decision;
+use crate::admission::PeerKey;
 use crate::captive::Streams;
-use crate::connections::{Connection, client_name};
-use crate::log::Verdict;
+use crate::connections::Connection;
 use crate::sockets;
 use crate::sys::socket::accept;
 
-/// How long a handshake may take before it gives way to another: many times what an honest one needs.
-const HANDSHAKE_TIME: Duration = Duration::from_millis(100);
-
-/// How many clients are accepted before the other sources get their turn.
-const CLIENTS_AT_ONCE: usize = 16;
+/// How many clients are accepted before the other sources get their turn. Cheap ones, if many come at once: most wait.
+const CLIENTS_AT_ONCE: usize = 64;
 
 /// A listening socket.
 pub(super) struct Listener {
@@ -46,22 +42,6 @@ pub(super) struct Pending {
     link: Option<WorkerLink>,
 }
 
-/// A client that waits because everybody in the handshake has come only just now: an honest burst.
-pub(super) struct Held {
-    client: OwnedFd,
-    peer: Peer,
-    /// When the oldest has had its time.
-    pub(super) at: Instant,
-}
-
-/// Whether a client is taken on.
-enum Place {
-    Free,
-    None,
-    /// Not before this.
-    Later(Instant),
-}
-
 /// What a failure of accept(2) means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failure {
@@ -69,6 +49,8 @@ enum Failure {
     Nothing,
     /// This client is gone, or its network has a problem; the next may be well.
     Client,
+    /// Somebody forbids it, a security module perhaps: the client may be in the queue still.
+    Forbidden,
     /// The system, or this process, has no more of something.
     Exhausted,
     /// The socket is no good.
@@ -79,6 +61,7 @@ enum Failure {
 fn failure(errno: Errno) -> Failure {
     match errno {
         Errno::EAGAIN => Failure::Nothing,
+        Errno::EPERM | Errno::EACCES => Failure::Forbidden,
         Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS => {
             Failure::Exhausted
         }
@@ -92,7 +75,7 @@ fn failure(errno: Errno) -> Failure {
 /// A rest after running out of something. Clients wait in the kernel's queue, so nobody is turned away.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
-    until: Option<Instant>,
+    pub(super) until: Option<Instant>,
     length: Duration,
     reported: Option<Instant>,
 }
@@ -142,13 +125,13 @@ impl Server {
 
     /// Whether there may be a client that waits.
     fn anybody_waits(&self) -> bool {
-        !self.returned.is_empty() || self.listeners.iter().any(|listener| listener.ready)
+        self.listeners.iter().any(|listener| listener.ready)
     }
 
     /// Clients that nobody serves yet will not be served.
     pub(super) fn forget_clients(&mut self) {
-        (self.pending, self.held) = (None, None);
-        self.returned.clear();
+        self.pending = None;
+        self.waiting.clear();
     }
 
     /// Whether the client of a connection that has ended can be handed to the next template: no worker has had it.
@@ -156,30 +139,31 @@ impl Server {
         exit.is_none() && !connection.gave_way && self.stage == Stage::Serving && !self.retiring
     }
 
-    fn accepts(&self, now: Instant) -> bool {
+    /// Whether a client may be handed to the template, as far as that and the server go.
+    pub(super) fn hands_over(&self) -> bool {
         let one = self.configured.as_ref().is_some_and(|configured| configured.one_client);
         self.stage == Stage::Serving
             && self.pending.is_none()
-            && self.held.is_none()
             && self.template.as_ref().is_some_and(|template| template.phase() == Phase::Serving)
             && (!one || self.connections.is_empty())
+    }
+
+    fn accepts(&self, now: Instant) -> bool {
+        let one = self.configured.as_ref().is_some_and(|configured| configured.one_client);
+        self.hands_over()
+            && (!one || self.waiting.is_empty())
             && !self.admission.is_full(&self.connections, now)
     }
 
-    /// Accepts some clients, from each socket in turn.
+    /// Accepts some clients, from each socket in turn, and hands over whoever is next.
     pub(super) fn accept_clients(&mut self, now: Instant) {
         if !self.pause.over(now) {
             return;
         }
         self.hand_over(now);
-        if self.stage == Stage::Serving
-            && self.pending.is_none()
-            && let Some(Held { client, peer, .. }) = self.held.take()
-        {
-            self.place(client, peer, now);
-        }
+        self.admit_waiting(now);
         if self.admission.is_full(&self.connections, now)
-            && self.anybody_waits()
+            && (self.anybody_waits() || !self.waiting.is_empty())
             && let Some(line) = self.admission.report_full(now)
         {
             self.log.error(&line);
@@ -187,10 +171,6 @@ impl Server {
         for _ in 0..CLIENTS_AT_ONCE {
             if !self.can_accept(now) {
                 return;
-            }
-            if let Some((client, peer)) = self.returned.pop_front() {
-                self.place(client, peer, now);
-                continue;
             }
             let count = self.listeners.len();
             let Some(index) = (0..count)
@@ -201,13 +181,19 @@ impl Server {
             };
             self.next_listener = (index + 1) % count;
             match accept(&self.listeners[index].socket) {
-                Ok(client) => self.admit(client, now),
+                Ok(client) => self.accepted(client, now),
                 Err(errno) => match failure(errno) {
                     Failure::Nothing => self.listeners[index].ready = false,
                     Failure::Client => {
                         self.log.debug(|| format!("accept: {} (ignored)", crate::words(errno)));
                     }
                     Failure::Exhausted => self.rest("accept", errno, now),
+                    Failure::Forbidden => {
+                        if self.pause.begin(now) {
+                            let why = crate::words(errno);
+                            self.log.error(&format!("accept: {why}. Is it a security module?"));
+                        }
+                    }
                     Failure::Socket => {
                         return self.fail(&format!("accept: {}", crate::words(errno)));
                     }
@@ -216,71 +202,31 @@ impl Server {
         }
     }
 
-    fn rest(&mut self, call: &str, errno: Errno, now: Instant) {
+    /// Something has run out. A client that waits, or else a handshake that has taken long enough, makes room.
+    pub(super) fn rest(&mut self, call: &str, errno: Errno, now: Instant) {
         if self.pause.begin(now) {
             self.log.error(&format!("{call}: {}. New clients have to wait.", crate::words(errno)));
         }
+        if let Some((_, peer)) = self.waiting.pop_surplus() {
+            self.report_refused(&peer, now);
+        } else if let Some(number) = self.admission.overdue(&self.connections, now) {
+            self.give_way(number);
+        }
     }
 
-    fn admit(&mut self, client: OwnedFd, now: Instant) {
+    fn accepted(&mut self, client: OwnedFd, now: Instant) {
         self.log.debug(|| "accepted connection".to_owned());
         self.follow_groups(now);
         let peer = sockets::peer(&client);
-        self.place(client, peer, now);
-    }
-
-    /// Takes a client on, turns it away, or lets it wait for a moment.
-    fn place(&mut self, client: OwnedFd, peer: Peer, now: Instant) {
-        match self.place_for(&peer, now) {
-            Place::Free => {}
-            Place::None => return,
-            Place::Later(at) => {
-                self.held = Some(Held { client, peer, at });
-                return;
-            }
+        if self.admission.is_over_limit(&self.connections, &self.waiting, PeerKey::from(&peer)) {
+            return self.refuse(&peer, now);
         }
         if sockets::is_tcp(&peer) {
-            // Neither matters enough to turn the client away.
+            // It does not matter enough to turn the client away.
             let _ = setsockopt(&client, sockopt::TcpNoDelay, &true);
-            if self.plan.options.keepalive {
-                let _ = setsockopt(&client, sockopt::KeepAlive, &true);
-            }
         }
-        self.last_connection += 1;
-        let serve = Serve { connection: self.last_connection, peer, broker: false };
-        self.pending = Some(Pending { serve, fds: vec![client], link: None });
-        self.hand_over(now);
-    }
-
-    /// Whether a client is taken on; an unfinished handshake may have to end for it.
-    fn place_for(&mut self, peer: &Peer, now: Instant) -> Place {
-        loop {
-            let decision = self.admission.decide(&self.connections, peer, now);
-            let number = match decision {
-                Decision::Admit => return Place::Free,
-                Decision::Refuse => {
-                    self.refuse(peer, now);
-                    return Place::None;
-                }
-                Decision::Instead(number) => number,
-            };
-            // That the handshake is over may have been said and not yet been read.
-            if self.is_shared() {
-                self.template_unread = true;
-                self.read_template();
-            } else {
-                self.read_worker_of(number);
-            }
-            let Some(connection) = self.connections.get_mut(number) else { continue };
-            if connection.is_in_handshake() {
-                let at = connection.since + HANDSHAKE_TIME;
-                if at > now {
-                    return Place::Later(at);
-                }
-                self.give_way(number);
-                return Place::Free;
-            }
-        }
+        self.wait_for_room(client, peer, now);
+        self.admit_waiting(now);
     }
 
     /// When somebody who waits may be accepted because a handshake takes too long.
@@ -291,63 +237,19 @@ impl Server {
         next.filter(|_| waiting && self.pending.is_none() && self.stage == Stage::Serving)
     }
 
-    /// When the client that waits for a moment has waited, unless something else, which will wake us, keeps it from being
-    /// taken on. It may have come already, and be only a moment later than what [`accept_clients`](Self::accept_clients)
-    /// took for now.
-    pub(super) fn held_until(&self) -> Option<Instant> {
-        let placeable = self.pending.is_none() && self.stage == Stage::Serving;
-        let at = self.held.as_ref().filter(|_| placeable)?.at;
-        Some(self.pause.until.map_or(at, |until| at.max(until)))
-    }
-
-    /// Says why a client is disconnected.
-    fn refuse(&mut self, peer: &Peer, now: Instant) {
-        let who = client_name(peer);
-        let line =
-            format!("{who} has too many connections, disconnected (--max-connections-per-peer)");
-        self.report_turned_away(0, &line, now);
-    }
-
-    /// Ends a connection whose handshake is not over. Its end is reported by the template in the usual way.
-    fn give_way(&mut self, number: u64) {
-        let Some(connection) = self.connections.get_mut(number) else { return };
-        connection.gave_way = true;
-        if self.is_shared() {
-            if let Some(template) = &mut self.template {
-                template.say(ToTemplate::Disconnect { connection: number });
-            }
-            return;
-        }
-        let worker = self.connections.get_mut(number).and_then(|connection| connection.pid);
-        self.kill_worker(worker);
-        if let Some(link) = self.links.remove(&number) {
-            self.forget(&link.as_fd().as_raw_fd());
-        }
-    }
-
-    /// Writes a line about a client that was turned away, unless there were many of late. `connection` is 0 if it never
-    /// became one.
-    pub(super) fn report_turned_away(&mut self, connection: u64, text: &str, now: Instant) {
-        let line = match self.admission.quota.take(now) {
-            Verdict::Drop => return,
-            Verdict::Write { dropped: 0 } => text.to_owned(),
-            Verdict::Write { dropped } => format!("{text} ({dropped} such lines were left out)"),
-        };
-        if connection == 0 {
-            self.log.error(&line);
-        } else {
-            self.connection_error(connection, &line);
-        }
-    }
-
     /// The client of `-s`.
     pub(super) fn hand_over_streams(&mut self, streams: Streams) {
         let fds = streams.into_client();
         let peer = sockets::peer(&fds[0]);
+        self.hand_over_next(peer, fds, Instant::now());
+    }
+
+    /// Makes a client the next connection, and hands it over as soon as the template takes it.
+    pub(super) fn hand_over_next(&mut self, peer: Peer, fds: Vec<OwnedFd>, now: Instant) {
         self.last_connection += 1;
         let serve = Serve { connection: self.last_connection, peer, broker: false };
         self.pending = Some(Pending { serve, fds, link: None });
-        self.hand_over(Instant::now());
+        self.hand_over(now);
     }
 
     /// Hands the waiting client over, if the template takes it.
@@ -401,6 +303,9 @@ impl Server {
         // The worker's end: its last holder's end is to close the channel.
         drop(fds);
         self.connections.add(connection, peer, client, now);
+        if let Some(connection) = self.connections.get_mut(connection) {
+            connection.has_worker = link.is_some();
+        }
         if let Some(link) = link {
             let watched = self.poll.registry().register(
                 &mut SourceFd(&link.as_fd().as_raw_fd()),
@@ -426,8 +331,6 @@ fn error_number(error: &io::Error) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::fuzz::Listener;
-    use nbdkit_ipc::messages::PeerAddress;
 
     #[test]
     fn failures_of_accept_are_told_apart() {
@@ -437,35 +340,13 @@ mod tests {
             (Errno::ENETDOWN, Failure::Client),
             (Errno::EINTR, Failure::Client),
             (Errno::EMFILE, Failure::Exhausted),
+            (Errno::EPERM, Failure::Forbidden),
+            (Errno::EACCES, Failure::Forbidden),
             (Errno::ENOMEM, Failure::Exhausted),
             (Errno::EBADF, Failure::Socket),
         ] {
             assert_eq!(failure(errno), expected, "{errno}");
         }
-    }
-
-    #[test]
-    fn a_client_that_waits_for_a_moment_is_taken_on_whenever_that_is_noticed() {
-        // Two more than one peer may have in the handshake.
-        let mut listener = Listener::new(130, true).unwrap();
-        let server = &mut listener.server;
-        let (_client, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let now = Instant::now();
-        let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-        server.place(theirs.into(), peer, now);
-        let at = server.held.as_ref().unwrap().at;
-        assert!(server.timeout(now).unwrap() <= HANDSHAKE_TIME);
-        assert_eq!(server.timeout(at), Some(Duration::ZERO));
-        assert_eq!(server.timeout(at + Duration::from_millis(1)), Some(Duration::ZERO));
-        // While something else rests, that is waited for.
-        server.pause.until = Some(at + Duration::from_secs(1));
-        assert_eq!(server.timeout(at), Some(Duration::from_secs(1)));
-        server.pause.until = None;
-        server.accept_clients(at);
-        assert!(server.held.is_none() && server.pending.is_some());
-        assert!(server.connections.get_mut(1).unwrap().gave_way);
-        // This template does not take it yet, and will wake us.
-        assert_eq!(server.timeout(at + Duration::from_secs(1)), None);
     }
 
     #[test]

@@ -203,7 +203,9 @@ impl Server {
         for _ in 0..MESSAGES_AT_ONCE {
             let Some(broker) = &self.brokers.now else { return };
             match broker.link.try_recv() {
-                Ok(received) if received.fds.is_empty() => self.broker_says(received.message),
+                Ok(received) if received.fds.is_empty() && !received.lost => {
+                    self.broker_says(received.message);
+                }
                 Ok(_) => return self.broker_violates("descriptors where none belong"),
                 Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => return,
                 Err(RecvError::Closed) => return self.broker_ended(),
@@ -249,8 +251,8 @@ impl Server {
     /// Ends the broker, if what the template has said is its process.
     fn kill_broker(&self) {
         let Some(broker) = &self.brokers.now else { return };
-        if let Some(process) = self.broker_process(broker.pid) {
-            let _ = process.signal(Some(Signal::SIGKILL));
+        if self.connections.of_pid(broker.pid).is_none() {
+            let _ = self.signal_child(broker.pid, None, None, Some(Signal::SIGKILL));
         }
     }
 

@@ -173,6 +173,7 @@ impl Server {
                 self.template_violates("it has closed its control channel");
             }
         }
+        self.report_missing_ends(now);
         let Some(deadlines) = &mut self.deadlines else { return };
         if deadlines.workers.is_some_and(|at| now >= at) {
             deadlines.workers = None;
@@ -204,9 +205,11 @@ impl Server {
 
     fn kill_workers(&mut self) {
         let shared = self.is_shared();
-        for (number, connection) in self.connections.iter() {
-            self.kill_worker(connection.pid);
-            if shared && let Some(template) = &mut self.template {
+        let numbers: Vec<u64> = self.connections.iter().map(|(number, _)| number).collect();
+        for number in numbers {
+            if !shared {
+                self.end_worker(number);
+            } else if let Some(template) = &mut self.template {
                 template.say(ToTemplate::Disconnect { connection: number });
             }
         }

@@ -105,6 +105,7 @@ impl Listener {
         server.unread = server.links.keys().copied().collect();
         server.read_template();
         server.read_workers();
+        server.sign_some();
         for (number, connection) in server.connections.iter() {
             assert!((1..=server.last_connection).contains(&number), "nobody came since");
             assert!(connection.pid.is_none_or(|pid| pid > 1), "{connection} has a worker");

@@ -10,18 +10,15 @@ use std::time::{Duration, Instant};
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
 use nbdkit_ipc::messages::{Isolation, LogRecord, MAX_LOG_TEXT};
 use nbdkit_ipc::phase::worker_message;
-use nbdkit_ipc::{FromTemplate, FromWorker, RecvError, ToTemplate, ToWorker, WorkerExit};
+use nbdkit_ipc::process::Process;
+use nbdkit_ipc::{FromTemplate, FromWorker, RecvError, ToWorker, WorkerExit};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 
 use super::ending::Deadlines;
 use super::{Server, Stage, WorkerLink};
-use crate::captive::Captive;
-use crate::connections::{Connection, Violation};
+use crate::connections::Violation;
 use crate::log::{Level, Speaker, syscalls};
-use crate::sys::process::Process;
-use crate::template::{self, Incoming, Template};
+use crate::template::{self, Incoming};
 
 /// How many messages are taken from one source before the others get their turn.
 const MESSAGES_AT_ONCE: usize = 64;
@@ -76,7 +73,8 @@ impl Server {
             FromTemplate::Log(record) => self.template_logs(&record),
             FromTemplate::Ready => self.ready(),
             FromTemplate::Forked { connection, pid } => {
-                if let Err(violation) = self.forked(connection, pid) {
+                let process = fds.into_iter().next().map(Process::from_fd);
+                if let Err(violation) = self.forked(connection, pid, process) {
                     self.template_violates(&violation.to_string());
                 }
             }
@@ -110,24 +108,15 @@ impl Server {
                 }
             }
             FromTemplate::Key { connection, request } => {
-                match self.key_for_shared(connection, request) {
-                    Ok(answer) => {
-                        if let Some(template) = &mut self.template {
-                            template.say(ToTemplate::Key { connection, answer });
-                        }
-                    }
-                    Err(what) => self.template_violates(what),
+                if let Err(what) = self.key_for_shared(connection, request) {
+                    self.template_violates(what);
                 }
             }
         }
     }
 
     /// What a connection of the shared template asks.
-    fn key_for_shared(
-        &mut self,
-        number: u64,
-        request: KeyRequest,
-    ) -> Result<KeyAnswer, &'static str> {
+    fn key_for_shared(&mut self, number: u64, request: KeyRequest) -> Result<(), &'static str> {
         let isolation = self.configured.as_ref().map(|configured| configured.isolation);
         if isolation != Some(Isolation::Shared) {
             return Err("a key for a connection that has a worker");
@@ -137,12 +126,14 @@ impl Server {
         let message = FromWorker::Key(request);
         connection.phase =
             connection.phase.after(&message).ok_or("a second key for the same connection")?;
-        let FromWorker::Key(request) = &message else { return Ok(KeyAnswer::Denied) };
-        self.key(request)
+        if let FromWorker::Key(request) = message {
+            self.queue_signature(number, request);
+        }
+        Ok(())
     }
 
     /// What TLS needs of the keys that only this process holds.
-    fn key(&self, request: &KeyRequest) -> Result<KeyAnswer, &'static str> {
+    pub(super) fn key(&self, request: &KeyRequest) -> Result<KeyAnswer, &'static str> {
         self.plan.tls.as_ref().ok_or("a key where there is no TLS")?.keys.answer(request)
     }
 
@@ -193,12 +184,19 @@ impl Server {
         self.configured.as_ref().is_some_and(|it| it.isolation == Isolation::Shared)
     }
 
-    fn forked(&mut self, number: u64, pid: i32) -> Result<(), Violation> {
+    pub(super) fn forked(
+        &mut self,
+        number: u64,
+        pid: i32,
+        process: Option<Process>,
+    ) -> Result<(), Violation> {
         let isolation = self.configured.as_ref().map_or(Isolation::Shared, |it| it.isolation);
-        // The number may be anything, even another program's: it is checked before it is used, by `worker_process`.
-        let gave_way = self.connections.forked(number, pid, isolation)?.gave_way;
-        if gave_way || self.deadlines.as_ref().is_some_and(Deadlines::workers_passed) {
-            self.kill_worker(Some(pid));
+        // Number and handle may be anything, even another program's: they are checked before they are used, by
+        // `signal_child`.
+        let connection = self.connections.forked(number, pid, isolation)?;
+        connection.process = process;
+        if connection.doomed || self.deadlines.as_ref().is_some_and(Deadlines::workers_passed) {
+            self.end_worker(number);
         } else if self.stage == Stage::Stopping
             && let Some(link) = self.links.get(&number)
         {
@@ -206,44 +204,6 @@ impl Server {
             let _ = link.try_send(&ToWorker::Quiesce, &[]);
         }
         Ok(())
-    }
-
-    /// A handle on the broker's process, if it is that: a child of the template, as workers are, or ours.
-    pub(super) fn broker_process(&self, pid: i32) -> Option<Process> {
-        let known = self.connections.of_pid(pid).is_some();
-        self.child_process(pid, None).flatten().filter(|_| !known)
-    }
-
-    /// A handle on the process that has the number `pid`: `None` if there is none, `Some(None)` if it is not a worker.
-    /// A worker is a child of the template, or ours because its template has ended.
-    fn worker_process(&self, pid: i32) -> Option<Option<Process>> {
-        self.child_process(pid, self.brokers.pid())
-    }
-
-    fn child_process(&self, pid: i32, broker: Option<Pid>) -> Option<Option<Process>> {
-        let pid = Pid::from_raw(pid);
-        let template = self.template.as_ref().map(Template::pid);
-        let captive = self.captive.as_ref().map(Captive::pid);
-        let spawner = self.spawner_pid();
-        let process = Process::open(pid).ok()?;
-        let parent = parent_of(pid)?;
-        // It lives: so what was read was not about a later process of the same number.
-        process.signal(None).ok()?;
-        let not_a_worker = [template, captive, spawner, broker].contains(&Some(pid));
-        let is_child = parent == Pid::this() || Some(parent) == template;
-        Some((is_child && !not_a_worker).then_some(process))
-    }
-
-    /// Whether a connection has a worker that lives or has yet to be reaped.
-    pub(super) fn has_worker(&self, connection: &Connection) -> bool {
-        connection.pid.is_some_and(|pid| matches!(self.worker_process(pid), Some(Some(_))))
-    }
-
-    /// Ends the worker of a connection, if it is one. The handle is not kept: clients are many, descriptors are not.
-    pub(super) fn kill_worker(&self, pid: Option<i32>) {
-        if let Some(Some(process)) = pid.and_then(|pid| self.worker_process(pid)) {
-            let _ = process.signal(Some(Signal::SIGKILL));
-        }
     }
 
     /// Takes some messages of each worker that has any.
@@ -273,7 +233,7 @@ impl Server {
     fn read_worker(&mut self, number: u64, link: &WorkerLink, most: usize) -> Rest {
         for _ in 0..most {
             match link.try_recv() {
-                Ok(received) if received.fds.is_empty() => {
+                Ok(received) if received.fds.is_empty() && !received.lost => {
                     if let Err(what) = self.worker_says(number, link, received.message) {
                         self.worker_violates(number, &what);
                         return Rest::Closed;
@@ -318,17 +278,14 @@ impl Server {
                 let layer = record.layer.as_deref().or(Some(&self.plan.plugin));
                 // Whatever number it gives itself.
                 let speaker = Speaker { layer, connection: single };
-                self.log.record(&record, speaker, &mut connection.quota);
+                let own = Some(&mut connection.quota);
+                self.log.about(connection.key, own, speaker, record.level, &record.text);
             }
             FromWorker::Shutdown if self.may_shutdown() => self.stop(0),
             FromWorker::Shutdown => return Err(UNDECLARED_SHUTDOWN.into()),
             FromWorker::Refused { syscall } => self.worker_refused(number, syscall),
             FromWorker::Broker => self.broker_wanted(number, link)?,
-            FromWorker::Key(request) => {
-                let answer = self.key(&request)?;
-                // It waits for nothing else, so its queue has room; or it is gone.
-                let _ = link.try_send(&ToWorker::Key(answer), &[]);
-            }
+            FromWorker::Key(request) => self.queue_signature(number, request),
             FromWorker::Serving { export } => {
                 if let Some(connection) = self.connections.get_mut(number)
                     && connection.serving(export).is_err()
@@ -356,16 +313,15 @@ impl Server {
     }
 
     /// Ends a worker that breaks the rules. Its end is reported by the template in the usual way.
-    fn worker_violates(&mut self, number: u64, what: &str) {
+    pub(super) fn worker_violates(&mut self, number: u64, what: &str) {
         let Some(connection) = self.connections.get_mut(number) else { return };
         let client = connection.to_string();
         let pid = connection.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
-        let worker = connection.pid;
-        self.kill_worker(worker);
         self.connection_error(
             number,
             &format!("the worker (pid {pid}, {client}) broke the rules and is ended: {what}"),
         );
+        self.end_worker(number);
     }
 
     /// A connection is over. `exit` is `None` if nobody can say how.
@@ -389,7 +345,7 @@ impl Server {
             && self.may_return(&connection, exit)
         {
             self.log.debug(|| format!("waits for the next template: {connection}"));
-            self.returned.push_back((client, connection.peer));
+            self.wait_for_room(client, connection.peer, Instant::now());
             return Ok(());
         }
         let now = Instant::now();
@@ -400,7 +356,8 @@ impl Server {
             let report = WorkerExit::Deadline.report().unwrap_or_default();
             self.report_turned_away(number, &format!("{report} ({connection})"), now);
         } else if let Some(report) = exit.and_then(WorkerExit::report) {
-            self.connection_error(number, &format!("{report} ({connection})"));
+            let text = format!("{report} ({connection})");
+            self.log.about(connection.key, None, self.speaker(None, number), Level::Error, &text);
         }
         if self.log.verbose() {
             let exit = exit.map_or_else(|| "unknown".to_owned(), |exit| format!("{exit:?}"));
@@ -428,26 +385,9 @@ pub(super) fn is_plausible(record: &LogRecord) -> bool {
         && record.layer.as_ref().is_none_or(|layer| layer.len() <= MAX_LAYER)
 }
 
-/// The parent of a process. proc_pid_stat(5).
-fn parent_of(pid: Pid) -> Option<Pid> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may contain anything; state and parent follow the last one.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    fields.split(' ').nth(1)?.parse().ok().map(Pid::from_raw)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_child_knows_its_parent() {
-        let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
-        assert_eq!(parent_of(Pid::from_raw(child.id().cast_signed())), Some(Pid::this()));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert_eq!(parent_of(Pid::from_raw(child.id().cast_signed())), None);
-    }
 
     #[test]
     fn records_that_are_too_long_are_not_plausible() {

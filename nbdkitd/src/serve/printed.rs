@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
@@ -40,9 +40,10 @@ impl Printed {
         self.more = true;
     }
 
-    /// Whether there may be something in it still.
-    pub(super) fn has_more(&self) -> bool {
-        self.more
+    /// Whether there may be something in it still, and the terminal takes it. A terminal that was stopped stops whoever prints,
+    /// and not the listener.
+    pub(super) fn has_more(&self, log: &Log) -> bool {
+        self.more && !log.is_behind()
     }
 
     /// Copies a piece.
@@ -56,8 +57,7 @@ impl Printed {
                         log.error("some of what the plugin printed was dropped, it came too fast");
                     }
                     self.rest.extend_from_slice(&piece[..length]);
-                    let text = take_text(&mut self.rest);
-                    let _ = io::stderr().write_all(text.as_bytes());
+                    log.print(take_text(&mut self.rest));
                 }
             },
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -107,7 +107,7 @@ impl Server {
 
     /// Copies a piece of what was printed.
     pub(super) fn copy_printed(&mut self) {
-        if let Some(printed) = self.printed.as_mut().filter(|printed| printed.more) {
+        if let Some(printed) = self.printed.as_mut().filter(|printed| printed.has_more(&self.log)) {
             printed.copy(&self.log);
         }
     }

@@ -4,10 +4,8 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use mio::unix::SourceFd;
@@ -20,10 +18,9 @@ use crate::captive::{Captive, Streams};
 use crate::cli::build_info::{NBDKIT_VERSION, OWN_VERSION};
 use crate::cli::command_line::{ServiceMode, TcpPort, TlsMode};
 use crate::cli::uri;
-use crate::made::MadeFile;
 use crate::notify::{self, State};
 use crate::template::Origin;
-use crate::{capabilities, daemon, errno_text, sockets};
+use crate::{capabilities, daemon, errno_text, pid_file, sockets};
 
 impl Server {
     /// The first debug lines.
@@ -93,6 +90,7 @@ impl Server {
         self.private = listening.directory;
         self.made.extend(listening.made);
         for (index, socket) in listening.sockets.into_iter().enumerate() {
+            sockets::keep_alive(&socket, self.plan.options.keepalive);
             self.poll
                 .registry()
                 .register(
@@ -172,7 +170,7 @@ impl Server {
             self.log.debug(|| format!("forked into background (new pid = {})", std::process::id()));
         }
         if let Some(path) = &self.plan.options.pid_file {
-            let made = write_pid_file(path)
+            let made = pid_file::write(path)
                 .map_err(|error| format!("{}: {}", path.display(), errno_text(&error)))?;
             self.made.extend(made);
             self.log.debug(|| format!("written pidfile {}", path.display()));
@@ -195,6 +193,8 @@ impl Server {
         if report.as_ref().is_some_and(|report| !report.is_awaited()) {
             return Err(gone.to_owned());
         }
+        // After the command of --run was started, which may use select(2).
+        self.fit_descriptors();
         // After all that starts programs, and before anybody relies on it.
         self.confine()?;
         if let Some(report) = report {
@@ -215,28 +215,4 @@ impl Server {
             &options.tls,
         )
     }
-}
-
-/// The pid file: one line. An old one is overwritten, and it stays when the server ends. nbdkit(1), `-P`.
-///
-/// It appears with its content, for whoever waits for it to appear, unless it is no regular file or its directory takes no
-/// new ones. Returns the file, unless something else was there to be written to.
-fn write_pid_file(path: &Path) -> io::Result<Option<MadeFile>> {
-    let line = format!("{}\n", std::process::id());
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}", std::process::id()));
-    let found = path.symlink_metadata();
-    let (is_new, is_file) = (found.is_err(), found.map_or(true, |metadata| metadata.is_file()));
-    if is_file && write_line(Path::new(&beside), &line, true).is_ok() {
-        std::fs::rename(&beside, path).inspect_err(|_| drop(std::fs::remove_file(&beside)))?;
-        return Ok(MadeFile::at(path));
-    }
-    write_line(path, &line, false)?;
-    Ok(MadeFile::at(path).filter(|_| is_new))
-}
-
-fn write_line(path: &Path, line: &str, new: bool) -> io::Result<()> {
-    let mut options = File::options();
-    options.write(true).create(true).create_new(new).truncate(true).mode(0o644);
-    options.open(path)?.write_all(line.as_bytes())
 }

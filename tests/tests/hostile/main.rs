@@ -1,7 +1,8 @@
 //! Clients and accidents that mean harm: each attack runs while a well-behaved client works on the same server, whose
 //! answers must stay right. How long the slowest of them took is printed, not judged: the machine may be busy.
 //!
-//! - `admission`: who is let in; `memory`: what a client can make a worker hold; `floods`: what it can make it do
+//! - `admission`: who is let in; `newcomers`: how soon; `memory`: what a client can make a worker hold; `floods`: what it can make it do
+//! - `logs`: what clients can do to the log; `killing`: how the listener ends workers
 //! - `history`: nbdkit's security history, by name; `faults`: kill -9, full disks; `fuzz`: mutated sessions
 //!
 //! Ours only: Debian's nbdkit is one process, and is known to fall to some of this.
@@ -12,7 +13,10 @@ mod faults;
 mod floods;
 mod fuzz;
 mod history;
+mod killing;
+mod logs;
 mod memory;
+mod newcomers;
 mod processes;
 
 use std::os::unix::net::UnixStream;

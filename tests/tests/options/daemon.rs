@@ -184,6 +184,35 @@ fn a_pid_file_that_cannot_be_written_ends_the_start() {
     }
 }
 
+/// Debian's nbdkit waits for a reader.
+#[test]
+fn a_pid_file_that_is_a_fifo_ends_the_start() {
+    if debian_lacks("a start that does not wait for a FIFO") {
+        return;
+    }
+    let paths = Paths::new();
+    nix::unistd::mkfifo(&paths.path("pid"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (sock, pid) = (paths.text("sock"), paths.text("pid"));
+    assert_refused(&["-f", "-U", &sock, "-P", &pid, "null"], &[&pid, "not a regular file"]);
+}
+
+/// Debian's nbdkit writes as the user of `-u`, who may not.
+#[test]
+fn a_pid_file_that_is_anothers_link_does_not_make_root_overwrite_its_target() {
+    if !nix::unistd::geteuid().is_root() || debian_lacks("a pid file that root writes") {
+        return;
+    }
+    let paths = Paths::new();
+    paths.write("precious", "precious");
+    let pid = paths.path("pid");
+    std::os::unix::fs::symlink(paths.path("precious"), &pid).unwrap();
+    std::os::unix::fs::lchown(&pid, Some(65534), Some(65534)).unwrap();
+    let (sock, pid) = (paths.text("sock"), paths.text("pid"));
+    let arguments = ["-f", "-u", "nobody", "-U", &sock, "-P", &pid, "null"];
+    assert_refused(&arguments, &[&pid, "Too many levels of symbolic links"]);
+    assert_eq!(std::fs::read_to_string(paths.path("precious")).unwrap(), "precious");
+}
+
 #[test]
 fn relative_paths_are_the_callers() {
     let paths = Paths::new();

@@ -98,6 +98,7 @@ fn every_option_in_the_list_is_accepted() {
             | "--vsock"
             | "--keepalive"
             | "--keep-alive"
+            | "--no-keepalive"
             | "--print-uri"
             | "--print-url"
             | "--show-uri"

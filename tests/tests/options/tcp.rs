@@ -197,13 +197,16 @@ fn has_keepalive(server: SocketAddr, client: SocketAddr) -> bool {
 }
 
 #[test]
-fn keepalive_is_set_on_connections_when_asked_for() {
+fn keepalive_is_set_on_connections_unless_it_is_switched_off() {
     if debian_lacks("--keepalive") {
         return;
     }
-    for (options, expected) in
-        [(&[][..], false), (&["--keepalive"], true), (&["--keep-alive"], true)]
-    {
+    for (options, expected) in [
+        (&[][..], true),
+        (&["--keepalive"], true),
+        (&["--keep-alive"], true),
+        (&["--no-keepalive"], false),
+    ] {
         let (server, port) = listening(&[&["-i", "127.0.0.1"], options].concat());
         let mut client = Client::new(TcpStream::connect((V4, port)).unwrap());
         open(&mut client);

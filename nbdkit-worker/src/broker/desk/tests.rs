@@ -50,7 +50,7 @@ fn turn(desk: &mut Desk) {
 fn ask(desk: &mut Desk, worker: &Worker, question: &ToBroker) -> (FromBroker, usize) {
     worker.send(question, &[]).unwrap();
     turn(desk);
-    let Received { message, fds } = worker.try_recv().unwrap();
+    let Received { message, fds, .. } = worker.try_recv().unwrap();
     (message, fds.len())
 }
 

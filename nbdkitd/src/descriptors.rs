@@ -1,0 +1,85 @@
+//! How many clients there are descriptors for. The soft limit is for programs that use select(2), which this one does not:
+//! it is raised to the hard one. getrlimit(2).
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// A client that is served: its worker's channel and the handle on its process; where one process serves all, that has its
+/// socket and what the plugin opens for it.
+const OF_CLIENT: usize = 2;
+
+/// What comes and goes: both ends of the next client's channels, an accepted socket, what a message brings, files of /proc,
+/// the system log, the next template's channel and broker.
+const TRANSIENT: usize = 14;
+
+/// How many clients fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Descriptors that this process may have.
+    pub(crate) limit: usize,
+    /// Clients that are served at a time.
+    pub(crate) served: usize,
+    /// Clients that wait.
+    pub(crate) waiting: usize,
+}
+
+/// Raises the soft limit and says how many clients fit, beside what is open now.
+pub(crate) fn make_room() -> Room {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    // It fails only where somebody forbids it, and then less fits.
+    let raised = soft == hard || setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    let limit = usize::try_from(if raised { hard } else { soft }).unwrap_or(usize::MAX);
+    // The lowest number that is free: those below it are open.
+    let open = File::open("/dev/null")
+        .map_or(limit, |file| usize::try_from(file.as_raw_fd()).unwrap_or(limit));
+    room(limit, open)
+}
+
+fn room(limit: usize, open: usize) -> Room {
+    let free = limit.saturating_sub(open + TRANSIENT);
+    // A sixteenth is for those who wait, at least, and what the others leave.
+    let served = ((free - free / 16) / OF_CLIENT).max(1);
+    Room { limit, served, waiting: free / 16 }
+}
+
+impl Room {
+    /// With no more clients than so many, others find more room to wait in.
+    pub(crate) fn for_clients(self, most: usize) -> Room {
+        let served = self.served.min(most);
+        Room { served, waiting: self.waiting + (self.served - served) * OF_CLIENT, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_fits_is_below_the_limit_and_few_descriptors_are_enough_for_one() {
+        for limit in [0, 20, 32, 64, 256, 1024, 4096, 20_000, usize::MAX] {
+            let all = room(limit, 16);
+            assert!(all.served >= 1);
+            let used = |room: Room| room.served * OF_CLIENT + room.waiting;
+            assert!(used(all) <= limit.saturating_sub(30).max(2), "{all:?}");
+            let few = all.for_clients(10);
+            assert!(few.served <= 10 && used(few) <= used(all), "{few:?}");
+        }
+        assert_eq!(
+            room(4096, 16).for_clients(1024),
+            Room { limit: 4096, served: 1024, waiting: 2018 }
+        );
+        assert!(room(1024, 16).served > 400);
+    }
+
+    #[test]
+    fn the_soft_limit_becomes_the_hard_one() {
+        let room = make_room();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(soft, hard);
+        assert_eq!(room.limit as u64, hard);
+    }
+}

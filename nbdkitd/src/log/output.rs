@@ -1,0 +1,156 @@
+//! Standard error, or a file: somebody may have stopped reading it, and the server must not wait for that. Lines that it does not
+//! take wait in a bounded queue; those for which there is no room are counted.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::write;
+
+/// Most bytes that wait.
+const MOST: usize = 256 * 1024;
+
+/// What a pipe that polls as writable takes without making us wait, and at once: PIPE_BUF, pipe(7).
+const AT_ONCE: usize = 4096;
+
+/// See the module's text.
+pub(super) struct Output<F> {
+    fd: F,
+    /// What it has not taken yet. Of the first line perhaps only the rest.
+    queue: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// Lines that were dropped since the last that was taken.
+    dropped: u64,
+}
+
+impl<F: AsFd> Output<F> {
+    pub(super) fn new(fd: F) -> Output<F> {
+        Output { fd, queue: VecDeque::new(), bytes: 0, dropped: 0 }
+    }
+
+    pub(super) fn fd(&self) -> &F {
+        &self.fd
+    }
+
+    /// Whether something waits.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.queue.is_empty() || self.dropped != 0
+    }
+
+    /// Writes a line with its newline, now or when that does not make us wait. `note` makes a line that says how many were dropped.
+    pub(super) fn write(&mut self, line: String, note: impl Fn(u64) -> String) {
+        self.flush(&note);
+        if self.is_behind() && self.bytes + line.len() > MOST {
+            self.dropped += 1;
+            return;
+        }
+        self.push(line);
+        self.flush(&note);
+    }
+
+    fn push(&mut self, line: String) {
+        self.bytes += line.len();
+        self.queue.push_back(line.into_bytes());
+    }
+
+    /// Writes what waits, as far as that does not make us wait.
+    pub(super) fn flush(&mut self, note: &impl Fn(u64) -> String) {
+        loop {
+            let Some(line) = self.queue.front_mut() else {
+                match std::mem::take(&mut self.dropped) {
+                    0 => return,
+                    dropped => self.push(note(dropped)),
+                }
+                continue;
+            };
+            let events = PollFlags::POLLOUT;
+            match poll(&mut [PollFd::new(self.fd.as_fd(), events)], PollTimeout::ZERO) {
+                Ok(0) | Err(Errno::EINTR) => return,
+                Ok(_) | Err(_) => {}
+            }
+            match write(&self.fd, &line[..line.len().min(AT_ONCE)]) {
+                Ok(written) => {
+                    self.bytes -= written;
+                    line.drain(..written);
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return,
+                // There is nobody to tell that the log is full, or closed.
+                Err(_) => {
+                    self.bytes -= line.len();
+                    line.clear();
+                }
+            }
+            if line.is_empty() {
+                self.queue.pop_front();
+            }
+        }
+    }
+
+    /// At the end: gives whoever reads a moment to catch up.
+    pub(super) fn finish(&mut self, note: &impl Fn(u64) -> String) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        const LOOK: Duration = Duration::from_millis(10);
+        let end = Instant::now() + PATIENCE;
+        self.flush(note);
+        while self.is_behind() && Instant::now() < end {
+            let events = PollFlags::POLLOUT;
+            let look = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
+            let _ = poll(&mut [PollFd::new(self.fd.as_fd(), events)], look);
+            self.flush(note);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn note(dropped: u64) -> String {
+        format!("{dropped} dropped\n")
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_takes_no_time_and_no_more_than_so_much_memory() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut output = Output::new(writer);
+        let line = format!("{}\n", "x".repeat(999));
+        let begin = Instant::now();
+        for _ in 0..1000 {
+            output.write(line.clone(), note);
+        }
+        output.finish(&note);
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        assert!(output.bytes <= MOST && output.dropped > 500);
+        let mut reader = std::io::BufReader::new(reader);
+        let dropped = output.dropped;
+        // A reader that comes back reads whole lines, and how many are missing.
+        let read = std::thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            text
+        });
+        while output.is_behind() {
+            output.finish(&note);
+        }
+        drop(output);
+        let text = read.join().unwrap();
+        assert!(text.lines().take(300).all(|it| it == line.trim_end()));
+        assert!(text.ends_with(&note(dropped)));
+        assert_eq!(text.lines().count() as u64 - 1 + dropped, 1000);
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_not_waited_for() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut output = Output::new(writer);
+        output.write("x\n".to_owned(), note);
+        assert!(!output.is_behind());
+    }
+}
