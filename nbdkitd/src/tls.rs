@@ -25,7 +25,7 @@ use crate::cli::command_line::{Options, TlsMode};
 use crate::log::Log;
 use certificates::{Certificates, Missing};
 
-pub(crate) use keys::Keys;
+pub(crate) use keys::{Checked, Keys};
 
 /// What is said where nbdkit(1) has a warning or an error of several lines.
 const REMEDY: &str = "Try --tls-certificates=/path/to/certificates, or see \"Default location of certificates\" in nbdkit-tls(1)";

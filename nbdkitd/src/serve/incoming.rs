@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
+use nbdkit_ipc::keys::KeyRequest;
 use nbdkit_ipc::messages::{Isolation, LogRecord, MAX_LOG_TEXT};
 use nbdkit_ipc::phase::worker_message;
 use nbdkit_ipc::process::Process;
@@ -126,15 +126,8 @@ impl Server {
         let message = FromWorker::Key(request);
         connection.phase =
             connection.phase.after(&message).ok_or("a second key for the same connection")?;
-        if let FromWorker::Key(request) = message {
-            self.queue_signature(number, request);
-        }
-        Ok(())
-    }
-
-    /// What TLS needs of the keys that only this process holds.
-    pub(super) fn key(&self, request: &KeyRequest) -> Result<KeyAnswer, &'static str> {
-        self.plan.tls.as_ref().ok_or("a key where there is no TLS")?.keys.answer(request)
+        let FromWorker::Key(request) = message else { return Ok(()) };
+        self.queue_signature(number, request)
     }
 
     /// Ends a template that breaks the rules; what becomes of its clients is decided when it has ended.
@@ -285,7 +278,7 @@ impl Server {
             FromWorker::Shutdown => return Err(UNDECLARED_SHUTDOWN.into()),
             FromWorker::Refused { syscall } => self.worker_refused(number, syscall),
             FromWorker::Broker => self.broker_wanted(number, link)?,
-            FromWorker::Key(request) => self.queue_signature(number, request),
+            FromWorker::Key(request) => self.queue_signature(number, request)?,
             FromWorker::Serving { export } => {
                 if let Some(connection) = self.connections.get_mut(number)
                     && connection.serving(export).is_err()

@@ -21,7 +21,7 @@ use crate::words;
 /// How much is copied at a time, bytes.
 const PIECE: usize = 4096;
 /// Pieces at once, and each second.
-const PIECES: (u32, u32) = (256, 16);
+const PIECES: (u32, u32) = (64, 16);
 /// More than a pipe holds, which is all that can be left at the end; pieces.
 const MOST_AT_END: usize = 1024;
 

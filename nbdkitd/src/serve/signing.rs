@@ -4,7 +4,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
@@ -12,6 +11,7 @@ use nbdkit_ipc::{ToTemplate, ToWorker};
 
 use super::Server;
 use crate::admission::{PeerKey, Waiting};
+use crate::tls::Checked;
 
 /// How long the loop may sign before the other sources get their turn. One signature is always made.
 const TURN: Duration = Duration::from_millis(1);
@@ -25,7 +25,7 @@ const MOST: usize = 4096;
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Signing {
-    waiting: Waiting<(u64, KeyRequest)>,
+    waiting: Waiting<(u64, Checked)>,
     /// Signatures of each peer since then.
     made: BTreeMap<PeerKey, usize>,
     since: Instant,
@@ -41,12 +41,12 @@ impl Signing {
     }
 
     /// A connection asks. Returns another's request, which is one too many.
-    fn push(&mut self, key: PeerKey, number: u64, request: KeyRequest) -> Option<u64> {
+    fn push(&mut self, key: PeerKey, number: u64, request: Checked) -> Option<u64> {
         self.waiting.push(key, (number, request)).map(|(number, _)| number)
     }
 
     /// Who is next, and what it asks.
-    fn next(&mut self, now: Instant) -> Option<(u64, KeyRequest)> {
+    fn next(&mut self, now: Instant) -> Option<(u64, Checked)> {
         if now.saturating_duration_since(self.since) >= MEMORY {
             self.made.clear();
             self.since = now;
@@ -58,12 +58,24 @@ impl Signing {
 }
 
 impl Server {
-    /// Has a connection's request answered in its turn.
-    pub(super) fn queue_signature(&mut self, number: u64, request: KeyRequest) {
-        let Some(connection) = self.connections.get(number) else { return };
-        if let Some(surplus) = self.signing.push(connection.key, number, request) {
+    /// Checks a connection's request, and has it answered in its turn.
+    ///
+    /// # Errors
+    /// What it asks no honest worker would; which, for the log.
+    pub(super) fn queue_signature(
+        &mut self,
+        number: u64,
+        request: KeyRequest,
+    ) -> Result<(), &'static str> {
+        let keys = &self.plan.tls.as_ref().ok_or("a key where there is no TLS")?.keys;
+        // At once: a worker may be gone when its turn comes.
+        let checked = keys.check(request)?;
+        if let Some(connection) = self.connections.get(number)
+            && let Some(surplus) = self.signing.push(connection.key, number, checked)
+        {
             self.answer_key(surplus, KeyAnswer::Denied);
         }
+        Ok(())
     }
 
     /// Makes some of the signatures that were asked for.
@@ -72,18 +84,7 @@ impl Server {
         while let Some((number, request)) = self.signing.next(Instant::now()) {
             // The client may have left.
             if self.connections.get(number).is_some() {
-                match self.key(&request) {
-                    Ok(answer) => self.answer_key(number, answer),
-                    Err(what) if self.is_shared() => return self.template_violates(what),
-                    Err(what) => {
-                        self.worker_violates(number, what);
-                        if let Some(link) = self.links.remove(&number) {
-                            self.forget(&link.as_fd().as_raw_fd());
-                            drop(link);
-                            self.link_closed(number);
-                        }
-                    }
-                }
+                self.answer_key(number, request.answer());
             }
             if Instant::now() >= end {
                 return;
@@ -112,7 +113,7 @@ mod tests {
         let now = Instant::now();
         let mut signing = Signing::new(now);
         let (many, few) = (PeerKey::V4(1), PeerKey::V4(2));
-        let request = || KeyRequest::Sign { scheme: 0, message: Vec::new() };
+        let request = || Checked::Known(KeyAnswer::Denied);
         for number in 0..300 {
             assert_eq!(signing.push(many, number, request()), None);
         }
@@ -133,7 +134,7 @@ mod tests {
     #[test]
     fn no_more_wait_than_fit() {
         let mut signing = Signing::new(Instant::now());
-        let request = || KeyRequest::Sign { scheme: 0, message: Vec::new() };
+        let request = || Checked::Known(KeyAnswer::Denied);
         let most = MOST as u64;
         assert!((0..most).all(|number| signing.push(PeerKey::V4(1), number, request()).is_none()));
         assert_eq!(signing.push(PeerKey::V4(2), most, request()), Some(0));

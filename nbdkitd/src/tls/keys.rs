@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest, MAX_IDENTITY, MAX_SIGNED};
 use rustls::SignatureScheme;
-use rustls::sign::SigningKey;
+use rustls::sign::{Signer, SigningKey};
 
 use super::psk::PskFile;
 use super::transcript;
@@ -29,21 +29,43 @@ impl fmt::Debug for Keys {
     }
 }
 
+/// A request that an honest worker may make. Answering it may take a millisecond, checking it does not.
+#[derive(Debug)]
+pub(crate) enum Checked {
+    /// A transcript, to be signed.
+    Sign(Box<dyn Signer>, Vec<u8>),
+    /// What is answered is known.
+    Known(KeyAnswer),
+}
+
+impl Checked {
+    pub(crate) fn answer(self) -> KeyAnswer {
+        match self {
+            // A failure of the random number generator, say: this client goes without.
+            Checked::Sign(signer, message) => {
+                signer.sign(&message).map_or(KeyAnswer::Denied, KeyAnswer::Signature)
+            }
+            Checked::Known(answer) => answer,
+        }
+    }
+}
+
 impl Keys {
-    /// Answers a worker.
+    /// Checks what a worker asks.
     ///
     /// # Errors
-    /// What it asked no honest worker would; which, for the log.
-    pub(crate) fn answer(&self, request: &KeyRequest) -> Result<KeyAnswer, &'static str> {
+    /// What it asks no honest worker would; which, for the log.
+    pub(crate) fn check(&self, request: KeyRequest) -> Result<Checked, &'static str> {
         match (self, request) {
             (Keys::Certificate(key), KeyRequest::Sign { scheme, message }) => {
-                sign(&**key, *scheme, message)
+                check(&**key, scheme, message)
             }
             (Keys::Psk(file), KeyRequest::Psk { identity }) => {
                 if identity.len() > MAX_IDENTITY {
                     return Err("the key of an identity that is too long");
                 }
-                Ok(file.key(identity).map_or(KeyAnswer::Denied, KeyAnswer::Psk))
+                let answer = file.key(&identity).map_or(KeyAnswer::Denied, KeyAnswer::Psk);
+                Ok(Checked::Known(answer))
             }
             (Keys::Certificate(_), KeyRequest::Psk { .. }) => {
                 Err("a pre-shared key where there are none")
@@ -53,16 +75,15 @@ impl Keys {
     }
 }
 
-fn sign(key: &dyn SigningKey, scheme: u16, message: &[u8]) -> Result<KeyAnswer, &'static str> {
+fn check(key: &dyn SigningKey, scheme: u16, message: Vec<u8>) -> Result<Checked, &'static str> {
     if message.len() > MAX_SIGNED {
         return Err("a signature of something that is too long");
     }
     let Some(signer) = key.choose_scheme(&[SignatureScheme::from(scheme)]) else {
         return Err("a signature that this key cannot make");
     };
-    transcript::check(scheme, message)?;
-    // A failure of the random number generator, say: this client goes without.
-    Ok(signer.sign(message).map_or(KeyAnswer::Denied, KeyAnswer::Signature))
+    transcript::check(scheme, &message)?;
+    Ok(Checked::Sign(signer, message))
 }
 
 /// What a key can sign, the best first.
@@ -109,7 +130,8 @@ pub(super) mod tests {
     }
 
     fn ask(scheme: SignatureScheme, message: Vec<u8>) -> Result<KeyAnswer, &'static str> {
-        keys().answer(&KeyRequest::Sign { scheme: scheme.into(), message })
+        let checked = keys().check(KeyRequest::Sign { scheme: scheme.into(), message });
+        checked.map(Checked::answer)
     }
 
     #[test]
@@ -123,7 +145,7 @@ pub(super) mod tests {
         assert!(ask(SignatureScheme::ED25519, b"I owe you".to_vec()).is_err());
         assert!(ask(SignatureScheme::ED25519, vec![0x20; MAX_SIGNED + 1]).is_err());
         assert!(ask(SignatureScheme::RSA_PSS_SHA256, verify13()).is_err());
-        assert!(keys().answer(&KeyRequest::Psk { identity: b"alice".to_vec() }).is_err());
+        assert!(keys().check(KeyRequest::Psk { identity: b"alice".to_vec() }).is_err());
     }
 
     #[test]

@@ -116,11 +116,11 @@ fn what_a_worker_prints_reaches_the_terminal_as_text() {
 fn what_a_worker_prints_without_end_is_cut() {
     let terminal = Terminal::new();
     let server = terminal.start(&["-f"]);
-    // 16 MiB, of which the listener copies one at once.
+    // 16 MiB, of which the listener copies a quarter of one at once.
     assert_eq!(attack(&server, "flood-stderr=4096").as_deref(), Some("ok"));
     eventually("it says so", || {
         attack(&server, "print=more").is_some() && terminal.text().contains("it came too fast")
     });
     let text = terminal.text();
-    assert!((1 << 20..4 << 20).contains(&text.len()), "{}", text.len());
+    assert!((1 << 18..4 << 20).contains(&text.len()), "{}", text.len());
 }
