@@ -58,20 +58,29 @@ impl Drop for Loop {
     }
 }
 
-/// A mounted file system.
-struct Mount(PathBuf);
+/// A mounted file system, below a mount that is shared: a server that another test starts meanwhile has mounts of its own, and only
+/// what is shared is unmounted there too. mount_namespaces(7).
+struct Mount {
+    shared: PathBuf,
+    dir: PathBuf,
+}
 
 impl Mount {
-    fn new(device: &Loop, dir: PathBuf) -> Mount {
+    fn new(device: &Loop, shared: PathBuf) -> Mount {
+        let dir = shared.join("disk");
         std::fs::create_dir_all(&dir).expect("a mount point");
+        let name = shared.to_string_lossy().into_owned();
+        must("mount", &["--bind", &name, &name]);
+        must("mount", &["--make-shared", &name]);
         must("mount", &[&device.0, &dir.to_string_lossy()]);
-        Mount(dir)
+        Mount { shared, dir }
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = may("umount", &[&self.0.to_string_lossy()]);
+        let _ = may("umount", &[&self.dir.to_string_lossy()]);
+        let _ = may("umount", &[&self.shared.to_string_lossy()]);
     }
 }
 
@@ -98,12 +107,12 @@ fn a_file_system_survives_being_unmounted() {
         let device = Loop::attach(&fuse.file);
         must("mkfs.ext4", &["-q", &device.0]);
         let mount = Mount::new(&device, server.dir().join("mnt"));
-        std::fs::write(mount.0.join("noise"), &content).expect("written");
+        std::fs::write(mount.dir.join("noise"), &content).expect("written");
         for n in 0..200 {
-            std::fs::write(mount.0.join(format!("small{n}")), n.to_string()).expect("written");
+            std::fs::write(mount.dir.join(format!("small{n}")), n.to_string()).expect("written");
         }
         for n in (0..200).step_by(2) {
-            std::fs::remove_file(mount.0.join(format!("small{n}"))).expect("removed");
+            std::fs::remove_file(mount.dir.join(format!("small{n}"))).expect("removed");
         }
         drop(mount);
         must("fsck.ext4", &["-f", "-n", &device.0]);
@@ -111,7 +120,7 @@ fn a_file_system_survives_being_unmounted() {
     let fuse = Fuse::mount(&server, "second");
     let device = Loop::attach(&fuse.file);
     let mount = Mount::new(&device, server.dir().join("mnt"));
-    assert!(std::fs::read(mount.0.join("noise")).expect("still there") == content);
-    assert_eq!(std::fs::read_to_string(mount.0.join("small101")).expect("still there"), "101");
-    assert!(!mount.0.join("small100").exists());
+    assert!(std::fs::read(mount.dir.join("noise")).expect("still there") == content);
+    assert_eq!(std::fs::read_to_string(mount.dir.join("small101")).expect("still there"), "101");
+    assert!(!mount.dir.join("small100").exists());
 }
