@@ -1,8 +1,8 @@
 //! Runs the shell scripts that parameters may give (`logscript=`, `exportdesc=script:`), in
 //! workers and in the template.
 //!
-//! The script is the operator's; what it is told may come from a client. Hence that travels in arguments and environment
-//! variables, never in the text of the script, and needs no quoting.
+//! The script is the operator's; the values that it gets may come from a client. Hence they are passed in arguments and environment
+//! variables, never in the text of the script, and need no quoting.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};

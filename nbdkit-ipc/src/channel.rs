@@ -28,7 +28,7 @@ thread_local! {
 struct Packet {
     /// As long as the longest, or empty before the first.
     bytes: Vec<u8>,
-    /// Room for all that the kernel lets one message carry, so that a surplus is told from a lack of descriptors.
+    /// Room for all that the kernel lets one message carry, so that a surplus can be distinguished from a lack of descriptors.
     control: Vec<u64>,
 }
 

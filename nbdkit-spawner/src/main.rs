@@ -60,7 +60,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Its life.
+/// Makes templates until the listener is gone.
 fn run(link: &Link) -> ExitCode {
     title::adopt();
     let _ = prctl::set_name(c"nbdkit:spawner");

@@ -98,7 +98,7 @@ impl Broker {
     }
 }
 
-/// Its life. Returns an exit status.
+/// Runs the broker until the listener or the template is gone. Returns an exit status.
 fn run(
     link: BrokerLink,
     template: Option<Channel<FromBroker, ToBroker>>,

@@ -170,7 +170,7 @@ impl Desk {
 
 fn broke_the_rules(asker: &Asker, what: &str) -> Next {
     nbdkit_api::log::error(&format!(
-        "connection {} broke the rules of its channel to the broker, which is closed: {what}",
+        "connection {} sent an invalid message to the broker, its channel is closed: {what}",
         asker.connection
     ));
     Next::Gone

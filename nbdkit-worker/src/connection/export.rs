@@ -95,7 +95,7 @@ fn flags(backend: &Backend, features: Features, settings: &Settings) -> Result<T
     }
     flags.set(TransmissionFlags::SEND_FLUSH, backend.can_flush()?);
     flags.set(TransmissionFlags::ROTATIONAL, backend.is_rotational()?);
-    // A client that is told so opens several connections, and would wait for the second for ever.
+    // A client to which this is advertised opens several connections, and would wait for the second for ever.
     let several = backend.can_multi_conn()? && !settings.one_client;
     flags.set(TransmissionFlags::CAN_MULTI_CONN, several);
     flags.set(TransmissionFlags::SEND_CACHE, backend.can_cache()? != Cache::None);

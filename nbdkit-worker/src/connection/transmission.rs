@@ -131,7 +131,7 @@ impl Session<'_> {
         };
         replies.clear();
         result.map_err(|error| {
-            // Those that come after the first are told the same.
+            // Those that come after the first get the same answer.
             let again = io::Error::from(error.kind());
             if self.broken.set(error).is_ok() {
                 // The reader may be waiting for requests that nobody wants an answer to.

@@ -106,7 +106,7 @@ fn a_channel_that_breaks_the_rules_is_closed_and_nobody_is_the_worse_for_it() {
         let bystander = Bystander::start(&server, what, Work::Writes(0));
         assert_eq!(attack(&server, &text).as_deref(), Some("ok closed"), "{what}");
         let line = server.wait_for_stderr(&format!(
-            "broke the rules of its channel to the broker, which is closed: {line}"
+            "sent an invalid message to the broker, its channel is closed: {line}"
         ));
         println!("{what}: {line}");
         bystander.finish();
