@@ -44,6 +44,8 @@ pub(crate) struct Connection {
     pub(crate) phase: WorkerPhase,
     /// How often it has asked for a channel to the broker.
     pub(crate) brokers: Brokers,
+    /// Its TLS handshake was answered with a signature or a key.
+    pub(crate) signed_for: bool,
     export: Option<String>,
     /// When it was handed over.
     pub(crate) since: Instant,
@@ -146,6 +148,7 @@ impl Connections {
             quota,
             phase: WorkerPhase::default(),
             brokers: Brokers::default(),
+            signed_for: false,
             export: None,
             since: now,
             gave_way: false,

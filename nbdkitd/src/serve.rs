@@ -10,6 +10,7 @@
 
 mod accept;
 mod admit;
+mod alarm;
 mod broker;
 mod cgroup;
 mod ending;

@@ -163,8 +163,17 @@ impl Server {
         if !self.is_shared() {
             return Err(Violation::Serving);
         }
+        self.enters_transmission(number, export)
+    }
+
+    /// A connection's handshake is over.
+    fn enters_transmission(&mut self, number: u64, export: String) -> Result<(), Violation> {
         let connection = self.connections.get_mut(number).ok_or(Violation::UnknownConnection)?;
-        connection.serving(export)
+        connection.serving(export)?;
+        if connection.signed_for {
+            self.signing.led_to_transmission(connection.key);
+        }
+        Ok(())
     }
 
     /// Whether the stack has declared that it may stop the server. Else it is one client's way to stop it for all.
@@ -280,9 +289,8 @@ impl Server {
             FromWorker::Broker => self.broker_wanted(number, link)?,
             FromWorker::Key(request) => self.queue_signature(number, request)?,
             FromWorker::Serving { export } => {
-                if let Some(connection) = self.connections.get_mut(number)
-                    && connection.serving(export).is_err()
-                {
+                // One that is not known any more has ended.
+                if self.enters_transmission(number, export) == Err(Violation::Serving) {
                     return Err("an export that cannot be".into());
                 }
             }

@@ -10,6 +10,7 @@ use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
 use nbdkit_ipc::{ToTemplate, ToWorker};
 
 use super::Server;
+use super::alarm::{Alarm, PERIOD};
 use crate::admission::{PeerKey, Waiting};
 use crate::tls::Checked;
 
@@ -29,11 +30,17 @@ pub(super) struct Signing {
     /// Signatures of each peer since then.
     made: BTreeMap<PeerKey, usize>,
     since: Instant,
+    alarm: Alarm,
 }
 
 impl Signing {
     pub(super) fn new(now: Instant) -> Signing {
-        Signing { waiting: Waiting::new(MOST), made: BTreeMap::new(), since: now }
+        Signing {
+            waiting: Waiting::new(MOST),
+            made: BTreeMap::new(),
+            since: now,
+            alarm: Alarm::new(now),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -43,6 +50,11 @@ impl Signing {
     /// A connection asks. Returns another's request, which is one too many.
     fn push(&mut self, key: PeerKey, number: u64, request: Checked) -> Option<u64> {
         self.waiting.push(key, (number, request)).map(|(number, _)| number)
+    }
+
+    /// A connection of this peer that was answered is in transmission.
+    pub(super) fn led_to_transmission(&mut self, key: PeerKey) {
+        self.alarm.used(key);
     }
 
     /// Who is next, and what it asks.
@@ -83,12 +95,30 @@ impl Server {
         let end = Instant::now() + TURN;
         while let Some((number, request)) = self.signing.next(Instant::now()) {
             // The client may have left.
-            if self.connections.get(number).is_some() {
+            if let Some(connection) = self.connections.get_mut(number) {
+                connection.signed_for = true;
+                let key = connection.key;
                 self.answer_key(number, request.answer());
+                self.count_signature(number, key);
             }
             if Instant::now() >= end {
                 return;
             }
+        }
+    }
+
+    /// Reports a peer that causes many.
+    fn count_signature(&mut self, number: u64, key: PeerKey) {
+        if let Some(tally) = self.signing.alarm.signed(key, Instant::now())
+            && let Some(connection) = self.connections.get(number)
+        {
+            self.log.error(&format!(
+                "warning: TLS: many signatures or keys for the peer of {connection}: {} within {} s, {} of them for clients \
+                 that were served; a worker that was taken over could have others' handshakes signed",
+                tally.signed,
+                PERIOD.as_secs(),
+                tally.used
+            ));
         }
     }
 
