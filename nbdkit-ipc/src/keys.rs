@@ -62,6 +62,8 @@ pub struct Tls {
     pub require: bool,
     /// Clients have to show a certificate that our authority has signed (`--tls-verify-peer`).
     pub verify_peer: bool,
+    /// Nor are clients let in whose authority's revocation list is out of date (`--tls-crl-expiry=enforce`).
+    pub enforce_crl_expiry: bool,
     /// What the server proves itself with.
     pub credentials: Credentials,
     /// What may be negotiated (`--tls-priority`).

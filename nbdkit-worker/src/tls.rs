@@ -82,7 +82,7 @@ impl Tls {
     ) -> Result<Tls> {
         let sessions: Box<dyn Sessions> = match &tls.credentials {
             Credentials::Certificates { schemes } => {
-                Box::new(Certificates::new(schemes, tls.verify_peer, material, tls.algorithms)?)
+                Box::new(Certificates::new(tls, schemes, material)?)
             }
             Credentials::PreSharedKeys => {
                 let make = pre_shared_keys

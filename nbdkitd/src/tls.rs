@@ -1,8 +1,8 @@
 //! TLS as far as the listener has to do with it: it finds certificates and keys at start-up, as the user who started
 //! it, and keeps the secret part. Workers speak TLS and ask it to sign; it never reads a byte that a client sent.
 //!
-//! - `certificates`: the files and where they are looked for; `scalar`: keys as GnuTLS writes them; `psk`: the file of
-//!   pre-shared keys
+//! - `certificates`: the files and where they are looked for; `revocations`: when a list is out of date; `scalar`: keys as
+//!   GnuTLS writes them; `psk`: the file of pre-shared keys
 //! - `keys`: what is secret, and what workers are told of it; `transcript`: what may be signed
 
 #![forbid(unsafe_code)]
@@ -13,15 +13,17 @@ mod handshakes;
 mod keys;
 mod priority;
 mod psk;
+mod revocations;
 mod scalar;
 mod transcript;
 
 use std::path::Path;
 
+use jiff::Timestamp;
 use nbdkit_ipc::keys::{Algorithms, Credentials, MAX_PIECE, PieceKind, TlsPiece};
 use nix::sys::prctl;
 
-use crate::cli::command_line::{Options, TlsMode};
+use crate::cli::command_line::{self, CrlExpiry, Options, TlsMode, TlsVersion};
 use crate::log::Log;
 use certificates::{Certificates, Missing};
 
@@ -68,6 +70,7 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
         })?,
         None => Algorithms::ALL,
     };
+    let algorithms = at_least(options.min_version, algorithms)?;
     if all.debug_flags.iter().any(|flag| flag.is_server() && flag.flag == "tls.log") {
         log.error("-D nbdkit.tls.log: there is no GnuTLS whose log it could be; see -D nbdkit.tls.session=1");
     }
@@ -81,6 +84,7 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
             configure: nbdkit_ipc::keys::Tls {
                 require,
                 verify_peer: false,
+                enforce_crl_expiry: false,
                 credentials: Credentials::PreSharedKeys,
                 algorithms,
             },
@@ -94,7 +98,10 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
         };
         log.debug(|| format!("successfully loaded TLS certificates from {}", directory.display()));
         log.debug(|| "TLS enabled using: X.509 certificates".to_owned());
-        with_certificates(mode, options.verify_peer, certificates, algorithms)
+        if options.verify_peer {
+            warn_of_overdue_lists(options.crl_expiry, &certificates, log);
+        }
+        with_certificates(mode, options, certificates, algorithms)
     };
     // What is secret must not reach a core file, nor another process of the same user.
     prctl::set_dumpable(false)
@@ -104,10 +111,11 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
 
 fn with_certificates(
     mode: TlsMode,
-    verify_peer: bool,
+    options: &command_line::Tls,
     from: Certificates,
     algorithms: Algorithms,
 ) -> Tls {
+    let verify_peer = options.verify_peer;
     let mut pieces = Vec::new();
     for der in &from.chain {
         cut(PieceKind::Chain, der, &mut pieces);
@@ -127,6 +135,7 @@ fn with_certificates(
         configure: nbdkit_ipc::keys::Tls {
             require: mode == TlsMode::Require,
             verify_peer,
+            enforce_crl_expiry: options.crl_expiry == CrlExpiry::Enforce,
             credentials: Credentials::Certificates { schemes },
             algorithms,
         },
@@ -134,12 +143,34 @@ fn with_certificates(
     }
 }
 
+/// `--tls-min-version`.
+fn at_least(version: Option<TlsVersion>, mut algorithms: Algorithms) -> Result<Algorithms, String> {
+    if version == Some(TlsVersion::V1_3) {
+        if !algorithms.tls_1_3 {
+            return Err("--tls-min-version=1.3: --tls-priority leaves out TLS 1.3".to_owned());
+        }
+        algorithms.tls_1_2 = false;
+    }
+    Ok(algorithms)
+}
+
+/// Warns of revocation lists whose next update is overdue, since GnuTLS and rustls go on using them in silence.
+fn warn_of_overdue_lists(expiry: CrlExpiry, certificates: &Certificates, log: &Log) {
+    let follows = match expiry {
+        CrlExpiry::Warn => "certificates that were revoked later are let in",
+        CrlExpiry::Enforce => "clients of its authority are refused",
+    };
+    for der in &certificates.revocations {
+        if let Some(due) = revocations::next_update(der)
+            && due <= Timestamp::now()
+        {
+            log.error(&format!("warning: ca-crl.pem: the next list was due at {due}: {follows}"));
+        }
+    }
+}
+
 /// There are no certificates: an error, a warning or nothing.
-fn without(
-    options: &crate::cli::command_line::Tls,
-    missing: &Missing,
-    log: &Log,
-) -> Result<(), String> {
+fn without(options: &command_line::Tls, missing: &Missing, log: &Log) -> Result<(), String> {
     match options.mode {
         Some(TlsMode::Require) => {
             Err(format!("--tls=require but could not load TLS certificates: {missing}. {REMEDY}"))

@@ -182,6 +182,20 @@ impl Authority {
     /// # Panics
     /// If certtool fails.
     pub fn revoke(&self, certificate: &Path, dir: &Path) {
+        self.revoke_until(certificate, dir, "crl_next_update = 30\n");
+    }
+
+    /// The same by a list that was out of date in 2021.
+    ///
+    /// # Panics
+    /// If certtool fails.
+    pub fn revoke_in_2020(&self, certificate: &Path, dir: &Path) {
+        let dates = "crl_this_update_date = \"2020-11-01 00:00:00\"\n\
+                     crl_next_update_date = \"2021-11-01 00:00:00\"\n";
+        self.revoke_until(certificate, dir, dates);
+    }
+
+    fn revoke_until(&self, certificate: &Path, dir: &Path, dates: &str) {
         certtool(&[
             "--generate-crl".as_ref(),
             "--load-ca-certificate".as_ref(),
@@ -191,7 +205,7 @@ impl Authority {
             "--load-certificate".as_ref(),
             certificate,
             "--template".as_ref(),
-            &template(dir, "crl_next_update = 30\ncrl_number = 1\n"),
+            &template(dir, &format!("{dates}crl_number = 1\n")),
             "--outfile".as_ref(),
             &dir.join("ca-crl.pem"),
         ]);

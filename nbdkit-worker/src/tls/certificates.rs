@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use nbdkit_api::{Error, Result};
-use nbdkit_ipc::keys::{Algorithms, KeyAnswer, KeyRequest};
+use nbdkit_ipc::keys::{Algorithms, KeyAnswer, KeyRequest, Tls};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::{
@@ -66,12 +66,8 @@ impl Certificates {
     ///
     /// # Errors
     /// The authority's certificates or the revocation lists cannot be used.
-    pub(super) fn new(
-        schemes: &[u16],
-        verify_peer: bool,
-        from: Material,
-        allowed: Algorithms,
-    ) -> Result<Certificates> {
+    pub(super) fn new(tls: &Tls, schemes: &[u16], from: Material) -> Result<Certificates> {
+        let allowed = tls.algorithms;
         let provider = Arc::new(provider(allowed));
         let versions: Vec<_> = [(allowed.tls_1_3, &TLS13), (allowed.tls_1_2, &TLS12)]
             .into_iter()
@@ -82,7 +78,7 @@ impl Certificates {
             .with_protocol_versions(&versions)
             .map_err(|error| Error::msg(format!("TLS: {error}")))?;
         let chain: Vec<_> = from.chain.into_iter().map(CertificateDer::from).collect();
-        let builder = if verify_peer {
+        let builder = if tls.verify_peer {
             let mut roots = RootCertStore::empty();
             for der in from.authorities {
                 roots
@@ -91,9 +87,14 @@ impl Certificates {
             }
             let revocations = from.revocations.into_iter().map(CertificateRevocationListDer::from);
             // A list says nothing about what other authorities have signed.
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .with_crls(revocations)
-                .allow_unknown_revocation_status()
+            let mut verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                    .with_crls(revocations)
+                    .allow_unknown_revocation_status();
+            if tls.enforce_crl_expiry {
+                verifier = verifier.enforce_revocation_expiration();
+            }
+            let verifier = verifier
                 .build()
                 .map_err(|error| Error::msg(format!("ca-cert.pem, ca-crl.pem: {error}")))?;
             builder.with_client_cert_verifier(Arc::new(Verifier(verifier)))

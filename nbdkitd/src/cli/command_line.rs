@@ -270,6 +270,10 @@ impl Default for Protocol {
 pub(crate) struct Tls {
     /// `--tls-certificates`.
     pub(crate) certificates: Option<OsString>,
+    /// `--tls-crl-expiry`.
+    pub(crate) crl_expiry: CrlExpiry,
+    /// `--tls-min-version`.
+    pub(crate) min_version: Option<TlsVersion>,
     /// `--tls`; `None`: on if there are certificates or keys, off otherwise.
     pub(crate) mode: Option<TlsMode>,
     /// `--tls-priority`.
@@ -289,6 +293,25 @@ pub(crate) enum TlsMode {
     On,
     /// Nothing is served without it.
     Require,
+}
+
+/// `--tls-crl-expiry`: what follows from a revocation list whose next update is overdue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum CrlExpiry {
+    /// A warning at start-up; the list still revokes what it names. GnuTLS does the same, without the warning.
+    #[default]
+    Warn,
+    /// Clients of that authority are refused.
+    Enforce,
+}
+
+/// `--tls-min-version`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TlsVersion {
+    /// TLS 1.2.
+    V1_2,
+    /// TLS 1.3.
+    V1_3,
 }
 
 /// How clients are kept apart.

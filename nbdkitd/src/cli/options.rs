@@ -53,6 +53,8 @@ pub(crate) enum OptionId {
     Timeout,
     Tls,
     TlsCertificates,
+    TlsCrlExpiry,
+    TlsMinVersion,
     TlsPriority,
     TlsPsk,
     TlsVerifyPeer,
@@ -194,6 +196,10 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         Argument::Equals("off|on|require"), "disable, allow or require TLS"),
     row(OptionId::TlsCertificates, None, &["tls-certificates"], &["tls-certificates"],
         Argument::Equals("/path/to/certificates"), "directory of the TLS certificates"),
+    row(OptionId::TlsCrlExpiry, None, &["tls-crl-expiry"], &["tls-crl-expiry"],
+        Argument::Equals("warn|enforce"), "what a revocation list is worth that is out of date"),
+    row(OptionId::TlsMinVersion, None, &["tls-min-version"], &["tls-min-version"],
+        Argument::Equals("1.2|1.3"), "lowest TLS version that is allowed"),
     row(OptionId::TlsPriority, None, &["tls-priority"], &["tls-priority"],
         Argument::Equals("PRIORITY"), "which TLS versions and ciphers are allowed"),
     row(OptionId::TlsPsk, None, &["tls-psk"], &["tls-psk"],
@@ -423,7 +429,7 @@ mod tests {
             ("vers", "version"),
             ("exp", "export"),
             ("no-s", "no-sr"),
-            ("tls", "tls"), // exact, although four others begin with it
+            ("tls", "tls"), // exact, although six others begin with it
             ("long", "long-options"),
             ("time", "timeout"),
         ] {

@@ -22,8 +22,8 @@ use super::options::OptionId;
 use super::parameters::{self, ReadFile};
 use super::tokens::{Token, Tokens};
 use super::values::{
-    parse_debug_flag, parse_isolation, parse_log, parse_sandbox, parse_tcp_port, parse_text,
-    parse_tls,
+    parse_crl_expiry, parse_debug_flag, parse_isolation, parse_log, parse_sandbox, parse_tcp_port,
+    parse_text, parse_tls, parse_tls_version,
 };
 
 /// The longest path of a Unix socket, in bytes: `sun_path` without its NUL. unix(7).
@@ -192,6 +192,10 @@ impl Given {
             }
             OptionId::Tls => options.tls.mode = Some(parse_tls(&argument)?),
             OptionId::TlsCertificates => options.tls.certificates = Some(argument),
+            OptionId::TlsCrlExpiry => options.tls.crl_expiry = parse_crl_expiry(&argument)?,
+            OptionId::TlsMinVersion => {
+                options.tls.min_version = Some(parse_tls_version(&argument)?);
+            }
             OptionId::TlsPriority => {
                 options.tls.priority = Some(parse_text("--tls-priority", &argument)?);
             }

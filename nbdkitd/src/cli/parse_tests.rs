@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::cli::command_line::{
-    AllowedPath, DebugFlag, Isolation, KeepAlive, LogDestination, Sandbox, TcpPort,
+    AllowedPath, CrlExpiry, DebugFlag, Isolation, KeepAlive, LogDestination, Sandbox, TcpPort,
+    TlsVersion,
 };
 use crate::cli::parameters::Parameter;
 use nbdkit_ipc::messages::Applies;
@@ -176,6 +177,10 @@ fn every_spelling_of_every_argument_sets_its_field() {
         (&["--tls"], "1", |o| o.tls.mode = Some(TlsMode::On)),
         (&["--tls"], "Require", |o| o.tls.mode = Some(TlsMode::Require)),
         (&["--tls-certificates"], "certs", |o| o.tls.certificates = Some("certs".into())),
+        (&["--tls-crl-expiry"], "warn", |o| o.tls.crl_expiry = CrlExpiry::Warn),
+        (&["--tls-crl-expiry"], "enforce", |o| o.tls.crl_expiry = CrlExpiry::Enforce),
+        (&["--tls-min-version"], "1.2", |o| o.tls.min_version = Some(TlsVersion::V1_2)),
+        (&["--tls-min-version"], "1.3", |o| o.tls.min_version = Some(TlsVersion::V1_3)),
         (&["--tls-priority"], "NORMAL", |o| o.tls.priority = Some("NORMAL".into())),
         (&["--tls-psk"], "k.psk", |o| o.tls.psk = Some("k.psk".into())),
         (&["-u", "--user"], "1000", |o| o.user = Some("1000".into())),

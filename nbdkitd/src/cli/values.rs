@@ -8,7 +8,9 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use super::command_line::{DebugFlag, Isolation, LogDestination, Sandbox, TcpPort, TlsMode};
+use super::command_line::{
+    CrlExpiry, DebugFlag, Isolation, LogDestination, Sandbox, TcpPort, TlsMode, TlsVersion,
+};
 use super::error::Fault;
 use super::numbers::{parse_bool, parse_i32};
 
@@ -67,6 +69,24 @@ pub(crate) fn parse_tls(argument: &OsStr) -> Result<TlsMode, Fault> {
         return Ok(TlsMode::Require);
     }
     parse_bool(argument).map(|on| if on { TlsMode::On } else { TlsMode::Off })
+}
+
+/// `--tls-crl-expiry`.
+pub(crate) fn parse_crl_expiry(argument: &OsStr) -> Result<CrlExpiry, Fault> {
+    match argument.as_bytes() {
+        b"warn" => Ok(CrlExpiry::Warn),
+        b"enforce" => Ok(CrlExpiry::Enforce),
+        _ => Err(Fault::plain("--tls-crl-expiry must be \"warn\" or \"enforce\"")),
+    }
+}
+
+/// `--tls-min-version`.
+pub(crate) fn parse_tls_version(argument: &OsStr) -> Result<TlsVersion, Fault> {
+    match argument.as_bytes() {
+        b"1.2" => Ok(TlsVersion::V1_2),
+        b"1.3" => Ok(TlsVersion::V1_3),
+        _ => Err(Fault::plain("--tls-min-version must be \"1.2\" or \"1.3\"")),
+    }
 }
 
 /// `--isolation`.

@@ -2,6 +2,7 @@
 //! client certificates"; nbdkit-ip-filter(1).
 
 use nbdkit_tests::Server;
+use nbdkit_tests::binary::Binary;
 use nbdkit_tests::tls::{Authority, KeyType};
 
 use super::{Pki, has, may, must};
@@ -92,6 +93,34 @@ fn revoked_certificates_are_not_let_in() {
     assert!(admitted(&pki, &server, "alice"));
     assert!(!admitted(&pki, &server, "mallory"));
     let _ = server.wait_for_stderr("Revoked");
+}
+
+/// GnuTLS, as nbdkit uses it, goes on with a list that is out of date. So do we, but not in silence, and not if we are told.
+#[test]
+fn a_list_that_is_out_of_date_still_revokes_and_can_be_made_to_refuse_everybody() {
+    let Some(pki) = pki() else { return };
+    pki.authority.revoke_in_2020(&pki.dir.join("mallory/client-cert.pem"), &pki.dir.join("server"));
+    let arguments = ["--tls=require", "--tls-verify-peer", "memory", "1M"];
+    for binary in [Some(Binary::ours()), Binary::debian()].into_iter().flatten() {
+        let is_ours = binary == Binary::ours();
+        let server = pki.server(&arguments).binary(binary).start();
+        if is_ours {
+            let _ = server.wait_for_stderr(
+                "ca-crl.pem: the next list was due at 2021-11-01T00:00:00Z: certificates that were revoked later are let in",
+            );
+        }
+        assert!(admitted(&pki, &server, "alice"));
+        assert!(!admitted(&pki, &server, "mallory"));
+    }
+    let server = pki.server(&["--tls-crl-expiry=enforce"]).args(arguments).start();
+    let _ = server.wait_for_stderr("clients of its authority are refused");
+    assert!(!admitted(&pki, &server, "alice"));
+    let _ = server.wait_for_stderr("certificate revocation list expired");
+    // One that is not out of date.
+    pki.authority.revoke(&pki.dir.join("mallory/client-cert.pem"), &pki.dir.join("server"));
+    let server = pki.server(&["--tls-crl-expiry=enforce"]).args(arguments).start();
+    assert!(admitted(&pki, &server, "alice"));
+    assert!(!admitted(&pki, &server, "mallory"));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use nbdkit_tests::Server;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::command::run;
 use nbdkit_tests::tls::KeyType;
+use rustls::ClientConfig;
 use std::path::Path;
 use std::process::Command;
 
@@ -131,14 +132,38 @@ fn priorities_choose_version_and_cipher() {
     }
     // A client that has only what was taken away is not served.
     let server = pki.server(&["--tls-priority=NORMAL:-VERS-TLS1.3", "memory", "1M"]).start();
+    let config = |version| pki.authority.client_config_for(None, &[version]);
+    assert!(!has_tls(&server, config(&rustls::version::TLS13)));
+    assert!(has_tls(&server, config(&rustls::version::TLS12)));
+}
+
+/// Whether a client of our own with these versions alone gets to TLS.
+fn has_tls(server: &Server, config: ClientConfig) -> bool {
     let mut client = server.connect();
     client.handshake().expect("a greeting");
-    let config = pki.authority.client_config_for(None, &[&rustls::version::TLS13]);
-    assert!(client.starttls(config).is_err());
-    let mut client = server.connect();
-    client.handshake().expect("a greeting");
-    let config = pki.authority.client_config_for(None, &[&rustls::version::TLS12]);
-    assert!(client.starttls(config).is_ok());
+    client.starttls(config).is_ok()
+}
+
+#[test]
+fn a_lowest_version_can_be_chosen() {
+    use rustls::version::{TLS12, TLS13};
+    let Some(pki) = Pki::new() else { return };
+    for (option, has_1_2) in [("--tls-min-version=1.2", true), ("--tls-min-version=1.3", false)] {
+        for isolation in ["--isolation=connection", "--isolation=shared"] {
+            let server = pki.server(&["--tls=require", option, isolation, "memory", "1M"]).start();
+            let config = |version| pki.authority.client_config_for(None, &[version]);
+            assert!(has_tls(&server, config(&TLS13)), "{option}");
+            assert_eq!(has_tls(&server, config(&TLS12)), has_1_2, "{option}");
+        }
+    }
+    for (options, why) in [
+        (&["--tls-min-version=1.1"][..], "must be \"1.2\" or \"1.3\""),
+        (&["--tls-min-version=1.3", "--tls-priority=NORMAL:-VERS-TLS1.3"], "leaves out TLS 1.3"),
+        (&["--tls-crl-expiry=ignore"], "must be \"warn\" or \"enforce\""),
+    ] {
+        let error = pki.server(options).args(["null"]).try_start().expect_err("refused").stderr;
+        assert!(error.contains(why) && error.lines().count() == 1, "{error}");
+    }
 }
 
 #[test]
