@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, setsockopt, socketpair,
-    sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, send, sendmsg, setsockopt,
+    socketpair, sockopt,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -144,10 +144,15 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         let bytes = codec::encode(message).ok_or_else(|| io::Error::from(Errno::EMSGSIZE))?;
         let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let control = [ControlMessage::ScmRights(&raw)];
-        let control = if raw.is_empty() { &control[..0] } else { &control[..] };
+        let fd = self.fd.as_raw_fd();
         loop {
-            match sendmsg::<()>(self.fd.as_raw_fd(), &[IoSlice::new(&bytes)], control, flags, None)
-            {
+            let sent = if raw.is_empty() {
+                // Workers have no sendmsg, so that they pass no descriptor to anybody.
+                send(fd, &bytes, flags)
+            } else {
+                sendmsg::<()>(fd, &[IoSlice::new(&bytes)], &control, flags, None)
+            };
+            match sent {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),

@@ -168,7 +168,7 @@ impl Sandbox {
                 process::report_refusals()?;
                 // Programs are made by fork and exec.
                 if !self.needs.programs && self.filters && !skips(Layer::Calls) {
-                    self.given_up = Some(filter::worker()?);
+                    self.given_up = Some(filter::worker(&self.needs)?);
                 }
                 if !skips(Layer::Limits) && self.writes_no_file() {
                     privileges::forbid_file_growth()?;

@@ -15,7 +15,7 @@ use std::time::Instant;
 use nbdkit_api::client::TlsPeer;
 use nbdkit_api::{debug, log};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, sendmsg};
+use nix::sys::socket::{MsgFlags, send};
 
 use super::{Connection, During, End, Socket};
 use crate::tls::{self, Session};
@@ -272,27 +272,49 @@ impl Stream {
     }
 }
 
+/// More follows at once: TCP need not send what does not fill a segment. send(2).
+const MORE: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
+
 /// The socket as a session's output: takes what fits, and never waits.
 struct Sink<'a>(&'a Socket);
 
-impl Write for Sink<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(bytes)])
-    }
-
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+impl Sink<'_> {
+    fn send(&self, bytes: &[u8], more: MsgFlags) -> io::Result<usize> {
         let fd = self.0.output().as_raw_fd();
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL | more;
         loop {
-            match sendmsg::<()>(fd, slices, &[], flags, None) {
+            match send(fd, bytes, flags) {
                 Err(Errno::EINTR) => {}
                 // A pipe (-s): it waits for room.
-                Err(Errno::ENOTSOCK) => {
-                    return Ok(nix::sys::uio::writev(self.0.output(), slices)?);
-                }
+                Err(Errno::ENOTSOCK) => return Ok(nix::unistd::write(self.0.output(), bytes)?),
                 result => return Ok(result?),
             }
         }
+    }
+}
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(bytes, MsgFlags::empty())
+    }
+
+    /// Sends piece by piece: a worker has no sendmsg, and writev would wait.
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut sent = 0;
+        for (index, slice) in slices.iter().enumerate() {
+            let is_last = index + 1 == slices.len();
+            match self.send(slice, if is_last { MsgFlags::empty() } else { MORE }) {
+                Ok(count) => {
+                    sent += count;
+                    if count < slice.len() {
+                        break;
+                    }
+                }
+                Err(_) if sent > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sent)
     }
 
     fn flush(&mut self) -> io::Result<()> {

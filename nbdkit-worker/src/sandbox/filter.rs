@@ -63,14 +63,18 @@ fn opens_declared(needs: &Needs) -> bool {
 /// Stands for a worker's process id, while there is no worker: higher than they get.
 const SOME_PROCESS: u32 = 0x7fff_fffe;
 
-/// What a worker gives up, for [`of_this_process`].
+/// What a worker of a stack with these needs gives up, for [`of_this_process`].
 ///
 /// # Errors
 /// EINVAL: a list is wrong.
-pub(super) fn worker() -> Result<Program> {
+pub(super) fn worker(needs: &Needs) -> Result<Program> {
+    let mut lists = vec![policy::GIVEN_UP];
+    if needs.network == Network::None {
+        lists.push(policy::PASSING);
+    }
     // abort(3) signals this process, and nothing signals another: workers share a user.
     let others = (libc::SYS_tgkill, &[Test::IsNot(0, SOME_PROCESS.into())][..]);
-    compile_with(&[policy::GIVEN_UP], others, Action::Allow, Action::Trap).map_err(failed)
+    compile_with(&lists, others, Action::Allow, Action::Trap).map_err(failed)
 }
 
 /// What [`worker`] has made, for the process that calls this.
@@ -136,7 +140,7 @@ mod tests {
                 assert!((1..MOST).contains(&filter.len()), "{needs:?}: {}", filter.len());
             }
         }
-        assert!(worker().unwrap().len() < 200, "installed for every connection");
+        assert!(worker(&Needs::nothing()).unwrap().len() < 200, "installed for every connection");
         assert_eq!(compat().unwrap().len(), 3);
     }
 

@@ -39,7 +39,7 @@ pub(super) const BASE: &[Line] = &[
     any(c::SYS_recvfrom),         // requests
     any(c::SYS_sendto),           // replies; the last words of a refused process
     any(c::SYS_recvmsg),          // control channel, descriptors of clients
-    any(c::SYS_sendmsg),          // control channel; replies
+    any(c::SYS_sendmsg),          // the template: descriptors for the listener; see PASSING
     any(c::SYS_shutdown),         // disconnect, quiesce
     any(c::SYS_getsockopt),       // what kind of socket the client's is; bytes in its queue
     with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_RCVTIMEO as u64)]), // deadline of the handshake
@@ -180,6 +180,13 @@ pub(super) const GIVEN_UP: &[Line] = &[
     any(c::SYS_seccomp),          // done
     with(c::SYS_prctl, &[Is(0, c::PR_SET_NO_NEW_PRIVS as u64)]), // done
     with(c::SYS_fcntl, &[Is(1, c::F_SETOWN as u64)]), // it would signal other workers
+];
+
+/// What a worker gives up that makes no socket: the one that it may have been given, its client's, could pass the descriptor of
+/// the disk to a local client. What sends no descriptor is send(2).
+#[rustfmt::skip]
+pub(super) const PASSING: &[Line] = &[
+    any(c::SYS_sendmsg),          // SCM_RIGHTS
 ];
 
 /// Need: paths that are opened without a broker.

@@ -36,6 +36,7 @@ pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>)
         "truncate-disk" => disk::truncate(file),
         "reopen-disk" => disk::reopen(file),
         "append-to-disk" => disk::append(file),
+        "pass-disk" => disk::pass(file),
         "files" => disk::descriptors(),
         "open-for-writing" => disk::open_as(argument, OFlag::O_RDWR),
         "open-truncating" => disk::open_as(argument, OFlag::O_RDONLY | OFlag::O_TRUNC),

@@ -16,11 +16,16 @@ const NUMBERS: std::ops::Range<RawFd> = 3..256;
 
 /// Every socket of packets that this process has: its control channel, and no other.
 pub(crate) fn packet_sockets() -> Vec<RawFd> {
-    NUMBERS.filter(|number| is_packet_socket(*number)).collect()
+    sockets_of_type(libc::SOCK_SEQPACKET)
 }
 
-/// A socket of packets does not listen and keeps packets apart; MSG_PEEK of nothing tells neither, SO_TYPE does.
-fn is_packet_socket(number: RawFd) -> bool {
+/// Every socket of this type.
+pub(crate) fn sockets_of_type(wanted: libc::c_int) -> Vec<RawFd> {
+    NUMBERS.filter(|number| socket_type(*number) == Some(wanted)).collect()
+}
+
+/// SO_TYPE; `None` for what is no socket.
+fn socket_type(number: RawFd) -> Option<libc::c_int> {
     let mut kind: libc::c_int = 0;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
     let arguments = [
@@ -30,25 +35,33 @@ fn is_packet_socket(number: RawFd) -> bool {
         (&raw mut kind) as libc::c_long,
         (&raw mut length) as libc::c_long,
     ];
-    raw::call(libc::SYS_getsockopt, &arguments).is_ok() && kind == libc::SOCK_SEQPACKET
+    raw::call(libc::SYS_getsockopt, &arguments).ok().map(|_| kind)
 }
 
 pub(crate) fn channels() -> nix::Result<String> {
     Ok(format!("ok {}", packet_sockets().len()))
 }
 
-fn send(packet: &[u8], fds: &[RawFd]) -> nix::Result<()> {
-    let channel = *packet_sockets().first().ok_or(Errno::ENOTSOCK)?;
+/// Sends a packet, by sendmsg only if there are descriptors.
+pub(crate) fn send(socket: RawFd, packet: &[u8], fds: &[RawFd]) -> nix::Result<()> {
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    if fds.is_empty() {
+        return nix::sys::socket::send(socket, packet, flags).map(drop);
+    }
     let rights = [ControlMessage::ScmRights(fds)];
-    let control = if fds.is_empty() { &rights[..0] } else { &rights[..] };
-    sendmsg::<()>(channel, &[IoSlice::new(packet)], control, MsgFlags::MSG_NOSIGNAL, None).map(drop)
+    sendmsg::<()>(socket, &[IoSlice::new(packet)], &rights, flags, None).map(drop)
+}
+
+fn send_to_listener(packet: &[u8], fds: &[RawFd]) -> nix::Result<()> {
+    let channel = *packet_sockets().first().ok_or(Errno::ENOTSOCK)?;
+    send(channel, packet, fds)
 }
 
 /// Sends packets of bytes in hexadecimal, `HEX,HEX,...`, each with so many descriptors.
 pub(crate) fn say(packets: &str, descriptors: usize) -> nix::Result<String> {
     let input = std::io::stdin().as_raw_fd();
     for packet in packets.split(',') {
-        send(&bytes(packet)?, &vec![input; descriptors])?;
+        send_to_listener(&bytes(packet)?, &vec![input; descriptors])?;
     }
     Ok("ok".to_owned())
 }
@@ -62,7 +75,7 @@ pub(crate) fn bytes(packet: &str) -> nix::Result<Vec<u8>> {
 }
 
 pub(crate) fn say_zeroes(length: usize) -> nix::Result<String> {
-    send(&vec![0; length], &[]).map(|()| "ok".to_owned())
+    send_to_listener(&vec![0; length], &[]).map(|()| "ok".to_owned())
 }
 
 pub(crate) fn flood(count: usize) -> nix::Result<String> {

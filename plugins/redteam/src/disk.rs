@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nbdkit_api::paths::Opened;
@@ -11,10 +11,11 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::stat::Mode;
 
-use crate::{channel, raw};
+use crate::channel::{self, send};
+use crate::raw;
 
 fn ok() -> String {
     "ok".to_owned()
@@ -78,10 +79,10 @@ fn broker() -> nix::Result<OwnedFd> {
     fds.into_iter().next().ok_or(Errno::ENOENT)
 }
 
-fn send(socket: RawFd, packet: &[u8], fds: &[RawFd]) -> nix::Result<()> {
-    let rights = [ControlMessage::ScmRights(fds)];
-    let control = if fds.is_empty() { &rights[..0] } else { &rights[..] };
-    sendmsg::<()>(socket, &[IoSlice::new(packet)], control, MsgFlags::MSG_NOSIGNAL, None).map(drop)
+/// Sends the descriptor of the disk to this worker's client, with a byte that is none of the protocol.
+pub(crate) fn pass(disk: Option<&Opened>) -> nix::Result<String> {
+    let client = *channel::sockets_of_type(libc::SOCK_STREAM).first().ok_or(Errno::ENOTSOCK)?;
+    send(client, b"x", &[number(disk)?]).map(|()| ok())
 }
 
 fn receive(socket: RawFd) -> nix::Result<(Vec<u8>, Vec<OwnedFd>)> {

@@ -1,11 +1,16 @@
 //! Attacks on files by the worker of a stack that has declared one. A stack that only reads (`-r`, or a filter above that
 //! opens read-only) must have nothing to write to. Each row is made again without the layer that stops it.
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
+use std::io::{IoSliceMut, Read};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 
-use nix::libc;
+use nbd_protocol::constants::Opt;
+use nbdkit_tests::Server;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::geteuid;
+use nix::{cmsg_space, libc};
 
 use crate::bystander::{Bystander, Work};
 use crate::confinement::{CALLS, End, PATHS, Starter, builder, carry_out};
@@ -89,6 +94,49 @@ fn run(starter: Starter) {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Has the worker pass the descriptor of its disk to its client, which is on a Unix socket. Returns what arrives.
+fn descriptor_from(server: &Server) -> Option<File> {
+    let mut client = server.connect();
+    client.handshake().expect("a greeting");
+    let attack = b"pass-disk";
+    let payload = [&(attack.len() as u32).to_be_bytes()[..], attack, &[0, 0]].concat();
+    client.send_option(Opt::GO, &payload).expect("sent");
+    let mut byte = [0; 1];
+    let mut place = [IoSliceMut::new(&mut byte)];
+    let mut control = cmsg_space!(RawFd);
+    let socket = client.transport().as_raw_fd();
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let got = recvmsg::<()>(socket, &mut place, Some(&mut control), flags).expect("an answer");
+    let mut messages = got.cmsgs().expect("control messages");
+    match messages.next() {
+        // The path is the kernel's name of what this process was given.
+        Some(ControlMessageOwned::ScmRights(numbers)) => {
+            File::open(format!("/proc/self/fd/{}", numbers[0])).ok()
+        }
+        _ => None,
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_worker_passes_its_descriptors_to_nobody() {
+    for (skip, passes) in [(0, false), (CALLS, true)] {
+        let builder = builder(Starter::User, skip, &["redteam", "disk={dir}/disk"]);
+        let disk = builder.dir().join("disk");
+        std::fs::write(&disk, [7; 4096]).expect("written");
+        std::fs::set_permissions(&disk, Permissions::from_mode(0o666)).expect("open to all");
+        let server = builder.start();
+        let mut content = Vec::new();
+        if let Some(mut file) = descriptor_from(&server) {
+            file.read_to_end(&mut content).expect("read");
+        }
+        assert_eq!(content == [7; 4096], passes, "without {skip}");
+        if !passes {
+            let _ = server.wait_for_stderr("(sendmsg)");
+        }
+    }
 }
 
 #[test]
