@@ -16,7 +16,7 @@ pub(crate) mod syscalls;
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Stderr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nbdkit_ipc::messages::LogRecord;
 
@@ -167,22 +167,12 @@ impl Log {
 
     /// Writes what waits for somebody to read it, as far as that is possible now. When to try again, if it is.
     pub(crate) fn flush(&self, now: Instant) -> Option<Instant> {
-        const AGAIN: Duration = Duration::from_millis(20);
         let note = |dropped| self.unread(dropped);
-        let mut stderr = self.stderr.borrow_mut();
+        let stderr = self.stderr.borrow_mut().catch_up(&note);
         let mut destination = self.destination.borrow_mut();
-        let mut behind = stderr.is_behind();
-        if behind {
-            stderr.flush(&note);
-            behind = stderr.is_behind();
-        }
-        if let Some(file) = destination.file()
-            && file.is_behind()
-        {
-            file.flush(&note);
-            behind |= file.is_behind();
-        }
-        behind.then(|| now + AGAIN)
+        let file = destination.file().and_then(|file| file.catch_up(&note));
+        let pause = stderr.into_iter().chain(file).min()?;
+        Some(now + pause)
     }
 
     /// A line about a client, unless there were many of late: of it, of its peer, of all.

@@ -17,7 +17,11 @@ const MOST: usize = 256 * 1024;
 /// What a pipe that polls as writable takes without making us wait, and at once: PIPE_BUF, pipe(7).
 const AT_ONCE: usize = 4096;
 
-/// See the module's text.
+/// Pauses before the next attempt: the shortest after some was taken, doubling up to the longest while nothing is. A slow
+/// reader is served as fast as it reads, and one that has stopped costs little.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
+
+/// A descriptor, and the lines that it has not taken.
 pub(super) struct Output<F> {
     fd: F,
     /// What it has not taken yet. Of the first line perhaps only the rest.
@@ -25,11 +29,15 @@ pub(super) struct Output<F> {
     bytes: usize,
     /// Lines that were dropped since the last that was taken.
     dropped: u64,
+    /// Some was taken since the last pause was chosen.
+    progress: bool,
+    pause: Duration,
 }
 
 impl<F: AsFd> Output<F> {
     pub(super) fn new(fd: F) -> Output<F> {
-        Output { fd, queue: VecDeque::new(), bytes: 0, dropped: 0 }
+        let (queue, pause) = (VecDeque::new(), PAUSE.0);
+        Output { fd, queue, bytes: 0, dropped: 0, progress: false, pause }
     }
 
     pub(super) fn fd(&self) -> &F {
@@ -74,6 +82,7 @@ impl<F: AsFd> Output<F> {
             }
             match write(&self.fd, &line[..line.len().min(AT_ONCE)]) {
                 Ok(written) => {
+                    self.progress = true;
                     self.bytes -= written;
                     line.drain(..written);
                 }
@@ -89,6 +98,17 @@ impl<F: AsFd> Output<F> {
                 self.queue.pop_front();
             }
         }
+    }
+
+    /// Writes what waits, and says how long to pause before the next attempt; `None` if nothing waits any more.
+    pub(super) fn catch_up(&mut self, note: &impl Fn(u64) -> String) -> Option<Duration> {
+        if !self.is_behind() {
+            return None;
+        }
+        self.flush(note);
+        let progress = std::mem::take(&mut self.progress);
+        self.pause = if progress { PAUSE.0 } else { (self.pause * 2).min(PAUSE.1) };
+        self.is_behind().then_some(self.pause)
     }
 
     /// At the end: gives whoever reads a moment to catch up.
@@ -143,6 +163,23 @@ mod tests {
         assert!(text.lines().take(300).all(|it| it == line.trim_end()));
         assert!(text.ends_with(&note(dropped)));
         assert_eq!(text.lines().count() as u64 - 1 + dropped, 1000);
+    }
+
+    #[test]
+    fn pauses_grow_while_nobody_reads_and_are_short_again_for_one_who_does() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut output = Output::new(writer);
+        assert_eq!(output.catch_up(&note), None);
+        output.write("x".repeat(MOST / 2), note);
+        let (shortest, longest) = PAUSE;
+        assert_eq!(output.catch_up(&note), Some(shortest), "the pipe took some");
+        assert_eq!(output.catch_up(&note), Some(shortest * 2));
+        for _ in 0..10 {
+            output.catch_up(&note);
+        }
+        assert_eq!(output.catch_up(&note), Some(longest));
+        reader.read_exact(&mut [0; 2 * AT_ONCE]).unwrap();
+        assert_eq!(output.catch_up(&note), Some(shortest));
     }
 
     #[test]
