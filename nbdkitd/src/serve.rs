@@ -317,6 +317,8 @@ impl Server {
 
     /// How long nothing has to be done unless something happens.
     fn timeout(&self, now: Instant) -> Option<Duration> {
+        // First of all: what was printed is copied only while the log is not behind.
+        let log = self.log.flush(now);
         if self.template_unread
             || self.brokers.unread
             || self.printed.as_ref().is_some_and(|printed| printed.has_more(&self.log))
@@ -331,7 +333,7 @@ impl Server {
             self.rebuild_at,
             self.template_grace,
             self.next_end(),
-            self.log.flush(now),
+            log,
             self.pause.until().filter(|_| self.stage == Stage::Serving),
             self.deadlines.as_ref().and_then(Deadlines::next),
             // If it has come, something else keeps us from accepting, and will wake us.

@@ -55,7 +55,7 @@ impl Quota {
     }
 
     /// Asks for a line that counts as so many. A bucket that has one left gives it.
-    pub(super) fn take_many(&mut self, lines: u32, now: Instant) -> Verdict {
+    pub(crate) fn take_many(&mut self, lines: u32, now: Instant) -> Verdict {
         let elapsed = now.saturating_duration_since(self.since).as_secs_f64();
         self.since = now;
         self.tokens = (self.tokens + elapsed * self.per_second).min(self.burst);

@@ -18,12 +18,14 @@ use super::{PRINTED, Server};
 use crate::log::{Log, Quota, Verdict, escape};
 use crate::words;
 
-/// How much is copied at a time, bytes.
-const PIECE: usize = 4096;
-/// Pieces at once, and each second.
-const PIECES: (u32, u32) = (64, 16);
-/// More than a pipe holds, which is all that can be left at the end; pieces.
-const MOST_AT_END: usize = 1024;
+/// How much is read at a time, bytes: what a pipe holds, so that whoever prints too much does not wait for each page.
+const BUFFER: usize = 64 * 1024;
+/// What counts as one, bytes.
+const PAGE: usize = 4096;
+/// Pages at once, and each second.
+const PAGES: (u32, u32) = (64, 16);
+/// How often is read at the end, more than empties a pipe that several have filled.
+const MOST_AT_END: usize = 64;
 
 /// The listener's end of the pipe.
 pub(super) struct Printed {
@@ -32,6 +34,7 @@ pub(super) struct Printed {
     rest: Vec<u8>,
     quota: Quota,
     more: bool,
+    buffer: Box<[u8]>,
 }
 
 impl Printed {
@@ -46,17 +49,17 @@ impl Printed {
         self.more && !log.is_behind()
     }
 
-    /// Copies a piece.
+    /// Copies what is in the pipe.
     fn copy(&mut self, log: &Log) {
-        let mut piece = [0; PIECE];
-        match self.pipe.read(&mut piece) {
-            Ok(length @ 1..) => match self.quota.take(Instant::now()) {
+        let pages = |length: usize| u32::try_from(length.div_ceil(PAGE)).unwrap_or(u32::MAX);
+        match self.pipe.read(&mut self.buffer) {
+            Ok(length @ 1..) => match self.quota.take_many(pages(length), Instant::now()) {
                 Verdict::Drop => {}
                 Verdict::Write { dropped } => {
                     if dropped != 0 {
                         log.error("some of what the plugin printed was dropped, it came too fast");
                     }
-                    self.rest.extend_from_slice(&piece[..length]);
+                    self.rest.extend_from_slice(&self.buffer[..length]);
                     log.print(take_text(&mut self.rest));
                 }
             },
@@ -99,13 +102,14 @@ impl Server {
         self.printed = Some(Printed {
             pipe: ours.into(),
             rest: Vec::new(),
-            quota: Quota::new(PIECES.0, PIECES.1, Instant::now()),
+            quota: Quota::new(PAGES.0, PAGES.1, Instant::now()),
             more: false,
+            buffer: vec![0; BUFFER].into(),
         });
         Ok(())
     }
 
-    /// Copies a piece of what was printed.
+    /// Copies what was printed, as much as a pipe holds.
     pub(super) fn copy_printed(&mut self) {
         if let Some(printed) = self.printed.as_mut().filter(|printed| printed.has_more(&self.log)) {
             printed.copy(&self.log);
