@@ -28,7 +28,7 @@ export NBDKIT_FILTERDIR = $(FILTERDIR)
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 RELEASE = $(TARGET)/release
 
-.PHONY: all build run test bench red-team fuzz fuzz-sessions lint install clean
+.PHONY: all build run test surroundings bench red-team fuzz fuzz-sessions lint install clean
 
 all: build
 
@@ -50,6 +50,12 @@ test:
 	$(CARGO) build $(CARGOFLAGS) --workspace --bins --lib
 	$(CARGO) test $(CARGOFLAGS) --workspace
 	scripts/demo.sh $(TARGET)/debug/nbdkit
+
+# The suites of attackers and hostile clients, where hardened systems, containers and older kernels take something away. Root;
+# SURROUNDINGS chooses some of them.
+surroundings: red-team
+	$(CARGO) build $(CARGOFLAGS) --workspace --bins --lib
+	CARGO="$(CARGO)" scripts/surroundings.sh $(TARGET) $(SURROUNDINGS)
 
 # This server, its peers and a floor side by side: about twenty minutes, on a machine that does nothing else. The table in the
 # README and the plots in docs/ are made anew. BENCH=quick is three minutes and changes neither; BENCHFLAGS choose, as in

@@ -132,17 +132,18 @@ impl Builder {
     ///
     /// # Panics
     /// If it neither ends nor becomes ready.
-    pub fn try_start(self) -> Result<Server, Box<Finished>> {
+    pub fn try_start(mut self) -> Result<Server, Box<Finished>> {
+        let binary = self.old_kernel();
         let socket = self.dir.join("sock");
         let pid_file = self.dir.join("pid");
         let activate = self.activation.as_ref().map(|_| ACTIVATE);
         let mut command = match self.script.as_deref().or(activate) {
-            None => Command::new(self.binary.path()),
+            None => Command::new(binary.path()),
             Some(script) => {
                 // The shell sets the stage, such as moving the socket from standard input to where the protocol wants it, and
                 // is then replaced.
                 let mut shell = Command::new("/bin/sh");
-                shell.arg("-c").arg(script).arg(self.binary.path());
+                shell.arg("-c").arg(script).arg(binary.path());
                 shell
             }
         };
@@ -174,6 +175,28 @@ impl Builder {
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(server)
+    }
+}
+
+/// The version of Landlock that servers are to take the kernel's for, 0 for none, if the test is to run as on an older
+/// kernel: `NBDKIT_TEST_LANDLOCK`, set by scripts/surroundings.sh.
+#[must_use]
+pub fn landlock_is() -> Option<String> {
+    std::env::var("NBDKIT_TEST_LANDLOCK").ok()
+}
+
+impl Builder {
+    /// What is started: ours with the means to take the kernel for an older one, if it is to.
+    fn old_kernel(&mut self) -> Binary {
+        let Some(version) = landlock_is().filter(|_| matches!(self.binary, Binary::Ours(_))) else {
+            return self.binary.clone();
+        };
+        let flag = match version.as_str() {
+            "0" => "nbdkit.lacks=4".to_owned(),
+            version => format!("nbdkit.landlock={version}"),
+        };
+        self.arguments.splice(0..0, ["-D".into(), flag.into()]);
+        Binary::red_team()
     }
 }
 

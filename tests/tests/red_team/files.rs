@@ -13,7 +13,7 @@ use nix::unistd::geteuid;
 use nix::{cmsg_space, libc};
 
 use crate::bystander::{Bystander, Work};
-use crate::confinement::{CALLS, End, PATHS, Starter, builder, carry_out};
+use crate::confinement::{CALLS, End, PATHS, Starter, builder, carry_out, is_shown_here};
 
 use End::{Fails, Refused, Succeeds};
 
@@ -67,7 +67,7 @@ fn run(starter: Starter) {
     let mut wrong = Vec::new();
     for (before, after) in [READ_ONLY, BELOW_COW, WRITABLE] {
         for row in ROWS.iter().filter(|row| row.always || before != WRITABLE.0) {
-            for (skip, expected) in row.ends {
+            for (skip, expected) in row.ends.iter().filter(|(skip, _)| is_shown_here(*skip)) {
                 let builder = builder(starter, *skip, before).arg("redteam").args(after);
                 let disk = builder.dir().join("disk");
                 std::fs::write(&disk, [7; 4096]).expect("written");
