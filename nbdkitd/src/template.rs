@@ -258,6 +258,8 @@ pub(crate) struct Template {
     reaped: bool,
     /// It has brought a broker.
     has_broker: bool,
+    /// Why it does not come to serve.
+    failure: Option<String>,
 }
 
 /// What came from the template.
@@ -286,6 +288,7 @@ impl Template {
             killed: Cell::new(false),
             reaped: false,
             has_broker: false,
+            failure: None,
         }
     }
 
@@ -328,6 +331,16 @@ impl Template {
     /// It has.
     pub(crate) fn set_broker(&mut self) {
         self.has_broker = true;
+    }
+
+    /// Notes why it does not come to serve, as it says or as the listener finds.
+    pub(crate) fn set_failure(&mut self, why: impl Into<String>) {
+        self.failure = Some(why.into());
+    }
+
+    /// What was noted last.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     /// How far it has come.
