@@ -93,6 +93,8 @@ pub(crate) struct Plan {
     pub(crate) plugin: String,
     /// Keys, unless TLS is off.
     pub(crate) tls: Option<Tls>,
+    /// The OOM score that this process had before it protected itself, if it has.
+    pub(crate) unprotected: Option<i32>,
 }
 
 /// What the first start uses up. There is one for each server: when sockets have been made, or will not be, it is gone, and

@@ -123,11 +123,10 @@ impl Recipe {
                 applies: parameter.applies,
             })
             .collect();
-        let argv0 = std::env::args_os().next().unwrap_or_default();
         let program = Program {
             path: installed(worker_program(&configure)),
             title: format!("template {}", title::name(crate::plugin_name(stack))),
-            spared: argv0.as_bytes().first() == Some(&title::ROOT_STORAGE_DAEMON),
+            spared: is_spared(),
             // Later ones start when we may have left it.
             directory: std::env::current_dir().ok(),
             stderr: None,
@@ -213,6 +212,12 @@ impl Recipe {
         let parameters = self.parameters.iter().cloned().map(ToTemplate::Parameter);
         first.into_iter().chain(pieces).chain(parameters).chain([ToTemplate::ConfigureEnd])
     }
+}
+
+/// Whether this program was started by a name that tells systemd to leave it alone until the end.
+pub(crate) fn is_spared() -> bool {
+    let argv0 = std::env::args_os().next().unwrap_or_default();
+    argv0.as_bytes().first() == Some(&title::ROOT_STORAGE_DAEMON)
 }
 
 /// `nbdkit-worker`, or the one with pre-shared keys.

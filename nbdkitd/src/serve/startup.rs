@@ -191,7 +191,7 @@ impl Server {
         }
         if let Some(streams) = self.captive_streams.take() {
             let script = self.run_script();
-            let captive = Captive::start(&script, streams)
+            let captive = Captive::start(&script, streams, self.plan.unprotected)
                 .map_err(|error| format!("--run: /bin/sh: {}", errno_text(&error)))?;
             self.captive = Some(captive);
         }
