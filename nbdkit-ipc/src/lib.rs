@@ -14,6 +14,7 @@ pub mod der;
 mod inherit;
 pub mod keys;
 pub mod messages;
+pub mod oom;
 pub mod phase;
 pub mod process;
 pub mod program;

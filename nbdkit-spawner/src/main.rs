@@ -30,7 +30,7 @@ use nbdkit_ipc::{
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid, setsid};
 
 /// The spawner's end of its channel.
@@ -129,7 +129,7 @@ impl Spawner {
     fn answer(&self, link: &Link) {
         let spawner = Pid::this();
         match fork() {
-            Ok(Some(child)) => while waitpid(child, None) == Err(Errno::EINTR) {},
+            Ok(Some(maker)) => await_answer(maker, link),
             Ok(None) => {
                 let started = end_with(spawner).and_then(|()| self.start());
                 let _ = match started {
@@ -154,6 +154,18 @@ impl Spawner {
     }
 }
 
+/// Waits for the end of the process that makes a template and answers. If it was killed, it may not have answered: then there is
+/// another answer, which the listener leaves unheard if it has had one.
+fn await_answer(maker: Pid, link: &Link) {
+    loop {
+        match waitpid(maker, None) {
+            Err(Errno::EINTR) => {}
+            Ok(WaitStatus::Exited(_, 0)) => return,
+            _ => return drop(link.send(&failure(&Errno::EINTR.into()), &[])),
+        }
+    }
+}
+
 fn failure(error: &io::Error) -> FromSpawner {
     FromSpawner::Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) }
 }
@@ -168,4 +180,25 @@ fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
     [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted]
         .into_iter()
         .try_for_each(|set| caps::clear(None, set))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    #[expect(clippy::zombie_processes, reason = "it is waited for by what is tested")]
+    fn a_maker_that_is_killed_is_an_answer() {
+        let (link, listeners) = Channel::<FromSpawner, ToSpawner>::pair().unwrap();
+        let maker = |script: &str| {
+            let child = Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
+            Pid::from_raw(child.id().cast_signed())
+        };
+        await_answer(maker("exit 0"), &link);
+        assert!(matches!(listeners.try_recv(), Err(RecvError::Empty)));
+        await_answer(maker("kill -9 $$"), &link);
+        let message = listeners.try_recv().unwrap().message;
+        assert_eq!(message, FromSpawner::Failed { errno: libc::EINTR });
+    }
 }

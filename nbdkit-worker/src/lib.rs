@@ -16,6 +16,7 @@ mod describe;
 #[doc(hidden)]
 pub mod fuzz;
 mod log;
+mod oom;
 mod privileges;
 mod process;
 mod sandbox;

@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, gettid};
 
@@ -36,7 +37,7 @@ pub(crate) fn wait_for(child: Pid, milliseconds: u16) {
     }
 }
 
-/// Whether a regular file is open for writing, a memfd for example.
+/// Whether a regular file is open for writing, a memfd for example. Files of /proc have no size and no limit of it.
 pub(crate) fn has_writable_file() -> bool {
     descriptors().into_iter().any(|number| {
         // SAFETY: takes numbers; one that is no descriptor is an error.
@@ -47,7 +48,10 @@ pub(crate) fn has_writable_file() -> bool {
         // SAFETY: it was open a moment ago, and is only looked at: were it closed meanwhile, by a thread of code in C, fstat(2)
         // would fail or tell of another file.
         let file = unsafe { BorrowedFd::borrow_raw(number) };
+        let is_proc =
+            || fstatfs(file).is_ok_and(|system| system.filesystem_type() == PROC_SUPER_MAGIC);
         !nix::sys::stat::fstat(file).is_ok_and(|stat| stat.st_mode & libc::S_IFMT != libc::S_IFREG)
+            && !is_proc()
     })
 }
 

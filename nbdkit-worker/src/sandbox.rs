@@ -151,7 +151,7 @@ impl Sandbox {
 
     /// The layers that only a privileged process can have. Called before it gives up its privileges.
     pub(crate) fn separate(&self) {
-        // The network of programs is the user's, and what is mounted later is theirs to see.
+        // The network of programs is the user's.
         let separate = matches!(self.level, Level::Strict | Level::Compat);
         if separate && !skips(Layer::Namespaces) {
             namespaces::enter(&self.needs, self.level == Level::Strict);

@@ -31,6 +31,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::broker::ask::Asking;
 use crate::broker::{self, Broker};
 use crate::log::{self, TemplateLink};
+use crate::oom::OomScore;
 use crate::sandbox::{self, Sandbox, skips};
 use crate::settings::Settings;
 use crate::tls::{MakeSessions, Material, Tls};
@@ -148,6 +149,8 @@ fn get_ready(
     };
     process::set_channel(&**link, false);
     let shared = isolation == Isolation::Shared;
+    // Before its file is another user's.
+    let oom_score = OomScore::take(configure.swap);
     let broker =
         enter(&service, configure.swap, settings.threads, &layer, &mut sandbox, link, shared)
             .map_err(failed)?;
@@ -166,6 +169,7 @@ fn get_ready(
         isolation,
         single: !configure.stdio_safe,
         swap: configure.swap,
+        oom_score: oom_score.filter(|_| !shared),
         sandbox,
         strays,
         broker: broker.as_ref().map(|(broker, _)| *broker),
@@ -331,6 +335,8 @@ struct Service {
     /// Whether there will be one client only (`-s`).
     single: bool,
     swap: bool,
+    /// `None` where workers are no more likely to be killed than the template, or there are none.
+    oom_score: Option<OomScore>,
     sandbox: Sandbox,
     /// What scripts leave behind, if the stack runs any.
     strays: Option<strays::Strays>,
@@ -378,6 +384,7 @@ impl Service {
         let mut serving = true;
         let mut listener_lives = true;
         while serving || !children.is_empty() {
+            self.oom_score.iter_mut().for_each(OomScore::for_template);
             // A closed link must not wake us again and again.
             let link = self.link.as_ref().filter(|_| listener_lives).map(|link| link.as_fd());
             let replaced = self.replaced.as_ref().and_then(Replaced::fd);
@@ -444,6 +451,7 @@ impl Service {
         let connection = serve.connection;
         let kept = paths::kept();
         let slot = kept.and_then(|kept| children.free_slot(kept.slots()));
+        self.oom_score.iter_mut().for_each(OomScore::for_worker);
         match process::fork() {
             Ok(Some(pid)) => {
                 children.add(pid, connection, slot);
@@ -457,6 +465,8 @@ impl Service {
             }
             Ok(None) => {
                 children.forget();
+                // It is the template's.
+                drop(self.oom_score.take());
                 if let Some(kept) = kept {
                     kept.use_slot(slot);
                     // What is open for others is not this client's business.

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 
+use nbdkit_ipc::oom;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
@@ -44,11 +45,16 @@ pub(crate) struct Captive {
 }
 
 impl Captive {
-    /// Starts `script` under a shell, as the user that started the server.
+    /// Starts `script` under a shell, as the user that started the server. `oom_score`: what it gets of its own if the server
+    /// has another one for itself, see [`oom`].
     ///
     /// # Errors
     /// Those of fork(2) and execve(2).
-    pub(crate) fn start(script: &OsStr, streams: Streams) -> io::Result<Captive> {
+    pub(crate) fn start(
+        script: &OsStr,
+        streams: Streams,
+        oom_score: Option<i32>,
+    ) -> io::Result<Captive> {
         let child = Command::new("/bin/sh")
             .arg("-c")
             .arg(OsString::from(script))
@@ -56,7 +62,10 @@ impl Captive {
             .stdin(Stdio::from(streams.input))
             .stdout(Stdio::from(streams.output))
             .spawn()?;
-        Ok(Captive { pid: Pid::from_raw(child.id().cast_signed()) })
+        let pid = Pid::from_raw(child.id().cast_signed());
+        // If it has ended it is not there to be killed.
+        let _ = oom_score.map(|score| oom::set(pid, score));
+        Ok(Captive { pid })
     }
 
     /// Its process id.

@@ -41,11 +41,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use nbdkit_ipc::messages::Purpose;
+use nbdkit_ipc::oom;
 use nix::errno::Errno;
 use nix::unistd::getppid;
 
 use captive::Streams;
-use cli::command_line::{Action, CommandLine, ServiceMode, Stack};
+use cli::command_line::{Action, CommandLine, Options, ServiceMode, Stack};
 use cli::error::EXIT_FAILURE;
 use cli::{build_info, options};
 use daemon::Forked;
@@ -124,6 +125,7 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     } else {
         None
     };
+    let unprotected = if purpose == Purpose::Serve { protect(&options, &log) } else { None };
     let tls = if purpose == Purpose::Serve {
         let directory = build_info::directories().root_tls_certificates_dir;
         tls::load(&options, directory.as_ref(), &log)?
@@ -133,7 +135,8 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     let recipe = Recipe::new(&stack, &options, purpose, !single, tls.as_ref());
     let plugin = plugin_name(&stack);
     let first = Some(FirstStart { adopted });
-    let plan = Plan { options, mode, first, identity, report, streams, recipe, plugin, tls };
+    let plan =
+        Plan { options, mode, first, identity, report, streams, recipe, plugin, tls, unprotected };
     Ok(match Server::start(plan, log)?.run() {
         End::Status(status) => ExitCode::from(status),
         End::Signal(signal) => {
@@ -142,6 +145,26 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
             ExitCode::from(EXIT_FAILURE)
         }
     })
+}
+
+/// A server of swap space, or of the root disk, must not be killed to gain memory. Returns the score that it had, if it has
+/// another one now. Before any other process is made, which inherits it.
+fn protect(options: &Options, log: &Log) -> Option<i32> {
+    if !options.swap && !template::is_spared() {
+        return None;
+    }
+    let before = oom::own().ok();
+    match oom::protect() {
+        Ok(()) => before,
+        Err(error) => {
+            log.notice(&format!(
+                "{}: {}: the kernel may kill this server when memory is short",
+                oom::OWN,
+                errno_text(&error)
+            ));
+            None
+        }
+    }
 }
 
 /// The plugin's short name, as far as it can be told without loading it.

@@ -4,7 +4,7 @@
 //! - `startup`: from the first template to the first client; `accept`: from the socket to the template; `admit`: whom and for whom
 //! - `incoming`: what template and workers say; `broker`: channels to the broker; `workers`: ending them; `signing`: for TLS
 //! - `ending`: children that ended, and the end of the server; `printed`: what they print where the server has a terminal
-//! - `rebuild`: when and by whom a template that ended is replaced; `cgroup`: moving with the listener; `fuzz`: a server without processes
+//! - `rebuild`: by whom a template that ended is replaced; `schedule`: when; `cgroup`: moving with the listener; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ pub(crate) mod fuzz;
 mod incoming;
 mod printed;
 mod rebuild;
+mod schedule;
 mod signing;
 mod startup;
 mod strays;
@@ -53,7 +54,8 @@ use broker::Brokers;
 use cgroup::Groups;
 use ending::Deadlines;
 use printed::Printed;
-use rebuild::{Maker, Rebuilds};
+use rebuild::Maker;
+use schedule::Schedule;
 use signing::Signing;
 
 const SIGNALS: Token = Token(0);
@@ -92,6 +94,8 @@ pub(crate) struct Plan {
     pub(crate) plugin: String,
     /// Keys, unless TLS is off.
     pub(crate) tls: Option<Tls>,
+    /// The OOM score that this process had before it protected itself, if it has.
+    pub(crate) unprotected: Option<i32>,
 }
 
 /// What the first start uses up. There is one for each server: when sockets have been made, or will not be, it is gone, and
@@ -140,13 +144,13 @@ pub(crate) struct Server {
     template_grace: Option<Instant>,
     /// Templates that have ended; their workers may go on.
     templates: Vec<Pid>,
-    /// What the first template said; later ones must say the same.
+    /// What the latest template said. Not all of it may change: see `startup`.
     configured: Option<Configured>,
     brokers: Brokers,
     /// Where the server has a terminal.
     printed: Option<Printed>,
-    rebuilds: Rebuilds,
-    rebuild_at: Option<Instant>,
+    /// When templates are replaced.
+    schedule: Schedule,
     maker: Maker,
     /// Where there is somebody to have the others follow.
     groups: Option<Groups>,
@@ -230,8 +234,7 @@ impl Server {
             configured: None,
             brokers: Brokers::default(),
             printed: None,
-            rebuilds: Rebuilds::default(),
-            rebuild_at: None,
+            schedule: Schedule::default(),
             maker: Maker::Ourselves,
             groups: None,
             spawner_unread: false,
@@ -300,8 +303,9 @@ impl Server {
                 self.reap();
             }
             let now = Instant::now();
-            self.rebuild_if_due(now);
+            self.replace_template(now);
             self.enforce_deadlines(now);
+            self.disconnect_unserved(now);
             self.accept_clients(now);
         }
         self.end_spawner();
@@ -330,7 +334,7 @@ impl Server {
             return Some(Duration::ZERO);
         }
         [
-            self.rebuild_at,
+            self.schedule.next(now),
             self.template_grace,
             self.next_end(),
             log,

@@ -123,11 +123,10 @@ impl Recipe {
                 applies: parameter.applies,
             })
             .collect();
-        let argv0 = std::env::args_os().next().unwrap_or_default();
         let program = Program {
             path: installed(worker_program(&configure)),
             title: format!("template {}", title::name(crate::plugin_name(stack))),
-            spared: argv0.as_bytes().first() == Some(&title::ROOT_STORAGE_DAEMON),
+            spared: is_spared(),
             // Later ones start when we may have left it.
             directory: std::env::current_dir().ok(),
             stderr: None,
@@ -215,6 +214,12 @@ impl Recipe {
     }
 }
 
+/// Whether this program was started by a name that tells systemd to leave it alone until the end.
+pub(crate) fn is_spared() -> bool {
+    let argv0 = std::env::args_os().next().unwrap_or_default();
+    argv0.as_bytes().first() == Some(&title::ROOT_STORAGE_DAEMON)
+}
+
 /// `nbdkit-worker`, or the one with pre-shared keys.
 fn worker_program(configure: &Configure) -> &'static str {
     match &configure.tls {
@@ -258,6 +263,8 @@ pub(crate) struct Template {
     reaped: bool,
     /// It has brought a broker.
     has_broker: bool,
+    /// Why it does not come to serve.
+    failure: Option<String>,
 }
 
 /// What came from the template.
@@ -286,6 +293,7 @@ impl Template {
             killed: Cell::new(false),
             reaped: false,
             has_broker: false,
+            failure: None,
         }
     }
 
@@ -328,6 +336,16 @@ impl Template {
     /// It has.
     pub(crate) fn set_broker(&mut self) {
         self.has_broker = true;
+    }
+
+    /// Notes why it does not come to serve, as it says or as the listener finds.
+    pub(crate) fn set_failure(&mut self, why: impl Into<String>) {
+        self.failure = Some(why.into());
+    }
+
+    /// What was noted last.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     /// How far it has come.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nbd_protocol::constants::Rep;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::{Ask, Client, Server};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
@@ -381,4 +382,45 @@ fn a_serving_listener_keeps_the_right_to_signal_and_nothing_else() {
         })
     });
     assert_eq!(connected(&server).call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
+}
+
+/// Where mounts do not propagate, as in many containers.
+const WITH_A_FILE_SYSTEM: &str = r#"exec unshare -m --propagation private sh -c '
+    mkdir "{dir}/stick" && mount -t tmpfs none "{dir}/stick" && echo data >"{dir}/stick/file" &&
+    exec "$0" "$@"' "$0" "$@""#;
+
+/// inotify(7): IN_UNMOUNT is sent when the file system is gone, not when one of its mounts is.
+#[test]
+fn a_file_system_that_is_unmounted_is_released_while_a_client_has_another_disk() {
+    let arguments: [&[&str]; 2] = [&["file", "{dir}/disk"], &["--sandbox=compat", "null", "1M"]];
+    for arguments in arguments {
+        let builder = Server::nbdkit(arguments).binary(Binary::ours());
+        std::fs::write(builder.dir().join("disk"), vec![0; 1 << 20]).expect("written");
+        let builder = builder.through_shell(WITH_A_FILE_SYSTEM);
+        let server = match builder.try_start() {
+            Ok(server) => server,
+            Err(finished) if finished.stderr.contains("not permitted") => {
+                return eprintln!("SKIPPED: mounting needs root: {}", finished.stderr);
+            }
+            Err(finished) => panic!("{}", finished.stderr),
+        };
+        let mut client = connected(&server);
+        let pid = server.pid().to_string();
+        let stick = server.dir().join("stick");
+        let seen_by_server = format!("/proc/{pid}/root{}/file", stick.display());
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
+        inotify
+            .add_watch(seen_by_server.as_str(), AddWatchFlags::IN_DELETE_SELF)
+            .expect("the server sees it");
+        let mut nsenter = std::process::Command::new("nsenter");
+        let unmounted = nsenter.args(["-t", &pid, "-m", "umount"]).arg(&stick).status();
+        assert!(unmounted.expect("util-linux").success());
+        let is_gone = || {
+            let events = inotify.read_events().unwrap_or_default();
+            events.iter().any(|event| event.mask.contains(AddWatchFlags::IN_UNMOUNT))
+        };
+        eventually("the file system is released", is_gone);
+        assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
+        assert_eq!(connected(&server).call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
+    }
 }

@@ -1,5 +1,10 @@
-//! Namespaces of the template's own: no network, no System V IPC with others, a host name and mounts that are not the
-//! machine's. namespaces(7).
+//! Namespaces of the template's own: no network, no System V IPC with others, a host name that is not the machine's.
+//! namespaces(7).
+//!
+//! Mounts are the machine's. A namespace of them guards against mounting, which takes a capability that is gone and system
+//! calls that every list refuses, and it hides no path, which Landlock does. What it did was to hold a copy of each mount: where `/` is a
+//! private mount, as in many containers, a file system that was unmounted outside stayed in use until the template ended, with its USB
+//! disk, loop device or NFS server.
 //!
 //! Only where the process may make them, which means root. User namespaces would let anybody, but they open more of the
 //! kernel than they close, and many systems refuse them. An ordinary user has the filter against sockets instead.
@@ -9,16 +14,11 @@
 use nbdkit_api::needs::Network;
 use nbdkit_api::{Needs, debug, strerror};
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 /// Enters what can be entered. `confine_network`: without a need for it there is no network.
 pub(super) fn enter(needs: &Needs, confine_network: bool) {
-    let mut wanted = vec![
-        (CloneFlags::CLONE_NEWIPC, "IPC"),
-        (CloneFlags::CLONE_NEWUTS, "UTS"),
-        (CloneFlags::CLONE_NEWNS, "mount"),
-    ];
+    let mut wanted = vec![(CloneFlags::CLONE_NEWIPC, "IPC"), (CloneFlags::CLONE_NEWUTS, "UTS")];
     // The sockets of clients stay in the namespace that they were made in.
     if confine_network && needs.network == Network::None {
         wanted.push((CloneFlags::CLONE_NEWNET, "network"));
@@ -29,18 +29,5 @@ pub(super) fn enter(needs: &Needs, confine_network: bool) {
             Err(Errno::EPERM) => debug!("sandbox: no {name} namespace without CAP_SYS_ADMIN"),
             Err(errno) => debug!("sandbox: no {name} namespace: {}", strerror(errno)),
         }
-        if flag == CloneFlags::CLONE_NEWNS {
-            keep_mounts();
-        }
-    }
-}
-
-/// What is mounted here stays here; what is unmounted outside goes here too, so that nothing is kept busy.
-fn keep_mounts() {
-    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
-    let none = None::<&str>;
-    match mount(none, "/", none, flags, none) {
-        Ok(()) | Err(Errno::EPERM) => {}
-        Err(errno) => debug!("sandbox: mount: /: MS_SLAVE: {}", strerror(errno)),
     }
 }

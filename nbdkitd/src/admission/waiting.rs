@@ -68,6 +68,12 @@ impl<T> Waiting<T> {
         self.queues.iter().min_by_key(order).map(|(key, _)| *key)
     }
 
+    /// Takes all, in no order that matters.
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = T> + use<T> {
+        self.length = 0;
+        std::mem::take(&mut self.queues).into_values().flatten().map(|(_, item)| item)
+    }
+
     /// Drops all.
     pub(crate) fn clear(&mut self) {
         self.queues.clear();

@@ -1,5 +1,6 @@
 //! From the socket to the template. A client's socket is closed here as soon as a worker has it; nothing is read from
-//! it. While the template does not take clients, none are accepted: they wait in the kernel's queue. Those that it took and
+//! it. While the template does not take clients, none are accepted: they wait in the kernel's queue, unless there is no
+//! template for too long. Those that it took and
 //! made no worker for before it ended are handed to the next.
 
 #![forbid(unsafe_code)]
@@ -35,7 +36,7 @@ pub(super) struct Listener {
 
 /// A client that the template has not taken yet.
 pub(super) struct Pending {
-    serve: Serve,
+    pub(super) serve: Serve,
     /// What the template gets: the worker's end of its control channel, as soon as it was made; the client.
     fds: Vec<OwnedFd>,
     /// Our end.
@@ -150,7 +151,7 @@ impl Server {
 
     fn accepts(&self, now: Instant) -> bool {
         let one = self.configured.as_ref().is_some_and(|configured| configured.one_client);
-        self.hands_over()
+        (self.hands_over() || self.disconnects_unserved(now))
             && (!one || self.waiting.is_empty())
             && !self.admission.is_full(&self.connections, now)
     }
@@ -216,8 +217,11 @@ impl Server {
 
     fn accepted(&mut self, client: OwnedFd, now: Instant) {
         self.log.debug(|| "accepted connection".to_owned());
-        self.follow_groups(now);
         let peer = sockets::peer(&client);
+        if self.disconnects_unserved(now) {
+            return self.disconnect_one_unserved(&peer, now);
+        }
+        self.follow_groups(now);
         if self.admission.is_over_limit(&self.connections, &self.waiting, PeerKey::from(&peer)) {
             return self.refuse(&peer, now);
         }

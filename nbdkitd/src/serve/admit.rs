@@ -9,7 +9,7 @@ use std::time::Instant;
 use nbdkit_ipc::ToTemplate;
 use nbdkit_ipc::messages::Peer;
 
-use super::Server;
+use super::{Server, Stage};
 use crate::admission::{Decision, MOST_WAITING, PeerKey, Waiting};
 use crate::connections::client_name;
 use crate::descriptors;
@@ -94,6 +94,36 @@ impl Server {
         let who = client_name(peer);
         let line =
             format!("{who} has too many connections, disconnected (--max-connections-per-peer)");
+        self.report_turned_away(0, &line, now);
+    }
+
+    /// Whether there has been no template for so long that clients are disconnected rather than kept waiting.
+    pub(super) fn disconnects_unserved(&self, now: Instant) -> bool {
+        let one = self.configured.as_ref().is_some_and(|configured| configured.one_client);
+        self.stage == Stage::Serving
+            && self.schedule.refuses_clients(now)
+            // Otherwise they wait for another client's end, too.
+            && (!one || self.connections.is_empty())
+    }
+
+    /// Disconnects the clients that have waited for a template for too long, and lets nobody wait for its broker.
+    pub(super) fn disconnect_unserved(&mut self, now: Instant) {
+        if !self.disconnects_unserved(now) {
+            return;
+        }
+        self.serve_waiting();
+        let pending = self.pending.take().map(|pending| pending.serve.peer);
+        let waiting = self.waiting.take_all().map(|(_, peer)| peer);
+        for peer in pending.into_iter().chain(waiting) {
+            self.disconnect_one_unserved(&peer, now);
+        }
+    }
+
+    /// Says that a client is disconnected since there is no template.
+    pub(super) fn disconnect_one_unserved(&mut self, peer: &Peer, now: Instant) {
+        self.schedule.client_refused();
+        let line =
+            format!("{} is disconnected: there is no template to serve it", client_name(peer));
         self.report_turned_away(0, &line, now);
     }
 

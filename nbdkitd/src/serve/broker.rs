@@ -178,6 +178,7 @@ impl Server {
         let template = self.template.as_ref();
         self.stage == Stage::Serving
             && !self.retiring
+            && !self.schedule.refuses_clients(Instant::now())
             && template.is_none_or(|it| it.phase() != Phase::Serving || it.is_explained())
     }
 

@@ -151,7 +151,7 @@ impl Server {
         }
         self.forget_clients();
         self.release_broker();
-        self.rebuild_at = None;
+        self.schedule.stop();
         self.close_listeners();
         for link in self.links.values() {
             // A worker that does not even take this is killed when patience ends.
@@ -220,6 +220,9 @@ impl Server {
         for _ in 0..CHILDREN_AT_ONCE {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(status @ (WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..))) => {
+                    // What the spawner has said of a new template was said before that could come here.
+                    self.spawner_unread |= self.template.is_none();
+                    self.read_spawner();
                     if self.template.as_ref().is_some_and(|template| template.pid() == pid) {
                         self.template_ended(status);
                     } else if self.captive.as_ref().is_some_and(|captive| captive.pid() == pid) {
@@ -268,7 +271,9 @@ impl Server {
                 break;
             }
         }
-        self.templates.extend(self.template.as_ref().map(Template::pid));
+        // One that has not served has no workers.
+        let served = self.template.as_ref().filter(|it| it.phase() == Phase::Serving);
+        self.templates.extend(served.map(Template::pid));
         self.kill_strays();
         let Some(template) = self.template.take() else { return };
         self.template_unread = false;
@@ -310,10 +315,23 @@ impl Server {
                 }
             }
             Stage::Serving => {
-                if !template.is_explained() {
+                let served = template.phase() == Phase::Serving;
+                if served && !template.is_explained() {
                     self.log.error(&dead);
                 }
-                self.plan_rebuild(&template, Instant::now());
+                // First, since what is done depends on who is left.
+                self.settle_orphans();
+                if self.stage != Stage::Serving {
+                    // The one client of -s has ended.
+                    return;
+                }
+                let now = Instant::now();
+                if served {
+                    self.plan_rebuild(now);
+                } else {
+                    let new = format!("the new one (pid {}) {how}", template.pid());
+                    self.attempt_failed(template.failure().unwrap_or(&new), now);
+                }
             }
         }
         self.settle_orphans();
@@ -346,44 +364,7 @@ impl Server {
         }
     }
 
-    /// The server goes on without a template until there is a new one, if there can be one.
-    fn plan_rebuild(&mut self, template: &Template, now: Instant) {
-        if template.phase() != Phase::Serving {
-            return self.fail("the template could not be replaced");
-        }
-        if !self.plan.recipe.repeatable() {
-            return self.retire("a parameter was read from a descriptor");
-        }
-        if self.configured.as_ref().is_some_and(|configured| !configured.replaceable) {
-            return self.retire("what clients wrote would be missing from its disk");
-        }
-        match self.rebuilds.next(now) {
-            Some(at) => self.rebuild_at = Some(at),
-            None => self.fail("the template ended too often and is not replaced again"),
-        }
-    }
-
-    /// No template and no new one: the clients that there are go on, others find nobody listening, and the server ends
-    /// with the last of them.
-    fn retire(&mut self, why: &str) {
-        self.retiring = true;
-        self.forget_clients();
-        self.serve_waiting();
-        self.close_listeners();
-        // Said when it is true: whoever reads it may rely on it.
-        self.log.error(&format!(
-            "the template cannot be replaced, since {why}; no more clients are served"
-        ));
-        self.stop_if_retired();
-    }
-
-    pub(super) fn stop_if_retired(&mut self) {
-        if self.retiring && self.connections.is_empty() {
-            self.stop(1);
-        }
-    }
-
-    fn close_listeners(&mut self) {
+    pub(super) fn close_listeners(&mut self) {
         for listener in std::mem::take(&mut self.listeners) {
             self.forget(&listener.socket);
         }

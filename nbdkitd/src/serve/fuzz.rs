@@ -55,6 +55,7 @@ impl Listener {
             streams: None,
             plugin: "null".to_owned(),
             tls: None,
+            unprotected: None,
         };
         let failed = |error: std::io::Error| error.to_string();
         let mut server = Server::new(plan, log)?;

@@ -132,13 +132,14 @@ impl Server {
 
     /// Ends a template that breaks the rules; what becomes of its clients is decided when it has ended.
     pub(super) fn template_violates(&mut self, what: &str) {
-        let Some(template) = &self.template else { return };
-        self.log.error(&format!(
-            "the template (pid {}) broke the rules and is ended: {what}",
-            template.pid()
-        ));
+        let Some(template) = &mut self.template else { return };
+        let text =
+            format!("the template (pid {}) broke the rules and is ended: {what}", template.pid());
+        self.log.error(&text);
+        template.set_failure(what);
         template.kill();
-        self.forget(&template.raw_fd());
+        let fd = template.raw_fd();
+        self.forget(&fd);
         self.template_unread = false;
     }
 
@@ -148,6 +149,7 @@ impl Server {
         }
         let known = self.connections.get_mut(record.connection).is_some();
         let connection = if known { record.connection } else { 0 };
+        self.note_failure(record);
         // As in nbdkit, only lines that concern a connection name the plugin. Field by field, because the quota is
         // borrowed at the same time.
         let speaker = if connection == 0 {

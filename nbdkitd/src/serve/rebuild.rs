@@ -1,49 +1,25 @@
-//! When a template that ended is replaced, and by whom.
+//! By whom a template that ended is replaced, and what is made of an attempt that fails: the clients that are served go on,
+//! and it is tried again. [`schedule`](super::schedule) says when.
 
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
 use std::os::fd::RawFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mio::Interest;
 use mio::unix::SourceFd;
-use nbdkit_ipc::messages::EnterService;
+use nbdkit_ipc::messages::{EnterService, LogRecord};
+use nbdkit_ipc::phase::Phase;
 use nix::unistd::Pid;
 
 use super::cgroup::Groups;
+use super::schedule::START_LIMIT;
 use super::{SPAWNER, Server, Stage};
 use crate::cli::command_line::{Sandbox, ServiceMode};
+use crate::log::Level;
 use crate::sockets::PrivateDirectory;
 use crate::spawner::{Answer, Spawner};
 use crate::{confine, errno_text};
-
-/// At most so many in [`PERIOD`]: one that always dies is no service, and each death is a chance for an attacker to
-/// guess again.
-const MOST: usize = 5;
-const PERIOD: Duration = Duration::from_secs(60);
-
-/// Before all but the first.
-const DELAY: Duration = Duration::from_secs(1);
-
-/// The latest replacements.
-#[derive(Debug, Default)]
-pub(super) struct Rebuilds(VecDeque<Instant>);
-
-impl Rebuilds {
-    /// When the next may be made; `None` if there were too many.
-    pub(super) fn next(&mut self, now: Instant) -> Option<Instant> {
-        while self.0.front().is_some_and(|past| now.saturating_duration_since(*past) >= PERIOD) {
-            self.0.pop_front();
-        }
-        if self.0.len() >= MOST {
-            return None;
-        }
-        let at = if self.0.is_empty() { now } else { now + DELAY };
-        self.0.push_back(at);
-        Some(at)
-    }
-}
 
 /// Who makes a new template.
 pub(super) enum Maker {
@@ -102,11 +78,55 @@ impl Server {
         }
     }
 
-    pub(super) fn rebuild_if_due(&mut self, now: Instant) {
-        if self.rebuild_at.is_none_or(|at| now < at) {
+    /// The template has died in service: the server goes on without one until there is a new one, if there can be one.
+    pub(super) fn plan_rebuild(&mut self, now: Instant) {
+        if !self.plan.recipe.repeatable() {
+            return self.retire("a parameter was read from a descriptor");
+        }
+        if self.configured.as_ref().is_some_and(|configured| !configured.replaceable) {
+            return self.retire("what clients wrote would be missing from its disk");
+        }
+        let (at, too_often) = self.schedule.died(now);
+        if too_often && self.connections.is_empty() {
+            self.fail("the template ended too often and is not replaced again");
+        } else if too_often {
+            self.log.error(&format!(
+                "the template ended too often: it is replaced in {} s, clients that are served: {}",
+                at.saturating_duration_since(now).as_secs().max(1),
+                self.connections.len()
+            ));
+        }
+    }
+
+    /// No template and no new one: the clients that there are go on, others find nobody listening, and the server ends
+    /// with the last of them.
+    pub(super) fn retire(&mut self, why: &str) {
+        self.retiring = true;
+        self.schedule.stop();
+        self.forget_clients();
+        self.serve_waiting();
+        self.close_listeners();
+        // Said when it is true: whoever reads it may rely on it.
+        self.log.error(&format!(
+            "the template cannot be replaced, since {why}; no more clients are served"
+        ));
+        self.stop_if_retired();
+    }
+
+    pub(super) fn stop_if_retired(&mut self) {
+        if self.retiring && self.connections.is_empty() {
+            self.stop(1);
+        }
+    }
+
+    /// Begins to replace a template that has ended, if it is time, and ends an attempt that takes too long.
+    pub(super) fn replace_template(&mut self, now: Instant) {
+        if self.schedule.take_overdue(now) {
+            self.give_up_attempt();
+        }
+        if !self.schedule.begin_if_due(now) {
             return;
         }
-        self.rebuild_at = None;
         let begun = match &self.maker {
             Maker::Ourselves => {
                 let template = self.plan.recipe.start_again(&self.service());
@@ -115,11 +135,48 @@ impl Server {
             Maker::Spawner(spawner) => {
                 spawner.ask().map_err(|error| format!("spawner: {}", errno_text(&error)))
             }
-            Maker::Nobody => Err("there is nobody to make a new template".to_owned()),
+            Maker::Nobody => return self.retire("there is nobody to make a new one"),
         };
-        if let Err(line) = begun {
-            self.fail(&line);
+        if let Err(why) = begun {
+            self.attempt_failed(&why, now);
         }
+    }
+
+    /// A new template has taken too long. It is killed; when it has ended, the attempt has failed.
+    fn give_up_attempt(&mut self) {
+        let limit = START_LIMIT.as_secs();
+        match &mut self.template {
+            Some(template) => {
+                template.set_failure(format!(
+                    "the new one (pid {}) was not ready in {limit} seconds and is killed",
+                    template.pid()
+                ));
+                template.kill();
+            }
+            None => self.log.error(&format!(
+                "cannot replace the template: the spawner has not answered for {limit} seconds"
+            )),
+        }
+    }
+
+    /// What a template that has yet to serve says is wrong is why it does not come to that.
+    pub(super) fn note_failure(&mut self, record: &LogRecord) {
+        /// Characters. All of it is in the template's own line.
+        const MOST: usize = 200;
+        let template = self.template.as_mut().filter(|it| it.phase() != Phase::Serving);
+        let Some(template) = template.filter(|_| record.level == Level::Error) else { return };
+        let layer = record.layer.iter().map(|layer| format!("{layer}: "));
+        let text: String = layer.chain([record.text.clone()]).collect();
+        template.set_failure(text.chars().take(MOST).collect::<String>());
+    }
+
+    /// There is no new template. Whoever is served goes on.
+    pub(super) fn attempt_failed(&mut self, why: &str, now: Instant) {
+        let delay = self.schedule.failed(now).as_secs();
+        self.log.error(&format!(
+            "cannot replace the template: {why}; retry in {delay} s, clients that are served: {}",
+            self.connections.len()
+        ));
     }
 
     /// Takes the template that the spawner has made, or hears why there is none.
@@ -137,12 +194,20 @@ impl Server {
             Answer::Nothing => self.spawner_unread = false,
             // Too late: it ends when it finds its channel closed.
             Answer::Template(_) if self.stage == Stage::Stopping => {}
+            // Nobody has asked for it.
+            Answer::Template(template) if !self.awaits_spawner() => template.kill(),
             Answer::Template(template) => {
-                if let Err(line) = self.listen_to_template(*template) {
-                    self.fail(&line);
+                let now = Instant::now();
+                self.schedule.answered(now);
+                if let Err(why) = self.listen_to_template(*template) {
+                    self.attempt_failed(&why, now);
                 }
             }
-            Answer::Failed(line) => self.fail(&line),
+            Answer::Failed(why) if self.awaits_spawner() => {
+                self.attempt_failed(&why, Instant::now());
+            }
+            // It is about one that has come.
+            Answer::Failed(_) => {}
             Answer::Gone => {
                 self.forget(&fd);
                 self.end_spawner();
@@ -152,27 +217,57 @@ impl Server {
                 // Noted now; what it means shows when a template ends.
                 self.log.error("the spawner has ended: a template that ends is not replaced");
                 if self.stage == Stage::Serving && self.template.is_none() && !self.retiring {
-                    self.fail("there is nobody to make a new template");
+                    self.retire("there is nobody to make a new one");
                 }
             }
         }
+    }
+
+    /// Whether the spawner was asked for a template and has not answered.
+    fn awaits_spawner(&self) -> bool {
+        self.schedule.is_starting() && self.template.is_none() && self.stage == Stage::Serving
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::fuzz::Listener;
+    use crate::template::{Origin, Template};
+    use nbdkit_ipc::Channel;
+    use std::process::Command;
+
+    /// A template, which is a child of this process, as the spawner sends it.
+    fn template() -> (Box<Template>, std::process::Child) {
+        let child = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let (link, _) = Channel::pair().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        (Box::new(Template::new(pid, link, Origin::Rebuild)), child)
+    }
 
     #[test]
-    fn the_first_is_immediate_and_the_sixth_within_a_minute_is_refused() {
-        let start = Instant::now();
-        let mut rebuilds = Rebuilds::default();
-        assert_eq!(rebuilds.next(start), Some(start));
-        for _ in 1..MOST {
-            assert_eq!(rebuilds.next(start), Some(start + DELAY));
-        }
-        assert_eq!(rebuilds.next(start), None);
-        let later = start + PERIOD + DELAY;
-        assert_eq!(rebuilds.next(later), Some(later));
+    fn a_template_that_nobody_has_asked_for_is_killed_and_one_that_comes_late_is_taken() {
+        let mut listener = Listener::new(1, false).unwrap();
+        listener.template_ends();
+        let server = &mut listener.server;
+        let (unwanted, mut child) = template();
+        server.spawner_answers(-1, Answer::Template(unwanted));
+        assert!(server.template.is_none());
+        assert!(!child.wait().unwrap().success());
+        // An answer about an attempt that is over changes nothing.
+        let next = server.schedule.next(Instant::now());
+        server.spawner_answers(-1, Answer::Failed(String::new()));
+        assert_eq!(server.schedule.next(Instant::now()), next);
+        let begun = Instant::now() + START_LIMIT;
+        assert!(server.schedule.begin_if_due(begun));
+        assert!(server.schedule.take_overdue(begun + START_LIMIT));
+        let (late, mut child) = template();
+        server.spawner_answers(-1, Answer::Template(late));
+        assert!(server.template.is_some());
+        // It has its own time.
+        assert!(!server.schedule.take_overdue(Instant::now()));
+        assert!(server.schedule.take_overdue(Instant::now() + START_LIMIT));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

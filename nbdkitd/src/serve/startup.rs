@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
@@ -63,9 +64,14 @@ impl Server {
             (Origin::FirstStart, Stage::Stopping) => {}
             (Origin::Rebuild, Stage::Serving) => {
                 template.enters_service();
-                // The same parameters may mean something else by now, but not this much else.
-                if self.configured.as_ref() != Some(&configured) {
-                    self.fail("the new template was configured in another way than the first");
+                // The same parameters may mean something else by now, but not everything else.
+                let refused =
+                    self.configured.as_ref().and_then(|it| refused_change(it, &configured));
+                if let Some(what) = refused {
+                    template.set_failure(format!("{what} (pid {})", template.pid()));
+                    template.kill();
+                } else {
+                    self.configured = Some(configured);
                 }
             }
             // It will find that it is told to quiesce, too.
@@ -143,6 +149,7 @@ impl Server {
         match self.stage {
             Stage::Entering => {}
             Stage::Serving => {
+                self.schedule.succeeded(Instant::now());
                 self.log.notice("the template was replaced, clients are accepted again");
                 self.kill_strays();
                 return self.replace_if_broker_lost();
@@ -184,7 +191,7 @@ impl Server {
         }
         if let Some(streams) = self.captive_streams.take() {
             let script = self.run_script();
-            let captive = Captive::start(&script, streams)
+            let captive = Captive::start(&script, streams, self.plan.unprotected)
                 .map_err(|error| format!("--run: /bin/sh: {}", errno_text(&error)))?;
             self.captive = Some(captive);
         }
@@ -214,5 +221,61 @@ impl Server {
             self.tls_mode(),
             &options.tls,
         )
+    }
+}
+
+/// What a new template has that the one before did not have, and may not have for that reason. What a file holds, and thus a
+/// disk's size, may change: it is the next client's.
+fn refused_change(before: &Configured, now: &Configured) -> Option<&'static str> {
+    let Configured { isolation, may_shutdown, one_client: _, replaceable: _, programs: _ } = before;
+    // Clients that are there are in the books as one or the other.
+    if *isolation != now.isolation {
+        return Some("the new one has another isolation than the first");
+    }
+    // No client of the first could have stopped the server for the others.
+    (now.may_shutdown && !may_shutdown)
+        .then_some("the new one may stop the server, which the first might not")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::fuzz::Listener;
+    use nbdkit_ipc::FromTemplate;
+    use nbdkit_ipc::messages::{Hello, Isolation};
+
+    /// A server with a client, whose new template was configured so.
+    fn replaced_by(change: impl FnOnce(&mut Configured)) -> Listener {
+        let mut listener = Listener::new(1, false).unwrap();
+        let mut configured = listener.server.configured.clone().unwrap();
+        // The harness's may.
+        listener.server.configured.as_mut().unwrap().may_shutdown = false;
+        configured.may_shutdown = false;
+        change(&mut configured);
+        listener.template.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
+        listener.template.send(&FromTemplate::Configured(configured), &[]).unwrap();
+        assert!(listener.turn());
+        listener
+    }
+
+    #[test]
+    fn a_new_template_may_be_slower_and_may_not_have_more_rights_or_another_isolation() {
+        let listener = replaced_by(|it| it.one_client = true);
+        assert!(listener.server.configured.as_ref().unwrap().one_client);
+        assert!(listener.server.template.is_some_and(|template| !template.is_explained()));
+        let changes: [fn(&mut Configured); 2] =
+            [|it| it.isolation = Isolation::Shared, |it| it.may_shutdown = true];
+        for change in changes {
+            let mut listener = replaced_by(change);
+            let template = listener.server.template.as_ref().unwrap();
+            assert!(template.is_explained() && template.failure().is_some(), "it is killed");
+            let configured = listener.server.configured.clone().unwrap();
+            assert!(configured.isolation == Isolation::Connection && !configured.may_shutdown);
+            listener.template_ends();
+            assert!(listener.turn(), "the server goes on");
+            assert_eq!(listener.server.connections.len(), 1);
+            assert!(!listener.server.schedule.is_starting());
+            assert!(listener.server.schedule.next(Instant::now()).is_some(), "it is tried again");
+        }
     }
 }

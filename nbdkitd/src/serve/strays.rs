@@ -19,7 +19,8 @@ impl Server {
         // Of a start that failed nothing is to be left, either.
         let programs = self.configured.as_ref().is_none_or(|configured| configured.programs);
         // A new template that is on its way is a child that is not known yet.
-        let rebuilding = self.template.is_none() && self.stage == Stage::Serving && !self.retiring;
+        let rebuilding =
+            self.template.is_none() && self.stage == Stage::Serving && self.schedule.is_starting();
         if !programs || rebuilding || self.plan.options.run.is_some() {
             return false;
         }
@@ -49,6 +50,7 @@ impl Server {
 
     fn is_known(&self, pid: Pid) -> bool {
         self.template.as_ref().is_some_and(|template| template.pid() == pid)
+            || self.spawner_pid() == Some(pid)
             || self.captive.as_ref().is_some_and(|captive| captive.pid() == pid)
             || self.connections.of_pid(pid.as_raw()).is_some()
     }

@@ -2,7 +2,7 @@
 //! answers must stay right. How long the slowest of them took is printed, not judged: the machine may be busy.
 //!
 //! - `admission`: who is let in; `newcomers`: how soon; `memory`: what a client can make a worker hold; `floods`: what it can make it do
-//! - `logs`: what clients can do to the log; `killing`: how the listener ends workers
+//! - `logs`: what clients can do to the log; `killing`: how the listener ends workers; `replacing`: when a template cannot be
 //! - `history`: nbdkit's security history, by name; `faults`: kill -9, full disks; `fuzz`: mutated sessions
 //!
 //! Ours only: Debian's nbdkit is one process, and is known to fall to some of this.
@@ -18,6 +18,7 @@ mod logs;
 mod memory;
 mod newcomers;
 mod processes;
+mod replacing;
 
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};

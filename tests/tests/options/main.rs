@@ -14,6 +14,7 @@ mod information;
 mod isolation;
 mod log;
 mod negotiation;
+mod oom;
 mod parameters;
 mod refusals;
 mod signals;

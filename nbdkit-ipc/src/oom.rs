@@ -1,0 +1,87 @@
+//! Whom the kernel kills first when memory is short: a worker, which costs one client, before the template, which costs a
+//! replacement, before the listener. /proc/PID/oom_score_adj, proc(5).
+//!
+//! Relative to what the server was started with (`OOMScoreAdjust=` of systemd). Raising one's own value takes no privilege,
+//! nor does coming down again to where one came from.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use nix::unistd::Pid;
+
+/// The value of a process that is not killed at all, linux/oom.h.
+pub const NEVER: i32 = -1000;
+
+const MOST: i32 = 1000;
+
+/// What a template, and what a worker has more than the listener.
+const TEMPLATE: i32 = 100;
+const WORKER: i32 = 200;
+
+/// Where a process sees and sets its own.
+pub const OWN: &str = "/proc/self/oom_score_adj";
+
+/// Values of one server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scores {
+    /// Of the template, and of its broker.
+    pub template: i32,
+    /// Of a worker.
+    pub worker: i32,
+}
+
+impl Scores {
+    /// Those of a server whose listener has `base`; `None` if that says that nothing of it is to be killed.
+    ///
+    /// Near the end of the scale there is less room, but the order stays.
+    pub fn above(base: i32) -> Option<Scores> {
+        let room = MOST.saturating_sub(base).max(0);
+        let template = base + TEMPLATE.min(room / 2);
+        (base > NEVER).then_some(Scores { template, worker: base + WORKER.min(room) })
+    }
+}
+
+/// This process's value.
+///
+/// # Errors
+/// ENOENT without /proc.
+pub fn own() -> io::Result<i32> {
+    let text = fs::read_to_string(OWN)?;
+    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Keeps this process, and all that it starts from now on, from being killed.
+///
+/// # Errors
+/// EACCES without CAP_SYS_RESOURCE.
+pub fn protect() -> io::Result<()> {
+    fs::write(OWN, NEVER.to_string())
+}
+
+/// Sets the value of a child.
+///
+/// # Errors
+/// EACCES for a lower one than it ever had, unless this process has CAP_SYS_RESOURCE.
+pub fn set(pid: Pid, value: i32) -> io::Result<()> {
+    fs::write(Path::new("/proc").join(pid.to_string()).join("oom_score_adj"), value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_above_templates_and_both_above_the_listener_as_far_as_there_is_room() {
+        let scores = |base| Scores::above(base).map(|it| (it.template, it.worker));
+        assert_eq!(scores(0), Some((100, 200)));
+        assert_eq!(scores(-900), Some((-800, -700)));
+        assert_eq!(scores(500), Some((600, 700)));
+        assert_eq!(scores(950), Some((975, 1000)));
+        assert_eq!(scores(999), Some((999, 1000)));
+        assert_eq!(scores(1000), Some((1000, 1000)));
+        assert_eq!(scores(-1000), None, "whoever starts it wants none of it killed");
+    }
+}
