@@ -48,7 +48,7 @@ pub(super) const LISTENER: &[Line] = &[
     any(c::SYS_pidfd_send_signal),// SIGKILL for it; whether it lives
     any(c::SYS_kill),             // the template and the command of --run: children that are not reaped yet
 
-    // /proc (whose child a worker is), the time zone, what is removed at the end. Which paths: Landlock.
+    // /proc (whose child a worker is), the time zone. Which paths: Landlock. Nothing is removed.
     with(c::SYS_openat, &[Lacks(2, MORE_THAN_READ)]),        // read only
     any(c::SYS_read),             // the same
     any(c::SYS_getdents64),       // children that dead templates have left, where /proc has no list of them
@@ -56,11 +56,6 @@ pub(super) const LISTENER: &[Line] = &[
     any(c::SYS_fstat),            // the same
     any(c::SYS_newfstatat),       // the same, in other versions of glibc
     any(c::SYS_statx),            // the same by std
-    #[cfg(target_arch = "x86_64")]
-    any(c::SYS_unlink),           // the socket of -U -
-    #[cfg(target_arch = "x86_64")]
-    any(c::SYS_rmdir),            // its directory
-    any(c::SYS_unlinkat),         // both where there is no unlink
     any(c::SYS_close),            // end of everything
 
     // The log: open already, or a socket of the Unix domain.

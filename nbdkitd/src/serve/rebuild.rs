@@ -74,8 +74,12 @@ impl Server {
         self.maker = Maker::Nobody;
         let replaceable = self.configured.as_ref().is_some_and(|configured| configured.replaceable);
         let single = self.plan.mode == Some(ServiceMode::Stdin);
-        if replaceable && !single && self.plan.recipe.repeatable() {
-            let spawner = Spawner::start(&self.plan.recipe, &self.service())?;
+        let replaces = replaceable && !single && self.plan.recipe.repeatable();
+        if replaces || self.private.is_some() {
+            let private = self.private.as_ref().map(PrivateDirectory::path);
+            let service = replaces.then(|| self.service());
+            let spawner = Spawner::start(&self.plan.recipe, service.as_ref(), private)?;
+            self.private.iter_mut().for_each(PrivateDirectory::leave_to_spawner);
             self.poll
                 .registry()
                 .register(&mut SourceFd(&spawner.raw_fd()), SPAWNER, Interest::READABLE)
@@ -84,7 +88,7 @@ impl Server {
             // Without /proc nobody follows.
             self.groups = Groups::of_this_process().ok();
         }
-        confine::confine(&self.log, self.private.as_ref().map(PrivateDirectory::path))
+        confine::confine(&self.log)
     }
 
     /// The spawner's process id, if there is one.
@@ -97,8 +101,12 @@ impl Server {
 
     /// Ends the spawner, if there is one, and reaps it.
     pub(super) fn end_spawner(&mut self) {
-        if let Maker::Spawner(spawner) = std::mem::replace(&mut self.maker, Maker::Nobody) {
-            spawner.end();
+        if let Maker::Spawner(spawner) = std::mem::replace(&mut self.maker, Maker::Nobody)
+            && !spawner.end()
+            && let Some(private) = &self.private
+        {
+            let path = private.path().display();
+            self.log.error(&format!("the spawner has ended too soon: {path} is not removed"));
         }
     }
 
@@ -145,8 +153,9 @@ impl Server {
             Answer::Failed(line) => self.fail(&line),
             Answer::Gone => {
                 self.forget(&fd);
+                let replaces = matches!(&self.maker, Maker::Spawner(it) if it.replaces());
                 self.end_spawner();
-                if self.stage == Stage::Stopping {
+                if self.stage == Stage::Stopping || !replaces {
                     return;
                 }
                 // Noted now; what it means shows when a template ends.

@@ -155,8 +155,6 @@ impl Server {
         if let Err(line) = self.enter_service() {
             return self.fail(&line);
         }
-        // From here on they stay, as in nbdkit.
-        self.made.clear();
         notify::notify(State::Ready);
         self.replace_if_broker_lost();
         if let Some(streams) = self.plan.streams.take() {
@@ -189,7 +187,7 @@ impl Server {
             self.captive = Some(captive);
         }
         let gone = "the process that started the server is gone";
-        // Before files cannot be removed any more.
+        // While the files of a start that fails can be removed. From the sandbox on they stay, as in nbdkit.
         if report.as_ref().is_some_and(|report| !report.is_awaited()) {
             return Err(gone.to_owned());
         }
@@ -197,6 +195,7 @@ impl Server {
         self.fit_descriptors();
         // After all that starts programs, and before anybody relies on it.
         self.confine()?;
+        self.made.clear();
         if let Some(report) = report {
             report.ready().map_err(|_| gone.to_owned())?;
         }
