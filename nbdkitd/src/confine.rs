@@ -96,9 +96,14 @@ mod tests {
             let lists = [policy::LISTENER, &end];
             install(&compile(&lists, Action::Fail(libc::EDOM), Action::Allow).unwrap()).unwrap();
             assert!(std::fs::read_to_string("/proc/self/stat").is_ok());
-            assert_eq!(socket_of(AddressFamily::Unix), None);
-            assert_eq!(socket_of(AddressFamily::Inet), refused);
-            assert_eq!(socket_of(AddressFamily::Netlink), refused);
+            for family in [AddressFamily::Unix, AddressFamily::Inet, AddressFamily::Netlink] {
+                assert_eq!(socket_of(family), refused, "{family:?}");
+            }
+            let pair = |kind| {
+                let flags = SockFlag::SOCK_CLOEXEC;
+                nix::sys::socket::socketpair(AddressFamily::Unix, kind, None, flags).err()
+            };
+            assert_eq!((pair(SockType::SeqPacket), pair(SockType::Datagram)), (None, refused));
             assert_eq!(opened("/dev/null", OFlag::O_RDONLY), None);
             for flags in [OFlag::O_WRONLY, OFlag::O_RDWR, OFlag::O_CREAT, OFlag::O_PATH] {
                 assert_eq!(opened("/dev/null", flags), refused, "{flags:?}");

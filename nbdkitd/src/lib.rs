@@ -5,7 +5,7 @@
 //! - `daemon`: into the background; `template`: starting `nbdkit-worker` and talking to it
 //! - `sockets`: where clients come from; `made`: what a start that fails removes; `serve`: the loop; `connections`: who is being served
 //! - `capabilities`, `confine`: what is given up before the first client; `spawner`: who makes templates from then on
-//! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `sys`: the only unsafe code
+//! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `datagram`: how both reach a service; `sys`: the only unsafe code
 //!
 //! A library, so that the fuzz targets reach what no other program should: [`main`] is all that the program is.
 
@@ -18,6 +18,7 @@ mod cli;
 mod confine;
 mod connections;
 mod daemon;
+mod datagram;
 mod descriptors;
 #[doc(hidden)]
 pub mod fuzz;

@@ -44,6 +44,7 @@ use crate::daemon::Report;
 use crate::identity::Identity;
 use crate::log::{Level, Log, Quota, Speaker};
 use crate::made::MadeFile;
+use crate::notify::Manager;
 use crate::sockets::PrivateDirectory;
 use crate::template::{Recipe, Template};
 use crate::tls::Tls;
@@ -126,6 +127,7 @@ enum Stage {
 pub(crate) struct Server {
     plan: Plan,
     log: Log,
+    manager: Manager,
     poll: Poll,
     signals: Signals,
     stage: Stage,
@@ -217,6 +219,7 @@ impl Server {
         Ok(Server {
             plan,
             log,
+            manager: Manager::from_env(),
             poll,
             signals,
             stage: Stage::Configuring,

@@ -18,7 +18,7 @@ use crate::captive::{Captive, Streams};
 use crate::cli::build_info::{NBDKIT_VERSION, OWN_VERSION};
 use crate::cli::command_line::{ServiceMode, TcpPort, TlsMode};
 use crate::cli::uri;
-use crate::notify::{self, State};
+use crate::notify::State;
 use crate::template::Origin;
 use crate::{capabilities, daemon, errno_text, pid_file, sockets};
 
@@ -155,7 +155,7 @@ impl Server {
         if let Err(line) = self.enter_service() {
             return self.fail(&line);
         }
-        notify::notify(State::Ready);
+        self.manager.notify(State::Ready);
         self.replace_if_broker_lost();
         if let Some(streams) = self.plan.streams.take() {
             self.hand_over_streams(streams);

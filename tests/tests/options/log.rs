@@ -220,6 +220,66 @@ fn the_system_log_can_be_asked_for_in_the_foreground() {
     assert_eq!(server.stderr(), "");
 }
 
+/// Has a client cause an error line.
+fn cause_a_complaint(paths: &Paths) {
+    let mut client = connect(&paths.path("sock"));
+    open(&mut client);
+    assert!(client.call(&Ask::read(0, 512)).expect("a reply").error.is_some());
+}
+
+/// The listener is confined by then, and makes no sockets any more.
+#[test]
+fn a_system_log_that_is_restarted_gets_lines_again() {
+    if needs_root("a /dev/log of one's own") {
+        return;
+    }
+    let paths = Paths::new();
+    let (sock, pid) = (paths.text("sock"), paths.text("pid"));
+    let arguments = [&["-U", &sock, "-P", &pid][..], &COMPLAINING].concat();
+    let (mut log, mut command) = with_system_log(&paths, &arguments);
+    let finished = launch(&mut command);
+    assert!(finished.status.success(), "{finished:?}");
+    let _daemon = Daemon::of(&paths.path("pid"));
+    for _ in 0..3 {
+        cause_a_complaint(&paths);
+        let _ = system_log_message(&log, COMPLAINT);
+        drop(log);
+        // Nobody is there for this one.
+        cause_a_complaint(&paths);
+        std::fs::remove_file(paths.path("devlog")).unwrap();
+        log = UnixDatagram::bind(paths.path("devlog")).unwrap();
+        log.set_read_timeout(Some(DEADLINE)).unwrap();
+    }
+}
+
+/// syslog(3): the socket may be a stream, too. Messages end in NUL.
+#[test]
+fn a_system_log_with_a_stream_socket_gets_lines() {
+    if needs_root("a /dev/log of one's own") {
+        return;
+    }
+    let paths = Paths::new();
+    let (sock, pid) = (paths.text("sock"), paths.text("pid"));
+    let arguments = [&["-U", &sock, "-P", &pid][..], &COMPLAINING].concat();
+    let (log, mut command) = with_system_log(&paths, &arguments);
+    drop(log);
+    std::fs::remove_file(paths.path("devlog")).unwrap();
+    let log = std::os::unix::net::UnixListener::bind(paths.path("devlog")).unwrap();
+    let finished = launch(&mut command);
+    assert!(finished.status.success(), "{finished:?}");
+    let _daemon = Daemon::of(&paths.path("pid"));
+    cause_a_complaint(&paths);
+    let (connection, _) = log.accept().unwrap();
+    connection.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut messages = std::io::BufReader::new(connection);
+    let mut message = Vec::new();
+    while !String::from_utf8_lossy(&message).contains(COMPLAINT) {
+        message.clear();
+        let length = std::io::BufRead::read_until(&mut messages, 0, &mut message).unwrap();
+        assert!(length != 0 && message.ends_with(b"\0"), "{message:?}");
+    }
+}
+
 #[test]
 fn a_daemon_without_a_system_log_serves_all_the_same() {
     if needs_root("a /dev without a log") {
