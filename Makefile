@@ -11,6 +11,8 @@ FILTERDIR   ?= $(LIBDIR)/nbdkit/filters
 PKGCONFIGDIR ?= $(LIBDIR)/pkgconfig
 MANDIR      ?= $(PREFIX)/share/man
 SYSCONFDIR  ?= /etc
+# What the listener becomes if root has started it, and if there is such a user: see --listener-user.
+LISTENER_USER ?= nbdkit-listener
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
 CARGO       ?= cargo
 CARGOFLAGS  ?= --locked
@@ -24,6 +26,7 @@ export NBDKIT_MANDIR = $(MANDIR)
 export NBDKIT_SYSCONFDIR = $(SYSCONFDIR)
 export NBDKIT_PLUGINDIR = $(PLUGINDIR)
 export NBDKIT_FILTERDIR = $(FILTERDIR)
+export NBDKIT_LISTENER_USER = $(LISTENER_USER)
 
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 RELEASE = $(TARGET)/release

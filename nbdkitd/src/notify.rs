@@ -33,6 +33,11 @@ impl Manager {
         Manager(env::var_os(NOTIFY_SOCKET).and_then(|name| connect(&name).ok()))
     }
 
+    /// Whether there is one.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Tells it.
     pub(crate) fn notify(&self, state: State) {
         if let Some(manager) = &self.0 {

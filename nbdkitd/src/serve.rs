@@ -4,7 +4,7 @@
 //! - `startup`: from the first template to the first client; `accept`: from the socket to the template; `admit`: whom and for whom
 //! - `incoming`: what template and workers say; `broker`: channels to the broker; `workers`: ending them; `signing`: for TLS
 //! - `ending`: children that ended, and the end of the server; `printed`: what they print where the server has a terminal
-//! - `rebuild`: when and by whom a template that ended is replaced; `cgroup`: moving with the listener; `fuzz`: a server without processes
+//! - `rebuild`: when and by whom a template that ended is replaced; `cgroup`: moving with the listener; `own_user`: leaving root; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod cgroup;
 mod ending;
 pub(crate) mod fuzz;
 mod incoming;
+mod own_user;
 mod printed;
 mod rebuild;
 mod signing;
@@ -41,7 +42,7 @@ use crate::captive::{Captive, Streams};
 use crate::cli::command_line::{Options, ServiceMode};
 use crate::connections::Connections;
 use crate::daemon::Report;
-use crate::identity::Identity;
+use crate::identity::{Identity, ListenerUser};
 use crate::log::{Level, Log, Quota, Speaker};
 use crate::made::MadeFile;
 use crate::notify::Manager;
@@ -82,6 +83,8 @@ pub(crate) struct Plan {
     pub(crate) first: Option<FirstStart>,
     /// Who serves.
     pub(crate) identity: Identity,
+    /// Whose this process is then.
+    pub(crate) listener_user: ListenerUser,
     /// Who waits for us to be ready, if we are in the background.
     pub(crate) report: Option<Report>,
     /// The client of `-s`.

@@ -195,6 +195,8 @@ pub(crate) struct Options {
     pub(crate) readonly: bool,
     /// `--run`: a shell command, perhaps empty. Implies foreground.
     pub(crate) run: Option<OsString>,
+    /// `--listener-user`; `None` leaves it to the build.
+    pub(crate) listener_user: Option<OsString>,
     /// `--sandbox`; `None` leaves it to the plugin.
     pub(crate) sandbox: Option<Sandbox>,
     /// `--selinux-label`.

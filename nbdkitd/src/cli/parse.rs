@@ -204,6 +204,7 @@ impl Given {
                     UnixSocket::At(absolute(&argument, environment)?)
                 });
             }
+            OptionId::ListenerUser => options.listener_user = Some(argument),
             OptionId::User => options.user = Some(argument),
             OptionId::Verbose => options.verbose = true,
             OptionId::Version => self.version = true,

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use super::cgroup::Groups;
 use super::{SPAWNER, Server, Stage};
-use crate::cli::command_line::{Sandbox, ServiceMode};
+use crate::cli::command_line::ServiceMode;
 use crate::sockets::PrivateDirectory;
 use crate::spawner::{Answer, Spawner};
 use crate::{confine, errno_text};
@@ -68,7 +68,7 @@ impl Server {
 
     /// Closes the listener's sandbox. Must not yet be called while there are programs to be run.
     pub(super) fn confine(&mut self) -> Result<(), String> {
-        if self.plan.options.sandbox == Some(Sandbox::Off) {
+        if !self.is_sandboxed() {
             return Ok(());
         }
         self.maker = Maker::Nobody;
@@ -88,6 +88,8 @@ impl Server {
             // Without /proc nobody follows.
             self.groups = Groups::of_this_process().ok();
         }
+        // After all that was executed.
+        self.leave_root()?;
         confine::confine(&self.log)
     }
 

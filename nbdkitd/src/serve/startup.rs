@@ -20,7 +20,7 @@ use crate::cli::command_line::{ServiceMode, TcpPort, TlsMode};
 use crate::cli::uri;
 use crate::notify::State;
 use crate::template::Origin;
-use crate::{capabilities, daemon, errno_text, pid_file, sockets};
+use crate::{daemon, errno_text, pid_file, privileges, sockets};
 
 impl Server {
     /// The first debug lines.
@@ -174,7 +174,7 @@ impl Server {
             self.log.debug(|| format!("written pidfile {}", path.display()));
         }
         // Here rather than last: what fails must still reach the user.
-        capabilities::keep_for_service()?;
+        privileges::keep_for_service(self.is_sandboxed())?;
         let report = self.plan.report.take();
         if report.is_some() {
             daemon::leave_terminal(self.log.verbose())?;

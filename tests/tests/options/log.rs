@@ -109,8 +109,7 @@ fn debug_lines_go_to_standard_error_whatever_the_log_is() {
 
 /// A server with /dev/log in a mount namespace of its own, where a socket of ours takes the messages.
 fn with_system_log(paths: &Paths, arguments: &[&str]) -> (UnixDatagram, Command) {
-    let socket = UnixDatagram::bind(paths.path("devlog")).unwrap();
-    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let socket = paths.bind_service("devlog");
     let script = r#"
         mount -t tmpfs tmpfs /dev &&
         mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/zero c 1 5 &&
@@ -247,8 +246,7 @@ fn a_system_log_that_is_restarted_gets_lines_again() {
         // Nobody is there for this one.
         cause_a_complaint(&paths);
         std::fs::remove_file(paths.path("devlog")).unwrap();
-        log = UnixDatagram::bind(paths.path("devlog")).unwrap();
-        log.set_read_timeout(Some(DEADLINE)).unwrap();
+        log = paths.bind_service("devlog");
     }
 }
 

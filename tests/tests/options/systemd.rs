@@ -202,25 +202,20 @@ fn a_service_manager_is_told_and_so_is_one_that_was_restarted() {
     }
     let paths = Paths::new();
     let path = paths.path("notify");
-    let bind = || {
-        let manager = UnixDatagram::bind(&path).unwrap();
-        manager.set_read_timeout(Some(DEADLINE)).unwrap();
-        manager
-    };
     let heard = |manager: &UnixDatagram| {
         let mut buffer = [0; 256];
         let length = manager.recv(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
     for restarted in [false, true] {
-        let mut manager = bind();
+        let mut manager = paths.bind_service("notify");
         let builder = Server::nbdkit(["memory", "1M"]).env("NOTIFY_SOCKET", &path);
         let mut server = builder.start();
         assert_eq!(heard(&manager), format!("READY=1\nMAINPID={}", server.pid()));
         if restarted {
             drop(manager);
             std::fs::remove_file(&path).unwrap();
-            manager = bind();
+            manager = paths.bind_service("notify");
         }
         assert!(server.stop().success());
         assert_eq!(heard(&manager), "STOPPING=1");
