@@ -325,13 +325,18 @@ impl Drop for Orphan {
 
 #[test]
 fn the_server_ends_with_a_parent_that_exits() {
-    let paths = Paths::new();
-    let mut parent = parent_of_server(&paths, &format!("-U {}", paths.text("sock")));
-    let server = Orphan(pid_in(&paths.path("pid")));
-    assert_serves(&mut connect(&paths.path("sock")));
-    paths.write("stop", "");
-    assert!(parent.wait().success());
-    eventually("the server ends", || !alive(server.0));
+    // A change of user undoes what ties a process to its parent: PR_SET_PDEATHSIG(2const).
+    let changes = Binary::under_test().is_ours() && nix::unistd::geteuid().is_root();
+    let options = ["", "--listener-user=daemon"];
+    for option in &options[..1 + usize::from(changes)] {
+        let paths = Paths::new();
+        let mut parent = parent_of_server(&paths, &format!("{option} -U {}", paths.text("sock")));
+        let server = Orphan(pid_in(&paths.path("pid")));
+        assert_serves(&mut connect(&paths.path("sock")));
+        paths.write("stop", "");
+        assert!(parent.wait().success());
+        eventually("the server ends", || !alive(server.0));
+    }
 }
 
 #[test]
