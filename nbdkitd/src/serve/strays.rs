@@ -49,6 +49,7 @@ impl Server {
 
     fn is_known(&self, pid: Pid) -> bool {
         self.template.as_ref().is_some_and(|template| template.pid() == pid)
+            || self.spawner_pid() == Some(pid)
             || self.captive.as_ref().is_some_and(|captive| captive.pid() == pid)
             || self.connections.of_pid(pid.as_raw()).is_some()
     }
