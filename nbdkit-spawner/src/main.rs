@@ -196,8 +196,12 @@ fn end_with(parent: Pid) -> io::Result<()> {
     if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
 }
 
+/// Drops all, but with no_new_privs leaves those that a template is executed with: a program gets no more than its caller may have.
+/// execve(2).
 fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
-    [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted]
+    let gains = prctl::get_no_new_privs() == Ok(false);
+    [CapSet::Inheritable, CapSet::Effective]
         .into_iter()
+        .chain(gains.then_some(CapSet::Permitted))
         .try_for_each(|set| caps::clear(None, set))
 }

@@ -43,9 +43,25 @@ pub(crate) enum NotLeft {
 ///
 /// # Errors
 /// The system's, or that a capability could be had back; one line for the user.
-pub(crate) fn keep_for_service(leaves: bool) -> Result<(), String> {
+pub(crate) fn reduce(leaves: bool) -> Result<(), String> {
     let later = if leaves { &TO_LEAVE[..] } else { &[] };
-    keep(later.iter().copied().chain([KEPT]).collect())
+    let kept = later.iter().copied().chain([KEPT]);
+    if prctl::get_no_new_privs() == Ok(true) {
+        // Programs get no more than their caller may have: the command of --run, the spawner and through it templates, or
+        // without a sandbox templates. execve(2)
+        return held(kept)
+            .and_then(|kept| caps::set(None, CapSet::Effective, &kept))
+            .map_err(failed);
+    }
+    keep(kept)
+}
+
+/// Gives up all capabilities but [`KEPT`]. Nothing is executed any more.
+///
+/// # Errors
+/// As [`reduce`].
+pub(crate) fn settle() -> Result<(), String> {
+    keep([KEPT])
 }
 
 /// Nothing that is executed from now on gets capabilities by being root's. Does nothing where the process may not do that.
@@ -78,7 +94,7 @@ pub(crate) fn leave_root(account: Account) -> Result<(), NotLeft> {
     setresgid(group, group, group).map_err(NotLeft::Unmapped)?;
     setresuid(user, user, user).map_err(other("setresuid"))?;
     prctl::set_keepcaps(false).map_err(other("prctl: PR_SET_KEEPCAPS"))?;
-    keep([KEPT].into()).map_err(NotLeft::Failed)?;
+    settle().map_err(NotLeft::Failed)?;
     // Processes of the same user are strangers.
     prctl::set_dumpable(false).map_err(other("prctl: PR_SET_DUMPABLE"))?;
     check(account).map_err(NotLeft::Failed)
@@ -99,10 +115,9 @@ fn check(account: Account) -> Result<(), String> {
 }
 
 /// Gives up all capabilities but those of these that there are, and makes sure that the others are gone.
-fn keep(mut kept: CapsHashSet) -> Result<(), String> {
-    let mut reduce = || {
-        let held = caps::read(None, CapSet::Permitted)?;
-        kept.retain(|capability| held.contains(capability));
+fn keep(kept: impl IntoIterator<Item = Capability>) -> Result<(), String> {
+    let reduce = || {
+        let kept = held(kept)?;
         // Ambient capabilities go with the inheritable ones.
         caps::clear(None, CapSet::Inheritable)?;
         caps::set(None, CapSet::Effective, &kept)?;
@@ -113,6 +128,12 @@ fn keep(mut kept: CapsHashSet) -> Result<(), String> {
         return Err("capabilities could be regained after dropping them".to_owned());
     }
     Ok(())
+}
+
+/// Those of these that this process has.
+fn held(capabilities: impl IntoIterator<Item = Capability>) -> Result<CapsHashSet, CapsError> {
+    let held = caps::read(None, CapSet::Permitted)?;
+    Ok(capabilities.into_iter().filter(|capability| held.contains(capability)).collect())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

@@ -54,7 +54,7 @@ impl Server {
                 }
             }
         }
-        privileges::keep_for_service(false)
+        privileges::settle()
     }
 
     /// Says that the listener stays root although it need not: to the log of a service. Whoever types a command sees nothing new.

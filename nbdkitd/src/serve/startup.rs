@@ -174,7 +174,7 @@ impl Server {
             self.log.debug(|| format!("written pidfile {}", path.display()));
         }
         // Here rather than last: what fails must still reach the user.
-        privileges::keep_for_service(self.is_sandboxed())?;
+        privileges::reduce(self.is_sandboxed())?;
         let report = self.plan.report.take();
         if report.is_some() {
             daemon::leave_terminal(self.log.verbose())?;
