@@ -202,6 +202,8 @@ pub struct SpawnerSetup {
     pub listener: i32,
     /// The directory of `-U -`: see [`private`](crate::private). Removed when the listener closes the channel or ends.
     pub private: Option<OsString>,
+    /// Whether what a stack executes while it starts may gain privileges: it runs programs, or code that declares nothing.
+    pub gains: bool,
     /// Whether there will be another template at all. If not, no `Know` follows, and `Start` is a violation.
     pub replaces: bool,
     /// The template's program.
@@ -377,6 +379,8 @@ pub struct Configured {
     pub may_shutdown: bool,
     /// Whether it runs programs, which end with it.
     pub programs: bool,
+    /// Whether there is code in it that does not declare what it needs.
+    pub undeclared: bool,
 }
 
 /// The step from start-up into service.

@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 mod cgroup;
+mod confine;
 mod process;
 
 use std::ffi::OsString;
@@ -86,10 +87,15 @@ fn run(link: &Link) -> ExitCode {
 /// What the listener tells it before it confines itself.
 fn learn(link: &Link) -> Option<Spawner> {
     let Some(ToSpawner::Setup(setup)) = receive(link) else { return None };
-    let SpawnerSetup { listener, private, replaces, program, directory, title, spared } = setup;
+    let SpawnerSetup { listener, private, gains, replaces, program, directory, title, spared } =
+        setup;
     let listener = Pid::from_raw(listener);
-    // What it executes gets root's from the bounding set, to drop them itself.
+    // What it executes gets root's capabilities from the bounding set, to drop them itself.
     end_with(listener).ok()?;
+    if let Err(line) = confine::confine(gains) {
+        eprintln!("nbdkit-spawner: {line}");
+        return None;
+    }
     drop_capabilities().ok()?;
     let template = Program {
         path: program.into(),

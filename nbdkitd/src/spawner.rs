@@ -54,7 +54,8 @@ pub(crate) enum Answer {
 
 impl Spawner {
     /// Makes the process. Must be called while the listener may still execute programs. `service`: what a new template is to
-    /// become, if there may be one. `private`: the directory that is removed at the end.
+    /// become, if there may be one. `private`: the directory that is removed at the end. `gains`: see
+    /// [`SpawnerSetup`].
     ///
     /// # Errors
     /// One line for the user.
@@ -62,6 +63,7 @@ impl Spawner {
         recipe: &Recipe,
         service: Option<&EnterService>,
         private: Option<&Path>,
+        gains: bool,
     ) -> Result<Spawner, String> {
         let template = recipe.program();
         let program = Program {
@@ -85,6 +87,7 @@ impl Spawner {
         let setup = SpawnerSetup {
             listener: Pid::this().as_raw(),
             private: private.map(Into::into),
+            gains,
             replaces,
             program: template.path.clone().into(),
             directory: template.directory.clone().map(Into::into),

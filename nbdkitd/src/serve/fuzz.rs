@@ -70,6 +70,7 @@ impl Listener {
             replaceable: true,
             may_shutdown: true,
             programs: false,
+            undeclared: false,
         });
         let mut workers = Vec::new();
         for number in 1..=connections {

@@ -78,7 +78,9 @@ impl Server {
         if replaces || self.private.is_some() {
             let private = self.private.as_ref().map(PrivateDirectory::path);
             let service = replaces.then(|| self.service());
-            let spawner = Spawner::start(&self.plan.recipe, service.as_ref(), private)?;
+            let gains =
+                replaces && self.configured.as_ref().is_none_or(|it| it.programs || it.undeclared);
+            let spawner = Spawner::start(&self.plan.recipe, service.as_ref(), private, gains)?;
             self.private.iter_mut().for_each(PrivateDirectory::leave_to_spawner);
             self.poll
                 .registry()
