@@ -15,7 +15,7 @@ static LOG: OnceLock<Place> = OnceLock::new();
 
 struct Place {
     fd: RawFd,
-    /// For a datagram socket.
+    /// For a datagram socket that is not, or no longer, connected.
     address: Option<UnixAddr>,
     head: Vec<u8>,
 }
@@ -52,16 +52,14 @@ fn refused(syscall: u32) -> ! {
     line.push(b" to the listener, which ends\n");
     let fd = place.map_or(libc::STDERR_FILENO, |place| place.fd);
     let (bytes, length) = (line.bytes.as_ptr().cast(), line.length);
-    match place.and_then(|place| place.address.as_ref()) {
+    // SAFETY: writes bytes of ours; a number that is no descriptor is an error.
+    let written = unsafe { libc::write(fd, bytes, length) };
+    if written < 0
+        && let Some(to) = place.and_then(|place| place.address.as_ref())
+    {
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         // SAFETY: sends bytes of ours to an address that lives in a static; a number that is no socket is an error.
-        Some(to) => unsafe {
-            let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-            libc::sendto(fd, bytes, length, flags, to.as_ptr().cast(), to.len());
-        },
-        // SAFETY: writes bytes of ours; a number that is no descriptor is an error.
-        None => unsafe {
-            libc::write(fd, bytes, length);
-        },
+        unsafe { libc::sendto(fd, bytes, length, flags, to.as_ptr().cast(), to.len()) };
     }
     exit_now(REFUSED);
 }

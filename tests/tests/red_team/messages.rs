@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::time::Duration;
 
 use nbdkit_tests::red_team::attack;
 use nbdkit_tests::tempdir::TempDir;
@@ -175,6 +176,26 @@ fn a_listener_that_makes_a_call_it_never_makes_ends_and_the_log_says_why() {
     let log = std::fs::read_to_string(server.dir().path().join("log")).expect("a log");
     assert!(log.contains("to the listener, which ends"), "{log}");
 
+    // To the system log, by a socket that it has had all along.
+    if geteuid().is_root() {
+        let script = "mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && \
+                      ln -s {dir}/devlog /dev/log && exec \"$0\" \"$@\"";
+        let builder = self::server(&["--log=syslog", "redteam"]);
+        let system_log = UnixDatagram::bind(builder.dir().join("devlog")).expect("a socket");
+        system_log.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        let script = format!(r#"exec unshare -m sh -c '{script}' "$0" "$@""#);
+        let mut server = builder.through_shell(&script).start();
+        let _ = attack(&server, &text);
+        assert_eq!(server.wait().code(), Some(1));
+        let mut buffer = [0; 4096];
+        let mut line = String::new();
+        while !line.contains("to the listener, which ends") {
+            let length = system_log.recv(&mut buffer).expect("its last words");
+            line = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        }
+        assert!(line.starts_with("<27>nbdkit["), "LOG_DAEMON, LOG_ERR: {line}");
+    }
+
     // Without the filter the call is made.
     let server = self::server(&["--sandbox=off", "redteam"]).start();
     assert_eq!(attack(&server, &text).as_deref(), Some("ok"));
@@ -200,11 +221,10 @@ fn sender(service: &UnixDatagram) -> Option<u32> {
     let mut place = [std::io::IoSliceMut::new(&mut buffer)];
     let flags = MsgFlags::empty();
     let message = recvmsg::<()>(service.as_raw_fd(), &mut place, Some(&mut control), flags).ok()?;
-    let credentials = message.cmsgs().ok()?.find_map(|message| match message {
+    message.cmsgs().ok()?.find_map(|message| match message {
         ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.uid()),
         _ => None,
-    });
-    credentials
+    })
 }
 
 /// What a listener that was taken over is to services of the machine that take uid 0 for root, by a socket that it has.
