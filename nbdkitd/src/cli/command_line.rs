@@ -177,6 +177,8 @@ pub(crate) struct Options {
     pub(crate) isolation: Option<Isolation>,
     /// `--keepalive`, `--no-keepalive`.
     pub(crate) keepalive: KeepAlive,
+    /// `--listener-user`; `None` leaves it to the build.
+    pub(crate) listener_user: Option<OsString>,
     /// `--log`.
     pub(crate) log: LogDestination,
     /// `--max-connections`; 0 is no limit, `None` the default.
@@ -195,8 +197,6 @@ pub(crate) struct Options {
     pub(crate) readonly: bool,
     /// `--run`: a shell command, perhaps empty. Implies foreground.
     pub(crate) run: Option<OsString>,
-    /// `--listener-user`; `None` leaves it to the build.
-    pub(crate) listener_user: Option<OsString>,
     /// `--sandbox`; `None` leaves it to the plugin.
     pub(crate) sandbox: Option<Sandbox>,
     /// `--selinux-label`.

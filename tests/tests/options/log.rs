@@ -1,6 +1,7 @@
 //! `--log`, `-v`, `-D`, `--name`: what is said, where, and with whose name. nbdkit-service(1), "Logging".
 
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -145,15 +146,9 @@ fn a_daemon_logs_to_the_system_log() {
         return;
     }
     let paths = Paths::new();
-    let (sock, pid) = (paths.text("sock"), paths.text("pid"));
-    let arguments = [&["-U", &sock, "-P", &pid][..], &COMPLAINING].concat();
-    let (log, mut command) = with_system_log(&paths, &arguments);
-    let finished = launch(&mut command);
-    assert!(finished.status.success(), "{finished:?}");
-    let _daemon = Daemon::of(&paths.path("pid"));
-    let mut client = connect(&paths.path("sock"));
-    open(&mut client);
-    assert!(client.call(&Ask::read(0, 512)).expect("a reply").error.is_some());
+    let (log, daemon) = complaining_daemon(&paths);
+    let _daemon = daemon();
+    cause_a_complaint(&paths);
     let message = system_log_message(&log, COMPLAINT);
     // Priority 3, error, of some facility: RFC 3164.
     let priority: u8 = message[1..message.find('>').unwrap()].parse().unwrap();
@@ -219,6 +214,19 @@ fn the_system_log_can_be_asked_for_in_the_foreground() {
     assert_eq!(server.stderr(), "");
 }
 
+/// A socket for the system log, and what starts a server in the background that complains to it.
+fn complaining_daemon(paths: &Paths) -> (UnixDatagram, impl FnOnce() -> Daemon) {
+    let (sock, pid) = (paths.text("sock"), paths.text("pid"));
+    let arguments = [&["-U", &sock, "-P", &pid][..], &COMPLAINING].concat();
+    let (log, mut command) = with_system_log(paths, &arguments);
+    let start = move || {
+        let finished = launch(&mut command);
+        assert!(finished.status.success(), "{finished:?}");
+        Daemon::of(Path::new(&pid))
+    };
+    (log, start)
+}
+
 /// Has a client cause an error line.
 fn cause_a_complaint(paths: &Paths) {
     let mut client = connect(&paths.path("sock"));
@@ -233,12 +241,8 @@ fn a_system_log_that_is_restarted_gets_lines_again() {
         return;
     }
     let paths = Paths::new();
-    let (sock, pid) = (paths.text("sock"), paths.text("pid"));
-    let arguments = [&["-U", &sock, "-P", &pid][..], &COMPLAINING].concat();
-    let (mut log, mut command) = with_system_log(&paths, &arguments);
-    let finished = launch(&mut command);
-    assert!(finished.status.success(), "{finished:?}");
-    let _daemon = Daemon::of(&paths.path("pid"));
+    let (mut log, daemon) = complaining_daemon(&paths);
+    let _daemon = daemon();
     for _ in 0..3 {
         cause_a_complaint(&paths);
         let _ = system_log_message(&log, COMPLAINT);
@@ -257,15 +261,11 @@ fn a_system_log_with_a_stream_socket_gets_lines() {
         return;
     }
     let paths = Paths::new();
-    let (sock, pid) = (paths.text("sock"), paths.text("pid"));
-    let arguments = [&["-U", &sock, "-P", &pid][..], &COMPLAINING].concat();
-    let (log, mut command) = with_system_log(&paths, &arguments);
+    let (log, daemon) = complaining_daemon(&paths);
     drop(log);
     std::fs::remove_file(paths.path("devlog")).unwrap();
     let log = std::os::unix::net::UnixListener::bind(paths.path("devlog")).unwrap();
-    let finished = launch(&mut command);
-    assert!(finished.status.success(), "{finished:?}");
-    let _daemon = Daemon::of(&paths.path("pid"));
+    let _daemon = daemon();
     cause_a_complaint(&paths);
     let (connection, _) = log.accept().unwrap();
     connection.set_read_timeout(Some(DEADLINE)).unwrap();
