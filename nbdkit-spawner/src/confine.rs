@@ -2,9 +2,9 @@
 //! so the list is [`lists::NEVER`], what no stack calls while it starts.
 //!
 //! A filter takes the right to administer the machine, or no_new_privs, which is inherited, too. Root's spawner has the first, so
-//! its templates are as they were. That of an ordinary user sets no_new_privs only if no program of the stack can gain privileges
-//! anyway (`gains`): with scripts, and with code that declares nothing, a set-user-id program may be part of the start (fusermount3),
-//! and this spawner has no filter. seccomp(2).
+//! its templates are as they were. Others, an ordinary user's or in a container, set no_new_privs only if nothing that the stack
+//! executes can gain privileges anyway (`gains`): with scripts, and with code that declares nothing, a set-user-id program may be part
+//! of the start (fusermount3), and the spawner has no filter. seccomp(2).
 
 #![forbid(unsafe_code)]
 
@@ -27,11 +27,7 @@ pub(crate) fn confine(gains: bool) -> Result<(), String> {
     if has(CapSet::Effective, Capability::CAP_SYS_ADMIN) {
         return nbdkit_sandbox_policy::install_by_right(&filter).map_err(|error| error.to_string());
     }
-    // With no_new_privs programs of a root without capabilities have none.
-    let is_ordinary = caps::read(None, CapSet::Permitted).is_ok_and(|held| held.is_empty())
-        && !nix::unistd::geteuid().is_root();
-    let has_none_to_gain = prctl::get_no_new_privs() == Ok(true);
-    if has_none_to_gain || (is_ordinary && !gains) {
+    if !gains || prctl::get_no_new_privs() == Ok(true) {
         return install(&filter).map_err(|error| error.to_string());
     }
     Ok(())
