@@ -11,6 +11,8 @@ FILTERDIR   ?= $(LIBDIR)/nbdkit/filters
 PKGCONFIGDIR ?= $(LIBDIR)/pkgconfig
 MANDIR      ?= $(PREFIX)/share/man
 SYSCONFDIR  ?= /etc
+# What the listener becomes if root has started it, and if there is such a user: see --listener-user.
+LISTENER_USER ?= nbdkit-listener
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
 CARGO       ?= cargo
 CARGOFLAGS  ?= --locked
@@ -24,11 +26,12 @@ export NBDKIT_MANDIR = $(MANDIR)
 export NBDKIT_SYSCONFDIR = $(SYSCONFDIR)
 export NBDKIT_PLUGINDIR = $(PLUGINDIR)
 export NBDKIT_FILTERDIR = $(FILTERDIR)
+export NBDKIT_LISTENER_USER = $(LISTENER_USER)
 
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 RELEASE = $(TARGET)/release
 
-.PHONY: all build run test surroundings bench red-team fuzz fuzz-sessions lint install clean
+.PHONY: all build run test surroundings bench red-team listener-user fuzz fuzz-sessions lint install clean
 
 all: build
 
@@ -41,14 +44,21 @@ run:
 	$(MAKE) --no-print-directory build
 	scripts/demo.sh $(RELEASE)/nbdkit
 
+# Tests with the programs of "make listener-user".
+WITH_LISTENER_USER = NBDKIT_TEST_PROGRAMS=$(abspath $(TARGET))/listener-user $(CARGO) test $(CARGOFLAGS) -p nbdkit-tests
+
 # Every test: units, the protocol with a raw client, real clients, and side by side with Debian's nbdkit.
 test:
 	scripts/install-packages.sh test
 	scripts/unpack-guestfs-plugin.sh $(or $(CARGO_TARGET_DIR),target)/guestfs
 	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory listener-user
 	$(MAKE) --no-print-directory red-team
 	$(CARGO) build $(CARGOFLAGS) --workspace --bins --lib
 	$(CARGO) test $(CARGOFLAGS) --workspace
+	$(WITH_LISTENER_USER) --test broker --test processes --test red_team --test sandbox
+	$(WITH_LISTENER_USER) --test hostile -- admission killing processes
+	$(WITH_LISTENER_USER) --test options -- captive listener_user log systemd
 	scripts/demo.sh $(TARGET)/debug/nbdkit
 
 # The suites of attackers and hostile clients, where hardened systems, containers and older kernels take something away. Root;
@@ -72,6 +82,18 @@ red-team:
 	rm -f $(TARGET)/red-team/*
 	mv $(TARGET)/debug/nbdkit $(TARGET)/debug/nbdkit-worker $(TARGET)/debug/nbdkit-worker-psk $(TARGET)/red-team/
 	cp $(TARGET)/debug/nbdkit-spawner $(TARGET)/red-team/
+
+# Programs whose listener becomes another user, one that every Debian has, if root starts them: tests run them where
+# NBDKIT_TEST_PROGRAMS names the directory. The usual ones are to be built after them.
+listener-user: export NBDKIT_LISTENER_USER := daemon
+listener-user:
+	rm -rf $(TARGET)/listener-user
+	$(MAKE) --no-print-directory red-team LISTENER_USER=daemon
+	install -d $(TARGET)/listener-user
+	mv $(TARGET)/red-team $(TARGET)/listener-user/
+	$(CARGO) build $(CARGOFLAGS) -p nbdkitd -p nbdkit-worker -p nbdkit-spawner --bins
+	cp $(TARGET)/debug/nbdkit $(TARGET)/debug/nbdkit-worker $(TARGET)/debug/nbdkit-worker-psk $(TARGET)/debug/nbdkit-spawner \
+	    $(TARGET)/listener-user/
 
 # Every target of fuzz/ under libFuzzer for FUZZ_SECONDS each (FUZZ_TARGETS for some of them only); "make test" replays
 # the corpus. Without a C++ compiler it says so, and mutated sessions have to do.

@@ -180,7 +180,7 @@ pub enum ToWorker {
 /// Sent by the listener to its spawner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToSpawner {
-    /// Make a template, which enters service at once. Answer: `Started` or `Failed`.
+    /// Make a template, which enters service at once. Only if the setup says `replaces`. Answer: `Started` or `Failed`.
     Start,
     /// First.
     Setup(SpawnerSetup),
@@ -200,6 +200,12 @@ pub enum ToSpawner {
 pub struct SpawnerSetup {
     /// The listener's process id. The spawner ends with it.
     pub listener: i32,
+    /// The directory of `-U -`: see [`private`](crate::private). Removed when the listener closes the channel or ends.
+    pub private: Option<OsString>,
+    /// Whether what a stack executes while it starts may gain privileges: it runs programs, or code that declares nothing.
+    pub gains: bool,
+    /// Whether there will be another template at all. If not, no `Know` follows, and `Start` is a violation.
+    pub replaces: bool,
     /// The template's program.
     pub program: OsString,
     /// Where it runs.
@@ -373,6 +379,8 @@ pub struct Configured {
     pub may_shutdown: bool,
     /// Whether it runs programs, which end with it.
     pub programs: bool,
+    /// Whether there is code in it that does not declare what it needs.
+    pub undeclared: bool,
 }
 
 /// The step from start-up into service.

@@ -1,5 +1,6 @@
-//! `nbdkit-spawner`, the spawner: makes new templates for the listener, which has confined itself and cannot, and moves
-//! them into the control group that the listener was moved into.
+//! `nbdkit-spawner`, the spawner: makes new templates for the listener, which has confined itself and cannot, moves
+//! them into the control group that the listener was moved into, and removes the private directory of `-U -` when the
+//! listener has ended, however that happened.
 //!
 //! Started by the listener (`nbdkit`) only, before that confines itself, with the number of its channel as the one
 //! argument. A program of its own rather than a fork of the listener: it holds no copy of the listener's keys, and whoever
@@ -11,6 +12,7 @@
 #![deny(unsafe_code)]
 
 mod cgroup;
+mod confine;
 mod process;
 
 use std::ffi::OsString;
@@ -25,7 +27,7 @@ use nbdkit_ipc::process::{close_all_but, exit_now, fork};
 use nbdkit_ipc::program::Program;
 use nbdkit_ipc::{
     Channel, FromSpawner, FromTemplate, Received, RecvError, ToSpawner, ToTemplate, inherited,
-    title,
+    private, title,
 };
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -39,6 +41,10 @@ type Link = Channel<FromSpawner, ToSpawner>;
 /// What it has learned.
 struct Spawner {
     listener: Pid,
+    /// The directory that is removed at the end.
+    private: Option<PathBuf>,
+    /// Whether it may be asked for templates.
+    replaces: bool,
     template: Program,
     /// What configures a template, in order.
     messages: Vec<ToTemplate>,
@@ -71,29 +77,25 @@ fn run(link: &Link) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let Some(spawner) = learn(link) else { return ExitCode::FAILURE };
-    loop {
-        match receive(link) {
-            Some(ToSpawner::Start) => spawner.answer(link),
-            Some(ToSpawner::Follow { template }) => {
-                cgroup::follow(spawner.listener, Pid::from_raw(template));
-            }
-            // What a template is cannot be changed any more.
-            Some(ToSpawner::Setup(_) | ToSpawner::Know(_) | ToSpawner::SetupEnd) => {
-                return ExitCode::FAILURE;
-            }
-            // The listener is gone.
-            None => return ExitCode::SUCCESS,
-        }
+    let status = spawner.serve(link);
+    if let Some(directory) = &spawner.private {
+        private::remove(directory);
     }
+    status
 }
 
 /// What the listener tells it before it confines itself.
 fn learn(link: &Link) -> Option<Spawner> {
     let Some(ToSpawner::Setup(setup)) = receive(link) else { return None };
-    let SpawnerSetup { listener, program, directory, title, spared } = setup;
+    let SpawnerSetup { listener, private, gains, replaces, program, directory, title, spared } =
+        setup;
     let listener = Pid::from_raw(listener);
-    // What it executes gets root's from the bounding set, to drop them itself.
+    // What it executes gets root's capabilities from the bounding set, to drop them itself.
     end_with(listener).ok()?;
+    if let Err(line) = confine::confine(gains) {
+        eprintln!("nbdkit-spawner: {line}");
+        return None;
+    }
     drop_capabilities().ok()?;
     let template = Program {
         path: program.into(),
@@ -105,11 +107,20 @@ fn learn(link: &Link) -> Option<Spawner> {
     let mut messages = Vec::new();
     loop {
         match receive(link)? {
-            ToSpawner::Know(message) => messages.push(*message),
-            ToSpawner::SetupEnd => return Some(Spawner { listener, template, messages }),
-            ToSpawner::Setup(_) | ToSpawner::Start | ToSpawner::Follow { .. } => return None,
+            ToSpawner::Know(message) if replaces => messages.push(*message),
+            ToSpawner::SetupEnd => break,
+            ToSpawner::Setup(_)
+            | ToSpawner::Know(_)
+            | ToSpawner::Start
+            | ToSpawner::Follow { .. } => {
+                return None;
+            }
         }
     }
+    // From here on the end of the channel says that the listener has ended; a signal would leave the directory behind.
+    prctl::set_pdeathsig(None).ok()?;
+    let private = private.map(PathBuf::from);
+    Some(Spawner { listener, private, replaces, template, messages })
 }
 
 /// The next message; `None` if there will be none.
@@ -124,9 +135,35 @@ fn receive(link: &Link) -> Option<ToSpawner> {
 }
 
 impl Spawner {
+    /// Does what the listener asks for until that closes the channel.
+    fn serve(&self, link: &Link) -> ExitCode {
+        loop {
+            match receive(link) {
+                Some(ToSpawner::Start) if self.replaces => self.answer(link),
+                Some(ToSpawner::Follow { template }) => {
+                    cgroup::follow(self.listener, Pid::from_raw(template));
+                }
+                // What a template is cannot be changed any more; and one that nobody configures would do what it is told.
+                Some(
+                    ToSpawner::Setup(_)
+                    | ToSpawner::Know(_)
+                    | ToSpawner::SetupEnd
+                    | ToSpawner::Start,
+                ) => return ExitCode::FAILURE,
+                // The listener is gone.
+                None => return ExitCode::SUCCESS,
+            }
+        }
+    }
+
     /// Has a process of its own start the template, so that the template becomes the listener's child when that process
     /// ends: the listener is the nearest that adopts orphans (PR_SET_CHILD_SUBREAPER).
+    ///
+    /// A template that takes long to be told what it is must not keep this process from ending with the listener.
     fn answer(&self, link: &Link) {
+        if end_with(self.listener).is_err() {
+            return;
+        }
         let spawner = Pid::this();
         match fork() {
             Ok(Some(maker)) => await_answer(maker, link),
@@ -142,6 +179,7 @@ impl Spawner {
             }
             Err(errno) => drop(link.send(&failure(&errno.into()), &[])),
         }
+        let _ = prctl::set_pdeathsig(None);
     }
 
     /// Starts a template and tells it everything up to `EnterService`, waiting until it has taken that.
@@ -176,9 +214,13 @@ fn end_with(parent: Pid) -> io::Result<()> {
     if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
 }
 
+/// Drops all, but with no_new_privs leaves those that a template is executed with: a program gets no more than its caller may have.
+/// execve(2).
 fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
-    [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted]
+    let gains = prctl::get_no_new_privs() == Ok(false);
+    [CapSet::Inheritable, CapSet::Effective]
         .into_iter()
+        .chain(gains.then_some(CapSet::Permitted))
         .try_for_each(|set| caps::clear(None, set))
 }
 

@@ -125,7 +125,7 @@ fn get_ready(
     };
     let replaceable = !stack.keeps_state();
     let needs = stack.needs(configure.readonly);
-    let (may_shutdown, programs) = (needs.shutdown, needs.programs);
+    let (may_shutdown, programs, undeclared) = (needs.shutdown, needs.programs, needs.undeclared);
     let sandbox = Sandbox::new(configure.sandbox, needs, isolation);
     let mut sandbox = sandbox.allowing(&configure.allowed).map_err(failed)?;
     let layer = stack.freeze();
@@ -138,6 +138,7 @@ fn get_ready(
         replaceable,
         may_shutdown,
         programs,
+        undeclared,
     };
     let _ = link.send(&FromTemplate::Configured(told), &[]);
 

@@ -23,12 +23,12 @@ use crate::sys::refusal;
 /// What may be opened, to be read: who is whose child, and the time zone, for the system log.
 const READABLE: [&str; 3] = ["/proc", "/etc/localtime", "/usr/share/zoneinfo"];
 
-/// Closes the sandbox. `private`: the directory of `-U -`, which is removed at the end.
+/// Closes the sandbox.
 ///
 /// # Errors
 /// The kernel has a layer and refuses to install it; one line for the user.
-pub(crate) fn confine(log: &Log, private: Option<&Path>) -> Result<(), String> {
-    restrict_paths(log, private).map_err(|error| format!("landlock: {error}"))?;
+pub(crate) fn confine(log: &Log) -> Result<(), String> {
+    restrict_paths(log).map_err(|error| format!("landlock: {error}"))?;
     if !are_supported() {
         log.notice(
             "this kernel has no seccomp filters: system calls of the listener are not restricted",
@@ -42,7 +42,7 @@ pub(crate) fn confine(log: &Log, private: Option<&Path>) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-fn restrict_paths(log: &Log, private: Option<&Path>) -> Result<(), RulesetError> {
+fn restrict_paths(log: &Log) -> Result<(), RulesetError> {
     // Neither signals nor abstract sockets are scoped: it ends workers, and a service manager may listen on one.
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))?
@@ -50,12 +50,6 @@ fn restrict_paths(log: &Log, private: Option<&Path>) -> Result<(), RulesetError>
         .create()?;
     for path in READABLE {
         ruleset = allow(ruleset, Path::new(path), AccessFs::ReadFile | AccessFs::ReadDir)?;
-    }
-    if let Some(directory) = private {
-        ruleset = allow(ruleset, directory, AccessFs::RemoveFile.into())?;
-        if let Some(parent) = directory.parent() {
-            ruleset = allow(ruleset, parent, AccessFs::RemoveDir.into())?;
-        }
     }
     if ruleset.restrict_self()?.ruleset == RulesetStatus::NotEnforced {
         log.notice("this kernel has no Landlock: paths of the listener are not restricted");
@@ -102,9 +96,14 @@ mod tests {
             let lists = [policy::LISTENER, &end];
             install(&compile(&lists, Action::Fail(libc::EDOM), Action::Allow).unwrap()).unwrap();
             assert!(std::fs::read_to_string("/proc/self/stat").is_ok());
-            assert_eq!(socket_of(AddressFamily::Unix), None);
-            assert_eq!(socket_of(AddressFamily::Inet), refused);
-            assert_eq!(socket_of(AddressFamily::Netlink), refused);
+            for family in [AddressFamily::Unix, AddressFamily::Inet, AddressFamily::Netlink] {
+                assert_eq!(socket_of(family), refused, "{family:?}");
+            }
+            let pair = |kind| {
+                let flags = SockFlag::SOCK_CLOEXEC;
+                nix::sys::socket::socketpair(AddressFamily::Unix, kind, None, flags).err()
+            };
+            assert_eq!((pair(SockType::SeqPacket), pair(SockType::Datagram)), (None, refused));
             assert_eq!(opened("/dev/null", OFlag::O_RDONLY), None);
             for flags in [OFlag::O_WRONLY, OFlag::O_RDWR, OFlag::O_CREAT, OFlag::O_PATH] {
                 assert_eq!(opened("/dev/null", flags), refused, "{flags:?}");
@@ -127,7 +126,7 @@ mod tests {
         let log = Log::new("test", &crate::cli::command_line::Options::default()).unwrap();
         std::thread::spawn(move || {
             nix::sys::prctl::set_no_new_privs().unwrap();
-            restrict_paths(&log, None).unwrap();
+            restrict_paths(&log).unwrap();
             assert!(std::fs::read_to_string("/proc/self/stat").is_ok());
             // On a kernel without Landlock nothing is restricted, and that was said.
             if open("/etc/passwd", OFlag::O_RDONLY, Mode::empty()).is_err() {

@@ -1,5 +1,6 @@
-//! `-u` and `-g`: who serves. Looked up before anything else is done, so that a typing error costs nothing; the
-//! template changes to it, this process does not.
+//! `-u` and `-g`: who serves, and `--listener-user`: whose the listener is. Looked up before anything else is done, so that a
+//! typing error costs nothing. The template changes to the first, this process to the second, which is never the first: who
+//! serves must not be able to signal the listener.
 //!
 //! Unlike nbdkit, which changes only the user id with `-u` and keeps root's group, the primary group of the user comes
 //! with it unless `-g` names another.
@@ -9,7 +10,10 @@
 use std::ffi::OsStr;
 
 use caps::{CapSet, Capability};
-use nix::unistd::{Gid, Group, Uid, User, getgroups, getresgid, getresuid};
+use nix::unistd::{Gid, Group, Uid, User, geteuid, getgroups, getresgid, getresuid};
+
+use crate::cli::build_info::LISTENER_USER;
+use crate::privileges::{self, Account};
 
 /// The ids that the template is to take; `None` keeps what it has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -18,6 +22,74 @@ pub(crate) struct Identity {
     pub(crate) user: Option<u32>,
     /// Group id.
     pub(crate) group: Option<u32>,
+}
+
+/// Whose the listener is once it serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ListenerUser {
+    /// The user that has started it: not root, or root by `--listener-user=root` or without a sandbox.
+    Same,
+    /// Another one's. `demanded`: the command line says so.
+    Other { account: Account, name: String, demanded: bool },
+    /// Root, although it was to be another: why, one line for the log.
+    Root(String),
+}
+
+/// Looks up the argument of `--listener-user`, or the user of this build. `sandboxed`: false with `--sandbox=off`. `serving`: see
+/// [`identity`].
+///
+/// # Errors
+/// One line: not a name or number, or this process may not change to it.
+pub(crate) fn listener_user(
+    given: Option<&OsStr>,
+    sandboxed: bool,
+    serving: Identity,
+) -> Result<ListenerUser, String> {
+    let option = "--listener-user option";
+    let default = OsStr::new(LISTENER_USER);
+    let name = given.unwrap_or(default);
+    let shown = name.to_string_lossy().into_owned();
+    let found = find_user(name);
+    if given.is_some() {
+        if found.is_none() {
+            return Err(format!("{option}: {shown} is not a valid user name or uid"));
+        }
+        if !geteuid().is_root() {
+            return Err(format!("{option}: only a server that root has started changes its user"));
+        }
+    }
+    if !geteuid().is_root() || !sandboxed || (given.is_none() && name.is_empty()) {
+        return Ok(ListenerUser::Same);
+    }
+    let Some((user, group)) = found else {
+        return Ok(ListenerUser::Root(format!(
+            "there is no user {shown}: the listener stays root (see --listener-user)"
+        )));
+    };
+    if user == 0 {
+        return Ok(ListenerUser::Same);
+    }
+    if serving.user == Some(user) {
+        return match given {
+            Some(_) => Err(format!("{option}: {shown} is the user that serves (-u)")),
+            None => Ok(ListenerUser::Root(format!(
+                "the user that serves (-u) is {shown}: the listener stays root"
+            ))),
+        };
+    }
+    let takes = [Capability::CAP_SETUID, Capability::CAP_SETGID, privileges::KEPT];
+    if let Some(lacking) = takes.into_iter().find(|capability| !has(*capability)) {
+        return match given {
+            Some(_) => Err(format!("{option}: cannot change to {shown}: it takes {lacking}")),
+            None => Ok(ListenerUser::Root(format!(
+                "without {lacking} the listener cannot become {shown}: it stays root"
+            ))),
+        };
+    }
+    // A number that is nobody's is taken for the group, too: root's would stay otherwise.
+    let group = Gid::from_raw(group.unwrap_or(user));
+    let account = Account { user: Uid::from_raw(user), group };
+    Ok(ListenerUser::Other { account, name: shown, demanded: given.is_some() })
 }
 
 /// Looks up the arguments of `-u` and `-g`.
@@ -125,6 +197,32 @@ mod tests {
         for bad in ["", "no such user", "-1", "+1", "4294967295", "4294967296", "1x"] {
             assert_eq!(find_user(bad.as_ref()), None, "{bad}");
             assert_eq!(find_group(bad.as_ref()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_listener_is_somebody_elses_only_if_root_has_started_it() {
+        let nobody = Identity::default();
+        let of = |name: &str, sandboxed| listener_user(Some(name.as_ref()), sandboxed, nobody);
+        let error = of("no such user", true).unwrap_err();
+        assert_eq!(error, "--listener-user option: no such user is not a valid user name or uid");
+        if !geteuid().is_root() {
+            assert!(of("root", true).unwrap_err().contains("root has started"));
+            assert_eq!(listener_user(None, true, nobody), Ok(ListenerUser::Same));
+            return;
+        }
+        assert_eq!(of("root", true), Ok(ListenerUser::Same));
+        assert_eq!(of("0", true), Ok(ListenerUser::Same));
+        assert_eq!(of("123456789", false), Ok(ListenerUser::Same));
+        if has(Capability::CAP_SETUID) && has(privileges::KEPT) {
+            let id = 123_456_789;
+            let account = Account { user: Uid::from_raw(id), group: Gid::from_raw(id) };
+            let name = id.to_string();
+            let other = ListenerUser::Other { account, name, demanded: true };
+            assert_eq!(of("123456789", true), Ok(other));
+            let serving = Identity { user: Some(id), group: None };
+            let error = listener_user(Some("123456789".as_ref()), true, serving).unwrap_err();
+            assert!(error.contains("the user that serves"), "{error}");
         }
     }
 

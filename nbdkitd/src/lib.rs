@@ -4,20 +4,20 @@
 //! - `cli`: what the user wants; `preflight`, `identity`: what comes before anything is done; `tls`: keys, and their use
 //! - `daemon`: into the background; `template`: starting `nbdkit-worker` and talking to it
 //! - `sockets`: where clients come from; `made`: what a start that fails removes; `serve`: the loop; `connections`: who is being served
-//! - `capabilities`, `confine`: what is given up before the first client; `spawner`: who makes templates from then on
-//! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `sys`: the only unsafe code
+//! - `privileges`, `confine`: what is given up before the first client; `spawner`: who makes templates from then on
+//! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `datagram`: how both reach a service; `sys`: the only unsafe code
 //!
 //! A library, so that the fuzz targets reach what no other program should: [`main`] is all that the program is.
 
 #![deny(unsafe_code)]
 
 mod admission;
-mod capabilities;
 mod captive;
 mod cli;
 mod confine;
 mod connections;
 mod daemon;
+mod datagram;
 mod descriptors;
 #[doc(hidden)]
 pub mod fuzz;
@@ -27,6 +27,7 @@ mod made;
 mod notify;
 mod pid_file;
 mod preflight;
+mod privileges;
 mod serve;
 mod sockets;
 mod spawner;
@@ -46,7 +47,7 @@ use nix::errno::Errno;
 use nix::unistd::getppid;
 
 use captive::Streams;
-use cli::command_line::{Action, CommandLine, Options, ServiceMode, Stack};
+use cli::command_line::{Action, CommandLine, Options, Sandbox, ServiceMode, Stack};
 use cli::error::EXIT_FAILURE;
 use cli::{build_info, options};
 use daemon::Forked;
@@ -115,6 +116,9 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
         preflight::exit_with_parent(parent)?;
     }
     let identity = identity::identity(options.user.as_deref(), options.group.as_deref())?;
+    let sandboxed = options.sandbox != Some(Sandbox::Off);
+    let listener_user =
+        identity::listener_user(options.listener_user.as_deref(), sandboxed, identity)?;
     let log = Log::new(&program, &options)?;
     let single = mode == Some(ServiceMode::Stdin);
     let streams = if single {
@@ -135,8 +139,19 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     let recipe = Recipe::new(&stack, &options, purpose, !single, tls.as_ref());
     let plugin = plugin_name(&stack);
     let first = Some(FirstStart { adopted });
-    let plan =
-        Plan { options, mode, first, identity, report, streams, recipe, plugin, tls, unprotected };
+    let plan = Plan {
+        options,
+        mode,
+        first,
+        identity,
+        listener_user,
+        report,
+        streams,
+        recipe,
+        plugin,
+        tls,
+        unprotected,
+    };
     Ok(match Server::start(plan, log)?.run() {
         End::Status(status) => ExitCode::from(status),
         End::Signal(signal) => {

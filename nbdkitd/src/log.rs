@@ -3,7 +3,7 @@
 //!
 //! Errors, warnings and notices go where `--log` says, but notices to standard error only with `-v`; debug lines (`-v`) always to standard error. A line is one write(2), so that lines of
 //! several programs with the same standard error do not mix. Without a system log (`/dev/log`) lines for it are lost,
-//! as with syslog(3); it is tried anew with every line.
+//! as with syslog(3); one that comes later gets those from then on.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ mod output;
 mod quota;
 mod quotas;
 pub(crate) mod syscalls;
+mod syslog;
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Stderr};

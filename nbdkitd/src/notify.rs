@@ -7,7 +7,9 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::SocketAddr;
+
+use crate::datagram::DatagramClient;
 
 /// The variable that names the manager's socket. Not passed on to children.
 pub(crate) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
@@ -21,10 +23,26 @@ pub(crate) enum State {
     Stopping,
 }
 
-/// Tells the manager, if there is one. A manager that cannot be told is not an error.
-pub(crate) fn notify(state: State) {
-    if let Some(socket) = env::var_os(NOTIFY_SOCKET) {
-        let _ = send(&socket, &text(state, std::process::id()));
+/// The service manager, if there is one that wants to know.
+#[derive(Debug)]
+pub(crate) struct Manager(Option<DatagramClient>);
+
+impl Manager {
+    /// The one that the environment names. One that cannot be told is not an error.
+    pub(crate) fn from_env() -> Manager {
+        Manager(env::var_os(NOTIFY_SOCKET).and_then(|name| connect(&name).ok()))
+    }
+
+    /// Whether there is one.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Tells it.
+    pub(crate) fn notify(&self, state: State) {
+        if let Some(manager) = &self.0 {
+            let _ = manager.send(text(state, std::process::id()).as_bytes());
+        }
     }
 }
 
@@ -36,19 +54,18 @@ fn text(state: State, pid: u32) -> String {
 }
 
 /// A name that begins with `@` is in the abstract namespace.
-fn send(name: &OsStr, text: &str) -> io::Result<()> {
+fn connect(name: &OsStr) -> io::Result<DatagramClient> {
     let address = match name.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(name)?,
     };
-    let socket = UnixDatagram::unbound()?;
-    socket.set_nonblocking(true)?;
-    socket.send_to_addr(text.as_bytes(), &address).map(drop)
+    DatagramClient::new(address)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixDatagram;
 
     #[test]
     fn readiness_reaches_path_and_abstract_sockets() {
@@ -61,7 +78,7 @@ mod tests {
             (UnixDatagram::bind(&path).unwrap(), path.as_os_str()),
             (UnixDatagram::bind_addr(&address).unwrap(), abstract_name.as_ref()),
         ] {
-            send(name, &text(State::Ready, 7)).unwrap();
+            connect(name).unwrap().send(text(State::Ready, 7).as_bytes()).unwrap();
             let mut buffer = [0; 64];
             let length = manager.recv(&mut buffer).unwrap();
             assert_eq!(&buffer[..length], b"READY=1\nMAINPID=7");

@@ -4,7 +4,8 @@
 //! - `startup`: from the first template to the first client; `accept`: from the socket to the template; `admit`: whom and for whom
 //! - `incoming`: what template and workers say; `broker`: channels to the broker; `workers`: ending them; `signing`: for TLS
 //! - `ending`: children that ended, and the end of the server; `printed`: what they print where the server has a terminal
-//! - `rebuild`: by whom a template that ended is replaced; `schedule`: when; `cgroup`: moving with the listener; `fuzz`: a server without processes
+//! - `rebuild`: by whom a template that ended is replaced; `schedule`: when; `cgroup`: moving with the listener
+//! - `own_user`: leaving root; `fuzz`: a server without processes
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +17,7 @@ mod cgroup;
 mod ending;
 pub(crate) mod fuzz;
 mod incoming;
+mod own_user;
 mod printed;
 mod rebuild;
 mod schedule;
@@ -43,9 +45,10 @@ use crate::captive::{Captive, Streams};
 use crate::cli::command_line::{Options, ServiceMode};
 use crate::connections::Connections;
 use crate::daemon::Report;
-use crate::identity::Identity;
+use crate::identity::{Identity, ListenerUser};
 use crate::log::{Level, Log, Quota, Speaker};
 use crate::made::MadeFile;
+use crate::notify::Manager;
 use crate::sockets::PrivateDirectory;
 use crate::template::{Recipe, Template};
 use crate::tls::Tls;
@@ -84,6 +87,8 @@ pub(crate) struct Plan {
     pub(crate) first: Option<FirstStart>,
     /// Who serves.
     pub(crate) identity: Identity,
+    /// Whose this process is then.
+    pub(crate) listener_user: ListenerUser,
     /// Who waits for us to be ready, if we are in the background.
     pub(crate) report: Option<Report>,
     /// The client of `-s`.
@@ -131,6 +136,7 @@ enum Stage {
 pub(crate) struct Server {
     plan: Plan,
     log: Log,
+    manager: Manager,
     poll: Poll,
     signals: Signals,
     stage: Stage,
@@ -222,6 +228,7 @@ impl Server {
         Ok(Server {
             plan,
             log,
+            manager: Manager::from_env(),
             poll,
             signals,
             stage: Stage::Configuring,

@@ -4,29 +4,39 @@
 //! Landlock are inherited by what one executes. So another process does it, `nbdkit-spawner`. It learns what a template is
 //! before the listener confines itself, and then waits for messages with nothing of that in them.
 //!
-//! There is one only if a template that ended is replaced at all.
+//! The spawner also removes the private directory of `-U -`, when the listener closes the channel: at its end, or because it was
+//! killed. There is a spawner only if a template that ended is replaced at all, or if there is such a directory.
 
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::Path;
 
 use nbdkit_ipc::messages::{EnterService, SpawnerSetup};
+use nbdkit_ipc::process::Process;
 use nbdkit_ipc::program::{Program, signals_of_all};
 use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, ToSpawner, ToTemplate};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::template::{self, Recipe, Template};
 use crate::words;
+
+/// How long the spawner may take to remove the private directory. It takes longer only if it is just starting a template.
+const PATIENCE_MS: u16 = 2000;
 
 /// The listener's end.
 #[derive(Debug)]
 pub(crate) struct Spawner {
     pid: Pid,
     reaped: bool,
+    replaces: bool,
+    /// Whether it has a directory to remove.
+    removes: bool,
     link: Channel<ToSpawner, FromSpawner>,
 }
 
@@ -43,11 +53,18 @@ pub(crate) enum Answer {
 }
 
 impl Spawner {
-    /// Makes the process. Must be called while the listener may still execute programs.
+    /// Makes the process. Must be called while the listener may still execute programs. `service`: what a new template is to
+    /// become, if there may be one. `private`: the directory that is removed at the end. `gains`: see
+    /// [`SpawnerSetup`].
     ///
     /// # Errors
     /// One line for the user.
-    pub(crate) fn start(recipe: &Recipe, service: &EnterService) -> Result<Spawner, String> {
+    pub(crate) fn start(
+        recipe: &Recipe,
+        service: Option<&EnterService>,
+        private: Option<&Path>,
+        gains: bool,
+    ) -> Result<Spawner, String> {
         let template = recipe.program();
         let program = Program {
             path: template::installed("nbdkit-spawner"),
@@ -65,15 +82,21 @@ impl Spawner {
         let started = program.start::<ToSpawner, FromSpawner>(&template::OURS);
         let _ = usual.thread_set_mask();
         let (pid, link) = started.map_err(failed)?;
-        let spawner = Spawner { pid, reaped: false, link };
+        let (replaces, removes) = (service.is_some(), private.is_some());
+        let spawner = Spawner { pid, reaped: false, replaces, removes, link };
         let setup = SpawnerSetup {
             listener: Pid::this().as_raw(),
+            private: private.map(Into::into),
+            gains,
+            replaces,
             program: template.path.clone().into(),
             directory: template.directory.clone().map(Into::into),
             title: template.title.clone(),
             spared: template.spared,
         };
-        let known = recipe.messages().chain([ToTemplate::EnterService(service.clone())]);
+        let known = service.into_iter().flat_map(|service| {
+            recipe.messages().chain([ToTemplate::EnterService(service.clone())])
+        });
         let messages = [ToSpawner::Setup(setup)]
             .into_iter()
             .chain(known.map(|message| ToSpawner::Know(Box::new(message))))
@@ -86,6 +109,11 @@ impl Spawner {
             })?;
         }
         Ok(spawner)
+    }
+
+    /// Whether it makes templates.
+    pub(crate) fn replaces(&self) -> bool {
+        self.replaces
     }
 
     /// Its process id.
@@ -134,12 +162,36 @@ impl Spawner {
         self.reaped = true;
     }
 
-    /// Ends it and waits for that, which takes no time: whoever adopts the listener's children may never reap them.
-    pub(crate) fn end(self) {
-        if self.reaped {
-            return;
+    /// Ends it and waits for that: whoever adopts the listener's children may never reap them. Returns whether it has done what
+    /// it has to do in the end.
+    pub(crate) fn end(self) -> bool {
+        let Spawner { pid, reaped, removes, link, .. } = self;
+        if reaped {
+            return !removes;
         }
-        let _ = kill(self.pid, Signal::SIGKILL);
-        while waitpid(self.pid, None) == Err(Errno::EINTR) {}
+        // It ends when it finds its channel closed.
+        drop(link);
+        if !removes || !ends_soon(pid) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        let status = loop {
+            match waitpid(pid, None) {
+                Err(Errno::EINTR) => {}
+                status => break status,
+            }
+        };
+        !removes || matches!(status, Ok(WaitStatus::Exited(..)))
+    }
+}
+
+/// Waits until a child of ours has ended, for [`PATIENCE_MS`] at most.
+fn ends_soon(pid: Pid) -> bool {
+    let Ok(process) = Process::open(pid) else { return false };
+    let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    loop {
+        match poll(&mut ended, PollTimeout::from(PATIENCE_MS)) {
+            Err(Errno::EINTR) => {}
+            ended => return ended == Ok(1),
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! Lists of system calls as data, each line with what its arguments must be, and their compilation into filters.
-//! seccomp(2). The lists themselves are with those who are confined by them: listener, template and worker.
+//! seccomp(2). The lists themselves are with those who are confined by them: listener, template and worker; those that more than
+//! one program uses are in [`lists`].
 
 #![deny(unsafe_code)]
 
+pub mod lists;
 mod refused;
 mod support;
 mod x32;
@@ -131,6 +133,15 @@ pub fn with_number(filter: &Program, stand_in: u32, number: u32) -> Program {
 /// The kernel does not let us.
 pub fn install(filter: &Program) -> Result<(), Broken> {
     seccompiler::apply_filter(filter).map_err(|error| broken(&error))
+}
+
+/// Installs a filter for good, by the right to administer the machine (CAP_SYS_ADMIN): what is executed may have new
+/// privileges, as before.
+///
+/// # Errors
+/// EACCES without the right.
+pub fn install_by_right(filter: &Program) -> Result<(), Broken> {
+    support::install_filter(filter).map_err(|errno| broken(&errno.desc()))
 }
 
 /// Installs a filter for good in every thread of this process. There must be no new privileges any more in this one; the

@@ -1,6 +1,11 @@
-//! Asks the kernel what it can do. seccomp(2), SECCOMP_GET_ACTION_AVAIL.
+//! Asks the kernel what it can do, and has it do what the compiler's crate does not: seccomp(2), SECCOMP_GET_ACTION_AVAIL and
+//! SECCOMP_SET_MODE_FILTER.
 
-#![expect(unsafe_code, reason = "a system call that no library wraps")]
+#![expect(unsafe_code, reason = "system calls that no library wraps")]
+
+use nix::errno::Errno;
+
+use crate::Program;
 
 /// Whether this kernel has filters that can refuse calls with SIGSYS: asked of the kernel itself, since a file that
 /// says so may be hidden (`ProcSubset=pid`, no /proc).
@@ -12,6 +17,23 @@ pub fn are_supported() -> bool {
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
     result == 0
+}
+
+/// Installs a filter without setting no_new_privs, which takes CAP_SYS_ADMIN.
+///
+/// # Errors
+/// EACCES; EINVAL: it is too long.
+pub(crate) fn install_filter(filter: &Program) -> nix::Result<()> {
+    /// linux/seccomp.h
+    const SECCOMP_SET_MODE_FILTER: libc::c_ulong = 1;
+    let length = u16::try_from(filter.len()).map_err(|_| Errno::EINVAL)?;
+    // sock_filter of the compiler is that of linux/filter.h: two bytes, two of one, four.
+    const { assert!(size_of::<seccompiler::sock_filter>() == size_of::<libc::sock_filter>()) };
+    let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut().cast() };
+    // SAFETY: the kernel reads as many instructions as the vector holds, which lives until the call returns, and writes none.
+    let installed =
+        unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    Errno::result(installed).map(drop)
 }
 
 /// Which version of Landlock this kernel has; 0: none, or it is switched off. landlock_create_ruleset(2),

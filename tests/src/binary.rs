@@ -5,6 +5,9 @@
 //! | unset | `nbdkit` in the cargo profile directory that the test itself was built into |
 //! | `debian` | the distribution's `nbdkit` |
 //! | a path | that executable, taken to be ours |
+//!
+//! `NBDKIT_TEST_PROGRAMS` names another directory for ours, with those of the red team in `red-team` in it: `make listener-user` fills
+//! one with programs whose listener becomes the user `daemon` wherever root starts it.
 
 use std::path::{Path, PathBuf};
 
@@ -38,11 +41,7 @@ impl Binary {
     /// If it has not been built.
     #[must_use]
     pub fn ours() -> Binary {
-        let test = std::env::current_exe().expect("the test knows its own path");
-        // target/PROFILE/deps/TEST or target/PROFILE/TEST.
-        let profile = test.ancestors().skip(1).find(|dir| !dir.ends_with("deps"));
-        let profile = profile.expect("a test lies in a directory");
-        Binary::Ours(existing(profile.join("nbdkit")))
+        Binary::Ours(existing(programs().unwrap_or_else(profile).join("nbdkit")))
     }
 
     /// Ours with the red-team plugin in it (`make red-team`).
@@ -51,10 +50,9 @@ impl Binary {
     /// If it has not been built.
     #[must_use]
     pub fn red_team() -> Binary {
-        let Binary::Ours(ours) = Binary::ours() else { unreachable!("ours is ours") };
-        // target/debug/nbdkit and target/red-team/nbdkit.
-        let target = ours.ancestors().nth(2).expect("a profile directory");
-        let program = target.join("red-team/nbdkit");
+        // target/debug and target/red-team.
+        let target = || profile().parent().expect("a target directory").to_owned();
+        let program = programs().unwrap_or_else(target).join("red-team/nbdkit");
         assert!(program.is_file(), "no server at {}: make red-team builds it", program.display());
         Binary::Ours(program)
     }
@@ -82,6 +80,18 @@ impl Binary {
     pub fn is_ours(&self) -> bool {
         matches!(self, Binary::Ours(_))
     }
+}
+
+/// Where the programs are, if not where they were built.
+fn programs() -> Option<PathBuf> {
+    std::env::var_os("NBDKIT_TEST_PROGRAMS").map(PathBuf::from)
+}
+
+/// The cargo profile directory of this test: `target/PROFILE/deps/TEST` or `target/PROFILE/TEST`.
+fn profile() -> PathBuf {
+    let test = std::env::current_exe().expect("the test knows its own path");
+    let profile = test.ancestors().skip(1).find(|dir| !dir.ends_with("deps"));
+    profile.expect("a test lies in a directory").to_owned()
 }
 
 fn existing(path: PathBuf) -> PathBuf {

@@ -240,6 +240,7 @@ fn from_template() -> Vec<Vec<u8>> {
         replaceable: true,
         may_shutdown: true,
         programs: true,
+        undeclared: false,
     };
     [
         FromTemplate::Hello(Hello::ours()),

@@ -8,7 +8,7 @@
 
 use nbdkit_api::needs::Network;
 use nbdkit_api::{Errno, Error, Needs, Result};
-use nbdkit_sandbox_policy::{Action, Broken, Line, Program, Test, compile, compile_with};
+use nbdkit_sandbox_policy::{Action, Broken, Line, Program, Test, compile, compile_with, lists};
 
 use super::policy;
 
@@ -40,7 +40,7 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
         refused(&[policy::ABSENT], libc::ENOSYS)?,
     ];
     if needs.programs {
-        filters.push(refused(&[policy::TERMINAL], libc::EPERM)?);
+        filters.push(refused(&[lists::TERMINAL], libc::EPERM)?);
         return Ok(filters);
     }
     let mut inaccessible = vec![policy::SHARED_MEMORY];
@@ -91,7 +91,7 @@ pub(super) fn compat() -> Result<Vec<Program>> {
     Ok(vec![
         refused(&[policy::ABSENT], libc::ENOSYS)?,
         refused(&[policy::FAMILIES], libc::EAFNOSUPPORT)?,
-        refused(&[policy::COMPAT, policy::TERMINAL], libc::EPERM)?,
+        refused(&[lists::NEVER, lists::STARTING, lists::TERMINAL], libc::EPERM)?,
     ])
 }
 

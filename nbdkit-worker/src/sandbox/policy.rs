@@ -1,4 +1,5 @@
-//! The lists: what may be called, by need, each line with its reason. Data only; [`super::filter`] compiles it.
+//! The lists: what may be called, by need, each line with its reason. Data only; [`super::filter`] compiles it. What is refused at
+//! the other levels is in [`nbdkit_sandbox_policy::lists`].
 //!
 //! Adding a line is a decision about every worker of that need. What is bounded here is bounded because the call does
 //! more than we want of it: new processes by clone, code by mmap, signals to others by fcntl, sockets by family.
@@ -223,14 +224,6 @@ pub(super) const SHARED_MEMORY: &[Line] = &[
 #[rustfmt::skip]
 pub(super) const ABSENT: &[Line] = &[
     any(c::SYS_clone3),           // its flags are in memory; libraries fall back to clone
-];
-
-/// To fail with EPERM in every process, what it may call otherwise: typing into the terminal of whoever started the server.
-/// ioctl_tty(2).
-#[rustfmt::skip]
-pub(super) const TERMINAL: &[Line] = &[
-    with(c::SYS_ioctl, &[Is(1, 0x5412)]), // TIOCSTI: input, as if it had been typed
-    with(c::SYS_ioctl, &[Is(1, 0x541c)]), // TIOCLINUX: what is selected on a console is pasted
 ];
 
 /// To fail with EAFNOSUPPORT, which is what kernels say that have been built without them: sockets of all families but those of
@@ -462,78 +455,4 @@ pub(super) const PROGRAMS: &[Line] = &[
     #[cfg(target_arch = "x86_64")] any(c::SYS_eventfd),      // the same
     #[cfg(target_arch = "x86_64")] any(c::SYS_inotify_init), // the same
     any(c::SYS_accept),           // the same
-];
-
-/// `--sandbox=compat`: what is refused (EPERM) to code that declares nothing. What it needs is unknown; that it does not
-/// need these is not.
-#[rustfmt::skip]
-pub(super) const COMPAT: &[Line] = &[
-    // The file system's shape.
-    any(c::SYS_mount),            // another view of the machine's files
-    any(c::SYS_umount2),          // the same
-    any(c::SYS_pivot_root),       // the same
-    any(c::SYS_chroot),           // the same
-    any(c::SYS_open_tree),        // the same, new
-    any(c::SYS_move_mount),       // the same, new
-    any(c::SYS_fsopen),           // the same, new
-    any(c::SYS_fsconfig),         // the same, new
-    any(c::SYS_fsmount),          // the same, new
-    any(c::SYS_fspick),           // the same, new
-    any(c::SYS_mount_setattr),    // the same, new
-    any(c::SYS_open_by_handle_at),// files around all directories' permissions
-    any(c::SYS_quotactl),         // other users' quotas
-    any(c::SYS_quotactl_fd),      // the same
-    // Other processes.
-    any(c::SYS_ptrace),           // takes them over
-    any(c::SYS_process_vm_readv), // reads them
-    any(c::SYS_process_vm_writev),// writes them
-    any(c::SYS_process_madvise),  // disturbs them
-    any(c::SYS_kcmp),             // where the kernel keeps things
-    any(c::SYS_pidfd_getfd),      // takes their descriptors
-    any(c::SYS_move_pages),       // disturbs them
-    any(c::SYS_migrate_pages),    // the same
-    // Namespaces, in which anybody is root before half of the kernel.
-    any(c::SYS_unshare),          // new ones
-    any(c::SYS_setns),            // others'
-    with(c::SYS_clone, &[Has(0, c::CLONE_NEWUSER as u64)]),  // new ones with a process
-    // What holes in kernels were found in most, and servers of disks do not use.
-    any(c::SYS_bpf),              // programs in the kernel
-    any(c::SYS_userfaultfd),      // holds the kernel in the middle of a copy
-    any(c::SYS_perf_event_open),  // watches everybody
-    any(c::SYS_io_uring_setup),   // system calls that filters do not see
-    any(c::SYS_io_uring_enter),   // the same
-    any(c::SYS_io_uring_register),// the same
-    any(c::SYS_add_key),          // keys of the session
-    any(c::SYS_request_key),      // the same
-    any(c::SYS_keyctl),           // the same
-    any(c::SYS_vmsplice),         // pages shared with pipes
-    any(c::SYS_personality),      // no randomised addresses
-    #[cfg(target_arch = "x86_64")]
-    any(c::SYS_modify_ldt),       // segments
-    // The machine.
-    any(c::SYS_kexec_load),       // another kernel
-    #[cfg(target_arch = "x86_64")]
-    any(c::SYS_kexec_file_load),  // the same
-    any(c::SYS_init_module),      // more kernel
-    any(c::SYS_finit_module),     // the same
-    any(c::SYS_delete_module),    // less kernel
-    any(c::SYS_reboot),           // no machine
-    any(c::SYS_swapon),           // memory on disks
-    any(c::SYS_swapoff),          // the same
-    any(c::SYS_acct),             // a file that grows
-    any(c::SYS_syslog),           // the kernel's messages
-    any(c::SYS_sethostname),      // its name
-    any(c::SYS_setdomainname),    // the same
-    any(c::SYS_settimeofday),     // its clock
-    any(c::SYS_clock_settime),    // the same
-    any(c::SYS_clock_adjtime),    // the same
-    any(c::SYS_adjtimex),         // the same
-    any(c::SYS_vhangup),          // its terminals
-    any(c::SYS_lookup_dcookie),   // its profile
-    any(c::SYS_fanotify_init),    // who opens what
-    any(c::SYS_nfsservctl),       // gone from the kernel
-    #[cfg(target_arch = "x86_64")]
-    any(c::SYS_iopl),             // its ports
-    #[cfg(target_arch = "x86_64")]
-    any(c::SYS_ioperm),           // the same
 ];

@@ -1,7 +1,8 @@
 //! What was fixed when the program was built: versions and directories.
 //!
 //! Each directory can be set by a variable of the same name as the `--dump-config` key, in capitals and with `NBDKIT_`
-//! in front, when the program is compiled: `NBDKIT_PLUGINDIR=/usr/lib/nbdkit/plugins cargo build`. Used by the listener.
+//! in front, when the program is compiled: `NBDKIT_PLUGINDIR=/usr/lib/nbdkit/plugins cargo build`. So can
+//! `listener_user`. Used by the listener.
 
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,12 @@ pub(crate) const VERSION_EXTRA: Option<&str> = option_env!("NBDKIT_VERSION_EXTRA
 pub(crate) const ZSTD: &str = match option_env!("NBDKIT_ZSTD") {
     Some(setting) => setting,
     None => "yes",
+};
+
+/// The user that the listener of a server becomes that root has started, without `--listener-user`; empty: none.
+pub(crate) const LISTENER_USER: &str = match option_env!("NBDKIT_LISTENER_USER") {
+    Some(user) => user,
+    None => "nbdkit-listener",
 };
 
 /// The text of `--version`: nbdkit's line, which scripts match from its beginning, with our own version behind it.

@@ -177,6 +177,8 @@ pub(crate) struct Options {
     pub(crate) isolation: Option<Isolation>,
     /// `--keepalive`, `--no-keepalive`.
     pub(crate) keepalive: KeepAlive,
+    /// `--listener-user`; `None` leaves it to the build.
+    pub(crate) listener_user: Option<OsString>,
     /// `--log`.
     pub(crate) log: LogDestination,
     /// `--max-connections`; 0 is no limit, `None` the default.

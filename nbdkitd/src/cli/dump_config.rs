@@ -20,6 +20,7 @@ pub(crate) fn dump_config(binary: &Path, directories: &Directories) -> OsString 
         ("host_cpu", std::env::consts::ARCH),
         ("host_os", "linux-gnu"),
         ("libdir", &directories.libdir),
+        ("listener_user", build_info::LISTENER_USER),
         ("mandir", &directories.mandir),
         ("max_api_version", "2"),
         ("name", "nbdkit"),

@@ -159,6 +159,7 @@ impl Given {
             OptionId::Ipv6Only => self.family = AddressFamily::V6,
             OptionId::Isolation => options.isolation = Some(parse_isolation(&argument)?),
             OptionId::KeepAlive => options.keepalive = KeepAlive::System,
+            OptionId::ListenerUser => options.listener_user = Some(argument),
             OptionId::Log => options.log = parse_log(&argument)?,
             OptionId::MaskHandshake => {
                 options.protocol.mask_handshake = parse_u32("mask-handshake", &argument)?;

@@ -153,6 +153,7 @@ fn every_spelling_of_every_argument_sets_its_field() {
         (&["--log"], "stderr", |o| o.log = LogDestination::Stderr),
         (&["--log"], "syslog", |o| o.log = LogDestination::Syslog),
         (&["--log"], "null", |o| o.log = LogDestination::Null),
+        (&["--listener-user"], "daemon", |o| o.listener_user = Some("daemon".into())),
         (&["--log"], "default", |o| o.log = LogDestination::Default),
         (&["--log"], "/var/log/x", |o| o.log = LogDestination::File("/var/log/x".into())),
         (&["--mask-handshake"], "0x1", |o| o.protocol.mask_handshake = 1),

@@ -16,6 +16,9 @@ const EXEC: u64 = c::PROT_EXEC as u64;
 const MORE_THAN_READ: u64 =
     (c::O_WRONLY | c::O_RDWR | c::O_CREAT | c::O_TRUNC | c::O_APPEND | c::O_PATH) as u64;
 
+/// The type of channels, as nbdkit-ipc makes them.
+const CHANNEL: u64 = (c::SOCK_SEQPACKET | c::SOCK_CLOEXEC) as u64;
+
 /// The listener, once it serves.
 #[rustfmt::skip]
 pub(super) const LISTENER: &[Line] = &[
@@ -27,10 +30,11 @@ pub(super) const LISTENER: &[Line] = &[
     any(c::SYS_setsockopt),       // TCP_NODELAY; the buffers of channels
 
     // Channels and signals.
-    with(c::SYS_socketpair, &[Is(0, c::AF_UNIX as u64)]),    // a worker's channel
+    // A worker's channel. Not datagrams, which need no connect to go anywhere.
+    with(c::SYS_socketpair, &[Is(0, c::AF_UNIX as u64), Is(1, CHANNEL)]),
     any(c::SYS_sendmsg),          // what template and workers are told; clients' sockets to the template
     any(c::SYS_recvmsg),          // what they say
-    any(c::SYS_sendto),           // the system log, the service manager
+    any(c::SYS_sendto),           // the system log, the service manager: sockets that are there; a restarted one by its path
     any(c::SYS_recvfrom),         // signals that arrived: a socket of our own
     #[cfg(target_arch = "x86_64")]
     any(c::SYS_epoll_wait),       // the loop
@@ -48,7 +52,7 @@ pub(super) const LISTENER: &[Line] = &[
     any(c::SYS_pidfd_send_signal),// SIGKILL for it; whether it lives
     any(c::SYS_kill),             // the template and the command of --run: children that are not reaped yet
 
-    // /proc (whose child a worker is), the time zone, what is removed at the end. Which paths: Landlock.
+    // /proc (whose child a worker is), the time zone. Which paths: Landlock. Nothing is removed.
     with(c::SYS_openat, &[Lacks(2, MORE_THAN_READ)]),        // read only
     any(c::SYS_read),             // the same
     any(c::SYS_getdents64),       // children that dead templates have left, where /proc has no list of them
@@ -56,22 +60,14 @@ pub(super) const LISTENER: &[Line] = &[
     any(c::SYS_fstat),            // the same
     any(c::SYS_newfstatat),       // the same, in other versions of glibc
     any(c::SYS_statx),            // the same by std
-    #[cfg(target_arch = "x86_64")]
-    any(c::SYS_unlink),           // the socket of -U -
-    #[cfg(target_arch = "x86_64")]
-    any(c::SYS_rmdir),            // its directory
-    any(c::SYS_unlinkat),         // both where there is no unlink
     any(c::SYS_close),            // end of everything
 
-    // The log: open already, or a socket of the Unix domain.
+    // The log: open already.
     #[cfg(target_arch = "x86_64")]
     any(c::SYS_poll),             // whether somebody reads standard error
     any(c::SYS_ppoll),            // the same where there is no poll
     any(c::SYS_write),            // standard error, --log=FILE; the signal handlers' socket
     any(c::SYS_writev),           // panics
-    with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64)]),        // the system log after its restart, the service manager
-    any(c::SYS_connect),          // the same
-    with(c::SYS_ioctl, &[Is(1, c::FIONBIO)]),                // so that neither makes us wait
     with(c::SYS_ioctl, &[Is(1, c::TCGETS)]),                 // is standard error a terminal?
     with(c::SYS_fcntl, &[Is(1, c::F_GETFD as u64)]),         // debug builds of std check before close
     with(c::SYS_fcntl, &[Is(1, c::F_GETFL as u64)]),         // nix and std before they change flags

@@ -8,12 +8,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
 use nbdkit_ipc::messages::Level;
-use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 
 use crate::cli::command_line::LogDestination;
 use crate::sys::refusal;
 
 use super::output::Output;
+use super::syslog::Syslog;
 
 /// What a line has to be made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +60,7 @@ impl Destination {
 
     /// The system log.
     pub(super) fn syslog() -> Destination {
-        let pid = std::process::id();
-        Destination::Syslog(Syslog { pid, connection: connect(pid) })
+        Destination::Syslog(Syslog::new())
     }
 
     /// Says where last words go, which cannot ask for it. `head`: how a line begins that is not for the system log.
@@ -69,10 +68,13 @@ impl Destination {
         /// No descriptor: the words are lost, as wanted.
         const NOWHERE: i32 = -1;
         match self {
-            Destination::Stderr => refusal::log_to(libc::STDERR_FILENO, head),
-            Destination::Null => refusal::log_to(NOWHERE, head),
-            Destination::File(file) => refusal::log_to(file.fd().as_raw_fd(), head),
-            Destination::Syslog(syslog) => syslog.last_words(),
+            Destination::Stderr => refusal::log_to(libc::STDERR_FILENO, None, head),
+            Destination::Null => refusal::log_to(NOWHERE, None, head),
+            Destination::File(file) => refusal::log_to(file.fd().as_raw_fd(), None, head),
+            Destination::Syslog(syslog) => match syslog.last_words() {
+                Some((fd, address, head)) => refusal::log_to(fd.as_raw_fd(), address, &head),
+                None => refusal::log_to(NOWHERE, None, head),
+            },
         }
     }
 
@@ -104,58 +106,6 @@ impl Destination {
             Destination::Stderr | Destination::Null | Destination::Syslog(_) => None,
         }
     }
-}
-
-/// The system log, at facility LOG_DAEMON.
-pub(super) struct Syslog {
-    pid: u32,
-    connection: Option<Logger<LoggerBackend, Formatter3164>>,
-}
-
-impl Syslog {
-    /// Sends a line at the priority of its level; tries a second time if the system log was restarted.
-    fn write(&mut self, level: Level, line: &str) {
-        for _ in 0..2 {
-            if self.connection.is_none() {
-                self.connection = connect(self.pid);
-                self.last_words();
-            }
-            let Some(connection) = &mut self.connection else { return };
-            let sent = match level {
-                Level::Error => connection.err(line),
-                Level::Warning => connection.warning(line),
-                Level::Notice => connection.notice(line),
-                Level::Debug => connection.debug(line),
-            };
-            if sent.is_ok() {
-                return;
-            }
-            self.connection = None;
-        }
-    }
-
-    /// As the system log wants its lines: `<PRIORITY>PROGRAM[PID]: ` in front, syslog(3).
-    fn last_words(&self) {
-        if let Some(LoggerBackend::Unix(socket)) = self.connection.as_ref().map(|it| &it.backend) {
-            let priority = libc::LOG_DAEMON | libc::LOG_ERR;
-            refusal::log_to(socket.as_raw_fd(), &format!("<{priority}>nbdkit[{}]: ", self.pid));
-        }
-    }
-}
-
-fn connect(pid: u32) -> Option<Logger<LoggerBackend, Formatter3164>> {
-    let formatter = Formatter3164 {
-        facility: Facility::LOG_DAEMON,
-        hostname: None,
-        process: "nbdkit".to_owned(),
-        pid,
-    };
-    let logger = syslog::unix(formatter).ok()?;
-    if let LoggerBackend::Unix(socket) = &logger.backend {
-        // A system log that is stuck must not stop the server; a line is lost instead.
-        socket.set_nonblocking(true).ok()?;
-    }
-    Some(logger)
 }
 
 #[cfg(test)]

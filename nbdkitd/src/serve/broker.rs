@@ -314,6 +314,7 @@ mod tests {
             replaceable: true,
             may_shutdown: true,
             programs: false,
+            undeclared: false,
         };
         let (listeners, broker) = Channel::<ToBrokerLink, FromBrokerLink>::pair().unwrap();
         template.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();

@@ -15,7 +15,7 @@ use signal_hook::consts::SIGCHLD;
 use super::rebuild::Maker;
 use super::{Server, Stage};
 use crate::captive;
-use crate::notify::{self, State};
+use crate::notify::State;
 use crate::template::Template;
 
 /// How long clients may take to finish their requests.
@@ -140,7 +140,7 @@ impl Server {
             return;
         }
         if self.stage == Stage::Serving {
-            notify::notify(State::Stopping);
+            self.manager.notify(State::Stopping);
         }
         self.status = status;
         self.stage = Stage::Stopping;

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::{Plan, Server, Stage, WorkerLink};
 use crate::cli::command_line::{LogDestination, Options, Stack};
-use crate::identity::Identity;
+use crate::identity::{Identity, ListenerUser};
 use crate::log::Log;
 use crate::template::{Origin, Recipe, Template};
 
@@ -51,6 +51,7 @@ impl Listener {
             mode: None,
             first: None,
             identity: Identity::default(),
+            listener_user: ListenerUser::Same,
             report: None,
             streams: None,
             plugin: "null".to_owned(),
@@ -70,6 +71,7 @@ impl Listener {
             replaceable: true,
             may_shutdown: true,
             programs: false,
+            undeclared: false,
         });
         let mut workers = Vec::new();
         for number in 1..=connections {

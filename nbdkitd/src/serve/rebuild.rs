@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use super::cgroup::Groups;
 use super::schedule::START_LIMIT;
 use super::{SPAWNER, Server, Stage};
-use crate::cli::command_line::{Sandbox, ServiceMode};
+use crate::cli::command_line::ServiceMode;
 use crate::log::Level;
 use crate::sockets::PrivateDirectory;
 use crate::spawner::{Answer, Spawner};
@@ -44,14 +44,20 @@ impl Server {
 
     /// Closes the listener's sandbox. Must not yet be called while there are programs to be run.
     pub(super) fn confine(&mut self) -> Result<(), String> {
-        if self.plan.options.sandbox == Some(Sandbox::Off) {
+        if !self.is_sandboxed() {
             return Ok(());
         }
         self.maker = Maker::Nobody;
         let replaceable = self.configured.as_ref().is_some_and(|configured| configured.replaceable);
         let single = self.plan.mode == Some(ServiceMode::Stdin);
-        if replaceable && !single && self.plan.recipe.repeatable() {
-            let spawner = Spawner::start(&self.plan.recipe, &self.service())?;
+        let replaces = replaceable && !single && self.plan.recipe.repeatable();
+        if replaces || self.private.is_some() {
+            let private = self.private.as_ref().map(PrivateDirectory::path);
+            let service = replaces.then(|| self.service());
+            let gains =
+                replaces && self.configured.as_ref().is_none_or(|it| it.programs || it.undeclared);
+            let spawner = Spawner::start(&self.plan.recipe, service.as_ref(), private, gains)?;
+            self.private.iter_mut().for_each(PrivateDirectory::leave_to_spawner);
             self.poll
                 .registry()
                 .register(&mut SourceFd(&spawner.raw_fd()), SPAWNER, Interest::READABLE)
@@ -60,7 +66,9 @@ impl Server {
             // Without /proc nobody follows.
             self.groups = Groups::of_this_process().ok();
         }
-        confine::confine(&self.log, self.private.as_ref().map(PrivateDirectory::path))
+        // After all that was executed.
+        self.leave_root()?;
+        confine::confine(&self.log)
     }
 
     /// The spawner's process id, if there is one.
@@ -73,8 +81,12 @@ impl Server {
 
     /// Ends the spawner, if there is one, and reaps it.
     pub(super) fn end_spawner(&mut self) {
-        if let Maker::Spawner(spawner) = std::mem::replace(&mut self.maker, Maker::Nobody) {
-            spawner.end();
+        if let Maker::Spawner(spawner) = std::mem::replace(&mut self.maker, Maker::Nobody)
+            && !spawner.end()
+            && let Some(private) = &self.private
+        {
+            let path = private.path().display();
+            self.log.error(&format!("the spawner has ended too soon: {path} is not removed"));
         }
     }
 
@@ -210,8 +222,9 @@ impl Server {
             Answer::Failed(_) => {}
             Answer::Gone => {
                 self.forget(&fd);
+                let replaces = matches!(&self.maker, Maker::Spawner(it) if it.replaces());
                 self.end_spawner();
-                if self.stage == Stage::Stopping {
+                if self.stage == Stage::Stopping || !replaces {
                     return;
                 }
                 // Noted now; what it means shows when a template ends.

@@ -19,9 +19,9 @@ use crate::captive::{Captive, Streams};
 use crate::cli::build_info::{NBDKIT_VERSION, OWN_VERSION};
 use crate::cli::command_line::{ServiceMode, TcpPort, TlsMode};
 use crate::cli::uri;
-use crate::notify::{self, State};
+use crate::notify::State;
 use crate::template::Origin;
-use crate::{capabilities, daemon, errno_text, pid_file, sockets};
+use crate::{daemon, errno_text, pid_file, privileges, sockets};
 
 impl Server {
     /// The first debug lines.
@@ -162,9 +162,7 @@ impl Server {
         if let Err(line) = self.enter_service() {
             return self.fail(&line);
         }
-        // From here on they stay, as in nbdkit.
-        self.made.clear();
-        notify::notify(State::Ready);
+        self.manager.notify(State::Ready);
         self.replace_if_broker_lost();
         if let Some(streams) = self.plan.streams.take() {
             self.hand_over_streams(streams);
@@ -183,7 +181,7 @@ impl Server {
             self.log.debug(|| format!("written pidfile {}", path.display()));
         }
         // Here rather than last: what fails must still reach the user.
-        capabilities::keep_for_service()?;
+        privileges::reduce(self.is_sandboxed())?;
         let report = self.plan.report.take();
         if report.is_some() {
             daemon::leave_terminal(self.log.verbose())?;
@@ -196,7 +194,7 @@ impl Server {
             self.captive = Some(captive);
         }
         let gone = "the process that started the server is gone";
-        // Before files cannot be removed any more.
+        // While the files of a start that fails can be removed. From the sandbox on they stay, as in nbdkit.
         if report.as_ref().is_some_and(|report| !report.is_awaited()) {
             return Err(gone.to_owned());
         }
@@ -204,6 +202,7 @@ impl Server {
         self.fit_descriptors();
         // After all that starts programs, and before anybody relies on it.
         self.confine()?;
+        self.made.clear();
         if let Some(report) = report {
             report.ready().map_err(|_| gone.to_owned())?;
         }
@@ -227,7 +226,14 @@ impl Server {
 /// What a new template has that the one before did not have, and may not have for that reason. What a file holds, and thus a
 /// disk's size, may change: it is the next client's.
 fn refused_change(before: &Configured, now: &Configured) -> Option<&'static str> {
-    let Configured { isolation, may_shutdown, one_client: _, replaceable: _, programs: _ } = before;
+    let Configured {
+        isolation,
+        may_shutdown,
+        one_client: _,
+        replaceable: _,
+        programs: _,
+        undeclared: _,
+    } = before;
     // Clients that are there are in the books as one or the other.
     if *isolation != now.isolation {
         return Some("the new one has another isolation than the first");

@@ -5,6 +5,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nbdkit_ipc::private;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, UnixAddr};
@@ -91,10 +92,11 @@ fn listen_at(address: &UnixAddr) -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A directory that only we can enter, for the socket of `-U -`. Goes when this is dropped.
+/// A directory that only we can enter, for the socket of `-U -`. Goes when this is dropped, unless the spawner removes it.
 pub(crate) struct PrivateDirectory {
     directory: PathBuf,
     socket: PathBuf,
+    left_to_spawner: bool,
 }
 
 impl PrivateDirectory {
@@ -105,13 +107,18 @@ impl PrivateDirectory {
     pub(super) fn new() -> Result<PrivateDirectory, String> {
         let directory = nix::unistd::mkdtemp("/tmp/nbdkitXXXXXX")
             .map_err(|errno| format!("mkdtemp: /tmp/nbdkitXXXXXX: {}", crate::words(errno)))?;
-        let socket = directory.join("socket");
-        Ok(PrivateDirectory { directory, socket })
+        let socket = directory.join(private::SOCKET);
+        Ok(PrivateDirectory { directory, socket, left_to_spawner: false })
     }
 
     /// The directory.
     pub(crate) fn path(&self) -> &Path {
         &self.directory
+    }
+
+    /// The spawner knows of it, and removes it.
+    pub(crate) fn leave_to_spawner(&mut self) {
+        self.left_to_spawner = true;
     }
 
     /// Where the socket is.
@@ -122,8 +129,9 @@ impl PrivateDirectory {
 
 impl Drop for PrivateDirectory {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.socket);
-        let _ = std::fs::remove_dir(&self.directory);
+        if !self.left_to_spawner {
+            private::remove(&self.directory);
+        }
     }
 }
 

@@ -14,13 +14,31 @@ pub(crate) fn survive_file_size_limit() {
     let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
 }
 
-/// Test only: a worker that says `listener: system call NUMBER` has this process make it, as if it was taken over.
+/// Test only: a worker that says `listener: system call NUMBER` has this process make it, as if it was taken over; and
+/// `listener: send to PATH` has it send a datagram there, by the sockets that it has.
 #[cfg(feature = "red-team")]
 pub(crate) fn call_for_test(text: &str) {
+    if let Some(path) = text.strip_prefix("listener: send to ") {
+        return send_for_test(path);
+    }
     let number = text.strip_prefix("listener: system call ").and_then(|text| text.parse().ok());
     if let Some(number) = number {
         let number: libc::c_long = number;
         // SAFETY: not upheld for all numbers; whoever runs such a build asked for it.
         unsafe { libc::syscall(number, 0, 0, 0, 0, 0, 0) };
+    }
+}
+
+#[cfg(feature = "red-team")]
+fn send_for_test(path: &str) {
+    use nix::sys::socket::{MsgFlags, SockType, UnixAddr, getsockopt, sendto, sockopt};
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    let Ok(address) = UnixAddr::new(path) else { return };
+    for number in 3..64 {
+        // SAFETY: borrowed for two calls, which fail with EBADF if the number is no open descriptor.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        if getsockopt(&fd, sockopt::SockType) == Ok(SockType::Datagram) {
+            let _ = sendto(fd.as_raw_fd(), b"from the listener", &address, MsgFlags::MSG_DONTWAIT);
+        }
     }
 }

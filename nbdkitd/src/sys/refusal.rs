@@ -4,23 +4,28 @@
 
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 use nbdkit_ipc::process::exit_now;
+use nix::sys::socket::{SockaddrLike, UnixAddr};
 
 use crate::log::syscalls;
 
 /// Where the line goes, and how it begins: what the log needs before the text.
-static LOG: AtomicI32 = AtomicI32::new(libc::STDERR_FILENO);
-static HEAD: OnceLock<Vec<u8>> = OnceLock::new();
+static LOG: OnceLock<Place> = OnceLock::new();
+
+struct Place {
+    fd: RawFd,
+    /// For a datagram socket that is not, or no longer, connected.
+    address: Option<UnixAddr>,
+    head: Vec<u8>,
+}
 
 /// Exit status of a listener that was refused a system call.
 const REFUSED: i32 = 1;
 
-/// Says where a line of the log would go now.
-pub(crate) fn log_to(fd: RawFd, head: &str) {
-    LOG.store(fd, Ordering::Relaxed);
-    let _ = HEAD.set(head.as_bytes().to_vec());
+/// Says where a line of the log goes from now on. The first call counts.
+pub(crate) fn log_to(fd: RawFd, address: Option<UnixAddr>, head: &str) {
+    let _ = LOG.set(Place { fd, address, head: head.as_bytes().to_vec() });
 }
 
 /// Has a refused system call logged.
@@ -28,14 +33,15 @@ pub(crate) fn log_to(fd: RawFd, head: &str) {
 /// # Errors
 /// None that a kernel has for this.
 pub(crate) fn report() -> nix::Result<()> {
-    // SAFETY: it reads statics, and calls write(2) and _exit(2): all async-signal-safe.
+    // SAFETY: it reads statics that are set, and calls write(2), sendto(2) and _exit(2): all async-signal-safe.
     unsafe { nbdkit_sandbox_policy::on_refusal(refused) }
 }
 
 /// A system call was refused.
 fn refused(syscall: u32) -> ! {
     let mut line = Line { bytes: [0; 256], length: 0 };
-    line.push(HEAD.get().map_or(b"nbdkit: error: ", Vec::as_slice));
+    let place = LOG.get();
+    line.push(place.map_or(b"nbdkit: error: ", |place| &place.head));
     line.push(b"the sandbox refused system call ");
     line.push_number(syscall);
     if let Some(name) = syscalls::name(syscall) {
@@ -44,9 +50,16 @@ fn refused(syscall: u32) -> ! {
         line.push(b")");
     }
     line.push(b" to the listener, which ends\n");
+    let fd = place.map_or(libc::STDERR_FILENO, |place| place.fd);
+    let (bytes, length) = (line.bytes.as_ptr().cast(), line.length);
     // SAFETY: writes bytes of ours; a number that is no descriptor is an error.
-    unsafe {
-        libc::write(LOG.load(Ordering::Relaxed), line.bytes.as_ptr().cast(), line.length);
+    let written = unsafe { libc::write(fd, bytes, length) };
+    if written < 0
+        && let Some(to) = place.and_then(|place| place.address.as_ref())
+    {
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: sends bytes of ours to an address that lives in a static; a number that is no socket is an error.
+        unsafe { libc::sendto(fd, bytes, length, flags, to.as_ptr().cast(), to.len()) };
     }
     exit_now(REFUSED);
 }

@@ -325,13 +325,18 @@ impl Drop for Orphan {
 
 #[test]
 fn the_server_ends_with_a_parent_that_exits() {
-    let paths = Paths::new();
-    let mut parent = parent_of_server(&paths, &format!("-U {}", paths.text("sock")));
-    let server = Orphan(pid_in(&paths.path("pid")));
-    assert_serves(&mut connect(&paths.path("sock")));
-    paths.write("stop", "");
-    assert!(parent.wait().success());
-    eventually("the server ends", || !alive(server.0));
+    // A change of user undoes what ties a process to its parent: PR_SET_PDEATHSIG(2const).
+    let changes = Binary::under_test().is_ours() && nix::unistd::geteuid().is_root();
+    let options = ["", "--listener-user=daemon"];
+    for option in &options[..1 + usize::from(changes)] {
+        let paths = Paths::new();
+        let mut parent = parent_of_server(&paths, &format!("{option} -U {}", paths.text("sock")));
+        let server = Orphan(pid_in(&paths.path("pid")));
+        assert_serves(&mut connect(&paths.path("sock")));
+        paths.write("stop", "");
+        assert!(parent.wait().success());
+        eventually("the server ends", || !alive(server.0));
+    }
 }
 
 #[test]
@@ -358,6 +363,44 @@ fn a_server_that_ends_with_its_parent_removes_its_private_directory() {
     paths.write("stop", "");
     eventually("the server ends", || !alive(server.0));
     assert!(!Path::new(socket).parent().unwrap().exists(), "{socket}");
+}
+
+/// The listener cannot remove it by itself once it is confined, and a listener that was killed does nothing any more.
+#[test]
+fn a_private_directory_is_removed_however_the_server_ends() {
+    let disk = Paths::new();
+    let file = disk.write("disk", [0; 512]);
+    let stacks: [&[&str]; 4] = [
+        &["memory", "1M"],
+        &["file", &file],
+        &["--isolation=shared", "null", "1M"],
+        &["--sandbox=off", "null", "1M"],
+    ];
+    let ours = Binary::under_test().is_ours();
+    for stack in stacks {
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL] {
+            // Neither nbdkit nor a server without a sandbox has another process for it.
+            let nobody_left = stack[0] == "--sandbox=off" || !ours;
+            if nobody_left && signal == Signal::SIGKILL || stack[0].starts_with("--") && !ours {
+                continue;
+            }
+            let paths = Paths::new();
+            let pid = paths.text("pid");
+            let options = ["-v", "-U", "-", "-P", &pid];
+            let mut server = Foreground::nbdkit([&["-f"][..], &options, stack].concat());
+            let _ = pid_in(&paths.path("pid"));
+            server.wait_for_stderr("/tmp/nbdkit");
+            let log = server.stderr();
+            let start = log.find("/tmp/nbdkit").expect("the path in the log");
+            let socket = Path::new(log[start..].split_whitespace().next().unwrap()).to_owned();
+            assert_serves(&mut connect(&socket));
+            server.signal(signal);
+            let _ = server.wait();
+            let directory = socket.parent().unwrap();
+            eventually(&format!("{stack:?}: {signal}: it is removed"), || !directory.exists());
+            assert!(!server.stderr().contains("too soon"), "{}", server.stderr());
+        }
+    }
 }
 
 #[test]

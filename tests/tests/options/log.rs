@@ -1,6 +1,7 @@
 //! `--log`, `-v`, `-D`, `--name`: what is said, where, and with whose name. nbdkit-service(1), "Logging".
 
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -109,8 +110,7 @@ fn debug_lines_go_to_standard_error_whatever_the_log_is() {
 
 /// A server with /dev/log in a mount namespace of its own, where a socket of ours takes the messages.
 fn with_system_log(paths: &Paths, arguments: &[&str]) -> (UnixDatagram, Command) {
-    let socket = UnixDatagram::bind(paths.path("devlog")).unwrap();
-    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let socket = paths.bind_service("devlog");
     let script = r#"
         mount -t tmpfs tmpfs /dev &&
         mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/zero c 1 5 &&
@@ -146,15 +146,9 @@ fn a_daemon_logs_to_the_system_log() {
         return;
     }
     let paths = Paths::new();
-    let (sock, pid) = (paths.text("sock"), paths.text("pid"));
-    let arguments = [&["-U", &sock, "-P", &pid][..], &COMPLAINING].concat();
-    let (log, mut command) = with_system_log(&paths, &arguments);
-    let finished = launch(&mut command);
-    assert!(finished.status.success(), "{finished:?}");
-    let _daemon = Daemon::of(&paths.path("pid"));
-    let mut client = connect(&paths.path("sock"));
-    open(&mut client);
-    assert!(client.call(&Ask::read(0, 512)).expect("a reply").error.is_some());
+    let (log, daemon) = complaining_daemon(&paths);
+    let _daemon = daemon();
+    cause_a_complaint(&paths);
     let message = system_log_message(&log, COMPLAINT);
     // Priority 3, error, of some facility: RFC 3164.
     let priority: u8 = message[1..message.find('>').unwrap()].parse().unwrap();
@@ -218,6 +212,70 @@ fn the_system_log_can_be_asked_for_in_the_foreground() {
     assert!(client.call(&Ask::read(0, 512)).expect("a reply").error.is_some());
     let _ = system_log_message(&log, COMPLAINT);
     assert_eq!(server.stderr(), "");
+}
+
+/// A socket for the system log, and what starts a server in the background that complains to it.
+fn complaining_daemon(paths: &Paths) -> (UnixDatagram, impl FnOnce() -> Daemon) {
+    let (sock, pid) = (paths.text("sock"), paths.text("pid"));
+    let arguments = [&["-U", &sock, "-P", &pid][..], &COMPLAINING].concat();
+    let (log, mut command) = with_system_log(paths, &arguments);
+    let start = move || {
+        let finished = launch(&mut command);
+        assert!(finished.status.success(), "{finished:?}");
+        Daemon::of(Path::new(&pid))
+    };
+    (log, start)
+}
+
+/// Has a client cause an error line.
+fn cause_a_complaint(paths: &Paths) {
+    let mut client = connect(&paths.path("sock"));
+    open(&mut client);
+    assert!(client.call(&Ask::read(0, 512)).expect("a reply").error.is_some());
+}
+
+/// The listener is confined by then, and makes no sockets any more.
+#[test]
+fn a_system_log_that_is_restarted_gets_lines_again() {
+    if needs_root("a /dev/log of one's own") {
+        return;
+    }
+    let paths = Paths::new();
+    let (mut log, daemon) = complaining_daemon(&paths);
+    let _daemon = daemon();
+    for _ in 0..3 {
+        cause_a_complaint(&paths);
+        let _ = system_log_message(&log, COMPLAINT);
+        drop(log);
+        // Nobody is there for this one.
+        cause_a_complaint(&paths);
+        std::fs::remove_file(paths.path("devlog")).unwrap();
+        log = paths.bind_service("devlog");
+    }
+}
+
+/// syslog(3): the socket may be a stream, too. Messages end in NUL.
+#[test]
+fn a_system_log_with_a_stream_socket_gets_lines() {
+    if needs_root("a /dev/log of one's own") {
+        return;
+    }
+    let paths = Paths::new();
+    let (log, daemon) = complaining_daemon(&paths);
+    drop(log);
+    std::fs::remove_file(paths.path("devlog")).unwrap();
+    let log = std::os::unix::net::UnixListener::bind(paths.path("devlog")).unwrap();
+    let _daemon = daemon();
+    cause_a_complaint(&paths);
+    let (connection, _) = log.accept().unwrap();
+    connection.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut messages = std::io::BufReader::new(connection);
+    let mut message = Vec::new();
+    while !String::from_utf8_lossy(&message).contains(COMPLAINT) {
+        message.clear();
+        let length = std::io::BufRead::read_until(&mut messages, 0, &mut message).unwrap();
+        assert!(length != 0 && message.ends_with(b"\0"), "{message:?}");
+    }
 }
 
 #[test]

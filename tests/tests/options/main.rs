@@ -12,6 +12,7 @@ mod failed_start;
 mod identity;
 mod information;
 mod isolation;
+mod listener_user;
 mod log;
 mod negotiation;
 mod oom;

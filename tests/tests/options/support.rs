@@ -2,8 +2,10 @@
 //! processes by /proc.
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -332,6 +334,16 @@ impl Paths {
 
     pub(crate) fn text(&self, name: &str) -> String {
         self.dir.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Binds a datagram service that everybody can send to, whoever the server has become.
+    pub(crate) fn bind_service(&self, name: &str) -> UnixDatagram {
+        let service = UnixDatagram::bind(self.path(name)).unwrap();
+        for path in [self.dir.path().to_owned(), self.path(name)] {
+            std::fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+        }
+        service.set_read_timeout(Some(DEADLINE)).unwrap();
+        service
     }
 
     /// Writes a file and gives its path.

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 
 use nbdkit_tests::binary::Binary;
@@ -192,4 +192,33 @@ fn the_programs_of_the_server_do_not_inherit_the_variables() {
     let mut client = connect(&paths.path("activated"));
     crate::support::open(&mut client);
     assert_eq!(client.export().map(|(size, _)| size), Some(1 << 20));
+}
+
+/// sd_notify(3): what the server has become, also to a manager that was restarted meanwhile and has bound its socket anew.
+#[test]
+fn a_service_manager_is_told_and_so_is_one_that_was_restarted() {
+    if debian_lacks("sd_notify") {
+        return;
+    }
+    let paths = Paths::new();
+    let path = paths.path("notify");
+    let heard = |manager: &UnixDatagram| {
+        let mut buffer = [0; 256];
+        let length = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    for restarted in [false, true] {
+        let mut manager = paths.bind_service("notify");
+        let builder = Server::nbdkit(["memory", "1M"]).env("NOTIFY_SOCKET", &path);
+        let mut server = builder.start();
+        assert_eq!(heard(&manager), format!("READY=1\nMAINPID={}", server.pid()));
+        if restarted {
+            drop(manager);
+            std::fs::remove_file(&path).unwrap();
+            manager = paths.bind_service("notify");
+        }
+        assert!(server.stop().success());
+        assert_eq!(heard(&manager), "STOPPING=1");
+        std::fs::remove_file(&path).unwrap();
+    }
 }

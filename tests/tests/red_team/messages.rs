@@ -1,12 +1,22 @@
 //! Attacks on the listener: what a worker says on its channel. There is no layer to leave out: the checks are the code.
 
+use std::fs::Permissions;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::time::Duration;
+
 use nbdkit_tests::red_team::attack;
 use nbdkit_tests::tempdir::TempDir;
 use nbdkit_tests::tls::{self, Authority, KeyType};
 
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use nix::unistd::{User, geteuid};
+
 use crate::bystander::{Bystander, Work};
 use crate::confinement::CALLS;
-use crate::server;
+use crate::{eventually, server};
 
 #[test]
 fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
@@ -169,8 +179,78 @@ fn a_listener_that_makes_a_call_it_never_makes_ends_and_the_log_says_why() {
     let log = std::fs::read_to_string(server.dir().path().join("log")).expect("a log");
     assert!(log.contains("to the listener, which ends"), "{log}");
 
+    // To the system log, by a socket that it has had all along.
+    if geteuid().is_root() {
+        let script = "mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && \
+                      ln -s {dir}/devlog /dev/log && exec \"$0\" \"$@\"";
+        let builder = self::server(&["--log=syslog", "redteam"]);
+        let system_log = UnixDatagram::bind(builder.dir().join("devlog")).expect("a socket");
+        system_log.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        let script = format!(r#"exec unshare -m sh -c '{script}' "$0" "$@""#);
+        let mut server = builder.through_shell(&script).start();
+        let _ = attack(&server, &text);
+        assert_eq!(server.wait().code(), Some(1));
+        let mut buffer = [0; 4096];
+        let mut line = String::new();
+        while !line.contains("to the listener, which ends") {
+            let length = system_log.recv(&mut buffer).expect("its last words");
+            line = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        }
+        assert!(line.starts_with("<27>nbdkit["), "LOG_DAEMON, LOG_ERR: {line}");
+    }
+
     // Without the filter the call is made.
     let server = self::server(&["--sandbox=off", "redteam"]).start();
     assert_eq!(attack(&server, &text).as_deref(), Some("ok"));
     assert_eq!(attack(&server, "thread").as_deref(), Some("ok 7"));
+}
+
+/// A datagram service that everybody may send to, or only root, who may enter its directory.
+fn service(directory: &Path, name: &str, mode: u32) -> UnixDatagram {
+    let path = directory.join(name);
+    std::fs::create_dir(&path).expect("a directory");
+    let service = UnixDatagram::bind(path.join("socket")).expect("a socket");
+    let anybody = Permissions::from_mode(0o777);
+    std::fs::set_permissions(path.join("socket"), anybody).expect("ours");
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("ours");
+    setsockopt(&service, sockopt::PassCred, &true).expect("a Unix socket");
+    service.set_nonblocking(true).expect("a socket");
+    service
+}
+
+/// The user that has sent something to it. unix(7), SCM_CREDENTIALS.
+fn sender(service: &UnixDatagram) -> Option<u32> {
+    let (mut buffer, mut control) = ([0; 64], nix::cmsg_space!(nix::libc::ucred));
+    let mut place = [std::io::IoSliceMut::new(&mut buffer)];
+    let flags = MsgFlags::empty();
+    let message = recvmsg::<()>(service.as_raw_fd(), &mut place, Some(&mut control), flags).ok()?;
+    message.cmsgs().ok()?.find_map(|message| match message {
+        ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.uid()),
+        _ => None,
+    })
+}
+
+/// What a listener that was taken over is to services of the machine that take uid 0 for root, by a socket that it has.
+#[test]
+fn a_listener_is_not_root_to_unix_services() {
+    if !geteuid().is_root() {
+        return println!("skipped: needs root");
+    }
+    let daemon = User::from_name("daemon").expect("users").expect("a daemon").uid.as_raw();
+    for (user, to_all, to_root) in [("daemon", Some(daemon), None), ("root", Some(0), Some(0))] {
+        let builder = server(&[&*format!("--listener-user={user}"), "redteam"]);
+        let directory = builder.dir().path().to_owned();
+        let (all, root) = (service(&directory, "all", 0o755), service(&directory, "root", 0o700));
+        std::fs::set_permissions(&directory, Permissions::from_mode(0o755)).expect("ours");
+        let server = builder.env("NOTIFY_SOCKET", directory.join("all/socket")).start();
+        // That clients may come, and then what the attacker has it send.
+        eventually("the notification", || sender(&all) == to_all);
+        for name in ["root", "all"] {
+            let path = directory.join(name).join("socket");
+            let text = format!("log=listener: send to {}", path.display());
+            assert_eq!(attack(&server, &text).as_deref(), Some("ok"));
+        }
+        eventually("the second one was sent", || sender(&all) == to_all);
+        assert_eq!(sender(&root), to_root, "{user}");
+    }
 }

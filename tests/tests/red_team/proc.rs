@@ -60,7 +60,7 @@ fn whatever_becomes_of_proc_everybody_who_serves_is_confined() {
             client.go("", &[]).expect("a reply");
             assert_eq!(client.call(&Ask::read(0, 1)).expect("served").data, [7], "{what}");
             let listener = server.pid().as_raw();
-            // The spawner has no filter, since the templates that it makes would inherit it.
+            // The spawner may be without no_new_privs, since the templates that it makes would inherit that.
             let is_spawner =
                 |pid: &i32| ["nbdkit:spawner", "nbdkit-spawner"].contains(&&*name(*pid));
             let ours = || -> Vec<i32> {
@@ -72,8 +72,10 @@ fn whatever_becomes_of_proc_everybody_who_serves_is_confined() {
                 let threads = confined(pid);
                 !threads.is_empty() && threads.iter().all(|its| *its == CONFINED)
             };
+            let spawners = || descendants(listener).into_iter().filter(is_spawner);
+            let is_filtered = |pid| confined(pid).iter().all(|[filtered, _]| filtered == "2");
             eventually(&format!("{what}: all are confined"), || {
-                ours().into_iter().all(is_confined)
+                ours().into_iter().all(is_confined) && spawners().all(is_filtered)
             });
         }
     }

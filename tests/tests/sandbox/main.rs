@@ -1,7 +1,11 @@
 //! The workers' sandbox from outside: what /proc says of template, worker and every thread, and what happens when a
 //! worker tries what it may not. Each layer has a test that sees it gone with `--sandbox=off`. Ours only.
 //!
+//! `spawner`: the process that makes new templates.
+//!
 //! Forbidden calls are made by the red-team plugin: an export `syscall=NUMBER,...`. See also `red_team`.
+
+mod spawner;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -229,67 +233,18 @@ fn holders(server: &Server) -> String {
     capabilities
 }
 
-/// The children of the listener that are called so, by themselves or by the file that they have just begun to execute.
-fn children_called(server: &Server, name: &str) -> Vec<i32> {
-    let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    let is = |its: String| [name, &name.replace(':', "-")].contains(&its.trim());
-    let children = children(server.pid().as_raw()).into_iter();
-    children.filter(|pid| comm(pid).is_ok_and(is)).collect()
-}
-
-/// The spawner: made after the pid file, and before the first client is served.
-fn spawner(server: &Server) -> i32 {
-    eventually("a spawner", || !children_called(server, "nbdkit:spawner").is_empty());
-    let _served = connected(server, "");
-    children_called(server, "nbdkit:spawner")[0]
-}
-
 #[test]
 fn the_listener_is_confined_once_it_serves_and_not_without_a_sandbox() {
     let state = |option: &str| {
         let server = server(&[option, "null", "1M"]).start();
         let _client = connected(&server, "");
         let status = statuses(server.pid().as_raw()).remove(0);
-        let spawners = children_called(&server, "nbdkit:spawner").len();
+        let spawners = spawner::children_called(&server, "nbdkit:spawner").len();
         (status["NoNewPrivs"].clone(), status["Seccomp"].clone(), spawners)
     };
     assert_eq!(state("--sandbox=strict"), ("1".to_owned(), "2".to_owned(), 1));
     assert_eq!(state("--sandbox=compat"), ("1".to_owned(), "2".to_owned(), 1));
     assert_eq!(state("--sandbox=off"), ("0".to_owned(), "0".to_owned(), 0));
-}
-
-#[test]
-fn the_spawner_holds_nothing_but_its_channel_and_is_there_only_to_replace_templates() {
-    let disk = server(&["memory", "1M"]).start();
-    let _served = connected(&disk, "");
-    assert_eq!(children_called(&disk, "nbdkit:spawner"), [], "a RAM disk is not made anew");
-    let mut server = server(&["null", "1M"]).start();
-    let spawner = spawner(&server);
-    // As soon as it has learned what a template is.
-    eventually("no capabilities", || statuses(spawner)[0]["CapPrm"] == NONE);
-    let open = std::fs::read_dir(format!("/proc/{spawner}/fd")).expect("alive").count();
-    assert_eq!(open, 4, "three standard streams and the channel");
-    // Without it the server goes on, until a template would have to be replaced.
-    let kill =
-        |pid| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
-    kill(spawner).expect("ours");
-    let _ = server.wait_for_stderr("the spawner has ended");
-    assert_eq!(connected(&server, "").call(&Ask::read(0, 1)).expect("served").data, [0]);
-    kill(template(&server)).expect("ours");
-    assert_eq!(server.wait().code(), Some(1));
-    let _ = server.wait_for_stderr("there is nobody to make a new one");
-}
-
-#[test]
-fn the_spawner_ends_with_the_listener_however_that_ends() {
-    for signal in [nix::sys::signal::SIGTERM, nix::sys::signal::SIGKILL] {
-        let mut server = server(&["null", "1M"]).start();
-        let spawner = spawner(&server);
-        server.signal(signal);
-        let _ = server.wait();
-        let state = || std::fs::read_to_string(format!("/proc/{spawner}/stat"));
-        eventually("it ends", || state().map_or(true, |stat| stat.contains(") Z ")));
-    }
 }
 
 #[test]

@@ -1,0 +1,76 @@
+//! The spawner by itself, this test in the listener's place: what it removes, and what it does not do.
+#![expect(clippy::unwrap_used, reason = "a spawner that cannot be started is a failed test")]
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use nbdkit_ipc::messages::SpawnerSetup;
+use nbdkit_ipc::program::Program;
+use nbdkit_ipc::{Channel, FromSpawner, ToSpawner, private};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// What nobody should execute here.
+const TEMPLATE: &str = "/bin/false";
+
+fn directory(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("nbdkit-spawner-{name}-{}", std::process::id()));
+    std::fs::create_dir(&path).unwrap();
+    UnixListener::bind(path.join(private::SOCKET)).unwrap();
+    path
+}
+
+/// A spawner that makes no templates.
+fn start(directory: &Path) -> (Pid, Channel<ToSpawner, FromSpawner>) {
+    let program = Program {
+        path: env!("CARGO_BIN_EXE_nbdkit-spawner").into(),
+        title: "spawner".to_owned(),
+        spared: false,
+        directory: None,
+        stderr: None,
+    };
+    let (pid, link) = program.start(&[]).unwrap();
+    let setup = SpawnerSetup {
+        listener: Pid::this().as_raw(),
+        private: Some(directory.into()),
+        gains: false,
+        replaces: false,
+        program: TEMPLATE.into(),
+        directory: None,
+        title: "template".to_owned(),
+        spared: false,
+    };
+    link.send(&ToSpawner::Setup(setup), &[]).unwrap();
+    (pid, link)
+}
+
+#[test]
+fn the_private_directory_goes_when_the_channel_is_closed() {
+    let directory = directory("closed");
+    let (pid, link) = start(&directory);
+    link.send(&ToSpawner::SetupEnd, &[]).unwrap();
+    assert!(directory.exists());
+    drop(link);
+    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
+    assert!(!directory.exists());
+}
+
+/// A template that nobody configures would do what a listener tells it that was taken over.
+#[test]
+fn a_template_that_was_not_described_is_not_started() {
+    for messages in [
+        &[ToSpawner::SetupEnd, ToSpawner::Start][..],
+        &[ToSpawner::Know(Box::new(nbdkit_ipc::ToTemplate::ConfigureEnd))],
+    ] {
+        let directory = directory(&format!("start-{}", messages.len()));
+        let (pid, link) = start(&directory);
+        for message in messages {
+            link.send(message, &[]).unwrap();
+        }
+        assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 1)));
+        assert!(link.recv().is_err(), "no answer");
+        // What it has learned whole it does in the end.
+        assert_eq!(directory.exists(), messages.len() == 1);
+        let _ = std::fs::remove_dir_all(&directory);
+    }
+}
