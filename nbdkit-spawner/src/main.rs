@@ -41,8 +41,6 @@ type Link = Channel<FromSpawner, ToSpawner>;
 /// What it has learned.
 struct Spawner {
     listener: Pid,
-    /// The directory that is removed at the end.
-    private: Option<PathBuf>,
     /// Whether it may be asked for templates.
     replaces: bool,
     template: Program,
@@ -76,22 +74,22 @@ fn run(link: &Link) -> ExitCode {
     if process::leave_signals_to_listener().is_err() || close_all_but(&[link.as_fd()]).is_err() {
         return ExitCode::FAILURE;
     }
-    let Some(spawner) = learn(link) else { return ExitCode::FAILURE };
-    let status = spawner.serve(link);
-    if let Some(directory) = &spawner.private {
-        private::remove(directory);
+    let Some(ToSpawner::Setup(mut setup)) = receive(link) else { return ExitCode::FAILURE };
+    let private = setup.private.take().map(PathBuf::from);
+    // Whether the listener has ended is said by the end of the channel; a signal would leave the directory behind.
+    let status = learn(setup, link).map_or(ExitCode::FAILURE, |spawner| spawner.serve(link));
+    if let Some(directory) = private {
+        private::remove(&directory);
     }
     status
 }
 
 /// What the listener tells it before it confines itself.
-fn learn(link: &Link) -> Option<Spawner> {
-    let Some(ToSpawner::Setup(setup)) = receive(link) else { return None };
-    let SpawnerSetup { listener, private, gains, replaces, program, directory, title, spared } =
+fn learn(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
+    let SpawnerSetup { listener, private: _, gains, replaces, program, directory, title, spared } =
         setup;
     let listener = Pid::from_raw(listener);
     // What it executes gets root's capabilities from the bounding set, to drop them itself.
-    end_with(listener).ok()?;
     if let Err(line) = confine::confine(gains) {
         eprintln!("nbdkit-spawner: {line}");
         return None;
@@ -117,10 +115,7 @@ fn learn(link: &Link) -> Option<Spawner> {
             }
         }
     }
-    // From here on the end of the channel says that the listener has ended; a signal would leave the directory behind.
-    prctl::set_pdeathsig(None).ok()?;
-    let private = private.map(PathBuf::from);
-    Some(Spawner { listener, private, replaces, template, messages })
+    Some(Spawner { listener, replaces, template, messages })
 }
 
 /// The next message; `None` if there will be none.

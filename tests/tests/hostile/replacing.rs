@@ -70,10 +70,14 @@ fn count(server: &Server, needle: &str) -> usize {
     server.stderr_text().lines().filter(|line| line.contains(needle)).count()
 }
 
-fn spawner(server: &Server) -> Option<i32> {
-    children(server.pid().as_raw()).into_iter().find(|pid| {
+fn spawner(server: &Server) -> i32 {
+    let is_spawner = |pid: &i32| {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "nbdkit:spawner\n")
-    })
+    };
+    let find = || children(server.pid().as_raw()).into_iter().find(is_spawner);
+    // It takes its name a moment after the server is ready.
+    eventually("there is a spawner", || find().is_some());
+    find().expect("a spawner")
 }
 
 /// With a disk of 1 MiB in its directory. As an ordinary user, if limits of such a one are tested.
@@ -181,7 +185,7 @@ fn a_limit_on_processes_ends_nobody() {
     let_fork(old, true);
     assert_eq!(answer(&server), Answer::Greeting);
 
-    let spawner = spawner(&server).expect("a spawner");
+    let spawner = spawner(&server);
     let_fork(spawner, false);
     kill_9(old);
     let failed =
@@ -256,7 +260,7 @@ fn a_template_that_dies_again_and_again_without_a_client_ends_the_server() {
 fn without_a_spawner_the_server_ends_with_its_last_client() {
     let mut server = with_disk(&["file", "{dir}/disk"], false).start();
     let mut client = open(&server, Headers::Structured);
-    kill_9(spawner(&server).expect("a spawner"));
+    kill_9(spawner(&server));
     let _ = server.wait_for_stderr("the spawner has ended");
     assert_eq!(answer(&server), Answer::Greeting);
     kill_9(template(&server));
@@ -275,6 +279,6 @@ fn a_template_that_runs_scripts_is_replaced_more_than_once() {
     for _ in 0..2 {
         kill_9(template(&server));
         assert_eq!(answer(&server), Answer::Greeting);
-        assert!(Path::new(&format!("/proc/{}", spawner(&server).expect("a spawner"))).exists());
+        assert!(Path::new(&format!("/proc/{}", spawner(&server))).exists());
     }
 }
