@@ -9,6 +9,7 @@ mod execute;
 mod export;
 mod handshake;
 mod input;
+mod kept;
 mod options;
 mod pace;
 mod pool;

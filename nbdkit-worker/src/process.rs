@@ -76,6 +76,44 @@ pub(crate) fn release_heap() {
     }
 }
 
+/// For `--swap`: from now on malloc keeps what it has, takes everything from one heap, and gives no piece a mapping of its own,
+/// so that what [`reserve_heap`] has put there serves every thread. Forks inherit it. mallopt(3).
+pub(crate) fn keep_heap() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, -1), (libc::M_ARENA_MAX, 1)]
+    {
+        // SAFETY: takes numbers; other threads may allocate meanwhile.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// For `--swap`: makes sure that so many bytes more can be allocated without asking the kernel, if they need not be contiguous with
+/// others. They are in memory: mlockall(2), MCL_FUTURE, has the heap's pages allocated as it grows.
+///
+/// # Errors
+/// ENOMEM: there are not so many, or they may not be locked.
+pub(crate) fn reserve_heap(bytes: usize) -> nbdkit_api::Result<()> {
+    let mut block = Vec::<u8>::new();
+    block.try_reserve_exact(bytes).map_err(|_| {
+        let mib = bytes >> 20;
+        let text = format!("{mib} MiB cannot be locked (raise RLIMIT_MEMLOCK, see ulimit -l)");
+        nbdkit_api::Error::new(nbdkit_api::Errno::ENOMEM, text)
+    })?;
+    // Or the compiler may leave both out, the taking and the giving back.
+    std::hint::black_box(block.as_mut_ptr());
+    Ok(())
+}
+
+/// For `--swap`: has the kernel allocate as much of this thread's stack as serving a client may use. Before the stack is locked: one
+/// that is may not grow beyond RLIMIT_MEMLOCK, and the process would end by SIGSEGV.
+#[inline(never)]
+pub(crate) fn touch_stack() {
+    /// Several times what a request has been seen to use, with a page of an allocator on the stack, and TLS, bytes.
+    const DEPTH: usize = 512 * 1024;
+    std::hint::black_box(&mut [0_u8; DEPTH]);
+}
+
 /// Gives back the memory below the caller's frames that calls which have returned have used. Does nothing but on a worker's
 /// first thread, whose stack has nothing else below it for far more than is looked at.
 #[inline(never)]
@@ -275,5 +313,17 @@ impl Drop for AwaitMessage<'_> {
         if watched.is_err() || waiting != Ok(0) {
             (self.end)();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heap_that_cannot_be_had_is_an_error_with_a_way_out() {
+        reserve_heap(1 << 20).unwrap();
+        let error = reserve_heap(isize::MAX as usize / 2).unwrap_err();
+        assert!(error.message().contains("ulimit -l"), "{error}");
     }
 }
