@@ -86,7 +86,7 @@ impl Filter for Cow {
         Some(
             "cow-block-size=<N>       Set COW block size.\n\
              cow-max=<SIZE>           Limit the overlay of each export.\n\
-             cow-max-connection=<SIZE> Limit what a connection adds to it.\n\
+             cow-max-connection=<SIZE>\n                         Limit what each connection adds.\n\
              cow-max-total=<SIZE>     Limit the overlays of all exports together.\n\
              cow-on-cache=<BOOL>      Copy cache (prefetch) requests to the overlay.\n\
              cow-on-read=<BOOL>|/PATH Copy read requests to the overlay.",

@@ -58,7 +58,7 @@ impl Plugin for Memory {
     fn config_help(&self) -> Option<&str> {
         Some(
             "size=<SIZE>  (required) Size of the backing disk\n\
-             allocator=sparse|...    Backend allocation strategy",
+             allocator=sparse|...    Backend allocation strategy, with ,max=<SIZE> at most so\n                        much memory",
         )
     }
 

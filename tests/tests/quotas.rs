@@ -79,12 +79,12 @@ fn taken(server: &Server, name: &str) -> u64 {
     std::fs::metadata(path).expect("it is open").blocks() * 512
 }
 
-/// For the shell that starts a server: its temporary files are in a file system of this size, in memory, where they take the room of what
-/// is in them and nothing else.
-fn in_tmpfs(size: &str) -> String {
+/// For the shell that starts a server: its temporary files are in a file system of its own, which takes memory for what is in them and
+/// nothing else.
+fn temporary_files_in(mount: &str) -> String {
     format!(
         r#"mkdir {{dir}}/overlays; export TMPDIR={{dir}}/overlays; exec unshare -m sh -c \
-           'mount -t tmpfs -o size={size} none "$TMPDIR" && exec "$0" "$@"' "$0" "$@""#
+           'mount {mount} none "$TMPDIR" && exec "$0" "$@"' "$0" "$@""#
     )
 }
 
@@ -146,8 +146,9 @@ fn whoever_fills_a_disk_in_memory_is_told_so_and_others_go_on() {
     for (isolation, stack) in stacks {
         let server = server(&["-v", isolation]).args(stack).start();
         let (mut greedy, mut other) = (open(&server, ""), open(&server, ""));
-        let noise: Vec<u8> = (0..64 * KIB).map(|n| (n * n % 65_521 >> 5) as u8 ^ n as u8).collect();
-        let mut noisy = |client: &mut Client<UnixStream>, at: u64, round: u8| {
+        let noise: Vec<u8> =
+            (0..64 * KIB).map(|n| ((n * n % 65_521) >> 5) as u8 ^ n as u8).collect();
+        let noisy = |client: &mut Client<UnixStream>, at: u64, round: u8| {
             let bytes: Vec<u8> = noise.iter().map(|byte| byte.wrapping_mul(round)).collect();
             ask(client, &Ask::write(at, bytes))
         };
@@ -277,7 +278,7 @@ fn the_account_of_an_overlay_is_exact_after_workers_were_killed_at_random() {
     const MAX: u64 = 100 * BLOCK;
     let server = server(&["--filter=cow", "memory", "256M"])
         .args(["cow-block-size=256k", "cow-max=25M"])
-        .through_shell(&in_tmpfs("64M"))
+        .through_shell(&temporary_files_in("-t tmpfs -o size=64M"))
         .start();
     kill_at_random(&server, 256, BLOCK);
     let mut client = open(&server, "");
@@ -320,7 +321,7 @@ fn a_full_file_system_is_enospc_for_whoever_needs_more_of_it() {
     for on_read in ["false", "true"] {
         let on_read = format!("cow-on-read={on_read}");
         let server = server(&["--filter=cow", "pattern", "64M", "cow-block-size=4k", &on_read])
-            .through_shell(&in_tmpfs("1M"))
+            .through_shell(&temporary_files_in("-t tmpfs -o size=1M"))
             .start();
         let (mut greedy, mut other) = (open(&server, ""), open(&server, ""));
         assert_eq!(write(&mut other, 0, 64 * KIB, 1), None);
@@ -338,4 +339,23 @@ fn a_full_file_system_is_enospc_for_whoever_needs_more_of_it() {
         assert_eq!(ask(&mut greedy, &Ask::trim(MIB, 512 * KIB)), None);
         assert_eq!(write(&mut greedy, 48 * MIB, 256 * KIB, 2), None, "there is room again");
     }
+}
+
+#[test]
+fn room_that_the_file_system_does_not_take_back_stays_taken() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: mounting needs root");
+        return;
+    }
+    // It cannot punch holes.
+    let server = server(&["--filter=cow", "memory", "64M", "cow-block-size=4k", "cow-max=64k"])
+        .through_shell(&temporary_files_in("-t ramfs"))
+        .start();
+    let mut client = open(&server, "");
+    assert_eq!(write(&mut client, 0, 64 * KIB, 1), None);
+    assert_eq!(ask(&mut client, &Ask::trim(0, 64 * KIB)), None);
+    assert_eq!(read(&mut client, 0, 64 * KIB), vec![0; 64 * KIB as usize]);
+    assert_eq!(write(&mut client, MIB, 1, 2), Some(NbdError::NoSpc));
+    assert_eq!(write(&mut client, 0, 64 * KIB, 3), None, "those blocks have their room");
+    assert_eq!(read(&mut client, 0, 64 * KIB), vec![3; 64 * KIB as usize]);
 }

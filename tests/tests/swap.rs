@@ -80,17 +80,22 @@ fn threads(process: i32) -> usize {
     std::fs::read_dir(format!("/proc/{process}/task")).expect("it lives").count()
 }
 
-/// The only worker.
-fn worker(server: &Server) -> i32 {
+/// The process that serves the only client.
+fn worker(server: &Server, shared: bool) -> i32 {
     let children = |pid: i32| {
         let path = format!("/proc/{pid}/task/{pid}/children");
         let text = std::fs::read_to_string(path).unwrap_or_default();
         text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
     };
-    let is_worker = |pid: &i32| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|it| it == "nbdkit:worker\n")
+    let is = |pid: &i32, name: &str| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|it| it.trim_end() == name)
     };
+    let is_worker = |pid: &i32| is(pid, "nbdkit:worker");
+    let is_template = |pid: &i32| is(pid, "nbdkit:template");
     let templates = children(server.pid().as_raw());
+    if shared {
+        return templates.into_iter().find(is_template).expect("a template");
+    }
     templates.into_iter().flat_map(children).find(is_worker).expect("one client, one worker")
 }
 
@@ -147,15 +152,26 @@ fn load<T: Transport>(client: &mut Client<T>) {
     }
 }
 
-/// Serves one client, whose load must not cost the worker, which has so many threads, a fault or a byte.
-fn costs_nothing<T: Transport>(what: &str, server: &Server, mut client: Client<T>, most: usize) {
+/// After so long a client's memory is given back otherwise.
+const IDLE: Duration = Duration::from_secs(1);
+/// And after so long threads end that have nothing to do.
+const IDLE_THREADS: Duration = Duration::from_secs(6);
+
+/// Serves one client, whose load, and the same again after a rest, must not cost the worker, which has so many threads, a
+/// fault or a byte.
+fn costs_nothing<T: Transport>(
+    what: &str,
+    server: &Server,
+    mut client: Client<T>,
+    most: usize,
+    rest: Duration,
+) {
     open(&mut client);
-    let worker = worker(server);
+    let worker = worker(server, what.contains("shared"));
     let before = Cost::settled(worker);
     assert_eq!(threads(worker), most, "{what}: threads before the first request");
     load(&mut client);
-    // What an idle client gives back otherwise, and the end of threads that have nothing to do.
-    std::thread::sleep(Duration::from_secs(6));
+    std::thread::sleep(rest);
     load(&mut client);
     let after = Cost::of(worker);
     assert_eq!(before, after, "{what}");
@@ -166,18 +182,22 @@ fn a_load_causes_no_page_fault_and_takes_no_memory() {
     if needs_root() {
         return;
     }
-    let stacks: [(&[&str], usize); 4] = [
+    let stacks: [(&[&str], usize); 6] = [
         (&["file", "{dir}/disk"], 17),
         (&["-t", "3", "file", "{dir}/disk"], 4),
         // Nothing in it waits, so the thread that reads does everything.
         (&["memory", "64M", "allocator=malloc,mlock=true"], 1),
         (&["memory", "64M", "allocator=malloc"], 1),
+        // And one that takes clients.
+        (&["--isolation=shared", "memory", "64M", "allocator=malloc,mlock=true"], 2),
+        (&["--isolation=shared", "file", "{dir}/disk"], 18),
     ];
-    for (stack, threads) in stacks {
+    for (number, (stack, threads)) in stacks.into_iter().enumerate() {
         let server = server(stack).start();
         let mut client = server.connect();
         client.handshake().expect("a greeting");
-        costs_nothing(&format!("{stack:?}"), &server, client, threads);
+        let rest = if number == 0 { IDLE_THREADS } else { IDLE };
+        costs_nothing(&format!("{stack:?}"), &server, client, threads, rest);
     }
 }
 
@@ -194,7 +214,7 @@ fn nor_does_a_load_by_way_of_tls() {
     let mut client = server.connect();
     client.handshake().expect("a greeting");
     let client = client.starttls(authority.client_config(None)).expect("TLS");
-    costs_nothing("TLS", &server, client, 17);
+    costs_nothing("TLS", &server, client, 17, IDLE);
 }
 
 /// Serving it would break the promise.
