@@ -76,8 +76,8 @@ pub(crate) fn release_heap() {
     }
 }
 
-/// For `--swap`: from now on malloc keeps what it has, takes everything from one heap, and gives no piece a mapping of its own,
-/// so that what [`reserve_heap`] has put there serves every thread. Forks inherit it. mallopt(3).
+/// For `--swap`: malloc never returns memory to the kernel, uses one arena, and maps no large blocks separately, so that
+/// every thread allocates from what [`reserve_heap`] has added to the heap. Inherited by forks. mallopt(3).
 pub(crate) fn keep_heap() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in
@@ -88,11 +88,11 @@ pub(crate) fn keep_heap() {
     }
 }
 
-/// For `--swap`: makes sure that so many bytes more can be allocated without asking the kernel, if they need not be contiguous with
-/// others. They are in memory: mlockall(2), MCL_FUTURE, has the heap's pages allocated as it grows.
+/// For `--swap`: grows the heap until it has a free block of so many bytes. With mlockall(2), MCL_FUTURE, its pages are allocated
+/// at once.
 ///
 /// # Errors
-/// ENOMEM: there are not so many, or they may not be locked.
+/// ENOMEM: there is not enough memory, or RLIMIT_MEMLOCK is reached.
 pub(crate) fn reserve_heap(bytes: usize) -> nbdkit_api::Result<()> {
     let mut block = Vec::<u8>::new();
     block.try_reserve_exact(bytes).map_err(|_| {
@@ -100,16 +100,16 @@ pub(crate) fn reserve_heap(bytes: usize) -> nbdkit_api::Result<()> {
         let text = format!("{mib} MiB cannot be locked (raise RLIMIT_MEMLOCK, see ulimit -l)");
         nbdkit_api::Error::new(nbdkit_api::Errno::ENOMEM, text)
     })?;
-    // Or the compiler may leave both out, the taking and the giving back.
+    // Keeps the compiler from removing the allocation, which is freed unused.
     std::hint::black_box(block.as_mut_ptr());
     Ok(())
 }
 
-/// For `--swap`: has the kernel allocate as much of this thread's stack as serving a client may use. Before the stack is locked: one
-/// that is may not grow beyond RLIMIT_MEMLOCK, and the process would end by SIGSEGV.
+/// For `--swap`: touches the pages of this thread's stack that serving a client may use. To be called before mlockall(2): a locked
+/// stack that grows beyond RLIMIT_MEMLOCK ends the process by SIGSEGV.
 #[inline(never)]
 pub(crate) fn touch_stack() {
-    /// Several times what a request has been seen to use, with a page of an allocator on the stack, and TLS, bytes.
+    /// Several times what requests use, with a page of the zstd allocator on the stack, and TLS, bytes.
     const DEPTH: usize = 512 * 1024;
     std::hint::black_box(&mut [0_u8; DEPTH]);
 }

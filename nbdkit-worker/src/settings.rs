@@ -25,7 +25,7 @@ pub(crate) struct Settings {
     pub(crate) timeout: Option<Duration>,
     /// TLS, unless it is off.
     pub(crate) tls: Option<Tls>,
-    /// `--swap`: connections take their memory and threads before the first request, and keep them.
+    /// `--swap`: connections allocate their memory and start their threads before the first request, and keep them.
     pub(crate) swap: bool,
     /// Whether everything has to run on one processor.
     pub(crate) one_processor: bool,

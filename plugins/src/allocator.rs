@@ -81,27 +81,27 @@ pub trait Allocator: Debug + Send + Sync {
     /// How the plugin's clients may be divided over processes.
     fn isolation(&self) -> Isolation;
 
-    /// Bytes of memory that the disk takes now.
+    /// Bytes of memory that the disk uses now.
     ///
     /// # Errors
     /// EIO.
-    fn taken(&self) -> Result<u64>;
+    fn used(&self) -> Result<u64>;
 
-    /// Whether all that a disk will ever take is taken by [`set_size`](Self::set_size).
-    fn takes_all(&self) -> bool {
+    /// Whether [`set_size`](Self::set_size) allocates all that the disk will ever use.
+    fn is_preallocated(&self) -> bool {
         false
     }
 
-    /// The most bytes of memory that a write of `count` bytes can take.
-    fn takes_at_most(&self, count: u64) -> u64;
+    /// The most bytes of memory that a write of `count` bytes can allocate.
+    fn max_cost(&self, count: u64) -> u64;
 
-    /// How many bytes of memory this write would take, if nobody else writes.
+    /// How many bytes of memory this write allocates, if nobody else writes meanwhile.
     ///
     /// # Errors
     /// EIO.
-    fn takes(&self, buf: &[u8], offset: u64) -> Result<u64>;
+    fn cost(&self, buf: &[u8], offset: u64) -> Result<u64>;
 
-    /// Whether a write may have to wait for another process.
+    /// Whether a write may wait for a mutex that another process holds.
     fn may_wait(&self) -> bool {
         false
     }
@@ -127,7 +127,7 @@ const FILL_PIECE: u64 = 1 << 20;
 pub struct Strategy {
     /// Where the bytes are kept.
     pub kind: Kind,
-    /// `max=SIZE`: most bytes of memory that they may take.
+    /// `max=SIZE`: the most bytes of memory that they may use.
     pub max: Option<u64>,
 }
 
@@ -257,12 +257,12 @@ mod tests {
             for seed in 2..5 {
                 allocator.write(&noise(piece, seed), 0).unwrap();
             }
-            assert!(allocator.taken().unwrap() <= 1 << 20);
+            assert!(allocator.used().unwrap() <= 1 << 20);
             allocator.zero(512 << 10, 0).unwrap();
             allocator.write(&noise(500 << 10, 3), 4 << 20).unwrap();
             full(6 << 20, 300 << 10);
             allocator.zero(8 << 20, 0).unwrap();
-            assert_eq!(allocator.taken().unwrap(), 0, "{kind:?}");
+            assert_eq!(allocator.used().unwrap(), 0, "{kind:?}");
         }
     }
 
@@ -272,7 +272,7 @@ mod tests {
         for round in 0..3 {
             allocator.write(&vec![round; 4 << 20], 0).unwrap();
         }
-        assert!(allocator.taken().unwrap() <= 64 << 10);
+        assert!(allocator.used().unwrap() <= 64 << 10);
         assert!(allocator.write(&noise(1 << 20, 1), 4 << 20).is_err());
     }
 
@@ -294,7 +294,7 @@ mod tests {
                     });
                 }
             });
-            let taken = allocator.taken().unwrap();
+            let taken = allocator.used().unwrap();
             assert!((800 << 10..=1 << 20).contains(&taken), "{kind:?}: {taken}");
         }
     }
@@ -307,7 +307,7 @@ mod tests {
         let mut small = create(1 << 20).create("test").unwrap();
         small.set_size(1 << 20).unwrap();
         small.write(&vec![1; 1 << 20], 0).unwrap();
-        assert_eq!(small.taken().unwrap(), 1 << 20);
+        assert_eq!(small.used().unwrap(), 1 << 20);
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Handle {
     /// EIO.
     pub(crate) fn new(disk: &Arc<dyn Allocator>, size: u64) -> Result<Handle> {
         if log::verbose() {
-            log::debug(&format!("allocator: the disk takes {} bytes of memory", disk.taken()?));
+            log::debug(&format!("allocator: {} bytes of memory are in use", disk.used()?));
         }
         Ok(Handle { disk: Arc::clone(disk), size })
     }

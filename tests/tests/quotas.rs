@@ -1,5 +1,6 @@
-//! What clients may put into an overlay (`cow-max`, `cow-max-total`, `cow-max-connection`) and into a disk in memory (`allocator=...,max=`): one who is
-//! over gets ENOSPC, for that request, and the others go on; and the account is exact however workers end.
+//! What clients may put into an overlay (`cow-max`, `cow-max-total`, `cow-max-connection`) and into a disk in memory
+//! (`allocator=...,max=`): one who is over gets ENOSPC, for that request, and the others go on; and the account is exact
+//! however workers end.
 #![expect(clippy::expect_used, reason = "a test ends where something goes wrong")]
 
 use std::os::unix::fs::MetadataExt;
@@ -79,8 +80,8 @@ fn taken(server: &Server, name: &str) -> u64 {
     std::fs::metadata(path).expect("it is open").blocks() * 512
 }
 
-/// For the shell that starts a server: its temporary files are in a file system of its own, which takes memory for what is in them and
-/// nothing else.
+/// For the shell that starts a server: its temporary files are in a file system of its own, which takes memory for what is
+/// in them and nothing else.
 fn temporary_files_in(mount: &str) -> String {
     format!(
         r#"mkdir {{dir}}/overlays; export TMPDIR={{dir}}/overlays; exec unshare -m sh -c \
@@ -167,8 +168,8 @@ fn whoever_fills_a_disk_in_memory_is_told_so_and_others_go_on() {
         assert_eq!(noisy(&mut other, 32 * MIB, 7), None, "there is room again");
         // The next client's line says how much is left.
         let _next = open(&server, "");
-        let text = server.wait_for_stderr("the disk takes ");
-        assert!(text.contains("bytes of memory"), "{text}");
+        let text = server.wait_for_stderr("allocator: ");
+        assert!(text.contains("bytes of memory are in use"), "{text}");
     }
 }
 

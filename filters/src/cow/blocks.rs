@@ -75,7 +75,7 @@ pub(super) struct Blocks {
     table: Table,
     /// Of the disk, bytes.
     size: u64,
-    /// If the overlay may take only so much room.
+    /// If there are limits.
     quota: Option<Quota>,
 }
 
@@ -90,7 +90,7 @@ impl Blocks {
         Ok(Blocks { overlay, table, size, quota })
     }
 
-    /// What is counted, if anything is.
+    /// The account of the export, if there are limits.
     pub(super) fn quota(&self) -> Option<&Quota> {
         self.quota.as_ref()
     }
@@ -131,10 +131,10 @@ impl Blocks {
     /// Writes `data` at `offset`.
     ///
     /// # Errors
-    /// ENOSPC: there is no room, and if that is by a limit, nothing was written.
+    /// ENOSPC: a limit is reached, and nothing was written; or the file system is full.
     pub(super) fn write(&self, next: &Backend, data: Data<'_>, offset: u64) -> Result<()> {
-        let new = |block, _, _| Ok(!self.table.cursor().load(block)?.0.holds_room());
-        self.with_room(data.len(), offset, new, |reservation| {
+        let new = |block, _, _| Ok(!self.table.cursor().load(block)?.0.holds_space());
+        self.with_space(data.len(), offset, new, |reservation| {
             let mut cursor = self.table.cursor();
             let mut done = 0;
             self.for_blocks(data.len(), offset, |block, within, count| {
@@ -145,8 +145,9 @@ impl Blocks {
         })
     }
 
-    /// Carries out a request, for which each block that is `new` needs room, as a whole or not at all if there is a limit.
-    fn with_room(
+    /// Runs a request that needs space for each block that is `new`. If there are limits, they are checked for all of these blocks
+    /// first, unless there is one block only.
+    fn with_space(
         &self,
         count: u64,
         offset: u64,
@@ -165,8 +166,8 @@ impl Blocks {
         let one_block = offset % self.block_size() + count <= self.block_size();
         if one_block || wanted()? == 0 {
             match run(None) {
-                // Another request may give some of its room back, or has died with it.
-                Err(error) if error.errno() == Errno::ENOSPC && quota.is_reserved() => {}
+                // The reservation may be that of a killed worker, or not be used up.
+                Err(error) if error.errno() == Errno::ENOSPC && quota.has_reservation() => {}
                 result => return result,
             }
         }
@@ -184,15 +185,15 @@ impl Blocks {
     ) -> Result<()> {
         if let Block::Present(cluster) = cursor.load(block)?.0 {
             self.write_in_place(cluster, within, data)?;
-            return self.look_again(cursor, block, cluster);
+            return self.free_if_trimmed(cursor, block, cluster);
         }
         let stripe = self.overlay.lock(&self.table, block);
         let state = cursor.load(block)?.0;
         if let Block::Present(cluster) = state {
             return self.write_in_place(cluster, within, data);
         }
-        if let Some(quota) = self.quota.as_ref().filter(|_| !state.holds_room()) {
-            quota.foresee(reservation)?;
+        if let Some(quota) = self.quota.as_ref().filter(|_| !state.holds_space()) {
+            quota.check_space(reservation)?;
         }
         let (cluster, below) = match state {
             Block::Present(cluster) | Block::Unfreed(cluster) | Block::Trimmed(Some(cluster)) => {
@@ -201,14 +202,14 @@ impl Blocks {
             Block::Trimmed(None) => (self.overlay.allocate()?, None),
             Block::Absent => (self.overlay.allocate()?, Some(next)),
         };
-        stripe.change(cluster, || {
+        stripe.with_pending(cluster, || {
             self.fill(below, block, cluster, within, data)?;
-            self.arrive(cursor, block, state, cluster, reservation)
+            self.publish(cursor, block, state, cluster, reservation)
         })
     }
 
-    /// Says that a block, of which the table said `before`, is in the overlay now.
-    fn arrive(
+    /// Stores that a block, whose state was `before`, is in a filled cluster.
+    fn publish(
         &self,
         cursor: &mut Cursor<'_>,
         block: u64,
@@ -216,14 +217,15 @@ impl Blocks {
         cluster: u64,
         reservation: Option<&Reservation<'_>>,
     ) -> Result<()> {
-        match self.quota.as_ref().filter(|_| !before.holds_room()) {
-            Some(quota) => quota.take(reservation, cursor, block, Block::Present(cluster)),
+        match self.quota.as_ref().filter(|_| !before.holds_space()) {
+            Some(quota) => quota.charge(reservation, cursor, block, Block::Present(cluster)),
             None => cursor.store(block, Block::Present(cluster)),
         }
     }
 
-    /// After a block was written in place: if it was trimmed meanwhile, the write may have come after its room was taken back.
-    fn look_again(&self, cursor: &mut Cursor<'_>, block: u64, cluster: u64) -> Result<()> {
+    /// After a write in place: if the block was trimmed meanwhile, the write may have allocated space in its cluster again,
+    /// which nobody would account for.
+    fn free_if_trimmed(&self, cursor: &mut Cursor<'_>, block: u64, cluster: u64) -> Result<()> {
         if cursor.load(block)?.0 == Block::Present(cluster) {
             return Ok(());
         }
@@ -281,7 +283,7 @@ impl Blocks {
         Ok(())
     }
 
-    /// Brings every block of a range that stands below into the overlay, as far as there is room.
+    /// Brings every block of a range that stands below into the overlay, until the overlay is full.
     pub(super) fn copy_up(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
         let mut cursor = self.table.cursor();
         let copied = self.for_blocks(count, offset, |block, _, _| {
@@ -289,20 +291,20 @@ impl Blocks {
                 return Ok(());
             }
             if let Some(quota) = &self.quota {
-                quota.foresee(None)?;
+                quota.check_space(None)?;
             }
             let stripe = self.overlay.lock(&self.table, block);
             if cursor.load(block)?.0 != Block::Absent {
                 return Ok(());
             }
             let cluster = self.overlay.allocate()?;
-            stripe.change(cluster, || {
+            stripe.with_pending(cluster, || {
                 self.fill(Some(next), block, cluster, 0, Data::Zeroes(0))?;
-                self.arrive(&mut cursor, block, Block::Absent, cluster, None)
+                self.publish(&mut cursor, block, Block::Absent, cluster, None)
             })
         });
         match copied {
-            // Nobody has asked for room, and what could not be copied stands below.
+            // The client has not asked to write, and can read from below.
             Err(error) if error.errno() == Errno::ENOSPC => Ok(()),
             copied => copied,
         }
@@ -316,7 +318,7 @@ impl Blocks {
         let part_of_absent = |block, _, count| {
             Ok(count < self.length(block) && self.table.cursor().load(block)?.0 == Block::Absent)
         };
-        self.with_room(count, offset, part_of_absent, |reservation| {
+        self.with_space(count, offset, part_of_absent, |reservation| {
             let mut cursor = self.table.cursor();
             self.for_blocks(count, offset, |block, within, count| {
                 if count == self.length(block) {
@@ -343,10 +345,10 @@ impl Blocks {
             Block::Present(cluster) if !self.overlay.frees() => {
                 cursor.store(block, Block::Unfreed(cluster))
             }
-            Block::Present(cluster) => stripe.change(cluster, || {
+            Block::Present(cluster) => stripe.with_pending(cluster, || {
                 let trimmed = Block::Trimmed(Some(cluster));
                 match &self.quota {
-                    Some(quota) => quota.give_back(cursor, block, trimmed)?,
+                    Some(quota) => quota.uncharge(cursor, block, trimmed)?,
                     None => cursor.store(block, trimmed)?,
                 }
                 self.overlay.free(cluster)

@@ -24,7 +24,7 @@ pub enum Place {
     Counts(usize),
     /// The account of this export.
     Accounts(usize),
-    /// This word of what is being moved.
+    /// This word of `pending`.
     Moves(usize),
 }
 
@@ -66,7 +66,7 @@ impl Shared {
                 }
             }
             Place::Moves(index) => {
-                self.0.moves[index % self.0.moves.len()].store(word, Ordering::Relaxed);
+                self.0.pending[index % self.0.pending.len()].store(word, Ordering::Relaxed);
             }
             Place::Counts(index) => self.0.exports.scribble_counts(index, word),
         }

@@ -24,12 +24,12 @@ pub(super) struct Overlay {
     pub(super) exports: ExportTables,
     pub(super) tables: Arc<SharedFile>,
     stripes: Vec<SharedMutex<0>>,
-    /// Of each stripe: the cluster whose contents its holder is changing while the block's word says something else, plus one,
-    /// or 0; and where that word is in the file of the tables.
-    pub(super) moves: SharedWords,
+    /// For each stripe two words: the cluster that its holder fills or frees, plus one, or 0; and the position of the
+    /// block's word in the file of the tables. Read by the next holder if that one was killed.
+    pub(super) pending: SharedWords,
     /// If there are limits.
     pub(super) accounts: Option<Accounts>,
-    /// Whether the file system takes room back.
+    /// Whether the file system can punch holes.
     frees: bool,
 }
 
@@ -44,31 +44,35 @@ pub(super) struct Stripe<'a> {
 }
 
 impl Stripe<'_> {
-    /// Changes what is in `cluster` by `change`, which then says so in the table, or says first that the block is not there any more and
-    /// then takes the room back. If it fails, or this process is killed in between, the cluster is left without room unless the
-    /// table says that the block is in it: what nobody can find any more must not take room.
+    /// Runs `change`, which fills `cluster` and then stores the block's state, or stores it and then frees `cluster`. If
+    /// `change` fails or this process is killed meanwhile, the cluster is freed unless the table refers to it: data that
+    /// nobody can read must not use space.
     ///
     /// # Errors
     /// Those of `change`.
-    pub(super) fn change<T>(&self, cluster: u64, change: impl FnOnce() -> Result<T>) -> Result<T> {
-        let [moved, word] = self.overlay.moved(self.number);
+    pub(super) fn with_pending<T>(
+        &self,
+        cluster: u64,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let [pending, word] = self.overlay.pending_of(self.number);
         word.store(self.word, Ordering::Relaxed);
-        // Who finds the cluster finds the word.
-        moved.store(cluster.saturating_add(1), Ordering::Release);
+        // Release: the word above is visible first.
+        pending.store(cluster.saturating_add(1), Ordering::Release);
         let result = change();
         match &result {
-            Ok(_) => moved.store(0, Ordering::Release),
-            Err(_) => self.overlay.settle(self.number),
+            Ok(_) => pending.store(0, Ordering::Release),
+            Err(_) => self.overlay.reclaim(self.number),
         }
         result
     }
 
-    /// Notes a change that never ends, as a worker that is killed does.
+    /// Leaves `cluster` pending, as a killed worker does.
     #[cfg(test)]
-    pub(super) fn leave(self, cluster: u64) {
-        let [moved, word] = self.overlay.moved(self.number);
+    pub(super) fn abandon(self, cluster: u64) {
+        let [pending, word] = self.overlay.pending_of(self.number);
         word.store(self.word, Ordering::Relaxed);
-        moved.store(cluster + 1, Ordering::Relaxed);
+        pending.store(cluster + 1, Ordering::Relaxed);
     }
 }
 
@@ -99,7 +103,7 @@ impl Overlay {
             // As long as it will ever be, so that no worker ever changes its length.
             tables: Arc::new(SharedFile::in_memory("cow-tables", ALL_TABLES)?),
             stripes: (0..STRIPES).map(|_| SharedMutex::new([])).collect::<Result<_>>()?,
-            moves: SharedWords::new(2 * STRIPES)?,
+            pending: SharedWords::new(2 * STRIPES)?,
             accounts: limits.any().then(|| Accounts::new(limits)).transpose()?,
         })
     }
@@ -108,13 +112,13 @@ impl Overlay {
         self.block_size
     }
 
-    /// The file with the data.
+    /// The file that holds the clusters.
     #[cfg(test)]
     pub(super) fn file(&self) -> &SharedFile {
         &self.clusters
     }
 
-    /// Whether room is given back by [`free`](Self::free).
+    /// Whether [`free`](Self::free) frees space.
     pub(super) fn frees(&self) -> bool {
         self.frees
     }
@@ -144,33 +148,33 @@ impl Overlay {
         let mixed = (table.base() >> 20).wrapping_add(block);
         let number = (mixed % STRIPES as u64) as usize;
         let locked = self.stripes[number].lock();
-        if self.moved(number)[0].load(Ordering::Acquire) != 0 {
-            // The last holder died.
-            self.settle(number);
+        if self.pending_of(number)[0].load(Ordering::Acquire) != 0 {
+            // The last holder was killed.
+            self.reclaim(number);
         }
         Stripe { overlay: self, number, word: table.word(block), _locked: locked }
     }
 
-    /// The words of a stripe: see `moves`.
-    fn moved(&self, stripe: usize) -> [&AtomicU64; 2] {
-        [&self.moves[2 * stripe], &self.moves[2 * stripe + 1]]
+    /// The two words of a stripe in `pending`.
+    fn pending_of(&self, stripe: usize) -> [&AtomicU64; 2] {
+        [&self.pending[2 * stripe], &self.pending[2 * stripe + 1]]
     }
 
-    /// Takes back the room of a cluster whose holder did not come to the end. The stripe must be locked.
-    fn settle(&self, stripe: usize) {
-        let [moved, word] = self.moved(stripe);
-        let Some(cluster) = moved.load(Ordering::Acquire).checked_sub(1) else { return };
+    /// Frees the pending cluster of a stripe unless the table refers to it. The caller holds the stripe.
+    fn reclaim(&self, stripe: usize) {
+        let [pending, word] = self.pending_of(stripe);
+        let Some(cluster) = pending.load(Ordering::Acquire).checked_sub(1) else { return };
         let mut bytes = [0; size_of::<u64>()];
         let at = word.load(Ordering::Relaxed).checked_mul(bytes.len() as u64);
         let read = at.map(|at| self.tables.read_at(&mut bytes, at));
         let state = Block::decode(u64::from_ne_bytes(bytes));
-        // If it cannot be found out, it stays as it is.
-        let is_there = !matches!(read, Some(Ok(())))
+        // If the word cannot be read, the cluster is kept.
+        let is_used = !matches!(read, Some(Ok(())))
             || matches!(state, Ok(Block::Present(it) | Block::Unfreed(it)) if it == cluster);
-        if !is_there {
+        if !is_used {
             let _ = self.free(cluster);
         }
-        moved.store(0, Ordering::Release);
+        pending.store(0, Ordering::Release);
     }
 
     /// The number of a cluster that was never used. If it is not used now either, it is lost, which

@@ -1,13 +1,13 @@
-//! How much room the overlay takes, of each export, of all together, and of one connection, and how much it may.
+//! `cow-max`, `cow-max-total`, `cow-max-connection`: limits on the space that overlays use.
 //!
-//! What is counted are blocks whose clusters hold room. The account of an export is a word that all workers share; what is
-//! true stands in its table. A worker may be killed at any moment: before it changes the table it marks the account as unknown, and
-//! puts the number there when the table is changed. Whoever finds an account unknown counts the table.
+//! The unit is a block whose cluster holds space. Each export has an account, a word in shared memory, which caches the
+//! number of such blocks in its table. A worker may be killed at any moment, so it sets the account to UNKNOWN, stores the
+//! block's state in the table, and then sets the account to the new number. Whoever finds UNKNOWN counts the table.
 //!
-//! A request for several new blocks is carried out as a whole or not at all, so it reserves room for all of them first. There is one such
-//! request at a time, which holds `turn`: a reservation that was left by a worker that died is void once another has it.
+//! A request that needs several new blocks is carried out completely or not at all: it reserves them first. One such request runs
+//! at a time and holds the mutex `reserving`. A reservation left by a killed worker is cleared by the next holder.
 //!
-//! Order of locks: `turn`, the stripe of a block, `account`.
+//! Lock order: `reserving`, the stripe of a block, `account`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,17 +19,17 @@ use nbdkit_api::{Errno, Error, Result};
 use super::overlay::Overlay;
 use super::table::{Block, Cursor};
 
-/// An account that a worker is changing, or was when it died.
+/// An account that a worker is changing, or was changing when it was killed.
 const UNKNOWN: u64 = u64::MAX;
 
-/// Most blocks; `None` for no limit.
+/// Limits in blocks; `None` for no limit.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Limits {
     /// Of an export.
     pub(super) export: Option<u64>,
     /// Of all exports together.
     pub(super) total: Option<u64>,
-    /// That one connection may add.
+    /// Added by one connection.
     pub(super) connection: Option<u64>,
 }
 
@@ -39,16 +39,18 @@ impl Limits {
     }
 }
 
-/// What workers share.
+/// The accounts of all exports, shared by all workers.
 #[derive(Debug)]
 pub(super) struct Accounts {
     limits: Limits,
-    /// Blocks of each export that hold room, or [`UNKNOWN`].
+    /// For each export the number of blocks that hold space, or [`UNKNOWN`].
     pub(super) blocks: SharedWords,
-    /// Blocks that the holder of `turn` will take: word 0, and its export: word 1.
+    /// Word 0: blocks reserved by the holder of `reserving`. Word 1: the number of its export.
     pub(super) reserved: SharedWords,
+    /// Held while accounts are read or changed.
     account: SharedMutex<0>,
-    turn: SharedMutex<0>,
+    /// Held by a request that has a reservation.
+    reserving: SharedMutex<0>,
 }
 
 impl Accounts {
@@ -60,26 +62,19 @@ impl Accounts {
             blocks: SharedWords::new(MAX_EXPORTS)?,
             reserved: SharedWords::new(2)?,
             account: SharedMutex::new([])?,
-            turn: SharedMutex::new([])?,
+            reserving: SharedMutex::new([])?,
         })
     }
 }
 
-/// The account of one export as one connection uses it.
+/// The account of one export, as seen by one connection.
 #[derive(Debug)]
 pub(super) struct Quota {
     overlay: Arc<Overlay>,
     /// Of the export.
     number: usize,
-    /// Blocks that this connection has added and that were not given back.
+    /// Blocks that this connection has added, less those that it has trimmed.
     added: AtomicU64,
-}
-
-/// A change of a block's state that changes the account.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change {
-    Take,
-    GiveBack,
 }
 
 impl Quota {
@@ -89,7 +84,7 @@ impl Quota {
         Some(Quota { overlay: Arc::clone(overlay), number, added: AtomicU64::new(0) })
     }
 
-    /// The account of this export, bytes.
+    /// The space that the overlay of this export uses, bytes.
     ///
     /// # Errors
     /// The table cannot be counted.
@@ -103,7 +98,7 @@ impl Quota {
         accounts.ok_or_else(|| Error::new(Errno::EIO, "cow: there are no accounts"))
     }
 
-    /// Blocks of an export that hold room. The account must be locked.
+    /// The number of blocks of an export that hold space. The caller holds `account`.
     fn count(&self, number: usize) -> Result<u64> {
         let word = &self.accounts()?.blocks[number];
         let known = word.load(Ordering::Relaxed);
@@ -115,7 +110,7 @@ impl Quota {
         Ok(count)
     }
 
-    /// Whether `more` blocks may be added now; those that are reserved are taken. The account must be locked.
+    /// Checks the shared limits for `more` blocks besides those that are reserved. The caller holds `account`.
     fn check(&self, more: u64) -> Result<()> {
         let accounts = self.accounts()?;
         let reserved = accounts.reserved[0].load(Ordering::Relaxed);
@@ -138,7 +133,7 @@ impl Quota {
         Ok(())
     }
 
-    /// Counts `more` blocks as added by this connection, if it may add so many.
+    /// Charges `more` blocks to this connection, if its limit allows.
     fn add(&self, more: u64) -> Result<()> {
         let Some(most) = self.accounts()?.limits.connection else { return Ok(()) };
         let add = |added: u64| added.checked_add(more).filter(|sum| *sum <= most);
@@ -146,16 +141,16 @@ impl Quota {
         added.map(drop).map_err(|_| connection_is_full())
     }
 
-    fn take_off(&self, fewer: u64) {
-        let take_off = |added: u64| Some(added.saturating_sub(fewer));
-        let _ = self.added.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take_off);
+    fn subtract(&self, fewer: u64) {
+        let subtract = |added: u64| Some(added.saturating_sub(fewer));
+        let _ = self.added.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
     }
 
-    /// Fails early where there is no room for one more block, before it is filled.
+    /// Fails before a new block is filled if [`charge`](Self::charge) would fail afterwards.
     ///
     /// # Errors
     /// ENOSPC.
-    pub(super) fn foresee(&self, reservation: Option<&Reservation<'_>>) -> Result<()> {
+    pub(super) fn check_space(&self, reservation: Option<&Reservation<'_>>) -> Result<()> {
         if reservation.is_some() {
             return Ok(());
         }
@@ -167,11 +162,11 @@ impl Quota {
         self.check(1)
     }
 
-    /// Stores the state of a block that holds room from now on, and did not before.
+    /// Stores the state of a block that did not hold space and now does, and charges it.
     ///
     /// # Errors
-    /// ENOSPC: there is no room for it, and nothing was stored.
-    pub(super) fn take(
+    /// ENOSPC: a limit is reached, and nothing was stored.
+    pub(super) fn charge(
         &self,
         reservation: Option<&Reservation<'_>>,
         cursor: &mut Cursor<'_>,
@@ -183,65 +178,60 @@ impl Quota {
         if !reserved {
             self.add(1)?;
             if let Err(error) = self.check(1) {
-                self.take_off(1);
+                self.subtract(1);
                 return Err(error);
             }
         }
-        self.store(Change::Take, cursor, block, state)?;
+        self.store(cursor, block, state, |count| count.saturating_add(1))?;
         drop(locked);
         Ok(())
     }
 
-    /// Stores the state of a block that holds no room any more.
+    /// Stores the state of a block that does not hold space any more, and uncharges it.
     ///
     /// # Errors
     /// EIO.
-    pub(super) fn give_back(
-        &self,
-        cursor: &mut Cursor<'_>,
-        block: u64,
-        state: Block,
-    ) -> Result<()> {
+    pub(super) fn uncharge(&self, cursor: &mut Cursor<'_>, block: u64, state: Block) -> Result<()> {
         let _locked = self.accounts()?.account.lock();
-        self.store(Change::GiveBack, cursor, block, state)?;
-        self.take_off(1);
+        self.store(cursor, block, state, |count| count.saturating_sub(1))?;
+        self.subtract(1);
         Ok(())
     }
 
-    /// The account must be locked.
+    /// Stores a block's state together with the account: see the module's text. The caller holds `account`.
     fn store(
         &self,
-        change: Change,
         cursor: &mut Cursor<'_>,
         block: u64,
         state: Block,
+        update: impl FnOnce(u64) -> u64,
     ) -> Result<()> {
         let count = self.count(self.number)?;
         let word = &self.accounts()?.blocks[self.number];
         word.store(UNKNOWN, Ordering::Relaxed);
         cursor.store(block, state)?;
-        let now = match change {
-            Change::Take => count.saturating_add(1),
-            Change::GiveBack => count.saturating_sub(1),
-        };
-        // Not before the state is there.
-        word.store(now, Ordering::Release);
+        // Release: not visible before the block's state.
+        word.store(update(count), Ordering::Release);
         Ok(())
     }
 
-    /// Holds up other requests for several new blocks, and reserves room for as many as `wanted` says then.
+    /// Locks out other requests that need a reservation, and reserves as many blocks as `wanted` counts then.
     ///
     /// # Errors
     /// ENOSPC.
     pub(super) fn reserve(&self, wanted: impl FnOnce() -> Result<u64>) -> Result<Reservation<'_>> {
         let accounts = self.accounts()?;
-        let turn = accounts.turn.lock();
-        // What one left that died.
+        let reserving = accounts.reserving.lock();
+        // A killed worker may have left one.
         accounts.reserved[0].store(0, Ordering::Relaxed);
         let wanted = wanted()?;
         self.add(wanted)?;
-        let reservation =
-            Reservation { quota: self, accounts, left: AtomicU64::new(wanted), _turn: turn };
+        let reservation = Reservation {
+            quota: self,
+            accounts,
+            left: AtomicU64::new(wanted),
+            _reserving: reserving,
+        };
         let _locked = accounts.account.lock();
         self.check(wanted)?;
         accounts.reserved[1].store(self.number as u64, Ordering::Relaxed);
@@ -249,31 +239,31 @@ impl Quota {
         Ok(reservation)
     }
 
-    /// Whether another request has reserved room, which it may give back.
-    pub(super) fn is_reserved(&self) -> bool {
+    /// Whether some request, perhaps of a killed worker, has a reservation.
+    pub(super) fn has_reservation(&self) -> bool {
         self.accounts().is_ok_and(|it| it.reserved[0].load(Ordering::Relaxed) > 0)
     }
 }
 
 fn full(limit: &str) -> Error {
-    Error::new(Errno::ENOSPC, format!("cow: no room in the overlay: {limit} is reached"))
+    Error::new(Errno::ENOSPC, format!("cow: no space in the overlay: {limit} is reached"))
 }
 
 fn connection_is_full() -> Error {
     full("cow-max-connection")
 }
 
-/// Room for the blocks of a request.
+/// Blocks that are reserved for a request; what is not used is released when this is dropped.
 #[derive(Debug)]
 pub(super) struct Reservation<'a> {
     quota: &'a Quota,
     accounts: &'a Accounts,
     left: AtomicU64,
-    _turn: Locked<'a, 0>,
+    _reserving: Locked<'a, 0>,
 }
 
 impl Reservation<'_> {
-    /// Uses one block of it; false if there is none left. The account must be locked.
+    /// Uses one reserved block; false if none is left. The caller holds `account`.
     fn take_one(&self) -> bool {
         let left = self.left.load(Ordering::Relaxed);
         if left == 0 {
@@ -287,7 +277,7 @@ impl Reservation<'_> {
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        self.quota.take_off(self.left.load(Ordering::Relaxed));
+        self.quota.subtract(self.left.load(Ordering::Relaxed));
         let _locked = self.accounts.account.lock();
         self.accounts.reserved[0].store(0, Ordering::Relaxed);
     }

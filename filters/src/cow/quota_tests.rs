@@ -1,4 +1,4 @@
-//! Tests of the limits, through the filter, and of what is left by workers that were killed.
+//! Tests of the limits through the filter, and of recovery after a worker was killed.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ fn a_write_beyond_the_limit_changes_nothing_and_rewriting_goes_on() {
 }
 
 #[test]
-fn trimming_gives_room_back() {
+fn trimming_frees_space() {
     let (_disk, layer) = limited(&[("cow-max", 4)]);
     let one = open(&layer, "");
     write(&one, 1, 4, 0).unwrap();
@@ -74,7 +74,7 @@ fn trimming_gives_room_back() {
     one.trim(BLOCK / 2, 0, NONE).unwrap();
     assert_full(write(&one, 1, 1, 10), "cow-max");
     assert_full(one.trim(BLOCK / 2, 20 * BLOCK, NONE), "cow-max");
-    // Both ends of this need room, and there is room for one.
+    // Both ends of this need a block, and there is space for one.
     one.trim(BLOCK, 0, NONE).unwrap();
     let before = testing::read(&one, 4 * BLOCK as usize, 20 * BLOCK);
     assert_full(one.trim(2 * BLOCK, 20 * BLOCK + 1, NONE), "cow-max");
@@ -121,7 +121,7 @@ fn reads_beyond_the_limit_succeed_and_are_not_kept() {
     }
 }
 
-/// An overlay in memory: other file systems take room for themselves, too.
+/// An overlay in memory: other file systems use space for metadata, too.
 fn overlay(block_size: u64, limits: Limits) -> Arc<Overlay> {
     let file = SharedFile::in_memory("test", 0).unwrap();
     Arc::new(Overlay::in_file(file, block_size, limits).unwrap())
@@ -137,24 +137,24 @@ fn bare(export: u64) -> (Arc<Disk>, Backend, Arc<Overlay>, Blocks) {
     (disk, below, overlay, blocks)
 }
 
-/// Blocks of room that the overlay's file takes.
-fn taken(overlay: &Overlay) -> u64 {
+/// Blocks that the overlay's file uses.
+fn used(overlay: &Overlay) -> u64 {
     let stat = nix::sys::stat::fstat(overlay.file().as_fd()).unwrap();
     stat.st_blocks.cast_unsigned() * 512 / BLOCK
 }
 
 #[test]
-fn an_account_that_a_worker_left_open_is_counted_anew() {
+fn an_account_that_a_killed_worker_left_unknown_is_counted_again() {
     let (_disk, below, overlay, blocks) = bare(6);
     blocks.write(&below, Data::Bytes(&[1; 5 * BLOCK as usize]), 0).unwrap();
     blocks.trim(&below, BLOCK, 0).unwrap();
     overlay.accounts.as_ref().unwrap().blocks[0].store(u64::MAX, Ordering::Relaxed);
     assert_eq!(blocks.quota().unwrap().bytes().unwrap(), 4 * BLOCK);
-    assert_eq!(taken(&overlay), 4);
+    assert_eq!(used(&overlay), 4);
 }
 
 #[test]
-fn what_a_dead_worker_had_reserved_is_free() {
+fn the_reservation_of_a_killed_worker_is_cleared() {
     let (_disk, below, overlay, blocks) = bare(6);
     let accounts = overlay.accounts.as_ref().unwrap();
     for at in [10, 20] {
@@ -168,31 +168,31 @@ fn what_a_dead_worker_had_reserved_is_free() {
 }
 
 #[test]
-fn a_cluster_that_a_dead_worker_was_filling_gives_its_room_back() {
+fn the_cluster_that_a_killed_worker_was_filling_is_freed() {
     let (_disk, below, overlay, blocks) = bare(6);
     let table = overlay.table("", 64 * BLOCK).unwrap().1;
     blocks.write(&below, Data::Bytes(&[1; BLOCK as usize]), 0).unwrap();
     let Block::Present(published) = table.cursor().load(0).unwrap().0 else { panic!("written") };
     for (block, cluster, left) in [
-        // Killed before the table said where the block is, or before its end was noted.
+        // Killed before the table referred to the cluster, or right after.
         (5, overlay.allocate().unwrap(), 1),
         (0, published, 1),
     ] {
         overlay.write(&[2; BLOCK as usize], overlay.offset(cluster).unwrap()).unwrap();
-        overlay.lock(&table, block).leave(cluster);
+        overlay.lock(&table, block).abandon(cluster);
         drop(overlay.lock(&table, block));
-        assert_eq!(taken(&overlay), left, "{block}");
-        assert_eq!(overlay.moves[0].load(Ordering::Relaxed), 0);
+        assert_eq!(used(&overlay), left, "{block}");
+        assert_eq!(overlay.pending[0].load(Ordering::Relaxed), 0);
     }
-    // Killed between the table and taking the room back.
+    // Killed after the table was changed, before the cluster was freed.
     table.cursor().store(0, Block::Trimmed(Some(published))).unwrap();
-    overlay.lock(&table, 0).leave(published);
+    overlay.lock(&table, 0).abandon(published);
     drop(overlay.lock(&table, 0));
-    assert_eq!(taken(&overlay), 0);
+    assert_eq!(used(&overlay), 0);
 }
 
 #[test]
-fn a_failed_write_leaves_no_room_taken() {
+fn a_failed_write_uses_no_space() {
     let disk =
         Arc::new(Disk { fail_reads: Some(Errno::EIO), ..Disk::pattern(64 * BLOCK as usize) });
     let below = testing::backend(&disk, &[], &[]);
@@ -201,11 +201,11 @@ fn a_failed_write_leaves_no_room_taken() {
     // The first piece of the block is written before the second has to be read.
     let data = vec![1; 300 << 10];
     assert!(blocks.write(&below, Data::Bytes(&data), 0).is_err());
-    assert_eq!(taken(&overlay), 0);
+    assert_eq!(used(&overlay), 0);
 }
 
 #[test]
-fn limits_that_no_block_fits_are_refused() {
+fn limits_below_one_block_are_refused() {
     for key in ["cow-max", "cow-max-total", "cow-max-connection"] {
         assert_eq!(
             testing::config_error("cow", &[(key, "60k")]),

@@ -31,9 +31,9 @@ pub(super) enum Block {
     Absent,
     /// In this cluster of the overlay.
     Present(u64),
-    /// Nowhere; it is zeroes. If it had a cluster, that is still its own, and holds no room.
+    /// Nowhere; it is zeroes. If it had a cluster, that is still its own, and holds no space.
     Trimmed(Option<u64>),
-    /// The same, but the cluster holds room: the file system could not take it back.
+    /// The same, but the cluster holds space: the file system cannot punch holes.
     Unfreed(u64),
 }
 
@@ -52,8 +52,8 @@ impl Block {
         }
     }
 
-    /// Whether the overlay holds room for it.
-    pub(super) fn holds_room(self) -> bool {
+    /// Whether its cluster holds space.
+    pub(super) fn holds_space(self) -> bool {
         match self {
             Block::Present(_) | Block::Unfreed(_) => true,
             Block::Absent | Block::Trimmed(_) => false,
@@ -108,7 +108,7 @@ impl Table {
         self.base / WORD + block
     }
 
-    /// How many blocks hold room.
+    /// The number of blocks that hold space.
     ///
     /// # Errors
     /// EIO: it is corrupt.
@@ -117,7 +117,7 @@ impl Table {
         let (mut block, mut count) = (0, 0);
         while block < self.blocks {
             let (state, holds) = cursor.load(block)?;
-            count += u64::from(state.holds_room());
+            count += u64::from(state.holds_space());
             block += holds;
         }
         Ok(count)

@@ -20,9 +20,9 @@ const MAX_QUEUED: usize = 128;
 const LINGER: Duration = Duration::from_secs(5);
 /// Largest buffer that is kept for the next request, bytes.
 const KEEP: usize = 1 << 20;
-/// What a buffer of a pool that takes its memory beforehand holds, bytes: the largest request that the kernel's client sends as a
-/// swap device, unless somebody raises max_sectors_kb, is a quarter of that.
-pub(super) const KEPT: usize = 512 * 1024;
+/// The size of the buffers of a preallocated pool, bytes. The kernel's client sends requests of at most a quarter of that, unless
+/// max_sectors_kb was raised.
+pub(super) const PREALLOCATED: usize = 512 * 1024;
 
 /// A request for another thread.
 #[derive(Debug)]
@@ -51,8 +51,7 @@ struct State {
     running: usize,
     /// Cost of everything queued and running.
     bytes: u64,
-    /// Buffers of finished jobs, for the payloads of the next. In a pool that takes its memory beforehand, all buffers that are not
-    /// in use.
+    /// Buffers of finished jobs, for the payloads of the next. In a preallocated pool, all buffers that are not in use.
     spare: Vec<Vec<u8>>,
     closed: bool,
 }
@@ -64,8 +63,8 @@ pub(super) struct Pool {
     work: Condvar,
     room: Condvar,
     limit: usize,
-    /// Whether threads and buffers are made beforehand and kept (`--swap`).
-    kept: bool,
+    /// Whether threads and buffers are made before the first request, and kept (`--swap`).
+    preallocated: bool,
     /// Most bytes under way.
     most: u64,
 }
@@ -78,26 +77,26 @@ impl Pool {
             work: Condvar::new(),
             room: Condvar::new(),
             limit,
-            kept: false,
+            preallocated: false,
             most: MAX_BYTES,
         }
     }
 
-    /// A pool of `limit` threads, which [`start`](Self::start) makes, and of as many buffers, made here. None of them is
-    /// ever given back, and nothing else is taken for requests of up to [`KEPT`] bytes: those that come when all buffers are in
-    /// use wait. At most as many bytes are under way as the buffers have together, or one longer request.
-    pub(super) fn kept(limit: usize) -> Pool {
-        let spare = (0..limit).map(|_| Vec::with_capacity(KEPT)).collect();
+    /// A pool of `limit` threads, to be started by [`start`](Self::start), and as many buffers, which are kept. A request
+    /// of up to [`PREALLOCATED`] bytes allocates nothing; it waits while all buffers are in use. In flight are at most as
+    /// many bytes as the buffers hold together, or one longer request.
+    pub(super) fn preallocated(limit: usize) -> Pool {
+        let spare = (0..limit).map(|_| Vec::with_capacity(PREALLOCATED)).collect();
         let queue = VecDeque::with_capacity(MAX_QUEUED);
         let state = State { spare, queue, ..State::default() };
-        let most = (limit * KEPT) as u64;
-        Pool { state: Mutex::new(state), kept: true, most, ..Pool::new(limit) }
+        let most = (limit * PREALLOCATED) as u64;
+        Pool { state: Mutex::new(state), preallocated: true, most, ..Pool::new(limit) }
     }
 
-    /// Makes all threads of a pool that keeps them; each one runs `serve` in `scope`.
+    /// Starts all threads of a preallocated pool; each runs `serve` in `scope`.
     ///
     /// # Errors
-    /// EAGAIN: the system has not so many, or their stacks may not be locked into memory.
+    /// EAGAIN: a limit on threads is reached, or RLIMIT_MEMLOCK by their stacks.
     pub(super) fn start<'scope, F>(
         &self,
         scope: &'scope Scope<'scope, '_>,
@@ -167,14 +166,14 @@ impl Pool {
         None
     }
 
-    /// A buffer for a payload of `length` bytes, of unspecified length and content. A pool that keeps its buffers waits for
+    /// A buffer for a payload of `length` bytes, of unspecified length and content. A preallocated pool waits for
     /// one; what was answered before must have been sent.
     pub(super) fn buffer(&self, length: usize) -> Vec<u8> {
         if length == 0 {
             return Vec::new();
         }
         let mut state = self.lock();
-        while self.kept && state.spare.is_empty() {
+        while self.preallocated && state.spare.is_empty() {
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.spare.pop().unwrap_or_default()
@@ -182,9 +181,9 @@ impl Pool {
 
     /// Takes the buffer of a finished job back.
     fn take_back(&self, state: &mut State, mut buffer: Vec<u8>) {
-        if self.kept && buffer.capacity() > 0 {
-            buffer.truncate(KEPT);
-            buffer.shrink_to(KEPT);
+        if self.preallocated && buffer.capacity() > 0 {
+            buffer.truncate(PREALLOCATED);
+            buffer.shrink_to(PREALLOCATED);
             state.spare.push(buffer);
         } else if (1..=KEEP).contains(&buffer.capacity()) && state.spare.len() < self.limit {
             state.spare.push(buffer);
@@ -213,7 +212,7 @@ impl Pool {
                 let result;
                 (state, result) = waited.unwrap_or_else(PoisonError::into_inner);
                 state.idle -= 1;
-                if result.timed_out() && state.queue.is_empty() && !self.kept {
+                if result.timed_out() && state.queue.is_empty() && !self.preallocated {
                     state.threads -= 1;
                     if state.threads == 0 {
                         state.spare.clear();
@@ -253,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_pool_that_keeps_its_memory_uses_the_same_buffers_again_and_makes_no_thread() {
-        let pool = Pool::kept(2);
+        let pool = Pool::preallocated(2);
         let buffers = |pool: &Pool| {
             let state = pool.lock();
             let mut all: Vec<_> = state.spare.iter().map(|b| (b.as_ptr(), b.capacity())).collect();
@@ -264,7 +263,7 @@ mod tests {
         std::thread::scope(|scope| {
             pool.start(scope, || || pool.work(|job| assert!(job.payload.iter().all(|b| *b == 7))))
                 .unwrap();
-            for length in [1, KEPT, 100, KEPT - 1].into_iter().cycle().take(100) {
+            for length in [1, PREALLOCATED, 100, PREALLOCATED - 1].into_iter().cycle().take(100) {
                 let mut payload = pool.buffer(length);
                 payload.clear();
                 payload.resize(length, 7);
@@ -277,19 +276,19 @@ mod tests {
             pool.close();
         });
         assert_eq!(buffers(&pool), before);
-        assert!(before.iter().all(|(_, capacity)| *capacity == KEPT));
+        assert!(before.iter().all(|(_, capacity)| *capacity == PREALLOCATED));
     }
 
     #[test]
     fn a_longer_request_does_not_cost_a_pool_its_buffer() {
-        let pool = Pool::kept(1);
+        let pool = Pool::preallocated(1);
         std::thread::scope(|scope| {
             pool.start(scope, || || pool.work(|_| ())).unwrap();
-            let mut payload = pool.buffer(4 * KEPT);
-            payload.resize(4 * KEPT, 0);
+            let mut payload = pool.buffer(4 * PREALLOCATED);
+            payload.resize(4 * PREALLOCATED, 0);
             assert!(pool.submit(scope, job(payload), || ()).is_none());
             // Comes back, or this would wait without end.
-            assert_eq!(pool.buffer(1).capacity(), KEPT);
+            assert_eq!(pool.buffer(1).capacity(), PREALLOCATED);
             pool.close();
         });
     }

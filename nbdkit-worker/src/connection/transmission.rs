@@ -17,9 +17,9 @@ use nbdkit_api::{Blocking, Errno, Error, FileRange, Flags, debug, log};
 use super::execute::Target;
 use super::export::{Export, Features};
 use super::input::Input;
-use super::kept::{self, Kept};
 use super::pace::{Looking, Writes};
 use super::pool::{Job, Pool};
+use super::prealloc::{self, Prealloc};
 use super::receive::{self, Receive};
 use super::reply::Replies;
 use super::splice::{Pipe, SPLICE_FROM, SPLICE_UP_TO};
@@ -52,9 +52,9 @@ pub(super) fn serve(
     mut input: Input,
 ) -> Result<(), End> {
     let pooled = connection.settings.threads > 1 && export.backend.blocking() != Blocking::Never;
-    let kept = Kept::new(connection.settings.swap);
-    if kept.is_on() {
-        kept.reserve(if pooled { connection.settings.threads } else { 0 })?;
+    let prealloc = Prealloc::new(connection.settings.swap);
+    if prealloc.is_on() {
+        prealloc.reserve(if pooled { connection.settings.threads } else { 0 })?;
         input.keep();
     }
     let mut session = Session {
@@ -68,15 +68,15 @@ pub(super) fn serve(
         },
         output: Mutex::new(()),
         broken: OnceLock::new(),
-        pool: pooled.then(|| kept.pool(connection.settings.threads)),
-        kept,
+        pool: pooled.then(|| prealloc.pool(connection.settings.threads)),
+        prealloc,
     };
     let shared = &session;
     let mut reader = Reader {
         session: shared,
         input,
-        replies: kept.replies(),
-        payload: kept.payload(),
+        replies: prealloc.replies(),
+        payload: prealloc.payload(),
         pipe: shared.new_pipe(),
         writes: Writes::default(),
         looking: Looking::default(),
@@ -89,10 +89,10 @@ pub(super) fn serve(
         Some(pool) => std::thread::scope(|scope| {
             // Also when a panic ends it, or the scope would wait for threads that wait for work.
             let _close = CloseOnDrop(pool);
-            if kept.is_on() {
+            if prealloc.is_on() {
                 let started = pool.start(scope, || move || shared.work(pool));
                 started.map_err(|error| {
-                    kept::refused("threads (raise RLIMIT_MEMLOCK, see ulimit -l)", &error)
+                    prealloc::refused("threads (raise RLIMIT_MEMLOCK, see ulimit -l)", &error)
                 })?;
             }
             reader.run(Some((pool, scope)))
@@ -118,7 +118,7 @@ struct Session<'a> {
     broken: OnceLock<io::Error>,
     pool: Option<Pool>,
     /// Whether memory is kept.
-    kept: Kept,
+    prealloc: Prealloc,
 }
 
 impl Session<'_> {
@@ -129,13 +129,13 @@ impl Session<'_> {
             connection: self.connection.client.number(),
         });
         let _cut = CutOnPanic(self);
-        let (mut replies, mut pipe) = (self.kept.replies(), self.new_pipe());
+        let (mut replies, mut pipe) = (self.prealloc.replies(), self.new_pipe());
         pool.work(|job| self.run(job, &mut replies, &mut pipe));
     }
 
     /// The pipe that a thread begins with: the one that it needs for large reads and writes, if it keeps its memory.
     fn new_pipe(&self) -> Option<Pipe> {
-        let used = self.kept.is_on() && self.connection.socket.is_plain();
+        let used = self.prealloc.is_on() && self.connection.socket.is_plain();
         used.then(|| Pipe::new().ok()).flatten()
     }
 
@@ -539,7 +539,7 @@ impl<'s> Reader<'s> {
         if here {
             self.input.consume(length);
         } else if self.payload.len() > KEEP_PAYLOAD {
-            self.session.kept.empty(&mut self.payload);
+            self.session.prealloc.empty(&mut self.payload);
         }
         Ok(())
     }

@@ -48,8 +48,8 @@ pub(super) fn run(
     entitle(&serve.peer.address, None);
     if service.swap {
         process::touch_stack();
-        // Locks are not inherited by fork. What is shared with the template until one of the two writes to it is copied here:
-        // the kernel allocates pages of writable private mappings as if they were written to. mlock(2), "Notes".
+        // Locks are not inherited by fork. This also ends copy-on-write with the template: the kernel populates writable private
+        // mappings as if they were written to. mlock(2), "Notes".
         if let Err(error) = privileges::lock_memory() {
             nbdkit_api::error!("{error}");
             return WorkerExit::Failed.code();

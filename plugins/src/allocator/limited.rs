@@ -1,7 +1,7 @@
-//! `allocator=NAME,max=SIZE`: a limit on the memory that a disk takes, below its size.
+//! `allocator=NAME,max=SIZE`: a limit on the memory that a disk uses, whatever its size.
 //!
-//! What is taken is counted by whoever keeps it, the kernel above all, so a process that is killed leaves nothing wrong. Writes
-//! are checked and done one at a time, under a lock that all workers share.
+//! The inner allocator knows what is used (of a memfd the kernel counts the pages), so there is no counter that a killed worker
+//! could leave wrong. A shared mutex is held from the check to the end of the write.
 
 use std::os::fd::BorrowedFd;
 
@@ -28,13 +28,13 @@ impl Limited {
 
     fn full(&self) -> Error {
         let max = self.max;
-        Error::new(Errno::ENOSPC, format!("allocator: no room: max={max} is reached"))
+        Error::new(Errno::ENOSPC, format!("allocator: no memory left: max={max} is reached"))
     }
 }
 
 impl Allocator for Limited {
     fn set_size(&mut self, size: u64) -> Result<()> {
-        if self.inner.takes_all() && size > self.max {
+        if self.inner.is_preallocated() && size > self.max {
             let max = self.max;
             return Err(Error::new(
                 Errno::ENOSPC,
@@ -49,23 +49,21 @@ impl Allocator for Limited {
     }
 
     fn write(&self, buf: &[u8], offset: u64) -> Result<()> {
-        if self.inner.takes_all() {
+        if self.inner.is_preallocated() {
             return self.inner.write(buf, offset);
         }
         let _locked = self.writing.lock();
-        let left = self.max.saturating_sub(self.inner.taken()?);
-        // Nearly always true, and quicker to find out.
-        if self.inner.takes_at_most(buf.len() as u64) > left
-            && self.inner.takes(buf, offset)? > left
-        {
+        let left = self.max.saturating_sub(self.inner.used()?);
+        // The first is an upper bound and needs no look at the disk.
+        if self.inner.max_cost(buf.len() as u64) > left && self.inner.cost(buf, offset)? > left {
             return Err(self.full());
         }
         self.inner.write(buf, offset)
     }
 
-    // What is compressed changes its size, so nobody may write meanwhile.
+    // Zeroing a part of a compressed page changes its size, so it must not come between check and write.
     fn zero(&self, count: u64, offset: u64) -> Result<()> {
-        if self.inner.takes_all() {
+        if self.inner.is_preallocated() {
             return self.inner.zero(count, offset);
         }
         let _locked = self.writing.lock();
@@ -88,23 +86,23 @@ impl Allocator for Limited {
         self.inner.isolation()
     }
 
-    fn taken(&self) -> Result<u64> {
-        self.inner.taken()
+    fn used(&self) -> Result<u64> {
+        self.inner.used()
     }
 
-    fn takes_all(&self) -> bool {
-        self.inner.takes_all()
+    fn is_preallocated(&self) -> bool {
+        self.inner.is_preallocated()
     }
 
-    fn takes_at_most(&self, count: u64) -> u64 {
-        self.inner.takes_at_most(count)
+    fn max_cost(&self, count: u64) -> u64 {
+        self.inner.max_cost(count)
     }
 
-    fn takes(&self, buf: &[u8], offset: u64) -> Result<u64> {
-        self.inner.takes(buf, offset)
+    fn cost(&self, buf: &[u8], offset: u64) -> Result<u64> {
+        self.inner.cost(buf, offset)
     }
 
     fn may_wait(&self) -> bool {
-        !self.inner.takes_all()
+        !self.inner.is_preallocated()
     }
 }

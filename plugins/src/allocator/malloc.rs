@@ -131,19 +131,19 @@ impl Allocator for Malloc {
         Isolation::Connection
     }
 
-    fn taken(&self) -> Result<u64> {
-        self.file.taken()
+    fn used(&self) -> Result<u64> {
+        self.file.used()
     }
 
-    fn takes_all(&self) -> bool {
+    fn is_preallocated(&self) -> bool {
         true
     }
 
-    fn takes_at_most(&self, _count: u64) -> u64 {
+    fn max_cost(&self, _count: u64) -> u64 {
         0
     }
 
-    fn takes(&self, _buf: &[u8], _offset: u64) -> Result<u64> {
+    fn cost(&self, _buf: &[u8], _offset: u64) -> Result<u64> {
         Ok(0)
     }
 }

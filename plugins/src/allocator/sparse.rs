@@ -124,16 +124,16 @@ impl Allocator for Sparse {
         Isolation::Connection
     }
 
-    fn taken(&self) -> Result<u64> {
-        self.file.taken()
+    fn used(&self) -> Result<u64> {
+        self.file.used()
     }
 
-    fn takes_at_most(&self, count: u64) -> u64 {
+    fn max_cost(&self, count: u64) -> u64 {
         // Neither end need be that of a page.
         count.saturating_add(2 * KERNEL_PAGE)
     }
 
-    fn takes(&self, buf: &[u8], offset: u64) -> Result<u64> {
+    fn cost(&self, buf: &[u8], offset: u64) -> Result<u64> {
         let from = offset / KERNEL_PAGE * KERNEL_PAGE;
         let end = (offset + buf.len() as u64).next_multiple_of(KERNEL_PAGE).min(i64::MAX as u64);
         let mut extents = Extents::new(from, end);
@@ -190,12 +190,12 @@ mod tests {
         for (offset, length) in
             [(1, 1), (0, 4096), (4095, 2), (5000, 20_000), (256 * KIB + 99, 1), (256 * KIB - 1, 50)]
         {
-            let (buf, before) = (vec![1; length], disk.taken().unwrap());
-            let takes = disk.takes(&buf, offset).unwrap();
-            assert!(takes <= disk.takes_at_most(length as u64));
+            let (buf, before) = (vec![1; length], disk.used().unwrap());
+            let takes = disk.cost(&buf, offset).unwrap();
+            assert!(takes <= disk.max_cost(length as u64));
             disk.write(&buf, offset).unwrap();
-            assert_eq!(disk.taken().unwrap(), before + takes, "{length} at {offset}");
-            assert_eq!(disk.takes(&buf, offset).unwrap(), 0);
+            assert_eq!(disk.used().unwrap(), before + takes, "{length} at {offset}");
+            assert_eq!(disk.cost(&buf, offset).unwrap(), 0);
         }
     }
 

@@ -15,7 +15,7 @@ use super::Allocator;
 /// Bytes of a page, and the preferred block size.
 const PAGE: usize = 32 << 10;
 
-/// What a stored page takes beside its bytes, about: its place in the map, and malloc's in front of it. Bytes.
+/// What a stored page uses besides its content, about: its entry in the map, malloc's header. Bytes.
 const OVERHEAD: u64 = 64;
 
 /// Locks among which the pages are divided, so that requests for different pages can be served at once.
@@ -38,7 +38,7 @@ struct Shard {
     /// smaller by compression and is stored as it is.
     pages: BTreeMap<u64, Box<[u8]>>,
     /// Bytes that they take.
-    taken: u64,
+    used: u64,
     compressor: Compressor<'static>,
     decompressor: Decompressor<'static>,
 }
@@ -76,7 +76,7 @@ impl Shard {
     fn new() -> Result<Shard> {
         Ok(Shard {
             pages: BTreeMap::new(),
-            taken: 0,
+            used: 0,
             compressor: Compressor::new(zstd::DEFAULT_COMPRESSION_LEVEL)
                 .map_err(|error| failed(&error))?,
             decompressor: Decompressor::new().map_err(|error| failed(&error))?,
@@ -114,20 +114,20 @@ impl Shard {
     /// Makes `page` the content of page `number`.
     fn store(&mut self, number: u64, page: &[u8]) -> Result<()> {
         let stored = self.compress(page)?;
-        self.taken += stored.len() as u64 + OVERHEAD;
+        self.used += stored.len() as u64 + OVERHEAD;
         let before = self.pages.insert(number, stored);
-        self.taken -= taken_by(before.as_deref());
+        self.used -= used_by(before.as_deref());
         Ok(())
     }
 
     fn remove(&mut self, number: u64) {
         let before = self.pages.remove(&number);
-        self.taken -= taken_by(before.as_deref());
+        self.used -= used_by(before.as_deref());
     }
 }
 
 /// Bytes that a page takes, if there is one.
-fn taken_by(stored: Option<&[u8]>) -> u64 {
+fn used_by(stored: Option<&[u8]>) -> u64 {
     stored.map_or(0, |bytes| bytes.len() as u64 + OVERHEAD)
 }
 
@@ -257,15 +257,15 @@ impl Allocator for Zstd {
         Isolation::Shared
     }
 
-    fn taken(&self) -> Result<u64> {
-        Ok((0..SHARDS as u64).map(|shard| self.shard(shard).taken).sum())
+    fn used(&self) -> Result<u64> {
+        Ok((0..SHARDS as u64).map(|shard| self.shard(shard).used).sum())
     }
 
-    fn takes_at_most(&self, count: u64) -> u64 {
+    fn max_cost(&self, count: u64) -> u64 {
         (count / PAGE as u64).saturating_add(2).saturating_mul(PAGE as u64 + OVERHEAD)
     }
 
-    fn takes(&self, buf: &[u8], offset: u64) -> Result<u64> {
+    fn cost(&self, buf: &[u8], offset: u64) -> Result<u64> {
         let mut scratch = [0; PAGE];
         let mut rest = buf;
         let (mut more, mut less) = (0, 0);
@@ -274,8 +274,8 @@ impl Allocator for Zstd {
             let mut shard = self.shard(piece.page);
             shard.load(piece.page, &mut scratch)?;
             scratch[piece.from..piece.to].copy_from_slice(now);
-            more += taken_by(Some(&shard.compress(&scratch)?));
-            less += taken_by(shard.pages.get(&piece.page).map(|stored| &stored[..]));
+            more += used_by(Some(&shard.compress(&scratch)?));
+            less += used_by(shard.pages.get(&piece.page).map(|stored| &stored[..]));
             rest = later;
         }
         Ok(more.saturating_sub(less))

@@ -75,11 +75,11 @@ impl SharedFile {
         Ok(self.file.metadata().or_error(|| format!("fstat: {}", self.name))?.len())
     }
 
-    /// Bytes of memory or of the disk that the file takes: those of a file in memory are counted by the page, swapped out or not.
+    /// Bytes of memory, swapped out or not, or of the file system that the file uses.
     ///
     /// # Errors
     /// EIO.
-    pub fn taken(&self) -> Result<u64> {
+    pub fn used(&self) -> Result<u64> {
         // In units of 512 bytes: stat(3type), st_blocks.
         let stat = self.file.metadata().or_error(|| format!("fstat: {}", self.name))?;
         Ok(std::os::unix::fs::MetadataExt::blocks(&stat).saturating_mul(512))
