@@ -9,6 +9,7 @@ mod blocks;
 mod exports;
 pub(crate) mod fuzz;
 mod overlay;
+mod quota;
 mod table;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use nbdkit_api::{
 
 use blocks::{Blocks, Contents, Data};
 use overlay::Overlay;
+use quota::Limits;
 
 /// Largest preferred block size that may be advertised, bytes (NBD protocol, "Block size
 /// constraints").
@@ -54,12 +56,20 @@ pub struct Cow {
     block_size: u64,
     on_cache: bool,
     on_read: OnRead,
+    /// Bytes.
+    limits: Limits,
     overlay: Option<Arc<Overlay>>,
 }
 
 impl Default for Cow {
     fn default() -> Cow {
-        Cow { block_size: 64 << 10, on_cache: false, on_read: OnRead::Never, overlay: None }
+        Cow {
+            block_size: 64 << 10,
+            on_cache: false,
+            on_read: OnRead::Never,
+            limits: Limits::default(),
+            overlay: None,
+        }
     }
 }
 
@@ -75,6 +85,9 @@ impl Filter for Cow {
     fn config_help(&self) -> Option<&str> {
         Some(
             "cow-block-size=<N>       Set COW block size.\n\
+             cow-max=<SIZE>           Limit the overlay of each export.\n\
+             cow-max-connection=<SIZE>\n                         Limit what each connection adds.\n\
+             cow-max-total=<SIZE>     Limit the overlays of all exports together.\n\
              cow-on-cache=<BOOL>      Copy cache (prefetch) requests to the overlay.\n\
              cow-on-read=<BOOL>|/PATH Copy read requests to the overlay.",
         )
@@ -95,6 +108,9 @@ impl Filter for Cow {
                 }
                 self.block_size = size;
             }
+            "cow-max" => self.limits.export = Some(value.size()?),
+            "cow-max-connection" => self.limits.connection = Some(value.size()?),
+            "cow-max-total" => self.limits.total = Some(value.size()?),
             "cow-on-cache" => self.on_cache = value.boolean()?,
             "cow-on-read" => {
                 self.on_read = if value.as_path().is_absolute() {
@@ -110,8 +126,17 @@ impl Filter for Cow {
         Ok(())
     }
 
+    fn config_complete(&mut self, next: NextConfig<'_>) -> Result<()> {
+        self.limits = Limits {
+            export: self.blocks("cow-max", self.limits.export)?,
+            total: self.blocks("cow-max-total", self.limits.total)?,
+            connection: self.blocks("cow-max-connection", self.limits.connection)?,
+        };
+        next.config_complete()
+    }
+
     fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
-        self.overlay = Some(Arc::new(Overlay::new(self.block_size)?));
+        self.overlay = Some(Arc::new(Overlay::new(self.block_size, self.limits)?));
         Ok(())
     }
 
@@ -145,6 +170,18 @@ impl Filter for Cow {
     }
 }
 
+impl Cow {
+    /// How many blocks a limit in bytes allows.
+    fn blocks(&self, key: &str, limit: Option<u64>) -> Result<Option<u64>> {
+        let Some(bytes) = limit else { return Ok(None) };
+        if bytes < self.block_size {
+            let size = self.block_size;
+            return Err(Error::msg(format!("{key} is smaller than a block ({size} bytes)")));
+        }
+        Ok(Some(bytes / self.block_size))
+    }
+}
+
 struct Handle {
     export: String,
     overlay: Arc<Overlay>,
@@ -162,8 +199,11 @@ impl Handle {
 
 impl FilterConnection for Handle {
     fn prepare(&mut self, next: &Backend, _: bool) -> Result<()> {
-        let table = self.overlay.table(&self.export, next.size()?)?;
-        self.blocks = Some(Blocks::new(Arc::clone(&self.overlay), table, next.size()?));
+        let blocks = Blocks::new(Arc::clone(&self.overlay), &self.export, next.size()?)?;
+        if let Some(quota) = blocks.quota().filter(|_| log::verbose()) {
+            log::debug(&format!("cow: the overlay of this export holds {} bytes", quota.bytes()?));
+        }
+        self.blocks = Some(blocks);
         Ok(())
     }
 
@@ -332,5 +372,7 @@ impl Handle {
     }
 }
 
+#[cfg(test)]
+mod quota_tests;
 #[cfg(test)]
 mod tests;

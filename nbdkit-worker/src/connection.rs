@@ -12,6 +12,7 @@ mod input;
 mod options;
 mod pace;
 mod pool;
+mod prealloc;
 mod receive;
 mod reply;
 mod socket;

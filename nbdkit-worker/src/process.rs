@@ -80,6 +80,44 @@ pub(crate) fn release_heap() {
     }
 }
 
+/// For `--swap`: malloc never returns memory to the kernel, uses one arena, and maps no large blocks separately, so that
+/// every thread allocates from what [`reserve_heap`] has added to the heap. Inherited by forks. mallopt(3).
+pub(crate) fn keep_heap() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, -1), (libc::M_ARENA_MAX, 1)]
+    {
+        // SAFETY: takes numbers; other threads may allocate meanwhile.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// For `--swap`: grows the heap until it has a free block of so many bytes. With mlockall(2), MCL_FUTURE, its pages are allocated
+/// at once.
+///
+/// # Errors
+/// ENOMEM: there is not enough memory, or RLIMIT_MEMLOCK is reached.
+pub(crate) fn reserve_heap(bytes: usize) -> nbdkit_api::Result<()> {
+    let mut block = Vec::<u8>::new();
+    block.try_reserve_exact(bytes).map_err(|_| {
+        let mib = bytes >> 20;
+        let text = format!("{mib} MiB cannot be locked (raise RLIMIT_MEMLOCK, see ulimit -l)");
+        nbdkit_api::Error::new(nbdkit_api::Errno::ENOMEM, text)
+    })?;
+    // Keeps the compiler from removing the allocation, which is freed unused.
+    std::hint::black_box(block.as_mut_ptr());
+    Ok(())
+}
+
+/// For `--swap`: touches the pages of this thread's stack that serving a client may use. To be called before mlockall(2): a locked
+/// stack that grows beyond RLIMIT_MEMLOCK ends the process by SIGSEGV.
+#[inline(never)]
+pub(crate) fn touch_stack() {
+    /// Several times what requests use, with a page of the zstd allocator on the stack, and TLS, bytes.
+    const DEPTH: usize = 512 * 1024;
+    std::hint::black_box(&mut [0_u8; DEPTH]);
+}
+
 /// Gives back the memory below the caller's frames that calls which have returned have used. Does nothing but on a worker's
 /// first thread, whose stack has nothing else below it for far more than is looked at.
 #[inline(never)]
@@ -279,5 +317,17 @@ impl Drop for AwaitMessage<'_> {
         if watched.is_err() || waiting != Ok(0) {
             (self.end)();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heap_that_cannot_be_had_is_an_error_with_a_way_out() {
+        reserve_heap(1 << 20).unwrap();
+        let error = reserve_heap(isize::MAX as usize / 2).unwrap_err();
+        assert!(error.message().contains("ulimit -l"), "{error}");
     }
 }

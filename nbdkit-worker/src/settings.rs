@@ -25,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) timeout: Option<Duration>,
     /// TLS, unless it is off.
     pub(crate) tls: Option<Tls>,
+    /// `--swap`: connections allocate their memory and start their threads before the first request, and keep them.
+    pub(crate) swap: bool,
     /// Whether everything has to run on one processor.
     pub(crate) one_processor: bool,
     /// The lock around every call into the stack, for NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS.
@@ -49,6 +51,7 @@ impl Settings {
             protocol: configure.protocol,
             timeout: configure.timeout,
             tls: None,
+            swap: configure.swap,
             one_processor: std::thread::available_parallelism().is_ok_and(|count| count.get() == 1),
             all_requests,
         })

@@ -247,6 +247,7 @@ fn enter(
         privileges::lock_down(sandbox.descriptors(), sandbox.memory(threads))?;
     }
     if swap {
+        process::keep_heap();
         privileges::lock_memory()?;
     }
     layer.after_fork()?;

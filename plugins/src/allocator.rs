@@ -4,6 +4,7 @@
 //! checked against the size of the disk.
 //! Source: nbdkit-memory-plugin(1), "ALLOCATORS".
 
+mod limited;
 mod malloc;
 mod sparse;
 mod zstd;
@@ -79,6 +80,31 @@ pub trait Allocator: Debug + Send + Sync {
 
     /// How the plugin's clients may be divided over processes.
     fn isolation(&self) -> Isolation;
+
+    /// Bytes of memory that the disk uses now.
+    ///
+    /// # Errors
+    /// EIO.
+    fn used(&self) -> Result<u64>;
+
+    /// Whether [`set_size`](Self::set_size) allocates all that the disk will ever use.
+    fn is_preallocated(&self) -> bool {
+        false
+    }
+
+    /// The most bytes of memory that a write of `count` bytes can allocate.
+    fn max_cost(&self, count: u64) -> u64;
+
+    /// How many bytes of memory this write allocates, if nobody else writes meanwhile.
+    ///
+    /// # Errors
+    /// EIO.
+    fn cost(&self, buf: &[u8], offset: u64) -> Result<u64>;
+
+    /// Whether a write may wait for a mutex that another process holds.
+    fn may_wait(&self) -> bool {
+        false
+    }
 }
 
 /// Prints the `--dump-plugin` lines that tell which strategies there are.
@@ -98,7 +124,22 @@ const FILL_PIECE: u64 = 1 << 20;
 
 /// A parsed `allocator=` parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Strategy {
+pub struct Strategy {
+    /// Where the bytes are kept.
+    pub kind: Kind,
+    /// `max=SIZE`: the most bytes of memory that they may use.
+    pub max: Option<u64>,
+}
+
+impl From<Kind> for Strategy {
+    fn from(kind: Kind) -> Strategy {
+        Strategy { kind, max: None }
+    }
+}
+
+/// Where bytes are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
     /// `sparse`: what was not written takes no memory.
     #[default]
     Sparse,
@@ -119,16 +160,21 @@ impl Strategy {
     /// logged before that, as nbdkit does.
     pub fn parse(value: Value<'_>) -> Result<Strategy> {
         let text = value.str()?;
-        let strategy = match text.split_once(',').unwrap_or((text, "")) {
-            ("sparse" | "", "") => Ok(Strategy::Sparse),
-            ("malloc", parameters) => malloc::parse(parameters),
-            ("zstd", "") => Ok(Strategy::Zstd),
-            (name @ ("sparse" | "zstd"), _) => {
-                Err(Error::msg(format!("allocator={name} does not take extra parameters")))
-            }
-            _ => Err(Error::silent(nbdkit_api::Errno::EINVAL)),
-        };
-        strategy.map_err(|mut why| {
+        let (name, parameters) = text.split_once(',').unwrap_or((text, ""));
+        let parsed = split_max(parameters).and_then(|(max, parameters)| {
+            let kind = match (name, &parameters[..]) {
+                ("sparse" | "", []) => Kind::Sparse,
+                ("malloc", parameters) => malloc::parse(parameters)?,
+                ("zstd", []) => Kind::Zstd,
+                (name @ ("sparse" | "zstd"), _) => {
+                    let text = format!("allocator={name} does not take extra parameters");
+                    return Err(Error::msg(text));
+                }
+                _ => return Err(Error::silent(nbdkit_api::Errno::EINVAL)),
+            };
+            Ok(Strategy { kind, max })
+        });
+        parsed.map_err(|mut why| {
             if why.take_for_log() {
                 nbdkit_api::error!("{}", why.message());
             }
@@ -141,12 +187,28 @@ impl Strategy {
     /// # Errors
     /// The kernel's.
     pub fn create(self, name: &str) -> Result<Box<dyn Allocator>> {
-        Ok(match self {
-            Strategy::Sparse => Box::new(sparse::Sparse::new(name)?),
-            Strategy::Malloc { mlock } => Box::new(malloc::Malloc::new(name, mlock)?),
-            Strategy::Zstd => Box::new(zstd::Zstd::new()?),
-        })
+        let allocator: Box<dyn Allocator> = match self.kind {
+            Kind::Sparse => Box::new(sparse::Sparse::new(name)?),
+            Kind::Malloc { mlock } => Box::new(malloc::Malloc::new(name, mlock)?),
+            Kind::Zstd => Box::new(zstd::Zstd::new()?),
+        };
+        match self.max {
+            Some(max) => Ok(Box::new(limited::Limited::new(allocator, max)?)),
+            None => Ok(allocator),
+        }
     }
+}
+
+/// What stands behind the first comma: the last `max=SIZE`, and the rest.
+fn split_max(parameters: &str) -> Result<(Option<u64>, Vec<&str>)> {
+    let (mut max, mut others) = (None, Vec::new());
+    for parameter in parameters.split(',').filter(|parameter| !parameter.is_empty()) {
+        match parameter.strip_prefix("max=") {
+            Some(size) => max = Some(Value::new(size).size()?),
+            None => others.push(parameter),
+        }
+    }
+    Ok((max, others))
 }
 
 #[cfg(test)]
@@ -158,23 +220,129 @@ mod tests {
         Strategy::parse(Value::new(text))
     }
 
+    fn limited(kind: Kind, max: u64) -> Box<dyn Allocator> {
+        let mut allocator = Strategy { kind, max: Some(max) }.create("test").unwrap();
+        allocator.set_size(8 << 20).unwrap();
+        allocator
+    }
+
+    /// Bytes that do not compress.
+    fn noise(count: usize, seed: u64) -> Vec<u8> {
+        let mut state = seed;
+        let next = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (state >> 56) as u8
+        };
+        std::iter::repeat_with(next).take(count).collect()
+    }
+
+    #[test]
+    fn a_write_beyond_the_limit_changes_nothing_and_zeroing_gives_room_back() {
+        for kind in [Kind::Sparse, Kind::Zstd] {
+            let allocator = limited(kind, 1 << 20);
+            let full = |offset: u64, count: usize| {
+                let why = allocator.write(&noise(count, offset + 7), offset).unwrap_err();
+                assert_eq!(why.errno(), nbdkit_api::Errno::ENOSPC, "{kind:?}");
+            };
+            let piece = 900 << 10;
+            allocator.write(&noise(piece, 1), 0).unwrap();
+            // The beginning of it is there already, and the next bytes would fit.
+            let reach = 600 << 10;
+            full(500 << 10, reach);
+            full(4 << 20, 200 << 10);
+            let mut back = vec![0; 2 << 20];
+            allocator.read(&mut back, 0).unwrap();
+            assert!(back[..piece] == noise(piece, 1) && back[piece..].iter().all(|b| *b == 0));
+            // What is there can be written again.
+            for seed in 2..5 {
+                allocator.write(&noise(piece, seed), 0).unwrap();
+            }
+            assert!(allocator.used().unwrap() <= 1 << 20);
+            allocator.zero(512 << 10, 0).unwrap();
+            allocator.write(&noise(500 << 10, 3), 4 << 20).unwrap();
+            full(6 << 20, 300 << 10);
+            allocator.zero(8 << 20, 0).unwrap();
+            assert_eq!(allocator.used().unwrap(), 0, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_compresses_well_fits_a_small_limit() {
+        let allocator = limited(Kind::Zstd, 64 << 10);
+        for round in 0..3 {
+            allocator.write(&vec![round; 4 << 20], 0).unwrap();
+        }
+        assert!(allocator.used().unwrap() <= 64 << 10);
+        assert!(allocator.write(&noise(1 << 20, 1), 4 << 20).is_err());
+    }
+
+    #[test]
+    fn writers_at_the_same_time_do_not_exceed_the_limit() {
+        for kind in [Kind::Sparse, Kind::Zstd] {
+            let allocator = limited(kind, 1 << 20);
+            std::thread::scope(|scope| {
+                for thread in 0..4_u64 {
+                    let allocator = &allocator;
+                    scope.spawn(move || {
+                        for n in 0..32 {
+                            let offset = (thread * 32 + n) * (64 << 10);
+                            let _ = allocator.write(&noise(64 << 10, offset + 1), offset);
+                            if n % 5 == thread {
+                                allocator.zero(64 << 10, offset).unwrap();
+                            }
+                        }
+                    });
+                }
+            });
+            let taken = allocator.used().unwrap();
+            assert!((800 << 10..=1 << 20).contains(&taken), "{kind:?}: {taken}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_allocated_at_once_must_fit_the_limit() {
+        let create = |max| Strategy { kind: Kind::Malloc { mlock: false }, max: Some(max) };
+        let mut large = create((1 << 20) - 1).create("test").unwrap();
+        assert_eq!(large.set_size(1 << 20).unwrap_err().errno(), nbdkit_api::Errno::ENOSPC);
+        let mut small = create(1 << 20).create("test").unwrap();
+        small.set_size(1 << 20).unwrap();
+        small.write(&vec![1; 1 << 20], 0).unwrap();
+        assert_eq!(small.used().unwrap(), 1 << 20);
+    }
+
     #[test]
     fn every_form_of_the_parameter_is_understood() {
-        assert_eq!(parse("sparse").unwrap(), Strategy::Sparse);
-        assert_eq!(parse("zstd").unwrap(), Strategy::Zstd);
-        assert_eq!(parse("malloc").unwrap(), Strategy::Malloc { mlock: false });
-        assert_eq!(parse("malloc,mlock=true").unwrap(), Strategy::Malloc { mlock: true });
-        assert_eq!(parse("malloc,mlock=1,mlock=0").unwrap(), Strategy::Malloc { mlock: false });
-        for bad in ["foo", "zstd,x=1", "sparse,x=1", "malloc,foo=1", "malloc,mlock=x", "Sparse"] {
+        assert_eq!(parse("sparse").unwrap(), Kind::Sparse.into());
+        assert_eq!(parse("zstd").unwrap(), Kind::Zstd.into());
+        assert_eq!(parse("malloc").unwrap(), Kind::Malloc { mlock: false }.into());
+        assert_eq!(parse("malloc,mlock=true").unwrap(), Kind::Malloc { mlock: true }.into());
+        let max = |kind, max| Strategy { kind, max: Some(max) };
+        assert_eq!(parse("sparse,max=1M").unwrap(), max(Kind::Sparse, 1 << 20));
+        assert_eq!(parse(",max=1,max=2").unwrap(), max(Kind::Sparse, 2));
+        assert_eq!(parse("zstd,max=1").unwrap(), max(Kind::Zstd, 1));
+        let locked = Kind::Malloc { mlock: true };
+        assert_eq!(parse("malloc,max=2,mlock=1").unwrap(), max(locked, 2));
+        assert_eq!(parse("malloc,mlock=1,mlock=0").unwrap(), Kind::Malloc { mlock: false }.into());
+        for bad in [
+            "foo",
+            "zstd,x=1",
+            "sparse,x=1",
+            "sparse,max=x",
+            "sparse,max",
+            "foo,max=1",
+            "malloc,foo=1",
+            "malloc,mlock=x",
+            "Sparse",
+        ] {
             let why = parse(bad).unwrap_err();
             assert_eq!(why.message(), format!("unknown allocator \"{bad}\""));
         }
     }
 
     fn all() -> Vec<Box<dyn Allocator>> {
-        [Strategy::Sparse, Strategy::Malloc { mlock: false }, Strategy::Zstd]
-            .map(|strategy| {
-                let mut allocator = strategy.create("test").unwrap();
+        [Kind::Sparse, Kind::Malloc { mlock: false }, Kind::Zstd]
+            .map(|kind| {
+                let mut allocator = Strategy::from(kind).create("test").unwrap();
                 allocator.set_size(1 << 20).unwrap();
                 allocator
             })
@@ -216,8 +384,8 @@ mod tests {
 
     #[test]
     fn what_was_written_before_the_size_was_known_is_kept() {
-        for strategy in [Strategy::Sparse, Strategy::Malloc { mlock: false }, Strategy::Zstd] {
-            let mut allocator = strategy.create("test").unwrap();
+        for kind in [Kind::Sparse, Kind::Malloc { mlock: false }, Kind::Zstd] {
+            let mut allocator = Strategy::from(kind).create("test").unwrap();
             allocator.write(b"hello", 100_000).unwrap();
             allocator.set_size(200_000).unwrap();
             let mut buf = [1; 6];

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use nbdkit_api::{Connection, Error, Isolation, Open, Plugin, Result, ResultExt, Value, debug};
 
-use crate::allocator::{self, Allocator, Strategy};
+use crate::allocator::{self, Allocator, Kind, Strategy};
 use crate::memory::Handle;
 use image::{Content, Image};
 
@@ -183,7 +183,7 @@ impl Plugin for Data {
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         match &self.disk {
-            Some((disk, size)) => Ok(Box::new(Handle { disk: Arc::clone(disk), size: *size })),
+            Some((disk, size)) => Ok(Box::new(Handle::new(disk, *size)?)),
             None => Err(Error::msg("data: not ready")),
         }
     }
@@ -195,10 +195,10 @@ impl Plugin for Data {
 fn check_cost(image: &Image, strategy: Strategy) -> Result<()> {
     let machine = nix::sys::sysinfo::sysinfo().or_error(|| "sysinfo")?;
     let memory = machine.ram_total().saturating_add(machine.swap_total());
-    let compression = match strategy {
-        Strategy::Sparse | Strategy::Malloc { .. } => 1,
+    let compression = match strategy.kind {
+        Kind::Sparse | Kind::Malloc { .. } => 1,
         // The patterns that one can write on a command line compress at least so well.
-        Strategy::Zstd => 64,
+        Kind::Zstd => 64,
     };
     if image.cost() > memory.saturating_mul(compression) {
         return Err(Error::msg(format!(

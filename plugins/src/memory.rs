@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nbdkit_api::{
     BlockSize, Blocking, Cache, Connection, Error, Extents, FileRange, Flags, Fua, Isolation, Open,
-    Plugin, Result, Value,
+    Plugin, Result, Value, log,
 };
 
 use crate::allocator::{self, Allocator, Strategy};
@@ -58,7 +58,7 @@ impl Plugin for Memory {
     fn config_help(&self) -> Option<&str> {
         Some(
             "size=<SIZE>  (required) Size of the backing disk\n\
-             allocator=sparse|...    Backend allocation strategy",
+             allocator=sparse|...    Backend allocation strategy, with ,max=<SIZE> at most so\n                        much memory",
         )
     }
 
@@ -100,7 +100,7 @@ impl Plugin for Memory {
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         match (&self.disk, self.size) {
-            (Some(disk), Some(size)) => Ok(Box::new(Handle { disk: Arc::clone(disk), size })),
+            (Some(disk), Some(size)) => Ok(Box::new(Handle::new(disk, size)?)),
             _ => Err(Error::msg("memory: not ready")),
         }
     }
@@ -110,6 +110,19 @@ impl Plugin for Memory {
 pub(crate) struct Handle {
     pub(crate) disk: Arc<dyn Allocator>,
     pub(crate) size: u64,
+}
+
+impl Handle {
+    /// A client of `disk`, which has `size` bytes.
+    ///
+    /// # Errors
+    /// EIO.
+    pub(crate) fn new(disk: &Arc<dyn Allocator>, size: u64) -> Result<Handle> {
+        if log::verbose() {
+            log::debug(&format!("allocator: {} bytes of memory are in use", disk.used()?));
+        }
+        Ok(Handle { disk: Arc::clone(disk), size })
+    }
 }
 
 impl Connection for Handle {
@@ -184,7 +197,12 @@ impl Connection for Handle {
 
     fn blocking(&self) -> Blocking {
         // Compressed pages take time and locks.
-        if self.disk.as_file().is_some() { Blocking::Never } else { Blocking::Short }
+        let never = self.disk.as_file().is_some() && !self.disk.may_wait();
+        if never { Blocking::Never } else { Blocking::Short }
+    }
+
+    fn try_pread(&self, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        self.disk.as_file().map(|_| self.pread(buf, offset))
     }
 
     fn file_range(&self, _count: u32, offset: u64) -> Option<FileRange<'_>> {

@@ -7,9 +7,10 @@
 
 use std::sync::Arc;
 
-use nbdkit_api::{Backend, Result};
+use nbdkit_api::{Backend, Errno, Result};
 
 use super::overlay::Overlay;
+use super::quota::{Quota, Reservation};
 use super::table::{Block, Cursor, Table};
 
 /// Piece in which a block is copied, bytes.
@@ -74,11 +75,24 @@ pub(super) struct Blocks {
     table: Table,
     /// Of the disk, bytes.
     size: u64,
+    /// If there are limits.
+    quota: Option<Quota>,
 }
 
 impl Blocks {
-    pub(super) fn new(overlay: Arc<Overlay>, table: Table, size: u64) -> Blocks {
-        Blocks { overlay, table, size }
+    /// The blocks of an export whose disk has `size` bytes.
+    ///
+    /// # Errors
+    /// Those of [`Overlay::table`].
+    pub(super) fn new(overlay: Arc<Overlay>, export: &str, size: u64) -> Result<Blocks> {
+        let (number, table) = overlay.table(export, size)?;
+        let quota = Quota::new(&overlay, number);
+        Ok(Blocks { overlay, table, size, quota })
+    }
+
+    /// The account of the export, if there are limits.
+    pub(super) fn quota(&self) -> Option<&Quota> {
+        self.quota.as_ref()
     }
 
     fn block_size(&self) -> u64 {
@@ -115,14 +129,49 @@ impl Blocks {
     }
 
     /// Writes `data` at `offset`.
+    ///
+    /// # Errors
+    /// ENOSPC: a limit is reached, and nothing was written; or the file system is full.
     pub(super) fn write(&self, next: &Backend, data: Data<'_>, offset: u64) -> Result<()> {
-        let mut cursor = self.table.cursor();
-        let mut done = 0;
-        self.for_blocks(data.len(), offset, |block, within, count| {
-            let part = data.part(done, count);
-            done += count;
-            self.write_block(next, &mut cursor, block, within, part)
+        let new = |block, _, _| Ok(!self.table.cursor().load(block)?.0.holds_space());
+        self.with_space(data.len(), offset, new, |reservation| {
+            let mut cursor = self.table.cursor();
+            let mut done = 0;
+            self.for_blocks(data.len(), offset, |block, within, count| {
+                let part = data.part(done, count);
+                done += count;
+                self.write_block(next, &mut cursor, block, within, part, reservation)
+            })
         })
+    }
+
+    /// Runs a request that needs space for each block that is `new`. If there are limits, they are checked for all of these blocks
+    /// first, unless there is one block only.
+    fn with_space(
+        &self,
+        count: u64,
+        offset: u64,
+        new: impl Fn(u64, u64, u64) -> Result<bool>,
+        run: impl Fn(Option<&Reservation<'_>>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(quota) = &self.quota else { return run(None) };
+        let wanted = || {
+            let mut wanted = 0;
+            self.for_blocks(count, offset, |block, within, count| {
+                wanted += u64::from(new(block, within, count)?);
+                Ok(())
+            })?;
+            Ok(wanted)
+        };
+        let one_block = offset % self.block_size() + count <= self.block_size();
+        if one_block || wanted()? == 0 {
+            match run(None) {
+                // The reservation may be that of a killed worker, or not be used up.
+                Err(error) if error.errno() == Errno::ENOSPC && quota.has_reservation() => {}
+                result => return result,
+            }
+        }
+        run(Some(&quota.reserve(wanted)?))
     }
 
     fn write_block(
@@ -132,19 +181,59 @@ impl Blocks {
         block: u64,
         within: u64,
         data: Data<'_>,
+        reservation: Option<&Reservation<'_>>,
     ) -> Result<()> {
         if let Block::Present(cluster) = cursor.load(block)?.0 {
+            self.write_in_place(cluster, within, data)?;
+            return self.free_if_trimmed(cursor, block, cluster);
+        }
+        let stripe = self.overlay.lock(&self.table, block);
+        let state = cursor.load(block)?.0;
+        if let Block::Present(cluster) = state {
             return self.write_in_place(cluster, within, data);
         }
-        let _locked = self.overlay.lock(&self.table, block);
-        let (cluster, below) = match cursor.load(block)?.0 {
-            Block::Present(cluster) => return self.write_in_place(cluster, within, data),
-            Block::Trimmed(Some(cluster)) => (cluster, None),
+        if let Some(quota) = self.quota.as_ref().filter(|_| !state.holds_space()) {
+            quota.check_space(reservation)?;
+        }
+        let (cluster, below) = match state {
+            Block::Present(cluster) | Block::Unfreed(cluster) | Block::Trimmed(Some(cluster)) => {
+                (cluster, None)
+            }
             Block::Trimmed(None) => (self.overlay.allocate()?, None),
             Block::Absent => (self.overlay.allocate()?, Some(next)),
         };
-        self.fill(below, block, cluster, within, data)?;
-        cursor.store(block, Block::Present(cluster))
+        stripe.with_pending(cluster, || {
+            self.fill(below, block, cluster, within, data)?;
+            self.publish(cursor, block, state, cluster, reservation)
+        })
+    }
+
+    /// Stores that a block, whose state was `before`, is in a filled cluster.
+    fn publish(
+        &self,
+        cursor: &mut Cursor<'_>,
+        block: u64,
+        before: Block,
+        cluster: u64,
+        reservation: Option<&Reservation<'_>>,
+    ) -> Result<()> {
+        match self.quota.as_ref().filter(|_| !before.holds_space()) {
+            Some(quota) => quota.charge(reservation, cursor, block, Block::Present(cluster)),
+            None => cursor.store(block, Block::Present(cluster)),
+        }
+    }
+
+    /// After a write in place: if the block was trimmed meanwhile, the write may have allocated space in its cluster again,
+    /// which nobody would account for.
+    fn free_if_trimmed(&self, cursor: &mut Cursor<'_>, block: u64, cluster: u64) -> Result<()> {
+        if cursor.load(block)?.0 == Block::Present(cluster) {
+            return Ok(());
+        }
+        let _stripe = self.overlay.lock(&self.table, block);
+        match cursor.load(block)?.0 {
+            Block::Trimmed(Some(it)) if it == cluster => self.overlay.free(cluster),
+            _ => Ok(()),
+        }
     }
 
     fn write_in_place(&self, cluster: u64, within: u64, data: Data<'_>) -> Result<()> {
@@ -194,47 +283,77 @@ impl Blocks {
         Ok(())
     }
 
-    /// Brings every block of a range that stands below into the overlay.
+    /// Brings every block of a range that stands below into the overlay, until the overlay is full.
     pub(super) fn copy_up(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
         let mut cursor = self.table.cursor();
-        self.for_blocks(count, offset, |block, _, _| {
+        let copied = self.for_blocks(count, offset, |block, _, _| {
             if cursor.load(block)?.0 != Block::Absent {
                 return Ok(());
             }
-            let _locked = self.overlay.lock(&self.table, block);
+            if let Some(quota) = &self.quota {
+                quota.check_space(None)?;
+            }
+            let stripe = self.overlay.lock(&self.table, block);
             if cursor.load(block)?.0 != Block::Absent {
                 return Ok(());
             }
             let cluster = self.overlay.allocate()?;
-            self.fill(Some(next), block, cluster, 0, Data::Zeroes(0))?;
-            cursor.store(block, Block::Present(cluster))
-        })
+            stripe.with_pending(cluster, || {
+                self.fill(Some(next), block, cluster, 0, Data::Zeroes(0))?;
+                self.publish(&mut cursor, block, Block::Absent, cluster, None)
+            })
+        });
+        match copied {
+            // The client has not asked to write, and can read from below.
+            Err(error) if error.errno() == Errno::ENOSPC => Ok(()),
+            copied => copied,
+        }
     }
 
     /// Drops whole blocks; parts of blocks at both ends become zeroes.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
     pub(super) fn trim(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
-        let mut cursor = self.table.cursor();
-        self.for_blocks(count, offset, |block, within, count| {
-            if count < self.length(block) {
-                return match cursor.load(block)?.0 {
-                    Block::Trimmed(_) => Ok(()),
-                    Block::Absent | Block::Present(_) => {
-                        self.write_block(next, &mut cursor, block, within, Data::Zeroes(count))
-                    }
-                };
-            }
-            let _locked = self.overlay.lock(&self.table, block);
-            match cursor.load(block)?.0 {
-                Block::Trimmed(_) => Ok(()),
-                Block::Absent => cursor.store(block, Block::Trimmed(None)),
-                Block::Present(cluster) => {
-                    // The block keeps its cluster, so nobody else's data can ever stand where a slow
-                    // reader still looks.
-                    cursor.store(block, Block::Trimmed(Some(cluster)))?;
-                    self.overlay.free(cluster)
+        let part_of_absent = |block, _, count| {
+            Ok(count < self.length(block) && self.table.cursor().load(block)?.0 == Block::Absent)
+        };
+        self.with_space(count, offset, part_of_absent, |reservation| {
+            let mut cursor = self.table.cursor();
+            self.for_blocks(count, offset, |block, within, count| {
+                if count == self.length(block) {
+                    return self.trim_block(&mut cursor, block);
                 }
-            }
+                match cursor.load(block)?.0 {
+                    Block::Trimmed(_) | Block::Unfreed(_) => Ok(()),
+                    Block::Absent | Block::Present(_) => {
+                        let zeroes = Data::Zeroes(count);
+                        self.write_block(next, &mut cursor, block, within, zeroes, reservation)
+                    }
+                }
+            })
         })
+    }
+
+    fn trim_block(&self, cursor: &mut Cursor<'_>, block: u64) -> Result<()> {
+        let stripe = self.overlay.lock(&self.table, block);
+        match cursor.load(block)?.0 {
+            Block::Trimmed(_) | Block::Unfreed(_) => Ok(()),
+            Block::Absent => cursor.store(block, Block::Trimmed(None)),
+            // The block keeps its cluster, so nobody else's data can ever stand where a slow
+            // reader still looks.
+            Block::Present(cluster) if !self.overlay.frees() => {
+                cursor.store(block, Block::Unfreed(cluster))
+            }
+            Block::Present(cluster) => stripe.with_pending(cluster, || {
+                let trimmed = Block::Trimmed(Some(cluster));
+                match &self.quota {
+                    Some(quota) => quota.uncharge(cursor, block, trimmed)?,
+                    None => cursor.store(block, trimmed)?,
+                }
+                self.overlay.free(cluster)
+            }),
+        }
     }
 }
 
@@ -255,7 +374,7 @@ impl Runs<'_> {
         let (state, holds) = self.cursor.load(block)?;
         let contents = match state {
             Block::Absent => Contents::Below,
-            Block::Trimmed(_) => Contents::Trimmed,
+            Block::Trimmed(_) | Block::Unfreed(_) => Contents::Trimmed,
             Block::Present(cluster) => {
                 Contents::Overlay(self.blocks.overlay.offset(cluster)? + within)
             }

@@ -40,12 +40,12 @@ impl ExportTables {
         })
     }
 
-    /// Where the table of `export` begins; a new name gets one. The disk has `size` bytes in
+    /// The number of `export` and where its table begins; a new name gets them. The disk has `size` bytes in
     /// `blocks` blocks.
     ///
     /// # Errors
     /// EINVAL if the export was opened with another size before; ENOSPC if there are too many names.
-    pub(super) fn find(&self, export: &str, size: u64, blocks: u64) -> Result<u64> {
+    pub(super) fn find(&self, export: &str, size: u64, blocks: u64) -> Result<(usize, u64)> {
         if export.len() > MAX_STRING {
             return Err(Error::new(Errno::EINVAL, "cow: the export name is too long"));
         }
@@ -69,13 +69,7 @@ impl ExportTables {
                     format!("cow: the disk was resized from {known_size} to {size} bytes"),
                 ));
             }
-            let fits = base.is_multiple_of(WINDOW_BYTES)
-                && base.checked_add(bytes).is_some_and(|end| end <= ALL_TABLES);
-            return if fits {
-                Ok(base)
-            } else {
-                Err(Error::new(Errno::EIO, "cow: the list of exports is corrupt"))
-            };
+            return fits(base, bytes).then_some((number, base)).ok_or_else(corrupt);
         }
         if count == MAX_EXPORTS {
             return Err(Error::new(
@@ -90,7 +84,24 @@ impl ExportTables {
         self.file.write_at(&entry, (count * ENTRY) as u64)?;
         state[COUNT] = count as u64 + 1;
         state[WINDOWS] = end / WINDOW_BYTES;
-        Ok(base)
+        Ok((count, base))
+    }
+
+    /// How many names there are.
+    pub(super) fn count(&self) -> usize {
+        self.state.lock()[COUNT].min(MAX_EXPORTS as u64) as usize
+    }
+
+    /// Of an export by its number: the size of the disk, and where its table begins.
+    ///
+    /// # Errors
+    /// EIO.
+    pub(super) fn get(&self, number: usize, block_size: u64) -> Result<(u64, u64)> {
+        let mut entry = [0; ENTRY];
+        self.file.read_at(&mut entry, (number * ENTRY) as u64)?;
+        let [_, _, size, base] = words(&entry);
+        let bytes = Table::bytes(size.div_ceil(block_size));
+        bytes.filter(|bytes| fits(base, *bytes)).map(|_| (size, base)).ok_or_else(corrupt)
     }
 
     /// For the fuzz targets: a word in the list, as a hostile worker may put there.
@@ -108,6 +119,16 @@ impl ExportTables {
         self.file.read_at(&mut name, NAMES + (number * MAX_STRING) as u64)?;
         Ok(name == export.as_bytes())
     }
+}
+
+/// Whether there may be a table of so many bytes.
+fn fits(base: u64, bytes: u64) -> bool {
+    base.is_multiple_of(WINDOW_BYTES)
+        && base.checked_add(bytes).is_some_and(|end| end <= ALL_TABLES)
+}
+
+fn corrupt() -> Error {
+    Error::new(Errno::EIO, "cow: the list of exports is corrupt")
 }
 
 /// The same in every worker.
@@ -132,12 +153,13 @@ mod tests {
     #[test]
     fn each_name_has_its_own_table_and_keeps_it() {
         let exports = ExportTables::new().unwrap();
-        let a = exports.find("a", 1 << 40, 1 << 24).unwrap();
-        let b = exports.find("b", 512, 1).unwrap();
+        let (_, a) = exports.find("a", 1 << 40, 1 << 24).unwrap();
+        let (_, b) = exports.find("b", 512, 1).unwrap();
         assert_eq!(b, a + (1 << 27));
-        assert_eq!(exports.find("", 0, 0).unwrap(), b + WINDOW_BYTES);
-        assert_eq!(exports.find("a", 1 << 40, 1 << 24).unwrap(), a);
-        assert_eq!(exports.find("b", 512, 1).unwrap(), b);
+        assert_eq!(exports.find("", 0, 0).unwrap(), (2, b + WINDOW_BYTES));
+        assert_eq!(exports.find("a", 1 << 40, 1 << 24).unwrap(), (0, a));
+        assert_eq!(exports.find("b", 512, 1).unwrap(), (1, b));
+        assert_eq!(exports.get(0, 1 << 16).unwrap(), (1 << 40, a));
         assert_eq!(exports.find("b", 513, 1).unwrap_err().errno(), Errno::EINVAL);
     }
 
@@ -167,6 +189,7 @@ mod tests {
         for base in [1, 1 << 62, u64::MAX] {
             exports.file.write_at(&u64::to_ne_bytes(base), 24).unwrap();
             assert_eq!(exports.find("a", 512, 1).unwrap_err().errno(), Errno::EIO);
+            assert_eq!(exports.get(0, 4096).unwrap_err().errno(), Errno::EIO);
         }
         *exports.state.lock() = [u64::MAX, u64::MAX];
         exports.find("b", 512, 1).unwrap_err();

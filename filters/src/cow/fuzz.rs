@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use nbdkit_api::{Filter, FilterConnection, Open, Result, Slot};
 
 use super::overlay::Overlay;
+use super::quota::Limits;
 use super::{Cow, Handle, OnRead};
 
 /// What is scribbled on.
@@ -21,6 +22,10 @@ pub enum Place {
     Exports(u64),
     /// The number of exports (0) and of windows (1).
     Counts(usize),
+    /// The account of this export.
+    Accounts(usize),
+    /// This word of `pending`.
+    Moves(usize),
 }
 
 /// A cow filter's shared state.
@@ -33,7 +38,10 @@ impl Shared {
     /// # Errors
     /// No memory, no file.
     pub fn new(block_size: u64) -> Result<Shared> {
-        Ok(Shared(Arc::new(Overlay::new(block_size)?)))
+        Ok(Shared(Arc::new(Overlay::new(
+            block_size,
+            Limits { export: Some(64), total: Some(64), connection: None },
+        )?)))
     }
 
     /// The filter that uses it; it needs no configuration.
@@ -52,6 +60,14 @@ impl Shared {
             }
             Place::Free => self.0.free[0].store(word, Ordering::Relaxed),
             Place::Exports(at) => self.0.exports.scribble(at, word)?,
+            Place::Accounts(number) => {
+                if let Some(accounts) = &self.0.accounts {
+                    accounts.blocks[number % accounts.blocks.len()].store(word, Ordering::Relaxed);
+                }
+            }
+            Place::Moves(index) => {
+                self.0.pending[index % self.0.pending.len()].store(word, Ordering::Relaxed);
+            }
             Place::Counts(index) => self.0.exports.scribble_counts(index, word),
         }
         Ok(())

@@ -31,12 +31,15 @@ pub(super) enum Block {
     Absent,
     /// In this cluster of the overlay.
     Present(u64),
-    /// Nowhere; it is zeroes. If it had a cluster, that is still its own.
+    /// Nowhere; it is zeroes. If it had a cluster, that is still its own, and holds no space.
     Trimmed(Option<u64>),
+    /// The same, but the cluster holds space: the file system cannot punch holes.
+    Unfreed(u64),
 }
 
 const PRESENT: u64 = 1;
 const TRIMMED: u64 = 2;
+const UNFREED: u64 = 3;
 
 impl Block {
     /// The state in the lowest two bits, above it the cluster's number plus one.
@@ -45,15 +48,25 @@ impl Block {
             Block::Absent => 0,
             Block::Present(cluster) => (cluster + 1) << 2 | PRESENT,
             Block::Trimmed(cluster) => cluster.map_or(0, |c| c + 1) << 2 | TRIMMED,
+            Block::Unfreed(cluster) => (cluster + 1) << 2 | UNFREED,
         }
     }
 
-    fn decode(word: u64) -> Result<Block> {
+    /// Whether its cluster holds space.
+    pub(super) fn holds_space(self) -> bool {
+        match self {
+            Block::Present(_) | Block::Unfreed(_) => true,
+            Block::Absent | Block::Trimmed(_) => false,
+        }
+    }
+
+    pub(super) fn decode(word: u64) -> Result<Block> {
         let cluster = (word >> 2).checked_sub(1);
         match (word & 3, cluster) {
             (0, None) => Ok(Block::Absent),
             (PRESENT, Some(cluster)) => Ok(Block::Present(cluster)),
             (TRIMMED, cluster) => Ok(Block::Trimmed(cluster)),
+            (UNFREED, Some(cluster)) => Ok(Block::Unfreed(cluster)),
             _ => Err(Error::new(Errno::EIO, "cow: the table of blocks is corrupt")),
         }
     }
@@ -88,6 +101,26 @@ impl Table {
     /// Where the table is: tells tables apart.
     pub(super) fn base(&self) -> u64 {
         self.base
+    }
+
+    /// Where the word of a block stands in the file, in words.
+    pub(super) fn word(&self, block: u64) -> u64 {
+        self.base / WORD + block
+    }
+
+    /// The number of blocks that hold space.
+    ///
+    /// # Errors
+    /// EIO: it is corrupt.
+    pub(super) fn count(&self) -> Result<u64> {
+        let mut cursor = self.cursor();
+        let (mut block, mut count) = (0, 0);
+        while block < self.blocks {
+            let (state, holds) = cursor.load(block)?;
+            count += u64::from(state.holds_space());
+            block += holds;
+        }
+        Ok(count)
     }
 
     /// For looking at several blocks in a row.
@@ -192,10 +225,11 @@ mod tests {
             Block::Present((1 << 62) - 2),
             Block::Trimmed(None),
             Block::Trimmed(Some(7)),
+            Block::Unfreed(0),
         ] {
             assert_eq!(Block::decode(state.encode()).unwrap(), state);
         }
-        for nonsense in [3, 4, PRESENT, u64::MAX] {
+        for nonsense in [4, PRESENT, UNFREED, u64::MAX << 2] {
             assert!(Block::decode(nonsense).is_err(), "{nonsense}");
         }
     }
@@ -223,6 +257,9 @@ mod tests {
         assert_eq!(cursor.load(block + 1).unwrap(), (Block::Absent, 1));
         // Up to the page in which the block is.
         assert_eq!(cursor.load(3).unwrap(), (Block::Absent, block / 512 * 512 - 3));
+        one.cursor().store(7, Block::Unfreed(6)).unwrap();
+        one.cursor().store(8, Block::Trimmed(Some(8))).unwrap();
+        assert_eq!(other.count().unwrap(), 2);
         assert!(cursor.load(1 << 40).is_err());
         assert!(cursor.store(1 << 40, Block::Absent).is_err());
     }

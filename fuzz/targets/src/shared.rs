@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nbdkit_api::client::Peer;
 use nbdkit_api::{Backend, Client, ExtentKind, Extents, Flags, Open, Stack, Value};
 use nbdkit_filters::fuzz::{Place, Shared};
-use nbdkit_plugins::allocator::Strategy;
+use nbdkit_plugins::allocator::{Kind, Strategy};
 
 use crate::input::Input;
 
@@ -27,11 +27,14 @@ fn range(input: &mut Input<'_>) -> (u64, u64) {
 /// If it does, fails, or forgets.
 pub fn allocator(data: &[u8]) {
     let mut input = Input(data);
-    let strategy = match input.u8() % 3 {
-        0 => Strategy::Sparse,
-        1 => Strategy::Zstd,
-        _ => Strategy::Malloc { mlock: false },
+    let first = input.u8();
+    let kind = match first % 3 {
+        0 => Kind::Sparse,
+        1 => Kind::Zstd,
+        _ => Kind::Malloc { mlock: false },
     };
+    // A limit that is never reached, where each write is looked at all the same.
+    let strategy = Strategy { kind, max: (first / 3 % 2 == 1).then_some(2 * SIZE) };
     let mut disk = strategy.create("fuzz").expect("memory");
     disk.set_size(SIZE).expect("memory");
     let mut model = vec![0; SIZE as usize];
@@ -94,10 +97,12 @@ pub fn cow(data: &[u8]) {
         let kind = input.u8();
         if kind & 1 != 0 {
             let (place, word) = (input.u8(), input.u64());
-            let place = match kind >> 1 & 3 {
+            let place = match kind >> 1 & 7 {
                 0 => Place::Free,
                 1 => Place::Counts(place.into()),
                 2 => Place::Exports(u64::from(place) * 8),
+                4 => Place::Accounts((place % 2).into()),
+                5 => Place::Moves(place.into()),
                 _ => Place::Table(u64::from(place) % SIZE.div_ceil(4096)),
             };
             let _ = shared.scribble(place, word);

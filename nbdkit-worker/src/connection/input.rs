@@ -30,6 +30,8 @@ pub(crate) struct Input {
     impatient: bool,
     /// Whether no more than the next header is wanted.
     narrow: bool,
+    /// Whether the buffer is never given back.
+    kept: bool,
     /// When waiting ends in an error, if ever.
     pub(crate) deadline: Option<Instant>,
 }
@@ -45,6 +47,7 @@ impl Input {
             used: false,
             impatient: false,
             narrow: false,
+            kept: false,
             deadline,
         }
     }
@@ -58,6 +61,11 @@ impl Input {
     /// through this buffer.
     pub(super) fn set_narrow(&mut self, narrow: bool) {
         self.narrow = narrow;
+    }
+
+    /// From now on the buffer is kept, however long the client says nothing.
+    pub(super) fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// The socket behind the buffer.
@@ -118,15 +126,18 @@ impl Input {
     /// # Errors
     /// As [`fill`](Self::fill).
     pub(crate) fn fill_patiently(&mut self, count: usize, idle: impl FnOnce()) -> io::Result<bool> {
-        if !self.impatient && self.used {
+        if !self.impatient && self.used && !self.kept {
             self.impatient = true;
             self.socket.set_patience(Some(PATIENCE));
         }
-        if self.impatient && self.start == self.end {
+        if (self.impatient || self.kept) && self.start == self.end {
             let room = if self.narrow { count } else { CAPACITY };
             match self.socket.read(&mut self.buf[..room], self.deadline) {
                 Ok(0) => return Ok(false),
                 Ok(read) => self.received(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.kept => {
+                    self.socket.wait_input(self.deadline)?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.socket.set_patience(None);
                     self.socket.shrink();

@@ -20,6 +20,9 @@ const MAX_QUEUED: usize = 128;
 const LINGER: Duration = Duration::from_secs(5);
 /// Largest buffer that is kept for the next request, bytes.
 const KEEP: usize = 1 << 20;
+/// The size of the buffers of a preallocated pool, bytes. The kernel's client sends requests of at most a quarter of that, unless
+/// max_sectors_kb was raised.
+pub(super) const PREALLOCATED: usize = 512 * 1024;
 
 /// A request for another thread.
 #[derive(Debug)]
@@ -48,7 +51,7 @@ struct State {
     running: usize,
     /// Cost of everything queued and running.
     bytes: u64,
-    /// Buffers of finished jobs, for the payloads of the next.
+    /// Buffers of finished jobs, for the payloads of the next. In a preallocated pool, all buffers that are not in use.
     spare: Vec<Vec<u8>>,
     closed: bool,
 }
@@ -60,12 +63,56 @@ pub(super) struct Pool {
     work: Condvar,
     room: Condvar,
     limit: usize,
+    /// Whether threads and buffers are made before the first request, and kept (`--swap`).
+    preallocated: bool,
+    /// Most bytes under way.
+    most: u64,
 }
 
 impl Pool {
     /// A pool of at most `limit` threads; none yet.
     pub(super) fn new(limit: usize) -> Pool {
-        Pool { state: Mutex::default(), work: Condvar::new(), room: Condvar::new(), limit }
+        Pool {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            room: Condvar::new(),
+            limit,
+            preallocated: false,
+            most: MAX_BYTES,
+        }
+    }
+
+    /// A pool of `limit` threads, to be started by [`start`](Self::start), and as many buffers, which are kept. A request
+    /// of up to [`PREALLOCATED`] bytes allocates nothing; it waits while all buffers are in use. In flight are at most as
+    /// many bytes as the buffers hold together, or one longer request.
+    pub(super) fn preallocated(limit: usize) -> Pool {
+        let spare = (0..limit).map(|_| Vec::with_capacity(PREALLOCATED)).collect();
+        let queue = VecDeque::with_capacity(MAX_QUEUED);
+        let state = State { spare, queue, ..State::default() };
+        let most = (limit * PREALLOCATED) as u64;
+        Pool { state: Mutex::new(state), preallocated: true, most, ..Pool::new(limit) }
+    }
+
+    /// Starts all threads of a preallocated pool; each runs `serve` in `scope`.
+    ///
+    /// # Errors
+    /// EAGAIN: a limit on threads is reached, or RLIMIT_MEMLOCK by their stacks.
+    pub(super) fn start<'scope, F>(
+        &self,
+        scope: &'scope Scope<'scope, '_>,
+        serve: impl Fn() -> F,
+    ) -> std::io::Result<()>
+    where
+        F: FnOnce() + Send + 'scope,
+    {
+        for _ in 0..self.limit {
+            self.lock().threads += 1;
+            if let Err(error) = thread().spawn_scoped(scope, serve()) {
+                self.lock().threads -= 1;
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -100,12 +147,12 @@ impl Pool {
     {
         let cost = job.cost();
         let mut state = self.lock();
-        while (state.bytes > 0 && state.bytes + cost > MAX_BYTES) || state.queue.len() >= MAX_QUEUED
+        while (state.bytes > 0 && state.bytes + cost > self.most) || state.queue.len() >= MAX_QUEUED
         {
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.queue.len() >= state.idle && state.threads < self.limit {
-            match Builder::new().name("request".to_owned()).spawn_scoped(scope, serve) {
+            match thread().spawn_scoped(scope, serve) {
                 Ok(_) => state.threads += 1,
                 // The system has no thread for us now; those that there are will do, or the caller.
                 Err(_) if state.threads == 0 => return Some(job),
@@ -119,9 +166,28 @@ impl Pool {
         None
     }
 
-    /// A buffer for a payload of `length` bytes, of unspecified length and content.
+    /// A buffer for a payload of `length` bytes, of unspecified length and content. A preallocated pool waits for
+    /// one; what was answered before must have been sent.
     pub(super) fn buffer(&self, length: usize) -> Vec<u8> {
-        if length == 0 { None } else { self.lock().spare.pop() }.unwrap_or_default()
+        if length == 0 {
+            return Vec::new();
+        }
+        let mut state = self.lock();
+        while self.preallocated && state.spare.is_empty() {
+            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.spare.pop().unwrap_or_default()
+    }
+
+    /// Takes the buffer of a finished job back.
+    fn take_back(&self, state: &mut State, mut buffer: Vec<u8>) {
+        if self.preallocated && buffer.capacity() > 0 {
+            buffer.truncate(PREALLOCATED);
+            buffer.shrink_to(PREALLOCATED);
+            state.spare.push(buffer);
+        } else if (1..=KEEP).contains(&buffer.capacity()) && state.spare.len() < self.limit {
+            state.spare.push(buffer);
+        }
     }
 
     /// Runs jobs until the pool is closed and empty.
@@ -136,9 +202,7 @@ impl Pool {
                 state = self.lock();
                 state.running -= 1;
                 state.bytes -= cost;
-                if (1..=KEEP).contains(&job.payload.capacity()) && state.spare.len() < self.limit {
-                    state.spare.push(job.payload);
-                }
+                self.take_back(&mut state, job.payload);
                 self.room.notify_one();
             } else if state.closed {
                 return;
@@ -148,7 +212,7 @@ impl Pool {
                 let result;
                 (state, result) = waited.unwrap_or_else(PoisonError::into_inner);
                 state.idle -= 1;
-                if result.timed_out() && state.queue.is_empty() {
+                if result.timed_out() && state.queue.is_empty() && !self.preallocated {
                     state.threads -= 1;
                     if state.threads == 0 {
                         state.spare.clear();
@@ -163,5 +227,69 @@ impl Pool {
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.work.notify_all();
+    }
+}
+
+fn thread() -> Builder {
+    Builder::new().name("request".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nbd_protocol::constants::{Command, CommandFlags};
+
+    fn job(payload: Vec<u8>) -> Job {
+        let request = Request {
+            flags: CommandFlags::empty(),
+            command: Command::WRITE,
+            cookie: 0,
+            offset: 0,
+            length: payload.len() as u64,
+        };
+        Job { request, flags: Flags::empty(), payload }
+    }
+
+    #[test]
+    fn a_pool_that_keeps_its_memory_uses_the_same_buffers_again_and_makes_no_thread() {
+        let pool = Pool::preallocated(2);
+        let buffers = |pool: &Pool| {
+            let state = pool.lock();
+            let mut all: Vec<_> = state.spare.iter().map(|b| (b.as_ptr(), b.capacity())).collect();
+            all.sort_unstable();
+            all
+        };
+        let before = buffers(&pool);
+        std::thread::scope(|scope| {
+            pool.start(scope, || || pool.work(|job| assert!(job.payload.iter().all(|b| *b == 7))))
+                .unwrap();
+            for length in [1, PREALLOCATED, 100, PREALLOCATED - 1].into_iter().cycle().take(100) {
+                let mut payload = pool.buffer(length);
+                payload.clear();
+                payload.resize(length, 7);
+                assert!(
+                    pool.submit(scope, job(payload), || unreachable!("all are there")).is_none()
+                );
+            }
+            pool.drain();
+            assert_eq!(pool.lock().threads, 2);
+            pool.close();
+        });
+        assert_eq!(buffers(&pool), before);
+        assert!(before.iter().all(|(_, capacity)| *capacity == PREALLOCATED));
+    }
+
+    #[test]
+    fn a_longer_request_does_not_cost_a_pool_its_buffer() {
+        let pool = Pool::preallocated(1);
+        std::thread::scope(|scope| {
+            pool.start(scope, || || pool.work(|_| ())).unwrap();
+            let mut payload = pool.buffer(4 * PREALLOCATED);
+            payload.resize(4 * PREALLOCATED, 0);
+            assert!(pool.submit(scope, job(payload), || ()).is_none());
+            // Comes back, or this would wait without end.
+            assert_eq!(pool.buffer(1).capacity(), PREALLOCATED);
+            pool.close();
+        });
     }
 }

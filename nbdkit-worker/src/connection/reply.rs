@@ -25,9 +25,16 @@ const FIRST: usize = 160 * 1024;
 pub(crate) struct Replies {
     buf: Vec<u8>,
     used: usize,
+    /// Bytes of the buffer that are never given back.
+    kept: usize,
 }
 
 impl Replies {
+    /// With a buffer of `room` bytes, which it keeps.
+    pub(crate) fn with_room(room: usize) -> Replies {
+        Replies { buf: vec![0; room], used: 0, kept: room }
+    }
+
     /// The bytes to send.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.buf[..self.used]
@@ -41,7 +48,10 @@ impl Replies {
     /// Forgets the bytes, which have been sent.
     pub(crate) fn clear(&mut self) {
         self.used = 0;
-        if self.buf.len() > KEEP {
+        if self.kept > 0 {
+            self.buf.truncate(self.kept);
+            self.buf.shrink_to(self.kept);
+        } else if self.buf.len() > KEEP {
             self.buf = vec![0; FIRST];
         }
     }
@@ -50,7 +60,7 @@ impl Replies {
     fn space(&mut self, count: usize) -> &mut [u8] {
         let end = self.used + count;
         if self.buf.len() < end {
-            let length = end.max(FIRST).max(2 * self.buf.len());
+            let length = if self.kept > 0 { end } else { end.max(FIRST).max(2 * self.buf.len()) };
             // Not resize: that writes the zeroes, which these pages are already.
             let mut buf = vec![0; length];
             buf[..self.used].copy_from_slice(&self.buf[..self.used]);
@@ -299,5 +309,18 @@ mod tests {
         replies.data::<()>(&read_request(), SIMPLE, true, (0, 8 << 20), |_| Some(Ok(())));
         replies.clear();
         assert!(replies.buf.capacity() <= KEEP);
+    }
+
+    #[test]
+    fn a_buffer_that_is_kept_stays_where_it_is() {
+        let mut replies = Replies::with_room(100_000);
+        let at = replies.buf.as_ptr();
+        let mut read = |count| {
+            replies.data::<()>(&read_request(), SIMPLE, true, (0, count), |_| Some(Ok(())));
+            replies.clear();
+            (replies.buf.as_ptr(), replies.buf.capacity())
+        };
+        assert_eq!(read(90_000), (at, 100_000));
+        assert_eq!(read(8 << 20).1, 100_000);
     }
 }

@@ -19,6 +19,7 @@ use super::export::{Export, Features};
 use super::input::Input;
 use super::pace::{Looking, Writes};
 use super::pool::{Job, Pool};
+use super::prealloc::{self, Prealloc};
 use super::receive::{self, Receive};
 use super::reply::Replies;
 use super::splice::{Pipe, SPLICE_FROM, SPLICE_UP_TO};
@@ -45,8 +46,17 @@ const HEAVY: u64 = 128 * 1024;
 ///
 /// # Errors
 /// How the client misbehaved or broke off.
-pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -> Result<(), End> {
+pub(super) fn serve(
+    connection: &Connection<'_>,
+    export: Export,
+    mut input: Input,
+) -> Result<(), End> {
     let pooled = connection.settings.threads > 1 && export.backend.blocking() != Blocking::Never;
+    let prealloc = Prealloc::new(connection.settings.swap);
+    if prealloc.is_on() {
+        prealloc.reserve(if pooled { connection.settings.threads } else { 0 })?;
+        input.keep();
+    }
     let mut session = Session {
         connection,
         rules: Rules::from(&export),
@@ -58,15 +68,16 @@ pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -
         },
         output: Mutex::new(()),
         broken: OnceLock::new(),
-        pool: pooled.then(|| Pool::new(connection.settings.threads)),
+        pool: pooled.then(|| prealloc.pool(connection.settings.threads)),
+        prealloc,
     };
     let shared = &session;
     let mut reader = Reader {
         session: shared,
         input,
-        replies: Replies::default(),
-        payload: Vec::new(),
-        pipe: None,
+        replies: prealloc.replies(),
+        payload: prealloc.payload(),
+        pipe: shared.new_pipe(),
         writes: Writes::default(),
         looking: Looking::default(),
         heavy: false,
@@ -78,6 +89,12 @@ pub(super) fn serve(connection: &Connection<'_>, export: Export, input: Input) -
         Some(pool) => std::thread::scope(|scope| {
             // Also when a panic ends it, or the scope would wait for threads that wait for work.
             let _close = CloseOnDrop(pool);
+            if prealloc.is_on() {
+                let started = pool.start(scope, || move || shared.work(pool));
+                started.map_err(|error| {
+                    prealloc::refused("threads (raise RLIMIT_MEMLOCK, see ulimit -l)", &error)
+                })?;
+            }
             reader.run(Some((pool, scope)))
         }),
     };
@@ -100,9 +117,28 @@ struct Session<'a> {
     /// Why a reply could not be sent, once one could not: nobody is listening any more.
     broken: OnceLock<io::Error>,
     pool: Option<Pool>,
+    /// Whether memory is kept.
+    prealloc: Prealloc,
 }
 
 impl Session<'_> {
+    /// A thread of the pool.
+    fn work(&self, pool: &Pool) {
+        let _speaker = log::enter(log::Speaker {
+            layer: Some(self.connection.plugin_name()),
+            connection: self.connection.client.number(),
+        });
+        let _cut = CutOnPanic(self);
+        let (mut replies, mut pipe) = (self.prealloc.replies(), self.new_pipe());
+        pool.work(|job| self.run(job, &mut replies, &mut pipe));
+    }
+
+    /// The pipe that a thread begins with: the one that it needs for large reads and writes, if it keeps its memory.
+    fn new_pipe(&self) -> Option<Pipe> {
+        let used = self.prealloc.is_on() && self.connection.socket.is_plain();
+        used.then(|| Pipe::new().ok()).flatten()
+    }
+
     fn features(&self) -> Features {
         self.target.features
     }
@@ -292,6 +328,7 @@ impl<'s> Reader<'s> {
             if self.input.available().len() < length {
                 self.flush()?;
                 let Reader { input, replies, payload, pipe, heavy, .. } = self;
+                // Not called where memory is kept.
                 let idle = || {
                     *replies = Replies::default();
                     *payload = Vec::new();
@@ -502,7 +539,7 @@ impl<'s> Reader<'s> {
         if here {
             self.input.consume(length);
         } else if self.payload.len() > KEEP_PAYLOAD {
-            self.payload = Vec::new();
+            self.session.prealloc.empty(&mut self.payload);
         }
         Ok(())
     }
@@ -520,15 +557,7 @@ impl<'s> Reader<'s> {
         self.input.read_payload(&mut payload, length).during(read_data(request))?;
         let session = self.session;
         let job = Job { request: *request, flags, payload };
-        let refused = pool.submit(scope, job, move || {
-            let _speaker = log::enter(log::Speaker {
-                layer: Some(session.connection.plugin_name()),
-                connection: session.connection.client.number(),
-            });
-            let _cut = CutOnPanic(session);
-            let (mut replies, mut pipe) = (Replies::default(), None);
-            pool.work(|job| session.run(job, &mut replies, &mut pipe));
-        });
+        let refused = pool.submit(scope, job, move || session.work(pool));
         if let Some(job) = refused {
             session.target.execute(&job.request, job.flags, &job.payload, &mut self.replies);
         }

@@ -47,7 +47,9 @@ pub(super) fn run(
     let _ = nix::sys::prctl::set_name(c"nbdkit:worker");
     entitle(&serve.peer.address, None);
     if service.swap {
-        // Locks are not inherited by fork.
+        process::touch_stack();
+        // Locks are not inherited by fork. This also ends copy-on-write with the template: the kernel populates writable private
+        // mappings as if they were written to. mlock(2), "Notes".
         if let Err(error) = privileges::lock_memory() {
             nbdkit_api::error!("{error}");
             return WorkerExit::Failed.code();

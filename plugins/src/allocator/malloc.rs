@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nbdkit_api::shared::{SharedFile, SharedWords};
 use nbdkit_api::{Errno, Error, ExtentKind, Extents, Isolation, Result, Value};
 
-use super::{Allocator, Strategy};
+use super::{Allocator, Kind};
 
 mod lock;
 
@@ -23,9 +23,9 @@ const ZERO_PIECE: usize = 256 << 10;
 static ZEROES: [u8; ZERO_PIECE] = [0; ZERO_PIECE];
 
 /// Parses what stands behind `malloc,`.
-pub(super) fn parse(parameters: &str) -> Result<Strategy> {
+pub(super) fn parse(parameters: &[&str]) -> Result<Kind> {
     let mut mlock = false;
-    for parameter in parameters.split(',').filter(|parameter| !parameter.is_empty()) {
+    for parameter in parameters {
         match parameter.split_once('=') {
             Some(("mlock", value)) => mlock = Value::new(value).boolean()?,
             Some((key, _)) => {
@@ -36,7 +36,7 @@ pub(super) fn parse(parameters: &str) -> Result<Strategy> {
             }
         }
     }
-    Ok(Strategy::Malloc { mlock })
+    Ok(Kind::Malloc { mlock })
 }
 
 /// See the module's text.
@@ -129,6 +129,22 @@ impl Allocator for Malloc {
 
     fn isolation(&self) -> Isolation {
         Isolation::Connection
+    }
+
+    fn used(&self) -> Result<u64> {
+        self.file.used()
+    }
+
+    fn is_preallocated(&self) -> bool {
+        true
+    }
+
+    fn max_cost(&self, _count: u64) -> u64 {
+        0
+    }
+
+    fn cost(&self, _buf: &[u8], _offset: u64) -> Result<u64> {
+        Ok(0)
     }
 }
 

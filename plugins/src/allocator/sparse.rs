@@ -12,6 +12,9 @@ use nbdkit_api::{ExtentKind, Extents, Isolation, Result};
 
 use super::{Allocator, PAGE};
 
+/// Bytes of the kernel's pages, where memory is counted. Where they are larger, more is counted by the page that a write begins.
+const KERNEL_PAGE: u64 = 4096;
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Sparse {
@@ -120,6 +123,27 @@ impl Allocator for Sparse {
     fn isolation(&self) -> Isolation {
         Isolation::Connection
     }
+
+    fn used(&self) -> Result<u64> {
+        self.file.used()
+    }
+
+    fn max_cost(&self, count: u64) -> u64 {
+        // Neither end need be that of a page.
+        count.saturating_add(2 * KERNEL_PAGE)
+    }
+
+    fn cost(&self, buf: &[u8], offset: u64) -> Result<u64> {
+        let from = offset / KERNEL_PAGE * KERNEL_PAGE;
+        let end = (offset + buf.len() as u64).next_multiple_of(KERNEL_PAGE).min(i64::MAX as u64);
+        let mut extents = Extents::new(from, end);
+        self.file.extents(end - from, from, false, &mut extents)?;
+        // A list that had no room for all of them ends early; then the rest counts as holes.
+        let rest = end - extents.covered_to();
+        let holes = extents.iter().filter(|extent| extent.kind != ExtentKind::DATA);
+        let holes = holes.map(|extent| extent.length.next_multiple_of(KERNEL_PAGE));
+        Ok(holes.sum::<u64>() + rest)
+    }
 }
 
 #[cfg(test)]
@@ -157,6 +181,22 @@ mod tests {
         }
         disk.zero(256 * KIB + 100, 0).unwrap();
         assert_eq!(map(&disk, 0, false), [(256 * KIB + 100, 3)], "the short last page, too");
+    }
+
+    #[test]
+    fn what_a_write_takes_is_what_the_kernel_counts() {
+        let mut disk = Sparse::new("test").unwrap();
+        disk.set_size(256 * KIB + 100).unwrap();
+        for (offset, length) in
+            [(1, 1), (0, 4096), (4095, 2), (5000, 20_000), (256 * KIB + 99, 1), (256 * KIB - 1, 50)]
+        {
+            let (buf, before) = (vec![1; length], disk.used().unwrap());
+            let takes = disk.cost(&buf, offset).unwrap();
+            assert!(takes <= disk.max_cost(length as u64));
+            disk.write(&buf, offset).unwrap();
+            assert_eq!(disk.used().unwrap(), before + takes, "{length} at {offset}");
+            assert_eq!(disk.cost(&buf, offset).unwrap(), 0);
+        }
     }
 
     #[test]

@@ -15,6 +15,9 @@ use super::Allocator;
 /// Bytes of a page, and the preferred block size.
 const PAGE: usize = 32 << 10;
 
+/// What a stored page uses besides its content, about: its entry in the map, malloc's header. Bytes.
+const OVERHEAD: u64 = 64;
+
 /// Locks among which the pages are divided, so that requests for different pages can be served at once.
 const SHARDS: usize = 16;
 
@@ -34,6 +37,8 @@ struct Shard {
     /// By number. A page that is not there is a hole; an empty one is all zeroes; one of [`PAGE`] bytes did not become
     /// smaller by compression and is stored as it is.
     pages: BTreeMap<u64, Box<[u8]>>,
+    /// Bytes that they take.
+    used: u64,
     compressor: Compressor<'static>,
     decompressor: Decompressor<'static>,
 }
@@ -71,6 +76,7 @@ impl Shard {
     fn new() -> Result<Shard> {
         Ok(Shard {
             pages: BTreeMap::new(),
+            used: 0,
             compressor: Compressor::new(zstd::DEFAULT_COMPRESSION_LEVEL)
                 .map_err(|error| failed(&error))?,
             decompressor: Decompressor::new().map_err(|error| failed(&error))?,
@@ -96,17 +102,33 @@ impl Shard {
         Ok(())
     }
 
-    /// Makes `page` the content of page `number`.
-    fn store(&mut self, number: u64, page: &[u8]) -> Result<()> {
+    /// What is stored for `page`.
+    fn compress(&mut self, page: &[u8]) -> Result<Box<[u8]>> {
         if page.iter().all(|byte| *byte == 0) {
-            self.pages.insert(number, Box::default());
-            return Ok(());
+            return Ok(Box::default());
         }
         let compressed = self.compressor.compress(page).map_err(|error| failed(&error))?;
-        let stored = if compressed.len() < page.len() { &compressed[..] } else { page };
-        self.pages.insert(number, stored.into());
+        Ok(if compressed.len() < page.len() { &compressed[..] } else { page }.into())
+    }
+
+    /// Makes `page` the content of page `number`.
+    fn store(&mut self, number: u64, page: &[u8]) -> Result<()> {
+        let stored = self.compress(page)?;
+        self.used += stored.len() as u64 + OVERHEAD;
+        let before = self.pages.insert(number, stored);
+        self.used -= used_by(before.as_deref());
         Ok(())
     }
+
+    fn remove(&mut self, number: u64) {
+        let before = self.pages.remove(&number);
+        self.used -= used_by(before.as_deref());
+    }
+}
+
+/// Bytes that a page takes, if there is one.
+fn used_by(stored: Option<&[u8]>) -> u64 {
+    stored.map_or(0, |bytes| bytes.len() as u64 + OVERHEAD)
 }
 
 impl Zstd {
@@ -192,7 +214,7 @@ impl Allocator for Zstd {
             let to = (end - number * size).min(size);
             let mut shard = self.shard(number);
             if from == 0 && to == size {
-                shard.pages.remove(&number);
+                shard.remove(number);
             } else {
                 let mut scratch = [0; PAGE];
                 shard.load(number, &mut scratch)?;
@@ -233,6 +255,30 @@ impl Allocator for Zstd {
 
     fn isolation(&self) -> Isolation {
         Isolation::Shared
+    }
+
+    fn used(&self) -> Result<u64> {
+        Ok((0..SHARDS as u64).map(|shard| self.shard(shard).used).sum())
+    }
+
+    fn max_cost(&self, count: u64) -> u64 {
+        (count / PAGE as u64).saturating_add(2).saturating_mul(PAGE as u64 + OVERHEAD)
+    }
+
+    fn cost(&self, buf: &[u8], offset: u64) -> Result<u64> {
+        let mut scratch = [0; PAGE];
+        let mut rest = buf;
+        let (mut more, mut less) = (0, 0);
+        for piece in pieces(buf.len(), offset) {
+            let (now, later) = rest.split_at(piece.to - piece.from);
+            let mut shard = self.shard(piece.page);
+            shard.load(piece.page, &mut scratch)?;
+            scratch[piece.from..piece.to].copy_from_slice(now);
+            more += used_by(Some(&shard.compress(&scratch)?));
+            less += used_by(shard.pages.get(&piece.page).map(|stored| &stored[..]));
+            rest = later;
+        }
+        Ok(more.saturating_sub(less))
     }
 }
 

@@ -75,6 +75,16 @@ impl SharedFile {
         Ok(self.file.metadata().or_error(|| format!("fstat: {}", self.name))?.len())
     }
 
+    /// Bytes of memory, swapped out or not, or of the file system that the file uses.
+    ///
+    /// # Errors
+    /// EIO.
+    pub fn used(&self) -> Result<u64> {
+        // In units of 512 bytes: stat(3type), st_blocks.
+        let stat = self.file.metadata().or_error(|| format!("fstat: {}", self.name))?;
+        Ok(std::os::unix::fs::MetadataExt::blocks(&stat).saturating_mul(512))
+    }
+
     /// Fills `buf` from `offset`; beyond the end there are zeroes.
     ///
     /// # Errors
