@@ -121,7 +121,7 @@ impl Sandbox {
 
     /// Whether a broker opens what the stack has declared.
     pub(crate) fn has_broker(&self) -> bool {
-        self.level == Level::Strict && self.needs.is_brokered()
+        self.level == Level::Strict && self.needs.paths_are_brokered()
     }
 
     /// What the stack needs.

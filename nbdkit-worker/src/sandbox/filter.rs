@@ -31,7 +31,7 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
         lists.push(policy::PROGRAMS);
     } else if needs.opens_itself() || opens_declared(needs) {
         lists.push(policy::FILE);
-    } else if needs.is_brokered() {
+    } else if needs.paths_are_brokered() {
         lists.push(policy::BROKERED);
     }
     let unknown = if needs.programs { Action::Fail(libc::ENOSYS) } else { Action::Trap };
@@ -57,7 +57,7 @@ fn refused(lists: &[&[Line]], errno: i32) -> Result<Program> {
 
 /// Whether what is declared is opened by this process and its forks, for want of a broker.
 fn opens_declared(needs: &Needs) -> bool {
-    !needs.declared.is_empty() && !needs.is_brokered()
+    !needs.declared.is_empty() && !needs.paths_are_brokered()
 }
 
 /// Stands for a worker's process id, while there is no worker: higher than they get.

@@ -102,7 +102,7 @@ fn ruleset(needs: &Needs, abi: ABI) -> std::result::Result<RulesetCreated, Rules
     // A script is a path to be read, and what it puts into its directory may be a program too.
     let run = if needs.programs { AccessFs::Execute.into() } else { BitFlags::EMPTY };
     // Without a broker, what it would have opened is opened here.
-    let declared: &[_] = if needs.is_brokered() { &[] } else { &needs.declared };
+    let declared: &[_] = if needs.paths_are_brokered() { &[] } else { &needs.declared };
     for declared in declared {
         let rights = if declared.writable { open_for_writing() } else { read() };
         ruleset = allow(ruleset, &declared.path, rights | AccessFs::IoctlDev)?;
