@@ -110,7 +110,7 @@ fn failed(error: nbdkit_sandbox_policy::Broken) -> Error {
     Error::new(Errno::EINVAL, error.to_string())
 }
 
-/// What may be called, and then what fails of that, which libraries try and go on without.
+/// What fails, which libraries try and go on without; and last what may be called, which is not to install another.
 fn filters(writes: bool, endpoints: &[Endpoint]) -> Result<Vec<Program>> {
     let opening = if writes { policy::WRITING } else { policy::READING };
     let mut lists: Vec<&[Line]> = vec![policy::BROKER, opening];
@@ -134,7 +134,7 @@ fn filters(writes: bool, endpoints: &[Endpoint]) -> Result<Vec<Program>> {
             lists.push(list);
         }
     }
-    let mut filters = vec![compile(&lists, Action::Trap, Action::Allow).map_err(failed)?];
+    let mut filters = Vec::new();
     let mut fails = |list: &[Line], errno| {
         let filter = compile(&[list], Action::Allow, Action::Fail(errno)).map_err(failed)?;
         filters.push(filter);
@@ -147,6 +147,7 @@ fn filters(writes: bool, endpoints: &[Endpoint]) -> Result<Vec<Program>> {
     if resolves && !unix {
         fails(policy::NO_UNIX, libc::EAFNOSUPPORT)?;
     }
+    filters.push(compile(&lists, Action::Trap, Action::Allow).map_err(failed)?);
     Ok(filters)
 }
 

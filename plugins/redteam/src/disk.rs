@@ -145,3 +145,14 @@ pub(crate) fn flood_broker(count: usize) -> nix::Result<String> {
     }
     Ok(ok())
 }
+
+/// Has the broker connect to the first endpoint, so many times.
+pub(crate) fn flood_connect(count: usize) -> nix::Result<String> {
+    let broker = broker()?;
+    let connect = [[1, 0, 0, 0], [0; 4], [0; 4]].concat();
+    for _ in 0..count {
+        send(broker.as_raw_fd(), &connect, &[])?;
+        receive(broker.as_raw_fd())?;
+    }
+    Ok(ok())
+}
