@@ -136,12 +136,13 @@ pub(super) const RESOLVING: &[Line] = &[
     any(c::SYS_sendmmsg),         // res_send: parallel A and AAAA queries
     any(c::SYS_writev),           // res_send over TCP
     with(c::SYS_ioctl, &[Is(1, c::FIONREAD)]), // res_send: how long the answer is
+    with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64), Is(1, DATAGRAM)]), // if_nametoindex: a name server of a link, fe80::1%eth0
+    with(c::SYS_ioctl, &[Is(1, c::SIOCGIFINDEX)]), // if_nametoindex
     with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IP as u64), Is(2, c::IP_RECVERR as u64)]),       // res_send: who refuses is not waited for
     with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IPV6 as u64), Is(2, c::IPV6_RECVERR as u64)]),   // res_send: who refuses is not waited for
-    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IP as u64), Is(2, c::IP_MTU_DISCOVER as u64)]),  // res_send: no forged fragments
+    with(c::SYS_setsockopt, &[Is(1, c::IPPROTO_IP as u64), Is(2, c::IP_MTU_DISCOVER as u64)]),  // res_send, where the C library has it: no forged fragments
     any(c::SYS_lseek),            // /etc/hosts, nsswitch.conf
     any(c::SYS_uname),            // res_init: the domain of this host
-    any(c::SYS_clock_nanosleep),  // res_send: between two tries
 ];
 
 /// Need: endpoints of the Unix domain; and names, for which glibc asks a cache first (nscd(8)).
@@ -170,8 +171,9 @@ pub(super) const CODE: &[Line] = &[
     with(c::SYS_mprotect, &[Has(2, EXEC)]), // dlopen
 ];
 
-/// To fail with EAFNOSUPPORT, where no endpoint is of the Unix domain: glibc goes on without its cache.
+/// To fail with EAFNOSUPPORT, where no endpoint is of the Unix domain: glibc goes on without its cache, and asks for interfaces by
+/// another socket.
 #[rustfmt::skip]
 pub(super) const NO_UNIX: &[Line] = &[
-    with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64)]), // nscd(8)
+    with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64)]), // nscd(8), if_nametoindex
 ];

@@ -58,10 +58,9 @@ impl Files {
         let files = Files { dir, silent };
         files.hosts("");
         let seconds = PATIENCE.as_secs();
-        files.put(
-            "resolv.conf",
-            &format!("nameserver {address}\noptions timeout:{seconds} attempts:1\n"),
-        );
+        // The second is never asked, but its interface is.
+        let servers = format!("nameserver {address}\nnameserver fe80::1%lo\n");
+        files.put("resolv.conf", &format!("{servers}options timeout:{seconds} attempts:1\n"));
         // The first is a module: there, or not.
         files.put("nsswitch.conf", "hosts: hesiod files dns\n");
         Some(files)

@@ -248,6 +248,12 @@ fn names_are_resolved_by_dns() {
             if options.contains(&"--sandbox=compat") {
                 continue;
             }
+            let [template] = children(server.pid().as_raw(), "nbdkit:template")[..] else {
+                panic!("one template")
+            };
+            let [broker] = children(template, "nbdkit:broker")[..] else { panic!("one broker") };
+            let maps = std::fs::read_to_string(format!("/proc/{broker}/maps")).expect("alive");
+            assert!(maps.contains("libc.so") && !maps.contains("hesiod"), "no module was loaded");
             let started = Instant::now();
             std::thread::scope(|scope| {
                 let waits = scope.spawn(|| fetch(&server, "2,1500"));
