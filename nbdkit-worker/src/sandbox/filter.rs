@@ -120,6 +120,7 @@ mod tests {
         }
         stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Read));
         stacks.push(Needs::nothing().declare(nbdkit_api::paths::Declared::file("/")));
+        stacks.push(Needs::nothing().connect_to(nbdkit_api::Endpoint::unix("/").unwrap()));
         stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Look));
         stacks.push(Needs::nothing().programs());
         stacks.push(Needs::nothing().threads());
