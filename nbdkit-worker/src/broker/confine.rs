@@ -142,6 +142,7 @@ fn filters(writes: bool, endpoints: &[Endpoint]) -> Result<Vec<Program>> {
     };
     if !endpoints.is_empty() {
         fails(policy::ABSENT, libc::ENOSYS)?;
+        fails(policy::FAST_OPEN, libc::EOPNOTSUPP)?;
         fails(policy::CODE, libc::EACCES)?;
     }
     if resolves && !unix {

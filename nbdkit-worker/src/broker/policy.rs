@@ -164,6 +164,14 @@ pub(super) const ABSENT: &[Line] = &[
     any(c::SYS_clone3),           // its flags are in memory; pthread_create falls back to clone
 ];
 
+/// To fail with EOPNOTSUPP, as where it is switched off: TCP fast open connects without connect(2), past Landlock's ports.
+#[rustfmt::skip]
+pub(super) const FAST_OPEN: &[Line] = &[
+    with(c::SYS_sendto, &[Has(3, c::MSG_FASTOPEN as u64)]),   // to a port that is not declared
+    with(c::SYS_sendmsg, &[Has(2, c::MSG_FASTOPEN as u64)]),  // to a port that is not declared
+    with(c::SYS_sendmmsg, &[Has(3, c::MSG_FASTOPEN as u64)]), // to a port that is not declared
+];
+
 /// To fail with EACCES: code. glibc goes on without the modules of nsswitch.conf(5) that it cannot load.
 #[rustfmt::skip]
 pub(super) const CODE: &[Line] = &[

@@ -39,6 +39,10 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
         compile(&lists, unknown, Action::Allow).map_err(failed)?,
         refused(&[policy::ABSENT], libc::ENOSYS)?,
     ];
+    // A filter that looks at arguments costs each call; only where there are such sockets.
+    if needs.endpoints_are_brokered() && needs.network < Network::Inet {
+        filters.push(refused(&[policy::FAST_OPEN], libc::EOPNOTSUPP)?);
+    }
     if needs.programs {
         filters.push(refused(&[policy::TERMINAL], libc::EPERM)?);
         return Ok(filters);

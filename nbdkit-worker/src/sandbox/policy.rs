@@ -250,6 +250,14 @@ const NO_FAMILY_OF_SERVERS: &[Test] = &[
     IsNot(0, c::AF_VSOCK as u64),
 ];
 
+/// To fail with EOPNOTSUPP where a broker connects, as where it is switched off: a socket that is not connected yet, or any more,
+/// would connect to another address without connect(2), which Landlock would notice. tcp(7), TCP fast open.
+#[rustfmt::skip]
+pub(super) const FAST_OPEN: &[Line] = &[
+    with(c::SYS_sendto, &[Has(3, c::MSG_FASTOPEN as u64)]),  // past what the broker connects to
+    with(c::SYS_sendmsg, &[Has(2, c::MSG_FASTOPEN as u64)]), // past what the broker connects to
+];
+
 /// Need: threads of a plugin's own, and how such threads usually wait.
 #[rustfmt::skip]
 pub(super) const THREADS: &[Line] = &[

@@ -47,6 +47,7 @@ pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>)
         "say-to-broker-with-descriptors" => disk::say_to_broker(argument, 2),
         "use-answer" => disk::use_answer(argument),
         "flood-broker" => disk::flood_broker(number() as usize),
+        "fast-open" => disk::fast_open(number() as u16),
         "flood-connect" => disk::flood_connect(number() as usize),
         // Other processes.
         "signal" => system::signal(number() as i32),

@@ -1,18 +1,19 @@
 //! Attacks of a worker whose stack has declared endpoints: on the broker that connects to them, and past it.
 
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use nbdkit_tests::Server;
 use nbdkit_tests::red_team::attack;
 use nix::libc;
+use nix::sys::socket::Backlog;
 use nix::unistd::geteuid;
 
 use crate::bystander::{Bystander, Work};
 use crate::confinement::{CALLS, End, NAMESPACES, PATHS, Starter, builder, carry_out};
-use crate::server;
+use crate::{eventually, server};
 
 use End::{Fails, Refused, Succeeds};
 
@@ -101,6 +102,36 @@ fn a_worker_that_connects_without_end_waits_and_others_do_not() {
     });
     assert!(started.elapsed() > Duration::from_millis(1900), "eight at 250 ms each");
     bystander.finish();
+}
+
+/// A port that answers no SYN: its queue of connections is full, and nobody accepts them.
+fn silent() -> (TcpListener, Vec<TcpStream>, u16) {
+    let (listener, port) = listener();
+    nix::sys::socket::listen(&listener, Backlog::new(1).expect("small")).expect("listening");
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok();
+    let queue = std::iter::from_fn(connect).take(100).collect();
+    (listener, queue, port)
+}
+
+/// A socket that is still about to be connected is in the machine's network, and TCP fast open needs no connect(2).
+#[test]
+fn a_socket_of_the_brokers_is_connected_to_nothing_else() {
+    let (_listener, _queue, declared) = silent();
+    let starters = [Starter::Root, Starter::User];
+    for starter in starters.into_iter().filter(|it| geteuid().is_root() || *it == Starter::User) {
+        for (skip, end) in [(0, Fails(libc::EOPNOTSUPP)), (CALLS, Succeeds)] {
+            let (other, port) = listener();
+            let endpoint = format!("endpoint=tcp:127.0.0.1:{declared}");
+            let server = builder(starter, skip, &["redteam", &endpoint]).start();
+            assert_eq!(carry_out(&server, &format!("fast-open={port}")).0, end, "{starter:?}");
+            other.set_nonblocking(true).expect("ours");
+            match end {
+                Succeeds => eventually("a connection", || other.accept().is_ok()),
+                _ => assert!(other.accept().is_err(), "{starter:?}"),
+            }
+        }
+    }
 }
 
 /// What stops a worker that makes its own socket: without which layers, for root and for an ordinary user. The endpoint is the
