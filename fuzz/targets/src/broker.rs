@@ -98,7 +98,7 @@ fn session(fixture: &Fixture, data: &[u8]) {
             assert_eq!(fds.len(), usize::from(opened || connecting), "{message:?}");
             for fd in fds {
                 if connecting {
-                    check_connection(fixture, &message, TcpStream::from(fd));
+                    check_connection(fixture, &message, &TcpStream::from(fd));
                 } else {
                     check(path, &message, &File::from(fd));
                 }
@@ -108,7 +108,7 @@ fn session(fixture: &Fixture, data: &[u8]) {
 }
 
 /// It is the only address of the only endpoint, and somebody there has it.
-fn check_connection(fixture: &Fixture, message: &FromBroker, stream: TcpStream) {
+fn check_connection(fixture: &Fixture, message: &FromBroker, stream: &TcpStream) {
     assert_eq!(*message, FromBroker::Connecting { next: None });
     let (accepted, _) = fixture.port.accept().expect("a connection");
     let peer = accepted.peer_addr().expect("connected");
@@ -116,7 +116,7 @@ fn check_connection(fixture: &Fixture, message: &FromBroker, stream: TcpStream) 
     fixture.secret.set_nonblocking(true).expect("ours");
     assert!(fixture.secret.accept().is_err());
     // So that it is over at once, and its port is free for the next.
-    let reset = setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
+    let reset = setsockopt(stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
     reset.expect("ours");
 }
 

@@ -7,7 +7,7 @@
 
 use libc as c;
 use nbdkit_sandbox_policy::Test::{Has, Is, Lacks};
-use nbdkit_sandbox_policy::{Line, any, with};
+use nbdkit_sandbox_policy::{Line, NEW_NAMESPACES, any, with};
 
 const EXEC: u64 = c::PROT_EXEC as u64;
 
@@ -83,13 +83,6 @@ const NONBLOCK: u64 = c::SOCK_NONBLOCK as u64;
 const INET4: u64 = c::AF_INET as u64;
 const INET6: u64 = c::AF_INET6 as u64;
 const THREAD: u64 = c::CLONE_THREAD as u64;
-const NEW_NAMESPACES: u64 = (c::CLONE_NEWNS
-    | c::CLONE_NEWCGROUP
-    | c::CLONE_NEWUTS
-    | c::CLONE_NEWIPC
-    | c::CLONE_NEWUSER
-    | c::CLONE_NEWPID
-    | c::CLONE_NEWNET) as u64;
 
 /// Need: endpoints. Threads that wait for names and paths, and connecting.
 #[rustfmt::skip]

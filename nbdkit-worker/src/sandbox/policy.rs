@@ -7,16 +7,8 @@
 
 use libc as c;
 use nbdkit_sandbox_policy::Test::{Has, Is, IsNot, Lacks};
-use nbdkit_sandbox_policy::{Line, Test, any, with};
+use nbdkit_sandbox_policy::{Line, NEW_NAMESPACES, Test, any, with};
 
-/// Bits of clone(2) that make namespaces.
-const NEW_NAMESPACES: u64 = (c::CLONE_NEWNS
-    | c::CLONE_NEWCGROUP
-    | c::CLONE_NEWUTS
-    | c::CLONE_NEWIPC
-    | c::CLONE_NEWUSER
-    | c::CLONE_NEWPID
-    | c::CLONE_NEWNET) as u64;
 const THREAD: u64 = c::CLONE_THREAD as u64;
 /// Flags of an open file that would change what the next client reads and writes, which may be given the same description.
 const FOR_GOOD: u64 = (c::O_APPEND | c::O_DIRECT | c::O_NOATIME) as u64;

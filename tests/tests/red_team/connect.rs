@@ -134,29 +134,35 @@ fn a_socket_of_the_brokers_is_connected_to_nothing_else() {
     }
 }
 
-/// What stops a worker that makes its own socket: without which layers, for root and for an ordinary user. The endpoint is the
-/// very one that it has declared.
-const OWN: &[(&str, &[(u32, End, End)])] = &[
-    (
-        "connect={port}",
-        &[
+/// What stops a worker that makes its own socket.
+struct Row {
+    /// The endpoint is the very one that it has declared.
+    attack: &'static str,
+    /// Without which layers: what it comes to for root and for an ordinary user. All layers first.
+    ends: &'static [(u32, End, End)],
+}
+
+const OWN: &[Row] = &[
+    Row {
+        attack: "connect={port}",
+        ends: &[
             (0, Refused("socket"), Refused("socket")),
             (CALLS, Fails(libc::EACCES), Fails(libc::EACCES)),
             (CALLS | PATHS, Fails(libc::ENETUNREACH), Succeeds),
             (CALLS | PATHS | NAMESPACES, Succeeds, Succeeds),
         ],
-    ),
+    },
     // Sockets of the Unix domain that have a path are beyond Landlock and namespaces.
-    (
-        "connect-unix={dir}/socket",
-        &[(0, Refused("socket"), Refused("socket")), (CALLS, Succeeds, Succeeds)],
-    ),
+    Row {
+        attack: "connect-unix={dir}/socket",
+        ends: &[(0, Refused("socket"), Refused("socket")), (CALLS, Succeeds, Succeeds)],
+    },
 ];
 
 fn run(starter: Starter) {
     let (_tcp, port) = listener();
     let mut wrong = Vec::new();
-    for (text, ends) in OWN {
+    for Row { attack, ends } in OWN {
         for (skip, for_root, for_user) in *ends {
             let expected = if starter == Starter::Root { for_root } else { for_user };
             let builder = builder(starter, *skip, &["redteam", "endpoint=unix:{dir}/socket"]);
@@ -166,9 +172,9 @@ fn run(starter: Starter) {
             let _unix = UnixListener::bind(&path).expect("a socket");
             std::fs::set_permissions(&path, open()).expect("open to all");
             let server = builder.arg(format!("endpoint=tcp:127.0.0.1:{port}")).start();
-            let bystander = Bystander::start(&server, text, Work::Writes(0));
+            let bystander = Bystander::start(&server, attack, Work::Writes(0));
             let dir = server.dir().path().display().to_string();
-            let text = text.replace("{port}", &port.to_string()).replace("{dir}", &dir);
+            let text = attack.replace("{port}", &port.to_string()).replace("{dir}", &dir);
             let (end, words) = carry_out(&server, &text);
             bystander.finish();
             println!("{starter:?} | {text} | without {skip} | {end:?} | {words}");
