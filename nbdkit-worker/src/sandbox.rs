@@ -188,7 +188,7 @@ impl Sandbox {
                 process::report_refusals()?;
                 // Programs are made by fork and exec.
                 if !self.needs.programs && self.filters && !skips(Layer::Calls) {
-                    self.given_up = Some(filter::worker(&self.needs)?);
+                    self.given_up = Some(filter::worker(&self.needs, self.shared)?);
                 }
                 if !skips(Layer::Limits) && self.writes_no_file() {
                     privileges::forbid_file_growth()?;

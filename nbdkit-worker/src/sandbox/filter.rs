@@ -67,12 +67,16 @@ fn opens_declared(needs: &Needs) -> bool {
 /// Stands for a worker's process id, while there is no worker: higher than they get.
 const SOME_PROCESS: u32 = 0x7fff_fffe;
 
-/// What a worker of a stack with these needs gives up, for [`of_this_process`].
+/// What a worker of a stack with these needs gives up, or with `shared` a template that serves all clients, for
+/// [`of_this_process`].
 ///
 /// # Errors
 /// EINVAL: a list is wrong.
-pub(super) fn worker(needs: &Needs) -> Result<Program> {
+pub(super) fn worker(needs: &Needs, shared: bool) -> Result<Program> {
     let mut lists = vec![policy::GIVEN_UP];
+    if !shared {
+        lists.push(policy::CHILDREN);
+    }
     if needs.network == Network::None {
         lists.push(policy::PASSING);
     }
@@ -145,7 +149,10 @@ mod tests {
                 assert!((1..MOST).contains(&filter.len()), "{needs:?}: {}", filter.len());
             }
         }
-        assert!(worker(&Needs::nothing()).unwrap().len() < 200, "installed for every connection");
+        assert!(
+            worker(&Needs::nothing(), false).unwrap().len() < 200,
+            "installed for every connection"
+        );
         assert_eq!(compat().unwrap().len(), 3);
     }
 
@@ -154,9 +161,15 @@ mod tests {
         let listed = |call: i64| {
             [policy::BASE, policy::TEMPLATE].into_iter().flatten().any(|line| line.call == call)
         };
-        for line in [policy::GIVEN_UP, policy::ABSENT, policy::OPENING, policy::SHARED_MEMORY]
-            .into_iter()
-            .flatten()
+        for line in [
+            policy::GIVEN_UP,
+            policy::CHILDREN,
+            policy::ABSENT,
+            policy::OPENING,
+            policy::SHARED_MEMORY,
+        ]
+        .into_iter()
+        .flatten()
         {
             assert!(listed(line.call), "{}", line.call);
         }

@@ -166,12 +166,17 @@ pub(super) const TEMPLATE: &[Line] = &[
 pub(super) const GIVEN_UP: &[Line] = &[
     with(c::SYS_clone, &[Lacks(0, THREAD)]), // one client, one process
     any(c::SYS_pidfd_open),       // processes are not its business
-    any(c::SYS_wait4),            // it has no children
-    any(c::SYS_signalfd4),        // nor signals for them
+    any(c::SYS_signalfd4),        // it has no children
     any(c::SYS_mlockall),         // done
     any(c::SYS_seccomp),          // done
     with(c::SYS_prctl, &[Is(0, c::PR_SET_NO_NEW_PRIVS as u64)]), // done
     with(c::SYS_fcntl, &[Is(1, c::F_SETOWN as u64)]), // it would signal other workers
+];
+
+/// What a process gives up that serves one client; one that serves them all waits for its broker at the end.
+#[rustfmt::skip]
+pub(super) const CHILDREN: &[Line] = &[
+    any(c::SYS_wait4),            // it has no children
 ];
 
 /// What a worker gives up that makes no socket: the one that it may have been given, its client's, could pass the descriptor of
