@@ -18,8 +18,7 @@ use std::sync::Arc;
 
 use nbdkit_api::paths::{self, Kept};
 use nbdkit_api::{
-    Isolation, Layer, Needs, ResultExt, Stack, ThreadModel, endpoints, log::error as log_error,
-    strerror,
+    Isolation, Layer, ResultExt, Stack, ThreadModel, endpoints, log::error as log_error, strerror,
 };
 use nbdkit_ipc::messages::{
     self, Configure, Configured, EnterService, Hello, Parameter, Purpose, Serve,
@@ -29,7 +28,7 @@ use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::broker::ask::{Connecting, Opening};
+use crate::broker::ask::{Connecting, Link, Opening};
 use crate::broker::{self, Broker};
 use crate::log::{self, TemplateLink};
 use crate::sandbox::{self, Sandbox, skips};
@@ -254,8 +253,12 @@ fn enter(
     if swap {
         privileges::lock_memory()?;
     }
+    let broker = broker.map(|(broker, links)| {
+        connect_through(links.connecting, sandbox);
+        (broker, links.opening)
+    });
     layer.after_fork()?;
-    let broker = broker.map(|(broker, links)| (broker, serve_through(links, sandbox)));
+    let broker = broker.map(|(broker, links)| (broker, open_through(links, sandbox)));
     if capabilities && broker.is_some() {
         privileges::drop_capabilities(&sandbox.files(), swap, &[])?;
     }
@@ -263,19 +266,23 @@ fn enter(
     Ok(broker)
 }
 
-/// Has the broker asked for what the stack has declared, and opens what can be kept open.
-fn serve_through(links: broker::Links, sandbox: &Sandbox) -> Replaced {
-    let Needs { declared, endpoints, .. } = sandbox.needs();
+/// Has the broker asked for connections.
+fn connect_through(links: Vec<Link>, sandbox: &Sandbox) {
     if sandbox.connects_by_broker() {
-        let connecting = Connecting::new(endpoints.clone(), links.connecting);
+        let connecting = Connecting::new(sandbox.needs().endpoints.clone(), links);
         endpoints::connect_through(Box::new(connecting));
     }
+}
+
+/// Opens what can be kept open, and has the broker asked for the rest.
+fn open_through(links: Vec<Link>, sandbox: &Sandbox) -> Replaced {
     if !sandbox.opens_by_broker() {
         return Replaced::watch(&[]);
     }
+    let declared = &sandbox.needs().declared;
     let kept = Kept::new(declared);
     let replaced = Replaced::watch(&kept.paths());
-    paths::serve_through(Box::new(Opening::new(declared.clone(), links.opening)), kept);
+    paths::serve_through(Box::new(Opening::new(declared.clone(), links)), kept);
     replaced
 }
 

@@ -120,8 +120,6 @@ fn filters(writes: bool, endpoints: &[Endpoint]) -> Result<Vec<Program>> {
             Endpoint::Tcp { .. } => (inet, resolves) = (true, resolves || may_wait(endpoint)),
             Endpoint::Unix(_) => unix = true,
             Endpoint::Vsock { .. } => lists.push(policy::VSOCK),
-            // There is no list for it, so that it is refused.
-            _ => {}
         }
     }
     for (wanted, list) in [

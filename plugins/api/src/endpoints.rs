@@ -2,9 +2,12 @@
 //! whatever their names resolve to at that time.
 //!
 //! A confined process makes no socket: it asks the stack's broker ([`connect_through`]), which resolves the name, begins the
-//! connection and hands over the socket. Before the sandbox closes, and where there is no broker (code that declares nothing,
+//! connection and hands over the socket. Before `after_fork`, and where there is no broker (code that declares nothing,
 //! `--sandbox=programs`, `compat`, `off`), the connection is made here. What may be connected to is decided in one place for
 //! both: [`direct`].
+//!
+//! In `after_fork` there may be no network any more: then a process that serves all clients asks the broker already, and one that
+//! will be forked for each client gets EIO, for its forks cannot share a connection.
 //!
 //! A plugin that follows a server's redirect to another host has no way to do so yet: every endpoint is declared.
 //! [`Endpoint`] can grow a variant for that.
@@ -32,7 +35,6 @@ pub use wait::Wait;
 
 /// Where a connection leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Endpoint {
     /// A TCP port.
     Tcp {

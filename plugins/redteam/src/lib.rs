@@ -39,6 +39,8 @@ pub struct RedTeam {
     paths: Vec<PathBuf>,
     files: Vec<Declared>,
     endpoints: Vec<Endpoint>,
+    /// Connects to the first before it serves.
+    early: bool,
     serialize: bool,
     diskless: bool,
     disk: Option<Arc<SharedFile>>,
@@ -51,13 +53,15 @@ impl Plugin for RedTeam {
     }
 
     /// `path`: a path that it declares to read, opening it itself. `disk`: one that it declares to be its disk, and has
-    /// opened as the file plugin has. `endpoint`: one that it declares to connect to. `serialize`: whether all requests take one lock, which clients share. `diskless`: whether
+    /// opened as the file plugin has. `endpoint`: one that it declares to connect to. `early`:
+    /// whether it connects to the first in `after_fork`, too, and logs what comes. `serialize`: whether all requests take one lock, which clients share. `diskless`: whether
     /// there is no RAM disk.
     fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         match key {
             "path" => self.paths.push(value.absolute_path()?),
             "disk" => self.files.push(Declared::file(value.absolute_path()?)),
             "endpoint" => self.endpoints.push(upstream::endpoint(value.str()?)?),
+            "early" => self.early = value.boolean()?,
             "diskless" => self.diskless = value.boolean()?,
             "serialize" => self.serialize = value.boolean()?,
             _ => return Err(Error::unknown_parameter(key)),
@@ -79,6 +83,9 @@ impl Plugin for RedTeam {
     /// The last chance to look at a map of our own memory.
     fn after_fork(&self) -> Result<()> {
         let _ = self.regions.set(shared::regions());
+        if self.early {
+            nbdkit_api::error!("early: {}", upstream::fetch(&self.endpoints, None, "0")?);
+        }
         Ok(())
     }
 

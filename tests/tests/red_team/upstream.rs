@@ -114,6 +114,23 @@ fn files_and_programs_are_no_hindrance() {
     }
 }
 
+/// A plugin may have one connection for all clients, which it makes before they come.
+#[test]
+fn a_process_for_all_clients_connects_before_the_first() {
+    let port = tcp_server((Ipv4Addr::LOCALHOST, 0), "tcp");
+    let endpoint = format!("endpoint=tcp:localhost:{port}");
+    let redteam = |starter, options: &[&str]| {
+        builder(starter, 0, options).args(["redteam", "early=true", &endpoint])
+    };
+    for starter in starters() {
+        let server = redteam(starter, &["--isolation=shared"]).start();
+        let _ = server.wait_for_stderr("error: early: tcp");
+        assert_eq!(fetch(&server, "0"), fetched("tcp"));
+        let Err(failed) = redteam(starter, &[]).try_start() else { panic!("{starter:?}: started") };
+        assert!(failed.stderr.contains("connect: Input/output error"), "{}", failed.stderr);
+    }
+}
+
 /// A socket of another user's, as root without `-u` may connect to.
 #[test]
 fn root_connects_to_the_sockets_of_others() {
@@ -140,6 +157,8 @@ fn template_and_workers_have_no_network_and_the_broker_has() {
     let port = tcp_server((Ipv4Addr::LOCALHOST, 0), "tcp");
     let builder = builder(Starter::Root, 0, &["-v"]).arg("redteam");
     let server = builder.arg(format!("endpoint=tcp:localhost:{port}")).start();
+    // Once it is confined.
+    let _ = server.wait_for_stderr(&format!("connects to tcp:localhost:{port}"));
     let mut client = server.connect();
     client.handshake().expect("a greeting");
     client.go("", &[]).expect("a reply");
@@ -159,7 +178,6 @@ fn template_and_workers_have_no_network_and_the_broker_has() {
     {
         assert!(status.contains(line), "{line}: {status}");
     }
-    let _ = server.wait_for_stderr(&format!("connects to tcp:localhost:{port}"));
 }
 
 #[test]
