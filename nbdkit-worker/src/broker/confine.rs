@@ -258,4 +258,31 @@ mod tests {
             assert_eq!(outcome, (None, refused, refused, true, true));
         }
     }
+
+    #[test]
+    fn what_a_broker_that_only_connects_may_reach() {
+        let listener = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (declared, other) = (listener(), listener());
+        let [port, other] = [&declared, &other].map(|it| it.local_addr().unwrap().port());
+        let endpoint = Endpoint::Tcp { host: "127.0.0.1".into(), port };
+        let outcome = std::thread::spawn(move || {
+            nix::sys::prctl::set_no_new_privs().unwrap();
+            if restrict(None, &[endpoint]).unwrap() != RulesetStatus::FullyEnforced {
+                return None;
+            }
+            let connected = |port| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+            let opened = |path| open(path, OFlag::O_RDONLY, Mode::empty()).err();
+            Some((
+                (connected(port), connected(other), connected(DNS)),
+                std::net::TcpListener::bind("127.0.0.1:0").is_ok(),
+                opened("/etc/passwd"),
+                opened("/usr"),
+            ))
+        })
+        .join()
+        .unwrap();
+        if let Some(outcome) = outcome {
+            assert_eq!(outcome, ((true, false, false), false, None, Some(Errno::EACCES)));
+        }
+    }
 }

@@ -48,6 +48,9 @@ fn what_the_operator_has_written_is_connected_to_whatever_it_is() {
         assert_eq!(addresses(&tcp(host)), Ok(vec![expected]));
         assert!(!may_wait(&tcp(host)));
     }
+    // With an interface, which only the resolver knows the number of.
+    let of_link = addresses(&tcp("fe80::1%lo")).unwrap();
+    assert!(matches!(of_link[..], [Address::Ip(SocketAddr::V6(it))] if it.scope_id() > 0));
     assert!(may_wait(&tcp("localhost")));
     // Not a literal to us, but to the resolver: a name that leads to what names do not lead to.
     assert_eq!(addresses(&tcp("0")), Err(Failure::Os(Errno::EACCES)));
