@@ -1,4 +1,5 @@
-//! What is said to and by a broker, which opens declared paths for workers that may not open any.
+//! What is said to and by a broker, which opens declared paths and connects to declared endpoints for workers that may do
+//! neither.
 //!
 //! A worker asks on a channel of its own ([`ToBroker`], [`FromBroker`]), which the listener has made for it: to the broker
 //! every message on it is hostile. The listener hands over channels and takes log lines ([`ToBrokerLink`],
@@ -14,6 +15,8 @@ use crate::messages::LogRecord;
 
 /// Longest name of a directory's entry, bytes. NAME_MAX, pathname(7).
 pub const MAX_NAME: usize = 255;
+/// Longest reason of a failed lookup, bytes. gai_strerror(3) of glibc has none longer than 50.
+pub const MAX_REASON: usize = 128;
 
 /// What a descriptor is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,10 +42,17 @@ pub enum ToBroker {
         /// What for.
         access: OpenAccess,
     },
+    /// Begin a connection to a declared endpoint. Answer: `Connecting`, `Refused` or `NotResolved`.
+    Connect {
+        /// Which of the endpoints that the stack has declared, counted from 0.
+        endpoint: u32,
+        /// Which of its addresses, counted from 0. 0 resolves its name; others are of the last answer to 0 on this channel.
+        attempt: u32,
+    },
 }
 
 /// The broker's answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromBroker {
     /// Descriptor: what was opened.
     Opened {
@@ -51,13 +61,23 @@ pub enum FromBroker {
         /// It is a block device, else a regular file or a directory.
         block_device: bool,
     },
-    /// It could not be opened, or the stack has not declared that it would be.
+    /// It could not be opened or connected to, or the stack has not declared that it would be.
     Refused {
         /// Why.
         errno: i32,
     },
     /// It is neither a regular file nor a block device.
     WrongType,
+    /// Descriptor: a socket, non-blocking, whose connection is established or about to be (EINPROGRESS, connect(2)).
+    Connecting {
+        /// The attempt to ask for if this one fails; `None` after the last address.
+        next: Option<u32>,
+    },
+    /// The endpoint's name could not be resolved.
+    NotResolved {
+        /// Why, in the resolver's words: at most [`MAX_REASON`] bytes.
+        reason: String,
+    },
 }
 
 /// Sent by the listener to a broker.
@@ -104,6 +124,14 @@ mod tests {
         assert_eq!(encode(&opened).unwrap(), [0, 0, 0, 0, 1, 0]);
         assert_eq!(encode(&FromBroker::Refused { errno: 13 }).unwrap(), [1, 0, 0, 0, 13, 0, 0, 0]);
         assert_eq!(encode(&FromBroker::WrongType).unwrap(), [2, 0, 0, 0]);
+        let connect = ToBroker::Connect { endpoint: 7, attempt: 2 };
+        assert_eq!(encode(&connect).unwrap(), [1, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0, 0]);
+        let connecting = FromBroker::Connecting { next: Some(3) };
+        assert_eq!(encode(&connecting).unwrap(), [3, 0, 0, 0, 1, 3, 0, 0, 0]);
+        assert_eq!(encode(&FromBroker::Connecting { next: None }).unwrap(), [3, 0, 0, 0, 0]);
+        let not_resolved = FromBroker::NotResolved { reason: "no".into() };
+        let bytes = [&[4, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0][..], b"no"].concat();
+        assert_eq!(encode(&not_resolved).unwrap(), bytes);
         let channel = ToBrokerLink::Channel { connection: 3 };
         assert_eq!(encode(&channel).unwrap(), [0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
         let refused = FromBrokerLink::Refused { syscall: 101 };

@@ -34,8 +34,8 @@ pub use status::WorkerExit;
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
 /// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS (`TlsPiece`, `Key` on all
 /// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner. 4: `Level` of a log record, the
-/// spawner as a program of its own, `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what the spawner
-/// removes in the end (`SpawnerSetup::private`).
+/// spawner as a program of its own, `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what
+/// the spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`.
 pub const VERSION: u32 = 5;
 
 /// Identifies the build: listener and worker must come from the same one.

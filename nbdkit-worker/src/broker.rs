@@ -1,12 +1,17 @@
-//! The broker: opens declared paths for workers, which open none themselves, so that what a path leads to is decided when
-//! a client comes, and a read-only stack has nothing that could be written to.
+//! The broker: opens declared paths and connects to declared endpoints for workers, which do neither themselves, so that what a
+//! path or a name leads to is decided when a client comes, and a read-only stack has nothing that could be written to.
 //!
-//! A fork of the template, made before its sandbox closes. It holds the final user's rights over files and no client's
-//! socket, and runs no code of plugins or filters. It believes the listener; every message of a worker is hostile, and
-//! what it answers is decided from the stack's needs alone.
+//! A fork of the template, made while that is still in the machine's network namespace and before its sandbox closes. It holds
+//! the final user's rights over files and no client's socket, and runs no code of plugins or filters. It believes the listener;
+//! every message of a worker is hostile, and what it answers is decided from the stack's needs alone.
 //!
-//! - [`ask`]: the other side, in workers; `desk`: questions and answers; `rate`: how many
+//! - [`ask`]: the other side, in workers; `desk`: questions and answers; `rate`: how many; `connecting`: those that take long
 //! - `confine`: what it may do itself, with its list of system calls in `policy`
+//!
+//! Names are resolved by glibc's own code, from the files that resolver(3) reads and by DNS. Once the broker is confined it loads no
+//! code, so other services of nsswitch.conf(5) that are modules (mdns, sss, resolve, ldap) are as if they were not there, and
+//! the next one is asked; and before glibc 2.34, whose `files` and `dns` are modules too, only literal addresses can be
+//! connected to.
 //!
 //! It ends when the listener is gone, or when the template is and no worker can ask any more.
 
@@ -14,6 +19,7 @@
 
 pub(crate) mod ask;
 mod confine;
+pub(crate) mod connecting;
 pub(crate) mod desk;
 mod policy;
 mod rate;
@@ -21,7 +27,9 @@ mod rate;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use nbdkit_api::{Needs, ResultExt};
+use nbdkit_api::paths::Declared;
+use nbdkit_api::{Endpoint, Needs, ResultExt};
+use nbdkit_ipc::messages::EnterService;
 use nbdkit_ipc::{
     Channel, FromBroker, FromBrokerLink, FromTemplate, Received, RecvError, ToBroker, ToBrokerLink,
     title,
@@ -35,6 +43,7 @@ use nix::unistd::{Pid, getpid, getppid};
 
 use crate::log::{self, BrokerLink, TemplateLink};
 use crate::process;
+use connecting::{Connecting, MOST_THREADS};
 use desk::Desk;
 
 /// The kernel sends it when the template has ended.
@@ -53,35 +62,66 @@ pub(crate) struct Plan<'a> {
     pub(crate) plugin: &'static str,
     /// What the stack has declared.
     pub(crate) needs: &'a Needs,
-    /// One process serves all clients, and has a channel from the beginning.
+    /// Whom it becomes.
+    pub(crate) service: &'a EnterService,
+    /// One process serves all clients, and has channels from the beginning.
     pub(crate) shared: bool,
     /// `--swap`
     pub(crate) swap: bool,
 }
 
-/// Makes the broker and tells the listener. Returns the channel of a template that serves all clients.
+impl Plan<'_> {
+    /// What is declared and opened by a broker.
+    fn declared(&self) -> &[Declared] {
+        if self.needs.paths_are_brokered() { &self.needs.declared } else { &[] }
+    }
+
+    /// What is declared and connected to by a broker.
+    fn endpoints(&self) -> &[Endpoint] {
+        if self.needs.endpoints_are_brokered() { &self.needs.endpoints } else { &[] }
+    }
+
+    /// Whether it opens anything for writing.
+    fn writes(&self) -> bool {
+        self.declared().iter().any(|declared| declared.writable)
+    }
+}
+
+/// The channels of a template that serves all clients; of others there are none.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    pub(crate) opening: Vec<ask::Link>,
+    pub(crate) connecting: Vec<ask::Link>,
+}
+
+/// Makes the broker and tells the listener. Called while the process may still become another user, and is in the machine's
+/// network namespace.
 ///
 /// # Errors
 /// EMFILE, ENOMEM, EAGAIN.
-pub(crate) fn start(
-    link: &TemplateLink,
-    plan: &Plan<'_>,
-) -> nbdkit_api::Result<(Broker, Option<ask::Link>)> {
+pub(crate) fn start(link: &TemplateLink, plan: &Plan<'_>) -> nbdkit_api::Result<(Broker, Links)> {
     let (listeners, ours) = Channel::pair().or_error(|| "broker: socketpair")?;
-    let (asking, answering) = match plan.shared {
-        true => Channel::short_pair().map(|(asking, answering)| (Some(asking), Some(answering))),
-        false => Ok((None, None)),
+    let (mut links, mut answering) = (Links::default(), Vec::new());
+    if plan.shared {
+        // Clients wait for their connections at the same time.
+        for (links, count) in [(&mut links.opening, 1), (&mut links.connecting, MOST_THREADS)] {
+            for _ in 0..count {
+                let (asks, answers) = Channel::short_pair().or_error(|| "broker: socketpair")?;
+                links.push(asks);
+                answering.push(answers);
+            }
+        }
     }
-    .or_error(|| "broker: socketpair")?;
     let template = getpid();
     match process::fork().or_error(|| "broker: fork")? {
         Some(pid) => {
             let listeners: ListenersEnd = listeners;
-            // Files are kept open, those of a directory are not.
-            let always = plan.needs.declared.iter().any(|declared| declared.children);
+            // Files are kept open, those of a directory are not, and there is a connection for each client.
+            let always = plan.declared().iter().any(|declared| declared.children)
+                || !plan.endpoints().is_empty();
             let message = FromTemplate::Broker { pid: pid.as_raw(), always };
             let _ = link.send(&message, &[listeners.as_fd()]);
-            Ok((Broker(pid), asking))
+            Ok((Broker(pid), links))
         }
         // Nothing of the template may be dropped here.
         None => process::exit_now(run(ours, answering, template, plan)),
@@ -101,27 +141,25 @@ impl Broker {
 /// Runs the broker until the listener or the template is gone. Returns an exit status.
 fn run(
     link: BrokerLink,
-    template: Option<Channel<FromBroker, ToBroker>>,
+    template: Vec<Channel<FromBroker, ToBroker>>,
     parent: Pid,
     plan: &Plan<'_>,
 ) -> i32 {
     let link = Arc::new(link);
     process::set_broker_channel(&*link);
     log::use_broker(Arc::clone(&link));
-    let kept: Vec<BorrowedFd<'_>> =
-        [Some(link.as_fd()), template.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect();
+    let kept = std::iter::once(link.as_fd()).chain(template.iter().map(AsFd::as_fd));
     // The directories that were open before the start are asked for by name.
-    let directories = plan.needs.declared.iter().filter_map(|it| it.directory.as_ref());
-    let kept: Vec<_> = kept.into_iter().chain(directories.map(|it| it.as_fd())).collect();
+    let directories = plan.declared().iter().filter_map(|it| it.directory.as_ref());
+    let kept: Vec<BorrowedFd<'_>> = kept.chain(directories.map(|it| it.as_fd())).collect();
     if let Err(errno) = process::close_all_but(&kept) {
         nbdkit_api::error!("broker: close_range: {}", nbdkit_api::strerror(errno));
         return 1;
     }
     match prepare(parent, plan) {
-        Ok(ended) => {
-            let mut desk = Desk::new(plan.needs.declared.clone()).at_most(confine::channels(plan));
-            if let Some(template) = template {
-                desk.admit(0, template);
+        Ok((ended, mut desk)) => {
+            for channel in template {
+                desk.admit(0, channel);
             }
             serve(&link, &ended, getppid() != parent, desk);
             0
@@ -134,7 +172,7 @@ fn run(
 }
 
 /// Confines the process, and has it told when the template ends.
-fn prepare(parent: Pid, plan: &Plan<'_>) -> nbdkit_api::Result<SignalFd> {
+fn prepare(parent: Pid, plan: &Plan<'_>) -> nbdkit_api::Result<(SignalFd, Desk)> {
     let _ = prctl::set_name(c"nbdkit:broker");
     title::set(&format!("broker {}", title::name(plan.plugin)));
     let mut signals = SigSet::empty();
@@ -142,6 +180,10 @@ fn prepare(parent: Pid, plan: &Plan<'_>) -> nbdkit_api::Result<SignalFd> {
     signals.thread_block().or_error(|| "sigprocmask")?;
     let ended = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .or_error(|| "signalfd")?;
+    let mut desk = Desk::new(plan.declared().to_vec());
+    if !plan.endpoints().is_empty() {
+        desk = desk.connecting(Connecting::new(plan.endpoints().to_vec()).or_error(|| "eventfd")?);
+    }
     confine::give_up_privileges(plan)?;
     // Later than a change of capabilities, which takes it back.
     prctl::set_pdeathsig(TEMPLATE_ENDED).or_error(|| "prctl: PR_SET_PDEATHSIG")?;
@@ -149,9 +191,12 @@ fn prepare(parent: Pid, plan: &Plan<'_>) -> nbdkit_api::Result<SignalFd> {
     nbdkit_api::debug!(
         "broker (pid {}) of the template (pid {parent}): {} paths",
         getpid(),
-        plan.needs.declared.len()
+        plan.declared().len()
     );
-    Ok(ended)
+    for endpoint in plan.endpoints() {
+        nbdkit_api::debug!("broker (pid {}): connects to {endpoint}", getpid());
+    }
+    Ok((ended, desk.at_most(confine::channels(plan))))
 }
 
 /// Answers until nobody is left who asks.
@@ -176,10 +221,12 @@ fn serve(link: &BrokerLink, ended: &SignalFd, mut orphan: bool, mut desk: Desk) 
         if orphan && desk.is_empty() {
             return;
         }
-        let (readable, wait) = desk.poll();
-        let ours = [link.as_fd(), ended.as_fd()];
-        let mut fds: Vec<PollFd<'_>> =
-            ours.into_iter().chain(readable).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let (asking, wait) = desk.poll();
+        let ours = [Some(link.as_fd()), Some(ended.as_fd()), desk.answered()];
+        let ours = ours.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut fds: Vec<PollFd<'_>> = ours.collect();
+        let askers = fds.len();
+        fds.extend(asking);
         let timeout = wait.map_or(PollTimeout::NONE, |wait| {
             PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
         });
@@ -190,7 +237,7 @@ fn serve(link: &BrokerLink, ended: &SignalFd, mut orphan: bool, mut desk: Desk) 
         // At the end, whoever was on the way is to be heard.
         let has_ended = fds[1].any().unwrap_or(false);
         more = has_ended || fds[0].any().unwrap_or(true);
-        let ready: Vec<bool> = fds[ours.len()..].iter().map(|fd| fd.any() == Some(true)).collect();
+        let ready: Vec<bool> = fds[askers..].iter().map(|fd| fd.any() == Some(true)).collect();
         desk.mark(&ready);
         if has_ended {
             let _ = ended.read_signal();

@@ -7,12 +7,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nbdkit_api::paths::Declared;
-use nbdkit_api::{Client, Layer, Result, client::Peer};
+use nbdkit_api::{Client, Endpoint, Layer, Result, ResultExt, client::Peer};
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
 use nbdkit_ipc::messages::{Configure, Parameter};
 use nbdkit_ipc::{Channel, FromBroker, ToBroker, WorkerExit};
 
 use crate::authority::Authority;
+use crate::broker::connecting::Connecting;
 use crate::broker::desk::Desk;
 use crate::configure;
 use crate::connection::{Connection, Socket};
@@ -65,8 +66,12 @@ impl std::fmt::Debug for Broker {
 
 impl Broker {
     /// Of a stack that has declared these.
-    pub fn new(declared: Vec<Declared>) -> Broker {
-        Broker(Desk::new(declared))
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM.
+    pub fn new(declared: Vec<Declared>, endpoints: Vec<Endpoint>) -> Result<Broker> {
+        let connecting = Connecting::new(endpoints).or_error(|| "eventfd")?;
+        Ok(Broker(Desk::new(declared).connecting(connecting)))
     }
 
     /// Somebody more may ask.

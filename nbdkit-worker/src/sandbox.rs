@@ -107,7 +107,7 @@ impl Sandbox {
     pub(crate) fn files(&self) -> Files {
         match self.level {
             Level::Strict => {
-                let declared = self.needs.declared.iter().filter(|_| !self.has_broker());
+                let declared = self.needs.declared.iter().filter(|_| !self.opens_by_broker());
                 let declared = declared.map(|it| {
                     let access = if it.writable { Access::Write } else { Access::Read };
                     (it.path.clone(), access)
@@ -119,9 +119,19 @@ impl Sandbox {
         }
     }
 
-    /// Whether a broker opens what the stack has declared.
+    /// Whether there is a broker.
     pub(crate) fn has_broker(&self) -> bool {
-        self.level == Level::Strict && self.needs.is_brokered()
+        self.opens_by_broker() || self.connects_by_broker()
+    }
+
+    /// Whether a broker opens the paths that the stack has declared.
+    pub(crate) fn opens_by_broker(&self) -> bool {
+        self.level == Level::Strict && self.needs.paths_are_brokered()
+    }
+
+    /// Whether a broker connects to the endpoints that the stack has declared.
+    pub(crate) fn connects_by_broker(&self) -> bool {
+        self.level == Level::Strict && self.needs.endpoints_are_brokered()
     }
 
     /// What the stack needs.
@@ -149,12 +159,22 @@ impl Sandbox {
             .then(|| privileges::data().saturating_add(ORDINARY + THREAD * threads as u64))
     }
 
-    /// The layers that only a privileged process can have. Called before it gives up its privileges.
+    /// The layers that only a privileged process can have, but for the network. Called before it gives up its privileges, and
+    /// before the broker is made, which shares them.
     pub(crate) fn separate(&self) {
         // The network of programs is the user's.
         let separate = matches!(self.level, Level::Strict | Level::Compat);
         if separate && !skips(Layer::Namespaces) {
-            namespaces::enter(&self.needs, self.level == Level::Strict);
+            namespaces::enter();
+        }
+    }
+
+    /// Leaves the machine's network. Called before the process gives up its privileges, and after the broker was made, which
+    /// stays there.
+    pub(crate) fn separate_network(&self) {
+        let wanted = self.level == Level::Strict && self.needs.network == Network::None;
+        if wanted && !skips(Layer::Namespaces) {
+            namespaces::enter_network();
         }
     }
 
@@ -168,7 +188,7 @@ impl Sandbox {
                 process::report_refusals()?;
                 // Programs are made by fork and exec.
                 if !self.needs.programs && self.filters && !skips(Layer::Calls) {
-                    self.given_up = Some(filter::worker(&self.needs)?);
+                    self.given_up = Some(filter::worker(&self.needs, self.shared)?);
                 }
                 if !skips(Layer::Limits) && self.writes_no_file() {
                     privileges::forbid_file_growth()?;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use nbdkit_api::paths::{self, Kept};
 use nbdkit_api::{
-    Isolation, Layer, ResultExt, Stack, ThreadModel, log::error as log_error, strerror,
+    Isolation, Layer, ResultExt, Stack, ThreadModel, endpoints, log::error as log_error, strerror,
 };
 use nbdkit_ipc::messages::{
     self, Configure, Configured, EnterService, Hello, Parameter, Purpose, Serve,
@@ -28,7 +28,7 @@ use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::broker::ask::Asking;
+use crate::broker::ask::{Connecting, Link, Opening};
 use crate::broker::{self, Broker};
 use crate::log::{self, TemplateLink};
 use crate::oom::OomScore;
@@ -221,8 +221,17 @@ fn enter(
     for path in layer.temporary() {
         privileges::hand_down(&path, service)?;
     }
-    // Both need privileges that the next lines take away.
+    // All of these need privileges that later lines take away.
     sandbox.separate();
+    let plugin = layer.plugin_name();
+    let broker = match sandbox.has_broker() {
+        true => {
+            let plan = broker::Plan { plugin, needs: sandbox.needs(), service, shared, swap };
+            Some(broker::start(link, &plan)?)
+        }
+        false => None,
+    };
+    sandbox.separate_network();
     if swap {
         process::become_io_flusher();
     }
@@ -239,7 +248,7 @@ fn enter(
     if capabilities {
         // What a broker opens files with, the template opens those with that it keeps.
         let for_broker =
-            sandbox.has_broker().then(|| privileges::overruling(sandbox.needs().writes()));
+            sandbox.opens_by_broker().then(|| privileges::overruling(sandbox.needs().writes()));
         let besides = for_broker.as_ref().map_or(&[][..], |it| it);
         privileges::drop_capabilities(&sandbox.files(), swap, besides)?;
     }
@@ -250,14 +259,12 @@ fn enter(
         process::keep_heap();
         privileges::lock_memory()?;
     }
+    let broker = broker.map(|(broker, links)| {
+        connect_through(links.connecting, sandbox);
+        (broker, links.opening)
+    });
     layer.after_fork()?;
-    let broker = match sandbox.has_broker() {
-        true => Some(start_broker(
-            link,
-            &broker::Plan { plugin: layer.plugin_name(), needs: sandbox.needs(), shared, swap },
-        )?),
-        false => None,
-    };
+    let broker = broker.map(|(broker, links)| (broker, open_through(links, sandbox)));
     if capabilities && broker.is_some() {
         privileges::drop_capabilities(&sandbox.files(), swap, &[])?;
     }
@@ -265,19 +272,24 @@ fn enter(
     Ok(broker)
 }
 
-/// Opens what can be kept open, and makes the broker for the rest.
-fn start_broker(
-    link: &TemplateLink,
-    plan: &broker::Plan<'_>,
-) -> nbdkit_api::Result<(Broker, Replaced)> {
-    let needs = plan.needs;
-    // After the broker was made, which has no need of them.
-    let (broker, channel) = broker::start(link, plan)?;
-    let kept = Kept::new(&needs.declared);
+/// Has the broker asked for connections.
+fn connect_through(links: Vec<Link>, sandbox: &Sandbox) {
+    if sandbox.connects_by_broker() {
+        let connecting = Connecting::new(sandbox.needs().endpoints.clone(), links);
+        endpoints::connect_through(Box::new(connecting));
+    }
+}
+
+/// Opens what can be kept open, and has the broker asked for the rest.
+fn open_through(links: Vec<Link>, sandbox: &Sandbox) -> Replaced {
+    if !sandbox.opens_by_broker() {
+        return Replaced::watch(&[]);
+    }
+    let declared = &sandbox.needs().declared;
+    let kept = Kept::new(declared);
     let replaced = Replaced::watch(&kept.paths());
-    let asking = Asking::new(needs.declared.clone(), channel);
-    paths::serve_through(Box::new(asking), kept);
-    Ok((broker, replaced))
+    paths::serve_through(Box::new(Opening::new(declared.clone(), links)), kept);
+    replaced
 }
 
 fn failed(mut error: nbdkit_api::Error) -> Failed {

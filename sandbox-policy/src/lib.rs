@@ -20,6 +20,15 @@ use seccompiler::{
 pub use refused::on_refusal;
 pub use support::{are_supported, landlock, landlock_lacks};
 
+/// Bits of clone(2) that make namespaces.
+pub const NEW_NAMESPACES: u64 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET) as u64;
+
 /// A compiled filter.
 pub type Program = BpfProgram;
 

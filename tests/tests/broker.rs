@@ -374,6 +374,19 @@ fn nothing_is_left_however_the_server_ends() {
 }
 
 #[test]
+fn a_process_for_all_clients_ends_with_its_broker_and_without_complaint() {
+    let builder = server(&["--isolation=shared", "file", "{dir}/disk"]);
+    put(&builder.dir().join("disk"), 1);
+    let mut server = builder.start();
+    assert_eq!(visit(&server, "", None), Some(1));
+    let broker = broker(&server);
+    assert!(server.stop().success());
+    let log = server.stderr_text_after_end();
+    assert!(!log.contains("error:"), "{log}");
+    assert!(!Path::new(&format!("/proc/{broker}")).exists(), "it was reaped");
+}
+
+#[test]
 fn there_is_a_broker_only_where_one_is_needed() {
     for (arguments, expected) in [
         (&["memory", "1M"][..], 0),

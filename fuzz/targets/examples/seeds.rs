@@ -314,6 +314,8 @@ fn messages() -> Vec<Vec<u8>> {
                 packet!(FromBroker, FromBroker::Opened { writable: true, block_device: false }),
                 packet!(FromBroker, FromBroker::Refused { errno: 13 }),
                 packet!(FromBroker, FromBroker::WrongType),
+                packet!(FromBroker, FromBroker::Connecting { next: Some(1) }),
+                packet!(FromBroker, FromBroker::NotResolved { reason: "no".into() }),
             ],
         ),
         (6, vec![packet!(ToBrokerLink, ToBrokerLink::Channel { connection: 1 })]),
@@ -341,6 +343,9 @@ fn questions() -> Vec<Vec<u8>> {
                 all.push(packet!(ToBroker, ToBroker::Open { path, name, access }));
             }
         }
+    }
+    for (endpoint, attempt) in [(0, 0), (0, 1), (1, 0), (u32::MAX, u32::MAX)] {
+        all.push(packet!(ToBroker, ToBroker::Connect { endpoint, attempt }));
     }
     all
 }

@@ -1,15 +1,19 @@
-//! What a broker may do: read anywhere, for links may lead anywhere, and write if the stack may; and nothing else.
+//! What a broker may do: read anywhere, for links may lead anywhere, and write if the stack may, where paths are declared;
+//! connect to the ports that are declared, where endpoints are; and nothing else.
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use caps::Capability;
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
-use nbdkit_api::{Errno, Error, Result, ResultExt};
-use nbdkit_sandbox_policy::{Action, compile, install};
+use nbdkit_api::endpoints::direct::may_wait;
+use nbdkit_api::{Endpoint, Errno, Error, Result, ResultExt};
+use nbdkit_sandbox_policy::{Action, Line, Program, compile, install};
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::desk::MOST_CHANNELS;
@@ -23,7 +27,14 @@ const DESCRIPTORS: u64 = 64;
 /// Bytes of memory beyond what the template had.
 const MEMORY: u64 = 64 << 20;
 
-/// Streams, memory, capabilities and limits.
+/// Where a resolver finds what it needs: resolver(3), nsswitch.conf(5), gai.conf(5). /etc whole: a rule for a file is for the one
+/// that is there at the start, and most of these are replaced by renaming another to their name.
+const RESOLVER: [&str; 4] =
+    ["/etc", "/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf"];
+/// The port of DNS.
+const DNS: u16 = 53;
+
+/// The user, streams, memory, capabilities and limits.
 ///
 /// # Errors
 /// The system's.
@@ -33,14 +44,20 @@ pub(super) fn give_up_privileges(plan: &Plan<'_>) -> Result<()> {
     nix::unistd::dup2_stderr(&null).or_error(|| "dup2")?;
     if plan.swap {
         process::become_io_flusher();
+    }
+    let none = Files::Declared(Vec::new());
+    if !skips(Layer::Capabilities) {
+        privileges::limit_bounding_set(plan.service, &none)?;
+    }
+    privileges::become_user(plan.service, plan.swap)?;
+    if plan.swap {
         privileges::lock_memory()?;
     }
     if !skips(Layer::Capabilities) {
-        let keep = privileges::overruling(plan.needs.writes());
-        privileges::drop_capabilities(&Files::Declared(Vec::new()), false, &keep)?;
+        privileges::drop_capabilities(&none, false, &overruling(plan))?;
     }
     if !skips(Layer::Limits) {
-        let declared = plan.needs.declared.len() as u64;
+        let declared = plan.declared().len() as u64;
         let descriptors = MOST_CHANNELS as u64 + DESCRIPTORS + declared;
         privileges::lock_down(Some(descriptors), Some(privileges::data().saturating_add(MEMORY)))?;
         privileges::forbid_file_growth()?;
@@ -48,10 +65,19 @@ pub(super) fn give_up_privileges(plan: &Plan<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What root without `-u` keeps: to open the files of others, and to connect to their sockets, which asks for what writing asks
+/// for (unix(7)).
+fn overruling(plan: &Plan<'_>) -> Vec<Capability> {
+    let is_unix = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Unix(_));
+    let writes = plan.writes() || plan.endpoints().iter().any(is_unix);
+    let nothing = plan.declared().is_empty() && !writes;
+    if nothing { Vec::new() } else { privileges::overruling(writes).to_vec() }
+}
+
 /// How many channels there is room for.
 pub(super) fn channels(plan: &Plan<'_>) -> usize {
     let (most, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((DESCRIPTORS, DESCRIPTORS));
-    let others = DESCRIPTORS + plan.needs.declared.len() as u64;
+    let others = DESCRIPTORS + plan.declared().len() as u64;
     usize::try_from(most.saturating_sub(others)).unwrap_or(MOST_CHANNELS)
 }
 
@@ -62,7 +88,8 @@ pub(super) fn channels(plan: &Plan<'_>) -> usize {
 pub(super) fn close(plan: &Plan<'_>) -> Result<()> {
     process::report_refusals()?;
     if !skips(Layer::Paths) {
-        let status = restrict(plan.needs.writes())
+        let opens = (!plan.declared().is_empty()).then(|| plan.writes());
+        let status = restrict(opens, plan.endpoints())
             .map_err(|error| Error::new(Errno::EPERM, format!("landlock: {error}")))?;
         if status == RulesetStatus::NotEnforced {
             nbdkit_api::debug!("sandbox: no Landlock for the broker");
@@ -72,32 +99,99 @@ pub(super) fn close(plan: &Plan<'_>) -> Result<()> {
     if skips(Layer::Calls) || !has_filters() {
         return Ok(());
     }
-    let opening = if plan.needs.writes() { policy::WRITING } else { policy::READING };
-    let lists = [policy::BROKER, opening];
-    let failed =
-        |error: nbdkit_sandbox_policy::Broken| Error::new(Errno::EINVAL, error.to_string());
-    let filter = compile(&lists, Action::Trap, Action::Allow).map_err(failed)?;
-    install(&filter).map_err(failed)
+    for filter in filters(plan.writes(), plan.endpoints())? {
+        install(&filter).map_err(failed)?;
+    }
+    Ok(())
 }
 
-/// No execution, no TCP, nothing made, removed or moved, anywhere; nothing written if the stack does not write.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: nbdkit_sandbox_policy::Broken) -> Error {
+    Error::new(Errno::EINVAL, error.to_string())
+}
+
+/// What fails, which libraries try and go on without; and last what may be called, which is not to install another.
+fn filters(writes: bool, endpoints: &[Endpoint]) -> Result<Vec<Program>> {
+    let opening = if writes { policy::WRITING } else { policy::READING };
+    let mut lists: Vec<&[Line]> = vec![policy::BROKER, opening];
+    let (mut inet, mut resolves, mut unix) = (false, false, false);
+    for endpoint in endpoints {
+        match endpoint {
+            Endpoint::Tcp { .. } => (inet, resolves) = (true, resolves || may_wait(endpoint)),
+            Endpoint::Unix(_) => unix = true,
+            Endpoint::Vsock { .. } => lists.push(policy::VSOCK),
+        }
+    }
+    for (wanted, list) in [
+        (!endpoints.is_empty(), policy::CONNECTING),
+        (inet, policy::INET),
+        (resolves, policy::RESOLVING),
+        (unix || resolves, policy::UNIX),
+    ] {
+        if wanted {
+            lists.push(list);
+        }
+    }
+    let mut filters = Vec::new();
+    let mut fails = |list: &[Line], errno| {
+        let filter = compile(&[list], Action::Allow, Action::Fail(errno)).map_err(failed)?;
+        filters.push(filter);
+        Ok::<_, Error>(())
+    };
+    if !endpoints.is_empty() {
+        fails(policy::ABSENT, libc::ENOSYS)?;
+        fails(policy::FAST_OPEN, libc::EOPNOTSUPP)?;
+        fails(policy::CODE, libc::EACCES)?;
+    }
+    if resolves && !unix {
+        fails(policy::NO_UNIX, libc::EAFNOSUPPORT)?;
+    }
+    filters.push(compile(&lists, Action::Trap, Action::Allow).map_err(failed)?);
+    Ok(filters)
+}
+
+/// No execution, nothing made, removed or moved, anywhere; nothing written if the stack does not write, and nothing read but what
+/// the resolver needs if it `opens` no paths; TCP to the ports of `endpoints` and of DNS only, and none listened on.
 ///
 /// Descriptors keep the rights that they were opened with: what a worker gets cannot be truncated.
-fn restrict(writes: bool) -> std::result::Result<RulesetStatus, RulesetError> {
-    let mut rights = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::IoctlDev;
-    if writes {
-        rights |= AccessFs::WriteFile;
-    }
-    let ruleset = Ruleset::default()
+fn restrict(
+    opens: Option<bool>,
+    endpoints: &[Endpoint],
+) -> std::result::Result<RulesetStatus, RulesetError> {
+    let reading = AccessFs::ReadFile | AccessFs::ReadDir;
+    let (places, rights) = match opens {
+        Some(writes) => {
+            let writing = if writes { AccessFs::WriteFile.into() } else { BitFlags::EMPTY };
+            (&["/"][..], reading | AccessFs::IoctlDev | writing)
+        }
+        None => (&RESOLVER[..], reading),
+    };
+    let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))?
         .handle_access(AccessNet::from_all(ABI::V4))?
         .scope(Scope::from_all(ABI::V6))?
         .create()?;
-    let ruleset = match PathFd::new(Path::new("/")) {
-        Ok(root) => ruleset.add_rule(PathBeneath::new(root, rights))?,
-        Err(_) => ruleset,
-    };
+    for place in places {
+        if let Ok(place) = PathFd::new(Path::new(place)) {
+            ruleset = ruleset.add_rule(PathBeneath::new(place, rights))?;
+        }
+    }
+    for port in ports(endpoints) {
+        ruleset = ruleset.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
+    }
     Ok(ruleset.restrict_self()?.ruleset)
+}
+
+/// The ports that TCP connects to: those of DNS, too, whose answers may be too long for UDP.
+fn ports(endpoints: &[Endpoint]) -> BTreeSet<u16> {
+    let mut ports = BTreeSet::new();
+    for endpoint in endpoints {
+        if let Endpoint::Tcp { port, .. } = endpoint {
+            ports.insert(*port);
+            ports.extend(may_wait(endpoint).then_some(DNS));
+        }
+    }
+    ports
 }
 
 #[cfg(test)]
@@ -106,12 +200,34 @@ mod tests {
     use nix::fcntl::{OFlag, open};
     use nix::sys::stat::Mode;
 
+    fn endpoints() -> Vec<Endpoint> {
+        vec![
+            Endpoint::tcp("disks.example", "10809").unwrap(),
+            Endpoint::tcp("127.0.0.1", "7").unwrap(),
+            Endpoint::unix("/run/socket").unwrap(),
+            Endpoint::Vsock { cid: 2, port: 7 },
+        ]
+    }
+
     #[test]
-    fn both_lists_compile() {
-        for opening in [policy::READING, policy::WRITING] {
-            let filter = compile(&[policy::BROKER, opening], Action::Trap, Action::Allow).unwrap();
-            assert!(filter.len() < 4096);
+    fn all_lists_compile() {
+        let all = endpoints();
+        for endpoints in [&[][..], &all[..1], &all[1..2], &all[2..3], &all[3..], &all] {
+            for writes in [false, true] {
+                for filter in filters(writes, endpoints).unwrap() {
+                    assert!((1..4096).contains(&filter.len()));
+                }
+            }
         }
+    }
+
+    #[test]
+    fn tcp_reaches_what_is_declared_and_dns_if_names_are() {
+        let all = endpoints();
+        let ports = |endpoints: &[Endpoint]| ports(endpoints).into_iter().collect::<Vec<_>>();
+        assert_eq!(ports(&all), [7, 53, 10809]);
+        assert_eq!(ports(&all[1..]), [7]);
+        assert_eq!(ports(&all[2..]), [] as [u16; 0]);
     }
 
     /// Landlock holds for the thread that asks for it, here one of the test's own.
@@ -122,7 +238,7 @@ mod tests {
         let shown = path.clone();
         let outcome = std::thread::spawn(move || {
             nix::sys::prctl::set_no_new_privs().unwrap();
-            if restrict(false).unwrap() == RulesetStatus::NotEnforced {
+            if restrict(Some(false), &[]).unwrap() == RulesetStatus::NotEnforced {
                 return None;
             }
             let opened = |flags| open(&shown, flags, Mode::empty()).err();
@@ -140,6 +256,33 @@ mod tests {
         let refused = Some(Errno::EACCES);
         if let Some(outcome) = outcome {
             assert_eq!(outcome, (None, refused, refused, true, true));
+        }
+    }
+
+    #[test]
+    fn what_a_broker_that_only_connects_may_reach() {
+        let listener = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (declared, other) = (listener(), listener());
+        let [port, other] = [&declared, &other].map(|it| it.local_addr().unwrap().port());
+        let endpoint = Endpoint::Tcp { host: "127.0.0.1".into(), port };
+        let outcome = std::thread::spawn(move || {
+            nix::sys::prctl::set_no_new_privs().unwrap();
+            if restrict(None, &[endpoint]).unwrap() != RulesetStatus::FullyEnforced {
+                return None;
+            }
+            let connected = |port| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+            let opened = |path| open(path, OFlag::O_RDONLY, Mode::empty()).err();
+            Some((
+                (connected(port), connected(other), connected(DNS)),
+                std::net::TcpListener::bind("127.0.0.1:0").is_ok(),
+                opened("/etc/passwd"),
+                opened("/usr"),
+            ))
+        })
+        .join()
+        .unwrap();
+        if let Some(outcome) = outcome {
+            assert_eq!(outcome, ((true, false, false), false, None, Some(Errno::EACCES)));
         }
     }
 }

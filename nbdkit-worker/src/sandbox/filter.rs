@@ -31,7 +31,7 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
         lists.push(policy::PROGRAMS);
     } else if needs.opens_itself() || opens_declared(needs) {
         lists.push(policy::FILE);
-    } else if needs.is_brokered() {
+    } else if needs.paths_are_brokered() {
         lists.push(policy::BROKERED);
     }
     let unknown = if needs.programs { Action::Fail(libc::ENOSYS) } else { Action::Trap };
@@ -39,6 +39,10 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
         compile(&lists, unknown, Action::Allow).map_err(failed)?,
         refused(&[policy::ABSENT], libc::ENOSYS)?,
     ];
+    // A filter that looks at arguments costs each call; only where there are such sockets.
+    if needs.endpoints_are_brokered() && needs.network < Network::Inet {
+        filters.push(refused(&[policy::FAST_OPEN], libc::EOPNOTSUPP)?);
+    }
     if needs.programs {
         filters.push(refused(&[lists::TERMINAL], libc::EPERM)?);
         return Ok(filters);
@@ -57,18 +61,22 @@ fn refused(lists: &[&[Line]], errno: i32) -> Result<Program> {
 
 /// Whether what is declared is opened by this process and its forks, for want of a broker.
 fn opens_declared(needs: &Needs) -> bool {
-    !needs.declared.is_empty() && !needs.is_brokered()
+    !needs.declared.is_empty() && !needs.paths_are_brokered()
 }
 
 /// Stands for a worker's process id, while there is no worker: higher than they get.
 const SOME_PROCESS: u32 = 0x7fff_fffe;
 
-/// What a worker of a stack with these needs gives up, for [`of_this_process`].
+/// What a worker of a stack with these needs gives up, or with `shared` a template that serves all clients, for
+/// [`of_this_process`].
 ///
 /// # Errors
 /// EINVAL: a list is wrong.
-pub(super) fn worker(needs: &Needs) -> Result<Program> {
+pub(super) fn worker(needs: &Needs, shared: bool) -> Result<Program> {
     let mut lists = vec![policy::GIVEN_UP];
+    if !shared {
+        lists.push(policy::CHILDREN);
+    }
     if needs.network == Network::None {
         lists.push(policy::PASSING);
     }
@@ -120,6 +128,7 @@ mod tests {
         }
         stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Read));
         stacks.push(Needs::nothing().declare(nbdkit_api::paths::Declared::file("/")));
+        stacks.push(Needs::nothing().connect_to(nbdkit_api::Endpoint::unix("/").unwrap()));
         stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Look));
         stacks.push(Needs::nothing().programs());
         stacks.push(Needs::nothing().threads());
@@ -140,7 +149,10 @@ mod tests {
                 assert!((1..MOST).contains(&filter.len()), "{needs:?}: {}", filter.len());
             }
         }
-        assert!(worker(&Needs::nothing()).unwrap().len() < 200, "installed for every connection");
+        assert!(
+            worker(&Needs::nothing(), false).unwrap().len() < 200,
+            "installed for every connection"
+        );
         assert_eq!(compat().unwrap().len(), 3);
     }
 
@@ -149,9 +161,15 @@ mod tests {
         let listed = |call: i64| {
             [policy::BASE, policy::TEMPLATE].into_iter().flatten().any(|line| line.call == call)
         };
-        for line in [policy::GIVEN_UP, policy::ABSENT, policy::OPENING, policy::SHARED_MEMORY]
-            .into_iter()
-            .flatten()
+        for line in [
+            policy::GIVEN_UP,
+            policy::CHILDREN,
+            policy::ABSENT,
+            policy::OPENING,
+            policy::SHARED_MEMORY,
+        ]
+        .into_iter()
+        .flatten()
         {
             assert!(listed(line.call), "{}", line.call);
         }

@@ -11,23 +11,26 @@
 
 #![forbid(unsafe_code)]
 
-use nbdkit_api::needs::Network;
-use nbdkit_api::{Needs, debug, strerror};
+use nbdkit_api::{debug, strerror};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
-/// Enters what can be entered. `confine_network`: without a need for it there is no network.
-pub(super) fn enter(needs: &Needs, confine_network: bool) {
-    let mut wanted = vec![(CloneFlags::CLONE_NEWIPC, "IPC"), (CloneFlags::CLONE_NEWUTS, "UTS")];
-    // The sockets of clients stay in the namespace that they were made in.
-    if confine_network && needs.network == Network::None {
-        wanted.push((CloneFlags::CLONE_NEWNET, "network"));
-    }
-    for (flag, name) in wanted {
-        match unshare(flag) {
-            Ok(()) => debug!("sandbox: own {name} namespace"),
-            Err(Errno::EPERM) => debug!("sandbox: no {name} namespace without CAP_SYS_ADMIN"),
-            Err(errno) => debug!("sandbox: no {name} namespace: {}", strerror(errno)),
-        }
+/// Enters those of IPC and host name, as far as that is possible.
+pub(super) fn enter() {
+    own(CloneFlags::CLONE_NEWIPC, "IPC");
+    own(CloneFlags::CLONE_NEWUTS, "UTS");
+}
+
+/// Enters one without a network. The sockets of clients, and those that the broker connects, stay in the namespace that they
+/// were made in.
+pub(super) fn enter_network() {
+    own(CloneFlags::CLONE_NEWNET, "network");
+}
+
+fn own(flag: CloneFlags, name: &str) {
+    match unshare(flag) {
+        Ok(()) => debug!("sandbox: own {name} namespace"),
+        Err(Errno::EPERM) => debug!("sandbox: no {name} namespace without CAP_SYS_ADMIN"),
+        Err(errno) => debug!("sandbox: no {name} namespace: {}", strerror(errno)),
     }
 }

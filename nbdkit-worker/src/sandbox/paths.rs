@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+mod system;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -19,18 +21,6 @@ use nbdkit_api::needs::Network;
 use nbdkit_api::paths::Declared;
 use nbdkit_api::{Access, Errno, Error, Needs, Result, ResultExt, debug};
 use nix::sys::stat::{SFlag, fstat};
-
-/// What programs find where the system keeps them.
-const PROGRAMS: &[&str] = &["/bin", "/sbin", "/usr", "/lib", "/lib32", "/lib64", "/libx32"];
-
-/// What programs read: configuration, time zones, what they are told about themselves.
-const READABLE: &[&str] = &["/etc", "/proc", "/dev/random", "/dev/urandom"];
-
-/// What programs read and write without any effect.
-const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full"];
-
-/// What programs are allowed to look up hosts.
-const RESOLVER: &[&str] = &["/etc", "/run/systemd/resolve", "/usr/share"];
 
 /// The rules of a stack, not yet in force.
 pub(super) struct Rules {
@@ -102,7 +92,7 @@ fn ruleset(needs: &Needs, abi: ABI) -> std::result::Result<RulesetCreated, Rules
     // A script is a path to be read, and what it puts into its directory may be a program too.
     let run = if needs.programs { AccessFs::Execute.into() } else { BitFlags::EMPTY };
     // Without a broker, what it would have opened is opened here.
-    let declared: &[_] = if needs.is_brokered() { &[] } else { &needs.declared };
+    let declared: &[_] = if needs.paths_are_brokered() { &[] } else { &needs.declared };
     for declared in declared {
         let rights = if declared.writable { open_for_writing() } else { read() };
         ruleset = allow(ruleset, &declared.path, rights | AccessFs::IoctlDev)?;
@@ -120,20 +110,23 @@ fn ruleset(needs: &Needs, abi: ABI) -> std::result::Result<RulesetCreated, Rules
         ruleset = allow(ruleset, path, rights)?;
     }
     if needs.programs {
-        for path in PROGRAMS {
-            ruleset = allow(ruleset, Path::new(path), read() | AccessFs::Execute)?;
+        for path in there(system::PROGRAMS) {
+            ruleset = allow(ruleset, path, read() | AccessFs::Execute)?;
         }
-        for path in READABLE {
-            ruleset = allow(ruleset, Path::new(path), read())?;
+        for path in there(system::READABLE).chain(there(system::TLS)) {
+            ruleset = allow(ruleset, path, read())?;
         }
-        for path in DEVICES {
+        for path in versioned() {
+            ruleset = allow(ruleset, &path, read())?;
+        }
+        for path in there(system::DEVICES) {
             let rights = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
-            ruleset = allow(ruleset, Path::new(path), rights)?;
+            ruleset = allow(ruleset, path, rights)?;
         }
     }
     if needs.network == Network::Inet {
-        for path in RESOLVER {
-            ruleset = allow(ruleset, Path::new(path), read())?;
+        for path in there(system::RESOLVER).chain(there(system::TLS)) {
+            ruleset = allow(ruleset, path, read())?;
         }
     }
     Ok(ruleset)
@@ -141,6 +134,19 @@ fn ruleset(needs: &Needs, abi: ABI) -> std::result::Result<RulesetCreated, Rules
 
 fn read() -> BitFlags<AccessFs> {
     AccessFs::ReadFile | AccessFs::ReadDir
+}
+
+/// Those of a list that this machine has.
+fn there(list: &'static [&'static str]) -> impl Iterator<Item = &'static Path> {
+    list.iter().map(Path::new).filter(|path| path.exists())
+}
+
+/// The directories of [`system::VERSIONED`].
+fn versioned() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir("/etc").into_iter().flatten().flatten();
+    let begins = |name: &str| system::VERSIONED.iter().any(|wanted| name.starts_with(wanted));
+    let wanted = entries.filter(|entry| entry.file_name().to_str().is_some_and(begins));
+    wanted.map(|entry| entry.path()).collect()
 }
 
 /// Where symbolic links in a directory lead that is opened without a broker. Later ones cannot be followed.

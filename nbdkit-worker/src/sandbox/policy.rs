@@ -8,16 +8,8 @@
 
 use libc as c;
 use nbdkit_sandbox_policy::Test::{Has, Is, IsNot, Lacks};
-use nbdkit_sandbox_policy::{Line, Test, any, with};
+use nbdkit_sandbox_policy::{Line, NEW_NAMESPACES, Test, any, with};
 
-/// Bits of clone(2) that make namespaces.
-const NEW_NAMESPACES: u64 = (c::CLONE_NEWNS
-    | c::CLONE_NEWCGROUP
-    | c::CLONE_NEWUTS
-    | c::CLONE_NEWIPC
-    | c::CLONE_NEWUSER
-    | c::CLONE_NEWPID
-    | c::CLONE_NEWNET) as u64;
 const THREAD: u64 = c::CLONE_THREAD as u64;
 /// Flags of an open file that would change what the next client reads and writes, which may be given the same description.
 const FOR_GOOD: u64 = (c::O_APPEND | c::O_DIRECT | c::O_NOATIME) as u64;
@@ -175,12 +167,17 @@ pub(super) const TEMPLATE: &[Line] = &[
 pub(super) const GIVEN_UP: &[Line] = &[
     with(c::SYS_clone, &[Lacks(0, THREAD)]), // one client, one process
     any(c::SYS_pidfd_open),       // processes are not its business
-    any(c::SYS_wait4),            // it has no children
-    any(c::SYS_signalfd4),        // nor signals for them
+    any(c::SYS_signalfd4),        // it has no children
     any(c::SYS_mlockall),         // done
     any(c::SYS_seccomp),          // done
     with(c::SYS_prctl, &[Is(0, c::PR_SET_NO_NEW_PRIVS as u64)]), // done
     with(c::SYS_fcntl, &[Is(1, c::F_SETOWN as u64)]), // it would signal other workers
+];
+
+/// What a process gives up that serves one client; one that serves them all waits for its broker at the end.
+#[rustfmt::skip]
+pub(super) const CHILDREN: &[Line] = &[
+    any(c::SYS_wait4),            // it has no children
 ];
 
 /// What a worker gives up that makes no socket: the one that it may have been given, its client's, could pass the descriptor of
@@ -241,6 +238,14 @@ const NO_FAMILY_OF_SERVERS: &[Test] = &[
     IsNot(0, c::AF_INET6 as u64),
     IsNot(0, c::AF_NETLINK as u64),
     IsNot(0, c::AF_VSOCK as u64),
+];
+
+/// To fail with EOPNOTSUPP where a broker connects, as where it is switched off: a socket that is not connected yet, or any more,
+/// would connect to another address without connect(2), which Landlock would notice. tcp(7), TCP fast open.
+#[rustfmt::skip]
+pub(super) const FAST_OPEN: &[Line] = &[
+    with(c::SYS_sendto, &[Has(3, c::MSG_FASTOPEN as u64)]),  // past what the broker connects to
+    with(c::SYS_sendmsg, &[Has(2, c::MSG_FASTOPEN as u64)]), // past what the broker connects to
 ];
 
 /// Need: threads of a plugin's own, and how such threads usually wait.

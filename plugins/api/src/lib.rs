@@ -11,6 +11,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod endpoints;
 pub mod error;
 pub mod exports;
 pub mod extents;
@@ -33,6 +34,7 @@ pub mod value;
 
 pub use backend::Backend;
 pub use client::Client;
+pub use endpoints::Endpoint;
 pub use error::{Errno, Error, Result, ResultExt, strerror};
 pub use exports::{Export, Exports};
 pub use extents::{Extent, ExtentKind, Extents};

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::endpoints::Endpoint;
 use crate::paths::Declared;
 
 /// What may be done beneath a path.
@@ -17,7 +18,8 @@ pub enum Access {
     RemoveDirs,
 }
 
-/// Which sockets a worker may make.
+/// Which sockets a worker may make by itself: what `--allow-net` allows. What a plugin connects to it declares
+/// ([`Needs::connect_to`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Network {
     /// None.
@@ -35,6 +37,8 @@ pub enum Network {
 pub struct Needs {
     /// What connections open by [`paths::open`](crate::paths::open), and nothing else: where there is a broker, it opens it.
     pub declared: Vec<Declared>,
+    /// What connections connect to by [`endpoints::connect`](crate::endpoints::connect): where there is a broker, it connects.
+    pub endpoints: Vec<Endpoint>,
     /// Paths (absolute) that connections reach in other ways, and what for.
     pub paths: Vec<(PathBuf, Access)>,
     /// Sockets.
@@ -67,6 +71,13 @@ impl Needs {
         self
     }
 
+    /// One more endpoint that [`endpoints::connect`](crate::endpoints::connect) connects to.
+    #[must_use]
+    pub fn connect_to(mut self, endpoint: Endpoint) -> Needs {
+        self.endpoints.push(endpoint);
+        self
+    }
+
     /// The same by a filter that opens what is below it read-only.
     #[must_use]
     pub fn read_only(mut self) -> Needs {
@@ -79,10 +90,17 @@ impl Needs {
         self.declared.iter().any(|declared| declared.writable)
     }
 
-    /// Whether a broker opens what is declared, in a strict sandbox. Not where programs run or code that declares nothing,
-    /// which open paths by themselves.
-    pub fn is_brokered(&self) -> bool {
+    /// Whether a broker opens the paths that are declared, in a strict sandbox. Not where programs run or code that declares
+    /// nothing, which open paths by themselves.
+    pub fn paths_are_brokered(&self) -> bool {
         !self.declared.is_empty() && !self.programs && !self.undeclared
+    }
+
+    /// Whether a broker connects to the endpoints that are declared, in a strict sandbox: then neither this process nor a
+    /// program that it runs has sockets. Not where code runs that declares nothing, which may have threads when the broker
+    /// would have to be forked.
+    pub fn endpoints_are_brokered(&self) -> bool {
+        !self.endpoints.is_empty() && !self.undeclared
     }
 
     /// Whether code of the stack opens paths in other ways than by [`paths::open`](crate::paths::open).
@@ -128,6 +146,7 @@ impl Needs {
     /// The union with another layer's needs.
     pub fn merge(&mut self, other: Needs) {
         self.declared.extend(other.declared);
+        self.endpoints.extend(other.endpoints);
         self.paths.extend(other.paths);
         self.network = self.network.max(other.network);
         self.programs |= other.programs;

@@ -19,6 +19,7 @@ pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>)
         "syscall" => raw::by_numbers(argument),
         "open" => system::open(argument),
         "connect" => system::connect(number() as u16),
+        "connect-unix" => system::connect_unix(argument),
         "connect-abstract" => system::connect_abstract(argument),
         "exec" => system::exec(argument),
         "fork" => system::fork(),
@@ -46,6 +47,8 @@ pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>)
         "say-to-broker-with-descriptors" => disk::say_to_broker(argument, 2),
         "use-answer" => disk::use_answer(argument),
         "flood-broker" => disk::flood_broker(number() as usize),
+        "fast-open" => disk::fast_open(number() as u16),
+        "flood-connect" => disk::flood_connect(number() as usize),
         // Other processes.
         "signal" => system::signal(number() as i32),
         "trace" => system::trace(number() as i32),

@@ -11,7 +11,7 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown, SockaddrIn, recvmsg, sendto};
 use nix::sys::stat::Mode;
 
 use crate::channel::{self, send};
@@ -144,4 +144,35 @@ pub(crate) fn flood_broker(count: usize) -> nix::Result<String> {
         receive(broker.as_raw_fd())?;
     }
     Ok(ok())
+}
+
+/// Connect to the first endpoint.
+const CONNECT: [u8; 12] = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Has the broker connect to the first endpoint, so many times.
+pub(crate) fn flood_connect(count: usize) -> nix::Result<String> {
+    let broker = broker()?;
+    for _ in 0..count {
+        send(broker.as_raw_fd(), &CONNECT, &[])?;
+        receive(broker.as_raw_fd())?;
+    }
+    Ok(ok())
+}
+
+/// Takes the socket that the broker begins to connect to the first endpoint, where nobody answers, and sends it to another port
+/// of this machine.
+pub(crate) fn fast_open(port: u16) -> nix::Result<String> {
+    let broker = broker()?;
+    send(broker.as_raw_fd(), &CONNECT, &[])?;
+    let (_, fds) = receive(broker.as_raw_fd())?;
+    let fd = fds.first().ok_or(Errno::ENOENT)?.as_raw_fd();
+    // Not connected, and not any more about to be.
+    let _ = nix::sys::socket::shutdown(fd, Shutdown::Both);
+    let address = SockaddrIn::new(127, 0, 0, 1, port);
+    let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
+    match sendto(fd, b"elsewhere", &address, flags) {
+        // The socket does not block: the connection is on its way.
+        Ok(_) | Err(Errno::EINPROGRESS) => Ok(ok()),
+        Err(errno) => Err(errno),
+    }
 }

@@ -7,6 +7,7 @@
 //!
 //! - `attack`: the names; `system`: attacks on the kernel and on other processes; `disk`: on files and the broker; `channel`:
 //!   on the listener; `shared`: on what clients share; `raw`: system calls as they are
+//! - `upstream`: what is no attack: reading from the endpoints that it has declared, as a plugin of a network disk does
 
 #![deny(unsafe_code)]
 
@@ -16,6 +17,7 @@ mod disk;
 mod raw;
 mod shared;
 mod system;
+mod upstream;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -23,7 +25,8 @@ use std::sync::{Arc, OnceLock};
 use nbdkit_api::paths::{self, Declared};
 use nbdkit_api::shared::SharedFile;
 use nbdkit_api::{
-    Access, Connection, Error, Flags, Isolation, Needs, Open, Plugin, Result, ThreadModel, Value,
+    Access, Connection, Endpoint, Error, Flags, Isolation, Needs, Open, Plugin, Result,
+    ThreadModel, Value,
 };
 use shared::Region;
 
@@ -35,6 +38,9 @@ const SIZE: u64 = 1 << 20;
 pub struct RedTeam {
     paths: Vec<PathBuf>,
     files: Vec<Declared>,
+    endpoints: Vec<Endpoint>,
+    /// Connects to the first before it serves.
+    early: bool,
     serialize: bool,
     diskless: bool,
     disk: Option<Arc<SharedFile>>,
@@ -47,12 +53,15 @@ impl Plugin for RedTeam {
     }
 
     /// `path`: a path that it declares to read, opening it itself. `disk`: one that it declares to be its disk, and has
-    /// opened as the file plugin has. `serialize`: whether all requests take one lock, which clients share. `diskless`: whether
+    /// opened as the file plugin has. `endpoint`: one that it declares to connect to. `early`:
+    /// whether it connects to the first in `after_fork`, too, and logs what comes. `serialize`: whether all requests take one lock, which clients share. `diskless`: whether
     /// there is no RAM disk.
     fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         match key {
             "path" => self.paths.push(value.absolute_path()?),
             "disk" => self.files.push(Declared::file(value.absolute_path()?)),
+            "endpoint" => self.endpoints.push(upstream::endpoint(value.str()?)?),
+            "early" => self.early = value.boolean()?,
             "diskless" => self.diskless = value.boolean()?,
             "serialize" => self.serialize = value.boolean()?,
             _ => return Err(Error::unknown_parameter(key)),
@@ -74,12 +83,16 @@ impl Plugin for RedTeam {
     /// The last chance to look at a map of our own memory.
     fn after_fork(&self) -> Result<()> {
         let _ = self.regions.set(shared::regions());
+        if self.early {
+            nbdkit_api::error!("early: {}", upstream::fetch(&self.endpoints, None, "0")?);
+        }
         Ok(())
     }
 
     fn needs(&self, readonly: bool) -> Needs {
         let files = self.files.iter().cloned().map(|file| file.read_only(readonly));
         let needs = files.fold(Needs::nothing(), Needs::declare);
+        let needs = self.endpoints.iter().cloned().fold(needs, Needs::connect_to);
         self.paths.iter().fold(needs, |needs, path| needs.path(path, Access::Read))
     }
 
@@ -91,6 +104,10 @@ impl Plugin for RedTeam {
         if open.export.is_empty() {
             let disk = self.disk.as_ref().ok_or_else(|| Error::msg("redteam: no disk"))?;
             return Ok(Box::new(Disk(Arc::clone(disk))));
+        }
+        if let Some(argument) = open.export.strip_prefix("fetch=") {
+            let client = open.client.map(|client| &**client);
+            return Ok(Box::new(Outcome(upstream::fetch(&self.endpoints, client, argument)?)));
         }
         let regions = self.regions.get().map_or(&[][..], Vec::as_slice);
         let file = self.files.first().map(|file| paths::open(file, None, open.readonly));

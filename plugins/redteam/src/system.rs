@@ -37,6 +37,10 @@ pub(crate) fn connect(port: u16) -> nix::Result<String> {
     TcpStream::connect(address).map(|_| ok()).map_err(|error| errno(&error))
 }
 
+pub(crate) fn connect_unix(path: &str) -> nix::Result<String> {
+    net::UnixStream::connect(path).map(|_| ok()).map_err(|error| errno(&error))
+}
+
 pub(crate) fn connect_abstract(name: &str) -> nix::Result<String> {
     net::SocketAddr::from_abstract_name(name)
         .and_then(|address| net::UnixStream::connect_addr(&address))

@@ -15,7 +15,7 @@ use crate::bystander::{Bystander, Work};
 use crate::{eventually, server};
 
 /// What is left out: `-D nbdkit.skip`, nbdkit-worker/src/sandbox/skip.rs.
-const NAMESPACES: u32 = 1;
+pub(crate) const NAMESPACES: u32 = 1;
 pub(crate) const PATHS: u32 = 4;
 pub(crate) const CALLS: u32 = 8;
 const LIMITS: u32 = 16;
@@ -315,7 +315,7 @@ fn start(starter: Starter, skip: u32, opens: bool) -> Server {
 }
 
 /// The children of a process that are called so.
-fn children(pid: i32, name: &str) -> Vec<i32> {
+pub(crate) fn children(pid: i32, name: &str) -> Vec<i32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let text = text.unwrap_or_default();
     let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());

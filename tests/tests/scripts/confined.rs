@@ -9,7 +9,7 @@ use nbdkit_tests::server::Builder;
 use nbdkit_tests::{Ask, Server, TempDir, command};
 use nix::unistd::geteuid;
 
-use crate::support::{DEADLINE, Starter, connected, write, write_script};
+use crate::support::{DEADLINE, Starter, connected, has, write, write_script};
 
 const HINT: &str = "the sandbox may have refused this";
 
@@ -76,6 +76,49 @@ fn a_strict_sandbox_has_the_network_if_it_is_allowed() {
     assert!(log.contains(HINT), "{log}");
     assert_eq!(strict(&["--allow-net"]), (true, String::new()));
     assert!(outcome(reading(&[], &command)).0, "as in nbdkit");
+}
+
+/// A file of /etc that everybody may read and that no program needs.
+fn unneeded() -> &'static str {
+    let all = ["/etc/debian_version", "/etc/issue.net", "/etc/issue", "/etc/fstab", "/etc/motd"];
+    let found = all.into_iter().find(|path| std::fs::read(path).is_ok());
+    found.expect("each of them is on most machines")
+}
+
+#[test]
+fn a_strict_sandbox_has_of_etc_what_programs_need() {
+    let strict = |options: &[&str], command: &str| {
+        outcome(reading(&[&["--sandbox=strict"], options].concat(), command))
+    };
+    for (program, command) in [
+        ("cat", "cat /etc/passwd"),
+        ("id", "[ $(id -un 0) = root ]"),
+        ("date", "[ $(TZ=:/etc/localtime date +%Y) -gt 2000 ]"),
+        // By a link in /etc/alternatives on Debian.
+        ("awk", "awk 'BEGIN { exit 0 }'"),
+        ("getent", "getent services http"),
+        ("bash", "bash -lc true"),
+        ("/usr/bin/perl", "/usr/bin/perl -MPOSIX -e 1"),
+        ("/usr/bin/python3", "[ -z \"$(/usr/bin/python3 -c 'import ssl' 2>&1)\" ]"),
+        ("openssl", "openssl version"),
+    ] {
+        if has(program) {
+            assert_eq!(strict(&[], command), (true, String::new()), "{command}");
+        }
+    }
+    let unneeded = unneeded();
+    for options in [&[][..], &["--allow-net"]] {
+        for command in [format!("cat {unneeded}"), "ls /etc".to_owned()] {
+            let (works, log) = strict(options, &command);
+            assert!(!works && log.contains(HINT), "{command} {options:?}: {log}");
+        }
+    }
+    let allowed = (true, String::new());
+    assert_eq!(strict(&["--allow-path=/etc"], &format!("cat {unneeded}")), allowed);
+    assert_eq!(strict(&["--allow-net"], "getent ahosts localhost"), allowed);
+    assert_eq!(strict(&["--allow-net"], "cat /etc/resolv.conf"), allowed);
+    assert!(!strict(&[], "cat /etc/resolv.conf").0);
+    assert!(outcome(reading(&[], &format!("cat {unneeded}"))).0, "as in nbdkit");
 }
 
 /// Each connection is told once, also where one process serves them all.

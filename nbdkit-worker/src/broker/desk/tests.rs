@@ -149,7 +149,7 @@ fn one_that_takes_no_answers_is_closed() {
         if deaf.try_send(&open(9, None, OpenAccess::Read), &[]).is_err() || desk.is_empty() {
             break;
         }
-        desk.askers[0].rate = Rate::new(0, Instant::now());
+        desk.askers[0].opening = Rate::of_opening(0, Instant::now());
         turn(&mut desk);
     }
     assert!(desk.is_empty());
@@ -170,3 +170,5 @@ fn with_too_many_channels_the_one_that_asked_longest_ago_is_closed() {
         assert_eq!(ask(&mut desk, worker, &question).1, 1);
     }
 }
+
+mod connecting;
