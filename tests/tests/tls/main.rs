@@ -2,11 +2,12 @@
 //!
 //! - `startup`: what is loaded from where, and what is said when it is not there; `clients`: libnbd's and qemu's
 //! - `peers`: who is let in with `--tls-verify-peer`, and what plugins and filters learn; `psk`: pre-shared keys
-//! - `alarm`: clients that cause many signatures
+//! - `alarm`: clients that cause many signatures; `flood`: that leave handshakes half open, or fill the log
 //! - `options`: the protocol before and after NBD_OPT_STARTTLS; `memory`: where the private key is and where not
 
 mod alarm;
 mod clients;
+mod flood;
 mod memory;
 mod options;
 mod peers;
