@@ -16,6 +16,18 @@ const WATCHED: u32 = 16;
 /// After a slow write others are done elsewhere for so many times as long as that one took.
 const PENANCE: u32 = 10;
 
+/// Where a write should be carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// By the reader.
+    Inline,
+    /// By the reader, once the requests in the pool are done: otherwise the reader would wait for
+    /// them behind the same locks of the kernel, and take that for a slow disk.
+    InlineAfterDrain,
+    /// By the pool, if there is one.
+    Elsewhere,
+}
+
 /// Whether writes are quick here: a page cache takes most at once, until it is full of what a disk has still to take,
 /// and a disk without one never does. Handing over costs more than a quick write takes.
 #[derive(Debug, Default)]
@@ -26,17 +38,19 @@ pub(super) struct Writes {
 }
 
 impl Writes {
-    /// Whether the next one is worth trying here. When that becomes so, `settle` waits for those under way elsewhere,
-    /// or we would wait for them behind the same locks of the kernel, and take that for a slow disk.
-    pub(super) fn are_quick(&mut self, settle: impl FnOnce()) -> bool {
-        if let Some(until) = self.slow_until {
-            if Instant::now() < until {
-                return false;
-            }
-            settle();
-            *self = Writes::default();
+    /// Where the next write should be carried out. Reads the clock only while writes go elsewhere.
+    #[inline]
+    pub(super) fn verdict(&self) -> Verdict {
+        match self.slow_until {
+            None => Verdict::Inline,
+            Some(until) if Instant::now() < until => Verdict::Elsewhere,
+            Some(_) => Verdict::InlineAfterDrain,
         }
-        true
+    }
+
+    /// Carries writes out inline again.
+    pub(super) fn resume(&mut self) {
+        *self = Writes::default();
     }
 
     /// Carries out a write of `count` bytes and remembers how that went.
@@ -143,11 +157,11 @@ mod tests {
     fn writes_that_wait_send_the_next_ones_elsewhere_for_a_while() {
         let mut writes = Writes::default();
         writes.time(4096, || wait(20));
-        assert!(writes.are_quick(|| ()), "one may be chance");
+        assert_eq!(writes.verdict(), Verdict::Inline, "one may be chance");
         writes.time(4096, || wait(20));
-        assert!(!writes.are_quick(|| ()));
+        assert_eq!(writes.verdict(), Verdict::Elsewhere);
         wait(400);
-        assert!(writes.are_quick(|| ()));
+        assert_eq!(writes.verdict(), Verdict::InlineAfterDrain);
     }
 
     #[test]
@@ -159,7 +173,7 @@ mod tests {
             let end = Instant::now() + Duration::from_millis(2);
             writes.time(4096, || while Instant::now() < end {});
         }
-        assert!(writes.are_quick(|| ()));
+        assert_eq!(writes.verdict(), Verdict::Inline);
     }
 
     /// How often it looks for something that comes at the look number `found`.

@@ -8,7 +8,10 @@ use nbdkit_api::{Errno, Error, Flags, Result};
 
 use super::export::{Export, Features};
 
-/// The part of an export that rules over requests.
+/// Longest payload of `NBD_CMD_BLOCK_STATUS`, bytes: a list of a few ids.
+const MAX_FILTER: u64 = 4096;
+
+/// The limits of an export that every request is checked against.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     /// Bytes.
@@ -97,6 +100,10 @@ impl Rules {
         };
         if missing {
             return Err(invalid(Errno::EINVAL, "operation not supported"));
+        }
+        if command != Command::WRITE && payload_length(request, self.features.extended) > MAX_FILTER
+        {
+            return Err(invalid(Errno::EINVAL, "payload too large"));
         }
         Ok(translate(request))
     }
