@@ -8,13 +8,14 @@
 mod execute;
 mod export;
 mod handshake;
+mod inline_writes;
 mod input;
 mod options;
-mod pace;
 mod pool;
 mod prealloc;
 mod receive;
 mod reply;
+mod request_poll;
 mod socket;
 mod splice;
 mod tls;

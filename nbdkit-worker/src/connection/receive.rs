@@ -10,8 +10,8 @@ use std::io;
 use nbdkit_api::{Backend, FileRange, Flags, Result, log};
 use nix::errno::Errno;
 
+use super::inline_writes::InlineWrites;
 use super::input::{CAPACITY, Input};
-use super::pace::Writes;
 use super::splice::Pipe;
 
 /// What is written together or not at all, bytes; a power of two. The largest block that disks have.
@@ -55,7 +55,7 @@ impl<'a> Receive<'a> {
         mut self,
         input: &mut Input,
         pipe: &mut Option<Pipe>,
-        writes: &mut Writes,
+        writes: &mut InlineWrites,
     ) -> io::Result<Result<()>> {
         self.backend.trace_write(self.count as u32, self.offset);
         // What came with the header, to the end of its last block.

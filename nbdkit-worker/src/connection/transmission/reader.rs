@@ -10,11 +10,12 @@ use nbd_protocol::constants::Command;
 use nbd_protocol::transmission::Request;
 use nbdkit_api::{Blocking, Error, debug};
 
+use super::super::inline_writes::{InlineWrites, Verdict};
 use super::super::input::Input;
-use super::super::pace::{Looking, Verdict, Writes};
 use super::super::pool::{Job, Pool};
 use super::super::receive::Receive;
 use super::super::reply::Replies;
+use super::super::request_poll::RequestPoll;
 use super::super::splice::Pipe;
 use super::super::validate::payload_length;
 use super::super::{During, End};
@@ -50,9 +51,9 @@ pub(super) struct Reader<'s> {
     /// For requests that the reader splices.
     pipe: Option<Pipe>,
     /// Whether the reader carries out writes.
-    writes: Writes,
+    writes: InlineWrites,
     /// Whether to poll for more requests before replies are sent.
-    looking: Looking,
+    poll: RequestPoll,
     /// Whether a request since the client was last idle was [`HEAVY`].
     heavy: bool,
     /// Requests since replies were last sent, and their bytes.
@@ -69,8 +70,8 @@ impl<'s> Reader<'s> {
             replies: session.prealloc.replies(),
             payload: session.prealloc.payload(),
             pipe: session.new_pipe(),
-            writes: Writes::default(),
-            looking: Looking::default(),
+            writes: InlineWrites::default(),
+            poll: RequestPoll::default(),
             heavy: false,
             batch: 0,
             taken: 0,
@@ -115,7 +116,7 @@ impl<'s> Reader<'s> {
     fn next_request(&mut self, extended: bool) -> Result<Option<Request>, End> {
         let length = header_length(extended);
         if self.input.available().len() < length {
-            self.look(length)?;
+            self.poll(length)?;
         }
         if self.input.available().len() < length {
             self.flush()?;
@@ -158,13 +159,13 @@ impl<'s> Reader<'s> {
 
     /// Polls for more requests, if there are replies that would have to be sent before the reader
     /// can wait.
-    fn look(&mut self, length: usize) -> Result<(), End> {
-        if self.replies.is_empty() || !self.looking.is_worth_it() {
+    fn poll(&mut self, length: usize) -> Result<(), End> {
+        if self.replies.is_empty() || !self.poll.is_due() {
             return Ok(());
         }
-        let alone = self.session.connection.settings.one_processor;
-        let Reader { looking, input, batch, .. } = self;
-        looking.look(*batch, alone, || input.take_more(length)).during("read request")
+        let one_processor = self.session.connection.settings.one_processor;
+        let Reader { poll, input, batch, .. } = self;
+        poll.poll(*batch, one_processor, || input.take_more(length)).during("read request")
     }
 
     /// Whether the replies at hand are sent before the next request is decoded.

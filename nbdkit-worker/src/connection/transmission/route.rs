@@ -10,7 +10,7 @@ use nbd_protocol::constants::{Command, MAX_REQUEST};
 use nbd_protocol::transmission::Request;
 use nbdkit_api::{Blocking, Errno, Error, Flags};
 
-use super::super::pace::Verdict;
+use super::super::inline_writes::Verdict;
 use super::super::receive;
 use super::super::splice::{SPLICE_FROM, SPLICE_UP_TO};
 use super::super::validate::Rules;
@@ -131,7 +131,7 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
     let pooled = state.pool != PoolState::Absent;
     let drain = state.writes == Verdict::InlineAfterDrain;
     // A page cache takes such a write at once, as far as is known: no hand-over.
-    let timed = short && write && !flags.contains(Flags::FUA) && state.writes != Verdict::Elsewhere;
+    let timed = short && write && !flags.contains(Flags::FUA) && state.writes != Verdict::Pool;
     // A flush or a zero may keep a device much longer than a block does.
     let one_block =
         matches!(request.command, Command::READ | Command::WRITE | Command::BLOCK_STATUS);
@@ -148,14 +148,14 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
     } else {
         Place::Pool
     };
-    let attempt =
-        if splices_in(request, flags, state) && (!pooled || state.writes != Verdict::Elsewhere) {
-            Attempt::SpliceIn { drain: pooled && drain }
-        } else if pooled && request.command == Command::READ {
-            Attempt::WithoutWaiting
-        } else {
-            Attempt::None
-        };
+    let attempt = if splices_in(request, flags, state) && (!pooled || state.writes != Verdict::Pool)
+    {
+        Attempt::SpliceIn { drain: pooled && drain }
+    } else if pooled && request.command == Command::READ {
+        Attempt::WithoutWaiting
+    } else {
+        Attempt::None
+    };
     Plan { flags, attempt, place, splice_out: splice_out(request, state.plain) }
 }
 

@@ -165,7 +165,7 @@ fn states() {
         ),
         (
             "no pool, slow disk",
-            |s| (s.pool, s.writes) = (PoolState::Absent, Verdict::Elsewhere),
+            |s| (s.pool, s.writes) = (PoolState::Absent, Verdict::Pool),
             [
                 "flush, inline",
                 "splice out, else flush, inline",
@@ -185,7 +185,7 @@ fn states() {
         ),
         (
             "slow disk, idle",
-            |s| s.writes = Verdict::Elsewhere,
+            |s| s.writes = Verdict::Pool,
             [
                 "without waiting, else flush, inline",
                 "without waiting, else splice out, else flush, inline",
@@ -195,7 +195,7 @@ fn states() {
         ),
         (
             "slow disk, busy",
-            |s| (s.pool, s.writes) = (PoolState::Busy, Verdict::Elsewhere),
+            |s| (s.pool, s.writes) = (PoolState::Busy, Verdict::Pool),
             [
                 "without waiting, else pool",
                 "without waiting, else splice out, else pool",
