@@ -7,9 +7,11 @@
 
 mod execute;
 mod export;
+mod haggling;
 mod handshake;
 mod inline_writes;
 mod input;
+mod negotiated;
 mod options;
 mod pool;
 mod prealloc;
@@ -120,7 +122,9 @@ impl Connection<'_> {
             connection: self.client.number(),
         });
         let end = match handshake::negotiate(self) {
-            Ok((export, input)) => transmission::serve(self, export, input),
+            Ok((negotiated, export, input)) => {
+                transmission::serve(self, &negotiated, export, input)
+            }
             Err(end) => Err(end),
         };
         self.socket.close();

@@ -9,7 +9,7 @@ use nbd_protocol::transmission::{
 use nbdkit_api::shared::seek_extents;
 use nbdkit_api::{Backend, Errno, Error, ExtentKind, Extents, FileRange, Flags, Result, log};
 
-use super::export::Features;
+use super::negotiated::Features;
 use super::options::BASE_ALLOCATION_ID;
 use super::reply::Replies;
 use crate::settings::Settings;

@@ -1,4 +1,4 @@
-//! An export that a client picked: the open stack and what was promised about it.
+//! An export that a client picked: the stack, open for this client.
 
 #![forbid(unsafe_code)]
 
@@ -6,30 +6,14 @@ use nbd_protocol::constants::TransmissionFlags;
 use nbdkit_api::{Backend, Cache, Fua, Open, Result, Zero};
 
 use super::Connection;
+use super::negotiated::{Features, Negotiated};
 use crate::settings::Settings;
-
-/// What the client has negotiated about the form of replies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Features {
-    /// Structured replies, of old or extended form.
-    pub(crate) structured: bool,
-    /// Extended headers, which include structured replies.
-    pub(crate) extended: bool,
-    /// `base:allocation` may be asked for.
-    pub(crate) base_allocation: bool,
-}
 
 /// An open export.
 #[derive(Debug)]
 pub(crate) struct Export {
     /// The stack as opened for this client.
     pub(crate) backend: Backend,
-    /// Bytes.
-    pub(crate) size: u64,
-    /// What was advertised.
-    pub(crate) flags: TransmissionFlags,
-    /// The form of replies.
-    pub(crate) features: Features,
 }
 
 impl Export {
@@ -42,7 +26,7 @@ impl Export {
         connection: &Connection<'_>,
         name: &str,
         features: Features,
-    ) -> Result<Export> {
+    ) -> Result<(Export, Negotiated)> {
         let client = &connection.client;
         let settings = connection.settings;
         settings.serialized(|| {
@@ -60,7 +44,9 @@ impl Export {
                 Ok((size, flags)) => {
                     // Asked now, so that requests never have to.
                     backend.can_extents()?;
-                    Ok(Export { backend, size, flags, features })
+                    let export = name.to_owned();
+                    let negotiated = Negotiated { export, size, flags, features, block_size: None };
+                    Ok((Export { backend }, negotiated))
                 }
                 Err(error) => {
                     let _ = backend.finalize();

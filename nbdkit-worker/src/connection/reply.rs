@@ -10,7 +10,7 @@ use nbd_protocol::transmission::{
 };
 use nbdkit_api::Error;
 
-use super::export::Features;
+use super::negotiated::Features;
 
 /// What the buffer keeps between batches, bytes; what a larger read needed beyond goes back. Reads of the usual sizes fit with
 /// what precedes them.

@@ -21,8 +21,9 @@ use reader::Reader;
 use sender::Sender;
 
 use super::execute::Target;
-use super::export::{Export, Features};
+use super::export::Export;
 use super::input::Input;
+use super::negotiated::{Features, Negotiated};
 use super::pool::{Job, Pool};
 use super::prealloc::{self, Prealloc};
 use super::reply::Replies;
@@ -36,6 +37,7 @@ use super::{Connection, During, End};
 /// The client violated the protocol or the connection broke.
 pub(super) fn serve(
     connection: &Connection<'_>,
+    negotiated: &Negotiated,
     export: Export,
     mut input: Input,
 ) -> Result<(), End> {
@@ -47,12 +49,12 @@ pub(super) fn serve(
     }
     let mut session = Session {
         connection,
-        rules: Rules::from(&export),
+        rules: Rules::from(negotiated),
         target: Target {
             backend: &export.backend,
             settings: connection.settings,
-            features: export.features,
-            size: export.size,
+            features: negotiated.features,
+            size: negotiated.size,
         },
         sender: Sender::new(connection),
         pool: pooled.then(|| prealloc.pool(connection.settings.threads)),

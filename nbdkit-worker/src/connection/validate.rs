@@ -6,7 +6,7 @@ use nbd_protocol::constants::{Command, CommandFlags, MAX_REQUEST, TransmissionFl
 use nbd_protocol::transmission::Request;
 use nbdkit_api::{Errno, Error, Flags, Result};
 
-use super::export::{Export, Features};
+use super::negotiated::{Features, Negotiated};
 
 /// Longest payload of `NBD_CMD_BLOCK_STATUS`, bytes: a list of a few ids.
 const MAX_FILTER: u64 = 4096;
@@ -22,9 +22,10 @@ pub(crate) struct Rules {
     pub(crate) features: Features,
 }
 
-impl From<&Export> for Rules {
-    fn from(export: &Export) -> Rules {
-        Rules { size: export.size, flags: export.flags, features: export.features }
+impl From<&Negotiated> for Rules {
+    fn from(negotiated: &Negotiated) -> Rules {
+        let &Negotiated { size, flags, features, .. } = negotiated;
+        Rules { size, flags, features }
     }
 }
 

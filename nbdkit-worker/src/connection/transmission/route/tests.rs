@@ -3,8 +3,8 @@
 use nbd_protocol::constants::{CommandFlags, TransmissionFlags};
 
 use super::*;
-use crate::connection::export::Features;
 use crate::connection::input::CAPACITY;
+use crate::connection::negotiated::Features;
 
 const SIZE: u64 = 1 << 40;
 const NONE: CommandFlags = CommandFlags::empty();
