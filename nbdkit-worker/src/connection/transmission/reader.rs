@@ -268,9 +268,9 @@ impl<'s> Reader<'s> {
         let session = self.session;
         let target = &session.target;
         let Some(range) = splice_out.and_then(|_| target.range(request)) else {
-            return Ok(target.try_read(request, &mut self.replies));
+            return Ok(target.read_without_waiting(request, &mut self.replies));
         };
-        if !target.is_at_hand(&range, request) {
+        if !target.is_cached(&range, request) {
             return Ok(false);
         }
         let Reader { replies, pipe, .. } = self;
