@@ -24,8 +24,8 @@ pub(crate) struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// Carries out a valid request; `payload` is a write's data. Appends exactly one reply, of one or
-    /// more chunks.
+    /// Carries out a valid request; `payload` is a write's data. Appends exactly one reply, of one
+    /// or more chunks.
     pub(crate) fn execute(
         &self,
         request: &Request,

@@ -17,11 +17,11 @@ pub(crate) struct Export {
 }
 
 impl Export {
-    /// Opens and prepares the stack and asks it all that is advertised, so that later answers come from
-    /// the cache. NBD protocol, "Transmission flags".
+    /// Opens and prepares the stack and queries everything that is advertised, so that the backend
+    /// caches the answers. NBD protocol, "Transmission flags".
     ///
     /// # Errors
-    /// A layer refused.
+    /// A layer refused the client or could not open.
     pub(crate) fn open(
         connection: &Connection<'_>,
         name: &str,
@@ -42,7 +42,7 @@ impl Export {
                 .and_then(|()| Ok((backend.size()?, flags(&backend, features, settings)?)));
             match opened {
                 Ok((size, flags)) => {
-                    // Asked now, so that requests never have to.
+                    // Cached now, so that no request has to query the stack.
                     backend.can_extents()?;
                     let export = name.to_owned();
                     let negotiated = Negotiated { export, size, flags, features, block_size: None };
@@ -59,7 +59,7 @@ impl Export {
     /// Finalizes and closes the stack.
     ///
     /// # Errors
-    /// A layer's `finalize` failed: the client must be cut off.
+    /// A layer's `finalize` failed: the client must be disconnected.
     pub(crate) fn close(mut self, connection: &Connection<'_>) -> Result<()> {
         connection.settings.serialized(|| {
             let finalized = self.backend.finalize();
@@ -81,7 +81,7 @@ fn flags(backend: &Backend, features: Features, settings: &Settings) -> Result<T
     }
     flags.set(TransmissionFlags::SEND_FLUSH, backend.can_flush()?);
     flags.set(TransmissionFlags::ROTATIONAL, backend.is_rotational()?);
-    // A client to which this is advertised opens several connections, and would wait for the second for ever.
+    // A client that sees this flag opens several connections; the second would never be served.
     let several = backend.can_multi_conn()? && !settings.one_client;
     flags.set(TransmissionFlags::CAN_MULTI_CONN, several);
     flags.set(TransmissionFlags::SEND_CACHE, backend.can_cache()? != Cache::None);

@@ -88,8 +88,8 @@ impl<'a> Haggling<'a> {
     /// `NBD_OPT_ABORT`: acknowledges it; the end of the connection.
     pub(super) fn abort(&mut self) -> End {
         self.reply(Opt::ABORT, Rep::ACK, &[]);
-        // A client need not wait for the acknowledgement, and libnbd does not: that it is gone is no
-        // error.
+        // A client need not wait for the acknowledgement, and libnbd does not: that it is gone is
+        // no error.
         let _ = self.flush();
         End::Done
     }
@@ -109,7 +109,8 @@ impl<'a> Haggling<'a> {
             return Ok(false);
         }
         if !self.input.available().is_empty() {
-            // The client has to wait for the reply: plaintext behind the option may be an attacker's.
+            // The client has to wait for the reply: plaintext behind the option may be an
+            // attacker's.
             return Err(End::Protocol(format!("{option}: the client sent more without waiting")));
         }
         self.reply(option, Rep::ACK, &[]);

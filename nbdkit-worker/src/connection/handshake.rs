@@ -20,8 +20,8 @@ use super::negotiated::{Features, Negotiated};
 use super::options::AwaitOption;
 use super::{Connection, During, End};
 
-/// Takes a client from its first byte to an open export. Bytes that it sent beyond the handshake are
-/// in the input that is returned.
+/// Takes a client from its first byte to an open export. Bytes that it sent beyond the handshake
+/// are in the input that is returned.
 ///
 /// # Errors
 /// Every other way in which a handshake can end.

@@ -1,9 +1,9 @@
 //! Policy: whether the reader carries out writes to a local device itself.
 //!
 //! A page cache takes most writes at once, until it is full of data that the disk has still to
-//! write; a disk without a page cache never does. Handing a write to the pool costs two wake-ups,
-//! more than a write to memory. Neither the kernel nor the client announces which kind a write will
-//! be, so the policy goes by how long the last ones took and whether the thread slept.
+//! write; a disk without a page cache never does. Handing a write off to the pool costs two
+//! wake-ups, more than a write to memory. Neither the kernel nor the client announces which kind a
+//! write will be, so the policy goes by how long the last ones took and whether the thread slept.
 
 #![forbid(unsafe_code)]
 
@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 
 /// A write that took longer, apart from copying, may have waited for a device. Ten times what a
-/// hand-over to the pool costs on a slow machine, and less than a scheduler's time slice. It only
+/// hand-off to the pool costs on a slow machine, and less than a scheduler's time slice. It only
 /// decides which writes are examined: whether one waited is the kernel's count to say.
 const LONG: Duration = Duration::from_micros(500);
-/// Time allowed for copying, nanoseconds per byte: half a GB/s, several times slower than the memory
-/// of any machine.
+/// Time allowed for copying, nanoseconds per byte: half a GB/s, several times slower than the
+/// memory of any machine.
 const COPY: u64 = 2;
 /// After a long write, this many are examined: what delayed the first may have been another process
 /// on this processor.
@@ -47,7 +47,8 @@ pub(super) struct InlineWrites {
 }
 
 impl InlineWrites {
-    /// Where the next write should be carried out. Reads the clock only while writes go to the pool.
+    /// Where the next write should be carried out. Reads the clock only while writes go to the
+    /// pool.
     #[inline]
     pub(super) fn verdict(&self) -> Verdict {
         self.verdict_at(Instant::now)

@@ -1,4 +1,5 @@
-//! What a handshake agreed on: all that the transmission phase needs to know besides the open stack.
+//! What a handshake agreed on: all that the transmission phase needs to know besides the open
+//! stack.
 //!
 //! It can be sent to another process. What arrives there is checked like any message: the process
 //! that negotiated may be taken over.
@@ -32,7 +33,8 @@ pub(crate) struct Negotiated {
     /// The transmission flags that were sent to the client.
     pub(crate) flags: TransmissionFlags,
     pub(crate) features: Features,
-    /// The block size constraints that were sent to the client, if it asked for them and there are any.
+    /// The block size constraints that were sent to the client, if it asked for them and there are
+    /// any.
     pub(crate) block_size: Option<BlockSize>,
 }
 

@@ -1,4 +1,5 @@
-//! Threads for requests that may wait: made when there is work and none is idle, up to `-t`.
+//! The threads for requests that may wait: started when there is work and no thread is idle, up to
+//! `-t`.
 
 #![forbid(unsafe_code)]
 
@@ -11,21 +12,20 @@ use std::time::Duration;
 use nbd_protocol::transmission::Request;
 use nbdkit_api::Flags;
 
-/// Request and reply bytes of one connection that may be in memory at a time; what a single request
-/// needs is always allowed.
+/// Bytes of requests and replies in flight on one connection. A single request may exceed it.
 const MAX_BYTES: u64 = 64 << 20;
-/// Requests that wait for a thread. Beyond, the client waits.
+/// Requests in the queue. If it is full, the reader waits, and with it the client.
 const MAX_QUEUED: usize = 128;
 
-/// How long a thread waits for work before it ends.
+/// How long an idle thread waits for work before it ends.
 const LINGER: Duration = Duration::from_secs(5);
 /// Largest buffer that is kept for the next request, bytes.
 const KEEP: usize = 1 << 20;
-/// The size of the buffers of a preallocated pool, bytes. The kernel's client sends requests of at most a quarter of that, unless
-/// max_sectors_kb was raised.
+/// The size of the buffers of a preallocated pool, bytes. The kernel's client sends requests of at
+/// most a quarter of that, unless max_sectors_kb was raised.
 pub(super) const PREALLOCATED: usize = 512 * 1024;
 
-/// A request for another thread.
+/// A request for a thread of the pool.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) request: Request,
@@ -37,7 +37,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// The memory that it takes while it is under way.
+    /// The memory that the request takes while it is in flight, bytes.
     fn cost(&self) -> u64 {
         (self.payload.len() as u64)
             .max(self.request.length.min(nbd_protocol::constants::MAX_REQUEST.into()))
@@ -47,14 +47,15 @@ impl Job {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Job>,
-    /// Threads waiting for work.
+    /// Threads that wait for work.
     idle: usize,
     threads: usize,
-    /// Jobs taken and not finished.
+    /// Jobs that a thread carries out.
     running: usize,
-    /// Cost of everything queued and running.
+    /// Cost of all jobs queued and running, bytes.
     bytes: u64,
-    /// Buffers of finished jobs, for the payloads of the next. In a preallocated pool, all buffers that are not in use.
+    /// Buffers of finished jobs, for the payloads of the next. In a preallocated pool, all buffers
+    /// that are not in use.
     spare: Vec<Vec<u8>>,
     closed: bool,
 }
@@ -70,12 +71,12 @@ pub(super) struct Pool {
     limit: usize,
     /// Whether threads and buffers are made before the first request, and kept (`--swap`).
     preallocated: bool,
-    /// Most bytes under way.
-    most: u64,
+    /// Limit of `State::bytes`.
+    max_bytes: u64,
 }
 
 impl Pool {
-    /// A pool of at most `limit` threads; none yet.
+    /// A pool of at most `limit` threads; none is started yet.
     pub(super) fn new(limit: usize) -> Pool {
         Pool {
             state: Mutex::default(),
@@ -84,19 +85,20 @@ impl Pool {
             room: Condvar::new(),
             limit,
             preallocated: false,
-            most: MAX_BYTES,
+            max_bytes: MAX_BYTES,
         }
     }
 
-    /// A pool of `limit` threads, to be started by [`start`](Self::start), and as many buffers, which are kept. A request
-    /// of up to [`PREALLOCATED`] bytes allocates nothing; it waits while all buffers are in use. In flight are at most as
-    /// many bytes as the buffers hold together, or one longer request.
+    /// A pool of `limit` threads, to be started by [`start`](Self::start), and as many buffers,
+    /// which are kept. A request of up to [`PREALLOCATED`] bytes allocates nothing; it waits while
+    /// all buffers are in use. The bytes in flight are limited to the buffers' total, or to one
+    /// longer request.
     pub(super) fn preallocated(limit: usize) -> Pool {
         let spare = (0..limit).map(|_| Vec::with_capacity(PREALLOCATED)).collect();
         let queue = VecDeque::with_capacity(MAX_QUEUED);
         let state = State { spare, queue, ..State::default() };
-        let most = (limit * PREALLOCATED) as u64;
-        Pool { state: Mutex::new(state), preallocated: true, most, ..Pool::new(limit) }
+        let max_bytes = (limit * PREALLOCATED) as u64;
+        Pool { state: Mutex::new(state), preallocated: true, max_bytes, ..Pool::new(limit) }
     }
 
     /// Starts all threads of a preallocated pool; each runs `serve` in `scope`.
@@ -122,7 +124,8 @@ impl Pool {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A thread that panicked ends the whole connection; until then the numbers are still good.
+        // A panic in a job happens without the lock, so the state is consistent; it ends the
+        // connection.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -140,8 +143,9 @@ impl Pool {
         }
     }
 
-    /// Queues a job, waiting for room if too much is under way, and starts a thread in `scope` running `serve`
-    /// if all are busy. Returns the job if no thread could be had at all.
+    /// Queues a job, after waiting while too many bytes or jobs are in flight, and starts a thread
+    /// in `scope` that runs `serve` if all are busy. Returns the job if there is no thread and none
+    /// could be started.
     pub(super) fn submit<'scope, F>(
         &self,
         scope: &'scope Scope<'scope, '_>,
@@ -153,14 +157,15 @@ impl Pool {
     {
         let cost = job.cost();
         let mut state = self.lock();
-        while (state.bytes > 0 && state.bytes + cost > self.most) || state.queue.len() >= MAX_QUEUED
+        while (state.bytes > 0 && state.bytes + cost > self.max_bytes)
+            || state.queue.len() >= MAX_QUEUED
         {
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.queue.len() >= state.idle && state.threads < self.limit {
             match thread().spawn_scoped(scope, serve) {
                 Ok(_) => state.threads += 1,
-                // The system has no thread for us now; those that there are will do, or the caller.
+                // EAGAIN: the threads that exist will carry the job out, or the caller.
                 Err(_) if state.threads == 0 => return Some(job),
                 Err(_) => {}
             }
@@ -173,8 +178,8 @@ impl Pool {
         None
     }
 
-    /// A buffer for a payload of `length` bytes, of unspecified length and content. A preallocated pool waits for
-    /// one; what was answered before must have been sent.
+    /// A buffer for a payload of `length` bytes, of unspecified length and content. A preallocated
+    /// pool waits for one: pending replies must have been sent.
     pub(super) fn buffer(&self, length: usize) -> Vec<u8> {
         if length == 0 {
             return Vec::new();
@@ -186,7 +191,7 @@ impl Pool {
         state.spare.pop().unwrap_or_default()
     }
 
-    /// Takes the buffer of a finished job back.
+    /// Keeps the buffer of a finished job for the next, if it is not too large.
     fn take_back(&self, state: &mut State, mut buffer: Vec<u8>) {
         if self.preallocated && buffer.capacity() > 0 {
             buffer.truncate(PREALLOCATED);
@@ -233,7 +238,7 @@ impl Pool {
         }
     }
 
-    /// No more jobs will come; threads finish what is queued and end.
+    /// Closes the queue: threads finish the jobs in it and end.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.work.notify_all();
@@ -261,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_keeps_its_memory_uses_the_same_buffers_again_and_makes_no_thread() {
+    fn a_preallocated_pool_reuses_its_buffers_and_starts_no_thread() {
         let pool = Pool::preallocated(2);
         let buffers = |pool: &Pool| {
             let state = pool.lock();
@@ -278,7 +283,7 @@ mod tests {
                 payload.clear();
                 payload.resize(length, 7);
                 assert!(
-                    pool.submit(scope, job(payload), || unreachable!("all are there")).is_none()
+                    pool.submit(scope, job(payload), || unreachable!("all threads run")).is_none()
                 );
             }
             pool.drain();
@@ -291,14 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_request_does_not_cost_a_pool_its_buffer() {
+    fn a_longer_request_returns_its_buffer_to_the_pool() {
         let pool = Pool::preallocated(1);
         std::thread::scope(|scope| {
             pool.start(scope, || || pool.work(|_| ())).unwrap();
             let mut payload = pool.buffer(4 * PREALLOCATED);
             payload.resize(4 * PREALLOCATED, 0);
             assert!(pool.submit(scope, job(payload), || ()).is_none());
-            // Comes back, or this would wait without end.
+            // If the buffer were lost, this would wait for ever.
             assert_eq!(pool.buffer(1).capacity(), PREALLOCATED);
             pool.close();
         });

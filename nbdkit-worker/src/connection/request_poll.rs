@@ -1,4 +1,5 @@
-//! Policy: whether the reader polls the socket for more requests before it sends the replies at hand.
+//! Policy: whether the reader polls the socket for more requests before it sends the replies at
+//! hand.
 //!
 //! A client that keeps many requests in flight has often sent the next one by now, or is about to:
 //! clients like libnbd and the kernel's send one by one. One batch of replies takes fewer system
@@ -9,9 +10,9 @@
 
 use std::time::{Duration, Instant};
 
-/// The longest poll, in empty looks at the socket: about what one batch in place of two saves, which
-/// is a send with the wake-up of the receiver here, and a poll and a recv there. How long an empty
-/// look takes on this machine is measured.
+/// The longest poll, in empty looks at the socket: about what one batch in place of two saves,
+/// which is a send with the wake-up of the receiver here, and a poll and a recv there. How long an
+/// empty look takes on this machine is measured.
 const BUDGET: u32 = 36;
 /// The pause between two looks, in empty looks: the socket's lock is left to the client for two
 /// thirds of the time.

@@ -1,10 +1,10 @@
 //! The transmission phase: requests in, replies out. NBD protocol, "Transmission phase".
 //!
-//! One thread, the [`reader`], takes all requests that a recv brought, replies to those that do not
-//! wait, and sends the replies in one write when it runs out of requests. Requests that may wait go
-//! to the pool's threads unless nothing else is outstanding: with one request at a time there is no
-//! hand-over. Which request goes where is decided by [`route`]; all threads reply through the
-//! [`sender`].
+//! One thread, the [`reader`], decodes all requests that a recv returned, replies to those that do
+//! not wait, and sends the replies in one write when it runs out of requests. Requests that may
+//! wait go to the pool's threads unless nothing else is outstanding: with one request at a time
+//! there is no hand-off. Which request goes where is decided by [`route`]; all threads reply
+//! through the [`sender`].
 
 #![forbid(unsafe_code)]
 
@@ -92,7 +92,8 @@ impl Session<'_> {
         let mut reader = Reader::new(self, input);
         let Some(pool) = &self.pool else { return reader.run(None) };
         std::thread::scope(|scope| {
-            // Also if the reader panics: the scope waits for the pool's threads, which wait for work.
+            // Also if the reader panics: the scope waits for the pool's threads, which wait for
+            // work.
             let _close = CloseOnDrop(pool);
             if self.prealloc.is_on() {
                 let started = pool.start(scope, || move || self.work(pool));
@@ -142,15 +143,15 @@ impl Session<'_> {
     /// Waits until no request is in the pool.
     fn drain(&self, replies: &mut Replies) {
         if let Some(pool) = &self.pool {
-            // Replies at hand must not wait for the pool. The next send reports a failure again.
+            // Pending replies must not wait for the pool. The next send reports a failure again.
             let _ = self.sender.send(replies);
             pool.drain();
         }
     }
 
-    /// Replies to a read of `count` bytes, which `range` finds in a file, without copying them, behind
-    /// the replies at hand. `None` if the read must be carried out the ordinary way, and nothing was
-    /// done.
+    /// Replies to a read of `count` bytes, which `range` finds in a file, without copying them,
+    /// behind the pending replies. `None` if the read must be carried out the ordinary way, and
+    /// nothing was done.
     fn splice_out<'r>(
         &self,
         request: &Request,

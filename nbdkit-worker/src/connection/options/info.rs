@@ -59,8 +59,8 @@ impl AwaitOption<'_> {
         Ok(None)
     }
 
-    /// The `NBD_REP_INFO` replies about an open export: size and flags always, the rest if the client
-    /// asked for it.
+    /// The `NBD_REP_INFO` replies about an open export: size and flags always, the rest if the
+    /// client asked for it.
     fn describe(
         &mut self,
         request: &InfoRequest<'_>,

@@ -1,5 +1,5 @@
-//! The thread that reads requests: decodes them, replies to what does not wait, dispatches the rest.
-//! NBD protocol, "Transmission phase".
+//! The thread that reads requests: decodes them, replies to what does not wait, dispatches the
+//! rest. NBD protocol, "Transmission phase".
 
 #![forbid(unsafe_code)]
 
@@ -22,18 +22,18 @@ use super::super::{During, End};
 use super::route::{Attempt, Place, Plan, PoolState, Route, State, is_large_write, route};
 use super::{Session, header_length};
 
-/// Replies are sent when this many bytes or requests are at hand, even if more requests are in the
+/// Replies are sent when this many bytes or requests are pending, even if more requests are in the
 /// input buffer.
 const FLUSH_AT: usize = 64 * 1024;
 const MAX_BATCH: usize = 64;
 /// Replies are also sent once this many bytes of requests and replies were processed and no more
-/// than that are left in the input buffer: the client works on the first half while the server works
-/// on the second, in place of each waiting for the other.
+/// than that are left in the input buffer: the client works on the first half while the server
+/// works on the second, in place of each waiting for the other.
 const FLUSH_HALF_AT: usize = 32 * 1024;
 /// Largest buffer for payloads that the reader keeps between requests, bytes.
 const KEEP_PAYLOAD: usize = 256 * 1024;
-/// The size of a request, in bytes, from which on malloc may keep its buffers instead of giving them
-/// back to the kernel. mallopt(3), M_MMAP_THRESHOLD.
+/// The size of a request, in bytes, from which on malloc may keep its buffers instead of giving
+/// them back to the kernel. mallopt(3), M_MMAP_THRESHOLD.
 const HEAVY: u64 = 128 * 1024;
 
 /// The pool and the scope in which its threads live; `None` if the reader carries out everything.
@@ -154,7 +154,7 @@ impl<'s> Reader<'s> {
             }
             crate::process::release_stack();
         };
-        input.fill_patiently(length, idle).during("read request")
+        input.fill_or_idle(length, idle).during("read request")
     }
 
     /// Polls for more requests, if there are replies that would have to be sent before the reader
@@ -168,7 +168,7 @@ impl<'s> Reader<'s> {
         poll.poll(*batch, one_processor, || input.take_more(length)).during("read request")
     }
 
-    /// Whether the replies at hand are sent before the next request is decoded.
+    /// Whether the pending replies are sent before the next request is decoded.
     fn is_batch_full(&self) -> bool {
         let bytes = self.replies.bytes().len();
         bytes >= FLUSH_AT
@@ -176,7 +176,7 @@ impl<'s> Reader<'s> {
             || bytes + self.taken >= FLUSH_HALF_AT && self.input.available().len() <= self.taken
     }
 
-    /// Sends the replies at hand.
+    /// Sends the pending replies.
     fn flush(&mut self) -> Result<(), End> {
         self.batch = 0;
         self.taken = 0;
@@ -259,7 +259,8 @@ impl<'s> Reader<'s> {
         }
     }
 
-    /// Replies to a read if its data is at hand; false if the read may wait, and nothing was done.
+    /// Replies to a read if its data is in memory; false if the read may wait, and nothing was
+    /// done.
     fn read_without_waiting(
         &mut self,
         request: &Request,

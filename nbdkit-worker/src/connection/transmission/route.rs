@@ -1,4 +1,5 @@
-//! How the reader treats one request: rejected, carried out inline, spliced, or dispatched to the pool.
+//! How the reader treats one request: rejected, carried out inline, spliced, or dispatched to the
+//! pool.
 //!
 //! [`route`] is pure: it looks at the request and at a snapshot of the connection and changes
 //! nothing. Whether data is in the page cache, or a backend stores a range in a file, it cannot
@@ -54,7 +55,7 @@ pub(super) enum PoolState {
 /// What to do with a request.
 #[derive(Debug)]
 pub(super) enum Route {
-    /// `NBD_CMD_DISC`: send the replies at hand, then end the connection.
+    /// `NBD_CMD_DISC`: send the pending replies, then end the connection.
     Disconnect,
     /// End the connection: the payload is too long even to be discarded.
     Violation,
@@ -97,7 +98,7 @@ pub(super) enum Place {
     Inline {
         /// Wait first for the requests in the pool.
         drain: bool,
-        /// Send the replies at hand first, because this request may wait.
+        /// Send the pending replies first, because this request may wait.
         flush: bool,
         /// Time the write, to notice when the device no longer takes writes at once.
         timed: bool,
@@ -130,7 +131,7 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
     let short = state.blocking == Blocking::Short;
     let pooled = state.pool != PoolState::Absent;
     let drain = state.writes == Verdict::InlineAfterDrain;
-    // A page cache takes such a write at once, as far as is known: no hand-over.
+    // A page cache takes such a write at once, as far as is known: no hand-off.
     let timed = short && write && !flags.contains(Flags::FUA) && state.writes != Verdict::Pool;
     // A flush or a zero may keep a device much longer than a block does.
     let one_block =

@@ -52,7 +52,8 @@ impl<'a> Sender<'a> {
         };
         replies.clear();
         result.map_err(|error| {
-            // io::Error has no Clone: the caller gets the kind, the first error is kept for the log.
+            // io::Error has no Clone: the caller gets the kind, the first error is kept for the
+            // log.
             let copy = io::Error::from(error.kind());
             if self.failed.set(error).is_ok() {
                 // Wakes the reader, which may wait for requests that nobody could be replied to.

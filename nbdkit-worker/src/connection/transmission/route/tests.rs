@@ -71,7 +71,8 @@ fn describe(request: &Request, state: &State<'_>) -> String {
     words
 }
 
-/// Commands, flags and lengths over a local disk whose pool is idle, and over one whose pool is busy.
+/// Commands, flags and lengths over a local disk whose pool is idle, and over one whose pool is
+/// busy.
 #[test]
 fn commands() {
     use CommandFlags as F;
