@@ -9,6 +9,18 @@ use super::Connection;
 use super::negotiated::{Features, Negotiated};
 use crate::settings::Settings;
 
+/// Proof that TLS is in use on a connection or not required. Without one, no export is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TlsSatisfied(());
+
+impl TlsSatisfied {
+    /// `None` if TLS is required and not in use.
+    pub(crate) fn check(connection: &Connection<'_>) -> Option<TlsSatisfied> {
+        let required = connection.settings.tls.as_ref().is_some_and(|tls| tls.require);
+        (!required || connection.client.is_tls()).then_some(TlsSatisfied(()))
+    }
+}
+
 /// An open export.
 #[derive(Debug)]
 pub(crate) struct Export {
@@ -26,6 +38,7 @@ impl Export {
         connection: &Connection<'_>,
         name: &str,
         features: Features,
+        _: TlsSatisfied,
     ) -> Result<(Export, Negotiated)> {
         let client = &connection.client;
         let settings = connection.settings;

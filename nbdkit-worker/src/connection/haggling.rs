@@ -23,9 +23,6 @@ pub(super) struct Haggling<'a> {
     flags: ClientFlags,
 }
 
-/// That TLS is in use or not required. Only [`Haggling::tls_satisfied`] makes one.
-pub(super) struct TlsSatisfied(());
-
 /// An option with its payload, of at most [`MAX_OPTION_LENGTH`] bytes.
 pub(super) struct ReceivedOption {
     pub(super) option: Opt,
@@ -39,13 +36,6 @@ impl<'a> Haggling<'a> {
         flags: ClientFlags,
     ) -> Haggling<'a> {
         Haggling { connection, input, out: Vec::new(), flags }
-    }
-
-    /// Whether options other than ABORT and STARTTLS are permitted: TLS is in use or not required.
-    pub(super) fn tls_satisfied(&self) -> Option<TlsSatisfied> {
-        let Connection { settings, client, .. } = self.connection;
-        let required = settings.tls.as_ref().is_some_and(|tls| tls.require);
-        (!required || client.is_tls()).then_some(TlsSatisfied(()))
     }
 
     /// Whether the reply to `NBD_OPT_EXPORT_NAME` goes without padding.

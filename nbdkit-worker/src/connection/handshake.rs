@@ -2,8 +2,8 @@
 //! NBD protocol, "Handshake phase".
 //!
 //! The states are types, named after what they await: [`AwaitClientFlags`], [`AwaitStartTls`] and
-//! [`AwaitOption`]. Only the last has methods that list, describe or open exports, and to make one
-//! takes a [`TlsSatisfied`](super::haggling::TlsSatisfied): that TLS is in use or not required.
+//! [`AwaitOption`]. Only the last has methods that list, describe or open exports. To make one, and
+//! to open an export, takes a [`TlsSatisfied`]: proof that TLS is in use or not required.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,7 @@ use nbd_protocol::constants::{ClientFlags, HandshakeFlags, Opt, Rep};
 use nbd_protocol::handshake::Greeting;
 use nbdkit_api::debug;
 
-use super::export::Export;
+use super::export::{Export, TlsSatisfied};
 use super::haggling::{Haggling, ReceivedOption};
 use super::input::Input;
 use super::negotiated::{Features, Negotiated};
@@ -52,8 +52,10 @@ fn oldstyle(
     connection: &Connection<'_>,
     deadline: Option<Instant>,
 ) -> Result<(Negotiated, Export), End> {
+    // The command line does not permit oldstyle with --tls=require.
+    let satisfied = TlsSatisfied::check(connection).ok_or(End::Refused)?;
     let (export, negotiated) =
-        Export::open(connection, "", Features::default()).map_err(|_| End::Refused)?;
+        Export::open(connection, "", Features::default(), satisfied).map_err(|_| End::Refused)?;
     debug!("oldstyle negotiation: flags: export {:#x}", negotiated.flags);
     connection
         .socket
@@ -139,7 +141,7 @@ impl<'a> State<'a> {
     /// The state in which haggling begins, and begins again behind STARTTLS: nothing that was
     /// negotiated before holds any more, but for the client's flags. NBD protocol, "TLS support".
     pub(super) fn new(haggling: Haggling<'a>) -> State<'a> {
-        match haggling.tls_satisfied() {
+        match TlsSatisfied::check(haggling.connection) {
             Some(satisfied) => State::Option(AwaitOption::new(haggling, satisfied)),
             None => State::StartTls(AwaitStartTls { haggling }),
         }
@@ -154,7 +156,7 @@ impl<'a> State<'a> {
 }
 
 /// A client that has to negotiate TLS before anything else (`--tls=require`). It can leave or start
-/// TLS; no method of this state reaches the stack.
+/// TLS; it has no [`TlsSatisfied`] to open an export with.
 pub(super) struct AwaitStartTls<'a> {
     haggling: Haggling<'a>,
 }

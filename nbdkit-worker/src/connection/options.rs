@@ -10,8 +10,8 @@ use nbd_protocol::handshake::{ExportNameReply, ServerReply, decode_export_name};
 use nbdkit_api::{Exports, debug};
 
 use super::End;
-use super::export::Export;
-use super::haggling::{Haggling, ReceivedOption, TlsSatisfied};
+use super::export::{Export, TlsSatisfied};
+use super::haggling::{Haggling, ReceivedOption};
 use super::handshake::{Next, State};
 use super::negotiated::{Features, Negotiated};
 
@@ -24,6 +24,7 @@ const FLUSH_AT: usize = 64 * 1024;
 /// A client that may negotiate everything and open an export.
 pub(super) struct AwaitOption<'a> {
     haggling: Haggling<'a>,
+    tls: TlsSatisfied,
     /// Structured replies were negotiated by their own option.
     structured: bool,
     /// Extended headers were negotiated.
@@ -33,8 +34,8 @@ pub(super) struct AwaitOption<'a> {
 }
 
 impl<'a> AwaitOption<'a> {
-    pub(super) fn new(haggling: Haggling<'a>, _: TlsSatisfied) -> AwaitOption<'a> {
-        AwaitOption { haggling, structured: false, extended: false, meta_context: None }
+    pub(super) fn new(haggling: Haggling<'a>, tls: TlsSatisfied) -> AwaitOption<'a> {
+        AwaitOption { haggling, tls, structured: false, extended: false, meta_context: None }
     }
 
     /// Receives and handles one option.
@@ -107,8 +108,8 @@ impl<'a> AwaitOption<'a> {
         let name = decode_export_name(payload)
             .map_err(|malformed| End::Protocol(format!("{option}: {malformed}")))?;
         let features = self.features_for(name);
-        let (export, negotiated) =
-            Export::open(self.haggling.connection, name, features).map_err(|_| End::Refused)?;
+        let (export, negotiated) = Export::open(self.haggling.connection, name, features, self.tls)
+            .map_err(|_| End::Refused)?;
         debug!("newstyle negotiation: flags: export {:#x}", negotiated.flags);
         let no_zeroes = self.haggling.no_zeroes();
         ExportNameReply { size: negotiated.size, flags: negotiated.flags }

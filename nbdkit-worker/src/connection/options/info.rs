@@ -32,7 +32,7 @@ impl AwaitOption<'_> {
         debug!("newstyle negotiation: {option}: client requested export '{}'", quoted(name));
         let connection = self.haggling.connection;
         let features = self.features_for(name);
-        let opened = Export::open(connection, name, features).and_then(
+        let opened = Export::open(connection, name, features, self.tls).and_then(
             |(export, mut negotiated)| match self.describe(
                 &request,
                 option,

@@ -53,7 +53,7 @@ pub(super) struct Reader<'s> {
     /// Whether the reader carries out writes.
     writes: InlineWrites,
     /// Whether to poll for more requests before replies are sent.
-    poll: RequestPoll,
+    request_poll: RequestPoll,
     /// Whether a request since the client was last idle was [`HEAVY`].
     heavy: bool,
     /// Requests since replies were last sent, and their bytes.
@@ -71,7 +71,7 @@ impl<'s> Reader<'s> {
             payload: session.prealloc.payload(),
             pipe: session.new_pipe(),
             writes: InlineWrites::default(),
-            poll: RequestPoll::default(),
+            request_poll: RequestPoll::default(),
             heavy: false,
             batch: 0,
             taken: 0,
@@ -116,7 +116,7 @@ impl<'s> Reader<'s> {
     fn next_request(&mut self, extended: bool) -> Result<Option<Request>, End> {
         let length = header_length(extended);
         if self.input.available().len() < length {
-            self.poll(length)?;
+            self.poll_requests(length)?;
         }
         if self.input.available().len() < length {
             self.flush()?;
@@ -137,7 +137,7 @@ impl<'s> Reader<'s> {
         Ok(Some(request))
     }
 
-    /// Waits for `length` bytes, and gives memory back if the client is idle; false if the client
+    /// Waits for `length` bytes, and frees memory if the client is idle; false if the client
     /// closed the connection.
     fn wait_for_header(&mut self, length: usize) -> Result<bool, End> {
         let Reader { input, replies, payload, pipe, heavy, .. } = self;
@@ -159,13 +159,13 @@ impl<'s> Reader<'s> {
 
     /// Polls for more requests, if there are replies that would have to be sent before the reader
     /// can wait.
-    fn poll(&mut self, length: usize) -> Result<(), End> {
-        if self.replies.is_empty() || !self.poll.is_due() {
+    fn poll_requests(&mut self, length: usize) -> Result<(), End> {
+        if self.replies.is_empty() || !self.request_poll.is_due() {
             return Ok(());
         }
         let one_processor = self.session.connection.settings.one_processor;
-        let Reader { poll, input, batch, .. } = self;
-        poll.poll(*batch, one_processor, || input.take_more(length)).during("read request")
+        let Reader { request_poll, input, batch, .. } = self;
+        request_poll.poll(*batch, one_processor, || input.take_more(length)).during("read request")
     }
 
     /// Whether the pending replies are sent before the next request is decoded.
@@ -205,7 +205,7 @@ impl<'s> Reader<'s> {
                 Some((pool, _)) if pool.is_idle() => PoolState::Idle,
                 Some(_) => PoolState::Busy,
             },
-            // Reads the clock while writes go elsewhere: not for other requests.
+            // Reads the clock while writes go to the pool, so not for other commands.
             writes: match request.command {
                 Command::WRITE => self.writes.verdict(),
                 _ => Verdict::Inline,
