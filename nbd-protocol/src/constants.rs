@@ -1,7 +1,7 @@
 //! Numbers of the protocol, under the protocol's own names.
 //!
-//! Names drop the `NBD_`, `NBD_OPT_`, … prefix that their type replaces; [`std::fmt::Display`] gives it back.
-//! NBD protocol, "Values".
+//! Names drop the `NBD_`, `NBD_OPT_`, … prefix that their type replaces; [`std::fmt::Display`]
+//! prints it. NBD protocol, "Values".
 
 mod errors;
 mod flags;
@@ -13,7 +13,8 @@ pub use numbers::{ChunkType, Command, InfoType, Opt, Rep};
 
 /// `NBDMAGIC` in ASCII, the `INIT_PASSWD`: the first eight bytes of every greeting.
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
-/// `IHAVEOPT` in ASCII: second word of the newstyle greeting, and first word of every option request.
+/// `IHAVEOPT` in ASCII: second word of the newstyle greeting, and first word of every option
+/// request.
 pub const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
 /// `cliserv_magic`: second word of the oldstyle greeting.
 pub const CLISERV_MAGIC: u64 = 0x0000_4202_8186_1253;
@@ -37,21 +38,24 @@ pub const MAX_STRING: usize = 4096;
 
 /// The longest option payload that this implementation reads, in bytes.
 ///
-/// The protocol sets no limit. Every `NBD_OPT_GO` that the protocol can express fits (a 4096-byte name and 65535
-/// information requests need 135172 bytes), as do 60 meta context queries of the greatest length; a client that has not
-/// even chosen an export can make the server hold no more than this.
+/// The protocol sets no limit. Every `NBD_OPT_GO` that the protocol can express fits (a 4096-byte
+/// name and 65535 information requests need 135172 bytes), as do 60 meta context queries of the
+/// greatest length; a client that has not yet chosen an export can make the server allocate no more
+/// than this.
 pub const MAX_OPTION_LENGTH: u32 = 256 * 1024;
 
-/// The largest request that a plugin sees, and the largest payload either way, in bytes (64 MiB).
+/// The largest request that a plugin sees, and the largest payload in either direction, in bytes
+/// (64 MiB).
 ///
-/// nbdkit-plugin(3) promises it to plugins.
+/// nbdkit-plugin(3): plugins see no larger request.
 pub const MAX_REQUEST: u32 = 64 * 1024 * 1024;
 
-/// The longest extent that a 32-bit block status descriptor may carry here: 4 GiB less 64 KiB, a multiple of every legal
-/// minimum block size.
+/// The longest extent that a 32-bit block status descriptor may carry here: 4 GiB less 64 KiB, a
+/// multiple of every legal minimum block size.
 pub const MAX_DESCRIPTOR_LENGTH: u32 = 0xffff_0000;
 
-/// The reserved zeroes after an oldstyle greeting and, unless the client asked for none, an `NBD_OPT_EXPORT_NAME` reply.
+/// The reserved zeroes after an oldstyle greeting and, unless the client sent
+/// `NBD_FLAG_C_NO_ZEROES`, an `NBD_OPT_EXPORT_NAME` reply.
 pub const RESERVED_ZEROES: usize = 124;
 
 /// The one standard metadata context.

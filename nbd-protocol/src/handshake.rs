@@ -1,7 +1,7 @@
 //! The handshake phase: greetings, option haggling, and the payloads of options and their replies.
 //!
-//! Encoders append to a `Vec<u8>` that the caller reuses, or return a fixed-size array; decoders borrow from the received
-//! bytes. NBD protocol, "Handshake".
+//! Encoders append to a `Vec<u8>` that the caller reuses, or return a fixed-size array; decoders
+//! borrow from the received bytes. NBD protocol, "Handshake".
 
 mod greeting;
 mod info;

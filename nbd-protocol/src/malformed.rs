@@ -1,17 +1,17 @@
-//! What can be wrong with bytes from the other end.
+//! Decoding errors.
 
 use std::fmt;
 
-/// Bytes that are not the message they should be. Says what was expected and what came.
+/// Bytes that are not a well-formed message: what was expected and what was found.
 ///
-/// `what` names the structure or field in the protocol document's words.
+/// `what` names the structure or field as the protocol document does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
-    /// The magic number is wrong: the stream is out of step and cannot be resynchronised.
+    /// The magic number is wrong: the stream cannot be resynchronised.
     Magic {
-        /// The magic that belongs here.
+        /// The magic number of this structure.
         expected: u64,
-        /// The number that came.
+        /// The number found.
         found: u64,
     },
     /// A field needs more bytes than the message has left.
@@ -23,7 +23,7 @@ pub enum Malformed {
         /// Bytes that were left.
         available: usize,
     },
-    /// The message goes on after its last field.
+    /// Bytes follow the last field.
     Trailing {
         /// The structure.
         what: &'static str,
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_message_says_what_was_expected_and_what_came() {
+    fn every_message_names_what_was_expected_and_what_was_found() {
         let all = [
             Malformed::Magic { expected: 0x2560_9513, found: 0xdead },
             Malformed::Truncated { what: "request", needed: 28, available: 3 },

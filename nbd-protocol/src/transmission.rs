@@ -1,7 +1,8 @@
-//! The transmission phase: requests, the three forms of reply header, and the payloads of reply chunks.
+//! The transmission phase: requests, the three forms of reply header, and the payloads of reply
+//! chunks.
 //!
-//! Headers are fixed-size arrays, so that they can live on the stack and leave in one gathered write with the data.
-//! NBD protocol, "Transmission".
+//! Headers are fixed-size arrays, so that they can be on the stack and be sent in one write with
+//! the data. NBD protocol, "Transmission".
 
 mod chunk;
 mod reply;

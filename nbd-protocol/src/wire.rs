@@ -1,5 +1,5 @@
-//! A cursor over received bytes, and helpers to append fields. Every structure of variable length is read through it,
-//! so that bounds, strings and left-over bytes are checked in one place.
+//! A cursor over received bytes, and helpers to append fields. Every structure of variable length
+//! is read through it, so that bounds, strings and trailing bytes are checked in one place.
 
 use crate::Malformed;
 use crate::constants::MAX_STRING;
@@ -74,7 +74,7 @@ impl<'a> Reader<'a> {
         self.bytes.len()
     }
 
-    /// The structure ends here; anything more is an error.
+    /// Ends the structure; bytes left are an error.
     pub(crate) fn finish(self) -> Result<(), Malformed> {
         if self.bytes.is_empty() {
             Ok(())
@@ -91,7 +91,8 @@ fn check_length(what: &'static str, length: usize) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Checks bytes against the protocol's definition of a string: UTF-8, no NUL, at most [`MAX_STRING`] bytes.
+/// Checks bytes against the protocol's definition of a string: UTF-8, no NUL, at most
+/// [`MAX_STRING`] bytes.
 ///
 /// NBD protocol, "Conventions".
 pub(crate) fn string<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a str, Malformed> {
@@ -103,7 +104,7 @@ pub(crate) fn string<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a str,
     Ok(text)
 }
 
-/// The longest prefix of `text` that the protocol lets travel, cut between characters.
+/// The longest prefix of `text` of at most [`MAX_STRING`] bytes, cut between characters.
 pub(crate) fn bounded(text: &str) -> &str {
     if text.len() <= MAX_STRING {
         return text;
@@ -115,20 +116,22 @@ pub(crate) fn bounded(text: &str) -> &str {
     &text[..end]
 }
 
-/// Appends a string preceded by its length in 32 bits; a longer one than the protocol permits is cut.
+/// Appends a string preceded by its length in 32 bits; a longer one than the protocol permits is
+/// cut.
 pub(crate) fn put_string(buf: &mut Vec<u8>, text: &str) {
     let text = bounded(text);
     put_length(buf, text.len());
     buf.extend_from_slice(text.as_bytes());
 }
 
-/// Appends a length in 32 bits. Callers bound it by [`MAX_STRING`] or by a 16-bit count, so it always fits.
+/// Appends a length in 32 bits. Callers bound it by [`MAX_STRING`] or by a 16-bit count, so it
+/// always fits.
 pub(crate) fn put_length(buf: &mut Vec<u8>, length: usize) {
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     buf.extend_from_slice(&length.to_be_bytes());
 }
 
-/// Reads the number at a fixed place of a fixed-size header: `N` bytes from `at`.
+/// Reads a field of a fixed-size header: `N` bytes from offset `at`.
 ///
 /// Both are compile-time constants of this crate's codecs, checked by their round-trip tests.
 pub(crate) fn field<const N: usize, const M: usize>(header: &[u8; M], at: usize) -> [u8; N] {

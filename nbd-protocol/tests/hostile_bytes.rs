@@ -1,4 +1,5 @@
-//! Every decoder against pseudo-random and mutated bytes: none panics, and what decodes encodes to the same bytes.
+//! Every decoder against pseudo-random and mutated bytes: none panics, and what is decoded encodes
+//! to the same bytes.
 
 #![expect(clippy::unwrap_used, reason = "a failed conversion here is a failed test")]
 
@@ -32,7 +33,7 @@ impl Random {
         (0..length).map(|_| self.next().to_le_bytes()[7]).collect()
     }
 
-    /// Bytes whose numbers are mostly small, so that announced lengths often come true.
+    /// Bytes whose numbers are mostly small, so that length fields often match the payload.
     fn plausible_bytes(&mut self) -> Vec<u8> {
         let length = self.below(64);
         (0..length).map(|_| if self.below(3) == 0 { self.below(12) } else { 0 } as u8).collect()

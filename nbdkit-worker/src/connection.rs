@@ -1,5 +1,5 @@
-//! One client from the first byte to the last. Runs in a worker, or on a thread of a shared worker. Every byte
-//! that comes in is hostile.
+//! Serves one client, from the first byte to the last. Runs in a worker, or on a thread of a shared
+//! worker. Every byte that the client sends is hostile.
 //!
 //! [`handshake`] negotiates and opens an export, [`transmission`] serves it.
 
@@ -7,14 +7,17 @@
 
 mod execute;
 mod export;
+mod haggling;
 mod handshake;
+mod inline_writes;
 mod input;
+mod negotiated;
 mod options;
-mod pace;
 mod pool;
 mod prealloc;
 mod receive;
 mod reply;
+mod request_poll;
 mod socket;
 mod splice;
 mod tls;
@@ -35,39 +38,39 @@ pub(crate) use socket::Socket;
 use crate::authority::Authority;
 use crate::settings::Settings;
 
-/// What serving a client takes.
+/// A client's connection and what serving it needs.
 pub(crate) struct Connection<'a> {
     /// The outermost layer of the stack.
     pub(crate) layer: &'a Arc<Layer>,
-    /// What all connections have in common.
+    /// The settings that all connections of this server share.
     pub(crate) settings: &'a Settings,
-    /// Who it is.
+    /// The client, as the stack sees it.
     pub(crate) client: Arc<Client>,
-    /// Where it is.
+    /// The client's socket.
     pub(crate) socket: Socket,
-    /// Whom TLS asks for keys.
+    /// Signs TLS handshakes and looks up pre-shared keys.
     pub(crate) authority: Arc<dyn Authority>,
-    /// Told the export's name when the handshake is over.
+    /// Called with the export's name when the handshake has succeeded.
     pub(crate) on_serving: &'a (dyn Fn(&str) + Sync),
 }
 
-/// Why a connection ended before its time, by who is to blame.
+/// Why a connection ended before or without NBD_CMD_DISC, by who caused it.
 #[derive(Debug)]
 enum End {
-    /// The client finished in the handshake, as it may.
+    /// The client left in the handshake, as it may.
     Done,
-    /// The client broke the protocol; what it did.
+    /// The client violated the protocol; what it did.
     Protocol(String),
     /// The client did not finish the handshake in time.
     Deadline,
-    /// The stack did not want the client; already logged.
+    /// The stack refused the client; already logged.
     Refused,
-    /// The client vanished; what was being done and what became of it, for the log.
+    /// The connection broke; the operation and its error, for the log.
     Broken(String),
 }
 
-/// The deadline of the handshake has passed: not to be taken for the kernel's ETIMEDOUT, which says that the network or
-/// the client's machine is gone.
+/// The deadline of the handshake has passed. A type of its own, to be distinguished from the
+/// kernel's ETIMEDOUT, which means that the network or the client's machine is gone.
 #[derive(Debug)]
 struct DeadlinePassed;
 
@@ -85,9 +88,9 @@ impl From<DeadlinePassed> for io::Error {
     }
 }
 
-/// Tells how a connection ended from what went wrong with its socket.
+/// Turns an error of the socket into the end of the connection.
 trait During<T> {
-    /// `what` was being done with the socket, in nbdkit's words.
+    /// `what` is the operation on the socket, as nbdkit names it in its log.
     fn during(self, what: impl std::fmt::Display) -> Result<T, End>;
 }
 
@@ -112,14 +115,16 @@ impl<T> During<T> for io::Result<T> {
 }
 
 impl Connection<'_> {
-    /// Serves the client until one side has had enough.
+    /// Serves the client until one side ends the connection; returns the worker's exit status.
     pub(crate) fn serve(&self) -> WorkerExit {
         let _speaker = nbdkit_api::log::enter(nbdkit_api::log::Speaker {
             layer: Some(self.plugin_name()),
             connection: self.client.number(),
         });
         let end = match handshake::negotiate(self) {
-            Ok((export, input)) => transmission::serve(self, export, input),
+            Ok((negotiated, export, input)) => {
+                transmission::serve(self, &negotiated, export, input)
+            }
             Err(end) => Err(end),
         };
         self.socket.close();
@@ -131,7 +136,7 @@ impl Connection<'_> {
             }
             Err(End::Deadline) => WorkerExit::Deadline,
             Err(End::Refused) => WorkerExit::Refused,
-            // It was cut off, or told that there is no more: then its end says nothing about the client.
+            // This server cut the connection, or is shutting down: not an error of the client.
             Err(End::Broken(why)) if self.client.is_cut() || crate::process::is_quiescing() => {
                 nbdkit_api::debug!("{why}");
                 WorkerExit::Broken
@@ -143,7 +148,7 @@ impl Connection<'_> {
         }
     }
 
-    /// The server's own messages about a connection go by the plugin's name, as nbdkit's do.
+    /// The plugin's name: the prefix of the server's own messages about a connection, as in nbdkit.
     fn plugin_name(&self) -> &'static str {
         self.layer.plugin_name()
     }

@@ -1,4 +1,4 @@
-//! The eight errors that a reply may carry, and how a system's errno becomes one of them.
+//! The eight errors that a reply may carry, and the conversion from errno.
 
 use std::fmt;
 
@@ -22,12 +22,12 @@ pub enum NbdError {
     Overflow = 75,
     /// Operation not supported; only for a zero with `NBD_CMD_FLAG_FAST_ZERO`.
     NotSup = 95,
-    /// The server is going away.
+    /// The server is shutting down.
     Shutdown = 108,
 }
 
-/// Errno values of Linux on the architectures that nbdkit runs on with generic numbers. Written out because this crate
-/// has no system interface of its own.
+/// Errno values of Linux on architectures with the generic numbers. Constants of this crate,
+/// because it depends on no system interface.
 mod errno {
     pub(super) const EPERM: i32 = 1;
     pub(super) const EIO: i32 = 5;
@@ -65,9 +65,11 @@ impl NbdError {
         .find(|error| error.code() == code)
     }
 
-    /// Maps a Linux errno, as set by a plugin, to the protocol. Whatever has no counterpart is `NBD_EINVAL`.
+    /// Maps a Linux errno, as set by a plugin, to the protocol. Any other errno becomes
+    /// `NBD_EINVAL`.
     ///
-    /// NBD protocol, "Error values": `EDQUOT` and `EFBIG` become `NBD_ENOSPC`; a read-only medium is `NBD_EPERM`.
+    /// NBD protocol, "Error values": `EDQUOT` and `EFBIG` become `NBD_ENOSPC`; a read-only medium
+    /// is `NBD_EPERM`.
     #[must_use]
     pub fn from_errno(errno: i32) -> NbdError {
         match errno {
@@ -82,8 +84,9 @@ impl NbdError {
         }
     }
 
-    /// The error as it may be sent in answer to one request: `NBD_EOVERFLOW` only for a read with `NBD_CMD_FLAG_DF`,
-    /// `NBD_ENOTSUP` only for a zero with `NBD_CMD_FLAG_FAST_ZERO`, otherwise both become `NBD_EINVAL`.
+    /// The error that may be sent in reply to one request: `NBD_EOVERFLOW` only for a read with
+    /// `NBD_CMD_FLAG_DF`, `NBD_ENOTSUP` only for a zero with `NBD_CMD_FLAG_FAST_ZERO`, otherwise
+    /// both become `NBD_EINVAL`.
     ///
     /// NBD protocol, "Error values".
     #[must_use]

@@ -1,4 +1,5 @@
-//! Flag words. Bits without a name survive decoding (`from_bits_retain`), so that the caller can refuse them.
+//! Flags. Bits without a name survive decoding (`from_bits_retain`), so that the caller can refuse
+//! them.
 
 use bitflags::bitflags;
 
@@ -48,7 +49,8 @@ bitflags! {
         const SEND_CACHE = 1 << 10;
         /// `NBD_CMD_FLAG_FAST_ZERO` is supported.
         const SEND_FAST_ZERO = 1 << 11;
-        /// `NBD_CMD_BLOCK_STATUS` may carry a payload that narrows it; needs extended headers.
+        /// `NBD_CMD_BLOCK_STATUS` may carry a payload that selects contexts; needs extended
+        /// headers.
         const BLOCK_STATUS_PAYLOAD = 1 << 12;
     }
 
@@ -63,7 +65,7 @@ bitflags! {
         const DF = 1 << 2;
         /// `NBD_CMD_BLOCK_STATUS` wants one descriptor.
         const REQ_ONE = 1 << 3;
-        /// `NBD_CMD_WRITE_ZEROES` shall fail with `NBD_ENOTSUP` rather than be as slow as a write.
+        /// `NBD_CMD_WRITE_ZEROES` must fail with `NBD_ENOTSUP` if it would be as slow as a write.
         const FAST_ZERO = 1 << 4;
         /// Extended headers: the request's length counts the bytes of payload that follow it.
         const PAYLOAD_LEN = 1 << 5;

@@ -1,5 +1,5 @@
-//! Numbered kinds of messages. Each is a newtype rather than an enum: a number that has no name yet is a legal value on
-//! the wire, has to be answered politely, and has to be echoed exactly.
+//! Message types and codes. Each is a newtype rather than an enum: an unknown number is legal on
+//! the wire, needs an error reply, and is echoed exactly.
 
 use std::fmt;
 
@@ -78,7 +78,7 @@ numbers! {
         ACK = 1,
         /// An export in a list.
         SERVER = 2,
-        /// A fact about an export.
+        /// Information about an export.
         INFO = 3,
         /// A metadata context.
         META_CONTEXT = 4,
@@ -94,7 +94,7 @@ numbers! {
         ERR_TLS_REQD = 0x8000_0005,
         /// No such export.
         ERR_UNKNOWN = 0x8000_0006,
-        /// The server is going away.
+        /// The server is shutting down.
         ERR_SHUTDOWN = 0x8000_0007,
         /// The client must first ask for `NBD_INFO_BLOCK_SIZE`.
         ERR_BLOCK_SIZE_REQD = 0x8000_0008,
@@ -114,7 +114,7 @@ impl Rep {
 }
 
 numbers! {
-    /// `NBD_INFO_*`: facts about an export. NBD protocol, `NBD_REP_INFO`.
+    /// `NBD_INFO_*`: information about an export. NBD protocol, `NBD_REP_INFO`.
     InfoType: u16, "NBD_INFO_" {
         /// Size and transmission flags; always sent.
         EXPORT = 0,
@@ -172,7 +172,7 @@ numbers! {
 }
 
 impl ChunkType {
-    /// Whether the chunk reports an error, also one of a kind that has no name yet: bit 15.
+    /// Whether the chunk reports an error, of a known type or not: bit 15.
     #[must_use]
     pub fn is_error(self) -> bool {
         self.0 & 0x8000 != 0

@@ -1,4 +1,5 @@
-//! The server's first words, in each of the two styles, and the reply that ends an `NBD_OPT_EXPORT_NAME` handshake.
+//! The server's greeting, oldstyle and newstyle, and the reply that ends an `NBD_OPT_EXPORT_NAME`
+//! handshake.
 
 use crate::Malformed;
 use crate::constants::{
@@ -11,12 +12,13 @@ pub const NEWSTYLE_GREETING_LENGTH: usize = 18;
 /// Bytes of an oldstyle greeting.
 pub const OLDSTYLE_GREETING_LENGTH: usize = 152;
 
-/// What a server says on accepting a connection.
+/// The greeting that a server sends on accepting a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Greeting {
-    /// Option haggling follows; the client answers with its own flags. NBD protocol, "Newstyle negotiation".
+    /// Option haggling follows; the client replies with its own flags. NBD protocol, "Newstyle
+    /// negotiation".
     Newstyle {
-        /// What the server offers.
+        /// The server's handshake flags.
         flags: HandshakeFlags,
     },
     /// Transmission follows at once. NBD protocol, "Oldstyle negotiation".
@@ -39,7 +41,8 @@ impl Greeting {
         bytes
     }
 
-    /// Encodes an oldstyle greeting: `NBDMAGIC`, `cliserv_magic`, export size in bytes, 32 bits of flags, 124 zeroes.
+    /// Encodes an oldstyle greeting: `NBDMAGIC`, `cliserv_magic`, export size in bytes, 32 bits of
+    /// flags, 124 zeroes.
     #[must_use]
     pub fn encode_oldstyle(size: u64, flags: TransmissionFlags) -> [u8; OLDSTYLE_GREETING_LENGTH] {
         let mut bytes = [0; OLDSTYLE_GREETING_LENGTH];
@@ -50,11 +53,11 @@ impl Greeting {
         bytes
     }
 
-    /// Tells, from its first 16 bytes, how long a greeting is: [`NEWSTYLE_GREETING_LENGTH`] or
+    /// The length of a greeting, from its first 16 bytes: [`NEWSTYLE_GREETING_LENGTH`] or
     /// [`OLDSTYLE_GREETING_LENGTH`].
     ///
     /// # Errors
-    /// [`Malformed::Magic`] if neither style begins this way.
+    /// [`Malformed::Magic`] if it is of neither style.
     pub fn length(start: &[u8; 16]) -> Result<usize, Malformed> {
         let magic = u64::from_be_bytes(field(start, 0));
         if magic != NBDMAGIC {
@@ -67,7 +70,7 @@ impl Greeting {
         }
     }
 
-    /// Decodes a complete newstyle greeting; unknown flags are kept.
+    /// Decodes a complete newstyle greeting; unknown flags are retained.
     ///
     /// # Errors
     /// [`Malformed::Magic`].
@@ -77,7 +80,7 @@ impl Greeting {
         Ok(Greeting::Newstyle { flags })
     }
 
-    /// Decodes a complete oldstyle greeting; the reserved bytes are not looked at.
+    /// Decodes a complete oldstyle greeting; the reserved bytes are not checked.
     ///
     /// # Errors
     /// [`Malformed::Magic`]; [`Malformed::Value`] if the high half of the flags word is not zero.
@@ -113,7 +116,7 @@ fn expect_second_magic(start: &[u8; 16], expected: u64) -> Result<(), Malformed>
 pub struct ExportNameReply {
     /// Export size in bytes.
     pub size: u64,
-    /// What the export can do.
+    /// The transmission flags.
     pub flags: TransmissionFlags,
 }
 
@@ -121,7 +124,8 @@ impl ExportNameReply {
     /// Bytes without the reserved zeroes.
     pub const LENGTH: usize = 10;
 
-    /// Appends 10 bytes, and 124 zeroes unless `no_zeroes` (the client sent `NBD_FLAG_C_NO_ZEROES`).
+    /// Appends 10 bytes, and 124 zeroes unless `no_zeroes` (the client sent
+    /// `NBD_FLAG_C_NO_ZEROES`).
     pub fn encode(self, buf: &mut Vec<u8>, no_zeroes: bool) {
         buf.extend_from_slice(&self.size.to_be_bytes());
         buf.extend_from_slice(&self.flags.bits().to_be_bytes());
@@ -170,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn one_style_is_not_taken_for_the_other() {
+    fn a_greeting_of_the_other_style_is_refused() {
         let mut bytes = Greeting::encode_newstyle(HandshakeFlags::empty());
         bytes[8..16].copy_from_slice(&CLISERV_MAGIC.to_be_bytes());
         assert_eq!(
@@ -185,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn export_name_reply_ends_in_zeroes_unless_the_client_declined_them() {
+    fn export_name_reply_ends_in_zeroes_unless_the_client_sent_no_zeroes() {
         let reply = ExportNameReply { size: 1 << 20, flags: TransmissionFlags::HAS_FLAGS };
         let mut short = Vec::new();
         reply.encode(&mut short, true);

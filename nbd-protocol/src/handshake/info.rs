@@ -1,16 +1,17 @@
-//! `NBD_OPT_INFO` and `NBD_OPT_GO`: their request, and the facts that an `NBD_REP_INFO` carries.
+//! `NBD_OPT_INFO` and `NBD_OPT_GO`: their request, and the payload of `NBD_REP_INFO`.
 
 use crate::Malformed;
 use crate::constants::{InfoType, TransmissionFlags};
 use crate::wire::{Reader, bounded, put_string, string};
 
-/// The payload of `NBD_OPT_INFO` and `NBD_OPT_GO`: length and bytes of the export name, count and types of the
-/// information wanted.
+/// The payload of `NBD_OPT_INFO` and `NBD_OPT_GO`: length and bytes of the export name, count and
+/// types of the information wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InfoRequest<'a> {
     /// The export; empty for the default export.
     pub name: &'a str,
-    /// What the client asks for, in its order, with repetitions. `NBD_INFO_EXPORT` is always to be sent.
+    /// The information that the client asked for, in its order, with repetitions. `NBD_INFO_EXPORT`
+    /// is always sent.
     pub infos: InfoTypes<'a>,
 }
 
@@ -18,8 +19,8 @@ impl<'a> InfoRequest<'a> {
     /// Decodes a payload.
     ///
     /// # Errors
-    /// [`Malformed`] if the name is not a string of at most 4096 bytes, or a length disagrees with the payload's:
-    /// answer `NBD_REP_ERR_INVALID`.
+    /// [`Malformed`] if the name is not a string of at most 4096 bytes, or a length disagrees with
+    /// the payload's: reply with `NBD_REP_ERR_INVALID`.
     ///
     /// NBD protocol, `NBD_OPT_INFO`.
     pub fn decode(payload: &'a [u8]) -> Result<Self, Malformed> {
@@ -37,7 +38,7 @@ impl<'a> InfoRequest<'a> {
         self.infos.clone().any(|wanted| wanted == info)
     }
 
-    /// Appends a payload, for clients. At most 65535 types can be asked for; more are left out.
+    /// Appends a payload, for clients. At most 65535 types fit; more are left out.
     pub fn encode(buf: &mut Vec<u8>, name: &str, infos: &[InfoType]) {
         put_string(buf, name);
         let count = u16::try_from(infos.len()).unwrap_or(u16::MAX);
@@ -82,23 +83,23 @@ pub struct BlockSizes {
     pub maximum: u32,
 }
 
-/// The payload of one `NBD_REP_INFO`: a 16-bit type and what belongs to it.
+/// The payload of one `NBD_REP_INFO`: a 16-bit type and its fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Info<'a> {
     /// `NBD_INFO_EXPORT`: 12 bytes.
     Export {
         /// Export size in bytes.
         size: u64,
-        /// What the export can do.
+        /// The transmission flags.
         flags: TransmissionFlags,
     },
     /// `NBD_INFO_NAME`: the canonical name.
     Name(&'a str),
-    /// `NBD_INFO_DESCRIPTION`: text for people.
+    /// `NBD_INFO_DESCRIPTION`: human-readable text.
     Description(&'a str),
     /// `NBD_INFO_BLOCK_SIZE`: 14 bytes.
     BlockSize(BlockSizes),
-    /// A type without a name yet; clients must ignore it.
+    /// An unknown type; clients must ignore it.
     Unknown {
         /// The type.
         info: InfoType,
@@ -131,7 +132,8 @@ impl<'a> Info<'a> {
     /// Decodes the payload of an `NBD_REP_INFO`, for clients.
     ///
     /// # Errors
-    /// [`Malformed`] if the payload does not have the length of its type, or a name or description is not a string.
+    /// [`Malformed`] if the payload does not have the length of its type, or a name or description
+    /// is not a string.
     ///
     /// NBD protocol, `NBD_REP_INFO`.
     pub fn decode(payload: &'a [u8]) -> Result<Self, Malformed> {
@@ -156,7 +158,7 @@ impl<'a> Info<'a> {
         Ok(info)
     }
 
-    /// The type that goes before the payload.
+    /// The type in front of the payload.
     #[must_use]
     pub fn info_type(&self) -> InfoType {
         match *self {
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_export_without_wishes_is_six_zeroes() {
+    fn a_request_for_the_default_export_and_no_information_is_six_zeroes() {
         let request = InfoRequest::decode(&[0; 6]).unwrap();
         assert_eq!((request.name, request.infos.len()), ("", 0));
     }
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_longer_than_4096_bytes_is_too_long_even_when_it_is_there() {
+    fn a_name_longer_than_4096_bytes_is_refused_even_if_complete() {
         let mut payload = 4097u32.to_be_bytes().to_vec();
         payload.extend(vec![b'a'; 4097]);
         payload.extend([0, 0]);
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn an_announced_length_of_4_gib_is_too_long_and_does_not_overflow() {
+    fn a_length_field_of_4_gib_is_refused_and_does_not_overflow() {
         assert!(matches!(
             InfoRequest::decode(&[0xff; 8]),
             Err(Malformed::TooLong { found: 0xffff_ffff, .. })
@@ -225,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_have_their_golden_bytes() {
+    fn information_has_its_golden_bytes() {
         let cases: [(Info<'_>, &[u8]); 5] = [
             (
                 Info::Export { size: 0x10_0000, flags: TransmissionFlags::HAS_FLAGS },
@@ -248,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_of_fixed_size_reject_every_other_size() {
+    fn information_of_fixed_size_rejects_every_other_size() {
         assert!(matches!(Info::decode(&[0; 11]), Err(Malformed::Truncated { .. })));
         assert!(matches!(Info::decode(&[0; 13]), Err(Malformed::Trailing { extra: 1, .. })));
         let mut sizes = [0; 15];

@@ -1,24 +1,27 @@
-//! `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`: the request and `NBD_REP_META_CONTEXT`.
+//! `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`: the request and
+//! `NBD_REP_META_CONTEXT`.
 
 use crate::Malformed;
 use crate::wire::{Reader, bounded, put_length, put_string, string};
 
-/// The payload of both meta context options: export name, number of queries, queries; each string with its length.
+/// The payload of both meta context options: export name, number of queries, queries; each string
+/// with its length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetaContextRequest<'a> {
-    /// The export whose contexts are meant.
+    /// The export whose contexts are listed or set.
     pub export: &'a str,
-    /// Queries such as `base:allocation`, in the client's order. None at all means every context for
-    /// `NBD_OPT_LIST_META_CONTEXT`, and no context for `NBD_OPT_SET_META_CONTEXT`.
+    /// Queries such as `base:allocation`, in the client's order. An empty list means every context
+    /// for `NBD_OPT_LIST_META_CONTEXT`, and no context for `NBD_OPT_SET_META_CONTEXT`.
     pub queries: Queries<'a>,
 }
 
 impl<'a> MetaContextRequest<'a> {
-    /// Decodes a payload. All queries are checked to be in bounds and at most 4096 bytes before any is handed out; their
-    /// text is not, because a query in an unknown namespace must be ignored whatever it says.
+    /// Decodes a payload. All queries are checked to be in bounds and at most 4096 bytes before the
+    /// first is returned; their text is not, because a query in an unknown namespace must be
+    /// ignored, valid text or not.
     ///
     /// # Errors
-    /// [`Malformed`] if a length disagrees with the payload's: answer `NBD_REP_ERR_INVALID`.
+    /// [`Malformed`] if a length disagrees with the payload's: reply with `NBD_REP_ERR_INVALID`.
     ///
     /// NBD protocol, `NBD_OPT_LIST_META_CONTEXT`.
     pub fn decode(payload: &'a [u8]) -> Result<Self, Malformed> {
@@ -56,7 +59,7 @@ impl<'a> Iterator for Queries<'a> {
 
     fn next(&mut self) -> Option<&'a [u8]> {
         self.left = self.left.checked_sub(1)?;
-        // Decoding walked every query, so the lengths are known to fit.
+        // decode() has checked the length of every query.
         let (length, rest) = self.bytes.split_first_chunk()?;
         let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
         let (query, rest) = rest.split_at_checked(length)?;
@@ -91,7 +94,7 @@ impl<'a> MetaContextReply<'a> {
     /// Decodes a payload, for clients.
     ///
     /// # Errors
-    /// [`Malformed`] if the id is cut short or the name is not a string.
+    /// [`Malformed`] if the id is truncated or the name is not a string.
     pub fn decode(payload: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new("meta context reply", payload);
         let id = reader.u32()?;
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn four_billion_announced_queries_end_at_the_first_missing_one() {
+    fn a_count_of_four_billion_queries_fails_at_the_first_missing_one() {
         assert_eq!(
             MetaContextRequest::decode(b"\0\0\0\0\xff\xff\xff\xff"),
             Err(Malformed::Truncated { what: "meta context request", needed: 4, available: 0 })
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_beyond_4096_bytes_is_too_long() {
+    fn a_query_longer_than_4096_bytes_is_refused() {
         assert_eq!(
             MetaContextRequest::decode(b"\0\0\0\0\0\0\0\x01\0\0\x10\x01"),
             Err(Malformed::TooLong { what: "meta context query", limit: 4096, found: 4097 })

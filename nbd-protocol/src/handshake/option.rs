@@ -1,4 +1,5 @@
-//! Framing of options and of their replies. NBD protocol, "Newstyle negotiation" and "Fixed newstyle negotiation".
+//! Framing of options and of their replies. NBD protocol, "Newstyle negotiation" and "Fixed
+//! newstyle negotiation".
 
 use crate::Malformed;
 use crate::constants::{IHAVEOPT, OPTION_REPLY_MAGIC, Opt, Rep};
@@ -7,9 +8,10 @@ use crate::wire::{bounded, field, put_length, string};
 /// The header of an option: 16 bytes, followed by `length` bytes of payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptionHeader {
-    /// What the client asks for; any number.
+    /// The option; any number.
     pub option: Opt,
-    /// Bytes of payload. Not bounded here: see [`MAX_OPTION_LENGTH`](crate::constants::MAX_OPTION_LENGTH).
+    /// Bytes of payload. Not bounded here: see
+    /// [`MAX_OPTION_LENGTH`](crate::constants::MAX_OPTION_LENGTH).
     pub length: u32,
 }
 
@@ -20,7 +22,8 @@ impl OptionHeader {
     /// Decodes a header.
     ///
     /// # Errors
-    /// [`Malformed::Magic`] if it does not begin with `IHAVEOPT`; the connection cannot be resynchronised.
+    /// [`Malformed::Magic`] if it does not start with `IHAVEOPT`; the connection cannot be
+    /// resynchronised.
     pub fn decode(bytes: &[u8; Self::LENGTH]) -> Result<Self, Malformed> {
         let found = u64::from_be_bytes(field(bytes, 0));
         if found != IHAVEOPT {
@@ -43,7 +46,8 @@ impl OptionHeader {
     }
 }
 
-/// Appends an option and its payload, for clients. A payload of 4 GiB or more cannot be expressed and is cut.
+/// Appends an option and its payload, for clients. A payload of 4 GiB or more cannot be expressed
+/// and is cut.
 pub fn encode_option(buf: &mut Vec<u8>, option: Opt, payload: &[u8]) {
     let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
     buf.extend_from_slice(&OptionHeader { option, length }.encode());
@@ -53,8 +57,8 @@ pub fn encode_option(buf: &mut Vec<u8>, option: Opt, payload: &[u8]) {
 /// Decodes the payload of `NBD_OPT_EXPORT_NAME`: the whole of it is the name.
 ///
 /// # Errors
-/// [`Malformed::TooLong`], [`Malformed::NotUtf8`] or [`Malformed::Nul`]; the option has no error reply, so the session
-/// must end.
+/// [`Malformed::TooLong`], [`Malformed::NotUtf8`] or [`Malformed::Nul`]; the option has no error
+/// reply, so the server must disconnect.
 pub fn decode_export_name(payload: &[u8]) -> Result<&str, Malformed> {
     string("export name", payload)
 }
@@ -102,7 +106,8 @@ impl OptionReplyHeader {
     }
 }
 
-/// Appends a reply and its payload, which the encoders of this module keep far below 4 GiB.
+/// Appends a reply and its payload, which must be shorter than 4 GiB: the encoders of this module
+/// append a few KiB.
 pub fn encode_option_reply(buf: &mut Vec<u8>, option: Opt, reply: Rep, payload: &[u8]) {
     buf.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
     buf.extend_from_slice(&option.0.to_be_bytes());
@@ -111,12 +116,13 @@ pub fn encode_option_reply(buf: &mut Vec<u8>, option: Opt, reply: Rep, payload: 
     buf.extend_from_slice(payload);
 }
 
-/// Appends an error reply with a message for people, which is cut at 4096 bytes and may be empty.
+/// Appends an error reply with a human-readable message, which is cut at 4096 bytes and may be
+/// empty.
 pub fn encode_option_error(buf: &mut Vec<u8>, option: Opt, error: Rep, message: &str) {
     encode_option_reply(buf, option, error, bounded(message).as_bytes());
 }
 
-/// Reads the payload of an error reply as the message that it is; empty if the server gave none.
+/// Decodes the payload of an error reply: the message, empty if the server sent none.
 ///
 /// # Errors
 /// [`Malformed`] if it is not a string of the protocol.
@@ -136,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_option_is_kept_as_it_came() {
+    fn an_unknown_option_keeps_its_number() {
         let header = OptionHeader { option: Opt(u32::MAX), length: u32::MAX };
         assert_eq!(OptionHeader::decode(&header.encode()), Ok(header));
     }

@@ -1,14 +1,14 @@
-//! `NBD_REP_SERVER`: one export in the answer to `NBD_OPT_LIST`.
+//! `NBD_REP_SERVER`: one export in the reply to `NBD_OPT_LIST`.
 
 use crate::Malformed;
 use crate::wire::{Reader, bounded, put_string, string};
 
-/// The payload of `NBD_REP_SERVER`: length and bytes of the name; whatever follows is a description.
+/// The payload of `NBD_REP_SERVER`: length and bytes of the name, then the description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerReply<'a> {
     /// The export's name.
     pub name: &'a str,
-    /// Text for people; empty if there is none.
+    /// Human-readable description; empty if there is none.
     pub description: &'a str,
 }
 

@@ -1,4 +1,4 @@
-//! Payloads of the chunks that carry data, holes and errors. NBD protocol, "Structured reply types".
+//! Payloads of data, hole and error chunks. NBD protocol, "Structured reply types".
 
 use crate::Malformed;
 use crate::wire::{Reader, bounded};
@@ -6,20 +6,20 @@ use crate::wire::{Reader, bounded};
 /// `NBD_REPLY_TYPE_OFFSET_DATA`: 64 bits of offset, then at least one byte of the export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataChunk<'a> {
-    /// Where the bytes are in the export.
+    /// Offset of the bytes in the export.
     pub offset: u64,
     /// The bytes.
     pub data: &'a [u8],
 }
 
 impl<'a> DataChunk<'a> {
-    /// Encodes what comes before the data, so that the data need not be copied.
+    /// Encodes the fields before the data, so that the data need not be copied.
     #[must_use]
     pub fn encode_prefix(offset: u64) -> [u8; 8] {
         offset.to_be_bytes()
     }
 
-    /// Decodes a payload, for clients. Whether it lies in the request is for the caller to check.
+    /// Decodes a payload, for clients. The caller checks that it lies in the request.
     ///
     /// # Errors
     /// [`Malformed::Truncated`] if no data follows the offset.
@@ -37,9 +37,9 @@ impl<'a> DataChunk<'a> {
 /// `NBD_REPLY_TYPE_OFFSET_HOLE`: 64 bits of offset, 32 bits of length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HoleChunk {
-    /// Where the zeroes are in the export.
+    /// Offset of the zeroes in the export.
     pub offset: u64,
-    /// How many there are; never zero.
+    /// Bytes of zeroes; at least one.
     pub length: u32,
 }
 
@@ -56,7 +56,7 @@ impl HoleChunk {
         bytes
     }
 
-    /// Decodes a payload, for clients. Whether it lies in the request is for the caller to check.
+    /// Decodes a payload, for clients. The caller checks that it lies in the request.
     ///
     /// # Errors
     /// [`Malformed`] if the payload is not 12 bytes or the hole is empty.
@@ -79,11 +79,13 @@ impl HoleChunk {
 /// `NBD_REPLY_TYPE_ERROR_OFFSET`: the same, then 64 bits of offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrorChunk<'a> {
-    /// The [`code`](crate::constants::NbdError::code) of the error, or a number that the client does not know.
+    /// The [`code`](crate::constants::NbdError::code) of the error, or a number that the client
+    /// does not know.
     pub error: u32,
-    /// Text for people: should be UTF-8, which is not checked, because a client loses more by hanging up.
+    /// Human-readable text. Should be UTF-8, which is not checked: a client would have to
+    /// disconnect over a message that it only logs.
     pub message: &'a [u8],
-    /// Where it happened, in an `NBD_REPLY_TYPE_ERROR_OFFSET`.
+    /// The offset of the error, in an `NBD_REPLY_TYPE_ERROR_OFFSET`.
     pub offset: Option<u64>,
 }
 
@@ -127,7 +129,8 @@ impl<'a> ErrorChunk<'a> {
         Ok(ErrorChunk { offset: Some(offset), ..chunk })
     }
 
-    /// Decodes the start of an error chunk of any type, for clients: later types append fields, which are ignored.
+    /// Decodes the start of an error chunk of any type, for clients: later types append fields,
+    /// which are ignored.
     ///
     /// # Errors
     /// [`Malformed`] if the error is zero or the message is longer than the payload.

@@ -6,7 +6,8 @@ use crate::constants::{
 };
 use crate::wire::field;
 
-/// A simple reply: 16 bytes, then the data of a successful read. NBD protocol, "Simple reply message".
+/// A simple reply: 16 bytes, then the data of a successful read. NBD protocol, "Simple reply
+/// message".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimpleReply {
     /// Zero, or the [`code`](crate::constants::NbdError::code) of an error.
@@ -49,7 +50,7 @@ impl SimpleReply {
 pub struct StructuredReplyChunk {
     /// Whether this is the last chunk of the reply.
     pub flags: ReplyFlags,
-    /// What the payload is.
+    /// The type of the payload.
     pub chunk_type: ChunkType,
     /// The request's cookie.
     pub cookie: u64,
@@ -73,7 +74,7 @@ impl StructuredReplyChunk {
         bytes
     }
 
-    /// Decodes a header, for clients. Whether the length suits the type is for the payload's decoder.
+    /// Decodes a header, for clients. The payload's decoder checks the length.
     ///
     /// # Errors
     /// [`Malformed::Magic`].
@@ -95,11 +96,11 @@ impl StructuredReplyChunk {
 pub struct ExtendedReplyChunk {
     /// Whether this is the last chunk of the reply.
     pub flags: ReplyFlags,
-    /// What the payload is.
+    /// The type of the payload.
     pub chunk_type: ChunkType,
     /// The request's cookie.
     pub cookie: u64,
-    /// The request's offset, whatever the chunk is about.
+    /// The request's offset, in chunks of every type.
     pub offset: u64,
     /// Bytes of payload.
     pub length: u64,
@@ -122,7 +123,7 @@ impl ExtendedReplyChunk {
         bytes
     }
 
-    /// Decodes a header, for clients. Whether the length suits the type is for the payload's decoder.
+    /// Decodes a header, for clients. The payload's decoder checks the length.
     ///
     /// # Errors
     /// [`Malformed::Magic`].

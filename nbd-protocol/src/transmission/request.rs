@@ -1,4 +1,5 @@
-//! Request headers, compact and extended, and the payload that narrows a block status request.
+//! Request headers, compact and extended, and the payload that selects the contexts of a block
+//! status request.
 
 use crate::Malformed;
 use crate::constants::{Command, CommandFlags, EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC};
@@ -7,15 +8,16 @@ use crate::wire::{Reader, field};
 /// One request, in either form of header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Flags, with unknown bits kept so that they can be refused.
+    /// Flags, with unknown bits retained so that they can be refused.
     pub flags: CommandFlags,
-    /// What to do; any number.
+    /// The command; any number.
     pub command: Command,
     /// Chosen by the client, echoed in every reply to this request.
     pub cookie: u64,
     /// First byte.
     pub offset: u64,
-    /// Bytes of effect; or of payload, if [`CommandFlags::PAYLOAD_LEN`] is set in an extended request.
+    /// Bytes affected; or bytes of payload, if [`CommandFlags::PAYLOAD_LEN`] is set in an extended
+    /// request.
     pub length: u64,
 }
 
@@ -30,7 +32,8 @@ impl Request {
     /// `offset` and `length` are bytes and are not yet checked against the export size.
     ///
     /// # Errors
-    /// [`Malformed::Magic`] if the first four bytes are not `NBD_REQUEST_MAGIC`; the connection cannot be resynchronised.
+    /// [`Malformed::Magic`] if the first four bytes are not `NBD_REQUEST_MAGIC`; the connection
+    /// cannot be resynchronised.
     ///
     /// NBD protocol, "Compact request message".
     pub fn decode(bytes: &[u8; Self::LENGTH]) -> Result<Request, Malformed> {
@@ -41,8 +44,8 @@ impl Request {
     /// Decodes an extended request header: 32 bytes, the length in 64 bits.
     ///
     /// # Errors
-    /// [`Malformed::Magic`] if the first four bytes are not `NBD_EXTENDED_REQUEST_MAGIC`; the connection cannot be
-    /// resynchronised.
+    /// [`Malformed::Magic`] if the first four bytes are not `NBD_EXTENDED_REQUEST_MAGIC`; the
+    /// connection cannot be resynchronised.
     ///
     /// NBD protocol, "Extended request message".
     pub fn decode_extended(bytes: &[u8; Self::EXTENDED_LENGTH]) -> Result<Request, Malformed> {
@@ -50,7 +53,8 @@ impl Request {
         decode_fields(&field(bytes, 0), EXTENDED_REQUEST_MAGIC, length)
     }
 
-    /// Encodes a compact header, for clients; a length beyond 32 bits cannot be expressed and becomes `u32::MAX`.
+    /// Encodes a compact header, for clients; a length beyond 32 bits cannot be expressed and
+    /// becomes `u32::MAX`.
     #[must_use]
     pub fn encode(&self) -> [u8; Self::LENGTH] {
         let mut bytes = [0; Self::LENGTH];
@@ -69,7 +73,7 @@ impl Request {
         bytes
     }
 
-    /// Everything that both forms have in common: all but the length.
+    /// The fields that both forms have in common: all but the length.
     fn encode_fields(&self, magic: u32) -> [u8; 24] {
         let mut bytes = [0; 24];
         bytes[..4].copy_from_slice(&magic.to_be_bytes());
@@ -95,18 +99,19 @@ fn decode_fields(bytes: &[u8; 24], magic: u32, length: u64) -> Result<Request, M
     })
 }
 
-/// The payload of `NBD_CMD_BLOCK_STATUS` with `NBD_CMD_FLAG_PAYLOAD_LEN`: 64 bits of effect length, then the ids of the
-/// contexts to report, 32 bits each.
+/// The payload of `NBD_CMD_BLOCK_STATUS` with `NBD_CMD_FLAG_PAYLOAD_LEN`: 64 bits of effect length,
+/// then the ids of the contexts to report, 32 bits each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockStatusPayload<'a> {
-    /// Bytes of the export that the request is about.
+    /// Bytes of the export that the request queries.
     pub effect_length: u64,
     /// The contexts wanted, a subset of those negotiated.
     pub ids: ContextIds<'a>,
 }
 
 impl<'a> BlockStatusPayload<'a> {
-    /// Decodes a payload. Whether the ids were negotiated, and are not repeated, is for the caller to check.
+    /// Decodes a payload. Whether the ids were negotiated, and are not repeated, is for the caller
+    /// to check.
     ///
     /// # Errors
     /// [`Malformed`] if the payload is not 8 bytes and a multiple of 4.

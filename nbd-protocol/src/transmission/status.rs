@@ -6,23 +6,23 @@ use crate::wire::{Reader, put_length};
 /// A run of bytes with one status: 8 bytes on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockDescriptor {
-    /// Bytes of the export; never zero.
+    /// Bytes of the export; at least one.
     pub length: u32,
-    /// What the metadata context says of them.
+    /// Their status in the metadata context.
     pub flags: u32,
 }
 
 /// A run of bytes with one status: 16 bytes on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockDescriptorExt {
-    /// Bytes of the export; never zero.
+    /// Bytes of the export; at least one.
     pub length: u64,
-    /// What the metadata context says of them.
+    /// Their status in the metadata context.
     pub flags: u64,
 }
 
-/// `NBD_REPLY_TYPE_BLOCK_STATUS`: 32 bits of context id, then one or more descriptors of consecutive bytes, the first at
-/// the request's offset.
+/// `NBD_REPLY_TYPE_BLOCK_STATUS`: 32 bits of context id, then one or more descriptors of
+/// consecutive bytes, the first at the request's offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockStatus<'a> {
     /// The metadata context.
@@ -38,7 +38,7 @@ impl<'a> BlockStatus<'a> {
         4 + 8 * descriptors
     }
 
-    /// Appends a payload. The protocol wants at least one descriptor, and no length of zero.
+    /// Appends a payload. The protocol requires at least one descriptor, and no length of zero.
     pub fn encode(buf: &mut Vec<u8>, context: u32, descriptors: &[BlockDescriptor]) {
         buf.extend_from_slice(&context.to_be_bytes());
         for descriptor in descriptors {
@@ -50,7 +50,7 @@ impl<'a> BlockStatus<'a> {
     /// Decodes a payload, for clients.
     ///
     /// # Errors
-    /// [`Malformed`] if there is no descriptor, half a one, or an empty one.
+    /// [`Malformed`] if there is no descriptor, a truncated one, or an empty one.
     pub fn decode(payload: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new("block status", payload);
         let context = reader.u32()?;
@@ -61,7 +61,8 @@ impl<'a> BlockStatus<'a> {
     }
 }
 
-/// `NBD_REPLY_TYPE_BLOCK_STATUS_EXT`: 32 bits of context id, 32 bits of count, then that many descriptors, at least one.
+/// `NBD_REPLY_TYPE_BLOCK_STATUS_EXT`: 32 bits of context id, 32 bits of count, then that many
+/// descriptors, at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockStatusExt<'a> {
     /// The metadata context.
@@ -77,7 +78,7 @@ impl<'a> BlockStatusExt<'a> {
         8 + 16 * descriptors
     }
 
-    /// Appends a payload. The protocol wants at least one descriptor, and no length of zero.
+    /// Appends a payload. The protocol requires at least one descriptor, and no length of zero.
     pub fn encode(buf: &mut Vec<u8>, context: u32, descriptors: &[BlockDescriptorExt]) {
         buf.extend_from_slice(&context.to_be_bytes());
         put_length(buf, descriptors.len());
@@ -90,7 +91,8 @@ impl<'a> BlockStatusExt<'a> {
     /// Decodes a payload, for clients.
     ///
     /// # Errors
-    /// [`Malformed`] if there is no descriptor, half a one, an empty one, or not as many as the count says.
+    /// [`Malformed`] if there is no descriptor, a truncated one, an empty one, or their number is
+    /// not the count.
     pub fn decode(payload: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new("extended block status", payload);
         let context = reader.u32()?;
@@ -225,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_descriptor_would_never_let_a_client_advance() {
+    fn an_empty_descriptor_is_refused() {
         assert!(matches!(BlockStatus::decode(&[0; 12]), Err(Malformed::Value { found: 0, .. })));
         let mut ext = [0; 24];
         ext[7] = 1;
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_extended_count_must_be_true() {
+    fn the_extended_count_must_be_the_number_of_descriptors() {
         let mut buf = Vec::new();
         BlockStatusExt::encode(&mut buf, 7, &[BlockDescriptorExt { length: 1, flags: 0 }]);
         buf[7] = 2;

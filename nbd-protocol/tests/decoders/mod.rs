@@ -1,4 +1,4 @@
-//! Every decoder, and what must hold whatever bytes it is given. The fuzz targets use it too.
+//! Every decoder, and the invariants of its results for any bytes. The fuzz targets use it too.
 
 use nbd_protocol::constants::{HandshakeFlags, InfoType};
 use nbd_protocol::handshake::{

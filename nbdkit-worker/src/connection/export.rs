@@ -1,4 +1,4 @@
-//! An export that a client picked: the open stack and what was promised about it.
+//! An export that a client picked: the stack, open for this client.
 
 #![forbid(unsafe_code)]
 
@@ -6,17 +6,19 @@ use nbd_protocol::constants::TransmissionFlags;
 use nbdkit_api::{Backend, Cache, Fua, Open, Result, Zero};
 
 use super::Connection;
+use super::negotiated::{Features, Negotiated};
 use crate::settings::Settings;
 
-/// What the client has negotiated about the form of replies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Features {
-    /// Structured replies, of old or extended form.
-    pub(crate) structured: bool,
-    /// Extended headers, which include structured replies.
-    pub(crate) extended: bool,
-    /// `base:allocation` may be asked for.
-    pub(crate) base_allocation: bool,
+/// Proof that TLS is in use on a connection or not required. Without one, no export is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TlsSatisfied(());
+
+impl TlsSatisfied {
+    /// `None` if TLS is required and not in use.
+    pub(crate) fn check(connection: &Connection<'_>) -> Option<TlsSatisfied> {
+        let required = connection.settings.tls.as_ref().is_some_and(|tls| tls.require);
+        (!required || connection.client.is_tls()).then_some(TlsSatisfied(()))
+    }
 }
 
 /// An open export.
@@ -24,25 +26,20 @@ pub(crate) struct Features {
 pub(crate) struct Export {
     /// The stack as opened for this client.
     pub(crate) backend: Backend,
-    /// Bytes.
-    pub(crate) size: u64,
-    /// What was advertised.
-    pub(crate) flags: TransmissionFlags,
-    /// The form of replies.
-    pub(crate) features: Features,
 }
 
 impl Export {
-    /// Opens and prepares the stack and asks it all that is advertised, so that later answers come from
-    /// the cache. NBD protocol, "Transmission flags".
+    /// Opens and prepares the stack and queries everything that is advertised, so that the backend
+    /// caches the answers. NBD protocol, "Transmission flags".
     ///
     /// # Errors
-    /// A layer refused.
+    /// A layer refused the client or could not open.
     pub(crate) fn open(
         connection: &Connection<'_>,
         name: &str,
         features: Features,
-    ) -> Result<Export> {
+        _: TlsSatisfied,
+    ) -> Result<(Export, Negotiated)> {
         let client = &connection.client;
         let settings = connection.settings;
         settings.serialized(|| {
@@ -58,9 +55,11 @@ impl Export {
                 .and_then(|()| Ok((backend.size()?, flags(&backend, features, settings)?)));
             match opened {
                 Ok((size, flags)) => {
-                    // Asked now, so that requests never have to.
+                    // Cached now, so that no request has to query the stack.
                     backend.can_extents()?;
-                    Ok(Export { backend, size, flags, features })
+                    let export = name.to_owned();
+                    let negotiated = Negotiated { export, size, flags, features, block_size: None };
+                    Ok((Export { backend }, negotiated))
                 }
                 Err(error) => {
                     let _ = backend.finalize();
@@ -73,7 +72,7 @@ impl Export {
     /// Finalizes and closes the stack.
     ///
     /// # Errors
-    /// A layer's `finalize` failed: the client must be cut off.
+    /// A layer's `finalize` failed: the client must be disconnected.
     pub(crate) fn close(mut self, connection: &Connection<'_>) -> Result<()> {
         connection.settings.serialized(|| {
             let finalized = self.backend.finalize();
@@ -95,7 +94,7 @@ fn flags(backend: &Backend, features: Features, settings: &Settings) -> Result<T
     }
     flags.set(TransmissionFlags::SEND_FLUSH, backend.can_flush()?);
     flags.set(TransmissionFlags::ROTATIONAL, backend.is_rotational()?);
-    // A client to which this is advertised opens several connections, and would wait for the second for ever.
+    // A client that sees this flag opens several connections; the second would never be served.
     let several = backend.can_multi_conn()? && !settings.one_client;
     flags.set(TransmissionFlags::CAN_MULTI_CONN, several);
     flags.set(TransmissionFlags::SEND_CACHE, backend.can_cache()? != Cache::None);

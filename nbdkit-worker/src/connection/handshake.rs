@@ -1,29 +1,33 @@
-//! The handshake phase: greeting, option haggling, and in the end an open export.
+//! The handshake phase: greeting, option haggling, and at its end an open export.
 //! NBD protocol, "Handshake phase".
+//!
+//! The states are types, named after what they await: [`AwaitClientFlags`], [`AwaitStartTls`] and
+//! [`AwaitOption`]. Only the last has methods that list, describe or open exports. To make one, and
+//! to open an export, takes a [`TlsSatisfied`]: proof that TLS is in use or not required.
 
 #![forbid(unsafe_code)]
 
 use std::time::Instant;
 
 use nbd_protocol::constants::{ClientFlags, HandshakeFlags, Opt, Rep};
-use nbd_protocol::handshake::{
-    ExportNameReply, Greeting, OptionHeader, encode_option_error, encode_option_reply,
-};
-use nbdkit_api::{debug, quoted};
+use nbd_protocol::handshake::Greeting;
+use nbdkit_api::debug;
 
-use super::export::{Export, Features};
+use super::export::{Export, TlsSatisfied};
+use super::haggling::{Haggling, ReceivedOption};
 use super::input::Input;
-use super::options::{self, ExpectOption};
+use super::negotiated::{Features, Negotiated};
+use super::options::AwaitOption;
 use super::{Connection, During, End};
 
-/// Longest option payload that is read at all, bytes. Beyond, the client is not worth its bandwidth.
-const MAX_SKIPPED_OPTION: u32 = 16 << 20;
-
-/// Takes a client to an open export. What it sent beyond the handshake is in the input that comes back.
+/// Takes a client from its first byte to an open export. Bytes that it sent beyond the handshake
+/// are in the input that is returned.
 ///
 /// # Errors
 /// Every other way in which a handshake can end.
-pub(crate) fn negotiate<'a>(connection: &'a Connection<'a>) -> Result<(Export, Input), End> {
+pub(super) fn negotiate<'a>(
+    connection: &'a Connection<'a>,
+) -> Result<(Negotiated, Export, Input), End> {
     let settings = connection.settings;
     settings
         .serialized(|| connection.layer.preconnect(&connection.client, settings.readonly))
@@ -31,145 +35,153 @@ pub(crate) fn negotiate<'a>(connection: &'a Connection<'a>) -> Result<(Export, I
     // The clock starts once preconnect has returned (nbdkit(1), --timeout).
     let deadline = settings.timeout.map(|timeout| Instant::now() + timeout);
     let input = Input::new(connection.socket.clone(), deadline);
-    let (export, mut input) = if settings.protocol.oldstyle {
-        (oldstyle(connection, deadline)?, input)
+    let (negotiated, export, mut input) = if settings.protocol.oldstyle {
+        let (negotiated, export) = oldstyle(connection, deadline)?;
+        (negotiated, export, input)
     } else {
         newstyle(connection, input)?
     };
     input.deadline = None;
+    debug!("negotiated: {negotiated}");
     debug!("handshake complete, processing requests with {} threads", settings.threads);
-    Ok((export, input))
+    Ok((negotiated, export, input))
 }
 
 /// The greeting is all there is: one export, no negotiation. NBD protocol, "Oldstyle negotiation".
-fn oldstyle(connection: &Connection<'_>, deadline: Option<Instant>) -> Result<Export, End> {
-    let export = Export::open(connection, "", Features::default()).map_err(|_| End::Refused)?;
-    debug!("oldstyle negotiation: flags: export {:#x}", export.flags);
+fn oldstyle(
+    connection: &Connection<'_>,
+    deadline: Option<Instant>,
+) -> Result<(Negotiated, Export), End> {
+    // The command line does not permit oldstyle with --tls=require.
+    let satisfied = TlsSatisfied::check(connection).ok_or(End::Refused)?;
+    let (export, negotiated) =
+        Export::open(connection, "", Features::default(), satisfied).map_err(|_| End::Refused)?;
+    debug!("oldstyle negotiation: flags: export {:#x}", negotiated.flags);
     connection
         .socket
-        .write_all(&Greeting::encode_oldstyle(export.size, export.flags), deadline)
+        .write_all(&Greeting::encode_oldstyle(negotiated.size, negotiated.flags), deadline)
         .during("write greeting")?;
-    (connection.on_serving)("");
-    Ok(export)
+    (connection.on_serving)(&negotiated.export);
+    Ok((negotiated, export))
 }
 
-fn newstyle<'a>(connection: &'a Connection<'a>, mut input: Input) -> Result<(Export, Input), End> {
-    let protocol = connection.settings.protocol;
-    let offered = HandshakeFlags::from_bits_truncate(
-        (HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES).bits()
-            & protocol.mask_handshake as u16,
-    );
-    debug!("newstyle negotiation: flags: global {:#x}", offered.bits());
-    connection
-        .socket
-        .write_all(&Greeting::encode_newstyle(offered), input.deadline)
-        .during("write greeting")?;
-    let Some(bytes) = input.take().during("reading initial client flags")? else {
-        return Err(End::Done);
-    };
-    let client = ClientFlags::from_bits_retain(u32::from_be_bytes(bytes));
-    debug!("newstyle negotiation: client flags: {:#x}", client.bits());
-    if client.bits() & !u32::from(offered.bits()) != 0 {
-        return Err(End::Protocol(format!(
-            "client requested unexpected flags {:#x}",
-            client.bits()
-        )));
-    }
-    let mut state = ExpectOption::new(connection, input, client);
+fn newstyle<'a>(
+    connection: &'a Connection<'a>,
+    input: Input,
+) -> Result<(Negotiated, Export, Input), End> {
+    let mut state = AwaitClientFlags::greet(connection, input)?.client_flags()?;
     loop {
-        if let Some(export) = state.option()? {
-            return Ok((export, state.into_input()));
+        match state.option()? {
+            Next::Await(next) => state = next,
+            Next::Serve(mut haggling, negotiated, export) => {
+                (connection.on_serving)(&negotiated.export);
+                haggling.flush()?;
+                return Ok((negotiated, *export, haggling.input));
+            }
         }
     }
 }
 
-/// What the loop over options needs of the socket.
-impl ExpectOption<'_> {
-    /// Handles one option; the export once the client has picked one.
-    fn option(&mut self) -> Result<Option<Export>, End> {
-        let Some(bytes) = self.input.take().during("reading option")? else {
+/// A client that has been greeted.
+struct AwaitClientFlags<'a> {
+    connection: &'a Connection<'a>,
+    input: Input,
+    offered: HandshakeFlags,
+}
+
+impl<'a> AwaitClientFlags<'a> {
+    /// Sends the greeting. NBD protocol, "Newstyle negotiation".
+    fn greet(connection: &'a Connection<'a>, input: Input) -> Result<AwaitClientFlags<'a>, End> {
+        let mask = connection.settings.protocol.mask_handshake;
+        let offered = HandshakeFlags::from_bits_truncate(
+            (HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES).bits() & mask as u16,
+        );
+        debug!("newstyle negotiation: flags: global {:#x}", offered.bits());
+        connection
+            .socket
+            .write_all(&Greeting::encode_newstyle(offered), input.deadline)
+            .during("write greeting")?;
+        Ok(AwaitClientFlags { connection, input, offered })
+    }
+
+    /// Receives the client's flags, which must be among those offered.
+    fn client_flags(mut self) -> Result<State<'a>, End> {
+        let Some(bytes) = self.input.take().during("reading initial client flags")? else {
             return Err(End::Done);
         };
-        let header = OptionHeader::decode(&bytes)
-            .map_err(|malformed| End::Protocol(malformed.to_string()))?;
-        let OptionHeader { option, length } = header;
-        if !self.fixed && option != Opt::EXPORT_NAME {
+        let flags = ClientFlags::from_bits_retain(u32::from_be_bytes(bytes));
+        debug!("newstyle negotiation: client flags: {:#x}", flags.bits());
+        if flags.bits() & !u32::from(self.offered.bits()) != 0 {
             return Err(End::Protocol(format!(
-                "{option} from a client that did not negotiate fixed newstyle"
+                "client requested unexpected flags {:#x}",
+                flags.bits()
             )));
         }
-        if length > nbd_protocol::constants::MAX_OPTION_LENGTH {
-            if length > MAX_SKIPPED_OPTION || option == Opt::EXPORT_NAME {
-                return Err(End::Protocol(format!(
-                    "{option}: client option data too long ({length})"
-                )));
-            }
-            self.input.skip(length.into()).during(format_args!("read: {option}"))?;
-            self.refuse(option, Rep::ERR_TOO_BIG, "option data too long");
-            self.flush()?;
-            return Ok(None);
+        Ok(State::new(Haggling::new(self.connection, self.input, flags)))
+    }
+}
+
+/// A client in option haggling.
+pub(super) enum State<'a> {
+    /// TLS is required and not in use.
+    StartTls(AwaitStartTls<'a>),
+    /// Every option is permitted.
+    Option(AwaitOption<'a>),
+}
+
+/// What follows an option.
+pub(super) enum Next<'a> {
+    /// The next option.
+    Await(State<'a>),
+    /// The transmission phase, once the replies are sent.
+    Serve(Haggling<'a>, Negotiated, Box<Export>),
+}
+
+impl<'a> State<'a> {
+    /// The state in which haggling begins, and begins again behind STARTTLS: nothing that was
+    /// negotiated before holds any more, but for the client's flags. NBD protocol, "TLS support".
+    pub(super) fn new(haggling: Haggling<'a>) -> State<'a> {
+        match TlsSatisfied::check(haggling.connection) {
+            Some(satisfied) => State::Option(AwaitOption::new(haggling, satisfied)),
+            None => State::StartTls(AwaitStartTls { haggling }),
         }
-        // A name of its own, so that the payload can be looked at while replies are written.
-        let mut payload = vec![0; length as usize];
-        self.input.read_exact(&mut payload).during(format_args!("read: {option}"))?;
-        let export = if option == Opt::EXPORT_NAME {
-            Some(self.export_name(&payload)?)
-        } else {
-            options::answer(self, option, &payload)?
+    }
+
+    fn option(self) -> Result<Next<'a>, End> {
+        match self {
+            State::StartTls(state) => state.option().map(Next::Await),
+            State::Option(state) => state.option(),
+        }
+    }
+}
+
+/// A client that has to negotiate TLS before anything else (`--tls=require`). It can leave or start
+/// TLS; it has no [`TlsSatisfied`] to open an export with.
+pub(super) struct AwaitStartTls<'a> {
+    haggling: Haggling<'a>,
+}
+
+impl<'a> AwaitStartTls<'a> {
+    /// Receives and handles one option.
+    fn option(mut self) -> Result<State<'a>, End> {
+        let haggling = &mut self.haggling;
+        let Some(ReceivedOption { option, payload }) = haggling.receive()? else {
+            return Ok(State::StartTls(self));
         };
-        if option == Opt::ABORT {
-            // A client need not wait for the acknowledgement, and libnbd does not: that it has gone is no error.
-            let _ = self.flush();
-            return Err(End::Done);
+        match option {
+            Opt::ABORT => return Err(haggling.abort()),
+            Opt::STARTTLS => {
+                if haggling.start_tls(&payload)? {
+                    return Ok(State::new(self.haggling));
+                }
+            }
+            // This option has no error reply.
+            Opt::EXPORT_NAME => {
+                return Err(End::Protocol(format!("{option}: this server requires TLS")));
+            }
+            _ => haggling.refuse(option, Rep::ERR_TLS_REQD, "this server requires TLS"),
         }
-        self.flush()?;
-        Ok(export)
-    }
-
-    /// NBD_OPT_EXPORT_NAME: the answer is the export itself; a refusal is the end of the connection.
-    fn export_name(&mut self, payload: &[u8]) -> Result<Export, End> {
-        if self.needs_tls() {
-            return Err(End::Protocol(format!("{}: this server requires TLS", Opt::EXPORT_NAME)));
-        }
-        if self.extended {
-            let option = Opt::EXPORT_NAME;
-            return Err(End::Protocol(format!("{option} after extended headers were negotiated")));
-        }
-        let name = nbd_protocol::handshake::decode_export_name(payload)
-            .map_err(|malformed| End::Protocol(format!("{}: {malformed}", Opt::EXPORT_NAME)))?;
-        let features = self.features_for(name);
-        let export = Export::open(self.connection, name, features).map_err(|_| End::Refused)?;
-        debug!("newstyle negotiation: flags: export {:#x}", export.flags);
-        ExportNameReply { size: export.size, flags: export.flags }
-            .encode(&mut self.out, self.no_zeroes);
-        (self.connection.on_serving)(name);
-        Ok(export)
-    }
-
-    /// Appends a reply to an option.
-    pub(crate) fn reply(&mut self, option: Opt, reply: Rep, payload: &[u8]) {
-        debug!("replying to {option} with {reply}");
-        encode_option_reply(&mut self.out, option, reply, payload);
-    }
-
-    /// Appends an error reply with its text.
-    pub(crate) fn refuse(&mut self, option: Opt, error: Rep, message: &str) {
-        debug!("replying to {option} with {error}: {}", quoted(message));
-        encode_option_error(&mut self.out, option, error, message);
-    }
-
-    /// Sends what has been appended.
-    ///
-    /// # Errors
-    /// The client is gone or does not read.
-    pub(crate) fn flush(&mut self) -> Result<(), End> {
-        if !self.out.is_empty() {
-            self.connection
-                .socket
-                .write_all(&self.out, self.input.deadline)
-                .during("write reply to option")?;
-            self.out.clear();
-        }
-        Ok(())
+        haggling.flush()?;
+        Ok(State::StartTls(self))
     }
 }

@@ -1,4 +1,4 @@
-//! Bytes that the client has sent and we have not used: one recv may bring many requests.
+//! The input buffer of a connection: one recv may bring many requests.
 
 #![forbid(unsafe_code)]
 
@@ -9,12 +9,12 @@ use nix::sys::time::TimeVal;
 
 use super::Socket;
 
-/// Bytes that one read may bring. So large that the allocator maps it: pages that nothing comes into take no memory, and
-/// a handshake touches one.
+/// Size of the buffer, bytes. So large that the allocator maps it: pages that were never written
+/// take no memory, and a handshake touches one.
 pub(super) const CAPACITY: usize = 256 * 1024;
-/// A client that says nothing for so long is idle.
-const PATIENCE: TimeVal = TimeVal::new(0, 250_000);
-/// Bytes of a payload that are waited for in one go, at first.
+/// A client that sends nothing for this long is idle.
+const IDLE_AFTER: TimeVal = TimeVal::new(0, 250_000);
+/// Bytes of a payload that the first read waits for.
 const PAYLOAD_STEP: usize = 64 * 1024;
 
 /// A buffered reader over the client's socket.
@@ -24,15 +24,15 @@ pub(crate) struct Input {
     buf: Box<[u8]>,
     start: usize,
     end: usize,
-    /// Whether something has been in the buffer.
+    /// Whether the buffer has held data since it was allocated.
     used: bool,
-    /// Whether the socket is to say when the client is idle.
-    impatient: bool,
-    /// Whether no more than the next header is wanted.
+    /// Whether reads of the socket time out when the client is idle.
+    idle_timeout: bool,
+    /// Whether only the next header is read from the socket.
     narrow: bool,
-    /// Whether the buffer is never given back.
+    /// Whether the buffer is kept while the client is idle.
     kept: bool,
-    /// When waiting ends in an error, if ever.
+    /// When waiting fails with [`DeadlinePassed`](super::DeadlinePassed), if ever.
     pub(crate) deadline: Option<Instant>,
 }
 
@@ -45,25 +45,25 @@ impl Input {
             start: 0,
             end: 0,
             used: false,
-            impatient: false,
+            idle_timeout: false,
             narrow: false,
             kept: false,
             deadline,
         }
     }
 
-    /// What has come and was not used.
+    /// The bytes in the buffer.
     pub(crate) fn available(&self) -> &[u8] {
         &self.buf[self.start..self.end]
     }
 
-    /// Whether the next request is to come without what follows its header: its payload may have a shorter way than
-    /// through this buffer.
+    /// Whether to read the next request's header without the bytes that follow it: its payload may
+    /// be spliced, and then must not be in this buffer.
     pub(super) fn set_narrow(&mut self, narrow: bool) {
         self.narrow = narrow;
     }
 
-    /// From now on the buffer is kept, however long the client says nothing.
+    /// Keeps the buffer while the client is idle.
     pub(super) fn keep(&mut self) {
         self.kept = true;
     }
@@ -73,7 +73,7 @@ impl Input {
         &self.socket
     }
 
-    /// Marks `count` bytes as used, at most what is available.
+    /// Removes `count` bytes from the front, at most what is available.
     pub(crate) fn consume(&mut self, count: usize) {
         self.start += count.min(self.end - self.start);
         if self.start == self.end {
@@ -82,21 +82,22 @@ impl Input {
         }
     }
 
-    /// Whether `count` bytes fit the buffer at all.
+    /// Whether `count` bytes fit in the buffer.
     pub(crate) fn fits(count: usize) -> bool {
         count <= CAPACITY
     }
 
-    /// Waits until at least `count` bytes are available; false if the client ended before the first of
-    /// them. `count` must fit.
+    /// Waits until at least `count` bytes are available; false if the client closed the connection
+    /// before the first of them. `count` must fit.
     ///
     /// # Errors
-    /// UnexpectedEof if the client ended in the middle; [`DeadlinePassed`](super::DeadlinePassed); the kernel's.
+    /// UnexpectedEof if the client closed the connection in the middle;
+    /// [`DeadlinePassed`](super::DeadlinePassed); the kernel's.
     pub(crate) fn fill(&mut self, count: usize) -> io::Result<bool> {
         self.fill_up_to(CAPACITY, count)
     }
 
-    /// As [`fill`](Self::fill), and takes no more than that from the socket.
+    /// As [`fill`](Self::fill), but reads no more than that from the socket.
     ///
     /// # Errors
     /// As [`fill`](Self::fill).
@@ -120,17 +121,17 @@ impl Input {
         Ok(true)
     }
 
-    /// As [`fill`](Self::fill), for the next request: calls `idle` once if that takes the client a while, and gives
-    /// memory back.
+    /// As [`fill`](Self::fill), for the next request: if the client is idle, calls `idle` once and
+    /// frees the buffer until more arrives.
     ///
     /// # Errors
     /// As [`fill`](Self::fill).
-    pub(crate) fn fill_patiently(&mut self, count: usize, idle: impl FnOnce()) -> io::Result<bool> {
-        if !self.impatient && self.used && !self.kept {
-            self.impatient = true;
-            self.socket.set_patience(Some(PATIENCE));
+    pub(crate) fn fill_or_idle(&mut self, count: usize, idle: impl FnOnce()) -> io::Result<bool> {
+        if !self.idle_timeout && self.used && !self.kept {
+            self.idle_timeout = true;
+            self.socket.set_read_timeout(Some(IDLE_AFTER));
         }
-        if (self.impatient || self.kept) && self.start == self.end {
+        if (self.idle_timeout || self.kept) && self.start == self.end {
             let room = if self.narrow { count } else { CAPACITY };
             match self.socket.read(&mut self.buf[..room], self.deadline) {
                 Ok(0) => return Ok(false),
@@ -139,11 +140,11 @@ impl Input {
                     self.socket.wait_input(self.deadline)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.socket.set_patience(None);
+                    self.socket.set_read_timeout(None);
                     self.socket.shrink();
                     self.buf = Box::default();
                     self.used = false;
-                    self.impatient = false;
+                    self.idle_timeout = false;
                     idle();
                     self.socket.wait_input(self.deadline)?;
                     self.buf = vec![0; CAPACITY].into_boxed_slice();
@@ -154,7 +155,7 @@ impl Input {
         self.fill(count)
     }
 
-    /// Makes room for `count` bytes in all.
+    /// Moves the bytes to the front if `count` bytes would not fit behind `start`.
     fn make_room(&mut self, count: usize) {
         if self.buf.len() - self.start < count {
             self.buf.copy_within(self.start..self.end, 0);
@@ -168,9 +169,9 @@ impl Input {
         self.used = true;
     }
 
-    /// Takes what has come meanwhile of the next `count` bytes, and of what follows if that is wanted, without waiting;
-    /// false if nothing has, or the client's end, which the next read finds again. `count` must fit, and not be
-    /// available.
+    /// Reads what has arrived of the next `count` bytes, and what follows them unless narrow,
+    /// without waiting. False if nothing has, also at the end of input, which the next read finds
+    /// again. `count` must fit, and not be available.
     ///
     /// # Errors
     /// The kernel's.
@@ -184,7 +185,7 @@ impl Input {
         Ok(read > 0)
     }
 
-    /// Takes exactly `N` bytes; `None` if the client ended before the first.
+    /// Takes exactly `N` bytes; `None` if the client closed the connection before the first.
     ///
     /// # Errors
     /// As [`fill`](Self::fill).
@@ -197,10 +198,10 @@ impl Input {
         Ok(bytes)
     }
 
-    /// Fills all of `out`, what has come first and the rest straight from the socket.
+    /// Fills all of `out`, from the buffer first, then directly from the socket.
     ///
     /// # Errors
-    /// As [`fill`](Self::fill); UnexpectedEof wherever the client ends.
+    /// As [`fill`](Self::fill); UnexpectedEof also before the first byte.
     pub(crate) fn read_exact(&mut self, out: &mut [u8]) -> io::Result<()> {
         let buffered = out.len().min(self.end - self.start);
         let (first, mut rest) = out.split_at_mut(buffered);
@@ -217,8 +218,8 @@ impl Input {
         Ok(())
     }
 
-    /// Makes `out` `length` bytes of payload. Memory is taken as the bytes come: to announce them costs a client nothing,
-    /// so it must cost us nothing.
+    /// Reads `length` bytes of payload into `out`, replacing its content. Memory is allocated as
+    /// the bytes arrive: a client that only announces a payload must cost nothing.
     ///
     /// # Errors
     /// As [`read_exact`](Self::read_exact).
@@ -226,7 +227,7 @@ impl Input {
         out.truncate(length);
         let mut read = 0;
         while read < length {
-            // What the buffer has anyway, then as much again as has come.
+            // The buffer's old length first, then twice what has arrived.
             let target = out.len().max(read * 2).max(PAYLOAD_STEP).min(length);
             out.resize(target, 0);
             self.read_exact(&mut out[read..])?;
@@ -235,7 +236,7 @@ impl Input {
         Ok(())
     }
 
-    /// Throws `count` bytes away.
+    /// Discards `count` bytes.
     ///
     /// # Errors
     /// As [`read_exact`](Self::read_exact).
@@ -244,9 +245,9 @@ impl Input {
             if !self.fill(1)? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let piece = count.min(self.available().len() as u64);
-            self.consume(piece as usize);
-            count -= piece;
+            let buffered = count.min(self.available().len() as u64);
+            self.consume(buffered as usize);
+            count -= buffered;
         }
         Ok(())
     }
@@ -276,18 +277,21 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_takes_memory_only_as_it_comes() {
+    fn memory_for_a_payload_is_allocated_as_it_arrives() {
         let (mut client, mut input) = pair();
         let sent = vec![5; CAPACITY + 1];
         let writer = std::thread::spawn(move || client.write_all(&sent));
         let mut payload = vec![1; 10];
-        assert!(input.read_payload(&mut payload, 64 << 20).is_err(), "the client hung up");
+        assert!(
+            input.read_payload(&mut payload, 64 << 20).is_err(),
+            "the client closed the connection"
+        );
         assert!(payload.capacity() <= 4 * CAPACITY, "{}", payload.capacity());
         writer.join().unwrap().unwrap();
     }
 
     #[test]
-    fn a_payload_replaces_what_was_in_the_buffer() {
+    fn a_payload_replaces_the_content_of_the_buffer() {
         for length in [0, 3, CAPACITY, 3 * CAPACITY + 5] {
             for before in [0, 3, 1 << 20] {
                 let (mut client, mut input) = pair();
@@ -303,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_between_messages_differs_from_one_within() {
+    fn a_close_between_messages_differs_from_one_within() {
         let (client, mut input) = pair();
         drop(client);
         assert_eq!(input.take::<4>().unwrap(), None);

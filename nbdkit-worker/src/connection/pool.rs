@@ -1,8 +1,10 @@
-//! Threads for requests that may wait: made when there is work and none is idle, up to `-t`.
+//! The threads for requests that may wait: started when there is work and no thread is idle, up to
+//! `-t`.
 
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 use std::time::Duration;
@@ -10,31 +12,32 @@ use std::time::Duration;
 use nbd_protocol::transmission::Request;
 use nbdkit_api::Flags;
 
-/// Request and reply bytes of one connection that may be in memory at a time; what a single request
-/// needs is always allowed.
+/// Bytes of requests and replies in flight on one connection. A single request may exceed it.
 const MAX_BYTES: u64 = 64 << 20;
-/// Requests that wait for a thread. Beyond, the client waits.
+/// Requests in the queue. If it is full, the reader waits, and with it the client.
 const MAX_QUEUED: usize = 128;
 
-/// How long a thread waits for work before it ends.
+/// How long an idle thread waits for work before it ends.
 const LINGER: Duration = Duration::from_secs(5);
 /// Largest buffer that is kept for the next request, bytes.
 const KEEP: usize = 1 << 20;
-/// The size of the buffers of a preallocated pool, bytes. The kernel's client sends requests of at most a quarter of that, unless
-/// max_sectors_kb was raised.
+/// The size of the buffers of a preallocated pool, bytes. The kernel's client sends requests of at
+/// most a quarter of that, unless max_sectors_kb was raised.
 pub(super) const PREALLOCATED: usize = 512 * 1024;
 
-/// A request for another thread.
+/// A request for a thread of the pool.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) request: Request,
     pub(super) flags: Flags,
+    /// The bytes of a large read that should be spliced out, if a file holds them.
+    pub(super) splice_out: Option<usize>,
     /// A write's data.
     pub(super) payload: Vec<u8>,
 }
 
 impl Job {
-    /// The memory that it takes while it is under way.
+    /// The memory that the request takes while it is in flight, bytes.
     fn cost(&self) -> u64 {
         (self.payload.len() as u64)
             .max(self.request.length.min(nbd_protocol::constants::MAX_REQUEST.into()))
@@ -44,14 +47,15 @@ impl Job {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Job>,
-    /// Threads waiting for work.
+    /// Threads that wait for work.
     idle: usize,
     threads: usize,
-    /// Jobs taken and not finished.
+    /// Jobs that a thread carries out.
     running: usize,
-    /// Cost of everything queued and running.
+    /// Cost of all jobs queued and running, bytes.
     bytes: u64,
-    /// Buffers of finished jobs, for the payloads of the next. In a preallocated pool, all buffers that are not in use.
+    /// Buffers of finished jobs, for the payloads of the next. In a preallocated pool, all buffers
+    /// that are not in use.
     spare: Vec<Vec<u8>>,
     closed: bool,
 }
@@ -60,37 +64,41 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Pool {
     state: Mutex<State>,
+    /// Whether something is queued or running: written under the lock, read without.
+    busy: AtomicBool,
     work: Condvar,
     room: Condvar,
     limit: usize,
     /// Whether threads and buffers are made before the first request, and kept (`--swap`).
     preallocated: bool,
-    /// Most bytes under way.
-    most: u64,
+    /// Limit of `State::bytes`.
+    max_bytes: u64,
 }
 
 impl Pool {
-    /// A pool of at most `limit` threads; none yet.
+    /// A pool of at most `limit` threads; none is started yet.
     pub(super) fn new(limit: usize) -> Pool {
         Pool {
             state: Mutex::default(),
+            busy: AtomicBool::new(false),
             work: Condvar::new(),
             room: Condvar::new(),
             limit,
             preallocated: false,
-            most: MAX_BYTES,
+            max_bytes: MAX_BYTES,
         }
     }
 
-    /// A pool of `limit` threads, to be started by [`start`](Self::start), and as many buffers, which are kept. A request
-    /// of up to [`PREALLOCATED`] bytes allocates nothing; it waits while all buffers are in use. In flight are at most as
-    /// many bytes as the buffers hold together, or one longer request.
+    /// A pool of `limit` threads, to be started by [`start`](Self::start), and as many buffers,
+    /// which are kept. A request of up to [`PREALLOCATED`] bytes allocates nothing; it waits while
+    /// all buffers are in use. The bytes in flight are limited to the buffers' total, or to one
+    /// longer request.
     pub(super) fn preallocated(limit: usize) -> Pool {
         let spare = (0..limit).map(|_| Vec::with_capacity(PREALLOCATED)).collect();
         let queue = VecDeque::with_capacity(MAX_QUEUED);
         let state = State { spare, queue, ..State::default() };
-        let most = (limit * PREALLOCATED) as u64;
-        Pool { state: Mutex::new(state), preallocated: true, most, ..Pool::new(limit) }
+        let max_bytes = (limit * PREALLOCATED) as u64;
+        Pool { state: Mutex::new(state), preallocated: true, max_bytes, ..Pool::new(limit) }
     }
 
     /// Starts all threads of a preallocated pool; each runs `serve` in `scope`.
@@ -116,14 +124,15 @@ impl Pool {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A thread that panicked ends the whole connection; until then the numbers are still good.
+        // A panic in a job happens without the lock, so the state is consistent; it ends the
+        // connection.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether nothing is queued or running.
+    /// Whether nothing is queued or running. Takes no lock: the reader asks for every request.
+    #[inline]
     pub(super) fn is_idle(&self) -> bool {
-        let state = self.lock();
-        state.running == 0 && state.queue.is_empty()
+        !self.busy.load(Ordering::Acquire)
     }
 
     /// Waits until nothing is queued or running.
@@ -134,8 +143,9 @@ impl Pool {
         }
     }
 
-    /// Queues a job, waiting for room if too much is under way, and starts a thread in `scope` running `serve`
-    /// if all are busy. Returns the job if no thread could be had at all.
+    /// Queues a job, after waiting while too many bytes or jobs are in flight, and starts a thread
+    /// in `scope` that runs `serve` if all are busy. Returns the job if there is no thread and none
+    /// could be started.
     pub(super) fn submit<'scope, F>(
         &self,
         scope: &'scope Scope<'scope, '_>,
@@ -147,27 +157,29 @@ impl Pool {
     {
         let cost = job.cost();
         let mut state = self.lock();
-        while (state.bytes > 0 && state.bytes + cost > self.most) || state.queue.len() >= MAX_QUEUED
+        while (state.bytes > 0 && state.bytes + cost > self.max_bytes)
+            || state.queue.len() >= MAX_QUEUED
         {
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.queue.len() >= state.idle && state.threads < self.limit {
             match thread().spawn_scoped(scope, serve) {
                 Ok(_) => state.threads += 1,
-                // The system has no thread for us now; those that there are will do, or the caller.
+                // EAGAIN: the threads that exist will carry the job out, or the caller.
                 Err(_) if state.threads == 0 => return Some(job),
                 Err(_) => {}
             }
         }
         state.bytes += cost;
         state.queue.push_back(job);
+        self.busy.store(true, Ordering::Release);
         drop(state);
         self.work.notify_one();
         None
     }
 
-    /// A buffer for a payload of `length` bytes, of unspecified length and content. A preallocated pool waits for
-    /// one; what was answered before must have been sent.
+    /// A buffer for a payload of `length` bytes, of unspecified length and content. A preallocated
+    /// pool waits for one: pending replies must have been sent.
     pub(super) fn buffer(&self, length: usize) -> Vec<u8> {
         if length == 0 {
             return Vec::new();
@@ -179,7 +191,7 @@ impl Pool {
         state.spare.pop().unwrap_or_default()
     }
 
-    /// Takes the buffer of a finished job back.
+    /// Keeps the buffer of a finished job for the next, if it is not too large.
     fn take_back(&self, state: &mut State, mut buffer: Vec<u8>) {
         if self.preallocated && buffer.capacity() > 0 {
             buffer.truncate(PREALLOCATED);
@@ -203,6 +215,9 @@ impl Pool {
                 state.running -= 1;
                 state.bytes -= cost;
                 self.take_back(&mut state, job.payload);
+                if state.running == 0 && state.queue.is_empty() {
+                    self.busy.store(false, Ordering::Release);
+                }
                 self.room.notify_one();
             } else if state.closed {
                 return;
@@ -223,7 +238,7 @@ impl Pool {
         }
     }
 
-    /// No more jobs will come; threads finish what is queued and end.
+    /// Closes the queue: threads finish the jobs in it and end.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.work.notify_all();
@@ -247,11 +262,11 @@ mod tests {
             offset: 0,
             length: payload.len() as u64,
         };
-        Job { request, flags: Flags::empty(), payload }
+        Job { request, flags: Flags::empty(), splice_out: None, payload }
     }
 
     #[test]
-    fn a_pool_that_keeps_its_memory_uses_the_same_buffers_again_and_makes_no_thread() {
+    fn a_preallocated_pool_reuses_its_buffers_and_starts_no_thread() {
         let pool = Pool::preallocated(2);
         let buffers = |pool: &Pool| {
             let state = pool.lock();
@@ -268,10 +283,11 @@ mod tests {
                 payload.clear();
                 payload.resize(length, 7);
                 assert!(
-                    pool.submit(scope, job(payload), || unreachable!("all are there")).is_none()
+                    pool.submit(scope, job(payload), || unreachable!("all threads run")).is_none()
                 );
             }
             pool.drain();
+            assert!(pool.is_idle());
             assert_eq!(pool.lock().threads, 2);
             pool.close();
         });
@@ -280,14 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_request_does_not_cost_a_pool_its_buffer() {
+    fn a_longer_request_returns_its_buffer_to_the_pool() {
         let pool = Pool::preallocated(1);
         std::thread::scope(|scope| {
             pool.start(scope, || || pool.work(|_| ())).unwrap();
             let mut payload = pool.buffer(4 * PREALLOCATED);
             payload.resize(4 * PREALLOCATED, 0);
             assert!(pool.submit(scope, job(payload), || ()).is_none());
-            // Comes back, or this would wait without end.
+            // If the buffer were lost, this would wait for ever.
             assert_eq!(pool.buffer(1).capacity(), PREALLOCATED);
             pool.close();
         });

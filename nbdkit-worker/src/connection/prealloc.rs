@@ -1,9 +1,11 @@
-//! `--swap`: a connection allocates its memory and starts its threads before the first request, and keeps them. A request must not
-//! wait for memory while the kernel waits for this disk to write out a page.
+//! `--swap`: a connection allocates its memory and starts its threads before the first request, and
+//! keeps them. A request must not wait for memory while the kernel waits for this disk to write out
+//! a page.
 //!
-//! Allocated here is what requests of up to [`PREALLOCATED`] bytes need: buffers of the reading thread and of the pool, the pool's
-//! threads with their stacks, pipes, and a reserve of the heap for small allocations (extents, error texts, TLS records).
-//! A longer request allocates when it comes.
+//! Allocated here is what requests of up to [`PREALLOCATED`] bytes need: buffers of the reading
+//! thread and of the pool, the pool's threads with their stacks, pipes, and a reserve of the heap
+//! for small allocations (extents, error texts, TLS records). A longer request allocates when it
+//! comes.
 
 #![forbid(unsafe_code)]
 
@@ -14,10 +16,12 @@ use super::pool::{PREALLOCATED, Pool};
 use super::reply::Replies;
 use crate::process;
 
-/// Replies that gather before they are sent, beyond one of [`PREALLOCATED`] bytes: see `transmission::FLUSH_AT`. Bytes.
-const GATHERED: usize = 128 * 1024;
-/// Heap reserve for small allocations, bytes: several times what a load of all kinds of requests used, with TLS.
-const REST: usize = 4 << 20;
+/// Room for a batch of replies in front of one of [`PREALLOCATED`] bytes, bytes: see
+/// `reader::FLUSH_AT`.
+const BATCH: usize = 128 * 1024;
+/// Heap reserve for small allocations, bytes: several times what a load of all kinds of requests
+/// used, with TLS.
+const RESERVE: usize = 4 << 20;
 
 /// Whether a connection preallocates.
 #[derive(Debug, Clone, Copy)]
@@ -32,21 +36,24 @@ impl Prealloc {
         self.0
     }
 
-    /// Makes the heap large enough for the buffers of a connection with so many threads in its pool, and for the reserve.
+    /// Grows the heap for the buffers of a connection with `threads` threads in its pool, and for
+    /// the reserve.
     ///
     /// # Errors
-    /// There is not enough memory, or it may not be locked; already logged.
+    /// Not enough memory, or it cannot be locked; already logged.
     pub(super) fn reserve(self, threads: usize) -> Result<(), End> {
-        // The kernel's page of clock data is not part of what mlockall(2) populates: it is mapped by the first read. vdso(7)
+        // The kernel's page of clock data is not part of what mlockall(2) populates: it is mapped
+        // by the first read. vdso(7)
         std::hint::black_box(Instant::now());
         let (replies, payloads) =
-            ((PREALLOCATED + GATHERED) * (threads + 1), PREALLOCATED * (threads + 1));
-        process::reserve_heap(replies + payloads + REST).map_err(|error| refused("memory", &error))
+            ((PREALLOCATED + BATCH) * (threads + 1), PREALLOCATED * (threads + 1));
+        process::reserve_heap(replies + payloads + RESERVE)
+            .map_err(|error| refused("memory", &error))
     }
 
     /// A thread's buffer of replies.
     pub(super) fn replies(self) -> Replies {
-        if self.0 { Replies::with_room(PREALLOCATED + GATHERED) } else { Replies::default() }
+        if self.0 { Replies::with_room(PREALLOCATED + BATCH) } else { Replies::default() }
     }
 
     /// The reading thread's buffer for payloads longer than its input buffer.
@@ -64,7 +71,7 @@ impl Prealloc {
         }
     }
 
-    /// A pool of so many threads.
+    /// A pool of `threads` threads.
     pub(super) fn pool(self, threads: usize) -> Pool {
         if self.0 { Pool::preallocated(threads) } else { Pool::new(threads) }
     }

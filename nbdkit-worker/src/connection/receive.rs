@@ -1,7 +1,7 @@
-//! Large writes that go from the socket into a file without being copied here, as they come.
+//! Splices the payload of a large write from the socket into a file while it arrives.
 //!
-//! Only whole blocks: a client that vanishes in the middle of a write may leave it half done, as a disk does that loses
-//! its power, but like that disk never a half-written block.
+//! Only whole blocks are written: a client that disconnects in the middle of a write may leave it
+//! half done, as on a disk that loses power, but no block half written.
 
 #![forbid(unsafe_code)]
 
@@ -10,33 +10,35 @@ use std::io;
 use nbdkit_api::{Backend, FileRange, Flags, Result, log};
 use nix::errno::Errno;
 
+use super::inline_writes::InlineWrites;
 use super::input::{CAPACITY, Input};
-use super::pace::Writes;
 use super::splice::Pipe;
 
-/// What is written together or not at all, bytes; a power of two. The largest block that disks have.
+/// The unit of writing, bytes: a power of two, the largest block size of disks.
 const BLOCK: usize = 4096;
 
-/// Whether the payload of which `available` bytes have come is for [`receive`].
+/// Whether a payload can be spliced of which `available` bytes are in the input buffer: the last
+/// block of those must fit in the buffer.
 pub(super) fn has_room(available: usize) -> bool {
     available + BLOCK <= CAPACITY
 }
 
-/// A large write under way.
+/// A large write in progress.
 pub(super) struct Receive<'a> {
     backend: &'a Backend,
-    /// Where it goes.
+    /// Where in a file the data goes.
     range: FileRange<'a>,
-    /// On the disk.
+    /// The request's offset in the export.
     offset: u64,
-    /// Bytes of it.
+    /// The request's length, bytes.
     count: usize,
-    /// Bytes of it in the file by now.
+    /// Bytes written to the file so far.
     done: usize,
 }
 
 impl<'a> Receive<'a> {
-    /// A write of `count` bytes at `offset` of the disk, which go to `range`: see [`Backend::write_range`].
+    /// A write of `count` bytes at `offset` of the export, which are stored at `range`: see
+    /// [`Backend::write_range`].
     pub(super) fn new(
         backend: &'a Backend,
         range: FileRange<'a>,
@@ -46,8 +48,8 @@ impl<'a> Receive<'a> {
         Receive { backend, range, offset, count, done: 0 }
     }
 
-    /// Takes the write's payload out of `input`, and tells what came of it. The pipe, if there is one, is empty, and used
-    /// again only if all went well.
+    /// Reads the write's payload from `input` and writes it; the inner result is the backend's. The
+    /// pipe, if there is one, is empty, and is kept only after success.
     ///
     /// # Errors
     /// The client is gone.
@@ -55,82 +57,85 @@ impl<'a> Receive<'a> {
         mut self,
         input: &mut Input,
         pipe: &mut Option<Pipe>,
-        writes: &mut Writes,
+        writes: &mut InlineWrites,
     ) -> io::Result<Result<()>> {
         self.backend.trace_write(self.count as u32, self.offset);
-        // What came with the header, to the end of its last block.
+        // First the bytes in the input buffer, completed to a whole block.
         let first = self.whole_blocks(input.available().len().min(self.count), usize::div_ceil);
         if first > 0 && !input.fill_exactly(first)? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let buffer = &input.available()[..first];
-        let begun = match first {
+        let bytes = &input.available()[..first];
+        let written = match first {
             0 => Ok(()),
-            _ => writes.time(first, || self.write(buffer, self.offset)),
+            _ => writes.time(first, || self.write(bytes, self.offset)),
         };
         input.consume(first);
         self.done = first;
-        if let Err(error) = begun {
+        if let Err(error) = written {
             input.skip((self.count - self.done) as u64)?;
             return Ok(Err(error));
         }
-        let Some(mut taken) = pipe.take().or_else(|| Pipe::new().ok()) else {
+        let Some(mut buffer) = pipe.take().or_else(|| Pipe::new().ok()) else {
             return self.copy(Vec::new(), input);
         };
-        let mut held = 0;
-        // Whether the client has sent something that could not be taken.
+        let mut in_pipe = 0;
+        // Whether the last splice returned EAGAIN, after which input arrived: if the next does too,
+        // the pipe is full.
         let mut stuck = false;
         while self.done < self.count {
-            let missing = self.count - self.done - held;
+            let missing = self.count - self.done - in_pipe;
             if missing > 0 {
-                match taken.take(input.socket().input(), missing) {
+                match buffer.take(input.socket().input(), missing) {
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    Ok(moved) => held += moved,
-                    Err(Errno::EAGAIN) if !stuck || held == 0 => {
+                    Ok(moved) => in_pipe += moved,
+                    Err(Errno::EAGAIN) if !stuck || in_pipe == 0 => {
                         input.socket().wait_input(None)?;
                         stuck = true;
                         continue;
                     }
-                    // The pipe is full of crumbs, or this is not a kind of socket to be spliced. What else there may be
-                    // shows when it is read.
-                    Err(_) => return self.copy(taken.spill(held)?, input),
+                    // The pipe's pages are all in use, though not full, or this kind of socket
+                    // cannot be spliced. A real error shows when the payload is read.
+                    Err(_) => return self.copy(buffer.spill(in_pipe)?, input),
                 }
                 stuck = false;
             }
-            let whole = if held == self.count - self.done {
-                held
+            let whole = if in_pipe == self.count - self.done {
+                in_pipe
             } else {
-                self.whole_blocks(held, |bytes, block| bytes / block)
+                self.whole_blocks(in_pipe, |bytes, block| bytes / block)
             };
             let to = FileRange { offset: self.range.offset + self.done as u64, ..self.range };
-            let put = if whole > 0 { writes.time(whole, || taken.put(to, whole)) } else { 0 };
+            let put = if whole > 0 { writes.time(whole, || buffer.put(to, whole)) } else { 0 };
             self.done += put;
-            held -= put;
+            in_pipe -= put;
             if put < whole {
-                // What the file has against it is for the layer to find out and say.
-                return self.copy(taken.spill(held)?, input);
+                // The backend's own write reports the error.
+                return self.copy(buffer.spill(in_pipe)?, input);
             }
         }
-        *pipe = Some(taken);
+        *pipe = Some(buffer);
         Ok(Ok(()))
     }
 
-    /// So many of the next `bytes` as end a block, or all; `round` says whether a part of a block is one.
+    /// How many of the next `bytes` end with a whole block; `round` rounds a partial block up or
+    /// down.
     fn whole_blocks(&self, bytes: usize, round: impl Fn(usize, usize) -> usize) -> usize {
-        let begun = (self.offset % BLOCK as u64) as usize + self.done;
-        let end = round(begun + bytes, BLOCK) * BLOCK;
-        end.saturating_sub(begun).min(self.count - self.done)
+        let start = (self.offset % BLOCK as u64) as usize + self.done;
+        let end = round(start + bytes, BLOCK) * BLOCK;
+        end.saturating_sub(start).min(self.count - self.done)
     }
 
-    /// Does the rest by way of memory; `bytes` have come.
+    /// Falls back to reading the remaining payload into memory, behind `bytes`, which were spliced
+    /// already.
     fn copy(&self, mut bytes: Vec<u8>, input: &mut Input) -> io::Result<Result<()>> {
-        let mut rest = Vec::new();
-        input.read_payload(&mut rest, self.count - self.done - bytes.len())?;
-        bytes.append(&mut rest);
+        let mut remaining = Vec::new();
+        input.read_payload(&mut remaining, self.count - self.done - bytes.len())?;
+        bytes.append(&mut remaining);
         Ok(self.write(&bytes, self.offset + self.done as u64))
     }
 
-    /// Writes a part of what has been logged as one request.
+    /// Writes a part of the request, which was logged as one.
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
         log::without_datapath(|| self.backend.pwrite(bytes, offset, Flags::empty()))
     }

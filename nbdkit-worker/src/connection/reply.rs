@@ -1,5 +1,5 @@
-//! Replies on their way out: written one behind the other into a buffer that leaves in one system call.
-//! NBD protocol, "Simple reply message", "Structured reply chunk message", "Extended reply chunk message".
+//! A batch of replies: appended to one buffer, which is sent by one system call. NBD protocol,
+//! "Simple reply message", "Structured reply chunk message", "Extended reply chunk message".
 
 #![forbid(unsafe_code)]
 
@@ -10,27 +10,27 @@ use nbd_protocol::transmission::{
 };
 use nbdkit_api::Error;
 
-use super::export::Features;
+use super::negotiated::Features;
 
-/// What the buffer keeps between batches, bytes; what a larger read needed beyond goes back. Reads of the usual sizes fit with
-/// what precedes them.
+/// Largest buffer that is kept between batches, bytes. Reads of the usual sizes fit, with the
+/// replies in front of them.
 const KEEP: usize = 1 << 20;
-/// The first buffer, bytes: so large that the allocator maps it, and takes no memory but what is used, and none once it
-/// is given back.
+/// Size of the first buffer, bytes: so large that the allocator maps it, so that only pages in use
+/// take memory, and none once it is freed.
 const FIRST: usize = 160 * 1024;
 
-/// A batch of replies. The buffer behind it is initialised once and used again, so that a read goes
-/// straight to where it will be sent from.
+/// A batch of replies. The buffer is initialised once and reused, so that the backend reads
+/// directly into the place that is sent.
 #[derive(Debug, Default)]
 pub(crate) struct Replies {
     buf: Vec<u8>,
     used: usize,
-    /// Bytes of the buffer that are never given back.
+    /// Bytes of the buffer that are never freed.
     kept: usize,
 }
 
 impl Replies {
-    /// With a buffer of `room` bytes, which it keeps.
+    /// A batch with a buffer of `room` bytes, which is kept.
     pub(crate) fn with_room(room: usize) -> Replies {
         Replies { buf: vec![0; room], used: 0, kept: room }
     }
@@ -45,7 +45,7 @@ impl Replies {
         self.used == 0
     }
 
-    /// Forgets the bytes, which have been sent.
+    /// Empties the batch, after it was sent.
     pub(crate) fn clear(&mut self) {
         self.used = 0;
         if self.kept > 0 {
@@ -56,12 +56,12 @@ impl Replies {
         }
     }
 
-    /// `count` bytes at the end of the batch, which become part of it with [`commit`](Self::commit).
+    /// `count` bytes behind the batch, which become part of it by [`commit`](Self::commit).
     fn space(&mut self, count: usize) -> &mut [u8] {
         let end = self.used + count;
         if self.buf.len() < end {
             let length = if self.kept > 0 { end } else { end.max(FIRST).max(2 * self.buf.len()) };
-            // Not resize: that writes the zeroes, which these pages are already.
+            // Not Vec::resize, which writes zeroes: new pages are zero already.
             let mut buf = vec![0; length];
             buf[..self.used].copy_from_slice(&self.buf[..self.used]);
             self.buf = buf;
@@ -92,7 +92,7 @@ impl Replies {
         self.append(&bytes[..size]);
     }
 
-    /// Appends a reply that carries nothing but success.
+    /// Appends a success without payload.
     pub(crate) fn success(&mut self, request: &Request, form: Features) {
         if form.extended {
             self.chunk_header(request, form, true, ChunkType::NONE, 0);
@@ -101,7 +101,7 @@ impl Replies {
         }
     }
 
-    /// Appends an error: with its text where the form of replies has room for it.
+    /// Appends an error, with its message if replies are structured.
     pub(crate) fn error(&mut self, request: &Request, form: Features, error: &Error) {
         let code = NbdError::from_errno(error.errno() as i32)
             .for_reply(request.command, request.flags)
@@ -116,7 +116,7 @@ impl Replies {
         }
     }
 
-    /// Appends a chunk with this payload, the last one of its reply.
+    /// Appends the last chunk of a reply.
     pub(crate) fn chunk(
         &mut self,
         request: &Request,
@@ -142,7 +142,7 @@ impl Replies {
         self.append(&payload);
     }
 
-    /// Appends the header of a read reply whose `count` bytes of data follow by another way.
+    /// Appends the header of a read reply whose `count` bytes of data are spliced behind it.
     pub(crate) fn data_header(
         &mut self,
         request: &Request,
@@ -155,8 +155,8 @@ impl Replies {
         self.append(&header[..size]);
     }
 
-    /// Appends `count` bytes read from `offset`, which `read` puts where they are sent from. If `read` does not
-    /// return `Some(Ok)`, nothing is appended and what it returned comes back.
+    /// Appends `count` bytes of data from `offset`, which `read` reads into the batch. If `read`
+    /// does not return `Some(Ok)`, nothing is appended; returns what `read` returned.
     pub(crate) fn data<E>(
         &mut self,
         request: &Request,
@@ -177,7 +177,7 @@ impl Replies {
     }
 }
 
-/// Puts the header of a read reply, up to where the data begins, into `bytes`; returns its size.
+/// Encodes the header of a read reply, up to where the data starts, into `bytes`; returns its size.
 fn data_header(
     bytes: &mut [u8; ExtendedReplyChunk::LENGTH + 8],
     request: &Request,
@@ -206,7 +206,7 @@ fn data_header(
     size + prefix.len()
 }
 
-/// Puts a chunk header of the negotiated form into `bytes`; returns its size.
+/// Encodes a chunk header of the negotiated form into `bytes`; returns its size.
 fn put_chunk_header(
     bytes: &mut [u8; ExtendedReplyChunk::LENGTH],
     request: &Request,
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_read_leaves_no_trace_in_the_batch() {
+    fn a_failed_read_leaves_the_batch_unchanged() {
         let mut replies = Replies::default();
         replies.success(&read_request(), SIMPLE);
         let before = replies.bytes().to_vec();
@@ -290,13 +290,13 @@ mod tests {
     }
 
     #[test]
-    fn structured_errors_carry_their_text_and_simple_ones_their_number() {
-        let error = Error::new(Errno::EROFS, "no writing here");
+    fn structured_errors_have_a_message_and_simple_ones_a_number() {
+        let error = Error::new(Errno::EROFS, "read-only disk");
         let mut replies = Replies::default();
         replies.error(&read_request(), EXTENDED, &error);
         let payload = &replies.bytes()[ExtendedReplyChunk::LENGTH..];
         let chunk = ErrorChunk::decode(payload).unwrap();
-        assert_eq!((chunk.error, chunk.message), (1, &b"no writing here"[..]));
+        assert_eq!((chunk.error, chunk.message), (1, &b"read-only disk"[..]));
         let mut replies = Replies::default();
         replies.error(&read_request(), SIMPLE, &error);
         let reply = SimpleReply::decode(replies.bytes().first_chunk().unwrap()).unwrap();
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_batch_does_not_keep_its_memory() {
+    fn the_buffer_of_a_large_batch_is_freed() {
         let mut replies = Replies::default();
         replies.data::<()>(&read_request(), SIMPLE, true, (0, 8 << 20), |_| Some(Ok(())));
         replies.clear();
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_that_is_kept_stays_where_it_is() {
+    fn a_preallocated_buffer_is_not_reallocated() {
         let mut replies = Replies::with_room(100_000);
         let at = replies.buf.as_ptr();
         let mut read = |count| {

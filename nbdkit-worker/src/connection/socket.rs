@@ -1,4 +1,4 @@
-//! The client's descriptors: one socket as a rule, two pipes with `-s`; encrypted once TLS has been negotiated.
+//! The client's socket, or the two pipes of `-s`; encrypted once TLS has been negotiated.
 
 #![forbid(unsafe_code)]
 
@@ -17,10 +17,11 @@ use nix::unistd::{read, write};
 use super::DeadlinePassed;
 use super::tls::Stream;
 
-/// How much is written at a time under a deadline: less than any socket buffer that polls as writable has room for.
-const DEADLINE_PIECE: usize = 1024;
+/// Bytes per write under a deadline: a socket that polls as writable has room for more than this.
+const DEADLINE_CHUNK: usize = 1024;
 
-/// Where a client's bytes come from and go to. Cheap to clone.
+/// The connection to a client: an input and an output, which may be the same descriptor. Cheap to
+/// clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Socket {
     input: Arc<OwnedFd>,
@@ -29,39 +30,39 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// One socket, or an input and an output.
+    /// A connection over one socket, or over an input and an output.
     pub(crate) fn new(input: OwnedFd, output: Option<OwnedFd>) -> Socket {
         let input = Arc::new(input);
         let output = output.map_or_else(|| Arc::clone(&input), Arc::new);
         Socket { input, output, tls: Arc::default() }
     }
 
-    /// The descriptor that the client's bytes come from.
+    /// The descriptor that requests are read from.
     pub(crate) fn input(&self) -> &Arc<OwnedFd> {
         &self.input
     }
 
-    /// The descriptor that replies go to.
+    /// The descriptor that replies are written to.
     pub(crate) fn output(&self) -> &OwnedFd {
         &self.output
     }
 
-    /// From now on everything goes through `stream`; the first call counts.
+    /// Encrypts everything from now on by `stream`. Has an effect once.
     pub(super) fn encrypt(&self, stream: Stream) {
         let _ = self.tls.set(stream);
     }
 
-    /// Whether bytes go to the client as they are, so that the kernel may move them.
+    /// Whether bytes are sent as they are, without TLS, so that they can be spliced.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
         self.tls.get().is_none()
     }
 
-    /// Waits for bytes and puts what there is into `buf`; 0 is the end.
+    /// Waits for bytes and reads what has arrived into `buf`; 0 at the end of input.
     ///
     /// # Errors
-    /// [`DeadlinePassed`] if nothing came before the deadline; WouldBlock if [patience](Self::set_patience) has run out;
-    /// InvalidData if it is not what TLS says; the kernel's.
+    /// [`DeadlinePassed`] if nothing arrived before the deadline; WouldBlock after the
+    /// [timeout](Self::set_read_timeout); InvalidData if it violates TLS; the kernel's.
     pub(crate) fn read(&self, buf: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
         match self.tls.get() {
             None => self.read_plain(buf, deadline),
@@ -86,7 +87,8 @@ impl Socket {
         }
     }
 
-    /// Puts what has come into `buf` without waiting; 0 if nothing has, at the end too, or if that cannot be told.
+    /// Reads what has arrived into `buf` without waiting; 0 if nothing has, at the end of input,
+    /// and always from a pipe.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -100,22 +102,22 @@ impl Socket {
     /// The same without TLS.
     pub(super) fn read_plain_now(&self, buf: &mut [u8]) -> io::Result<usize> {
         match recv(self.input.as_raw_fd(), buf, MsgFlags::MSG_DONTWAIT) {
-            // A pipe (`-s`) cannot be asked in one call.
+            // A pipe (`-s`) has no MSG_DONTWAIT.
             Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOTSOCK) => Ok(0),
             result => Ok(result?),
         }
     }
 
-    /// Makes [`read`](Self::read) fail with WouldBlock when nothing comes for so long; `None` for never. Without effect
-    /// on pipes.
-    pub(crate) fn set_patience(&self, patience: Option<TimeVal>) {
-        let _ = setsockopt(&self.input, ReceiveTimeout, &patience.unwrap_or(TimeVal::new(0, 0)));
+    /// Makes [`read`](Self::read) fail with WouldBlock when nothing arrives for this long; `None`
+    /// for never. No effect on pipes.
+    pub(crate) fn set_read_timeout(&self, timeout: Option<TimeVal>) {
+        let _ = setsockopt(&self.input, ReceiveTimeout, &timeout.unwrap_or(TimeVal::new(0, 0)));
     }
 
     /// Sends all of `bytes`.
     ///
     /// # Errors
-    /// [`DeadlinePassed`] if the client took too long to take them; the kernel's, EPIPE above all.
+    /// [`DeadlinePassed`] if the client did not read in time; the kernel's, mostly EPIPE.
     pub(crate) fn write_all(&self, bytes: &[u8], deadline: Option<Instant>) -> io::Result<()> {
         if let Some(tls) = self.tls.get() {
             return tls.write_all(self, bytes, deadline);
@@ -123,10 +125,11 @@ impl Socket {
         self.write_plain(bytes, deadline, false)
     }
 
-    /// Sends all of `bytes`, which more will follow at once: TCP may wait for that, to send both together. Without TLS.
+    /// Sends all of `bytes`, ahead of more that follows immediately, so that TCP may send both
+    /// together (MSG_MORE). Without TLS.
     ///
     /// # Errors
-    /// The kernel's, EPIPE above all.
+    /// The kernel's, mostly EPIPE.
     pub(super) fn write_before_more(&self, bytes: &[u8]) -> io::Result<()> {
         self.write_plain(bytes, None, true)
     }
@@ -140,20 +143,20 @@ impl Socket {
         let flags = MsgFlags::from_bits_retain(libc::MSG_MORE) | MsgFlags::MSG_NOSIGNAL;
         let mut sent = 0;
         while sent < bytes.len() {
-            let mut piece = &bytes[sent..];
+            let mut chunk = &bytes[sent..];
             if let Some(deadline) = deadline {
                 wait(Some(deadline), &self.output, PollFlags::POLLOUT)?;
-                // A blocking socket would wait for room for everything; give it what fits at once.
-                piece = &piece[..piece.len().min(DEADLINE_PIECE)];
+                // A blocking socket would wait until everything fits, beyond the deadline.
+                chunk = &chunk[..chunk.len().min(DEADLINE_CHUNK)];
             }
             let result = if more {
-                send(self.output.as_raw_fd(), piece, flags)
+                send(self.output.as_raw_fd(), chunk, flags)
             } else {
-                write(&*self.output, piece)
+                write(&*self.output, chunk)
             };
             match result {
                 Err(Errno::EINTR) => {}
-                // A pipe (`-s`).
+                // A pipe (`-s`) has no MSG_MORE.
                 Err(Errno::ENOTSOCK) if more => more = false,
                 Err(errno) => return Err(errno.into()),
                 Ok(count) => sent += count,
@@ -162,14 +165,14 @@ impl Socket {
         Ok(())
     }
 
-    /// Gives memory back that only a busy connection needs.
+    /// Frees memory that only a busy connection needs.
     pub(super) fn shrink(&self) {
         if let Some(tls) = self.tls.get() {
             tls.shrink();
         }
     }
 
-    /// Waits until the client sends more, or is at its end.
+    /// Waits until input arrives or ends.
     ///
     /// # Errors
     /// [`DeadlinePassed`]; the kernel's.
@@ -177,7 +180,7 @@ impl Socket {
         wait(deadline, &self.input, PollFlags::POLLIN)
     }
 
-    /// Waits until the client takes more.
+    /// Waits until there is room for output.
     ///
     /// # Errors
     /// [`DeadlinePassed`]; the kernel's.
@@ -185,26 +188,26 @@ impl Socket {
         wait(deadline, &self.output, PollFlags::POLLOUT)
     }
 
-    /// Tells the client that this is the end, where TLS has a way to.
+    /// Sends the client a TLS close_notify, if TLS is in use.
     pub(super) fn close(&self) {
         if let Some(tls) = self.tls.get() {
             tls.close(self);
         }
     }
 
-    /// Cuts the connection in both directions, whoever is waiting on it.
+    /// Shuts the connection down in both directions, which wakes every thread that waits on it.
     pub(crate) fn cut(&self) {
         let _ = shutdown(self.input.as_raw_fd(), Shutdown::Both);
         let _ = shutdown(self.output.as_raw_fd(), Shutdown::Both);
     }
 
-    /// Makes reads find the end of input, so that requests stop coming while replies still go.
+    /// Shuts the input down: reads find the end of input, while replies can still be sent.
     pub(crate) fn stop_reading(&self) {
         let _ = shutdown(self.input.as_raw_fd(), Shutdown::Read);
     }
 }
 
-/// Waits for the first of `events` and the deadline.
+/// Waits for one of `events`, until the deadline.
 fn wait(deadline: Option<Instant>, fd: &OwnedFd, events: PollFlags) -> io::Result<()> {
     loop {
         let timeout = match deadline {

@@ -1,7 +1,8 @@
-//! Large reads that leave without being copied, and large writes that come so: file → pipe → socket, and back, by splice(2).
+//! Large reads and writes without a copy in this process: file → pipe → socket and back, by
+//! splice(2).
 //!
-//! The file is read into the pipe before the reply's header is sent, so that a read that fails can still
-//! be answered with an error. How writes are taken: [`super::receive`].
+//! A read fills the pipe before the reply's header is sent, so that a failure can still be replied
+//! to with an error. Writes: [`super::receive`].
 
 #![forbid(unsafe_code)]
 
@@ -13,26 +14,28 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::{pipe2, read};
 
-/// What is worth it, bytes: below, copying costs less than the two system calls more.
+/// Requests from this length on, bytes, are spliced: below, a copy costs less than the two
+/// additional system calls.
 pub(super) const SPLICE_FROM: usize = 128 * 1024;
-/// What the pipe can be made to hold, and so the longest read that can be checked before its header is
-/// sent: the kernel's limit for ordinary users (pipe-max-size).
+/// Capacity of a pipe, bytes, and so the longest read that can be checked before its header is
+/// sent: the kernel's limit for ordinary users (pipe(7), pipe-max-size).
 pub(super) const SPLICE_UP_TO: usize = 1 << 20;
 
-/// A pipe for one thread.
+/// A thread's pipe for splicing.
 #[derive(Debug)]
 pub(super) struct Pipe {
     input: OwnedFd,
     output: OwnedFd,
-    /// Bytes that it holds when full.
+    /// Bytes in whole pages.
     capacity: usize,
 }
 
 impl Pipe {
-    /// A pipe as large as it may be.
+    /// A pipe of the largest permitted capacity.
     pub(super) fn new() -> io::Result<Pipe> {
         let (output, input) = pipe2(OFlag::O_CLOEXEC)?;
-        // Less than asked for, if the user has too much in pipes already, is still of use.
+        // EPERM: the user's pipes have too many pages already (pipe-user-pages-soft). A smaller
+        // pipe still serves.
         let capacity = match fcntl(&input, FcntlArg::F_SETPIPE_SZ(SPLICE_UP_TO as i32)) {
             Ok(capacity) => capacity as usize,
             Err(_) => fcntl(&input, FcntlArg::F_GETPIPE_SZ)? as usize,
@@ -40,10 +43,10 @@ impl Pipe {
         Ok(Pipe { input, output, capacity })
     }
 
-    /// Puts `count` bytes of a file into the empty pipe; false if they do not all go in, and then the pipe
-    /// is of no more use.
+    /// Fills the empty pipe with `count` bytes of a file; false if they do not all fit or cannot be
+    /// read, and then the pipe must be dropped.
     ///
-    /// An unaligned range touches one page more than it fills, and pages are what the capacity counts.
+    /// The capacity counts pages, and an unaligned range spans one more than it fills.
     pub(super) fn fill(&mut self, from: FileRange<'_>, count: usize) -> bool {
         let page = 4096;
         let pages = (from.offset % page + count as u64).div_ceil(page) * page;
@@ -70,11 +73,11 @@ impl Pipe {
         true
     }
 
-    /// Takes what the client has sent, at most `count` bytes, behind what the pipe holds, without waiting. 0: the client's
-    /// end.
+    /// Moves what the client has sent, at most `count` bytes, into the pipe, without waiting. 0:
+    /// end of input.
     ///
     /// # Errors
-    /// EAGAIN: it has sent nothing, or the pipe is full; the kernel's.
+    /// EAGAIN: the client has sent nothing, or the pipe is full; the kernel's.
     pub(super) fn take(&mut self, from: impl AsFd, count: usize) -> nix::Result<usize> {
         loop {
             let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
@@ -85,7 +88,8 @@ impl Pipe {
         }
     }
 
-    /// Moves `count` bytes from the pipe into a file; how many, which is fewer only if the file takes no more.
+    /// Moves `count` bytes from the pipe into a file; returns how many, fewer only if writing
+    /// fails.
     pub(super) fn put(&mut self, to: FileRange<'_>, count: usize) -> usize {
         let Ok(mut offset) = i64::try_from(to.offset) else { return 0 };
         let mut put = 0;
@@ -100,10 +104,10 @@ impl Pipe {
         put
     }
 
-    /// Takes the next `count` bytes out of the pipe, which holds as many.
+    /// Reads the next `count` bytes from the pipe, which contains as many.
     ///
     /// # Errors
-    /// None that a kernel has for this.
+    /// The kernel's; none is known.
     pub(super) fn spill(&mut self, count: usize) -> nix::Result<Vec<u8>> {
         let mut bytes = vec![0; count];
         let mut out = &mut bytes[..];
@@ -140,7 +144,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn what_goes_in_comes_out() {
+    fn data_passes_the_pipe_unchanged() {
         let file = SharedFile::in_memory("splice", 1 << 20).unwrap();
         let pattern: Vec<u8> = (0..1 << 20).map(|n: u32| (n / 7) as u8).collect();
         file.write_at(&pattern, 0).unwrap();
@@ -161,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_ends_too_soon_is_noticed_before_anything_is_sent() {
+    fn a_file_that_is_too_short_fails_before_anything_is_sent() {
         let file = SharedFile::in_memory("splice", 1000).unwrap();
         let range = |offset| FileRange { fd: file.as_fd(), offset, in_memory: None };
         let mut pipe = Pipe::new().unwrap();

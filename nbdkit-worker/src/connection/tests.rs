@@ -1,4 +1,4 @@
-//! A connection served on a thread of the test, over a plugin that does what a test needs.
+//! Whole connections, each served on a thread of the test, over a plugin with a configurable delay.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -21,40 +21,41 @@ use super::{Connection, Socket};
 use crate::authority::Authority;
 use crate::settings::Settings;
 
-/// Reads of the first half take their time, or panic; the second half is zeroes at once.
-struct Odd {
+/// A plugin whose reads sleep or panic in the first half of the disk, and return zeroes at once in
+/// the second.
+struct Delayed {
     blocking: Blocking,
     panics: bool,
-    takes: Duration,
+    delay: Duration,
 }
 
-impl Odd {
-    fn new(blocking: Blocking) -> Odd {
-        Odd { blocking, panics: false, takes: Duration::from_millis(200) }
+impl Delayed {
+    fn new(blocking: Blocking) -> Delayed {
+        Delayed { blocking, panics: false, delay: Duration::from_millis(200) }
     }
 }
 
 const SIZE: u64 = 1 << 20;
 
-impl Plugin for Odd {
+impl Plugin for Delayed {
     fn name(&self) -> &str {
-        "odd"
+        "delayed"
     }
 
     fn open(&self, _: &Open<'_>) -> Result<Box<dyn Handle>> {
-        Ok(Box::new(Odd { ..*self }))
+        Ok(Box::new(Delayed { ..*self }))
     }
 }
 
-impl Handle for Odd {
+impl Handle for Delayed {
     fn size(&self) -> Result<u64> {
         Ok(SIZE)
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        assert!(!self.panics || offset >= SIZE / 2, "as the test wants");
+        assert!(!self.panics || offset >= SIZE / 2, "configured by the test");
         if offset < SIZE / 2 {
-            std::thread::sleep(self.takes);
+            std::thread::sleep(self.delay);
         }
         buf.fill(0);
         Ok(())
@@ -65,7 +66,7 @@ impl Handle for Odd {
     }
 }
 
-/// There is no TLS here.
+/// Denies every request for a key: the tests use no TLS.
 #[derive(Debug)]
 struct Nobody;
 
@@ -75,13 +76,13 @@ impl Authority for Nobody {
     }
 }
 
-/// Serves the other end of the socket with so many threads; returns how it ended.
-fn serve(socket: UnixStream, plugin: Odd, threads: u32) -> WorkerExit {
+/// Serves the other end of the socket with `threads` threads; returns the worker's exit status.
+fn serve(socket: UnixStream, plugin: Delayed, threads: u32) -> WorkerExit {
     let layer = Stack::new(Vec::new(), Box::new(plugin)).freeze();
     let configure = Configure {
         purpose: Purpose::Serve,
         filters: Vec::new(),
-        plugin: "odd".into(),
+        plugin: "delayed".into(),
         verbose: false,
         debug_flags: Vec::new(),
         readonly: false,
@@ -138,7 +139,7 @@ fn reply(client: &mut UnixStream) -> u64 {
     u64::from_be_bytes(*bytes[8..].first_chunk().unwrap())
 }
 
-fn run(plugin: Odd, threads: u32, client: impl FnOnce(UnixStream)) -> WorkerExit {
+fn run(plugin: Delayed, threads: u32, client: impl FnOnce(UnixStream)) -> WorkerExit {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     std::thread::scope(|scope| {
         let server = scope.spawn(move || serve(ours, plugin, threads));
@@ -149,11 +150,11 @@ fn run(plugin: Odd, threads: u32, client: impl FnOnce(UnixStream)) -> WorkerExit
 }
 
 #[test]
-fn a_panic_ends_the_connection_whatever_thread_it_is_on() {
+fn a_panic_on_any_thread_ends_the_connection() {
     for blocking in [Blocking::Never, Blocking::Short, Blocking::Long] {
-        let exit = run(Odd { panics: true, ..Odd::new(blocking) }, 4, |mut client| {
+        let exit = run(Delayed { panics: true, ..Delayed::new(blocking) }, 4, |mut client| {
             client.write_all(&read_request(1, 0)).unwrap();
-            // No answer, but an end.
+            // The connection is closed without a reply.
             assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
         });
         assert_eq!(exit, WorkerExit::Panicked, "{blocking:?}");
@@ -161,9 +162,9 @@ fn a_panic_ends_the_connection_whatever_thread_it_is_on() {
 }
 
 #[test]
-fn what_waits_does_not_hold_up_what_does_not() {
-    let odd = Odd { takes: Duration::from_secs(1), ..Odd::new(Blocking::Long) };
-    let exit = run(odd, 4, |mut client| {
+fn a_request_that_waits_does_not_delay_others() {
+    let plugin = Delayed { delay: Duration::from_secs(1), ..Delayed::new(Blocking::Long) };
+    let exit = run(plugin, 4, |mut client| {
         client.write_all(&read_request(1, 0)).unwrap();
         std::thread::sleep(Duration::from_millis(50));
         client.write_all(&read_request(2, SIZE / 2)).unwrap();
@@ -176,7 +177,7 @@ fn what_waits_does_not_hold_up_what_does_not() {
 fn requests_overlap_up_to_the_number_of_threads() {
     for (threads, least, most) in [(1, 2000, u128::MAX), (4, 600, 2000)] {
         let start = Instant::now();
-        run(Odd::new(Blocking::Long), threads, |mut client| {
+        run(Delayed::new(Blocking::Long), threads, |mut client| {
             let requests: Vec<u8> = (1..=10).flat_map(|cookie| read_request(cookie, 0)).collect();
             client.write_all(&requests).unwrap();
             let mut cookies: Vec<u64> = (0..10).map(|_| reply(&mut client)).collect();
@@ -190,7 +191,7 @@ fn requests_overlap_up_to_the_number_of_threads() {
 
 #[test]
 fn replies_to_running_requests_are_sent_when_the_client_stops_sending() {
-    let exit = run(Odd::new(Blocking::Long), 4, |mut client| {
+    let exit = run(Delayed::new(Blocking::Long), 4, |mut client| {
         client.write_all(&read_request(7, 0)).unwrap();
         client.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(reply(&mut client), 7);

@@ -1,9 +1,9 @@
-//! TLS between a client's socket and the rest of the connection, once STARTTLS has been agreed.
+//! TLS on a client's socket, after NBD_OPT_STARTTLS.
 //!
-//! One thread reads: it waits for the socket without holding the session, so that others can encrypt and send
-//! meanwhile. Who sends does not hold the session while the socket is full either, so that a client that sends
-//! requests before it takes replies does not stop both sides. Replies of different threads must not mix: the caller
-//! sees to that, as without TLS.
+//! One thread reads. It waits for the socket without the session's lock, so that other threads can
+//! encrypt and send meanwhile. A thread that sends waits for room in the socket without the lock,
+//! too: otherwise a client that sends requests before it reads replies would deadlock with the
+//! server. The caller serializes the replies of different threads, as without TLS.
 
 #![forbid(unsafe_code)]
 
@@ -20,13 +20,13 @@ use nix::sys::socket::{MsgFlags, send};
 use super::{Connection, During, End, Socket};
 use crate::tls::{self, Session};
 
-/// Bytes that one read may bring: several records.
+/// Size of the buffer for encrypted bytes: several records.
 const RECEIVED: usize = 128 * 1024;
 
-/// An encrypted connection.
+/// The TLS session of a connection.
 pub(super) struct Stream {
     session: Mutex<Box<dyn Session>>,
-    /// What has come and was not decrypted; the reading thread's.
+    /// Encrypted bytes. Used by the reader only.
     received: Mutex<Received>,
 }
 
@@ -36,6 +36,7 @@ impl std::fmt::Debug for Stream {
     }
 }
 
+/// A buffer of bytes that were received and not yet decrypted.
 struct Received {
     buf: Box<[u8]>,
     start: usize,
@@ -47,7 +48,7 @@ impl Received {
         &self.buf[self.start..self.end]
     }
 
-    /// Takes what has come, without waiting; false if nothing has.
+    /// Receives what has arrived, without waiting; false if nothing has.
     fn fill_now(&mut self, socket: &Socket) -> io::Result<bool> {
         self.start = 0;
         self.end = 0;
@@ -55,7 +56,7 @@ impl Received {
         Ok(self.end > 0)
     }
 
-    /// Waits for more; false at the end.
+    /// Waits for more; false at the end of input.
     fn fill(&mut self, socket: &Socket, deadline: Option<Instant>) -> io::Result<bool> {
         self.start = 0;
         self.end = 0;
@@ -64,10 +65,11 @@ impl Received {
     }
 }
 
-/// Turns the connection into an encrypted one. What was read in the clear must have been used up.
+/// Performs the TLS handshake and encrypts the connection from then on. No plaintext may be in the
+/// input buffer.
 ///
 /// # Errors
-/// The handshake failed, or the client left.
+/// The handshake failed, the client disconnected or the deadline passed.
 pub(super) fn start(connection: &Connection<'_>, deadline: Option<Instant>) -> Result<(), End> {
     let refused = |failure: &dyn std::fmt::Display| End::Protocol(format!("TLS: {failure}"));
     let Some(tls) = &connection.settings.tls else { return Err(End::Refused) };
@@ -106,7 +108,7 @@ impl Stream {
         let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let progress = self.progress(&mut received);
-            // A failure, too, is told to the client.
+            // Also after a failure, to send its alert.
             let sent = self.flush(socket, deadline);
             let done = progress?;
             sent?;
@@ -119,7 +121,7 @@ impl Stream {
         }
     }
 
-    /// Goes on with the handshake with what was received; true when it is over.
+    /// Continues the handshake with the bytes received; true when it is complete.
     fn progress(&self, received: &mut Received) -> io::Result<bool> {
         let mut session = self.session();
         loop {
@@ -140,7 +142,7 @@ impl Stream {
         Some(TlsPeer { dn: tls::subject(&certificate)?, issuer_dn: tls::issuer(&certificate)? })
     }
 
-    /// `-D nbdkit.tls.session=1`.
+    /// Logs the session, for `-D nbdkit.tls.session=1`.
     fn describe(&self, peer: &TlsPeer) {
         let session = self.session();
         for line in session.describe() {
@@ -156,8 +158,8 @@ impl Stream {
         }
     }
 
-    /// As [`Socket::read`]. A client that hangs up without saying so is at its end all the same: a request that was cut
-    /// off is noticed as such.
+    /// As [`Socket::read`]. A close without close_notify is an end of input, too: a truncated
+    /// request is detected as such.
     pub(super) fn read(
         &self,
         socket: &Socket,
@@ -197,7 +199,7 @@ impl Stream {
         }
     }
 
-    /// Gives memory back, if nothing is in it.
+    /// Frees the buffer's pages, if it is empty.
     pub(super) fn shrink(&self) {
         let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
         if received.bytes().is_empty() {
@@ -205,7 +207,7 @@ impl Stream {
         }
     }
 
-    /// Decrypts what was received, as far as `out` goes; `None` if that is nothing.
+    /// Decrypts received bytes into `out`; `None` if they contain no data.
     fn decrypt(&self, received: &mut Received, out: &mut [u8]) -> io::Result<Option<usize>> {
         let mut session = self.session();
         let mut filled = 0;
@@ -229,12 +231,12 @@ impl Stream {
         bytes: &[u8],
         deadline: Option<Instant>,
     ) -> io::Result<()> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
+        let mut unsent = bytes;
+        while !unsent.is_empty() {
             let sent = {
                 let mut session = self.session();
-                let count = session.write(rest)?;
-                rest = &rest[count..];
+                let count = session.write(unsent)?;
+                unsent = &unsent[count..];
                 session.send(&mut Sink(socket))
             };
             match sent {
@@ -248,7 +250,7 @@ impl Stream {
         self.flush(socket, deadline)
     }
 
-    /// Sends what there is to send, waiting for room.
+    /// Sends all encrypted bytes, waiting for room.
     fn flush(&self, socket: &Socket, deadline: Option<Instant>) -> io::Result<()> {
         loop {
             match self.send(socket) {
@@ -260,22 +262,22 @@ impl Stream {
         }
     }
 
-    /// Sends what there is to send, as far as there is room.
+    /// Sends encrypted bytes as far as there is room.
     fn send(&self, socket: &Socket) -> io::Result<()> {
         self.session().send(&mut Sink(socket))
     }
 
-    /// Tells the client that nothing more comes, if it can be told at once.
+    /// Sends close_notify, if there is room for it.
     pub(super) fn close(&self, socket: &Socket) {
         self.session().close();
         let _ = self.send(socket);
     }
 }
 
-/// More follows at once: TCP need not send what does not fill a segment. send(2).
+/// More follows immediately: TCP may wait for it to fill a segment. send(2).
 const MORE: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
 
-/// The socket as a session's output: takes what fits, and never waits.
+/// The socket as a session's output: accepts what fits, without waiting.
 struct Sink<'a>(&'a Socket);
 
 impl Sink<'_> {
@@ -285,7 +287,7 @@ impl Sink<'_> {
         loop {
             match send(fd, bytes, flags) {
                 Err(Errno::EINTR) => {}
-                // A pipe (-s): it waits for room.
+                // A pipe (`-s`), whose write waits for room.
                 Err(Errno::ENOTSOCK) => return Ok(nix::unistd::write(self.0.output(), bytes)?),
                 result => return Ok(result?),
             }
@@ -298,7 +300,7 @@ impl Write for Sink<'_> {
         self.send(bytes, MsgFlags::empty())
     }
 
-    /// Sends piece by piece: a worker has no sendmsg, and writev would wait.
+    /// Sends slice by slice: the worker's seccomp filter denies sendmsg, and writev would wait.
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut sent = 0;
         for (index, slice) in slices.iter().enumerate() {

@@ -1,4 +1,5 @@
-//! Whether a request may be made at all. NBD protocol, "Request types" and "Error values".
+//! Checks requests against the protocol and the export. NBD protocol, "Request types" and "Error
+//! values".
 
 #![forbid(unsafe_code)]
 
@@ -6,38 +7,42 @@ use nbd_protocol::constants::{Command, CommandFlags, MAX_REQUEST, TransmissionFl
 use nbd_protocol::transmission::Request;
 use nbdkit_api::{Errno, Error, Flags, Result};
 
-use super::export::{Export, Features};
+use super::negotiated::{Features, Negotiated};
 
-/// The part of an export that rules over requests.
+/// Longest payload of `NBD_CMD_BLOCK_STATUS`, bytes: a list of a few ids.
+const MAX_FILTER: u64 = 4096;
+
+/// The limits of an export that every request is checked against.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     /// Bytes.
     pub(crate) size: u64,
-    /// What was advertised.
+    /// The transmission flags that were sent to the client.
     pub(crate) flags: TransmissionFlags,
-    /// What was negotiated.
+    /// What client and server agreed on.
     pub(crate) features: Features,
 }
 
-impl From<&Export> for Rules {
-    fn from(export: &Export) -> Rules {
-        Rules { size: export.size, flags: export.flags, features: export.features }
+impl From<&Negotiated> for Rules {
+    fn from(negotiated: &Negotiated) -> Rules {
+        let &Negotiated { size, flags, features, .. } = negotiated;
+        Rules { size, flags, features }
     }
 }
 
 impl Rules {
-    /// Checks command, flags and range of a request, which is not NBD_CMD_DISC, and translates
-    /// its flags for the stack.
+    /// Checks command, flags, range and payload of a request other than NBD_CMD_DISC; returns the
+    /// flags for the stack.
     ///
     /// # Errors
-    /// What the client did wrong, with the errno that the protocol has for it. A write's payload is
-    /// still to be read.
+    /// The client's mistake, with the errno that the protocol gives it. The payload is still to be
+    /// read.
     pub(crate) fn check(&self, request: &Request) -> Result<Flags> {
         let Request { command, offset, length, .. } = *request;
         let invalid =
             |errno, what: &str| Error::new(errno, format!("invalid request: {command}: {what}"));
         let advertised = |flag| self.flags.contains(flag);
-        // First of all: whatever else may be wrong with it, a write is not permitted.
+        // First, so that EROFS takes precedence over other errors of a write.
         let writes = matches!(command, Command::WRITE | Command::WRITE_ZEROES | Command::TRIM);
         if writes && advertised(TransmissionFlags::READ_ONLY) {
             return Err(invalid(Errno::EROFS, "write request on readonly connection"));
@@ -49,7 +54,8 @@ impl Rules {
             | Command::WRITE_ZEROES
             | Command::TRIM
             | Command::BLOCK_STATUS => {
-                // With a payload the header's length is the payload's, and the range is checked when that is read.
+                // With a payload, the header has the payload's length; the range is checked when it
+                // is read.
                 let in_payload = command == Command::BLOCK_STATUS
                     && self.features.extended
                     && request.flags.contains(CommandFlags::PAYLOAD_LEN);
@@ -98,6 +104,10 @@ impl Rules {
         if missing {
             return Err(invalid(Errno::EINVAL, "operation not supported"));
         }
+        if command != Command::WRITE && payload_length(request, self.features.extended) > MAX_FILTER
+        {
+            return Err(invalid(Errno::EINVAL, "payload too large"));
+        }
         Ok(translate(request))
     }
 
@@ -137,8 +147,8 @@ impl Rules {
         if flags.contains(CommandFlags::DF) && !self.features.structured {
             return invalid("DF flag needs structured replies");
         }
-        // "clients SHOULD NOT set it unless advertised"; where it changes nothing it is harmless, and nbdkit
-        // refuses it all the same.
+        // "clients SHOULD NOT set it unless advertised": nbdkit refuses it even where it has no
+        // effect.
         if flags.contains(CommandFlags::FUA) && !self.flags.contains(TransmissionFlags::SEND_FUA) {
             return invalid("FUA flag was not advertised");
         }
@@ -153,6 +163,7 @@ impl Rules {
     }
 }
 
+/// The flags of a request as the stack knows them.
 fn translate(request: &Request) -> Flags {
     let mut flags = Flags::empty();
     let zero = request.command == Command::WRITE_ZEROES;
@@ -163,10 +174,10 @@ fn translate(request: &Request) -> Flags {
     flags
 }
 
-/// How many bytes of payload follow the header of a request, whatever else is wrong with it.
+/// Bytes of payload that follow the header of a request, valid or not.
 pub(crate) fn payload_length(request: &Request, extended: bool) -> u64 {
-    // A write has its data behind it whether or not the flag says so: qemu's client, the only one that speaks
-    // extended headers, leaves it out, and qemu's server takes that.
+    // A write is followed by its data with or without the flag: qemu's client, the only one with
+    // extended headers, does not set it, and qemu's server accepts that.
     let flagged = extended && request.flags.contains(CommandFlags::PAYLOAD_LEN);
     if request.command == Command::WRITE || flagged { request.length } else { 0 }
 }
@@ -192,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_past_the_end_are_enospc_and_reads_einval() {
+    fn writes_beyond_the_end_are_enospc_and_reads_einval() {
         let none = CommandFlags::empty();
         for offset in [1 << 20, (1 << 20) - 1, u64::MAX] {
             assert_eq!(
@@ -217,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_belong_to_their_commands() {
+    fn a_flag_of_another_command_is_refused() {
         for (command, flags, good) in [
             (Command::READ, CommandFlags::DF, true),
             (Command::WRITE, CommandFlags::DF, false),
@@ -242,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_has_a_payload_whatever_its_flags_say() {
+    fn a_write_has_a_payload_with_or_without_the_flag() {
         let mut rules = rules();
         rules.features.extended = true;
         let with = request(Command::WRITE, CommandFlags::PAYLOAD_LEN, 0, 512);
@@ -255,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_readonly_export_refuses_what_changes_it() {
+    fn a_readonly_export_refuses_commands_that_write() {
         let mut rules = rules();
         rules.flags |= TransmissionFlags::READ_ONLY;
         for command in [Command::WRITE, Command::TRIM, Command::WRITE_ZEROES] {
@@ -268,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_advertised_is_refused() {
+    fn commands_and_flags_that_were_not_advertised_are_refused() {
         let bare = Rules {
             size: 1 << 20,
             flags: TransmissionFlags::HAS_FLAGS,

@@ -1,0 +1,189 @@
+//! How the reader treats one request: rejected, carried out inline, spliced, or dispatched to the
+//! pool.
+//!
+//! [`route`] is pure: it looks at the request and at a snapshot of the connection and changes
+//! nothing. Whether data is in the page cache, or a backend stores a range in a file, it cannot
+//! know without asking, so such a route is an attempt with a place to fall back to.
+
+#![forbid(unsafe_code)]
+
+use nbd_protocol::constants::{Command, MAX_REQUEST};
+use nbd_protocol::transmission::Request;
+use nbdkit_api::{Blocking, Errno, Error, Flags};
+
+use super::super::inline_writes::Verdict;
+use super::super::receive;
+use super::super::splice::{SPLICE_FROM, SPLICE_UP_TO};
+use super::super::validate::Rules;
+use super::header_length;
+
+/// Longest write payload that is read and discarded, bytes. A longer one ends the connection.
+const MAX_SKIPPED_WRITE: u64 = 2 * MAX_REQUEST as u64;
+
+/// What the route depends on besides the request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct State<'a> {
+    /// The limits of the export.
+    pub(super) rules: &'a Rules,
+    /// How long the backend may keep a thread waiting.
+    pub(super) blocking: Blocking,
+    /// Whether bytes go to and from the client as they are, without TLS.
+    pub(super) plain: bool,
+    /// Whether one lock is held around every call into the stack.
+    pub(super) serialized: bool,
+    /// Whether new requests are refused because the connection shuts down.
+    pub(super) shutting_down: bool,
+    /// Bytes behind the request's header that are in the input buffer.
+    pub(super) available: usize,
+    /// The threads for requests that may wait.
+    pub(super) pool: PoolState,
+    /// Where writes to a local device go. Read for `NBD_CMD_WRITE` only.
+    pub(super) writes: Verdict,
+}
+
+/// The threads of a connection for requests that may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PoolState {
+    /// There are none: the reader carries out everything.
+    Absent,
+    /// No request is queued or running.
+    Idle,
+    /// Requests are queued or running.
+    Busy,
+}
+
+/// What to do with a request.
+#[derive(Debug)]
+pub(super) enum Route {
+    /// `NBD_CMD_DISC`: send the pending replies, then end the connection.
+    Disconnect,
+    /// End the connection: the payload is too long even to be discarded.
+    Violation,
+    /// Discard the payload and reply with this error.
+    Reject(Error),
+    /// Carry the request out.
+    Execute(Plan),
+}
+
+/// How a valid request is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// The request's flags, for the stack.
+    pub(super) flags: Flags,
+    /// What the reader tries first.
+    pub(super) attempt: Attempt,
+    /// Who carries the request out if there is no attempt, or it did not apply.
+    pub(super) place: Place,
+    /// The bytes of a large read that should be spliced out, if a file holds them.
+    pub(super) splice_out: Option<usize>,
+}
+
+/// A cheaper way, which applies only if the backend says so when asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attempt {
+    None,
+    /// A read is answered by the reader if that does not wait: its data is in memory.
+    WithoutWaiting,
+    /// A write is spliced from the socket into the file that holds its range.
+    SpliceIn {
+        /// Wait first for the requests in the pool.
+        drain: bool,
+    },
+}
+
+/// The thread that carries a request out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The reader.
+    Inline {
+        /// Wait first for the requests in the pool.
+        drain: bool,
+        /// Send the pending replies first, because this request may wait.
+        flush: bool,
+        /// Time the write, to notice when the device no longer takes writes at once.
+        timed: bool,
+    },
+    /// A thread of the pool.
+    Pool,
+}
+
+/// Decides how to treat `request`, which has `payload` bytes of payload.
+#[inline]
+pub(super) fn route(request: &Request, payload: u64, state: &State<'_>) -> Route {
+    if request.command == Command::DISC {
+        return Route::Disconnect;
+    }
+    if payload > MAX_SKIPPED_WRITE {
+        return Route::Violation;
+    }
+    if state.shutting_down {
+        return Route::Reject(Error::silent(Errno::ESHUTDOWN));
+    }
+    match state.rules.check(request) {
+        Err(error) => Route::Reject(error),
+        Ok(flags) => Route::Execute(plan(request, flags, payload as usize, state)),
+    }
+}
+
+#[inline]
+fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> Plan {
+    let write = request.command == Command::WRITE;
+    let short = state.blocking == Blocking::Short;
+    let pooled = state.pool != PoolState::Absent;
+    let drain = state.writes == Verdict::InlineAfterDrain;
+    // A page cache takes such a write at once, as far as is known: no hand-off.
+    let timed = short && write && !flags.contains(Flags::FUA) && state.writes != Verdict::Pool;
+    // A flush or a zero may keep a device much longer than a block does.
+    let one_block =
+        matches!(request.command, Command::READ | Command::WRITE | Command::BLOCK_STATUS);
+    // With one request at a time there is nothing to do meanwhile.
+    let alone = state.pool == PoolState::Idle
+        && state.available < payload + header_length(state.rules.features.extended);
+    let inline = !pooled || timed || short && one_block && alone;
+    let place = if inline {
+        Place::Inline {
+            drain: timed && drain,
+            flush: state.available < payload || state.blocking != Blocking::Never && !timed,
+            timed,
+        }
+    } else {
+        Place::Pool
+    };
+    let attempt = if splices_in(request, flags, state) && (!pooled || state.writes != Verdict::Pool)
+    {
+        Attempt::SpliceIn { drain: pooled && drain }
+    } else if pooled && request.command == Command::READ {
+        Attempt::WithoutWaiting
+    } else {
+        Attempt::None
+    };
+    Plan { flags, attempt, place, splice_out: splice_out(request, state.plain) }
+}
+
+/// Whether a request is a write long enough to be spliced.
+#[inline]
+pub(super) fn is_large_write(request: &Request) -> bool {
+    request.command == Command::WRITE && request.length >= SPLICE_FROM as u64
+}
+
+/// Whether a write's payload may go from the socket into a file without a copy. A client that is
+/// slow to send must not hold the lock of a serialized stack meanwhile.
+#[inline]
+fn splices_in(request: &Request, flags: Flags, state: &State<'_>) -> bool {
+    is_large_write(request)
+        && flags.is_empty()
+        && state.plain
+        && !state.serialized
+        && receive::has_room(state.available)
+}
+
+/// The bytes of a read that should go from a file to the socket without a copy, if it is one.
+#[inline]
+fn splice_out(request: &Request, plain: bool) -> Option<usize> {
+    let count = usize::try_from(request.length).ok()?;
+    let large = (SPLICE_FROM..=SPLICE_UP_TO).contains(&count);
+    (large && plain && request.command == Command::READ).then_some(count)
+}
+
+#[cfg(test)]
+mod tests;
