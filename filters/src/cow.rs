@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use nbdkit_api::{
     Access, Backend, BlockSize, Blocking, Cache, Errno, Error, ExtentKind, Extents, FileRange,
-    Filter, FilterConnection, Flags, Fua, Needs, NextConfig, Open, Result, Slot, ThreadModel,
-    Value, Zero, log,
+    Filter, Flags, Fua, Needs, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, Zero,
+    log,
 };
 
 use blocks::{Blocks, Contents, Data};
@@ -154,7 +154,7 @@ impl Filter for Cow {
         true
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(&open.readonly(true))?;
         let overlay = self
             .overlay
@@ -197,7 +197,7 @@ impl Handle {
     }
 }
 
-impl FilterConnection for Handle {
+impl OpenLayer for Handle {
     fn prepare(&mut self, next: &Backend, _: bool) -> Result<()> {
         let blocks = Blocks::new(Arc::clone(&self.overlay), &self.export, next.size()?)?;
         if let Some(quota) = blocks.quota().filter(|_| log::verbose()) {
@@ -353,7 +353,12 @@ impl FilterConnection for Handle {
         }
     }
 
-    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+    fn file_range<'a>(
+        &'a self,
+        next: &'a Backend,
+        count: u32,
+        offset: u64,
+    ) -> Option<FileRange<'a>> {
         match self.whole(count.into(), offset)? {
             Contents::Below => next.file_range(count, offset),
             Contents::Overlay(_) | Contents::Trimmed => None,

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nbdkit_api::{
-    Backend, Blocking, Client, Errno, Error, Extents, FileRange, Filter, FilterConnection, Flags,
-    NextConfig, Open, Result, Slot, Value, client,
+    Backend, Blocking, Client, Errno, Error, Extents, FileRange, Filter, Flags, NextConfig, Open,
+    OpenLayer, Result, Slot, Value, client,
 };
 
 /// The filter: how long each operation takes.
@@ -97,7 +97,7 @@ impl Filter for Delay {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         let handle = Handle { client: open.client.map(Arc::clone), delay: *self };
         handle.sleep(self.open)?;
         below.open(open)?;
@@ -130,7 +130,7 @@ impl Drop for Closing {
     }
 }
 
-impl FilterConnection for Closing {
+impl OpenLayer for Closing {
     fn can_fast_zero(&self, next: &Backend) -> Result<bool> {
         if self.0.fails_fast_zeroes() { Ok(true) } else { next.can_fast_zero() }
     }
@@ -185,11 +185,21 @@ impl FilterConnection for Closing {
         if self.0.delay.read.is_zero() { next.try_pread(buf, offset) } else { None }
     }
 
-    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+    fn file_range<'a>(
+        &'a self,
+        next: &'a Backend,
+        count: u32,
+        offset: u64,
+    ) -> Option<FileRange<'a>> {
         if self.0.delay.read.is_zero() { next.file_range(count, offset) } else { None }
     }
 
-    fn write_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+    fn write_range<'a>(
+        &'a self,
+        next: &'a Backend,
+        count: u32,
+        offset: u64,
+    ) -> Option<FileRange<'a>> {
         if self.0.delay.write.is_zero() { next.write_range(count, offset) } else { None }
     }
 }

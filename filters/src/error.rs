@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nbdkit_api::{
-    Access, Backend, Blocking, Errno, Error, Extents, FileRange, Filter, FilterConnection, Flags,
-    Needs, NextConfig, Open, Result, Slot, Value,
+    Access, Backend, Blocking, Errno, Error, Extents, FileRange, Filter, Flags, Needs, NextConfig,
+    Open, OpenLayer, Result, Slot, Value,
 };
 
 /// The operations that can be made to fail, as parameters and messages call them.
@@ -109,7 +109,7 @@ impl Filter for Inject {
             .fold(below, |needs, path| needs.path(path, Access::Look))
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let connection = open.client.map_or(0, |client| client.number());
         Ok(Box::new(Handle {
@@ -169,7 +169,7 @@ impl Handle {
     }
 }
 
-impl FilterConnection for Handle {
+impl OpenLayer for Handle {
     fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
         self.perhaps_fail(PREAD)?;
         next.pread(buf, offset)
@@ -219,11 +219,21 @@ impl FilterConnection for Handle {
         }
     }
 
-    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+    fn file_range<'a>(
+        &'a self,
+        next: &'a Backend,
+        count: u32,
+        offset: u64,
+    ) -> Option<FileRange<'a>> {
         if self.may_fail(PREAD) { None } else { next.file_range(count, offset) }
     }
 
-    fn write_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+    fn write_range<'a>(
+        &'a self,
+        next: &'a Backend,
+        count: u32,
+        offset: u64,
+    ) -> Option<FileRange<'a>> {
         if self.may_fail(PWRITE) { None } else { next.write_range(count, offset) }
     }
 }

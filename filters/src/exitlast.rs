@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use nbdkit_api::shared::SharedWords;
 use nbdkit_api::{
-    Errno, Error, Filter, FilterConnection, Needs, Open, Result, Slot, ThreadModel, client, debug,
+    Errno, Error, Filter, Needs, Open, OpenLayer, Result, Slot, ThreadModel, client, debug,
 };
 
 use crate::presence::{Place, Places};
@@ -57,7 +57,7 @@ impl Filter for ExitLast {
         }
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let (places, visited) = self.shared()?;
         visited[0].store(1, Ordering::Relaxed);
@@ -87,7 +87,7 @@ fn shut_down_if_empty(places: &Places) {
     }
 }
 
-impl FilterConnection for Handle {
+impl OpenLayer for Handle {
     reads_pass_through!();
     writes_pass_through!();
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use nbdkit_api::exports::MAX_STRING;
 use nbdkit_api::{
-    Backend, Client, Errno, Error, Exports, Filter, FilterConnection, Layer, Needs, NextConfig,
-    Open, Result, Slot, Value, debug, quoted,
+    Backend, Client, Errno, Error, Exports, Filter, Layer, Needs, NextConfig, Open, OpenLayer,
+    Result, Slot, Value, debug, quoted,
 };
 
 use crate::shell;
@@ -169,7 +169,7 @@ impl Filter for ExportName {
         }
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         if self.strict && !self.lists(open.export) {
             let name = quoted(open.export);
             return Err(Error::new(Errno::ENOENT, format!("export '{name}' not found")));
@@ -230,7 +230,7 @@ struct Handle {
     description: Arc<Description>,
 }
 
-impl FilterConnection for Handle {
+impl OpenLayer for Handle {
     fn export_description(&self, next: &Backend) -> Option<String> {
         self.description.of(&self.name, || next.export_description())
     }

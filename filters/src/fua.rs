@@ -1,8 +1,7 @@
 //! nbdkit-fua-filter(1): changes what is done about Forced Unit Access and flush.
 
 use nbdkit_api::{
-    Backend, Errno, Error, Filter, FilterConnection, Flags, Fua, NextConfig, Open, Result, Slot,
-    Value,
+    Backend, Errno, Error, Filter, Flags, Fua, NextConfig, Open, OpenLayer, Result, Slot, Value,
 };
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +58,7 @@ impl Filter for FuaFilter {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(*self))
     }
@@ -77,7 +76,7 @@ impl FuaFilter {
     }
 }
 
-impl FilterConnection for FuaFilter {
+impl OpenLayer for FuaFilter {
     fn prepare(&mut self, next: &Backend, readonly: bool) -> Result<()> {
         let unsupported = |what| Err(Error::new(Errno::EOPNOTSUPP, what));
         if self.flush_on_close && !next.can_flush()? {

@@ -10,7 +10,7 @@ mod rule;
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Client, Errno, Error, Exports, Filter, FilterConnection, Layer, NextConfig, Open, Result, Slot,
+    Client, Errno, Error, Exports, Filter, Layer, NextConfig, Open, OpenLayer, Result, Slot,
     ThreadModel, Value, debug,
 };
 
@@ -95,7 +95,7 @@ impl Filter for Ip {
         below.default_export(client, readonly)
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         if self.late() {
             // A context for several clients is for none that could be judged.
             self.check(open.client.ok_or_else(denied)?)?;
@@ -142,7 +142,7 @@ fn denied() -> Error {
 
 struct Handle;
 
-impl FilterConnection for Handle {
+impl OpenLayer for Handle {
     reads_pass_through!();
     writes_pass_through!();
 }

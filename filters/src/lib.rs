@@ -33,7 +33,7 @@ macro_rules! writes_pass_through {
 macro_rules! range_passes_through {
     ($method:ident) => {
         fn $method<'a>(
-            &self,
+            &'a self,
             next: &'a nbdkit_api::Backend,
             count: u32,
             offset: u64,

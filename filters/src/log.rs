@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nbdkit_api::{
-    Backend, Blocking, Client, Exports, Extents, Filter, FilterConnection, Flags, Layer, Needs,
-    NextConfig, Open, Result, Slot, ThreadModel, Value,
+    Backend, Blocking, Client, Exports, Extents, Filter, Flags, Layer, Needs, NextConfig, Open,
+    OpenLayer, Result, Slot, ThreadModel, Value,
 };
 
 use line::{Entry, Kind};
@@ -110,7 +110,7 @@ impl Filter for Log {
         result
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let Some(sink) = &self.sink else { return Ok(Box::new(Inactive)) };
         Ok(Box::new(Handle {
@@ -126,7 +126,7 @@ impl Filter for Log {
 /// A connection of a filter that has nowhere to log to.
 struct Inactive;
 
-impl FilterConnection for Inactive {
+impl OpenLayer for Inactive {
     reads_pass_through!();
     writes_pass_through!();
 }
@@ -170,7 +170,7 @@ fn range(entry: Entry, count: u64, offset: u64) -> Entry {
     entry.hex("offset", offset).hex("count", count)
 }
 
-impl FilterConnection for Handle {
+impl OpenLayer for Handle {
     fn prepare(&mut self, next: &Backend, _: bool) -> Result<()> {
         let block = next.block_size()?;
         self.sink.put(

@@ -1,8 +1,6 @@
 //! nbdkit-nocache-filter(1): takes prefetching (NBD_CMD_CACHE) away.
 
-use nbdkit_api::{
-    Backend, Cache, Error, Filter, FilterConnection, NextConfig, Open, Result, Slot, Value,
-};
+use nbdkit_api::{Backend, Cache, Error, Filter, NextConfig, Open, OpenLayer, Result, Slot, Value};
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -44,13 +42,13 @@ impl Filter for NoCache {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(*self))
     }
 }
 
-impl FilterConnection for NoCache {
+impl OpenLayer for NoCache {
     fn can_cache(&self, _: &Backend) -> Result<Cache> {
         Ok(match self.mode {
             Mode::None => Cache::None,

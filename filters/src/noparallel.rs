@@ -1,8 +1,6 @@
 //! nbdkit-noparallel-filter(1): tightens the thread model.
 
-use nbdkit_api::{
-    Error, Filter, FilterConnection, NextConfig, Open, Result, Slot, ThreadModel, Value,
-};
+use nbdkit_api::{Error, Filter, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value};
 
 /// The filter: the model that it enforces.
 #[derive(Debug, Clone, Copy)]
@@ -48,13 +46,13 @@ impl Filter for NoParallel {
         Ok(self.model.min(below))
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(*self))
     }
 }
 
-impl FilterConnection for NoParallel {
+impl OpenLayer for NoParallel {
     reads_pass_through!();
     writes_pass_through!();
 }

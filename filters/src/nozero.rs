@@ -1,8 +1,7 @@
 //! nbdkit-nozero-filter(1): takes efficient writing of zeroes away, wholly or in part.
 
 use nbdkit_api::{
-    Backend, Errno, Error, Filter, FilterConnection, Flags, NextConfig, Open, Result, Slot, Value,
-    Zero,
+    Backend, Errno, Error, Filter, Flags, NextConfig, Open, OpenLayer, Result, Slot, Value, Zero,
 };
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -82,13 +81,13 @@ impl Filter for NoZero {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(*self))
     }
 }
 
-impl FilterConnection for NoZero {
+impl OpenLayer for NoZero {
     fn prepare(&mut self, next: &Backend, readonly: bool) -> Result<()> {
         if !readonly
             && matches!(self.zero, ZeroMode::NoTrim | ZeroMode::Plugin)

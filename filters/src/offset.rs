@@ -1,8 +1,8 @@
 //! nbdkit-offset-filter(1): serves the part of a disk that begins at `offset` and is `range` long.
 
 use nbdkit_api::{
-    Backend, Errno, Error, Extents, FileRange, Filter, FilterConnection, Flags, NextConfig, Open,
-    Result, Slot, Value,
+    Backend, Errno, Error, Extents, FileRange, Filter, Flags, NextConfig, Open, OpenLayer, Result,
+    Slot, Value,
 };
 
 /// The filter: where the part begins and how long it is, in bytes.
@@ -37,7 +37,7 @@ impl Filter for Offset {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(Handle { offset: self.offset, range: self.range }))
     }
@@ -50,7 +50,7 @@ struct Handle {
     range: Option<u64>,
 }
 
-impl FilterConnection for Handle {
+impl OpenLayer for Handle {
     fn size(&self, next: &Backend) -> Result<u64> {
         let below = next.size()?;
         let (offset, range) = (self.offset, self.range);
@@ -108,11 +108,21 @@ impl FilterConnection for Handle {
         next.try_pread(buf, offset + self.offset)
     }
 
-    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+    fn file_range<'a>(
+        &'a self,
+        next: &'a Backend,
+        count: u32,
+        offset: u64,
+    ) -> Option<FileRange<'a>> {
         next.file_range(count, offset + self.offset)
     }
 
-    fn write_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+    fn write_range<'a>(
+        &'a self,
+        next: &'a Backend,
+        count: u32,
+        offset: u64,
+    ) -> Option<FileRange<'a>> {
         next.write_range(count, offset + self.offset)
     }
 }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nbdkit_api::{
-    Backend, Error, Extents, Filter, FilterConnection, Flags, Layer, NextConfig, Open, Result,
-    ResultExt, Slot, ThreadModel, Value,
+    Backend, Error, Extents, Filter, Flags, Layer, NextConfig, Open, OpenLayer, Result, ResultExt,
+    Slot, ThreadModel, Value,
 };
 
 use counters::{Counters, Operation};
@@ -104,7 +104,7 @@ impl Filter for Stats {
         }
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let ready =
             self.ready.as_ref().ok_or_else(|| Error::msg("stats: opened before get_ready"))?;
@@ -132,7 +132,7 @@ impl Handle {
     }
 }
 
-impl FilterConnection for Handle {
+impl OpenLayer for Handle {
     fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
         let count = buf.len() as u64;
         self.counted(Operation::Read, count, offset, || next.pread(buf, offset))

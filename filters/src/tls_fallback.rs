@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Backend, BlockSize, Blocking, Cache, Client, Errno, Error, Exports, Extents, Filter,
-    FilterConnection, Flags, Fua, NextConfig, Open, Result, Slot, ThreadModel, Value, Zero,
+    Backend, BlockSize, Blocking, Cache, Client, Errno, Error, Exports, Extents, Filter, Flags,
+    Fua, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, Zero,
 };
 use nbdkit_api::{FileRange, Layer};
 
@@ -89,7 +89,7 @@ impl Filter for TlsFallback {
         Ok(Some(String::new()))
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         if open.tls {
             below.open(open)?;
             return Ok(Box::new(Encrypted));
@@ -101,7 +101,7 @@ impl Filter for TlsFallback {
 /// A client with TLS: everything passes through.
 struct Encrypted;
 
-impl FilterConnection for Encrypted {
+impl OpenLayer for Encrypted {
     reads_pass_through!();
     writes_pass_through!();
 }
@@ -113,7 +113,7 @@ fn refused<T>() -> Result<T> {
     Err(Error::silent(Errno::EPERM))
 }
 
-impl FilterConnection for Plain {
+impl OpenLayer for Plain {
     fn size(&self, _: &Backend) -> Result<u64> {
         Ok(SIZE as u64)
     }
@@ -205,7 +205,7 @@ impl FilterConnection for Plain {
         Blocking::Never
     }
 
-    fn file_range<'a>(&self, _: &'a Backend, _: u32, _: u64) -> Option<FileRange<'a>> {
+    fn file_range<'a>(&'a self, _: &'a Backend, _: u32, _: u64) -> Option<FileRange<'a>> {
         None
     }
 }

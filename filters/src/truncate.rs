@@ -2,8 +2,8 @@
 //! as zeroes and takes nothing but zeroes.
 
 use nbdkit_api::{
-    Backend, Errno, Error, ExtentKind, Extents, FileRange, Filter, FilterConnection, Flags,
-    NextConfig, Open, Result, Slot, Value,
+    Backend, Errno, Error, ExtentKind, Extents, FileRange, Filter, Flags, NextConfig, Open,
+    OpenLayer, Result, Slot, Value,
 };
 
 /// The filter: how to compute the size, in bytes.
@@ -45,13 +45,13 @@ impl Filter for Truncate {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(*self))
     }
 }
 
-impl FilterConnection for Truncate {
+impl OpenLayer for Truncate {
     /// First the absolute size, then rounding up, then rounding down.
     fn size(&self, next: &Backend) -> Result<u64> {
         let mut size = self.truncate.map_or_else(|| next.size(), Ok)?;
@@ -149,7 +149,12 @@ impl FilterConnection for Truncate {
         Some(result)
     }
 
-    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+    fn file_range<'a>(
+        &'a self,
+        next: &'a Backend,
+        count: u32,
+        offset: u64,
+    ) -> Option<FileRange<'a>> {
         // The layer below refuses what is not wholly within it.
         next.file_range(count, offset)
     }

@@ -20,8 +20,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::{
-    Client, Error, Exports, Filter, FilterConnection, Isolation, Layer, ModuleFile, Needs,
-    NextConfig, Open, Result, Slot, ThreadModel, Value,
+    Client, Error, Exports, Filter, Isolation, Layer, ModuleFile, Needs, NextConfig, Open,
+    OpenLayer, Result, Slot, ThreadModel, Value,
 };
 use nbdkit_ipc::messages::DebugFlag;
 
@@ -350,7 +350,7 @@ impl Filter for CFilter {
         Ok(unsafe { super::table::text(name) }.filter(|name| !name.contains('\u{fffd}')))
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         let backend = Arc::clone(self.backend(below.layer()));
         Ok(Box::new(CFilterConnection::open(&self.callbacks, backend, open)?))
     }

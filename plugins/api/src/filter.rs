@@ -1,5 +1,4 @@
-//! The traits of a filter. A [`Filter`] is the configured module, a [`FilterConnection`] what its
-//! `open` made for one client. Every method that a filter leaves alone passes through.
+//! The configured filter. What its `open` makes for a connection is an [`OpenLayer`].
 //! nbdkit-filter(3), "Callbacks".
 
 use std::io::Write;
@@ -9,13 +8,13 @@ use crate::backend::Backend;
 use crate::client::Client;
 use crate::error::Result;
 use crate::exports::Exports;
-use crate::extents::Extents;
+use crate::layer::OpenLayer;
 use crate::module::ModuleFile;
 use crate::needs::{Isolation, Needs};
 use crate::plugin::Open;
 use crate::stack::Layer;
 pub use crate::stack::NextConfig;
-use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, ThreadModel, Zero};
+use crate::types::ThreadModel;
 use crate::value::Value;
 
 /// A filter, from `load` (its constructor) to `unload` (its drop). The order of calls is that of
@@ -175,7 +174,7 @@ pub trait Filter: Send + Sync {
     ///
     /// # Errors
     /// The option fails; the client may try another export.
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>>;
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>>;
 }
 
 /// Where `open` puts the context of the layer below (`nbdkit_context`).
@@ -190,8 +189,8 @@ impl<'a> Slot<'a> {
         Slot { layer, backend: None }
     }
 
-    pub(crate) fn into_backend(self) -> Arc<Backend> {
-        self.backend.unwrap_or_else(|| Arc::new(Backend::absent()))
+    pub(crate) fn into_backend(self) -> Option<Arc<Backend>> {
+        self.backend
     }
 
     /// Opens the layer below for this connection (`next` in nbdkit-filter(3), `.open`).
@@ -212,161 +211,5 @@ impl<'a> Slot<'a> {
     /// The layer below, for contexts under the filter's own control.
     pub fn layer(&self) -> &'a Arc<Layer> {
         self.layer
-    }
-}
-
-/// One client's use of a filter, from `open` to `close` (its drop).
-///
-/// `next` is the layer below as this connection opened it. It checks ranges and caches what it is
-/// asked, so `next.size()` and `next.can_*()` may be called at any time. As the thread model permits,
-/// data methods are called from several threads at once. The contract of each method is that of
-/// [`Connection`](crate::Connection); what is said here is what differs.
-#[expect(
-    clippy::missing_errors_doc,
-    reason = "each has the errors of the method of the same name in Connection"
-)]
-pub trait FilterConnection: Send + Sync {
-    /// Called after `open`, innermost layer first: the place for reading the disk below.
-    fn prepare(&mut self, next: &Backend, readonly: bool) -> Result<()> {
-        let _ = (next, readonly);
-        Ok(())
-    }
-
-    /// Called before close, outermost layer first, if `prepare` succeeded. An error cuts the client off.
-    fn finalize(&self, next: &Backend) -> Result<()> {
-        let _ = next;
-        Ok(())
-    }
-
-    /// Size of the disk as this filter shows it.
-    fn size(&self, next: &Backend) -> Result<u64> {
-        next.size()
-    }
-
-    /// Text for NBD_INFO_DESCRIPTION.
-    fn export_description(&self, next: &Backend) -> Option<String> {
-        next.export_description()
-    }
-
-    /// Block size constraints.
-    fn block_size(&self, next: &Backend) -> Result<BlockSize> {
-        next.block_size()
-    }
-
-    /// Whether `pwrite` works.
-    fn can_write(&self, next: &Backend) -> Result<bool> {
-        next.can_write()
-    }
-
-    /// Whether `flush` works.
-    fn can_flush(&self, next: &Backend) -> Result<bool> {
-        next.can_flush()
-    }
-
-    /// Whether the disk behaves like a rotating one.
-    fn is_rotational(&self, next: &Backend) -> Result<bool> {
-        next.is_rotational()
-    }
-
-    /// Whether `trim` works.
-    fn can_trim(&self, next: &Backend) -> Result<bool> {
-        next.can_trim()
-    }
-
-    /// What is done about zeroes. With `Emulate` the server calls this filter's `pwrite`.
-    fn can_zero(&self, next: &Backend) -> Result<Zero> {
-        next.can_zero()
-    }
-
-    /// Whether fast zero may be asked for.
-    fn can_fast_zero(&self, next: &Backend) -> Result<bool> {
-        next.can_fast_zero()
-    }
-
-    /// Whether `extents` works.
-    fn can_extents(&self, next: &Backend) -> Result<bool> {
-        next.can_extents()
-    }
-
-    /// What is done about FUA.
-    fn can_fua(&self, next: &Backend) -> Result<Fua> {
-        next.can_fua()
-    }
-
-    /// Whether a flush on one connection covers the writes of all.
-    fn can_multi_conn(&self, next: &Backend) -> Result<bool> {
-        next.can_multi_conn()
-    }
-
-    /// What is done about cache requests. With `Emulate` the server calls this filter's `pread`.
-    fn can_cache(&self, next: &Backend) -> Result<Cache> {
-        next.can_cache()
-    }
-
-    /// Fills `buf` from `offset`.
-    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
-        next.pread(buf, offset)
-    }
-
-    /// Writes `buf` at `offset`.
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        next.pwrite(buf, offset, flags)
-    }
-
-    /// Flushes.
-    fn flush(&self, next: &Backend) -> Result<()> {
-        next.flush()
-    }
-
-    /// Trims.
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
-        next.trim(count, offset, flags)
-    }
-
-    /// Zeroes. Must not fail with EOPNOTSUPP unless FAST_ZERO is set: there is no fallback.
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
-        next.zero(count, offset, flags)
-    }
-
-    /// Describes the disk from `offset` on.
-    fn extents(
-        &self,
-        next: &Backend,
-        count: u64,
-        offset: u64,
-        flags: Flags,
-        extents: &mut Extents,
-    ) -> Result<()> {
-        next.extents(count, offset, flags, extents)
-    }
-
-    /// Prefetches.
-    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
-        next.cache(count, offset)
-    }
-
-    /// How long the data methods may take, this filter and all below.
-    fn blocking(&self, next: &Backend) -> Blocking {
-        next.blocking()
-    }
-
-    /// `pread` if it can be done at once. The default can tell only if nothing ever blocks;
-    /// a filter that adds nothing that blocks may do better.
-    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        (self.blocking(next) == Blocking::Never).then(|| self.pread(next, buf, offset))
-    }
-
-    /// Where the bytes of a read stand in a file. `None` unless the filter knows that they pass
-    /// through unchanged and need not see the read, which may then be done without calling it.
-    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        let _ = (next, count, offset);
-        None
-    }
-
-    /// Where the bytes of a write without flags go in a file. `None` unless the filter knows that they pass through unchanged
-    /// and need not see the write, which may then be done without calling it, or be called for a part.
-    fn write_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        let _ = (next, count, offset);
-        None
     }
 }

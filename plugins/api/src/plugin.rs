@@ -11,6 +11,7 @@ use crate::exports::Exports;
 use crate::extents::Extents;
 use crate::module::ModuleFile;
 use crate::needs::{Isolation, Needs};
+use crate::plugin_layer::IntoLayer;
 use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, ThreadModel};
 use crate::value::Value;
 
@@ -237,7 +238,7 @@ impl<'a> Open<'a> {
 /// `size` and the `can_*` methods are asked at most once and cached. Data methods get ranges that lie
 /// within the size, buffers of 1 byte to 64 MiB, and only flags that the `can_*` answers allow.
 /// As the thread model permits, they are called from several threads at once.
-pub trait Connection: Send + Sync {
+pub trait Connection: IntoLayer + Send + Sync {
     /// Size of the disk in bytes, at most `i64::MAX`.
     ///
     /// # Errors

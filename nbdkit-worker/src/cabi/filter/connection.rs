@@ -1,4 +1,4 @@
-//! One client's handle of a filter in C as a [`FilterConnection`]. The layer below is the one in its
+//! One client's handle of a filter in C as a [`OpenLayer`]. The layer below is the one in its
 //! [`CContext`](super::context), where the filter may replace it at any time; what it has no callback for goes there too. The one
 //! that the methods are called with is therefore empty.
 
@@ -6,7 +6,7 @@ use std::ffi::c_int;
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Backend, BlockSize, Blocking, Cache, Errno, Error, Extents, FilterConnection, Flags, Fua, Open,
+    Backend, BlockSize, Blocking, Cache, Errno, Error, Extents, Flags, Fua, Open, OpenLayer,
     Result, Zero,
 };
 
@@ -162,7 +162,7 @@ impl CFilterConnection {
     }
 }
 
-impl FilterConnection for CFilterConnection {
+impl OpenLayer for CFilterConnection {
     fn prepare(&mut self, _next: &Backend, readonly: bool) -> Result<()> {
         // SAFETY: null, or open as long as the filter leaves it in its place.
         if let Some(next) = unsafe { self.context.next().as_ref() } {
