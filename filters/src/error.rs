@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nbdkit_api::{
-    Access, Backend, Blocking, Errno, Error, Extents, FileRange, Filter, Flags, Needs, NextConfig,
+    Access, Blocking, Errno, Error, Extents, FileRange, Filter, Flags, Needs, Next, NextConfig,
     Open, OpenLayer, Result, Slot, Value,
 };
 
@@ -170,29 +170,29 @@ impl Handle {
 }
 
 impl OpenLayer for Handle {
-    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         self.perhaps_fail(PREAD)?;
         next.pread(buf, offset)
     }
 
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         self.perhaps_fail(PWRITE)?;
         next.pwrite(buf, offset, flags)
     }
 
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.perhaps_fail(TRIM)?;
         next.trim(count, offset, flags)
     }
 
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.perhaps_fail(ZERO)?;
         next.zero(count, offset, flags)
     }
 
     fn extents(
         &self,
-        next: &Backend,
+        next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -202,14 +202,14 @@ impl OpenLayer for Handle {
         next.extents(count, offset, flags, extents)
     }
 
-    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         self.perhaps_fail(CACHE)?;
         next.cache(count, offset)
     }
 
     /// A read that turned out to block is tried again by `pread`: dice must be thrown once for
     /// both, so only where nothing blocks is it decided here.
-    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         if !self.may_fail(PREAD) {
             next.try_pread(buf, offset)
         } else if next.blocking() == Blocking::Never {
@@ -219,21 +219,11 @@ impl OpenLayer for Handle {
         }
     }
 
-    fn file_range<'a>(
-        &'a self,
-        next: &'a Backend,
-        count: u32,
-        offset: u64,
-    ) -> Option<FileRange<'a>> {
+    fn file_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
         if self.may_fail(PREAD) { None } else { next.file_range(count, offset) }
     }
 
-    fn write_range<'a>(
-        &'a self,
-        next: &'a Backend,
-        count: u32,
-        offset: u64,
-    ) -> Option<FileRange<'a>> {
+    fn write_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
         if self.may_fail(PWRITE) { None } else { next.write_range(count, offset) }
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use nbdkit_api::exports::MAX_STRING;
 use nbdkit_api::{
-    Backend, Client, Errno, Error, Exports, Filter, Layer, Needs, NextConfig, Open, OpenLayer,
-    Result, Slot, Value, debug, quoted,
+    Client, Errno, Error, Exports, Filter, Layer, Needs, Next, NextConfig, Open, OpenLayer, Result,
+    Slot, Value, debug, quoted,
 };
 
 use crate::shell;
@@ -231,7 +231,7 @@ struct Handle {
 }
 
 impl OpenLayer for Handle {
-    fn export_description(&self, next: &Backend) -> Option<String> {
+    fn export_description(&self, next: &Next) -> Option<String> {
         self.description.of(&self.name, || next.export_description())
     }
 

@@ -1,7 +1,7 @@
 //! nbdkit-fua-filter(1): changes what is done about Forced Unit Access and flush.
 
 use nbdkit_api::{
-    Backend, Errno, Error, Filter, Flags, Fua, NextConfig, Open, OpenLayer, Result, Slot, Value,
+    Errno, Error, Filter, Flags, Fua, Next, NextConfig, Open, OpenLayer, Result, Slot, Value,
 };
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl FuaFilter {
 }
 
 impl OpenLayer for FuaFilter {
-    fn prepare(&mut self, next: &Backend, readonly: bool) -> Result<()> {
+    fn prepare(&self, next: &Next, readonly: bool) -> Result<()> {
         let unsupported = |what| Err(Error::new(Errno::EOPNOTSUPP, what));
         if self.flush_on_close && !next.can_flush()? {
             return unsupported("flush-on-close requires plugin flush support");
@@ -100,18 +100,18 @@ impl OpenLayer for FuaFilter {
         }
     }
 
-    fn finalize(&self, next: &Backend) -> Result<()> {
+    fn finalize(&self, next: &Next) -> Result<()> {
         if self.flush_on_close { next.flush() } else { Ok(()) }
     }
 
-    fn can_flush(&self, next: &Backend) -> Result<bool> {
+    fn can_flush(&self, next: &Next) -> Result<bool> {
         match self.mode {
             Mode::Force | Mode::Discard => Ok(true),
             Mode::None | Mode::Emulate | Mode::Native | Mode::Pass => next.can_flush(),
         }
     }
 
-    fn can_fua(&self, next: &Backend) -> Result<Fua> {
+    fn can_fua(&self, next: &Next) -> Result<Fua> {
         match self.mode {
             Mode::None => Ok(Fua::None),
             Mode::Emulate => Ok(Fua::Emulate),
@@ -120,13 +120,13 @@ impl OpenLayer for FuaFilter {
         }
     }
 
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let (flags, flush) = self.below(flags);
         next.pwrite(buf, offset, flags)?;
         if flush { next.flush() } else { Ok(()) }
     }
 
-    fn flush(&self, next: &Backend) -> Result<()> {
+    fn flush(&self, next: &Next) -> Result<()> {
         match self.mode {
             // Every write is on stable storage already, or none need be.
             Mode::Force | Mode::Discard => Ok(()),
@@ -134,13 +134,13 @@ impl OpenLayer for FuaFilter {
         }
     }
 
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         let (flags, flush) = self.below(flags);
         next.trim(count, offset, flags)?;
         if flush { next.flush() } else { Ok(()) }
     }
 
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         let (flags, flush) = self.below(flags);
         next.zero(count, offset, flags)?;
         if flush { next.flush() } else { Ok(()) }
@@ -214,7 +214,7 @@ mod tests {
     fn closing_flushes_if_wanted() {
         let disk = Arc::new(Disk::new(512));
         let params = [("fuamode", "pass"), ("flush-on-close", "1")];
-        let mut backend = testing::backend(&disk, &["fua"], &params);
+        let backend = testing::backend(&disk, &["fua"], &params);
         disk.take_calls();
         backend.finalize().unwrap();
         assert_eq!(disk.take_calls(), ["flush"]);

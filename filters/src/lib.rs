@@ -11,7 +11,7 @@ macro_rules! reads_pass_through {
     () => {
         fn try_pread(
             &self,
-            next: &nbdkit_api::Backend,
+            next: &nbdkit_api::Next,
             buf: &mut [u8],
             offset: u64,
         ) -> Option<nbdkit_api::Result<()>> {
@@ -34,7 +34,7 @@ macro_rules! range_passes_through {
     ($method:ident) => {
         fn $method<'a>(
             &'a self,
-            next: &'a nbdkit_api::Backend,
+            next: &'a nbdkit_api::Next,
             count: u32,
             offset: u64,
         ) -> Option<nbdkit_api::FileRange<'a>> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nbdkit_api::{
-    Backend, Blocking, Client, Exports, Extents, Filter, Flags, Layer, Needs, NextConfig, Open,
+    Blocking, Client, Exports, Extents, Filter, Flags, Layer, Needs, Next, NextConfig, Open,
     OpenLayer, Result, Slot, ThreadModel, Value,
 };
 
@@ -171,7 +171,7 @@ fn range(entry: Entry, count: u64, offset: u64) -> Entry {
 }
 
 impl OpenLayer for Handle {
-    fn prepare(&mut self, next: &Backend, _: bool) -> Result<()> {
+    fn prepare(&self, next: &Next, _: bool) -> Result<()> {
         let block = next.block_size()?;
         self.sink.put(
             Entry::print("Connect")
@@ -195,7 +195,7 @@ impl OpenLayer for Handle {
         Ok(())
     }
 
-    fn finalize(&self, _: &Backend) -> Result<()> {
+    fn finalize(&self, _: &Next) -> Result<()> {
         self.sink.put(
             Entry::print("Disconnect")
                 .on(self.connection)
@@ -204,12 +204,12 @@ impl OpenLayer for Handle {
         Ok(())
     }
 
-    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let count = buf.len() as u64;
         self.logged("Read", |entry| range(entry, count, offset), || next.pread(buf, offset))
     }
 
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         self.logged(
             "Write",
             |entry| range(entry, buf.len() as u64, offset).flag("fua", flags.contains(Flags::FUA)),
@@ -217,11 +217,11 @@ impl OpenLayer for Handle {
         )
     }
 
-    fn flush(&self, next: &Backend) -> Result<()> {
+    fn flush(&self, next: &Next) -> Result<()> {
         self.logged("Flush", |entry| entry, || next.flush())
     }
 
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.logged(
             "Trim",
             |entry| range(entry, count, offset).flag("fua", flags.contains(Flags::FUA)),
@@ -229,7 +229,7 @@ impl OpenLayer for Handle {
         )
     }
 
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.logged(
             "Zero",
             |entry| {
@@ -244,7 +244,7 @@ impl OpenLayer for Handle {
 
     fn extents(
         &self,
-        next: &Backend,
+        next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -262,17 +262,17 @@ impl OpenLayer for Handle {
         result
     }
 
-    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         self.logged("Cache", |entry| range(entry, count, offset), || next.cache(count, offset))
     }
 
-    fn blocking(&self, next: &Backend) -> Blocking {
+    fn blocking(&self, next: &Next) -> Blocking {
         let own = if self.sink.runs_script() { Blocking::Long } else { Blocking::Short };
         next.blocking().max(own)
     }
 
     /// A read that did not block is logged when it is over, with the time when it began.
-    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         if self.sink.runs_script() {
             return None;
         }
@@ -321,7 +321,7 @@ mod tests {
         let client = testing::client();
         layer.preconnect(&client, false).unwrap();
         layer.list_exports(&client, false, &mut Exports::new()).unwrap();
-        let mut backend = testing::open(&layer);
+        let backend = testing::open(&layer);
         backend.pread(&mut [0; 512], 0).unwrap();
         backend.try_pread(&mut [0; 512], 512).unwrap().unwrap();
         backend.pwrite(&[0; 512], 512, Flags::FUA).unwrap();

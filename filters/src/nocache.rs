@@ -1,6 +1,6 @@
 //! nbdkit-nocache-filter(1): takes prefetching (NBD_CMD_CACHE) away.
 
-use nbdkit_api::{Backend, Cache, Error, Filter, NextConfig, Open, OpenLayer, Result, Slot, Value};
+use nbdkit_api::{Cache, Error, Filter, Next, NextConfig, Open, OpenLayer, Result, Slot, Value};
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -49,7 +49,7 @@ impl Filter for NoCache {
 }
 
 impl OpenLayer for NoCache {
-    fn can_cache(&self, _: &Backend) -> Result<Cache> {
+    fn can_cache(&self, _: &Next) -> Result<Cache> {
         Ok(match self.mode {
             Mode::None => Cache::None,
             Mode::Emulate => Cache::Emulate,
@@ -58,7 +58,7 @@ impl OpenLayer for NoCache {
     }
 
     /// Comes only in mode `nop`; emulation is the server's.
-    fn cache(&self, _: &Backend, _: u64, _: u64) -> Result<()> {
+    fn cache(&self, _: &Next, _: u64, _: u64) -> Result<()> {
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! nbdkit-noextents-filter(1): makes the disk look fully allocated.
 
-use nbdkit_api::{Backend, Filter, Open, OpenLayer, Result, Slot};
+use nbdkit_api::{Filter, Next, Open, OpenLayer, Result, Slot};
 
 /// The filter; it has no parameters.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ impl Filter for NoExtents {
 }
 
 impl OpenLayer for NoExtents {
-    fn can_extents(&self, _: &Backend) -> Result<bool> {
+    fn can_extents(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 

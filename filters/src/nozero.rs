@@ -1,7 +1,7 @@
 //! nbdkit-nozero-filter(1): takes efficient writing of zeroes away, wholly or in part.
 
 use nbdkit_api::{
-    Backend, Errno, Error, Filter, Flags, NextConfig, Open, OpenLayer, Result, Slot, Value, Zero,
+    Errno, Error, Filter, Flags, Next, NextConfig, Open, OpenLayer, Result, Slot, Value, Zero,
 };
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl Filter for NoZero {
 }
 
 impl OpenLayer for NoZero {
-    fn prepare(&mut self, next: &Backend, readonly: bool) -> Result<()> {
+    fn prepare(&self, next: &Next, readonly: bool) -> Result<()> {
         if !readonly
             && matches!(self.zero, ZeroMode::NoTrim | ZeroMode::Plugin)
             && next.can_write()?
@@ -103,7 +103,7 @@ impl OpenLayer for NoZero {
         Ok(())
     }
 
-    fn can_zero(&self, _: &Backend) -> Result<Zero> {
+    fn can_zero(&self, _: &Next) -> Result<Zero> {
         Ok(match self.zero {
             ZeroMode::None => Zero::None,
             ZeroMode::Emulate => Zero::Emulate,
@@ -111,7 +111,7 @@ impl OpenLayer for NoZero {
         })
     }
 
-    fn can_fast_zero(&self, next: &Backend) -> Result<bool> {
+    fn can_fast_zero(&self, next: &Next) -> Result<bool> {
         match (self.zero, self.fast) {
             (ZeroMode::None, _) | (_, FastZeroMode::None) => Ok(false),
             (ZeroMode::NoTrim | ZeroMode::Plugin, FastZeroMode::Default) => next.can_fast_zero(),
@@ -120,7 +120,7 @@ impl OpenLayer for NoZero {
     }
 
     /// Comes only in the modes that pass zeroes on; emulation is the server's.
-    fn zero(&self, next: &Backend, count: u64, offset: u64, mut flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, mut flags: Flags) -> Result<()> {
         match self.fast {
             FastZeroMode::Slow if flags.contains(Flags::FAST_ZERO) => {
                 return Err(Error::silent(Errno::EOPNOTSUPP));
@@ -144,7 +144,7 @@ mod tests {
     use crate::testing::{self, Disk};
     use std::sync::Arc;
 
-    fn backend(disk: &Arc<Disk>, zero: &str, fast: &str) -> Backend {
+    fn backend(disk: &Arc<Disk>, zero: &str, fast: &str) -> Next {
         testing::backend(disk, &["nozero"], &[("zeromode", zero), ("fastzeromode", fast)])
     }
 

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Backend, BlockSize, Blocking, Cache, Client, Errno, Error, Exports, Extents, Filter, Flags,
-    Fua, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, Zero,
+    BlockSize, Blocking, Cache, Client, Errno, Error, Exports, Extents, Filter, Flags, Fua, Next,
+    NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, Zero,
 };
 use nbdkit_api::{FileRange, Layer};
 
@@ -114,59 +114,59 @@ fn refused<T>() -> Result<T> {
 }
 
 impl OpenLayer for Plain {
-    fn size(&self, _: &Backend) -> Result<u64> {
+    fn size(&self, _: &Next) -> Result<u64> {
         Ok(SIZE as u64)
     }
 
-    fn export_description(&self, _: &Backend) -> Option<String> {
+    fn export_description(&self, _: &Next) -> Option<String> {
         None
     }
 
-    fn block_size(&self, _: &Backend) -> Result<BlockSize> {
+    fn block_size(&self, _: &Next) -> Result<BlockSize> {
         Ok(BlockSize::default())
     }
 
-    fn can_write(&self, _: &Backend) -> Result<bool> {
+    fn can_write(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_flush(&self, _: &Backend) -> Result<bool> {
+    fn can_flush(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn is_rotational(&self, _: &Backend) -> Result<bool> {
+    fn is_rotational(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_trim(&self, _: &Backend) -> Result<bool> {
+    fn can_trim(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_zero(&self, _: &Backend) -> Result<Zero> {
+    fn can_zero(&self, _: &Next) -> Result<Zero> {
         Ok(Zero::None)
     }
 
-    fn can_fast_zero(&self, _: &Backend) -> Result<bool> {
+    fn can_fast_zero(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_extents(&self, _: &Backend) -> Result<bool> {
+    fn can_extents(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_fua(&self, _: &Backend) -> Result<Fua> {
+    fn can_fua(&self, _: &Next) -> Result<Fua> {
         Ok(Fua::None)
     }
 
-    fn can_multi_conn(&self, _: &Backend) -> Result<bool> {
+    fn can_multi_conn(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_cache(&self, _: &Backend) -> Result<Cache> {
+    fn can_cache(&self, _: &Next) -> Result<Cache> {
         Ok(Cache::None)
     }
 
-    fn pread(&self, _: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, _: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let start = usize::try_from(offset).unwrap_or(SIZE);
         match self.0.get(start..).and_then(|disk| disk.get(..buf.len())) {
             Some(bytes) => {
@@ -177,35 +177,35 @@ impl OpenLayer for Plain {
         }
     }
 
-    fn pwrite(&self, _: &Backend, _: &[u8], _: u64, _: Flags) -> Result<()> {
+    fn pwrite(&self, _: &Next, _: &[u8], _: u64, _: Flags) -> Result<()> {
         refused()
     }
 
-    fn flush(&self, _: &Backend) -> Result<()> {
+    fn flush(&self, _: &Next) -> Result<()> {
         refused()
     }
 
-    fn trim(&self, _: &Backend, _: u64, _: u64, _: Flags) -> Result<()> {
+    fn trim(&self, _: &Next, _: u64, _: u64, _: Flags) -> Result<()> {
         refused()
     }
 
-    fn zero(&self, _: &Backend, _: u64, _: u64, _: Flags) -> Result<()> {
+    fn zero(&self, _: &Next, _: u64, _: u64, _: Flags) -> Result<()> {
         refused()
     }
 
-    fn extents(&self, _: &Backend, _: u64, _: u64, _: Flags, _: &mut Extents) -> Result<()> {
+    fn extents(&self, _: &Next, _: u64, _: u64, _: Flags, _: &mut Extents) -> Result<()> {
         refused()
     }
 
-    fn cache(&self, _: &Backend, _: u64, _: u64) -> Result<()> {
+    fn cache(&self, _: &Next, _: u64, _: u64) -> Result<()> {
         refused()
     }
 
-    fn blocking(&self, _: &Backend) -> Blocking {
+    fn blocking(&self, _: &Next) -> Blocking {
         Blocking::Never
     }
 
-    fn file_range<'a>(&'a self, _: &'a Backend, _: u32, _: u64) -> Option<FileRange<'a>> {
+    fn file_range<'a>(&'a self, _: &'a Next, _: u32, _: u64) -> Option<FileRange<'a>> {
         None
     }
 }

@@ -89,7 +89,7 @@ impl Filter for Ready {
             overlay: Arc::clone(&self.1),
             on_cache: true,
             on_read: OnRead::Never,
-            blocks: None,
+            blocks: std::sync::OnceLock::new(),
         }))
     }
 }

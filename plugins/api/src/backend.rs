@@ -1,7 +1,9 @@
 //! [`Backend`]: the wrapper around each open layer of the stack, which holds nbdkit's contract in one
-//! place. The server calls the outermost one; each filter calls the one below.
+//! place. The server calls the outermost one; each filter calls the one below, by a
+//! [`Next`](crate::Next).
 //!
-//! - this file: opening, preparing, finalizing and closing;
+//! - [`opened`]: the layer that the wrapper is around, from `open` to `close`;
+//! - [`reopen`]: contexts whose layer can be closed and opened anew;
 //! - [`answers`]: questions about the layer, each asked once and cached;
 //! - [`data`]: requests, whose ranges are checked and which are traced;
 //! - [`fast`]: the ways around a request's callbacks: answers that cannot block, ranges of files;
@@ -15,45 +17,30 @@ mod data;
 pub(crate) mod emulate;
 mod extents;
 mod fast;
+mod opened;
+mod reopen;
 
 use std::sync::Arc;
 
-use self::answers::Answers;
-use crate::debug_control;
+pub(crate) use self::opened::Below;
+use self::opened::Opened;
+use self::reopen::Reopenable;
 use crate::error::{Errno, Error, Result};
-use crate::filter::Slot;
-use crate::layer::OpenLayer;
-use crate::log::{self, Speaker};
 use crate::plugin::Open;
-use crate::stack::{Layer, Module, log_once};
-
-/// The wrapper of a filter that opened nothing below itself.
-static ABSENT: Backend =
-    Backend { name: "nbdkit", speaker: Speaker { layer: None, connection: 0 }, opened: None };
+use crate::stack::Layer;
 
 /// An open layer of the stack, as a connection or a shared context uses it.
 pub struct Backend {
     name: &'static str,
-    speaker: Speaker,
-    /// `None` in [`ABSENT`] alone.
-    opened: Option<Opened>,
+    context: Context,
 }
 
-/// What `open` made, with what it said about itself.
-struct Opened {
-    /// Declared before the layer below, so it is dropped (closed) first.
-    layer: Box<dyn OpenLayer>,
-    /// `None` below a plugin, and below a filter that opened nothing.
-    below: Option<Arc<Backend>>,
-    readonly: bool,
-    prepared: bool,
-    answers: Answers,
-}
-
-impl Opened {
-    fn below(&self) -> &Backend {
-        self.below.as_deref().unwrap_or(&ABSENT)
-    }
+enum Context {
+    /// One layer from beginning to end: requests take no lock to find it.
+    Fixed(Opened),
+    Reopenable(Reopenable),
+    /// A filter opened nothing below itself.
+    Absent,
 }
 
 impl std::fmt::Debug for Backend {
@@ -62,40 +49,22 @@ impl std::fmt::Debug for Backend {
     }
 }
 
-impl Drop for Backend {
-    /// The drop of the layer, which follows, is `.close`.
-    fn drop(&mut self) {
-        let _entered = log::enter(self.speaker);
-        debug_control!("{}: close", self.name);
-    }
+fn absent() -> Error {
+    Error::new(Errno::EIO, "there is no open layer below this filter")
 }
 
 impl Backend {
-    /// Opens a configured layer and, through it, those below.
-    ///
-    /// # Errors
-    /// A layer refused; nothing stays open.
+    /// What a filter has below that opened nothing.
+    pub(crate) const ABSENT: Backend = Backend { name: "nbdkit", context: Context::Absent };
+
     pub(crate) fn open(layer: &Arc<Layer>, open: &Open<'_>) -> Result<Backend> {
-        let speaker = Speaker {
-            layer: Some(layer.speaker),
-            connection: open.client.map_or(0, |client| client.number()),
-        };
-        let (opened, below) = match &layer.module {
-            Module::Plugin(plugin) => (plugin.open(open)?.into_layer(), None),
-            Module::Filter(filter, below) => {
-                let mut slot = Slot::new(below);
-                let opened = filter.open(&mut slot, open)?;
-                (opened, slot.into_backend())
-            }
-        };
-        let opened = Opened {
-            layer: opened,
-            below,
-            readonly: open.readonly,
-            prepared: false,
-            answers: Answers::default(),
-        };
-        Ok(Backend { name: layer.name(), speaker, opened: Some(opened) })
+        let context = Context::Fixed(Opened::open(layer, open)?);
+        Ok(Backend { name: layer.name(), context })
+    }
+
+    pub(crate) fn open_to_reopen(layer: &Arc<Layer>, open: &Open<'_>) -> Result<Backend> {
+        let context = Context::Reopenable(Reopenable::open(layer, open)?);
+        Ok(Backend { name: layer.name(), context })
     }
 
     /// Name of the layer.
@@ -103,53 +72,49 @@ impl Backend {
         self.name
     }
 
-    /// The open layer.
+    /// Calls `body` with the layer that is open now.
     ///
     /// # Errors
-    /// EIO if the filter above opened none.
-    fn opened(&self) -> Result<&Opened> {
-        self.opened
-            .as_ref()
-            .ok_or_else(|| Error::new(Errno::EIO, "there is no open layer below this filter"))
-    }
-
-    /// Runs a callback in the name of this layer; an error that the callback made is logged here.
-    fn call<T>(&self, body: impl FnOnce(&Opened) -> Result<T>) -> Result<T> {
-        let _entered = log::enter(self.speaker);
-        self.opened().and_then(body).map_err(log_once)
-    }
-
-    /// Prepares this layer after those below it. A context that a filter put in place with
-    /// [`Slot::set`] is shared: the filter prepares and finalizes it.
-    ///
-    /// # Errors
-    /// A layer failed; the context must be dropped.
-    pub fn prepare(&mut self) -> Result<()> {
-        let Some(opened) = &mut self.opened else { return Ok(()) };
-        if let Some(below) = opened.below.as_mut().and_then(Arc::get_mut) {
-            below.prepare()?;
+    /// EIO if there is none; those of `body`.
+    #[inline]
+    fn with<T>(&self, body: impl FnOnce(&Opened) -> Result<T>) -> Result<T> {
+        match &self.context {
+            Context::Fixed(opened) => body(opened),
+            Context::Reopenable(reopenable) => body(&*reopenable.current()?),
+            Context::Absent => Err(absent()),
         }
-        let _entered = log::enter(self.speaker);
-        debug_control!("{}: prepare readonly={}", self.name, u8::from(opened.readonly));
-        let below = opened.below.as_deref().unwrap_or(&ABSENT);
-        opened.layer.prepare(below, opened.readonly).map_err(log_once)?;
-        opened.prepared = true;
-        Ok(())
     }
 
-    /// Finalizes this layer and then those below it, as far as they were prepared.
+    /// Prepares this layer after the layers below that were opened for it, unless that has been done.
+    ///
+    /// # Errors
+    /// A layer failed; the context must be finalized and dropped.
+    pub fn prepare(&self) -> Result<()> {
+        self.with(Opened::prepare)
+    }
+
+    /// Finalizes this layer and then the layers below that were opened for it, those that were prepared
+    /// and have not been finalized. Whoever opened a context calls this before dropping it.
     ///
     /// # Errors
     /// The first failure; the client must be cut off.
-    pub fn finalize(&mut self) -> Result<()> {
-        let Some(opened) = &mut self.opened else { return Ok(()) };
-        if !std::mem::take(&mut opened.prepared) {
-            return Ok(());
+    pub fn finalize(&self) -> Result<()> {
+        // A failed reopening has left nothing to finalize.
+        self.with(|opened| Ok(opened.finalize())).unwrap_or(Ok(()))
+    }
+
+    /// Finalizes and closes the layer, and opens and prepares it once more: all handles of the context
+    /// have the new layer then. Requests that are being carried out end with the old one.
+    ///
+    /// # Errors
+    /// Those of the layers: nothing is open then, and a later attempt may succeed. EINVAL if the
+    /// context was not opened by [`Slot::open_to_reopen`](crate::Slot::open_to_reopen).
+    pub fn reopen(&self, readonly: bool) -> Result<()> {
+        match &self.context {
+            Context::Reopenable(reopenable) => reopenable.reopen(readonly),
+            Context::Fixed(_) | Context::Absent => {
+                Err(Error::new(Errno::EINVAL, "reopen: the context was not opened for that"))
+            }
         }
-        let _entered = log::enter(self.speaker);
-        debug_control!("{}: finalize", self.name);
-        let own = opened.layer.finalize(opened.below()).map_err(log_once);
-        let below = opened.below.as_mut().and_then(Arc::get_mut);
-        own.and(below.map_or(Ok(()), Backend::finalize))
     }
 }

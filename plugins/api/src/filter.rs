@@ -4,13 +4,14 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use crate::backend::Backend;
+use crate::backend::Below;
 use crate::client::Client;
 use crate::error::Result;
 use crate::exports::Exports;
 use crate::layer::OpenLayer;
 use crate::module::ModuleFile;
 use crate::needs::{Isolation, Needs};
+use crate::next::Next;
 use crate::plugin::Open;
 use crate::stack::Layer;
 pub use crate::stack::NextConfig;
@@ -177,35 +178,45 @@ pub trait Filter: Send + Sync {
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>>;
 }
 
-/// Where `open` puts the context of the layer below (`nbdkit_context`).
-#[derive(Debug)]
+/// Where `open` puts the layer below (`nbdkit_context`).
 pub struct Slot<'a> {
     layer: &'a Arc<Layer>,
-    backend: Option<Arc<Backend>>,
+    below: Below,
 }
 
 impl<'a> Slot<'a> {
     pub(crate) fn new(layer: &'a Arc<Layer>) -> Slot<'a> {
-        Slot { layer, backend: None }
+        Slot { layer, below: Below::default() }
     }
 
-    pub(crate) fn into_backend(self) -> Option<Arc<Backend>> {
-        self.backend
+    pub(crate) fn into_below(self) -> Below {
+        self.below
     }
 
-    /// Opens the layer below for this connection (`next` in nbdkit-filter(3), `.open`).
+    /// Opens the layer below for this connection (`next` in nbdkit-filter(3), `.open`): it is prepared
+    /// before this filter and finalized and closed after it.
     ///
     /// # Errors
     /// Those of the layer below.
-    pub fn open(&mut self, open: &Open<'_>) -> Result<()> {
-        self.backend = Some(Arc::new(self.layer.open(open)?));
-        Ok(())
+    pub fn open(&mut self, open: &Open<'_>) -> Result<&Next> {
+        self.below = Below { next: self.layer.open(open)?, owned: true };
+        Ok(&self.below.next)
     }
 
-    /// Uses a context that was opened, prepared and shared by the filter itself
-    /// (`nbdkit_context_set_next`). It is not prepared or finalized with this connection.
-    pub fn set(&mut self, backend: Arc<Backend>) {
-        self.backend = Some(backend);
+    /// The same for a filter that calls [`reopen`](crate::Backend::reopen). Each request takes a lock to
+    /// find the layer, and none goes around the callbacks of the layers below.
+    ///
+    /// # Errors
+    /// Those of the layer below.
+    pub fn open_to_reopen(&mut self, open: &Open<'_>) -> Result<&Next> {
+        self.below = Below { next: self.layer.open_to_reopen(open)?, owned: true };
+        Ok(&self.below.next)
+    }
+
+    /// Uses a context that the filter opened, and prepares and finalizes, itself
+    /// (`nbdkit_context_set_next`).
+    pub fn share(&mut self, next: Next) {
+        self.below = Below { next, owned: false };
     }
 
     /// The layer below, for contexts under the filter's own control.

@@ -2,17 +2,19 @@
 //! or one shared context. A plugin is the innermost layer (`plugin_layer`).
 //! nbdkit-filter(3), "Callbacks".
 
-use crate::backend::Backend;
 use crate::error::Result;
 use crate::extents::Extents;
+use crate::next::Next;
 use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, Zero};
 
 /// One open layer, from `open` to `close` (its drop). A filter implements it; for a plugin it is made
 /// from a [`Connection`](crate::Connection). A method that a filter does not implement calls that of
 /// the layer below.
 ///
-/// `next` is the layer below as this connection opened it. It checks ranges and caches answers,
-/// so `next.size()` and `next.can_*()` may be called at any time. As the thread model permits,
+/// `next` is the layer below as this connection opened it, or what the filter put in its place. A
+/// filter with a thread of its own gives the thread a clone, and ends the thread in `finalize`. The
+/// layer below checks ranges and caches answers, so `next.size()` and `next.can_*()` may be called at
+/// any time. As the thread model permits,
 /// data methods are called from several threads at once. The contract of each method is that of
 /// [`Connection`](crate::Connection); the text here says how a filter's differs.
 #[expect(
@@ -21,111 +23,111 @@ use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, Zero};
 )]
 pub trait OpenLayer: Send + Sync {
     /// Called after `open`, innermost layer first: the place for reading the disk below.
-    fn prepare(&mut self, next: &Backend, readonly: bool) -> Result<()> {
+    fn prepare(&self, next: &Next, readonly: bool) -> Result<()> {
         let _ = (next, readonly);
         Ok(())
     }
 
     /// Called before close, outermost layer first, if `prepare` succeeded. An error cuts the client off.
-    fn finalize(&self, next: &Backend) -> Result<()> {
+    fn finalize(&self, next: &Next) -> Result<()> {
         let _ = next;
         Ok(())
     }
 
     /// Size of the disk as this filter shows it.
-    fn size(&self, next: &Backend) -> Result<u64> {
+    fn size(&self, next: &Next) -> Result<u64> {
         next.size()
     }
 
     /// Text for NBD_INFO_DESCRIPTION.
-    fn export_description(&self, next: &Backend) -> Option<String> {
+    fn export_description(&self, next: &Next) -> Option<String> {
         next.export_description()
     }
 
     /// Block size constraints.
-    fn block_size(&self, next: &Backend) -> Result<BlockSize> {
+    fn block_size(&self, next: &Next) -> Result<BlockSize> {
         next.block_size()
     }
 
     /// Whether `pwrite` works.
-    fn can_write(&self, next: &Backend) -> Result<bool> {
+    fn can_write(&self, next: &Next) -> Result<bool> {
         next.can_write()
     }
 
     /// Whether `flush` works.
-    fn can_flush(&self, next: &Backend) -> Result<bool> {
+    fn can_flush(&self, next: &Next) -> Result<bool> {
         next.can_flush()
     }
 
     /// Whether the disk behaves like a rotating one.
-    fn is_rotational(&self, next: &Backend) -> Result<bool> {
+    fn is_rotational(&self, next: &Next) -> Result<bool> {
         next.is_rotational()
     }
 
     /// Whether `trim` works.
-    fn can_trim(&self, next: &Backend) -> Result<bool> {
+    fn can_trim(&self, next: &Next) -> Result<bool> {
         next.can_trim()
     }
 
     /// What is done about zeroes. With `Emulate` the server calls this filter's `pwrite`.
-    fn can_zero(&self, next: &Backend) -> Result<Zero> {
+    fn can_zero(&self, next: &Next) -> Result<Zero> {
         next.can_zero()
     }
 
     /// Whether fast zero may be asked for.
-    fn can_fast_zero(&self, next: &Backend) -> Result<bool> {
+    fn can_fast_zero(&self, next: &Next) -> Result<bool> {
         next.can_fast_zero()
     }
 
     /// Whether `extents` works.
-    fn can_extents(&self, next: &Backend) -> Result<bool> {
+    fn can_extents(&self, next: &Next) -> Result<bool> {
         next.can_extents()
     }
 
     /// What is done about FUA.
-    fn can_fua(&self, next: &Backend) -> Result<Fua> {
+    fn can_fua(&self, next: &Next) -> Result<Fua> {
         next.can_fua()
     }
 
     /// Whether a flush on one connection covers the writes of all.
-    fn can_multi_conn(&self, next: &Backend) -> Result<bool> {
+    fn can_multi_conn(&self, next: &Next) -> Result<bool> {
         next.can_multi_conn()
     }
 
     /// What is done about cache requests. With `Emulate` the server calls this filter's `pread`.
-    fn can_cache(&self, next: &Backend) -> Result<Cache> {
+    fn can_cache(&self, next: &Next) -> Result<Cache> {
         next.can_cache()
     }
 
     /// Fills `buf` from `offset`.
-    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         next.pread(buf, offset)
     }
 
     /// Writes `buf` at `offset`.
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         next.pwrite(buf, offset, flags)
     }
 
     /// Flushes.
-    fn flush(&self, next: &Backend) -> Result<()> {
+    fn flush(&self, next: &Next) -> Result<()> {
         next.flush()
     }
 
     /// Trims.
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         next.trim(count, offset, flags)
     }
 
     /// Zeroes. Must not fail with EOPNOTSUPP unless FAST_ZERO is set: there is no fallback.
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         next.zero(count, offset, flags)
     }
 
     /// Describes the disk from `offset` on.
     fn extents(
         &self,
-        next: &Backend,
+        next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -135,41 +137,31 @@ pub trait OpenLayer: Send + Sync {
     }
 
     /// Prefetches.
-    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         next.cache(count, offset)
     }
 
     /// How long the data methods may take, this filter and all below.
-    fn blocking(&self, next: &Backend) -> Blocking {
+    fn blocking(&self, next: &Next) -> Blocking {
         next.blocking()
     }
 
     /// `pread` if it can be done at once. The default can tell only if nothing ever blocks;
     /// a filter that adds nothing that blocks may do better.
-    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         (self.blocking(next) == Blocking::Never).then(|| self.pread(next, buf, offset))
     }
 
     /// Where the bytes of a read stand in a file. `None` unless the filter knows that they pass
     /// through unchanged and need not see the read, which may then be done without calling it.
-    fn file_range<'a>(
-        &'a self,
-        next: &'a Backend,
-        count: u32,
-        offset: u64,
-    ) -> Option<FileRange<'a>> {
+    fn file_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
         let _ = (next, count, offset);
         None
     }
 
     /// Where the bytes of a write without flags go in a file. `None` unless the filter knows that they pass through unchanged
     /// and need not see the write, which may then be done without calling it, or be called for a part.
-    fn write_range<'a>(
-        &'a self,
-        next: &'a Backend,
-        count: u32,
-        offset: u64,
-    ) -> Option<FileRange<'a>> {
+    fn write_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
         let _ = (next, count, offset);
         None
     }

@@ -3,10 +3,11 @@
 
 use std::sync::OnceLock;
 
-use crate::backend::{Backend, emulate};
+use crate::backend::emulate;
 use crate::error::Result;
 use crate::extents::Extents;
 use crate::layer::OpenLayer;
+use crate::next::Next;
 use crate::plugin::Connection;
 use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, Zero};
 
@@ -55,76 +56,76 @@ impl<C: Connection> PluginLayer<C> {
 }
 
 impl<C: Connection> OpenLayer for PluginLayer<C> {
-    fn size(&self, _: &Backend) -> Result<u64> {
+    fn size(&self, _: &Next) -> Result<u64> {
         self.connection.size()
     }
 
-    fn export_description(&self, _: &Backend) -> Option<String> {
+    fn export_description(&self, _: &Next) -> Option<String> {
         self.connection.export_description()
     }
 
-    fn block_size(&self, _: &Backend) -> Result<BlockSize> {
+    fn block_size(&self, _: &Next) -> Result<BlockSize> {
         self.connection.block_size()
     }
 
-    fn can_write(&self, _: &Backend) -> Result<bool> {
+    fn can_write(&self, _: &Next) -> Result<bool> {
         self.connection.can_write()
     }
 
-    fn can_flush(&self, _: &Backend) -> Result<bool> {
+    fn can_flush(&self, _: &Next) -> Result<bool> {
         self.connection.can_flush()
     }
 
-    fn is_rotational(&self, _: &Backend) -> Result<bool> {
+    fn is_rotational(&self, _: &Next) -> Result<bool> {
         self.connection.is_rotational()
     }
 
-    fn can_trim(&self, _: &Backend) -> Result<bool> {
+    fn can_trim(&self, _: &Next) -> Result<bool> {
         self.connection.can_trim()
     }
 
-    fn can_zero(&self, _: &Backend) -> Result<Zero> {
+    fn can_zero(&self, _: &Next) -> Result<Zero> {
         Ok(if self.connection.can_zero()? { Zero::Native } else { Zero::Emulate })
     }
 
-    fn can_fast_zero(&self, _: &Backend) -> Result<bool> {
+    fn can_fast_zero(&self, _: &Next) -> Result<bool> {
         self.connection.can_fast_zero()
     }
 
-    fn can_extents(&self, _: &Backend) -> Result<bool> {
+    fn can_extents(&self, _: &Next) -> Result<bool> {
         self.connection.can_extents()
     }
 
-    fn can_fua(&self, _: &Backend) -> Result<Fua> {
+    fn can_fua(&self, _: &Next) -> Result<Fua> {
         self.fua()
     }
 
-    fn can_multi_conn(&self, _: &Backend) -> Result<bool> {
+    fn can_multi_conn(&self, _: &Next) -> Result<bool> {
         self.connection.can_multi_conn()
     }
 
-    fn can_cache(&self, _: &Backend) -> Result<Cache> {
+    fn can_cache(&self, _: &Next) -> Result<Cache> {
         self.connection.can_cache()
     }
 
-    fn pread(&self, _: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, _: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         self.connection.pread(buf, offset)
     }
 
-    fn pwrite(&self, _: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, _: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         self.write(buf, offset, flags)
     }
 
-    fn flush(&self, _: &Backend) -> Result<()> {
+    fn flush(&self, _: &Next) -> Result<()> {
         self.connection.flush()
     }
 
-    fn trim(&self, _: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, _: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.with_fua(flags, |flags| self.connection.trim(count, offset, flags))
     }
 
     /// A plugin's EOPNOTSUPP is answered by writing.
-    fn zero(&self, _: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, _: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         let mut supported = true;
         let result = self.with_fua(flags, |flags| {
             let result = self.connection.zero(count, offset, flags);
@@ -139,7 +140,7 @@ impl<C: Connection> OpenLayer for PluginLayer<C> {
 
     fn extents(
         &self,
-        _: &Backend,
+        _: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -148,23 +149,23 @@ impl<C: Connection> OpenLayer for PluginLayer<C> {
         self.connection.extents(count, offset, flags, extents)
     }
 
-    fn cache(&self, _: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, _: &Next, count: u64, offset: u64) -> Result<()> {
         self.connection.cache(count, offset)
     }
 
-    fn blocking(&self, _: &Backend) -> Blocking {
+    fn blocking(&self, _: &Next) -> Blocking {
         self.connection.blocking()
     }
 
-    fn try_pread(&self, _: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+    fn try_pread(&self, _: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         self.connection.try_pread(buf, offset)
     }
 
-    fn file_range<'a>(&'a self, _: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+    fn file_range<'a>(&'a self, _: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
         self.connection.file_range(count, offset)
     }
 
-    fn write_range<'a>(&'a self, _: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
+    fn write_range<'a>(&'a self, _: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
         self.connection.write_range(count, offset)
     }
 }

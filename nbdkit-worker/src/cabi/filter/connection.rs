@@ -1,4 +1,4 @@
-//! One client's handle of a filter in C as a [`OpenLayer`]. The layer below is the one in its
+//! One client's handle of a filter in C as an [`OpenLayer`]. The layer below is the one in its
 //! [`CContext`](super::context), where the filter may replace it at any time; what it has no callback for goes there too. The one
 //! that the methods are called with is therefore empty.
 
@@ -6,7 +6,7 @@ use std::ffi::c_int;
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Backend, BlockSize, Blocking, Cache, Errno, Error, Extents, Flags, Fua, Open, OpenLayer,
+    BlockSize, Blocking, Cache, Errno, Error, Extents, Flags, Fua, Layer, Next, Open, OpenLayer,
     Result, Zero,
 };
 
@@ -140,7 +140,11 @@ impl CFilterConnection {
             Some(handle) if handle.is_null() => return Err(context::failure(None)),
             Some(handle) => handle,
             None => {
-                context.open(open.readonly, &export)?;
+                let open_layer = match &callbacks.table {
+                    Table::Current(..) => Layer::open,
+                    Table::Of116(..) => Layer::open_to_reopen,
+                };
+                context.open(open_layer, open.readonly, &export)?;
                 (&raw const NO_HANDLE).cast_mut().cast()
             }
         };
@@ -149,7 +153,7 @@ impl CFilterConnection {
     }
 
     /// Asks or orders something of the layer below, which is what the filter would do with no callback for it.
-    fn below<T>(&self, call: impl FnOnce(&Backend) -> Result<T>) -> Result<T> {
+    fn below<T>(&self, call: impl FnOnce(&Next) -> Result<T>) -> Result<T> {
         // SAFETY: null, or open as long as the filter leaves it in its place.
         unsafe { next::with(self.context.next(), call) }
     }
@@ -158,15 +162,15 @@ impl CFilterConnection {
     fn finalize_below(&self) -> Result<()> {
         // SAFETY: null, or open as long as the filter leaves it in its place.
         let next = unsafe { self.context.next().as_ref() };
-        next.filter(|next| next.is_of_one()).map_or(Ok(()), next::Next::finalize)
+        next.filter(|next| next.is_of_one()).map_or(Ok(()), |next| next.next.finalize())
     }
 }
 
 impl OpenLayer for CFilterConnection {
-    fn prepare(&mut self, _next: &Backend, readonly: bool) -> Result<()> {
+    fn prepare(&self, _next: &Next, readonly: bool) -> Result<()> {
         // SAFETY: null, or open as long as the filter leaves it in its place.
         if let Some(next) = unsafe { self.context.next().as_ref() } {
-            next.prepare()?;
+            next.next.prepare()?;
         }
         match call!(self, prepare, readonly.into()) {
             Some(-1) => {
@@ -179,7 +183,7 @@ impl OpenLayer for CFilterConnection {
         }
     }
 
-    fn finalize(&self, _next: &Backend) -> Result<()> {
+    fn finalize(&self, _next: &Next) -> Result<()> {
         let own = match call!(self, finalize) {
             Some(-1) => Err(context::failure(None)),
             _ => Ok(()),
@@ -187,12 +191,12 @@ impl OpenLayer for CFilterConnection {
         own.and(self.finalize_below())
     }
 
-    fn size(&self, _next: &Backend) -> Result<u64> {
-        ask!(self, get_size, Backend::size, |size| u64::try_from(size)
+    fn size(&self, _next: &Next) -> Result<u64> {
+        ask!(self, get_size, |next| next.size(), |size| u64::try_from(size)
             .or_else(|_| invalid("get_size", size)))
     }
 
-    fn export_description(&self, _next: &Backend) -> Option<String> {
+    fn export_description(&self, _next: &Next) -> Option<String> {
         if let Table::Current(_, of_connection) = &self.callbacks.table
             && let Some(callback) = of_connection.export_description
         {
@@ -205,12 +209,12 @@ impl OpenLayer for CFilterConnection {
         self.below(|next| Ok(next.export_description())).ok().flatten()
     }
 
-    fn block_size(&self, _next: &Backend) -> Result<BlockSize> {
+    fn block_size(&self, _next: &Next) -> Result<BlockSize> {
         let Table::Current(_, of_connection) = &self.callbacks.table else {
-            return self.below(Backend::block_size);
+            return self.below(|next| next.block_size());
         };
         let Some(callback) = of_connection.block_size else {
-            return self.below(Backend::block_size);
+            return self.below(|next| next.block_size());
         };
         let mut size = BlockSize::default();
         let _entered = context::enter(Some(&self.served));
@@ -227,24 +231,24 @@ impl OpenLayer for CFilterConnection {
         if result == -1 { Err(context::failure(None)) } else { Ok(size) }
     }
 
-    fn can_write(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_write, Backend::can_write, truth)
+    fn can_write(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_write, |next| next.can_write(), truth)
     }
 
-    fn can_flush(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_flush, Backend::can_flush, truth)
+    fn can_flush(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_flush, |next| next.can_flush(), truth)
     }
 
-    fn is_rotational(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, is_rotational, Backend::is_rotational, truth)
+    fn is_rotational(&self, _next: &Next) -> Result<bool> {
+        ask!(self, is_rotational, |next| next.is_rotational(), truth)
     }
 
-    fn can_trim(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_trim, Backend::can_trim, truth)
+    fn can_trim(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_trim, |next| next.can_trim(), truth)
     }
 
-    fn can_zero(&self, _next: &Backend) -> Result<Zero> {
-        ask!(self, can_zero, Backend::can_zero, |answer| match answer {
+    fn can_zero(&self, _next: &Next) -> Result<Zero> {
+        ask!(self, can_zero, |next| next.can_zero(), |answer| match answer {
             0 => Ok(Zero::None),
             1 => Ok(Zero::Emulate),
             2 => Ok(Zero::Native),
@@ -252,16 +256,16 @@ impl OpenLayer for CFilterConnection {
         })
     }
 
-    fn can_fast_zero(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_fast_zero, Backend::can_fast_zero, truth)
+    fn can_fast_zero(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_fast_zero, |next| next.can_fast_zero(), truth)
     }
 
-    fn can_extents(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_extents, Backend::can_extents, truth)
+    fn can_extents(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_extents, |next| next.can_extents(), truth)
     }
 
-    fn can_fua(&self, _next: &Backend) -> Result<Fua> {
-        ask!(self, can_fua, Backend::can_fua, |answer| match answer {
+    fn can_fua(&self, _next: &Next) -> Result<Fua> {
+        ask!(self, can_fua, |next| next.can_fua(), |answer| match answer {
             0 => Ok(Fua::None),
             1 => Ok(Fua::Emulate),
             2 => Ok(Fua::Native),
@@ -269,12 +273,12 @@ impl OpenLayer for CFilterConnection {
         })
     }
 
-    fn can_multi_conn(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_multi_conn, Backend::can_multi_conn, truth)
+    fn can_multi_conn(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_multi_conn, |next| next.can_multi_conn(), truth)
     }
 
-    fn can_cache(&self, _next: &Backend) -> Result<Cache> {
-        ask!(self, can_cache, Backend::can_cache, |answer| match answer {
+    fn can_cache(&self, _next: &Next) -> Result<Cache> {
+        ask!(self, can_cache, |next| next.can_cache(), |answer| match answer {
             0 => Ok(Cache::None),
             1 => Ok(Cache::Emulate),
             2 => Ok(Cache::Native),
@@ -282,23 +286,23 @@ impl OpenLayer for CFilterConnection {
         })
     }
 
-    fn pread(&self, _next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, _next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let Ok(count) = u32::try_from(buf.len()) else { return Err(Error::silent(Errno::EINVAL)) };
         data!(self, pread(buf.as_mut_ptr().cast(), count, offset, 0), |next| next
             .pread(buf, offset))
     }
 
-    fn pwrite(&self, _next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, _next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let Ok(count) = u32::try_from(buf.len()) else { return Err(Error::silent(Errno::EINVAL)) };
         data!(self, pwrite(buf.as_ptr().cast(), count, offset, flags.bits()), |next| next
             .pwrite(buf, offset, flags))
     }
 
-    fn flush(&self, _next: &Backend) -> Result<()> {
-        data!(self, flush(0), Backend::flush)
+    fn flush(&self, _next: &Next) -> Result<()> {
+        data!(self, flush(0), |next| next.flush())
     }
 
-    fn trim(&self, _next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, _next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         pieces(count, offset, |count, offset| {
             data!(self, trim(count, offset, flags.bits()), |next| next.trim(
                 count.into(),
@@ -308,7 +312,7 @@ impl OpenLayer for CFilterConnection {
         })
     }
 
-    fn zero(&self, _next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, _next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         pieces(count, offset, |count, offset| {
             data!(self, zero(count, offset, flags.bits()), |next| next.zero(
                 count.into(),
@@ -320,7 +324,7 @@ impl OpenLayer for CFilterConnection {
 
     fn extents(
         &self,
-        _next: &Backend,
+        _next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -337,14 +341,14 @@ impl OpenLayer for CFilterConnection {
         ))
     }
 
-    fn cache(&self, _next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, _next: &Next, count: u64, offset: u64) -> Result<()> {
         pieces(count, offset, |count, offset| {
             data!(self, cache(count, offset, 0), |next| next.cache(count.into(), offset))
         })
     }
 
     /// There is no knowing.
-    fn blocking(&self, _next: &Backend) -> Blocking {
+    fn blocking(&self, _next: &Next) -> Blocking {
         Blocking::Long
     }
 }

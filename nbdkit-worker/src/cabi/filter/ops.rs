@@ -3,12 +3,12 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use nbdkit_api::{Backend, Errno, Error, Flags, Result};
+use nbdkit_api::{Errno, Error, Flags, Result};
 
 use super::super::context;
 use super::super::functions::lists;
 use super::super::table::ExtentsPointer;
-use super::next::{Next, absent, with};
+use super::next::with;
 use super::table::{NextOps, NextOps116, NextPointer};
 
 /// The answer as C has it: -1 for a failure, which leaves its errno.
@@ -110,20 +110,17 @@ questions! {
 
 unsafe extern "C" fn prepare(next: NextPointer) -> c_int {
     // SAFETY: as said above.
-    let next = unsafe { next.as_ref() };
-    answer(next.ok_or_else(absent).and_then(Next::prepare).map(|()| 0))
+    answer(unsafe { with(next, |below| below.prepare().map(|()| 0)) })
 }
 
 unsafe extern "C" fn finalize(next: NextPointer) -> c_int {
     // SAFETY: as said above.
-    let next = unsafe { next.as_ref() };
-    answer(next.ok_or_else(absent).and_then(Next::finalize).map(|()| 0))
+    answer(unsafe { with(next, |below| below.finalize().map(|()| 0)) })
 }
 
 unsafe extern "C" fn reopen(next: NextPointer, readonly: c_int) -> c_int {
     // SAFETY: as said above.
-    let next = unsafe { next.as_ref() };
-    answer(next.ok_or_else(absent).and_then(|next| next.reopen(readonly != 0)).map(|()| 0))
+    answer(unsafe { with(next, |below| below.reopen(readonly != 0).map(|()| 0)) })
 }
 
 unsafe extern "C" fn get_size(next: NextPointer) -> i64 {
@@ -134,7 +131,7 @@ unsafe extern "C" fn get_size(next: NextPointer) -> i64 {
 unsafe extern "C" fn export_description(next: NextPointer) -> *const c_char {
     // SAFETY: as said above.
     let Some(next) = (unsafe { next.as_ref() }) else { return std::ptr::null() };
-    let text = next.with(|below| Ok(below.export_description())).ok().flatten();
+    let text = next.next.export_description();
     text.and_then(|text| next.keep(text)).unwrap_or_else(std::ptr::null)
 }
 
@@ -145,7 +142,7 @@ unsafe extern "C" fn block_size(
     maximum: *mut u32,
 ) -> c_int {
     // SAFETY: as said above.
-    let result = unsafe { with(next, Backend::block_size) };
+    let result = unsafe { with(next, |below| below.block_size()) };
     answer(result.map(|size| {
         for (place, value) in
             [(minimum, size.minimum), (preferred, size.preferred), (maximum, size.maximum)]
@@ -198,7 +195,7 @@ unsafe extern "C" fn pwrite(
 
 unsafe extern "C" fn flush(next: NextPointer, _flags: u32, err: *mut c_int) -> c_int {
     // SAFETY: as said above.
-    unsafe { outcome(with(next, Backend::flush), err) }
+    unsafe { outcome(with(next, |below| below.flush()), err) }
 }
 
 unsafe extern "C" fn trim(

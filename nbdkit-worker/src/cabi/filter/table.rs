@@ -6,7 +6,7 @@ use std::ffi::{c_char, c_int, c_void};
 
 use super::super::table::{ExportsPointer, ExtentsPointer, Text};
 use super::context::CContext;
-use super::next::Next;
+use super::next::CNext;
 
 /// `_api_version` of the current layout, `NBDKIT_FILTER_API_VERSION`.
 pub(super) const CURRENT: c_int = 6;
@@ -17,7 +17,7 @@ pub(super) const OF_1_16: c_int = 116;
 /// [`CBackend`](super::context::CBackend).
 pub(super) type BackendPointer = *mut c_void;
 pub(super) type ContextPointer = *const CContext;
-pub(in super::super) type NextPointer = *const Next;
+pub(in super::super) type NextPointer = *const CNext;
 pub(super) type Handle = *mut c_void;
 
 pub(super) type NextConfigOf = unsafe extern "C" fn(BackendPointer, Text, Text) -> c_int;

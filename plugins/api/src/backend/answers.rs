@@ -2,12 +2,13 @@
 
 use std::sync::OnceLock;
 
-use super::Backend;
+use super::opened::Opened;
+use super::{Backend, Context};
 use crate::debug_control;
 use crate::error::{Errno, Error, Result};
 use crate::exports::MAX_STRING;
 use crate::layer::OpenLayer;
-use crate::log;
+use crate::next::Next;
 use crate::types::{BlockSize, Blocking, Cache, Fua, Zero};
 
 /// The answers so far.
@@ -28,40 +29,53 @@ pub(super) struct Answers {
     blocking: OnceLock<Blocking>,
 }
 
-impl Backend {
+impl Opened {
     /// Returns the cached answer, or asks the layer; `name` is the callback's.
     fn ask<T: Copy>(
         &self,
         name: &str,
-        cached: impl Fn(&Answers) -> &OnceLock<T>,
-        question: impl FnOnce(&dyn OpenLayer, &Backend) -> Result<T>,
+        cached: &OnceLock<T>,
+        question: impl FnOnce(&dyn OpenLayer, &Next) -> Result<T>,
     ) -> Result<T> {
-        if let Ok(opened) = self.opened()
-            && let Some(answer) = cached(&opened.answers).get()
-        {
+        if let Some(answer) = cached.get() {
             return Ok(*answer);
         }
-        self.call(|opened| {
+        self.call(|| {
             debug_control!("{}: {name}", self.name);
-            let answer = question(&*opened.layer, opened.below())?;
-            Ok(*cached(&opened.answers).get_or_init(|| answer))
+            let answer = question(&*self.layer, self.next())?;
+            Ok(*cached.get_or_init(|| answer))
         })
     }
 
+    pub(super) fn size(&self) -> Result<u64> {
+        self.ask("get_size", &self.answers.size, |layer, next| check_size(layer.size(next)?))
+    }
+
+    pub(super) fn can_write(&self) -> Result<bool> {
+        if self.is_readonly() {
+            return Ok(false);
+        }
+        self.ask("can_write", &self.answers.can_write, |layer, next| layer.can_write(next))
+    }
+}
+
+impl Backend {
     /// Size of the disk in bytes, at most `i64::MAX`.
     ///
     /// # Errors
     /// Those of the layer; every question below may fail the same way.
     pub fn size(&self) -> Result<u64> {
-        self.ask("get_size", |answers| &answers.size, |layer, next| check_size(layer.size(next)?))
+        self.with(Opened::size)
     }
 
     /// Text for NBD_INFO_DESCRIPTION, at most 4096 bytes.
     pub fn export_description(&self) -> Option<String> {
-        let _entered = log::enter(self.speaker);
-        debug_control!("{}: export_description", self.name);
-        let opened = self.opened().ok()?;
-        opened.layer.export_description(opened.below()).filter(|text| text.len() <= MAX_STRING)
+        let text = self.with(|opened| {
+            let _entered = opened.enter();
+            debug_control!("{}: export_description", opened.name);
+            Ok(opened.layer.export_description(opened.next()))
+        });
+        text.ok().flatten().filter(|text| text.len() <= MAX_STRING)
     }
 
     /// Block size constraints that keep the rules; all zero for none.
@@ -69,15 +83,13 @@ impl Backend {
     /// # Errors
     /// The layer's, or EINVAL if its answer breaks the rules.
     pub fn block_size(&self) -> Result<BlockSize> {
-        self.ask(
-            "block_size",
-            |answers| &answers.block_size,
-            |layer, next| {
+        self.with(|opened| {
+            opened.ask("block_size", &opened.answers.block_size, |layer, next| {
                 let size = layer.block_size(next)?;
                 size.check().map_err(|why| Error::new(Errno::EINVAL, why))?;
                 Ok(size)
-            },
-        )
+            })
+        })
     }
 
     /// Whether writing is allowed: never on a context that was opened read-only.
@@ -85,10 +97,7 @@ impl Backend {
     /// # Errors
     /// Those of the layer.
     pub fn can_write(&self) -> Result<bool> {
-        if self.opened.as_ref().is_none_or(|opened| opened.readonly) {
-            return Ok(false);
-        }
-        self.ask("can_write", |answers| &answers.can_write, |layer, next| layer.can_write(next))
+        self.with(Opened::can_write)
     }
 
     /// Whether `flush` works.
@@ -96,7 +105,9 @@ impl Backend {
     /// # Errors
     /// Those of the layer.
     pub fn can_flush(&self) -> Result<bool> {
-        self.ask("can_flush", |answers| &answers.can_flush, |layer, next| layer.can_flush(next))
+        self.with(|opened| {
+            opened.ask("can_flush", &opened.answers.can_flush, |layer, next| layer.can_flush(next))
+        })
     }
 
     /// Whether the disk behaves like a rotating one.
@@ -104,11 +115,11 @@ impl Backend {
     /// # Errors
     /// Those of the layer.
     pub fn is_rotational(&self) -> Result<bool> {
-        self.ask(
-            "is_rotational",
-            |answers| &answers.is_rotational,
-            |layer, next| layer.is_rotational(next),
-        )
+        self.with(|opened| {
+            opened.ask("is_rotational", &opened.answers.is_rotational, |layer, next| {
+                layer.is_rotational(next)
+            })
+        })
     }
 
     /// Whether `trim` works; never without writing.
@@ -119,7 +130,9 @@ impl Backend {
         if !self.can_write()? {
             return Ok(false);
         }
-        self.ask("can_trim", |answers| &answers.can_trim, |layer, next| layer.can_trim(next))
+        self.with(|opened| {
+            opened.ask("can_trim", &opened.answers.can_trim, |layer, next| layer.can_trim(next))
+        })
     }
 
     /// What is done about zeroes; nothing without writing.
@@ -130,7 +143,9 @@ impl Backend {
         if !self.can_write()? {
             return Ok(Zero::None);
         }
-        self.ask("can_zero", |answers| &answers.can_zero, |layer, next| layer.can_zero(next))
+        self.with(|opened| {
+            opened.ask("can_zero", &opened.answers.can_zero, |layer, next| layer.can_zero(next))
+        })
     }
 
     /// Whether fast zero may be asked for; never if zeroes are not advertised.
@@ -141,11 +156,11 @@ impl Backend {
         if self.can_zero()? == Zero::None {
             return Ok(false);
         }
-        self.ask(
-            "can_fast_zero",
-            |answers| &answers.can_fast_zero,
-            |layer, next| layer.can_fast_zero(next),
-        )
+        self.with(|opened| {
+            opened.ask("can_fast_zero", &opened.answers.can_fast_zero, |layer, next| {
+                layer.can_fast_zero(next)
+            })
+        })
     }
 
     /// Whether `extents` can say more than "all data".
@@ -153,11 +168,11 @@ impl Backend {
     /// # Errors
     /// Those of the layer.
     pub fn can_extents(&self) -> Result<bool> {
-        self.ask(
-            "can_extents",
-            |answers| &answers.can_extents,
-            |layer, next| layer.can_extents(next),
-        )
+        self.with(|opened| {
+            opened.ask("can_extents", &opened.answers.can_extents, |layer, next| {
+                layer.can_extents(next)
+            })
+        })
     }
 
     /// What is done about FUA; nothing without writing.
@@ -168,7 +183,9 @@ impl Backend {
         if !self.can_write()? {
             return Ok(Fua::None);
         }
-        self.ask("can_fua", |answers| &answers.can_fua, |layer, next| layer.can_fua(next))
+        self.with(|opened| {
+            opened.ask("can_fua", &opened.answers.can_fua, |layer, next| layer.can_fua(next))
+        })
     }
 
     /// Whether a flush on one connection covers the writes of all.
@@ -176,11 +193,11 @@ impl Backend {
     /// # Errors
     /// Those of the layer.
     pub fn can_multi_conn(&self) -> Result<bool> {
-        self.ask(
-            "can_multi_conn",
-            |answers| &answers.can_multi_conn,
-            |layer, next| layer.can_multi_conn(next),
-        )
+        self.with(|opened| {
+            opened.ask("can_multi_conn", &opened.answers.can_multi_conn, |layer, next| {
+                layer.can_multi_conn(next)
+            })
+        })
     }
 
     /// What is done about cache requests.
@@ -188,14 +205,22 @@ impl Backend {
     /// # Errors
     /// Those of the layer.
     pub fn can_cache(&self) -> Result<Cache> {
-        self.ask("can_cache", |answers| &answers.can_cache, |layer, next| layer.can_cache(next))
+        self.with(|opened| {
+            opened.ask("can_cache", &opened.answers.can_cache, |layer, next| layer.can_cache(next))
+        })
     }
 
     /// How long data requests may take.
     pub fn blocking(&self) -> Blocking {
-        let Ok(opened) = self.opened() else { return Blocking::Never };
-        let ask = || opened.layer.blocking(opened.below());
-        *opened.answers.blocking.get_or_init(ask)
+        match &self.context {
+            Context::Fixed(opened) => {
+                let ask = || opened.layer.blocking(opened.next());
+                *opened.answers.blocking.get_or_init(ask)
+            }
+            // A request may have to wait for the layer to be reopened.
+            Context::Reopenable(_) => Blocking::Long,
+            Context::Absent => Blocking::Never,
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! Data requests: the range is checked, the request traced, and then carried out by the layer.
 
+use super::opened::Opened;
 use super::{Backend, emulate};
 use crate::error::{Errno, Error, Result};
 use crate::extents::{ExtentKind, Extents};
 use crate::log;
 use crate::types::{Cache, Flags, Zero};
 
-impl Backend {
+impl Opened {
     /// Checks that a request lies within the disk. The server has checked what clients send, so
     /// this catches filters.
     pub(super) fn check_range(&self, count: u64, offset: u64) -> Result<()> {
@@ -26,16 +27,20 @@ impl Backend {
         }
         self.check_range(count, offset)
     }
+}
 
+impl Backend {
     /// Fills `buf` from `offset`.
     ///
     /// # Errors
     /// The layer's; EINVAL outside the disk.
     pub fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.call(|opened| {
-            self.check_range(buf.len() as u64, offset)?;
-            trace(|| format!("{}: pread count={} offset={offset}", self.name, buf.len()));
-            opened.layer.pread(opened.below(), buf, offset)
+        self.with(|opened| {
+            opened.call(|| {
+                opened.check_range(buf.len() as u64, offset)?;
+                trace(|| format!("{}: pread count={} offset={offset}", opened.name, buf.len()));
+                opened.layer.pread(opened.next(), buf, offset)
+            })
         })
     }
 
@@ -44,13 +49,15 @@ impl Backend {
     /// # Errors
     /// The layer's; EROFS if writing is not allowed; EINVAL outside the disk.
     pub fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.call(|opened| {
-            self.check_write(buf.len() as u64, offset)?;
-            trace(|| {
-                let fua = u8::from(flags.contains(Flags::FUA));
-                format!("{}: pwrite count={} offset={offset} fua={fua}", self.name, buf.len())
-            });
-            opened.layer.pwrite(opened.below(), buf, offset, flags)
+        self.with(|opened| {
+            opened.call(|| {
+                opened.check_write(buf.len() as u64, offset)?;
+                trace(|| {
+                    let fua = u8::from(flags.contains(Flags::FUA));
+                    format!("{}: pwrite count={} offset={offset} fua={fua}", opened.name, buf.len())
+                });
+                opened.layer.pwrite(opened.next(), buf, offset, flags)
+            })
         })
     }
 
@@ -59,9 +66,11 @@ impl Backend {
     /// # Errors
     /// The layer's.
     pub fn flush(&self) -> Result<()> {
-        self.call(|opened| {
-            trace(|| format!("{}: flush", self.name));
-            opened.layer.flush(opened.below())
+        self.with(|opened| {
+            opened.call(|| {
+                trace(|| format!("{}: flush", opened.name));
+                opened.layer.flush(opened.next())
+            })
         })
     }
 
@@ -70,16 +79,18 @@ impl Backend {
     /// # Errors
     /// The layer's; EROFS if writing is not allowed; EINVAL outside the disk.
     pub fn trim(&self, count: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.call(|opened| {
-            self.check_write(count, offset)?;
-            if !self.can_trim()? {
-                return Err(Error::new(Errno::EINVAL, "trim is not supported"));
-            }
-            trace(|| {
-                let fua = u8::from(flags.contains(Flags::FUA));
-                format!("{}: trim count={count} offset={offset} fua={fua}", self.name)
-            });
-            opened.layer.trim(opened.below(), count, offset, flags)
+        self.with(|opened| {
+            opened.call(|| {
+                opened.check_write(count, offset)?;
+                if !self.can_trim()? {
+                    return Err(Error::new(Errno::EINVAL, "trim is not supported"));
+                }
+                trace(|| {
+                    let fua = u8::from(flags.contains(Flags::FUA));
+                    format!("{}: trim count={count} offset={offset} fua={fua}", opened.name)
+                });
+                opened.layer.trim(opened.next(), count, offset, flags)
+            })
         })
     }
 
@@ -89,27 +100,29 @@ impl Backend {
     /// The layer's; EOPNOTSUPP only with FAST_ZERO; EROFS if writing is not allowed; EINVAL
     /// outside the disk.
     pub fn zero(&self, count: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.call(|opened| {
-            self.check_write(count, offset)?;
-            trace(|| {
-                let on = |flag| u8::from(flags.contains(flag));
-                format!(
-                    "{}: zero count={count} offset={offset} may_trim={} fua={} fast={}",
-                    self.name,
-                    on(Flags::MAY_TRIM),
-                    on(Flags::FUA),
-                    on(Flags::FAST_ZERO)
-                )
-            });
-            match self.can_zero()? {
-                Zero::None => Err(Error::new(Errno::EINVAL, "writing zeroes is not supported")),
-                Zero::Emulate => {
-                    emulate::zero(count, offset, flags, self.can_fua()?, |b, at, f| {
-                        self.pwrite(b, at, f)
-                    })
+        self.with(|opened| {
+            opened.call(|| {
+                opened.check_write(count, offset)?;
+                trace(|| {
+                    let on = |flag| u8::from(flags.contains(flag));
+                    format!(
+                        "{}: zero count={count} offset={offset} may_trim={} fua={} fast={}",
+                        opened.name,
+                        on(Flags::MAY_TRIM),
+                        on(Flags::FUA),
+                        on(Flags::FAST_ZERO)
+                    )
+                });
+                match self.can_zero()? {
+                    Zero::None => Err(Error::new(Errno::EINVAL, "writing zeroes is not supported")),
+                    Zero::Emulate => {
+                        emulate::zero(count, offset, flags, self.can_fua()?, |b, at, f| {
+                            self.pwrite(b, at, f)
+                        })
+                    }
+                    Zero::Native => opened.layer.zero(opened.next(), count, offset, flags),
                 }
-                Zero::Native => opened.layer.zero(opened.below(), count, offset, flags),
-            }
+            })
         })
     }
 
@@ -125,23 +138,25 @@ impl Backend {
         flags: Flags,
         extents: &mut Extents,
     ) -> Result<()> {
-        self.call(|opened| {
-            self.check_range(count, offset)?;
-            trace(|| {
-                let one = u8::from(flags.contains(Flags::REQ_ONE));
-                format!("{}: extents count={count} offset={offset} req_one={one}", self.name)
-            });
-            if !self.can_extents()? {
-                return extents.add(offset, count, ExtentKind::DATA);
-            }
-            opened.layer.extents(opened.below(), count, offset, flags, extents)?;
-            if extents.is_empty() {
-                return Err(Error::new(
-                    Errno::EINVAL,
-                    "extents: plugin returned no extents for the requested offset",
-                ));
-            }
-            Ok(())
+        self.with(|opened| {
+            opened.call(|| {
+                opened.check_range(count, offset)?;
+                trace(|| {
+                    let one = u8::from(flags.contains(Flags::REQ_ONE));
+                    format!("{}: extents count={count} offset={offset} req_one={one}", opened.name)
+                });
+                if !self.can_extents()? {
+                    return extents.add(offset, count, ExtentKind::DATA);
+                }
+                opened.layer.extents(opened.next(), count, offset, flags, extents)?;
+                if extents.is_empty() {
+                    return Err(Error::new(
+                        Errno::EINVAL,
+                        "extents: plugin returned no extents for the requested offset",
+                    ));
+                }
+                Ok(())
+            })
         })
     }
 
@@ -150,14 +165,18 @@ impl Backend {
     /// # Errors
     /// The layer's; EINVAL outside the disk or if cache requests are not supported.
     pub fn cache(&self, count: u64, offset: u64) -> Result<()> {
-        self.call(|opened| {
-            self.check_range(count, offset)?;
-            trace(|| format!("{}: cache count={count} offset={offset}", self.name));
-            match self.can_cache()? {
-                Cache::None => Err(Error::new(Errno::EINVAL, "cache requests are not supported")),
-                Cache::Emulate => emulate::cache(count, offset, |b, at| self.pread(b, at)),
-                Cache::Native => opened.layer.cache(opened.below(), count, offset),
-            }
+        self.with(|opened| {
+            opened.call(|| {
+                opened.check_range(count, offset)?;
+                trace(|| format!("{}: cache count={count} offset={offset}", opened.name));
+                match self.can_cache()? {
+                    Cache::None => {
+                        Err(Error::new(Errno::EINVAL, "cache requests are not supported"))
+                    }
+                    Cache::Emulate => emulate::cache(count, offset, |b, at| self.pread(b, at)),
+                    Cache::Native => opened.layer.cache(opened.next(), count, offset),
+                }
+            })
         })
     }
 }
