@@ -16,9 +16,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::{
-    Access, BlockSize, Blocking, Cache, Errno, Error, ExtentKind, Extents, FileRange, Filter,
-    Flags, Fua, Needs, Next, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, Zero,
-    log,
+    Access, BlockSize, Blocking, Cache, DataPath, Direction, Errno, Error, ExtentKind, Extents,
+    Filter, Flags, Fua, Needs, Next, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value,
+    Zero, log,
 };
 
 use blocks::{Blocks, Contents, Data};
@@ -337,8 +337,19 @@ impl OpenLayer for Handle {
         Ok(())
     }
 
-    fn blocking(&self, next: &Next) -> Blocking {
-        next.blocking().max(Blocking::Short)
+    fn data_path(&self, direction: Direction) -> DataPath {
+        match direction {
+            Direction::Read => DataPath::PerRequest,
+            Direction::Write => DataPath::Opaque,
+        }
+    }
+
+    fn passes(&self, _: &Next, _: Direction, count: u64, offset: u64) -> bool {
+        matches!(self.whole(count, offset), Some(Contents::Below))
+    }
+
+    fn blocking(&self) -> Blocking {
+        Blocking::Short
     }
 
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
@@ -350,13 +361,6 @@ impl OpenLayer for Handle {
                 buf.fill(0);
                 Some(Ok(()))
             }
-        }
-    }
-
-    fn file_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        match self.whole(count.into(), offset)? {
-            Contents::Below => next.file_range(count, offset),
-            Contents::Overlay(_) | Contents::Trimmed => None,
         }
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nbdkit_api::{
-    Blocking, Client, Errno, Error, Extents, FileRange, Filter, Flags, Next, NextConfig, Open,
-    OpenLayer, Result, Slot, Value, client,
+    Blocking, Client, DataPath, Direction, Errno, Error, Extents, Filter, Flags, Next, NextConfig,
+    Open, OpenLayer, Result, Slot, Value, client,
 };
 
 /// The filter: how long each operation takes.
@@ -175,22 +175,18 @@ impl OpenLayer for Closing {
         next.cache(count, offset)
     }
 
-    fn blocking(&self, next: &Next) -> Blocking {
+    fn data_path(&self, direction: Direction) -> DataPath {
+        let delay = match direction {
+            Direction::Read => self.0.delay.read,
+            Direction::Write => self.0.delay.write,
+        };
+        if delay.is_zero() { DataPath::Transparent } else { DataPath::Opaque }
+    }
+
+    fn blocking(&self) -> Blocking {
         let d = &self.0.delay;
         let delays = [d.read, d.write, d.zero, d.trim, d.extents, d.cache];
-        if delays.iter().all(Duration::is_zero) { next.blocking() } else { Blocking::Long }
-    }
-
-    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        if self.0.delay.read.is_zero() { next.try_pread(buf, offset) } else { None }
-    }
-
-    fn file_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        if self.0.delay.read.is_zero() { next.file_range(count, offset) } else { None }
-    }
-
-    fn write_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        if self.0.delay.write.is_zero() { next.write_range(count, offset) } else { None }
+        if delays.iter().all(Duration::is_zero) { Blocking::Never } else { Blocking::Long }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nbdkit_api::{
-    Access, Blocking, Errno, Error, Extents, FileRange, Filter, Flags, Needs, Next, NextConfig,
+    Access, DataPath, Direction, Errno, Error, Extents, Filter, Flags, Needs, Next, NextConfig,
     Open, OpenLayer, Result, Slot, Value,
 };
 
@@ -207,24 +207,12 @@ impl OpenLayer for Handle {
         next.cache(count, offset)
     }
 
-    /// A read that turned out to block is tried again by `pread`: dice must be thrown once for
-    /// both, so only where nothing blocks is it decided here.
-    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        if !self.may_fail(PREAD) {
-            next.try_pread(buf, offset)
-        } else if next.blocking() == Blocking::Never {
-            Some(self.pread(next, buf, offset))
-        } else {
-            None
-        }
-    }
-
-    fn file_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        if self.may_fail(PREAD) { None } else { next.file_range(count, offset) }
-    }
-
-    fn write_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        if self.may_fail(PWRITE) { None } else { next.write_range(count, offset) }
+    fn data_path(&self, direction: Direction) -> DataPath {
+        let operation = match direction {
+            Direction::Read => PREAD,
+            Direction::Write => PWRITE,
+        };
+        if self.may_fail(operation) { DataPath::Opaque } else { DataPath::Transparent }
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 
 use nbdkit_api::shared::SharedWords;
 use nbdkit_api::{
-    Errno, Error, Filter, Needs, Open, OpenLayer, Result, Slot, ThreadModel, client, debug,
+    DataPath, Direction, Errno, Error, Filter, Needs, Open, OpenLayer, Result, Slot, ThreadModel,
+    client, debug,
 };
 
 use crate::presence::{Place, Places};
@@ -88,8 +89,9 @@ fn shut_down_if_empty(places: &Places) {
 }
 
 impl OpenLayer for Handle {
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

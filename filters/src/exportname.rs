@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use nbdkit_api::exports::MAX_STRING;
 use nbdkit_api::{
-    Client, Errno, Error, Exports, Filter, Layer, Needs, Next, NextConfig, Open, OpenLayer, Result,
-    Slot, Value, debug, quoted,
+    Client, DataPath, Direction, Errno, Error, Exports, Filter, Layer, Needs, Next, NextConfig,
+    Open, OpenLayer, Result, Slot, Value, debug, quoted,
 };
 
 use crate::shell;
@@ -235,8 +235,9 @@ impl OpenLayer for Handle {
         self.description.of(&self.name, || next.export_description())
     }
 
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! nbdkit-fua-filter(1): changes what is done about Forced Unit Access and flush.
 
 use nbdkit_api::{
-    Errno, Error, Filter, Flags, Fua, Next, NextConfig, Open, OpenLayer, Result, Slot, Value,
+    DataPath, Direction, Errno, Error, Filter, Flags, Fua, Next, NextConfig, Open, OpenLayer,
+    Result, Slot, Value,
 };
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -146,7 +147,10 @@ impl OpenLayer for FuaFilter {
         if flush { next.flush() } else { Ok(()) }
     }
 
-    reads_pass_through!();
+    fn data_path(&self, direction: Direction) -> DataPath {
+        let adds_fua = direction == Direction::Write && self.mode == Mode::Force;
+        if adds_fua { DataPath::Opaque } else { DataPath::Transparent }
+    }
 }
 
 #[cfg(test)]

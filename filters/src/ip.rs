@@ -10,8 +10,8 @@ mod rule;
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Client, Errno, Error, Exports, Filter, Layer, NextConfig, Open, OpenLayer, Result, Slot,
-    ThreadModel, Value, debug,
+    Client, DataPath, Direction, Errno, Error, Exports, Filter, Layer, NextConfig, Open, OpenLayer,
+    Result, Slot, ThreadModel, Value, debug,
 };
 
 use rule::Rule;
@@ -143,8 +143,9 @@ fn denied() -> Error {
 struct Handle;
 
 impl OpenLayer for Handle {
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

@@ -5,45 +5,9 @@
 
 #![forbid(unsafe_code)]
 
-/// The two methods by which reads stay on the server's fast paths, for filters that let
-/// them through unchanged.
-macro_rules! reads_pass_through {
-    () => {
-        fn try_pread(
-            &self,
-            next: &nbdkit_api::Next,
-            buf: &mut [u8],
-            offset: u64,
-        ) -> Option<nbdkit_api::Result<()>> {
-            next.try_pread(buf, offset)
-        }
-
-        range_passes_through!(file_range);
-    };
-}
-
-/// The method by which writes stay on the server's fast path, for filters that let them through unchanged.
-macro_rules! writes_pass_through {
-    () => {
-        range_passes_through!(write_range);
-    };
-}
-
-/// One of the two methods that tell where in a file bytes stand or go.
-macro_rules! range_passes_through {
-    ($method:ident) => {
-        fn $method<'a>(
-            &'a self,
-            next: &'a nbdkit_api::Next,
-            count: u32,
-            offset: u64,
-        ) -> Option<nbdkit_api::FileRange<'a>> {
-            next.$method(count, offset)
-        }
-    };
-}
-
 pub mod cow;
+#[cfg(test)]
+mod data_paths;
 pub mod delay;
 pub mod error;
 pub mod exitlast;

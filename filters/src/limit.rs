@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Client, Errno, Error, Filter, Layer, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel,
-    Value,
+    Client, DataPath, Direction, Errno, Error, Filter, Layer, NextConfig, Open, OpenLayer, Result,
+    Slot, ThreadModel, Value,
 };
 
 use crate::presence::{Place, Places};
@@ -82,8 +82,9 @@ struct Handle {
 }
 
 impl OpenLayer for Handle {
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

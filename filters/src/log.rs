@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nbdkit_api::{
-    Blocking, Client, Exports, Extents, Filter, Flags, Layer, Needs, Next, NextConfig, Open,
-    OpenLayer, Result, Slot, ThreadModel, Value,
+    Blocking, Client, DataPath, Direction, Exports, Extents, Filter, Flags, Layer, Needs, Next,
+    NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value,
 };
 
 use line::{Entry, Kind};
@@ -127,8 +127,9 @@ impl Filter for Log {
 struct Inactive;
 
 impl OpenLayer for Inactive {
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 struct Handle {
@@ -266,9 +267,8 @@ impl OpenLayer for Handle {
         self.logged("Cache", |entry| range(entry, count, offset), || next.cache(count, offset))
     }
 
-    fn blocking(&self, next: &Next) -> Blocking {
-        let own = if self.sink.runs_script() { Blocking::Long } else { Blocking::Short };
-        next.blocking().max(own)
+    fn blocking(&self) -> Blocking {
+        if self.sink.runs_script() { Blocking::Long } else { Blocking::Short }
     }
 
     /// A read that did not block is logged when it is over, with the time when it began.

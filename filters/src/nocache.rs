@@ -1,6 +1,9 @@
 //! nbdkit-nocache-filter(1): takes prefetching (NBD_CMD_CACHE) away.
 
-use nbdkit_api::{Cache, Error, Filter, Next, NextConfig, Open, OpenLayer, Result, Slot, Value};
+use nbdkit_api::{
+    Cache, DataPath, Direction, Error, Filter, Next, NextConfig, Open, OpenLayer, Result, Slot,
+    Value,
+};
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -62,8 +65,9 @@ impl OpenLayer for NoCache {
         Ok(())
     }
 
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! nbdkit-noextents-filter(1): makes the disk look fully allocated.
 
-use nbdkit_api::{Filter, Next, Open, OpenLayer, Result, Slot};
+use nbdkit_api::{DataPath, Direction, Filter, Next, Open, OpenLayer, Result, Slot};
 
 /// The filter; it has no parameters.
 #[derive(Debug, Default)]
@@ -26,8 +26,9 @@ impl OpenLayer for NoExtents {
         Ok(false)
     }
 
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! nbdkit-noparallel-filter(1): tightens the thread model.
 
-use nbdkit_api::{Error, Filter, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value};
+use nbdkit_api::{
+    DataPath, Direction, Error, Filter, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel,
+    Value,
+};
 
 /// The filter: the model that it enforces.
 #[derive(Debug, Clone, Copy)]
@@ -53,8 +56,9 @@ impl Filter for NoParallel {
 }
 
 impl OpenLayer for NoParallel {
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

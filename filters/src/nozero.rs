@@ -1,7 +1,8 @@
 //! nbdkit-nozero-filter(1): takes efficient writing of zeroes away, wholly or in part.
 
 use nbdkit_api::{
-    Errno, Error, Filter, Flags, Next, NextConfig, Open, OpenLayer, Result, Slot, Value, Zero,
+    DataPath, Direction, Errno, Error, Filter, Flags, Next, NextConfig, Open, OpenLayer, Result,
+    Slot, Value, Zero,
 };
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -134,8 +135,9 @@ impl OpenLayer for NoZero {
         next.zero(count, offset, flags)
     }
 
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! nbdkit-offset-filter(1): serves the part of a disk that begins at `offset` and is `range` long.
 
 use nbdkit_api::{
-    Errno, Error, Extents, FileRange, Filter, Flags, Next, NextConfig, Open, OpenLayer, Result,
-    Slot, Value,
+    DataPath, Direction, Errno, Error, Extents, Filter, Flags, Next, NextConfig, Open, OpenLayer,
+    Result, Slot, Value,
 };
 
 /// The filter: where the part begins and how long it is, in bytes.
@@ -104,16 +104,8 @@ impl OpenLayer for Handle {
         next.cache(count, offset + self.offset)
     }
 
-    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        next.try_pread(buf, offset + self.offset)
-    }
-
-    fn file_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        next.file_range(count, offset + self.offset)
-    }
-
-    fn write_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        next.write_range(count, offset + self.offset)
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Shifted(self.offset)
     }
 }
 

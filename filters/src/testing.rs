@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use nbdkit_api::client::Peer;
 use nbdkit_api::{
-    BlockSize, Blocking, Cache, Client, Connection, Errno, Error, ExtentKind, Extents, Flags, Fua,
-    Layer, Next, Open, Plugin, Result, Stack, Value,
+    BlockSize, Blocking, Cache, Client, Connection, Errno, Error, ExtentKind, Extents, Filter,
+    Flags, Fua, Layer, Next, Open, Plugin, Result, Stack, Value,
 };
 
 /// A disk in memory and what the plugin on it says about itself.
@@ -211,6 +211,15 @@ pub(crate) fn try_stack(
     params: &[(&str, &str)],
 ) -> Result<Stack> {
     let filters = filters.iter().map(|name| crate::load(name).unwrap()).collect();
+    try_stack_of(disk, filters, params)
+}
+
+/// The same with filters that are not registered.
+pub(crate) fn try_stack_of(
+    disk: &Arc<Disk>,
+    filters: Vec<Box<dyn Filter>>,
+    params: &[(&str, &str)],
+) -> Result<Stack> {
     let mut stack = Stack::new(filters, Box::new(Memory(Arc::clone(disk))));
     for (key, value) in params {
         stack.config(key, Value::new(value))?;

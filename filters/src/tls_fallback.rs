@@ -5,10 +5,9 @@
 use std::sync::Arc;
 
 use nbdkit_api::{
-    BlockSize, Blocking, Cache, Client, Errno, Error, Exports, Extents, Filter, Flags, Fua, Next,
-    NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, Zero,
+    BlockSize, Cache, Client, DataPath, Direction, Errno, Error, Exports, Extents, Filter, Flags,
+    Fua, Layer, Next, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, Zero,
 };
-use nbdkit_api::{FileRange, Layer};
 
 /// The size of the message, bytes.
 const SIZE: usize = 512;
@@ -102,8 +101,9 @@ impl Filter for TlsFallback {
 struct Encrypted;
 
 impl OpenLayer for Encrypted {
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 /// A client without: there is nothing below.
@@ -199,14 +199,6 @@ impl OpenLayer for Plain {
 
     fn cache(&self, _: &Next, _: u64, _: u64) -> Result<()> {
         refused()
-    }
-
-    fn blocking(&self, _: &Next) -> Blocking {
-        Blocking::Never
-    }
-
-    fn file_range<'a>(&'a self, _: &'a Next, _: u32, _: u64) -> Option<FileRange<'a>> {
-        None
     }
 }
 

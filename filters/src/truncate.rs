@@ -2,8 +2,8 @@
 //! as zeroes and takes nothing but zeroes.
 
 use nbdkit_api::{
-    Errno, Error, ExtentKind, Extents, FileRange, Filter, Flags, Next, NextConfig, Open, OpenLayer,
-    Result, Slot, Value,
+    DataPath, Direction, Errno, Error, ExtentKind, Extents, Filter, Flags, Next, NextConfig, Open,
+    OpenLayer, Result, Slot, Value,
 };
 
 /// The filter: how to compute the size, in bytes.
@@ -149,13 +149,14 @@ impl OpenLayer for Truncate {
         Some(result)
     }
 
-    fn file_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        // The layer below refuses what is not wholly within it.
-        next.file_range(count, offset)
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::PerRequest
     }
 
-    // Nor has it a range for a write that goes beyond its end.
-    writes_pass_through!();
+    /// What lies wholly on the real disk passes.
+    fn passes(&self, next: &Next, _: Direction, count: u64, offset: u64) -> bool {
+        real(next, count, offset).is_ok_and(|real| real == count)
+    }
 }
 
 /// How many of `count` bytes from `offset` lie on the real disk.

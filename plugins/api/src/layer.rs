@@ -5,7 +5,7 @@
 use crate::error::Result;
 use crate::extents::Extents;
 use crate::next::Next;
-use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, Zero};
+use crate::types::{BlockSize, Blocking, Cache, DataPath, Direction, FileRange, Flags, Fua, Zero};
 
 /// One open layer, from `open` to `close` (its drop). A filter implements it; for a plugin it is made
 /// from a [`Connection`](crate::Connection). A method that a filter does not implement calls that of
@@ -141,28 +141,36 @@ pub trait OpenLayer: Send + Sync {
         next.cache(count, offset)
     }
 
-    /// How long the data methods may take, this filter and all below.
-    fn blocking(&self, next: &Next) -> Blocking {
-        next.blocking()
+    /// What this filter does to the bytes of reads, or of writes without flags. Asked once.
+    fn data_path(&self, direction: Direction) -> DataPath {
+        let _ = direction;
+        DataPath::Opaque
     }
 
-    /// `pread` if it can be done at once. The default can tell only if nothing ever blocks;
-    /// a filter that adds nothing that blocks may do better.
+    /// Whether a request passes to the same offset of the layer below, which need not be the case for
+    /// the next one. Called for [`DataPath::PerRequest`].
+    fn passes(&self, next: &Next, direction: Direction, count: u64, offset: u64) -> bool {
+        let _ = (next, direction, count, offset);
+        false
+    }
+
+    /// How long the data methods may take, apart from those of the layer below. Asked once.
+    fn blocking(&self) -> Blocking {
+        Blocking::Never
+    }
+
+    /// `pread` if that cannot block, else `None`, and nothing has been done. Called unless the data path
+    /// is [`Transparent`](DataPath::Transparent) or [`Shifted`](DataPath::Shifted). The default can
+    /// tell only if nothing ever blocks.
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        (self.blocking(next) == Blocking::Never).then(|| self.pread(next, buf, offset))
+        let never = self.blocking().max(next.blocking()) == Blocking::Never;
+        never.then(|| self.pread(next, buf, offset))
     }
 
-    /// Where the bytes of a read stand in a file. `None` unless the filter knows that they pass
-    /// through unchanged and need not see the read, which may then be done without calling it.
-    fn file_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        let _ = (next, count, offset);
-        None
-    }
-
-    /// Where the bytes of a write without flags go in a file. `None` unless the filter knows that they pass through unchanged
-    /// and need not see the write, which may then be done without calling it, or be called for a part.
-    fn write_range<'a>(&'a self, next: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        let _ = (next, count, offset);
+    /// The range of a file in which this layer itself keeps the bytes of a request that does not pass
+    /// to the layer below, if reading or writing there is all there is to it.
+    fn file_range(&self, direction: Direction, count: u32, offset: u64) -> Option<FileRange<'_>> {
+        let _ = (direction, count, offset);
         None
     }
 }

@@ -49,5 +49,7 @@ pub use next::Next;
 pub use plugin::{Connection, Open, Plugin};
 pub use quote::quoted;
 pub use stack::{Layer, Stack};
-pub use types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, ThreadModel, Zero};
+pub use types::{
+    BlockSize, Blocking, Cache, DataPath, Direction, FileRange, Flags, Fua, ThreadModel, Zero,
+};
 pub use value::Value;

@@ -9,7 +9,7 @@ use crate::extents::Extents;
 use crate::layer::OpenLayer;
 use crate::next::Next;
 use crate::plugin::Connection;
-use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, Zero};
+use crate::types::{BlockSize, Blocking, Cache, Direction, FileRange, Flags, Fua, Zero};
 
 /// Implemented for every [`Connection`]: the layer is compiled for each plugin, so that a request
 /// costs one indirect call.
@@ -153,7 +153,7 @@ impl<C: Connection> OpenLayer for PluginLayer<C> {
         self.connection.cache(count, offset)
     }
 
-    fn blocking(&self, _: &Next) -> Blocking {
+    fn blocking(&self) -> Blocking {
         self.connection.blocking()
     }
 
@@ -161,11 +161,10 @@ impl<C: Connection> OpenLayer for PluginLayer<C> {
         self.connection.try_pread(buf, offset)
     }
 
-    fn file_range<'a>(&'a self, _: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        self.connection.file_range(count, offset)
-    }
-
-    fn write_range<'a>(&'a self, _: &'a Next, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        self.connection.write_range(count, offset)
+    fn file_range(&self, direction: Direction, count: u32, offset: u64) -> Option<FileRange<'_>> {
+        match direction {
+            Direction::Read => self.connection.file_range(count, offset),
+            Direction::Write => self.connection.write_range(count, offset),
+        }
     }
 }

@@ -348,7 +348,7 @@ impl OpenLayer for CFilterConnection {
     }
 
     /// There is no knowing.
-    fn blocking(&self, _next: &Next) -> Blocking {
+    fn blocking(&self) -> Blocking {
         Blocking::Long
     }
 }

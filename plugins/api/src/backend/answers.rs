@@ -9,7 +9,7 @@ use crate::error::{Errno, Error, Result};
 use crate::exports::MAX_STRING;
 use crate::layer::OpenLayer;
 use crate::next::Next;
-use crate::types::{BlockSize, Blocking, Cache, Fua, Zero};
+use crate::types::{BlockSize, Blocking, Cache, DataPath, Direction, Fua, Zero};
 
 /// The answers so far.
 #[derive(Default)]
@@ -27,6 +27,8 @@ pub(super) struct Answers {
     can_multi_conn: OnceLock<bool>,
     can_cache: OnceLock<Cache>,
     blocking: OnceLock<Blocking>,
+    reads: OnceLock<DataPath>,
+    writes: OnceLock<DataPath>,
 }
 
 impl Opened {
@@ -56,6 +58,14 @@ impl Opened {
             return Ok(false);
         }
         self.ask("can_write", &self.answers.can_write, |layer, next| layer.can_write(next))
+    }
+
+    pub(super) fn data_path(&self, direction: Direction) -> DataPath {
+        let cached = match direction {
+            Direction::Read => &self.answers.reads,
+            Direction::Write => &self.answers.writes,
+        };
+        *cached.get_or_init(|| self.layer.data_path(direction))
     }
 }
 
@@ -214,7 +224,7 @@ impl Backend {
     pub fn blocking(&self) -> Blocking {
         match &self.context {
             Context::Fixed(opened) => {
-                let ask = || opened.layer.blocking(opened.next());
+                let ask = || opened.layer.blocking().max(opened.next().blocking());
                 *opened.answers.blocking.get_or_init(ask)
             }
             // A request may have to wait for the layer to be reopened.

@@ -6,7 +6,7 @@ use super::{Backend, Context};
 use crate::error::Result;
 use crate::log;
 use crate::stack::log_once;
-use crate::types::FileRange;
+use crate::types::{DataPath, Direction, FileRange};
 
 impl Backend {
     /// The layer of a context that stays as it is: where a layer may be reopened, its callbacks carry out
@@ -15,6 +15,20 @@ impl Backend {
         match &self.context {
             Context::Fixed(opened) => Some(opened),
             Context::Reopenable(_) | Context::Absent => None,
+        }
+    }
+
+    /// The offset of the layer below to which a request passes as it is, if it does.
+    pub fn passes_to(&self, direction: Direction, count: u64, offset: u64) -> Option<u64> {
+        let opened = self.fixed()?;
+        match opened.data_path(direction) {
+            DataPath::Transparent => Some(offset),
+            DataPath::Shifted(by) => offset.checked_add(by),
+            DataPath::PerRequest => {
+                let passes = opened.layer.passes(opened.next(), direction, count, offset);
+                passes.then_some(offset)
+            }
+            DataPath::Opaque => None,
         }
     }
 
@@ -30,7 +44,12 @@ impl Backend {
         if let Err(error) = opened.check_range(buf.len() as u64, offset) {
             return Some(Err(log_once(error)));
         }
-        let result = opened.layer.try_pread(opened.next(), buf, offset)?;
+        let next = opened.next();
+        let result = match opened.data_path(Direction::Read) {
+            DataPath::Transparent => next.try_pread(buf, offset),
+            DataPath::Shifted(by) => next.try_pread(buf, offset.checked_add(by)?),
+            DataPath::PerRequest | DataPath::Opaque => opened.layer.try_pread(next, buf, offset),
+        }?;
         Some(result.map_err(log_once))
     }
 
@@ -39,7 +58,10 @@ impl Backend {
         let opened = self.fixed()?;
         opened.check_range(count.into(), offset).ok()?;
         opened.trace_range(|| format!("pread count={count} offset={offset}"));
-        opened.layer.file_range(opened.next(), count, offset)
+        match self.passes_to(Direction::Read, count.into(), offset) {
+            Some(below) => opened.next().file_range(count, below),
+            None => opened.layer.file_range(Direction::Read, count, offset),
+        }
     }
 
     /// The range of a file that a write without flags goes to, if writing there is all that the
@@ -48,7 +70,10 @@ impl Backend {
         let opened = self.fixed()?;
         opened.check_write(count.into(), offset).ok()?;
         opened.trace_range(|| format!("pwrite count={count} offset={offset} fua=0"));
-        opened.layer.write_range(opened.next(), count, offset)
+        match self.passes_to(Direction::Write, count.into(), offset) {
+            Some(below) => opened.next().write_range(count, below),
+            None => opened.layer.file_range(Direction::Write, count, offset),
+        }
     }
 
     /// Traces a read that goes to a [`file_range`](Self::file_range), in every layer, as `pread` does.
