@@ -1,6 +1,6 @@
-//! Holds what each filter says about its data path, [`OpenLayer::data_path`], against what the filter
-//! does to random requests. Requests that are said to pass are carried out without the filter, so a
-//! wrong word loses or corrupts data.
+//! Holds what each filter says about its data path, [`OpenLayer::data_path`], against what the
+//! filter does to random requests. Requests that are said to pass are carried out without the
+//! filter, so a wrong word loses or corrupts data.
 
 use std::sync::Arc;
 
@@ -172,6 +172,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("nozero", &[("zeromode", "emulate")], All, All),
         ("offset", &[("offset", "12345"), ("range", "50000")], All, All),
         ("offset", &[], All, All),
+        ("retry", &[], Nothing, Nothing),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
         // Clients without TLS, who do not write.
         ("tls-fallback", &[], Nothing, Nothing),
