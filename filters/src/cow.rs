@@ -1,9 +1,10 @@
 //! nbdkit-cow-filter(1): keeps what clients write in a temporary overlay, so that a disk that is
 //! never written below can be written by them all and looks the same to them all.
 //!
-//! The template makes the overlay; workers share it. Per export name there is a table with a word for
-//! each block (`table`, `exports`); the data of all exports lies in one unlinked file (`overlay`).
-//! A worker may be killed at any moment: a block's data is written before its word says so.
+//! The template makes the overlay; workers share it. Per export name there is a table with a word
+//! for each block (`table`, `exports`); the data of all exports lies in one unlinked file
+//! (`overlay`). A worker may be killed at any moment: a block's data is written before its word
+//! says so.
 
 mod blocks;
 mod exports;

@@ -126,7 +126,8 @@ enum What {
 }
 
 impl Inject {
-    /// What `error`, `error-OP`, `error[-OP]-rate` and `error[-OP]-file` set, and for which operations.
+    /// What `error`, `error-OP`, `error[-OP]-rate` and `error[-OP]-file` set, and for which
+    /// operations.
     fn select(&mut self, key: &str) -> Option<(&mut [Setting], What)> {
         let rest = key.strip_prefix("error")?;
         let (rest, what) = if let Some(rest) = rest.strip_suffix("-rate") {

@@ -151,8 +151,9 @@ impl Filter for ExportName {
 
     /// None if a strict filter does not list "" itself: the server then refuses it.
     ///
-    /// A strict filter answers with listed names only. Where "" is listed and the name that it stands for is not, the
-    /// answer is "" and [`open`](Filter::open) finds the name: a client that asks for that name is refused.
+    /// A strict filter answers with listed names only. Where "" is listed and the name that it
+    /// stands for is not, the answer is "" and [`open`](Filter::open) finds the name: a client that
+    /// asks for that name is refused.
     fn default_export(
         &self,
         below: &Arc<Layer>,

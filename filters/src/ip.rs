@@ -1,7 +1,8 @@
 //! nbdkit-ip-filter(1): admits clients by where they come from and who they are.
 //!
 //! Runs in the worker, before negotiation; rules about certificates can be judged only once TLS
-//! stands, so if there are any, all rules are judged when the client asks for an export or for a list.
+//! stands, so if there are any, all rules are judged when the client asks for an export or for a
+//! list.
 
 pub(crate) mod fuzz;
 mod glob;

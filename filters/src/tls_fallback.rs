@@ -1,6 +1,8 @@
-//! nbdkit-tls-fallback-filter(1): clients without TLS get a small read-only disk with a message instead of the real one.
+//! nbdkit-tls-fallback-filter(1): clients without TLS get a small read-only disk with a message
+//! instead of the real one.
 //!
-//! Nothing below is opened for them: it does not learn that they exist, nor under which export name.
+//! Nothing below is opened for them: it does not learn that they exist, nor under which export
+//! name.
 
 use std::sync::Arc;
 

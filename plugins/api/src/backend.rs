@@ -1,5 +1,5 @@
-//! [`Backend`]: the wrapper around each open layer of the stack, which holds nbdkit's contract in one
-//! place. The server calls the outermost one; each filter calls the one below, by a
+//! [`Backend`]: the wrapper around each open layer of the stack, which holds nbdkit's contract in
+//! one place. The server calls the outermost one; each filter calls the one below, by a
 //! [`Next`](crate::Next).
 //!
 //! - [`opened`]: the layer that the wrapper is around, from `open` to `close`;
@@ -85,7 +85,8 @@ impl Backend {
         }
     }
 
-    /// Prepares this layer after the layers below that were opened for it, unless that has been done.
+    /// Prepares this layer after the layers below that were opened for it, unless that has been
+    /// done.
     ///
     /// # Errors
     /// A layer failed; the context must be finalized and dropped.
@@ -93,8 +94,9 @@ impl Backend {
         self.with(Opened::prepare)
     }
 
-    /// Finalizes this layer and then the layers below that were opened for it, those that were prepared
-    /// and have not been finalized. Whoever opened a context calls this before dropping it.
+    /// Finalizes this layer and then the layers below that were opened for it, those that were
+    /// prepared and have not been finalized. Whoever opened a context calls this before dropping
+    /// it.
     ///
     /// # Errors
     /// The first failure; the client must be cut off.
@@ -103,8 +105,8 @@ impl Backend {
         self.with(|opened| Ok(opened.finalize())).unwrap_or(Ok(()))
     }
 
-    /// Finalizes and closes the layer, and opens and prepares it once more: all handles of the context
-    /// have the new layer then. Requests that are being carried out end with the old one.
+    /// Finalizes and closes the layer, and opens and prepares it once more: all handles of the
+    /// context have the new layer then. Requests that are being carried out end with the old one.
     ///
     /// # Errors
     /// Those of the layers: nothing is open then, and a later attempt may succeed. EINVAL if the

@@ -96,12 +96,12 @@ pub trait Filter: Send + Sync {
         None
     }
 
-    /// Called in the template after a worker has ended, however it ended, so that what it left undone
-    /// can be noticed. Not called with [`Isolation::Shared`].
+    /// Called in the template after a worker has ended, however it ended, so that what it left
+    /// undone can be noticed. Not called with [`Isolation::Shared`].
     fn worker_ended(&self) {}
 
-    /// The names of its debug flags, `-D MODULE.FLAG=N`, which [`log::flag`](crate::log::flag) tells; others are warned
-    /// about. A module that was loaded from a file has variables instead.
+    /// The names of its debug flags, `-D MODULE.FLAG=N`, which [`log::flag`](crate::log::flag)
+    /// tells; others are warned about. A module that was loaded from a file has variables instead.
     fn debug_flags(&self) -> &'static [&'static str] {
         &[]
     }
@@ -115,8 +115,9 @@ pub trait Filter: Send + Sync {
         Ok(())
     }
 
-    /// What connections will touch, this filter's and those of the layers `below`, asked after `get_ready`. A filter that
-    /// opens what is below it read-only says so here: [`Needs::read_only`].
+    /// What connections will touch, this filter's and those of the layers `below`, asked after
+    /// `get_ready`. A filter that opens what is below it read-only says so here:
+    /// [`Needs::read_only`].
     fn needs(&self, below: Needs) -> Needs {
         below
     }
@@ -193,8 +194,8 @@ impl<'a> Slot<'a> {
         self.below
     }
 
-    /// Opens the layer below for this connection (`next` in nbdkit-filter(3), `.open`): it is prepared
-    /// before this filter and finalized and closed after it.
+    /// Opens the layer below for this connection (`next` in nbdkit-filter(3), `.open`): it is
+    /// prepared before this filter and finalized and closed after it.
     ///
     /// # Errors
     /// Those of the layer below.
@@ -203,8 +204,8 @@ impl<'a> Slot<'a> {
         Ok(&self.below.next)
     }
 
-    /// The same for a filter that calls [`reopen`](crate::Backend::reopen). Each request takes a lock to
-    /// find the layer, and none goes around the callbacks of the layers below.
+    /// The same for a filter that calls [`reopen`](crate::Backend::reopen). Each request takes a
+    /// lock to find the layer, and none goes around the callbacks of the layers below.
     ///
     /// # Errors
     /// Those of the layer below.

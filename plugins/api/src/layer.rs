@@ -7,28 +7,29 @@ use crate::extents::Extents;
 use crate::next::Next;
 use crate::types::{BlockSize, Blocking, Cache, DataPath, Direction, FileRange, Flags, Fua, Zero};
 
-/// One open layer, from `open` to `close` (its drop). A filter implements it; for a plugin it is made
-/// from a [`Connection`](crate::Connection). A method that a filter does not implement calls that of
-/// the layer below.
+/// One open layer, from `open` to `close` (its drop). A filter implements it; for a plugin it is
+/// made from a [`Connection`](crate::Connection). A method that a filter does not implement calls
+/// that of the layer below.
 ///
 /// `next` is the layer below as this connection opened it, or what the filter put in its place. A
 /// filter with a thread of its own gives the thread a clone, and ends the thread in `finalize`. The
-/// layer below checks ranges and caches answers, so `next.size()` and `next.can_*()` may be called at
-/// any time. As the thread model permits,
-/// data methods are called from several threads at once. The contract of each method is that of
-/// [`Connection`](crate::Connection); the text here says how a filter's differs.
+/// layer below checks ranges and caches answers, so `next.size()` and `next.can_*()` may be called
+/// at any time. As the thread model permits, data methods are called from several threads at once.
+/// The contract of each method is that of [`Connection`](crate::Connection); the text here says how
+/// a filter's differs.
 #[expect(
     clippy::missing_errors_doc,
     reason = "each has the errors of the method of the same name in Connection"
 )]
 pub trait OpenLayer: Send + Sync {
-    /// Called after `open`, innermost layer first: the place for reading the disk below.
+    /// Called after `open`, innermost layer first. This is where a filter reads the disk below.
     fn prepare(&self, next: &Next, readonly: bool) -> Result<()> {
         let _ = (next, readonly);
         Ok(())
     }
 
-    /// Called before close, outermost layer first, if `prepare` succeeded. An error cuts the client off.
+    /// Called before close, outermost layer first, if `prepare` succeeded. An error cuts the client
+    /// off.
     fn finalize(&self, next: &Next) -> Result<()> {
         let _ = next;
         Ok(())
@@ -147,8 +148,8 @@ pub trait OpenLayer: Send + Sync {
         DataPath::Opaque
     }
 
-    /// Whether a request passes to the same offset of the layer below, which need not be the case for
-    /// the next one. Called for [`DataPath::PerRequest`].
+    /// Whether a request passes to the same offset of the layer below, which need not be the case
+    /// for the next one. Called for [`DataPath::PerRequest`].
     fn passes(&self, next: &Next, direction: Direction, count: u64, offset: u64) -> bool {
         let _ = (next, direction, count, offset);
         false
@@ -159,16 +160,16 @@ pub trait OpenLayer: Send + Sync {
         Blocking::Never
     }
 
-    /// `pread` if that cannot block, else `None`, and nothing has been done. Called unless the data path
-    /// is [`Transparent`](DataPath::Transparent) or [`Shifted`](DataPath::Shifted). The default can
-    /// tell only if nothing ever blocks.
+    /// `pread` if that cannot block, else `None`, and nothing has been done. Called unless the data
+    /// path is [`Transparent`](DataPath::Transparent) or [`Shifted`](DataPath::Shifted). The
+    /// default can tell only if nothing ever blocks.
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         let never = self.blocking().max(next.blocking()) == Blocking::Never;
         never.then(|| self.pread(next, buf, offset))
     }
 
-    /// The range of a file in which this layer itself keeps the bytes of a request that does not pass
-    /// to the layer below, if reading or writing there is all there is to it.
+    /// The range of a file in which this layer itself keeps the bytes of a request that does not
+    /// pass to the layer below, if reading or writing there is all there is to it.
     fn file_range(&self, direction: Direction, count: u32, offset: u64) -> Option<FileRange<'_>> {
         let _ = (direction, count, offset);
         None

@@ -1,4 +1,5 @@
-//! Handles of open layers: what a filter has of the layer below, and the server of the outermost one.
+//! Handles of open layers: what a filter has of the layer below, and the server of the outermost
+//! one.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -7,8 +8,8 @@ use crate::backend::Backend;
 
 static ABSENT: Backend = Backend::ABSENT;
 
-/// An owned handle of an open layer (`nbdkit_next *`). Clones are handles of the same context and may
-/// be used by any thread, also a filter's own. The layer is closed with the last handle.
+/// An owned handle of an open layer (`nbdkit_next *`). Clones are handles of the same context and
+/// may be used by any thread, also a filter's own. The layer is closed with the last handle.
 ///
 /// Whoever opened a context calls [`prepare`](Backend::prepare) before it is used and
 /// [`finalize`](Backend::finalize) before it is dropped: for a context from

@@ -152,7 +152,8 @@ impl Stack {
         Ok(())
     }
 
-    /// What all layers together need from outside the process. `readonly`: no client may write (`-r`).
+    /// What all layers together need from outside the process. `readonly`: no client may write
+    /// (`-r`).
     pub fn needs(&self, readonly: bool) -> Needs {
         let plugin = self.plugin.needs(readonly);
         let needs = self.filters.iter().rev().fold(plugin, |below, filter| filter.needs(below));
@@ -200,8 +201,8 @@ impl Stack {
     }
 }
 
-/// Names live as long as the process: log records carry them from any thread at any time, and there are
-/// as many as there are layers.
+/// Names live as long as the process: log records carry them from any thread at any time, and there
+/// are as many as there are layers.
 fn intern(name: &str) -> &'static str {
     Box::leak(name.to_owned().into_boxed_str())
 }
@@ -356,7 +357,8 @@ impl Layer {
                     filter.list_exports(below, client, readonly, exports)?;
                 }
             }
-            // A plugin that cannot tell its default export, and has said why, has none to advertise.
+            // A plugin that cannot tell its default export, and has said why, has none to
+            // advertise.
             if exports.take_use_default()
                 && let Ok(Some(name)) = self.default_export(client, readonly)
             {
@@ -391,8 +393,8 @@ impl Layer {
         })
     }
 
-    /// Opens this layer and, through it, those below. The export `""` is opened by its canonical name.
-    /// [`Backend::prepare`](crate::Backend::prepare) must follow.
+    /// Opens this layer and, through it, those below. The export `""` is opened by its canonical
+    /// name. [`Backend::prepare`](crate::Backend::prepare) must follow.
     ///
     /// # Errors
     /// A layer refused; nothing stays open.

@@ -176,21 +176,23 @@ pub enum DataPath {
     Opaque,
 }
 
-/// Where in a file the bytes of a read stand, or those of a write go, so that the server can move them from there to the
-/// client without copying, or back: `len` bytes from `offset` of `fd` are what `pread` would have returned.
+/// Where in a file the bytes of a read stand, or those of a write go, so that the server can move
+/// them from there to the client without copying, or back: `len` bytes from `offset` of `fd` are
+/// what `pread` would have returned.
 #[derive(Debug, Clone, Copy)]
 pub struct FileRange<'a> {
     /// A regular file, block device or memfd, open for reading, or for writing.
     pub fd: BorrowedFd<'a>,
     /// Byte offset in `fd`.
     pub offset: u64,
-    /// Whether what stands at an offset of `fd` can be read without waiting for a device; `None` if everything can.
+    /// Whether what stands at an offset of `fd` can be read without waiting for a device; `None` if
+    /// everything can.
     pub in_memory: Option<fn(BorrowedFd<'_>, u64) -> bool>,
 }
 
 impl FileRange<'_> {
-    /// Whether `count` bytes can be read without waiting for a device, as far as looking at some of them tells: caches
-    /// are filled and emptied in longer runs.
+    /// Whether `count` bytes can be read without waiting for a device, as far as looking at some of
+    /// them tells: caches are filled and emptied in longer runs.
     pub fn is_in_memory(&self, count: usize) -> bool {
         const STEP: usize = 128 * 1024;
         let Some(in_memory) = self.in_memory else { return true };

@@ -1,6 +1,7 @@
-//! One client's handle of a filter in C as an [`OpenLayer`]. The layer below is the one in its
-//! [`CContext`](super::context), where the filter may replace it at any time; what it has no callback for goes there too. The one
-//! that the methods are called with is therefore empty.
+//! One client's handle of a filter in C as an [`OpenLayer`]. The layer below is the one in the
+//! handle's [`CContext`](super::context), where the filter may replace it at any time. Requests
+//! that the filter has no callback for go there too. The `next` that the methods are called with is
+//! absent.
 
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use super::next;
 use super::ops;
 use super::table::{Handle, Table};
 
-/// What a filter without `open` has for a handle. It is passed back to it, as nbdkit does with one of its own.
+/// What a filter without `open` has for a handle. It is passed back to it, as nbdkit does with one
+/// of its own.
 static NO_HANDLE: u8 = 0;
 
 /// See the module's text.
@@ -36,13 +38,14 @@ pub(super) struct CFilterConnection {
 #[derive(Clone, Copy)]
 struct OpenHandle(Handle);
 
-// SAFETY: only the filter looks at what it points to, and only in callbacks, which run on several threads as far as the
-// thread model allows.
+// SAFETY: only the filter looks at what it points to, and only in callbacks, which run on several
+// threads as far as the thread model allows.
 unsafe impl Send for OpenHandle {}
-// SAFETY: as above.
+// SAFETY: only the filter looks at what the pointer points to, as the thread model allows.
 unsafe impl Sync for OpenHandle {}
 
-/// Runs a callback of either layout with the layer below, the handle and further arguments, if it is there.
+/// Runs a callback of either layout with the layer below, the handle and further arguments, if it
+/// is there.
 macro_rules! call {
     ($self:ident, $callback:ident $(, $argument:expr)*) => {{
         let next = $self.context.next();
@@ -50,12 +53,14 @@ macro_rules! call {
         let _entered = context::enter(Some(&$self.served));
         match &$self.callbacks.table {
             Table::Current(_, of_connection) => of_connection.$callback.map(|callback| {
-                // SAFETY: the handle is what open returned and is not yet closed; `next` is null or open as long as the
-                // filter leaves it; buffers and lists are as long as the call says and are the callback's until it returns.
+                // SAFETY: the handle is what open returned and is not yet closed; `next` is null or
+                // open as long as the filter leaves it; buffers and lists are as long as the call
+                // says and are the callback's until it returns.
                 unsafe { callback(next, handle $(, $argument)*) }
             }),
             Table::Of116(_, of_connection) => of_connection.$callback.map(|callback| {
-                // SAFETY: as above; the functions are there as long as the process.
+                // SAFETY: as for the current layout, and the functions are there as long as the
+                // process.
                 unsafe { callback(&raw const ops::OF_1_16, next, handle $(, $argument)*) }
             }),
         }
@@ -126,12 +131,13 @@ impl CFilterConnection {
         let handle = {
             let _entered = context::enter(Some(&served));
             match &callbacks.table {
-                // SAFETY: the context is there until after `close`; called as the thread model allows.
+                // SAFETY: the context is there until after `close`; called as the thread model
+                // allows.
                 Table::Current(middle, _) => middle.open.map(|open| unsafe {
                     open(next_open, pointer, readonly, export.as_ptr(), tls)
                 }),
                 Table::Of116(middle, _) => middle.open.map(|open| {
-                    // SAFETY: as above.
+                    // SAFETY: the context is there until after `close`.
                     unsafe { open(next_open_of_1_16, pointer, readonly) }
                 }),
             }
@@ -152,13 +158,15 @@ impl CFilterConnection {
         Ok(CFilterConnection { callbacks, handle: OpenHandle(handle), context, served })
     }
 
-    /// Asks or orders something of the layer below, which is what the filter would do with no callback for it.
+    /// Asks or orders something of the layer below, which is what the filter would do with no
+    /// callback for it.
     fn below<T>(&self, call: impl FnOnce(&Next) -> Result<T>) -> Result<T> {
         // SAFETY: null, or open as long as the filter leaves it in its place.
         unsafe { next::with(self.context.next(), call) }
     }
 
-    /// Finalizes the layer below unless others have it too: it is not this connection's to end then.
+    /// Finalizes the layer below unless others have it too: it is not this connection's to end
+    /// then.
     fn finalize_below(&self) -> Result<()> {
         // SAFETY: null, or open as long as the filter leaves it in its place.
         let next = unsafe { self.context.next().as_ref() };
@@ -175,7 +183,8 @@ impl OpenLayer for CFilterConnection {
         match call!(self, prepare, readonly.into()) {
             Some(-1) => {
                 let error = context::failure(None);
-                // What was prepared is finalized, though this filter, which was not, will only be closed.
+                // What was prepared is finalized, though this filter, which was not, will only be
+                // closed.
                 let _ = self.finalize_below();
                 Err(error)
             }
@@ -203,7 +212,8 @@ impl OpenLayer for CFilterConnection {
             let _entered = context::enter(Some(&self.served));
             // SAFETY: as in call!.
             let text = unsafe { callback(self.context.next(), self.handle.0) };
-            // SAFETY: null or a string that lives at least as long as the connection. What is not UTF-8 is none.
+            // SAFETY: null or a string that lives at least as long as the connection. What is not
+            // UTF-8 is none.
             return unsafe { table::text(text) }.filter(|text| !text.contains('\u{fffd}'));
         }
         self.below(|next| Ok(next.export_description())).ok().flatten()

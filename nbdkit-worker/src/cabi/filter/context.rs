@@ -1,5 +1,6 @@
-//! `nbdkit_backend` and `nbdkit_context`: the layer below a filter before it is opened, and a connection's place for what it
-//! opened there; and the functions by which a filter opens contexts of its own. nbdkit-filter(3), "nbdkit_next".
+//! `nbdkit_backend` and `nbdkit_context`: the layer below a filter before it is opened, and a
+//! connection's place for what it opened there; and the functions by which a filter opens contexts
+//! of its own. nbdkit-filter(3), "nbdkit_next".
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr::null;
@@ -13,7 +14,8 @@ use super::super::functions::{fail, text};
 use super::next::{CNext, For, OpenLayerBelow};
 use super::table::{BackendPointer, ContextPointer, NextPointer};
 
-/// The layer below a filter. There is one for each filter, from `after_fork` until the process ends.
+/// The layer below a filter. There is one for each filter, from `after_fork` until the process
+/// ends.
 pub(super) struct CBackend {
     pub(super) layer: Arc<Layer>,
 }
@@ -147,8 +149,8 @@ unsafe extern "C" fn nbdkit_context_get_backend(context: ContextPointer) -> Back
     context.map_or(null(), |context| Arc::as_ptr(&context.backend)).cast_mut().cast()
 }
 
-/// Opens a context that is under the filter's own control: for the client that this thread serves, or `shared` by all.
-/// Null for failure.
+/// Opens a context that is under the filter's own control: for the client that this thread serves,
+/// or `shared` by all. Null for failure.
 ///
 /// # Safety
 /// `backend` is null or a [`CBackend`]; `export` is null or ends with a null byte.
@@ -201,7 +203,8 @@ unsafe extern "C" fn nbdkit_next_context_close(next: NextPointer) {
     unsafe { CNext::close(next) };
 }
 
-/// Makes `next` the layer below of a connection, and returns what was so far, which is then the caller's to close.
+/// Makes `next` the layer below of a connection, and returns what was so far, which is then the
+/// caller's to close.
 ///
 /// # Safety
 /// `context` is one that `open` was called with, and has not been closed; `next` is null or open.

@@ -1,5 +1,5 @@
-//! `nbdkit_next` as C has it: a [`Next`] with the table of functions in front, and the connections that
-//! have it as their layer below.
+//! `nbdkit_next` as C has it: a [`Next`] with the table of functions in front, and the connections
+//! that have it as their layer below.
 
 use std::ffi::{CStr, CString, c_char};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,5 @@
-//! Extents of the layer below a filter, more conveniently. nbdkit-filter(3), "Reading the full extents from the plugin",
-//! "Enforcing alignment of an nbdkit_extents list".
+//! Extents of the layer below a filter, more conveniently. nbdkit-filter(3), "Reading the full
+//! extents from the plugin", "Enforcing alignment of an nbdkit_extents list".
 
 use std::ffi::c_int;
 
@@ -65,7 +65,8 @@ unsafe extern "C" fn nbdkit_extents_full(
 /// Adds extents whose bounds are multiples of `align`.
 ///
 /// # Safety
-/// `next` is null or open; `list` is a list of extents that nothing else uses now; `err` is null or may be written.
+/// `next` is null or open; `list` is a list of extents that nothing else uses now; `err` is null or
+/// may be written.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_extents_aligned(
     next: NextPointer,

@@ -1,5 +1,5 @@
-//! The ways around the callbacks of a request: answers that cannot block, and ranges of files that the
-//! server reads and writes itself.
+//! The ways around the callbacks of a request: answers that cannot block, and ranges of files that
+//! the server reads and writes itself.
 
 use super::opened::Opened;
 use super::{Backend, Context};
@@ -9,8 +9,8 @@ use crate::stack::log_once;
 use crate::types::{DataPath, Direction, FileRange};
 
 impl Backend {
-    /// The layer of a context that stays as it is: where a layer may be reopened, its callbacks carry out
-    /// every request.
+    /// The layer of a context that stays as it is: where a layer may be reopened, its callbacks
+    /// carry out every request.
     fn fixed(&self) -> Option<&Opened> {
         match &self.context {
             Context::Fixed(opened) => Some(opened),
@@ -76,7 +76,8 @@ impl Backend {
         }
     }
 
-    /// Traces a read that goes to a [`file_range`](Self::file_range), in every layer, as `pread` does.
+    /// Traces a read that goes to a [`file_range`](Self::file_range), in every layer, as `pread`
+    /// does.
     #[inline]
     pub fn trace_read(&self, count: u32, offset: u64) {
         if log::datapath() {
@@ -84,8 +85,8 @@ impl Backend {
         }
     }
 
-    /// Traces a write that goes to a [`write_range`](Self::write_range), in every layer, as `pwrite`
-    /// does.
+    /// Traces a write that goes to a [`write_range`](Self::write_range), in every layer, as
+    /// `pwrite` does.
     #[inline]
     pub fn trace_write(&self, count: u32, offset: u64) {
         if log::datapath() {
