@@ -1,9 +1,10 @@
 //! nbdkit-cow-filter(1): keeps what clients write in a temporary overlay, so that a disk that is
 //! never written below can be written by them all and looks the same to them all.
 //!
-//! The template makes the overlay; workers share it. Per export name there is a table with a word for
-//! each block (`table`, `exports`); the data of all exports lies in one unlinked file (`overlay`).
-//! A worker may be killed at any moment: a block's data is written before its word says so.
+//! The template makes the overlay; workers share it. Per export name there is a table with a word
+//! for each block (`table`, `exports`); the data of all exports lies in one unlinked file
+//! (`overlay`). A worker may be killed at any moment: a block's data is written before its word
+//! says so.
 
 mod blocks;
 mod exports;
@@ -13,12 +14,12 @@ mod quota;
 mod table;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::{
-    Access, Backend, BlockSize, Blocking, Cache, Errno, Error, ExtentKind, Extents, FileRange,
-    Filter, FilterConnection, Flags, Fua, Needs, NextConfig, Open, Result, Slot, ThreadModel,
-    Value, Zero, log,
+    Access, BlockSize, Blocking, Cache, DataPath, Direction, Errno, Error, ExtentKind, Extents,
+    Filter, Flags, Fua, Needs, Next, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value,
+    Zero, log,
 };
 
 use blocks::{Blocks, Contents, Data};
@@ -154,7 +155,7 @@ impl Filter for Cow {
         true
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(&open.readonly(true))?;
         let overlay = self
             .overlay
@@ -165,7 +166,7 @@ impl Filter for Cow {
             overlay: Arc::clone(overlay),
             on_cache: self.on_cache,
             on_read: self.on_read.clone(),
-            blocks: None,
+            blocks: OnceLock::new(),
         }))
     }
 }
@@ -188,27 +189,27 @@ struct Handle {
     on_cache: bool,
     on_read: OnRead,
     /// Known once the size of the disk is.
-    blocks: Option<Blocks>,
+    blocks: OnceLock<Blocks>,
 }
 
 impl Handle {
     fn blocks(&self) -> Result<&Blocks> {
-        self.blocks.as_ref().ok_or_else(|| Error::new(Errno::EIO, "cow: used before prepare"))
+        self.blocks.get().ok_or_else(|| Error::new(Errno::EIO, "cow: used before prepare"))
     }
 }
 
-impl FilterConnection for Handle {
-    fn prepare(&mut self, next: &Backend, _: bool) -> Result<()> {
+impl OpenLayer for Handle {
+    fn prepare(&self, next: &Next, _: bool) -> Result<()> {
         let blocks = Blocks::new(Arc::clone(&self.overlay), &self.export, next.size()?)?;
         if let Some(quota) = blocks.quota().filter(|_| log::verbose()) {
             log::debug(&format!("cow: the overlay of this export holds {} bytes", quota.bytes()?));
         }
-        self.blocks = Some(blocks);
+        let _ = self.blocks.set(blocks);
         Ok(())
     }
 
     /// Blocks of the overlay are what is best written whole.
-    fn block_size(&self, next: &Backend) -> Result<BlockSize> {
+    fn block_size(&self, next: &Next) -> Result<BlockSize> {
         let below = next.block_size()?;
         let own = u32::try_from(self.overlay.block_size()).unwrap_or(u32::MAX);
         Ok(if below.is_unspecified() {
@@ -220,42 +221,42 @@ impl FilterConnection for Handle {
         })
     }
 
-    fn can_write(&self, _: &Backend) -> Result<bool> {
+    fn can_write(&self, _: &Next) -> Result<bool> {
         Ok(true)
     }
 
-    fn can_flush(&self, _: &Backend) -> Result<bool> {
+    fn can_flush(&self, _: &Next) -> Result<bool> {
         Ok(true)
     }
 
-    fn can_trim(&self, _: &Backend) -> Result<bool> {
+    fn can_trim(&self, _: &Next) -> Result<bool> {
         Ok(true)
     }
 
     /// As in nbdkit, clients write zeroes like other data.
-    fn can_zero(&self, _: &Backend) -> Result<Zero> {
+    fn can_zero(&self, _: &Next) -> Result<Zero> {
         Ok(Zero::None)
     }
 
-    fn can_extents(&self, _: &Backend) -> Result<bool> {
+    fn can_extents(&self, _: &Next) -> Result<bool> {
         Ok(true)
     }
 
-    fn can_fua(&self, _: &Backend) -> Result<Fua> {
+    fn can_fua(&self, _: &Next) -> Result<Fua> {
         Ok(Fua::Native)
     }
 
     /// All clients share the overlay, and a flush has nothing to do.
-    fn can_multi_conn(&self, _: &Backend) -> Result<bool> {
+    fn can_multi_conn(&self, _: &Next) -> Result<bool> {
         Ok(true)
     }
 
-    fn can_cache(&self, next: &Backend) -> Result<Cache> {
+    fn can_cache(&self, next: &Next) -> Result<Cache> {
         let native = self.on_cache || next.can_cache()? != Cache::None;
         Ok(if native { Cache::Native } else { Cache::Emulate })
     }
 
-    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let blocks = self.blocks()?;
         if self.on_read.now() {
             blocks.copy_up(next, buf.len() as u64, offset)?;
@@ -280,22 +281,22 @@ impl FilterConnection for Handle {
         Ok(())
     }
 
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, _: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, _: Flags) -> Result<()> {
         self.blocks()?.write(next, Data::Bytes(buf), offset)
     }
 
     /// What clients wrote is gone with the server, so none of it need ever be on stable storage.
-    fn flush(&self, _: &Backend) -> Result<()> {
+    fn flush(&self, _: &Next) -> Result<()> {
         Ok(())
     }
 
-    fn trim(&self, next: &Backend, count: u64, offset: u64, _: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, _: Flags) -> Result<()> {
         self.blocks()?.trim(next, count, offset)
     }
 
     fn extents(
         &self,
-        next: &Backend,
+        next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -323,7 +324,7 @@ impl FilterConnection for Handle {
         Ok(())
     }
 
-    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         let blocks = self.blocks()?;
         if self.on_cache {
             return blocks.copy_up(next, count, offset);
@@ -337,11 +338,22 @@ impl FilterConnection for Handle {
         Ok(())
     }
 
-    fn blocking(&self, next: &Backend) -> Blocking {
-        next.blocking().max(Blocking::Short)
+    fn data_path(&self, direction: Direction) -> DataPath {
+        match direction {
+            Direction::Read => DataPath::PerRequest,
+            Direction::Write => DataPath::Opaque,
+        }
     }
 
-    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+    fn passes(&self, _: &Next, _: Direction, count: u64, offset: u64) -> bool {
+        matches!(self.whole(count, offset), Some(Contents::Below))
+    }
+
+    fn blocking(&self) -> Blocking {
+        Blocking::Short
+    }
+
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         match self.whole(buf.len() as u64, offset)? {
             Contents::Below => next.try_pread(buf, offset),
             // The file may have to be read from disk.
@@ -350,13 +362,6 @@ impl FilterConnection for Handle {
                 buf.fill(0);
                 Some(Ok(()))
             }
-        }
-    }
-
-    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        match self.whole(count.into(), offset)? {
-            Contents::Below => next.file_range(count, offset),
-            Contents::Overlay(_) | Contents::Trimmed => None,
         }
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nbdkit_api::{
-    Backend, Blocking, Client, Errno, Error, Extents, FileRange, Filter, FilterConnection, Flags,
-    NextConfig, Open, Result, Slot, Value, client,
+    Blocking, Client, DataPath, Direction, Errno, Error, Extents, Filter, Flags, Next, NextConfig,
+    Open, OpenLayer, Result, Slot, Value, client,
 };
 
 /// The filter: how long each operation takes.
@@ -97,7 +97,7 @@ impl Filter for Delay {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         let handle = Handle { client: open.client.map(Arc::clone), delay: *self };
         handle.sleep(self.open)?;
         below.open(open)?;
@@ -130,27 +130,27 @@ impl Drop for Closing {
     }
 }
 
-impl FilterConnection for Closing {
-    fn can_fast_zero(&self, next: &Backend) -> Result<bool> {
+impl OpenLayer for Closing {
+    fn can_fast_zero(&self, next: &Next) -> Result<bool> {
         if self.0.fails_fast_zeroes() { Ok(true) } else { next.can_fast_zero() }
     }
 
-    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         self.0.sleep(self.0.delay.read)?;
         next.pread(buf, offset)
     }
 
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         self.0.sleep(self.0.delay.write)?;
         next.pwrite(buf, offset, flags)
     }
 
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.0.sleep(self.0.delay.trim)?;
         next.trim(count, offset, flags)
     }
 
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         if flags.contains(Flags::FAST_ZERO) && self.0.fails_fast_zeroes() {
             return Err(Error::silent(Errno::EOPNOTSUPP));
         }
@@ -160,7 +160,7 @@ impl FilterConnection for Closing {
 
     fn extents(
         &self,
-        next: &Backend,
+        next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -170,27 +170,23 @@ impl FilterConnection for Closing {
         next.extents(count, offset, flags, extents)
     }
 
-    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         self.0.sleep(self.0.delay.cache)?;
         next.cache(count, offset)
     }
 
-    fn blocking(&self, next: &Backend) -> Blocking {
+    fn data_path(&self, direction: Direction) -> DataPath {
+        let delay = match direction {
+            Direction::Read => self.0.delay.read,
+            Direction::Write => self.0.delay.write,
+        };
+        if delay.is_zero() { DataPath::Transparent } else { DataPath::Opaque }
+    }
+
+    fn blocking(&self) -> Blocking {
         let d = &self.0.delay;
         let delays = [d.read, d.write, d.zero, d.trim, d.extents, d.cache];
-        if delays.iter().all(Duration::is_zero) { next.blocking() } else { Blocking::Long }
-    }
-
-    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        if self.0.delay.read.is_zero() { next.try_pread(buf, offset) } else { None }
-    }
-
-    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        if self.0.delay.read.is_zero() { next.file_range(count, offset) } else { None }
-    }
-
-    fn write_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        if self.0.delay.write.is_zero() { next.write_range(count, offset) } else { None }
+        if delays.iter().all(Duration::is_zero) { Blocking::Never } else { Blocking::Long }
     }
 }
 

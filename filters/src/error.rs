@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nbdkit_api::{
-    Access, Backend, Blocking, Errno, Error, Extents, FileRange, Filter, FilterConnection, Flags,
-    Needs, NextConfig, Open, Result, Slot, Value,
+    Access, DataPath, Direction, Errno, Error, Extents, Filter, Flags, Needs, Next, NextConfig,
+    Open, OpenLayer, Result, Slot, Value,
 };
 
 /// The operations that can be made to fail, as parameters and messages call them.
@@ -109,7 +109,7 @@ impl Filter for Inject {
             .fold(below, |needs, path| needs.path(path, Access::Look))
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let connection = open.client.map_or(0, |client| client.number());
         Ok(Box::new(Handle {
@@ -126,7 +126,8 @@ enum What {
 }
 
 impl Inject {
-    /// What `error`, `error-OP`, `error[-OP]-rate` and `error[-OP]-file` set, and for which operations.
+    /// What `error`, `error-OP`, `error[-OP]-rate` and `error[-OP]-file` set, and for which
+    /// operations.
     fn select(&mut self, key: &str) -> Option<(&mut [Setting], What)> {
         let rest = key.strip_prefix("error")?;
         let (rest, what) = if let Some(rest) = rest.strip_suffix("-rate") {
@@ -169,30 +170,30 @@ impl Handle {
     }
 }
 
-impl FilterConnection for Handle {
-    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+impl OpenLayer for Handle {
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         self.perhaps_fail(PREAD)?;
         next.pread(buf, offset)
     }
 
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         self.perhaps_fail(PWRITE)?;
         next.pwrite(buf, offset, flags)
     }
 
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.perhaps_fail(TRIM)?;
         next.trim(count, offset, flags)
     }
 
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.perhaps_fail(ZERO)?;
         next.zero(count, offset, flags)
     }
 
     fn extents(
         &self,
-        next: &Backend,
+        next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -202,29 +203,17 @@ impl FilterConnection for Handle {
         next.extents(count, offset, flags, extents)
     }
 
-    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         self.perhaps_fail(CACHE)?;
         next.cache(count, offset)
     }
 
-    /// A read that turned out to block is tried again by `pread`: dice must be thrown once for
-    /// both, so only where nothing blocks is it decided here.
-    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        if !self.may_fail(PREAD) {
-            next.try_pread(buf, offset)
-        } else if next.blocking() == Blocking::Never {
-            Some(self.pread(next, buf, offset))
-        } else {
-            None
-        }
-    }
-
-    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        if self.may_fail(PREAD) { None } else { next.file_range(count, offset) }
-    }
-
-    fn write_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        if self.may_fail(PWRITE) { None } else { next.write_range(count, offset) }
+    fn data_path(&self, direction: Direction) -> DataPath {
+        let operation = match direction {
+            Direction::Read => PREAD,
+            Direction::Write => PWRITE,
+        };
+        if self.may_fail(operation) { DataPath::Opaque } else { DataPath::Transparent }
     }
 }
 

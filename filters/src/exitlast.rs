@@ -1,14 +1,15 @@
 //! nbdkit-exitlast-filter(1): stops the server when the last client has gone.
 //!
-//! A worker that is killed cannot say that it was the last; the template then notices that nobody is there any
-//! more.
+//! A worker that is killed cannot say that it was the last; the template then notices that nobody
+//! is there any more.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nbdkit_api::shared::SharedWords;
 use nbdkit_api::{
-    Errno, Error, Filter, FilterConnection, Needs, Open, Result, Slot, ThreadModel, client, debug,
+    DataPath, Direction, Errno, Error, Filter, Needs, Open, OpenLayer, Result, Slot, ThreadModel,
+    client, debug,
 };
 
 use crate::presence::{Place, Places};
@@ -57,7 +58,7 @@ impl Filter for ExitLast {
         }
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let (places, visited) = self.shared()?;
         visited[0].store(1, Ordering::Relaxed);
@@ -87,9 +88,10 @@ fn shut_down_if_empty(places: &Places) {
     }
 }
 
-impl FilterConnection for Handle {
-    reads_pass_through!();
-    writes_pass_through!();
+impl OpenLayer for Handle {
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use nbdkit_api::exports::MAX_STRING;
 use nbdkit_api::{
-    Backend, Client, Errno, Error, Exports, Filter, FilterConnection, Layer, Needs, NextConfig,
-    Open, Result, Slot, Value, debug, quoted,
+    Client, DataPath, Direction, Errno, Error, Exports, Filter, Layer, Needs, Next, NextConfig,
+    Open, OpenLayer, Result, Slot, Value, debug, quoted,
 };
 
 use crate::shell;
@@ -151,8 +151,9 @@ impl Filter for ExportName {
 
     /// None if a strict filter does not list "" itself: the server then refuses it.
     ///
-    /// A strict filter answers with listed names only. Where "" is listed and the name that it stands for is not, the
-    /// answer is "" and [`open`](Filter::open) finds the name: a client that asks for that name is refused.
+    /// A strict filter answers with listed names only. Where "" is listed and the name that it
+    /// stands for is not, the answer is "" and [`open`](Filter::open) finds the name: a client that
+    /// asks for that name is refused.
     fn default_export(
         &self,
         below: &Arc<Layer>,
@@ -169,7 +170,7 @@ impl Filter for ExportName {
         }
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         if self.strict && !self.lists(open.export) {
             let name = quoted(open.export);
             return Err(Error::new(Errno::ENOENT, format!("export '{name}' not found")));
@@ -230,13 +231,14 @@ struct Handle {
     description: Arc<Description>,
 }
 
-impl FilterConnection for Handle {
-    fn export_description(&self, next: &Backend) -> Option<String> {
+impl OpenLayer for Handle {
+    fn export_description(&self, next: &Next) -> Option<String> {
         self.description.of(&self.name, || next.export_description())
     }
 
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

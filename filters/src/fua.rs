@@ -1,8 +1,8 @@
 //! nbdkit-fua-filter(1): changes what is done about Forced Unit Access and flush.
 
 use nbdkit_api::{
-    Backend, Errno, Error, Filter, FilterConnection, Flags, Fua, NextConfig, Open, Result, Slot,
-    Value,
+    DataPath, Direction, Errno, Error, Filter, Flags, Fua, Next, NextConfig, Open, OpenLayer,
+    Result, Slot, Value,
 };
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Filter for FuaFilter {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(*self))
     }
@@ -77,8 +77,8 @@ impl FuaFilter {
     }
 }
 
-impl FilterConnection for FuaFilter {
-    fn prepare(&mut self, next: &Backend, readonly: bool) -> Result<()> {
+impl OpenLayer for FuaFilter {
+    fn prepare(&self, next: &Next, readonly: bool) -> Result<()> {
         let unsupported = |what| Err(Error::new(Errno::EOPNOTSUPP, what));
         if self.flush_on_close && !next.can_flush()? {
             return unsupported("flush-on-close requires plugin flush support");
@@ -101,18 +101,18 @@ impl FilterConnection for FuaFilter {
         }
     }
 
-    fn finalize(&self, next: &Backend) -> Result<()> {
+    fn finalize(&self, next: &Next) -> Result<()> {
         if self.flush_on_close { next.flush() } else { Ok(()) }
     }
 
-    fn can_flush(&self, next: &Backend) -> Result<bool> {
+    fn can_flush(&self, next: &Next) -> Result<bool> {
         match self.mode {
             Mode::Force | Mode::Discard => Ok(true),
             Mode::None | Mode::Emulate | Mode::Native | Mode::Pass => next.can_flush(),
         }
     }
 
-    fn can_fua(&self, next: &Backend) -> Result<Fua> {
+    fn can_fua(&self, next: &Next) -> Result<Fua> {
         match self.mode {
             Mode::None => Ok(Fua::None),
             Mode::Emulate => Ok(Fua::Emulate),
@@ -121,13 +121,13 @@ impl FilterConnection for FuaFilter {
         }
     }
 
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let (flags, flush) = self.below(flags);
         next.pwrite(buf, offset, flags)?;
         if flush { next.flush() } else { Ok(()) }
     }
 
-    fn flush(&self, next: &Backend) -> Result<()> {
+    fn flush(&self, next: &Next) -> Result<()> {
         match self.mode {
             // Every write is on stable storage already, or none need be.
             Mode::Force | Mode::Discard => Ok(()),
@@ -135,19 +135,22 @@ impl FilterConnection for FuaFilter {
         }
     }
 
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         let (flags, flush) = self.below(flags);
         next.trim(count, offset, flags)?;
         if flush { next.flush() } else { Ok(()) }
     }
 
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         let (flags, flush) = self.below(flags);
         next.zero(count, offset, flags)?;
         if flush { next.flush() } else { Ok(()) }
     }
 
-    reads_pass_through!();
+    fn data_path(&self, direction: Direction) -> DataPath {
+        let adds_fua = direction == Direction::Write && self.mode == Mode::Force;
+        if adds_fua { DataPath::Opaque } else { DataPath::Transparent }
+    }
 }
 
 #[cfg(test)]
@@ -215,7 +218,7 @@ mod tests {
     fn closing_flushes_if_wanted() {
         let disk = Arc::new(Disk::new(512));
         let params = [("fuamode", "pass"), ("flush-on-close", "1")];
-        let mut backend = testing::backend(&disk, &["fua"], &params);
+        let backend = testing::backend(&disk, &["fua"], &params);
         disk.take_calls();
         backend.finalize().unwrap();
         assert_eq!(disk.take_calls(), ["flush"]);

@@ -1,5 +1,5 @@
-//! What the fuzz targets need of the filters: rules of the ip filter, and a cow filter whose shared memory they may
-//! scribble on as a hostile worker could.
+//! What the fuzz targets need of the filters: rules of the ip filter, and a cow filter whose shared
+//! memory they may scribble on as a hostile worker could.
 
 #![forbid(unsafe_code)]
 

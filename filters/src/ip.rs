@@ -1,7 +1,8 @@
 //! nbdkit-ip-filter(1): admits clients by where they come from and who they are.
 //!
 //! Runs in the worker, before negotiation; rules about certificates can be judged only once TLS
-//! stands, so if there are any, all rules are judged when the client asks for an export or for a list.
+//! stands, so if there are any, all rules are judged when the client asks for an export or for a
+//! list.
 
 pub(crate) mod fuzz;
 mod glob;
@@ -10,8 +11,8 @@ mod rule;
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Client, Errno, Error, Exports, Filter, FilterConnection, Layer, NextConfig, Open, Result, Slot,
-    ThreadModel, Value, debug,
+    Client, DataPath, Direction, Errno, Error, Exports, Filter, Layer, NextConfig, Open, OpenLayer,
+    Result, Slot, ThreadModel, Value, debug,
 };
 
 use rule::Rule;
@@ -95,7 +96,7 @@ impl Filter for Ip {
         below.default_export(client, readonly)
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         if self.late() {
             // A context for several clients is for none that could be judged.
             self.check(open.client.ok_or_else(denied)?)?;
@@ -142,9 +143,10 @@ fn denied() -> Error {
 
 struct Handle;
 
-impl FilterConnection for Handle {
-    reads_pass_through!();
-    writes_pass_through!();
+impl OpenLayer for Handle {
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

@@ -5,45 +5,9 @@
 
 #![forbid(unsafe_code)]
 
-/// The two methods by which reads stay on the server's fast paths, for filters that let
-/// them through unchanged.
-macro_rules! reads_pass_through {
-    () => {
-        fn try_pread(
-            &self,
-            next: &nbdkit_api::Backend,
-            buf: &mut [u8],
-            offset: u64,
-        ) -> Option<nbdkit_api::Result<()>> {
-            next.try_pread(buf, offset)
-        }
-
-        range_passes_through!(file_range);
-    };
-}
-
-/// The method by which writes stay on the server's fast path, for filters that let them through unchanged.
-macro_rules! writes_pass_through {
-    () => {
-        range_passes_through!(write_range);
-    };
-}
-
-/// One of the two methods that tell where in a file bytes stand or go.
-macro_rules! range_passes_through {
-    ($method:ident) => {
-        fn $method<'a>(
-            &self,
-            next: &'a nbdkit_api::Backend,
-            count: u32,
-            offset: u64,
-        ) -> Option<nbdkit_api::FileRange<'a>> {
-            next.$method(count, offset)
-        }
-    };
-}
-
 pub mod cow;
+#[cfg(test)]
+mod data_paths;
 pub mod delay;
 pub mod error;
 pub mod exitlast;
@@ -60,6 +24,7 @@ pub mod noparallel;
 pub mod nozero;
 pub mod offset;
 mod presence;
+pub mod retry;
 mod shell;
 pub mod stats;
 #[cfg(test)]
@@ -88,6 +53,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("noparallel", || Box::new(noparallel::NoParallel::default())),
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
+    ("retry", || Box::new(retry::Retry::default())),
     ("stats", || Box::new(stats::Stats::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Client, Errno, Error, Filter, FilterConnection, Layer, NextConfig, Open, Result, Slot,
-    ThreadModel, Value,
+    Client, DataPath, Direction, Errno, Error, Filter, Layer, NextConfig, Open, OpenLayer, Result,
+    Slot, ThreadModel, Value,
 };
 
 use crate::presence::{Place, Places};
@@ -63,7 +63,7 @@ impl Filter for Limit {
         below.preconnect(client, readonly)
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         let place = match &self.places {
             Some(places) => Some(places.take()?.ok_or_else(too_many)?),
             None => None,
@@ -81,9 +81,10 @@ struct Handle {
     _place: Option<Place>,
 }
 
-impl FilterConnection for Handle {
-    reads_pass_through!();
-    writes_pass_through!();
+impl OpenLayer for Handle {
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

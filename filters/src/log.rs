@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nbdkit_api::{
-    Backend, Blocking, Client, Exports, Extents, Filter, FilterConnection, Flags, Layer, Needs,
-    NextConfig, Open, Result, Slot, ThreadModel, Value,
+    Blocking, Client, DataPath, Direction, Exports, Extents, Filter, Flags, Layer, Needs, Next,
+    NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value,
 };
 
 use line::{Entry, Kind};
@@ -110,7 +110,7 @@ impl Filter for Log {
         result
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let Some(sink) = &self.sink else { return Ok(Box::new(Inactive)) };
         Ok(Box::new(Handle {
@@ -126,9 +126,10 @@ impl Filter for Log {
 /// A connection of a filter that has nowhere to log to.
 struct Inactive;
 
-impl FilterConnection for Inactive {
-    reads_pass_through!();
-    writes_pass_through!();
+impl OpenLayer for Inactive {
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 struct Handle {
@@ -170,8 +171,8 @@ fn range(entry: Entry, count: u64, offset: u64) -> Entry {
     entry.hex("offset", offset).hex("count", count)
 }
 
-impl FilterConnection for Handle {
-    fn prepare(&mut self, next: &Backend, _: bool) -> Result<()> {
+impl OpenLayer for Handle {
+    fn prepare(&self, next: &Next, _: bool) -> Result<()> {
         let block = next.block_size()?;
         self.sink.put(
             Entry::print("Connect")
@@ -195,7 +196,7 @@ impl FilterConnection for Handle {
         Ok(())
     }
 
-    fn finalize(&self, _: &Backend) -> Result<()> {
+    fn finalize(&self, _: &Next) -> Result<()> {
         self.sink.put(
             Entry::print("Disconnect")
                 .on(self.connection)
@@ -204,12 +205,12 @@ impl FilterConnection for Handle {
         Ok(())
     }
 
-    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let count = buf.len() as u64;
         self.logged("Read", |entry| range(entry, count, offset), || next.pread(buf, offset))
     }
 
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         self.logged(
             "Write",
             |entry| range(entry, buf.len() as u64, offset).flag("fua", flags.contains(Flags::FUA)),
@@ -217,11 +218,11 @@ impl FilterConnection for Handle {
         )
     }
 
-    fn flush(&self, next: &Backend) -> Result<()> {
+    fn flush(&self, next: &Next) -> Result<()> {
         self.logged("Flush", |entry| entry, || next.flush())
     }
 
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.logged(
             "Trim",
             |entry| range(entry, count, offset).flag("fua", flags.contains(Flags::FUA)),
@@ -229,7 +230,7 @@ impl FilterConnection for Handle {
         )
     }
 
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.logged(
             "Zero",
             |entry| {
@@ -244,7 +245,7 @@ impl FilterConnection for Handle {
 
     fn extents(
         &self,
-        next: &Backend,
+        next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -262,17 +263,16 @@ impl FilterConnection for Handle {
         result
     }
 
-    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         self.logged("Cache", |entry| range(entry, count, offset), || next.cache(count, offset))
     }
 
-    fn blocking(&self, next: &Backend) -> Blocking {
-        let own = if self.sink.runs_script() { Blocking::Long } else { Blocking::Short };
-        next.blocking().max(own)
+    fn blocking(&self) -> Blocking {
+        if self.sink.runs_script() { Blocking::Long } else { Blocking::Short }
     }
 
     /// A read that did not block is logged when it is over, with the time when it began.
-    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         if self.sink.runs_script() {
             return None;
         }
@@ -321,7 +321,7 @@ mod tests {
         let client = testing::client();
         layer.preconnect(&client, false).unwrap();
         layer.list_exports(&client, false, &mut Exports::new()).unwrap();
-        let mut backend = testing::open(&layer);
+        let backend = testing::open(&layer);
         backend.pread(&mut [0; 512], 0).unwrap();
         backend.try_pread(&mut [0; 512], 512).unwrap().unwrap();
         backend.pwrite(&[0; 512], 512, Flags::FUA).unwrap();

@@ -1,7 +1,8 @@
 //! nbdkit-nocache-filter(1): takes prefetching (NBD_CMD_CACHE) away.
 
 use nbdkit_api::{
-    Backend, Cache, Error, Filter, FilterConnection, NextConfig, Open, Result, Slot, Value,
+    Cache, DataPath, Direction, Error, Filter, Next, NextConfig, Open, OpenLayer, Result, Slot,
+    Value,
 };
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -44,14 +45,14 @@ impl Filter for NoCache {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(*self))
     }
 }
 
-impl FilterConnection for NoCache {
-    fn can_cache(&self, _: &Backend) -> Result<Cache> {
+impl OpenLayer for NoCache {
+    fn can_cache(&self, _: &Next) -> Result<Cache> {
         Ok(match self.mode {
             Mode::None => Cache::None,
             Mode::Emulate => Cache::Emulate,
@@ -60,12 +61,13 @@ impl FilterConnection for NoCache {
     }
 
     /// Comes only in mode `nop`; emulation is the server's.
-    fn cache(&self, _: &Backend, _: u64, _: u64) -> Result<()> {
+    fn cache(&self, _: &Next, _: u64, _: u64) -> Result<()> {
         Ok(())
     }
 
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! nbdkit-noextents-filter(1): makes the disk look fully allocated.
 
-use nbdkit_api::{Backend, Filter, FilterConnection, Open, Result, Slot};
+use nbdkit_api::{DataPath, Direction, Filter, Next, Open, OpenLayer, Result, Slot};
 
 /// The filter; it has no parameters.
 #[derive(Debug, Default)]
@@ -15,19 +15,20 @@ impl Filter for NoExtents {
         Some("nbdkit noextents filter")
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(NoExtents))
     }
 }
 
-impl FilterConnection for NoExtents {
-    fn can_extents(&self, _: &Backend) -> Result<bool> {
+impl OpenLayer for NoExtents {
+    fn can_extents(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

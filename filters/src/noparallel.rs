@@ -1,7 +1,8 @@
 //! nbdkit-noparallel-filter(1): tightens the thread model.
 
 use nbdkit_api::{
-    Error, Filter, FilterConnection, NextConfig, Open, Result, Slot, ThreadModel, Value,
+    DataPath, Direction, Error, Filter, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel,
+    Value,
 };
 
 /// The filter: the model that it enforces.
@@ -48,15 +49,16 @@ impl Filter for NoParallel {
         Ok(self.model.min(below))
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(*self))
     }
 }
 
-impl FilterConnection for NoParallel {
-    reads_pass_through!();
-    writes_pass_through!();
+impl OpenLayer for NoParallel {
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! nbdkit-nozero-filter(1): takes efficient writing of zeroes away, wholly or in part.
 
 use nbdkit_api::{
-    Backend, Errno, Error, Filter, FilterConnection, Flags, NextConfig, Open, Result, Slot, Value,
-    Zero,
+    DataPath, Direction, Errno, Error, Filter, Flags, Next, NextConfig, Open, OpenLayer, Result,
+    Slot, Value, Zero,
 };
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -82,14 +82,14 @@ impl Filter for NoZero {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(*self))
     }
 }
 
-impl FilterConnection for NoZero {
-    fn prepare(&mut self, next: &Backend, readonly: bool) -> Result<()> {
+impl OpenLayer for NoZero {
+    fn prepare(&self, next: &Next, readonly: bool) -> Result<()> {
         if !readonly
             && matches!(self.zero, ZeroMode::NoTrim | ZeroMode::Plugin)
             && next.can_write()?
@@ -104,7 +104,7 @@ impl FilterConnection for NoZero {
         Ok(())
     }
 
-    fn can_zero(&self, _: &Backend) -> Result<Zero> {
+    fn can_zero(&self, _: &Next) -> Result<Zero> {
         Ok(match self.zero {
             ZeroMode::None => Zero::None,
             ZeroMode::Emulate => Zero::Emulate,
@@ -112,7 +112,7 @@ impl FilterConnection for NoZero {
         })
     }
 
-    fn can_fast_zero(&self, next: &Backend) -> Result<bool> {
+    fn can_fast_zero(&self, next: &Next) -> Result<bool> {
         match (self.zero, self.fast) {
             (ZeroMode::None, _) | (_, FastZeroMode::None) => Ok(false),
             (ZeroMode::NoTrim | ZeroMode::Plugin, FastZeroMode::Default) => next.can_fast_zero(),
@@ -121,7 +121,7 @@ impl FilterConnection for NoZero {
     }
 
     /// Comes only in the modes that pass zeroes on; emulation is the server's.
-    fn zero(&self, next: &Backend, count: u64, offset: u64, mut flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, mut flags: Flags) -> Result<()> {
         match self.fast {
             FastZeroMode::Slow if flags.contains(Flags::FAST_ZERO) => {
                 return Err(Error::silent(Errno::EOPNOTSUPP));
@@ -135,8 +135,9 @@ impl FilterConnection for NoZero {
         next.zero(count, offset, flags)
     }
 
-    reads_pass_through!();
-    writes_pass_through!();
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 #[cfg(test)]
@@ -145,7 +146,7 @@ mod tests {
     use crate::testing::{self, Disk};
     use std::sync::Arc;
 
-    fn backend(disk: &Arc<Disk>, zero: &str, fast: &str) -> Backend {
+    fn backend(disk: &Arc<Disk>, zero: &str, fast: &str) -> Next {
         testing::backend(disk, &["nozero"], &[("zeromode", zero), ("fastzeromode", fast)])
     }
 

@@ -1,7 +1,7 @@
 //! nbdkit-offset-filter(1): serves the part of a disk that begins at `offset` and is `range` long.
 
 use nbdkit_api::{
-    Backend, Errno, Error, Extents, FileRange, Filter, FilterConnection, Flags, NextConfig, Open,
+    DataPath, Direction, Errno, Error, Extents, Filter, Flags, Next, NextConfig, Open, OpenLayer,
     Result, Slot, Value,
 };
 
@@ -37,7 +37,7 @@ impl Filter for Offset {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(Handle { offset: self.offset, range: self.range }))
     }
@@ -50,8 +50,8 @@ struct Handle {
     range: Option<u64>,
 }
 
-impl FilterConnection for Handle {
-    fn size(&self, next: &Backend) -> Result<u64> {
+impl OpenLayer for Handle {
+    fn size(&self, next: &Next) -> Result<u64> {
         let below = next.size()?;
         let (offset, range) = (self.offset, self.range);
         let too_big = |what| {
@@ -71,25 +71,25 @@ impl FilterConnection for Handle {
         }
     }
 
-    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         next.pread(buf, offset + self.offset)
     }
 
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         next.pwrite(buf, offset + self.offset, flags)
     }
 
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         next.trim(count, offset + self.offset, flags)
     }
 
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         next.zero(count, offset + self.offset, flags)
     }
 
     fn extents(
         &self,
-        next: &Backend,
+        next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -100,20 +100,12 @@ impl FilterConnection for Handle {
         extents.add_shifted(&below, -(self.offset as i64))
     }
 
-    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         next.cache(count, offset + self.offset)
     }
 
-    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        next.try_pread(buf, offset + self.offset)
-    }
-
-    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        next.file_range(count, offset + self.offset)
-    }
-
-    fn write_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        next.write_range(count, offset + self.offset)
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Shifted(self.offset)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Which clients are there: places that connections take, and that the kernel frees when the
 //! process that serves a connection dies, however it dies.
 //!
-//! Each place is one byte of a shared file and taken by a POSIX record lock (fcntl(2), F_SETLK): such
-//! locks belong to a process, are not inherited over fork and end with it. So a worker killed
+//! Each place is one byte of a shared file and taken by a POSIX record lock (fcntl(2), F_SETLK):
+//! such locks belong to a process, are not inherited over fork and end with it. So a worker killed
 //! in mid-flight leaks nothing, and one that its client has taken over can at most keep places
 //! while it lives. Several connections may be served by one process, whose own locks never
 //! conflict; these are told apart by a list in ordinary memory.
@@ -60,7 +60,8 @@ impl Places {
     pub(crate) fn take(self: &Arc<Places>) -> Result<Option<Place>> {
         let mut own = self.own();
         let start = self.hint[0].fetch_add(1, Ordering::Relaxed) % self.limit;
-        // Every place passed over is held by a client, so this ends soon even if the limit is large.
+        // Every place passed over is held by a client, so this ends soon even if the limit is
+        // large.
         for number in (start..self.limit).chain(0..start) {
             if !own.contains(&number) && self.lock(number, libc::F_WRLCK)? {
                 own.insert(number);
@@ -113,8 +114,8 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut own = self.places.own();
         own.remove(&self.number);
-        // Unlocking what is locked fails only if the kernel is out of memory for splitting a record;
-        // the place then stays taken until the process ends.
+        // Unlocking what is locked fails only if the kernel is out of memory for splitting a
+        // record; the place then stays taken until the process ends.
         let _ = self.places.lock(self.number, libc::F_UNLCK);
     }
 }

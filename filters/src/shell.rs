@@ -1,8 +1,9 @@
 //! Runs the shell scripts that parameters may give (`logscript=`, `exportdesc=script:`), in
 //! workers and in the template.
 //!
-//! The script is the operator's; the values that it gets may come from a client. Hence they are passed in arguments and environment
-//! variables, never in the text of the script, and need no quoting.
+//! The script is the operator's; the values that it gets may come from a client. Hence they are
+//! passed in arguments and environment variables, never in the text of the script, and need no
+//! quoting.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -34,8 +35,8 @@ pub(crate) fn bash() -> Result<&'static Path> {
     places.find(|path| path.exists()).ok_or(nbdkit_api::Errno::ENOENT).or_error(|| PLACES[0])
 }
 
-/// Runs `script` by bash with these shell variables, which are not exported, to its end; how it ended does not matter. The
-/// shell calls itself sh and is as POSIX wants it, as in nbdkit.
+/// Runs `script` by bash with these shell variables, which are not exported, to its end; how it
+/// ended does not matter. The shell calls itself sh and is as POSIX wants it, as in nbdkit.
 ///
 /// # Errors
 /// It could not be started, or a value holds a NUL.
@@ -71,7 +72,8 @@ fn prologue(variables: &[Variable<'_>]) -> String {
     text + "set --\n"
 }
 
-/// Runs `script` by /bin/sh with these environment variables and returns what it printed, cut off after `limit` bytes.
+/// Runs `script` by /bin/sh with these environment variables and returns what it printed, cut off
+/// after `limit` bytes.
 ///
 /// # Errors
 /// It could not be started, or a value holds a NUL.
@@ -108,7 +110,8 @@ fn finish(mut command: Command, output: Option<(&mut Vec<u8>, u64)>) -> io::Resu
     Ok(status)
 }
 
-/// Writes what the script said to where it would have gone, and looks whether the sandbox was the reason.
+/// Writes what the script said to where it would have gone, and looks whether the sandbox was the
+/// reason.
 fn pass_on(complaint: &mut File) -> io::Result<()> {
     let mut text = Vec::new();
     complaint.seek(SeekFrom::Start(0))?;

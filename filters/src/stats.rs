@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nbdkit_api::{
-    Backend, Error, Extents, Filter, FilterConnection, Flags, Layer, NextConfig, Open, Result,
-    ResultExt, Slot, ThreadModel, Value,
+    Error, Extents, Filter, Flags, Layer, Next, NextConfig, Open, OpenLayer, Result, ResultExt,
+    Slot, ThreadModel, Value,
 };
 
 use counters::{Counters, Operation};
@@ -104,7 +104,7 @@ impl Filter for Stats {
         }
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let ready =
             self.ready.as_ref().ok_or_else(|| Error::msg("stats: opened before get_ready"))?;
@@ -132,32 +132,32 @@ impl Handle {
     }
 }
 
-impl FilterConnection for Handle {
-    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+impl OpenLayer for Handle {
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let count = buf.len() as u64;
         self.counted(Operation::Read, count, offset, || next.pread(buf, offset))
     }
 
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let count = buf.len() as u64;
         self.counted(Operation::Write, count, offset, || next.pwrite(buf, offset, flags))
     }
 
-    fn flush(&self, next: &Backend) -> Result<()> {
+    fn flush(&self, next: &Next) -> Result<()> {
         self.counted(Operation::Flush, 0, 0, || next.flush())
     }
 
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.counted(Operation::Trim, count, offset, || next.trim(count, offset, flags))
     }
 
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         self.counted(Operation::Zero, count, offset, || next.zero(count, offset, flags))
     }
 
     fn extents(
         &self,
-        next: &Backend,
+        next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -168,12 +168,12 @@ impl FilterConnection for Handle {
         })
     }
 
-    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         self.counted(Operation::Cache, count, offset, || next.cache(count, offset))
     }
 
     /// Counted only if it was done.
-    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         let (start, count) = (Instant::now(), buf.len() as u64);
         let result = next.try_pread(buf, offset)?;
         if result.is_ok() {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use nbdkit_api::client::Peer;
 use nbdkit_api::{
-    Backend, BlockSize, Blocking, Cache, Client, Connection, Errno, Error, ExtentKind, Extents,
-    Flags, Fua, Layer, Open, Plugin, Result, Stack, Value,
+    BlockSize, Blocking, Cache, Client, Connection, Errno, Error, ExtentKind, Extents, Filter,
+    Flags, Fua, Layer, Next, Open, Plugin, Result, Stack, Value,
 };
 
 /// A disk in memory and what the plugin on it says about itself.
@@ -211,6 +211,15 @@ pub(crate) fn try_stack(
     params: &[(&str, &str)],
 ) -> Result<Stack> {
     let filters = filters.iter().map(|name| crate::load(name).unwrap()).collect();
+    try_stack_of(disk, filters, params)
+}
+
+/// The same with filters that are not registered.
+pub(crate) fn try_stack_of(
+    disk: &Arc<Disk>,
+    filters: Vec<Box<dyn Filter>>,
+    params: &[(&str, &str)],
+) -> Result<Stack> {
     let mut stack = Stack::new(filters, Box::new(Memory(Arc::clone(disk))));
     for (key, value) in params {
         stack.config(key, Value::new(value))?;
@@ -240,32 +249,32 @@ pub(crate) fn client() -> Arc<Client> {
 }
 
 /// Opens and prepares `export`.
-pub(crate) fn try_open(layer: &Arc<Layer>, export: &str, readonly: bool) -> Result<Backend> {
+pub(crate) fn try_open(layer: &Arc<Layer>, export: &str, readonly: bool) -> Result<Next> {
     let client = client();
-    let mut backend = layer.open(&Open { client: Some(&client), readonly, export, tls: false })?;
+    let backend = layer.open(&Open { client: Some(&client), readonly, export, tls: false })?;
     backend.prepare()?;
     Ok(backend)
 }
 
 /// Opens and prepares the export "" for writing; panics on errors.
-pub(crate) fn open(layer: &Arc<Layer>) -> Backend {
+pub(crate) fn open(layer: &Arc<Layer>) -> Next {
     try_open(layer, "", false).unwrap()
 }
 
 /// Configures and opens a stack in one go.
-pub(crate) fn backend(disk: &Arc<Disk>, filters: &[&str], params: &[(&str, &str)]) -> Backend {
+pub(crate) fn backend(disk: &Arc<Disk>, filters: &[&str], params: &[(&str, &str)]) -> Next {
     open(&layer(disk, filters, params))
 }
 
 /// Extents of a range as (offset, length, bits).
-pub(crate) fn extents_of(backend: &Backend, count: u64, offset: u64) -> Vec<(u64, u64, u32)> {
+pub(crate) fn extents_of(backend: &Next, count: u64, offset: u64) -> Vec<(u64, u64, u32)> {
     let mut extents = Extents::new(offset, offset + count);
     backend.extents(count, offset, Flags::empty(), &mut extents).unwrap();
     extents.iter().map(|e| (e.offset, e.length, e.kind.bits())).collect()
 }
 
 /// Reads `count` bytes.
-pub(crate) fn read(backend: &Backend, count: usize, offset: u64) -> Vec<u8> {
+pub(crate) fn read(backend: &Next, count: usize, offset: u64) -> Vec<u8> {
     let mut buf = vec![0xee; count];
     backend.pread(&mut buf, offset).unwrap();
     buf

@@ -1,14 +1,15 @@
-//! nbdkit-tls-fallback-filter(1): clients without TLS get a small read-only disk with a message instead of the real one.
+//! nbdkit-tls-fallback-filter(1): clients without TLS get a small read-only disk with a message
+//! instead of the real one.
 //!
-//! Nothing below is opened for them: it does not learn that they exist, nor under which export name.
+//! Nothing below is opened for them: it does not learn that they exist, nor under which export
+//! name.
 
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Backend, BlockSize, Blocking, Cache, Client, Errno, Error, Exports, Extents, Filter,
-    FilterConnection, Flags, Fua, NextConfig, Open, Result, Slot, ThreadModel, Value, Zero,
+    BlockSize, Cache, Client, DataPath, Direction, Errno, Error, Exports, Extents, Filter, Flags,
+    Fua, Layer, Next, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, Zero,
 };
-use nbdkit_api::{FileRange, Layer};
 
 /// The size of the message, bytes.
 const SIZE: usize = 512;
@@ -89,7 +90,7 @@ impl Filter for TlsFallback {
         Ok(Some(String::new()))
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         if open.tls {
             below.open(open)?;
             return Ok(Box::new(Encrypted));
@@ -101,9 +102,10 @@ impl Filter for TlsFallback {
 /// A client with TLS: everything passes through.
 struct Encrypted;
 
-impl FilterConnection for Encrypted {
-    reads_pass_through!();
-    writes_pass_through!();
+impl OpenLayer for Encrypted {
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Transparent
+    }
 }
 
 /// A client without: there is nothing below.
@@ -113,60 +115,60 @@ fn refused<T>() -> Result<T> {
     Err(Error::silent(Errno::EPERM))
 }
 
-impl FilterConnection for Plain {
-    fn size(&self, _: &Backend) -> Result<u64> {
+impl OpenLayer for Plain {
+    fn size(&self, _: &Next) -> Result<u64> {
         Ok(SIZE as u64)
     }
 
-    fn export_description(&self, _: &Backend) -> Option<String> {
+    fn export_description(&self, _: &Next) -> Option<String> {
         None
     }
 
-    fn block_size(&self, _: &Backend) -> Result<BlockSize> {
+    fn block_size(&self, _: &Next) -> Result<BlockSize> {
         Ok(BlockSize::default())
     }
 
-    fn can_write(&self, _: &Backend) -> Result<bool> {
+    fn can_write(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_flush(&self, _: &Backend) -> Result<bool> {
+    fn can_flush(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn is_rotational(&self, _: &Backend) -> Result<bool> {
+    fn is_rotational(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_trim(&self, _: &Backend) -> Result<bool> {
+    fn can_trim(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_zero(&self, _: &Backend) -> Result<Zero> {
+    fn can_zero(&self, _: &Next) -> Result<Zero> {
         Ok(Zero::None)
     }
 
-    fn can_fast_zero(&self, _: &Backend) -> Result<bool> {
+    fn can_fast_zero(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_extents(&self, _: &Backend) -> Result<bool> {
+    fn can_extents(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_fua(&self, _: &Backend) -> Result<Fua> {
+    fn can_fua(&self, _: &Next) -> Result<Fua> {
         Ok(Fua::None)
     }
 
-    fn can_multi_conn(&self, _: &Backend) -> Result<bool> {
+    fn can_multi_conn(&self, _: &Next) -> Result<bool> {
         Ok(false)
     }
 
-    fn can_cache(&self, _: &Backend) -> Result<Cache> {
+    fn can_cache(&self, _: &Next) -> Result<Cache> {
         Ok(Cache::None)
     }
 
-    fn pread(&self, _: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, _: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let start = usize::try_from(offset).unwrap_or(SIZE);
         match self.0.get(start..).and_then(|disk| disk.get(..buf.len())) {
             Some(bytes) => {
@@ -177,36 +179,28 @@ impl FilterConnection for Plain {
         }
     }
 
-    fn pwrite(&self, _: &Backend, _: &[u8], _: u64, _: Flags) -> Result<()> {
+    fn pwrite(&self, _: &Next, _: &[u8], _: u64, _: Flags) -> Result<()> {
         refused()
     }
 
-    fn flush(&self, _: &Backend) -> Result<()> {
+    fn flush(&self, _: &Next) -> Result<()> {
         refused()
     }
 
-    fn trim(&self, _: &Backend, _: u64, _: u64, _: Flags) -> Result<()> {
+    fn trim(&self, _: &Next, _: u64, _: u64, _: Flags) -> Result<()> {
         refused()
     }
 
-    fn zero(&self, _: &Backend, _: u64, _: u64, _: Flags) -> Result<()> {
+    fn zero(&self, _: &Next, _: u64, _: u64, _: Flags) -> Result<()> {
         refused()
     }
 
-    fn extents(&self, _: &Backend, _: u64, _: u64, _: Flags, _: &mut Extents) -> Result<()> {
+    fn extents(&self, _: &Next, _: u64, _: u64, _: Flags, _: &mut Extents) -> Result<()> {
         refused()
     }
 
-    fn cache(&self, _: &Backend, _: u64, _: u64) -> Result<()> {
+    fn cache(&self, _: &Next, _: u64, _: u64) -> Result<()> {
         refused()
-    }
-
-    fn blocking(&self, _: &Backend) -> Blocking {
-        Blocking::Never
-    }
-
-    fn file_range<'a>(&self, _: &'a Backend, _: u32, _: u64) -> Option<FileRange<'a>> {
-        None
     }
 }
 

@@ -2,8 +2,8 @@
 //! as zeroes and takes nothing but zeroes.
 
 use nbdkit_api::{
-    Backend, Errno, Error, ExtentKind, Extents, FileRange, Filter, FilterConnection, Flags,
-    NextConfig, Open, Result, Slot, Value,
+    DataPath, Direction, Errno, Error, ExtentKind, Extents, Filter, Flags, Next, NextConfig, Open,
+    OpenLayer, Result, Slot, Value,
 };
 
 /// The filter: how to compute the size, in bytes.
@@ -45,15 +45,15 @@ impl Filter for Truncate {
         Ok(())
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(*self))
     }
 }
 
-impl FilterConnection for Truncate {
+impl OpenLayer for Truncate {
     /// First the absolute size, then rounding up, then rounding down.
-    fn size(&self, next: &Backend) -> Result<u64> {
+    fn size(&self, next: &Next) -> Result<u64> {
         let mut size = self.truncate.map_or_else(|| next.size(), Ok)?;
         if let Some(n) = self.round_up {
             size = size
@@ -73,11 +73,11 @@ impl FilterConnection for Truncate {
     }
 
     /// If the disk is larger than it really is, the end of it is known to be a hole.
-    fn can_extents(&self, next: &Backend) -> Result<bool> {
+    fn can_extents(&self, next: &Next) -> Result<bool> {
         Ok(self.size(next)? > next.size()? || next.can_extents()?)
     }
 
-    fn pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let (real, tail) = buf.split_at_mut(real(next, buf.len() as u64, offset)? as usize);
         if !real.is_empty() {
             next.pread(real, offset)?;
@@ -86,7 +86,7 @@ impl FilterConnection for Truncate {
         Ok(())
     }
 
-    fn pwrite(&self, next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let (real, tail) = buf.split_at(real(next, buf.len() as u64, offset)? as usize);
         if !is_zero(tail) {
             return Err(Error::new(
@@ -97,14 +97,14 @@ impl FilterConnection for Truncate {
         if real.is_empty() { Ok(()) } else { next.pwrite(real, offset, flags) }
     }
 
-    fn trim(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         match real(next, count, offset)? {
             0 => Ok(()),
             count => next.trim(count, offset, flags),
         }
     }
 
-    fn zero(&self, next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         match real(next, count, offset)? {
             0 => Ok(()),
             count => next.zero(count, offset, flags),
@@ -113,7 +113,7 @@ impl FilterConnection for Truncate {
 
     fn extents(
         &self,
-        next: &Backend,
+        next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -131,14 +131,14 @@ impl FilterConnection for Truncate {
         extents.add(offset + real, count - real, ExtentKind::SPARSE)
     }
 
-    fn cache(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         match real(next, count, offset)? {
             0 => Ok(()),
             count => next.cache(count, offset),
         }
     }
 
-    fn try_pread(&self, next: &Backend, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         let real = match real(next, buf.len() as u64, offset) {
             Ok(real) => real as usize,
             Err(error) => return Some(Err(error)),
@@ -149,17 +149,18 @@ impl FilterConnection for Truncate {
         Some(result)
     }
 
-    fn file_range<'a>(&self, next: &'a Backend, count: u32, offset: u64) -> Option<FileRange<'a>> {
-        // The layer below refuses what is not wholly within it.
-        next.file_range(count, offset)
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::PerRequest
     }
 
-    // Nor has it a range for a write that goes beyond its end.
-    writes_pass_through!();
+    /// What lies wholly on the real disk passes.
+    fn passes(&self, next: &Next, _: Direction, count: u64, offset: u64) -> bool {
+        real(next, count, offset).is_ok_and(|real| real == count)
+    }
 }
 
 /// How many of `count` bytes from `offset` lie on the real disk.
-fn real(next: &Backend, count: u64, offset: u64) -> Result<u64> {
+fn real(next: &Next, count: u64, offset: u64) -> Result<u64> {
     Ok(count.min(next.size()?.saturating_sub(offset)))
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use nbdkit_api::{Backend, Errno, Result};
+use nbdkit_api::{Errno, Next, Result};
 
 use super::overlay::Overlay;
 use super::quota::{Quota, Reservation};
@@ -132,7 +132,7 @@ impl Blocks {
     ///
     /// # Errors
     /// ENOSPC: a limit is reached, and nothing was written; or the file system is full.
-    pub(super) fn write(&self, next: &Backend, data: Data<'_>, offset: u64) -> Result<()> {
+    pub(super) fn write(&self, next: &Next, data: Data<'_>, offset: u64) -> Result<()> {
         let new = |block, _, _| Ok(!self.table.cursor().load(block)?.0.holds_space());
         self.with_space(data.len(), offset, new, |reservation| {
             let mut cursor = self.table.cursor();
@@ -176,7 +176,7 @@ impl Blocks {
 
     fn write_block(
         &self,
-        next: &Backend,
+        next: &Next,
         cursor: &mut Cursor<'_>,
         block: u64,
         within: u64,
@@ -254,7 +254,7 @@ impl Blocks {
     /// zeroes) with `data` over it.
     fn fill(
         &self,
-        below: Option<&Backend>,
+        below: Option<&Next>,
         block: u64,
         cluster: u64,
         within: u64,
@@ -284,7 +284,7 @@ impl Blocks {
     }
 
     /// Brings every block of a range that stands below into the overlay, until the overlay is full.
-    pub(super) fn copy_up(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    pub(super) fn copy_up(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         let mut cursor = self.table.cursor();
         let copied = self.for_blocks(count, offset, |block, _, _| {
             if cursor.load(block)?.0 != Block::Absent {
@@ -314,7 +314,7 @@ impl Blocks {
     ///
     /// # Errors
     /// As [`write`](Self::write).
-    pub(super) fn trim(&self, next: &Backend, count: u64, offset: u64) -> Result<()> {
+    pub(super) fn trim(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         let part_of_absent = |block, _, count| {
             Ok(count < self.length(block) && self.table.cursor().load(block)?.0 == Block::Absent)
         };

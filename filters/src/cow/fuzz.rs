@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use nbdkit_api::{Filter, FilterConnection, Open, Result, Slot};
+use nbdkit_api::{Filter, Open, OpenLayer, Result, Slot};
 
 use super::overlay::Overlay;
 use super::quota::Limits;
@@ -82,14 +82,14 @@ impl Filter for Ready {
         self.0.name()
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(&open.readonly(true))?;
         Ok(Box::new(Handle {
             export: open.export.to_owned(),
             overlay: Arc::clone(&self.1),
             on_cache: true,
             on_read: OnRead::Never,
-            blocks: None,
+            blocks: std::sync::OnceLock::new(),
         }))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nbdkit_api::shared::SharedFile;
-use nbdkit_api::{Backend, Errno, Flags, Layer};
+use nbdkit_api::{Errno, Flags, Layer, Next};
 
 use super::blocks::{Blocks, Data};
 use super::overlay::Overlay;
@@ -27,11 +27,11 @@ fn limited(limits: &[(&str, u64)]) -> (Arc<Disk>, Arc<Layer>) {
     (disk, layer)
 }
 
-fn open(layer: &Arc<Layer>, export: &str) -> Backend {
+fn open(layer: &Arc<Layer>, export: &str) -> Next {
     testing::try_open(layer, export, false).unwrap()
 }
 
-fn write(backend: &Backend, byte: u8, blocks: u64, at: u64) -> nbdkit_api::Result<()> {
+fn write(backend: &Next, byte: u8, blocks: u64, at: u64) -> nbdkit_api::Result<()> {
     backend.pwrite(&vec![byte; (blocks * BLOCK) as usize], at * BLOCK, NONE)
 }
 
@@ -128,7 +128,7 @@ fn overlay(block_size: u64, limits: Limits) -> Arc<Overlay> {
 }
 
 /// Two limits, one overlay, and no server around it.
-fn bare(export: u64) -> (Arc<Disk>, Backend, Arc<Overlay>, Blocks) {
+fn bare(export: u64) -> (Arc<Disk>, Next, Arc<Overlay>, Blocks) {
     let disk = Arc::new(Disk::pattern(64 * BLOCK as usize));
     let below = testing::backend(&disk, &[], &[]);
     let limits = Limits { export: Some(export), total: Some(100), connection: None };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nbdkit_api::{Backend, BlockSize, Cache, Errno, Flags, Fua, Zero};
+use nbdkit_api::{BlockSize, Cache, Errno, Flags, Fua, Next, Zero};
 
 use crate::testing::{self, Disk};
 
@@ -196,7 +196,7 @@ fn the_filter_says_what_nbdkits_says() {
     let disk = |block_size, cache| {
         Arc::new(Disk { block_size, cache, flush: false, trim: false, ..Disk::new(1 << 20) })
     };
-    let open = |disk: &Arc<Disk>, size| -> Backend {
+    let open = |disk: &Arc<Disk>, size| -> Next {
         testing::backend(disk, &["cow"], &[("cow-block-size", size)])
     };
     for (size, above, alone) in [

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nbdkit_api::client::Peer;
-use nbdkit_api::{Backend, Client, ExtentKind, Extents, Flags, Open, Stack, Value};
+use nbdkit_api::{Client, ExtentKind, Extents, Flags, Next, Open, Stack, Value};
 use nbdkit_filters::fuzz::{Place, Shared};
 use nbdkit_plugins::allocator::{Kind, Strategy};
 
@@ -125,13 +125,13 @@ pub fn cow(data: &[u8]) {
     }
 }
 
-fn open_cow() -> (Shared, Backend) {
+fn open_cow() -> (Shared, Next) {
     let shared = Shared::new(4096).expect("memory and a file");
     let backend = shared_open(&shared).expect("nothing was changed yet");
     (shared, backend)
 }
 
-fn shared_open(shared: &Shared) -> nbdkit_api::Result<Backend> {
+fn shared_open(shared: &Shared) -> nbdkit_api::Result<Next> {
     let mut plugin = nbdkit_plugins::load("memory").expect("it is there");
     plugin.config("size", Value::new(&SIZE.to_string()))?;
     plugin.config_complete()?;
@@ -139,7 +139,7 @@ fn shared_open(shared: &Shared) -> nbdkit_api::Result<Backend> {
     let layer = Stack::new(vec![shared.filter()], plugin).freeze();
     let client = Client::new(1, Peer::default(), None, Box::new(|| {}));
     let open = Open { client: Some(&client), readonly: false, export: "", tls: false };
-    let mut backend = Arc::clone(&layer).open(&open)?;
+    let backend = Arc::clone(&layer).open(&open)?;
     backend.prepare()?;
     Ok(backend)
 }

@@ -1,8 +1,10 @@
 //! A filter in C as a [`Filter`]. nbdkit-filter(3).
 //!
-//! - [`table`]: the structures of the interface, in the current layout and with the signatures of nbdkit 1.16;
+//! - [`table`]: the structures of the interface, in the current layout and with the signatures of
+//!   nbdkit 1.16;
 //! - [`configure`]: the layer below as the callbacks before `open` reach it;
-//! - [`context`], [`next`] and [`ops`]: as the filter opens it, as it is then, and the functions that reach it;
+//! - [`context`], [`next`] and [`ops`]: as the filter opens it, as it is then, and the functions
+//!   that reach it;
 //! - [`connection`]: the callbacks of a connection.
 
 #![expect(unsafe_code, reason = "calls code in another language")]
@@ -20,8 +22,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::{
-    Client, Error, Exports, Filter, FilterConnection, Isolation, Layer, ModuleFile, Needs,
-    NextConfig, Open, Result, Slot, ThreadModel, Value,
+    Client, Error, Exports, Filter, Isolation, Layer, ModuleFile, Needs, NextConfig, Open,
+    OpenLayer, Result, Slot, ThreadModel, Value,
 };
 use nbdkit_ipc::messages::DebugFlag;
 
@@ -44,10 +46,11 @@ struct Callbacks {
     table: Table,
 }
 
-// SAFETY: the tables are copies that nobody changes. Their pointers are to functions and texts of a library that stays
-// open, and the functions are called from several threads only as far as the final thread model allows.
+// SAFETY: the tables are copies that nobody changes. Their pointers are to functions and texts of a
+// library that stays open, and the functions are called from several threads only as far as the
+// final thread model allows.
 unsafe impl Send for Callbacks {}
-// SAFETY: as above.
+// SAFETY: nobody changes the copies, and the thread model decides which threads call the functions.
 unsafe impl Sync for Callbacks {}
 
 /// A filter that was loaded from a file.
@@ -62,7 +65,8 @@ struct CFilter {
     backend: OnceLock<Arc<CBackend>>,
 }
 
-/// Loads the filter that the command line calls `name` from the file at `path`, and sets those of `flags` that are its.
+/// Loads the filter that the command line calls `name` from the file at `path`, and sets those of
+/// `flags` that are its.
 ///
 /// # Errors
 /// The file cannot be loaded, or is no filter that could be used.
@@ -90,7 +94,8 @@ pub(crate) fn load_filter(
     Ok(Box::new(filter))
 }
 
-/// Whether a filter with these marks can be used: unlike a plugin, it was compiled with headers of this very version.
+/// Whether a filter with these marks can be used: unlike a plugin, it was compiled with headers of
+/// this very version.
 ///
 /// # Errors
 /// Why not.
@@ -216,7 +221,8 @@ impl Filter for CFilter {
         let value = keep_forever(c_string(value.as_bytes()));
         let mut configuring = Configuring { next };
         let nxdata: *mut Configuring<'_> = &mut configuring;
-        // SAFETY: two strings that live on, and what `next` takes, which is the callback's until it returns.
+        // SAFETY: two strings that live on, and what `next` takes, which is the callback's until it
+        // returns.
         let result =
             step("config", || unsafe { config(configure::next_config, nxdata.cast(), key, value) });
         result.map(drop)
@@ -264,7 +270,8 @@ impl Filter for CFilter {
         if let Some(cleanup) = self.middle().and_then(|middle| middle.cleanup) {
             let backend = self.pointer(below);
             let _entered = enter(None);
-            // SAFETY: the backend is there as long as the filter; called once the last client has gone.
+            // SAFETY: the backend is there as long as the filter; called once the last client has
+            // gone.
             unsafe { cleanup(backend) };
         }
     }
@@ -323,7 +330,8 @@ impl Filter for CFilter {
         let mut list = CExports::default();
         let pointer = (&raw mut list).cast();
         let (readonly, tls) = (readonly.into(), client.is_tls().into());
-        // SAFETY: the backend is there as long as the filter, and the list is the callback's until it returns.
+        // SAFETY: the backend is there as long as the filter, and the list is the callback's until
+        // it returns.
         checked(Some(&served), || unsafe {
             list_exports(configure::next_list_exports, backend, readonly, tls, pointer)
         })?;
@@ -346,11 +354,12 @@ impl Filter for CFilter {
         // SAFETY: the backend is there as long as the filter.
         let name =
             unsafe { default_export(configure::next_default_export, backend, readonly, tls) };
-        // SAFETY: null or a string that lives at least as long as the connection. A name that is not UTF-8 is none.
+        // SAFETY: null or a string that lives at least as long as the connection. A name that is
+        // not UTF-8 is none.
         Ok(unsafe { super::table::text(name) }.filter(|name| !name.contains('\u{fffd}')))
     }
 
-    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn FilterConnection>> {
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         let backend = Arc::clone(self.backend(below.layer()));
         Ok(Box::new(CFilterConnection::open(&self.callbacks, backend, open)?))
     }

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use nbd_protocol::constants::TransmissionFlags;
-use nbdkit_api::{Backend, Cache, Fua, Open, Result, Zero};
+use nbdkit_api::{Cache, Fua, Next, Open, Result, Zero};
 
 use super::Connection;
 use super::negotiated::{Features, Negotiated};
@@ -25,7 +25,7 @@ impl TlsSatisfied {
 #[derive(Debug)]
 pub(crate) struct Export {
     /// The stack as opened for this client.
-    pub(crate) backend: Backend,
+    pub(crate) backend: Next,
 }
 
 impl Export {
@@ -49,7 +49,7 @@ impl Export {
                 export: name,
                 tls: client.is_tls(),
             };
-            let mut backend = connection.layer.open(&open)?;
+            let backend = connection.layer.open(&open)?;
             let opened = backend
                 .prepare()
                 .and_then(|()| Ok((backend.size()?, flags(&backend, features, settings)?)));
@@ -73,7 +73,7 @@ impl Export {
     ///
     /// # Errors
     /// A layer's `finalize` failed: the client must be disconnected.
-    pub(crate) fn close(mut self, connection: &Connection<'_>) -> Result<()> {
+    pub(crate) fn close(self, connection: &Connection<'_>) -> Result<()> {
         connection.settings.serialized(|| {
             let finalized = self.backend.finalize();
             drop(self.backend);
@@ -82,7 +82,7 @@ impl Export {
     }
 }
 
-fn flags(backend: &Backend, features: Features, settings: &Settings) -> Result<TransmissionFlags> {
+fn flags(backend: &Next, features: Features, settings: &Settings) -> Result<TransmissionFlags> {
     let mut flags = TransmissionFlags::HAS_FLAGS;
     if backend.can_write()? {
         flags.set(TransmissionFlags::SEND_WRITE_ZEROES, backend.can_zero()? != Zero::None);

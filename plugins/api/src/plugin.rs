@@ -11,6 +11,7 @@ use crate::exports::Exports;
 use crate::extents::Extents;
 use crate::module::ModuleFile;
 use crate::needs::{Isolation, Needs};
+use crate::plugin_layer::IntoLayer;
 use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua, ThreadModel};
 use crate::value::Value;
 
@@ -116,14 +117,15 @@ pub trait Plugin: Send + Sync {
         None
     }
 
-    /// The callbacks that it implements, by the names and in the order of `struct nbdkit_plugin`, for `--dump-plugin`
-    /// (`has_can_cache=1`), which programs look through. One that was loaded from a file says so there.
+    /// The callbacks that it implements, by the names and in the order of `struct nbdkit_plugin`,
+    /// for `--dump-plugin` (`has_can_cache=1`), which programs look through. One that was loaded
+    /// from a file says so there.
     fn callbacks(&self) -> &'static [&'static str] {
         &[]
     }
 
-    /// The names of its debug flags, `-D MODULE.FLAG=N`, which [`log::flag`](crate::log::flag) tells; others are warned
-    /// about. A module that was loaded from a file has variables instead.
+    /// The names of its debug flags, `-D MODULE.FLAG=N`, which [`log::flag`](crate::log::flag)
+    /// tells; others are warned about. A module that was loaded from a file has variables instead.
     fn debug_flags(&self) -> &'static [&'static str] {
         &[]
     }
@@ -137,7 +139,8 @@ pub trait Plugin: Send + Sync {
         Ok(())
     }
 
-    /// What connections will touch, asked after `get_ready`. `readonly`: no client may write (`-r`).
+    /// What connections will touch, asked after `get_ready`. `readonly`: no client may write
+    /// (`-r`).
     fn needs(&self, readonly: bool) -> Needs {
         let _ = readonly;
         Needs::nothing()
@@ -153,14 +156,16 @@ pub trait Plugin: Send + Sync {
         self.isolation()
     }
 
-    /// Temporary files and directories that were made during configuration and are used and removed in service. They
-    /// are given, with what the directories contain, to the final user (`-u`, `-g`).
+    /// Temporary files and directories that were made during configuration and are used and removed
+    /// in service. They are given, with what the directories contain, to the final user (`-u`,
+    /// `-g`).
     fn temporary(&self) -> Vec<PathBuf> {
         Vec::new()
     }
 
-    /// Whether the disk, or what clients changed on it, is kept in memory or in unnamed files made by this
-    /// process. If so, a template that died is not replaced by a new one with an empty disk.
+    /// Whether the disk, or what clients changed on it, is kept in memory or in unnamed files made
+    /// by this process. If so, a template that died is not replaced by a new one with an empty
+    /// disk.
     fn keeps_state(&self) -> bool {
         false
     }
@@ -234,10 +239,10 @@ impl<'a> Open<'a> {
 
 /// One client's use of a plugin, from `open` to `close` (its drop).
 ///
-/// `size` and the `can_*` methods are asked at most once and cached. Data methods get ranges that lie
-/// within the size, buffers of 1 byte to 64 MiB, and only flags that the `can_*` answers allow.
+/// `size` and the `can_*` methods are asked at most once and cached. Data methods get ranges that
+/// lie within the size, buffers of 1 byte to 64 MiB, and only flags that the `can_*` answers allow.
 /// As the thread model permits, they are called from several threads at once.
-pub trait Connection: Send + Sync {
+pub trait Connection: IntoLayer + Send + Sync {
     /// Size of the disk in bytes, at most `i64::MAX`.
     ///
     /// # Errors
@@ -409,15 +414,16 @@ pub trait Connection: Send + Sync {
         (self.blocking() == Blocking::Never).then(|| self.pread(buf, offset))
     }
 
-    /// Where the bytes of a read stand in a file, if they do, so that they need not be copied. The server may
-    /// then leave out `pread`, and send holes of the file as holes.
+    /// Where the bytes of a read stand in a file, if they do, so that they need not be copied. The
+    /// server may then leave out `pread`, and send holes of the file as holes.
     fn file_range(&self, count: u32, offset: u64) -> Option<FileRange<'_>> {
         let _ = (count, offset);
         None
     }
 
-    /// Where the bytes of a write without flags go in a file, if putting them there is all that `pwrite` does, so that
-    /// they need not be copied. The server may then leave out `pwrite`, or call it for a part.
+    /// Where the bytes of a write without flags go in a file, if putting them there is all that
+    /// `pwrite` does, so that they need not be copied. The server may then leave out `pwrite`, or
+    /// call it for a part.
     fn write_range(&self, count: u32, offset: u64) -> Option<FileRange<'_>> {
         let _ = (count, offset);
         None

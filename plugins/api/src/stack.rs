@@ -13,6 +13,7 @@ use crate::exports::Exports;
 use crate::filter::Filter;
 use crate::log::{self, Speaker};
 use crate::needs::{Isolation, Needs};
+use crate::next::Next;
 use crate::plugin::{Open, Plugin};
 use crate::quote::quoted;
 use crate::types::ThreadModel;
@@ -151,7 +152,8 @@ impl Stack {
         Ok(())
     }
 
-    /// What all layers together need from outside the process. `readonly`: no client may write (`-r`).
+    /// What all layers together need from outside the process. `readonly`: no client may write
+    /// (`-r`).
     pub fn needs(&self, readonly: bool) -> Needs {
         let plugin = self.plugin.needs(readonly);
         let needs = self.filters.iter().rev().fold(plugin, |below, filter| filter.needs(below));
@@ -199,8 +201,8 @@ impl Stack {
     }
 }
 
-/// Names live as long as the process: log records carry them from any thread at any time, and there are
-/// as many as there are layers.
+/// Names live as long as the process: log records carry them from any thread at any time, and there
+/// are as many as there are layers.
 fn intern(name: &str) -> &'static str {
     Box::leak(name.to_owned().into_boxed_str())
 }
@@ -355,7 +357,8 @@ impl Layer {
                     filter.list_exports(below, client, readonly, exports)?;
                 }
             }
-            // A plugin that cannot tell its default export, and has said why, has none to advertise.
+            // A plugin that cannot tell its default export, and has said why, has none to
+            // advertise.
             if exports.take_use_default()
                 && let Ok(Some(name)) = self.default_export(client, readonly)
             {
@@ -390,12 +393,29 @@ impl Layer {
         })
     }
 
-    /// Opens this layer and, through it, those below. The export `""` is opened by its canonical name.
-    /// [`Backend::prepare`] must follow.
+    /// Opens this layer and, through it, those below. The export `""` is opened by its canonical
+    /// name. [`Backend::prepare`](crate::Backend::prepare) must follow.
     ///
     /// # Errors
     /// A layer refused; nothing stays open.
-    pub fn open(self: &Arc<Layer>, open: &Open<'_>) -> Result<Backend> {
+    pub fn open(self: &Arc<Layer>, open: &Open<'_>) -> Result<Next> {
+        Backend::open(self, open).map(Next::new)
+    }
+
+    /// The same for a context that can be [reopened](crate::Backend::reopen).
+    ///
+    /// # Errors
+    /// A layer refused; nothing stays open.
+    pub fn open_to_reopen(self: &Arc<Layer>, open: &Open<'_>) -> Result<Next> {
+        Backend::open_to_reopen(self, open).map(Next::new)
+    }
+
+    /// Runs `body`, which opens this layer, with the canonical name of the export.
+    pub(crate) fn opening<T>(
+        &self,
+        open: &Open<'_>,
+        body: impl FnOnce(&Open<'_>) -> Result<T>,
+    ) -> Result<T> {
         self.call(open.client.map(|c| &**c), || {
             debug_control!(
                 "{}: open readonly={} exportname=\"{}\" tls={}",
@@ -405,12 +425,12 @@ impl Layer {
                 u8::from(open.tls)
             );
             let Some(client) = open.client.filter(|_| open.export.is_empty()) else {
-                return Backend::open(self, open);
+                return body(open);
             };
             let Some(name) = self.default_export(client, open.readonly)? else {
                 return Err(Error::new(Errno::ENOENT, "default export (\"\") not permitted"));
             };
-            Backend::open(self, &open.export(&name))
+            body(&open.export(&name))
         })
     }
 }

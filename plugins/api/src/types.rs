@@ -151,21 +151,48 @@ pub enum Blocking {
     Long,
 }
 
-/// Where in a file the bytes of a read stand, or those of a write go, so that the server can move them from there to the
-/// client without copying, or back: `len` bytes from `offset` of `fd` are what `pread` would have returned.
+/// Which way the bytes of a request go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// `pread`.
+    Read,
+    /// `pwrite` without flags.
+    Write,
+}
+
+/// What a filter does to the bytes of its reads, or of its writes without flags. Requests that pass
+/// through may be carried out by the server, or by the layer below, without calling the filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataPath {
+    /// Nothing: each request passes to the same offset of the layer below, and the filter need not
+    /// see it.
+    Transparent,
+    /// Each request passes to an offset that is so many bytes higher.
+    Shifted(u64),
+    /// Some requests pass to the same offset:
+    /// [`passes`](crate::OpenLayer::passes) decides for each.
+    PerRequest,
+    /// The filter has to see every request.
+    Opaque,
+}
+
+/// Where in a file the bytes of a read stand, or those of a write go, so that the server can move
+/// them from there to the client without copying, or back: `len` bytes from `offset` of `fd` are
+/// what `pread` would have returned.
 #[derive(Debug, Clone, Copy)]
 pub struct FileRange<'a> {
     /// A regular file, block device or memfd, open for reading, or for writing.
     pub fd: BorrowedFd<'a>,
     /// Byte offset in `fd`.
     pub offset: u64,
-    /// Whether what stands at an offset of `fd` can be read without waiting for a device; `None` if everything can.
+    /// Whether what stands at an offset of `fd` can be read without waiting for a device; `None` if
+    /// everything can.
     pub in_memory: Option<fn(BorrowedFd<'_>, u64) -> bool>,
 }
 
 impl FileRange<'_> {
-    /// Whether `count` bytes can be read without waiting for a device, as far as looking at some of them tells: caches
-    /// are filled and emptied in longer runs.
+    /// Whether `count` bytes can be read without waiting for a device, as far as looking at some of
+    /// them tells: caches are filled and emptied in longer runs.
     pub fn is_in_memory(&self, count: usize) -> bool {
         const STEP: usize = 128 * 1024;
         let Some(in_memory) = self.in_memory else { return true };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nbdkit_api::client::Peer;
 use nbdkit_api::{
-    Backend, Cache, Client, Errno, Extents, Flags, Fua, Layer, Open, Plugin, Result, Stack,
+    Cache, Client, Errno, Extents, Flags, Fua, Layer, Next, Open, Plugin, Result, Stack,
     ThreadModel, Value, Zero,
 };
 
@@ -22,14 +22,14 @@ fn configured(parameters: &[(&str, &str)]) -> Result<Eval> {
 
 /// A connection, which is closed before its server goes.
 struct Disk {
-    disk: Backend,
+    disk: Next,
     _layer: Arc<Layer>,
 }
 
 impl Deref for Disk {
-    type Target = Backend;
+    type Target = Next;
 
-    fn deref(&self) -> &Backend {
+    fn deref(&self) -> &Next {
         &self.disk
     }
 }
@@ -44,7 +44,7 @@ fn open_for(client: Option<&Arc<Client>>, parameters: &[(&str, &str)]) -> Result
     let model = stack.thread_model()?;
     stack.get_ready(model)?;
     let layer = stack.freeze();
-    let mut disk = layer.open(&Open { client, readonly: false, export: "e", tls: false })?;
+    let disk = layer.open(&Open { client, readonly: false, export: "e", tls: false })?;
     disk.prepare()?;
     Ok(Disk { disk, _layer: layer })
 }

@@ -52,7 +52,7 @@ fn a_disk_is_served_by_a_script() {
     let (layer, tmpdir) = serving();
     let client = client();
     let open = Open { client: Some(&client), readonly: false, export: "x y", tls: false };
-    let mut disk = layer.open(&open).unwrap();
+    let disk = layer.open(&open).unwrap();
     disk.prepare().unwrap();
     assert_eq!(disk.size().unwrap(), 1 << 20);
     assert_eq!(disk.export_description().unwrap(), "disk Fritz");

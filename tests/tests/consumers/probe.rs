@@ -30,7 +30,6 @@ const MISSING_HERE: &[Need] = &[
     Filter("partition"),
     Filter("rate"),
     Filter("readahead"),
-    Filter("retry"),
     Filter("tar"),
     Filter("xz"),
 ];

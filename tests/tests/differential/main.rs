@@ -9,6 +9,7 @@ mod filters;
 mod handshake;
 mod plugins;
 mod replaced;
+mod retry;
 mod scripts;
 mod transmission;
 
@@ -22,6 +23,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("handshake.rs"),
         include_str!("plugins.rs"),
         include_str!("replaced.rs"),
+        include_str!("retry.rs"),
         include_str!("scripts.rs"),
         include_str!("transmission.rs"),
     ]);

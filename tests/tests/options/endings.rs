@@ -9,7 +9,8 @@ use nbd_protocol::constants::{Command, CommandFlags, Opt};
 use nbd_protocol::handshake::encode_option;
 use nbd_protocol::transmission::Request;
 use nbdkit_tests::binary::Binary;
-use nbdkit_tests::{Client, Server, command};
+use nbdkit_tests::{Ask, Client, Server, command};
+use nix::sys::signal::Signal;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Linger;
 
@@ -192,4 +193,34 @@ fn delay_close_does_not_hold_a_client_that_vanished() {
         drop(client);
         eventually(&format!("the end, goodbye: {goodbye}"), || server.try_wait().is_some());
     }
+}
+
+/// A request whose layers fail for good, and which is retried in a minute.
+fn retrying(filters: &[&str]) -> (Server, Client<std::os::unix::net::UnixStream>) {
+    let filters = filters.iter().copied().chain(["--filter=retry", "--filter=error"]);
+    let parameters = ["memory", "1M", "error-pread-rate=100%", "retry-delay=60"];
+    let server = Server::nbdkit(["-v"].into_iter().chain(filters).chain(parameters)).start();
+    let mut client = server.connect();
+    open(&mut client);
+    client.send(&Ask::read(0, 512)).expect("sent");
+    let _ = server.wait_for_stderr("retry 1: waiting 60 seconds before retrying");
+    (server, client)
+}
+
+#[test]
+fn a_request_that_waits_to_be_retried_ends_with_its_client_and_with_the_server() {
+    if debian_lacks("an end while clients are connected: it waits for them") {
+        return;
+    }
+    let (mut server, client) = retrying(&["--filter=exitlast"]);
+    let start = Instant::now();
+    drop(client);
+    assert!(server.wait().success());
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+
+    let (mut server, _client) = retrying(&[]);
+    let start = Instant::now();
+    server.signal(Signal::SIGTERM);
+    assert!(server.wait().success());
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }

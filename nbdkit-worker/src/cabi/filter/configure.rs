@@ -1,4 +1,5 @@
-//! The functions that a filter's callbacks get as `next` before anything is open: the same callbacks of the layer below.
+//! The functions that a filter's callbacks get as `next` before anything is open: the same
+//! callbacks of the layer below.
 
 use std::ffi::{CString, OsStr, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
@@ -36,7 +37,8 @@ fn misused(callback: &str) -> Error {
 /// `next` in `config`.
 ///
 /// # Safety
-/// `nxdata` is a [`Configuring`] that nothing else uses now; the strings are null or end with a null byte.
+/// `nxdata` is a [`Configuring`] that nothing else uses now; the strings are null or end with a
+/// null byte.
 pub(super) unsafe extern "C" fn next_config(
     nxdata: BackendPointer,
     key: *const c_char,
@@ -87,7 +89,8 @@ pub(super) unsafe extern "C" fn next_preconnect(nxdata: BackendPointer, readonly
 /// `next` in `list_exports`.
 ///
 /// # Safety
-/// `nxdata` is null or a [`CBackend`]; `list` is null or a list of exports that nothing else uses now.
+/// `nxdata` is null or a [`CBackend`]; `list` is null or a list of exports that nothing else uses
+/// now.
 pub(super) unsafe extern "C" fn next_list_exports(
     nxdata: BackendPointer,
     readonly: c_int,

@@ -1,12 +1,13 @@
-//! One client's handle of a filter in C as a [`FilterConnection`]. The layer below is the one in its
-//! [`CContext`](super::context), where the filter may replace it at any time; what it has no callback for goes there too. The one
-//! that the methods are called with is therefore empty.
+//! One client's handle of a filter in C as an [`OpenLayer`]. The layer below is the one in the
+//! handle's [`CContext`](super::context), where the filter may replace it at any time. Requests
+//! that the filter has no callback for go there too. The `next` that the methods are called with is
+//! absent.
 
 use std::ffi::c_int;
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Backend, BlockSize, Blocking, Cache, Errno, Error, Extents, FilterConnection, Flags, Fua, Open,
+    BlockSize, Blocking, Cache, Errno, Error, Extents, Flags, Fua, Layer, Next, Open, OpenLayer,
     Result, Zero,
 };
 
@@ -20,7 +21,8 @@ use super::next;
 use super::ops;
 use super::table::{Handle, Table};
 
-/// What a filter without `open` has for a handle. It is passed back to it, as nbdkit does with one of its own.
+/// What a filter without `open` has for a handle. It is passed back to it, as nbdkit does with one
+/// of its own.
 static NO_HANDLE: u8 = 0;
 
 /// See the module's text.
@@ -36,13 +38,14 @@ pub(super) struct CFilterConnection {
 #[derive(Clone, Copy)]
 struct OpenHandle(Handle);
 
-// SAFETY: only the filter looks at what it points to, and only in callbacks, which run on several threads as far as the
-// thread model allows.
+// SAFETY: only the filter looks at what it points to, and only in callbacks, which run on several
+// threads as far as the thread model allows.
 unsafe impl Send for OpenHandle {}
-// SAFETY: as above.
+// SAFETY: only the filter looks at what the pointer points to, as the thread model allows.
 unsafe impl Sync for OpenHandle {}
 
-/// Runs a callback of either layout with the layer below, the handle and further arguments, if it is there.
+/// Runs a callback of either layout with the layer below, the handle and further arguments, if it
+/// is there.
 macro_rules! call {
     ($self:ident, $callback:ident $(, $argument:expr)*) => {{
         let next = $self.context.next();
@@ -50,12 +53,14 @@ macro_rules! call {
         let _entered = context::enter(Some(&$self.served));
         match &$self.callbacks.table {
             Table::Current(_, of_connection) => of_connection.$callback.map(|callback| {
-                // SAFETY: the handle is what open returned and is not yet closed; `next` is null or open as long as the
-                // filter leaves it; buffers and lists are as long as the call says and are the callback's until it returns.
+                // SAFETY: the handle is what open returned and is not yet closed; `next` is null or
+                // open as long as the filter leaves it; buffers and lists are as long as the call
+                // says and are the callback's until it returns.
                 unsafe { callback(next, handle $(, $argument)*) }
             }),
             Table::Of116(_, of_connection) => of_connection.$callback.map(|callback| {
-                // SAFETY: as above; the functions are there as long as the process.
+                // SAFETY: as for the current layout, and the functions are there as long as the
+                // process.
                 unsafe { callback(&raw const ops::OF_1_16, next, handle $(, $argument)*) }
             }),
         }
@@ -126,12 +131,13 @@ impl CFilterConnection {
         let handle = {
             let _entered = context::enter(Some(&served));
             match &callbacks.table {
-                // SAFETY: the context is there until after `close`; called as the thread model allows.
+                // SAFETY: the context is there until after `close`; called as the thread model
+                // allows.
                 Table::Current(middle, _) => middle.open.map(|open| unsafe {
                     open(next_open, pointer, readonly, export.as_ptr(), tls)
                 }),
                 Table::Of116(middle, _) => middle.open.map(|open| {
-                    // SAFETY: as above.
+                    // SAFETY: the context is there until after `close`.
                     unsafe { open(next_open_of_1_16, pointer, readonly) }
                 }),
             }
@@ -140,7 +146,11 @@ impl CFilterConnection {
             Some(handle) if handle.is_null() => return Err(context::failure(None)),
             Some(handle) => handle,
             None => {
-                context.open(open.readonly, &export)?;
+                let open_layer = match &callbacks.table {
+                    Table::Current(..) => Layer::open,
+                    Table::Of116(..) => Layer::open_to_reopen,
+                };
+                context.open(open_layer, open.readonly, &export)?;
                 (&raw const NO_HANDLE).cast_mut().cast()
             }
         };
@@ -148,30 +158,33 @@ impl CFilterConnection {
         Ok(CFilterConnection { callbacks, handle: OpenHandle(handle), context, served })
     }
 
-    /// Asks or orders something of the layer below, which is what the filter would do with no callback for it.
-    fn below<T>(&self, call: impl FnOnce(&Backend) -> Result<T>) -> Result<T> {
+    /// Asks or orders something of the layer below, which is what the filter would do with no
+    /// callback for it.
+    fn below<T>(&self, call: impl FnOnce(&Next) -> Result<T>) -> Result<T> {
         // SAFETY: null, or open as long as the filter leaves it in its place.
         unsafe { next::with(self.context.next(), call) }
     }
 
-    /// Finalizes the layer below unless others have it too: it is not this connection's to end then.
+    /// Finalizes the layer below unless others have it too: it is not this connection's to end
+    /// then.
     fn finalize_below(&self) -> Result<()> {
         // SAFETY: null, or open as long as the filter leaves it in its place.
         let next = unsafe { self.context.next().as_ref() };
-        next.filter(|next| next.is_of_one()).map_or(Ok(()), next::Next::finalize)
+        next.filter(|next| next.is_of_one()).map_or(Ok(()), |next| next.next.finalize())
     }
 }
 
-impl FilterConnection for CFilterConnection {
-    fn prepare(&mut self, _next: &Backend, readonly: bool) -> Result<()> {
+impl OpenLayer for CFilterConnection {
+    fn prepare(&self, _next: &Next, readonly: bool) -> Result<()> {
         // SAFETY: null, or open as long as the filter leaves it in its place.
         if let Some(next) = unsafe { self.context.next().as_ref() } {
-            next.prepare()?;
+            next.next.prepare()?;
         }
         match call!(self, prepare, readonly.into()) {
             Some(-1) => {
                 let error = context::failure(None);
-                // What was prepared is finalized, though this filter, which was not, will only be closed.
+                // What was prepared is finalized, though this filter, which was not, will only be
+                // closed.
                 let _ = self.finalize_below();
                 Err(error)
             }
@@ -179,7 +192,7 @@ impl FilterConnection for CFilterConnection {
         }
     }
 
-    fn finalize(&self, _next: &Backend) -> Result<()> {
+    fn finalize(&self, _next: &Next) -> Result<()> {
         let own = match call!(self, finalize) {
             Some(-1) => Err(context::failure(None)),
             _ => Ok(()),
@@ -187,30 +200,31 @@ impl FilterConnection for CFilterConnection {
         own.and(self.finalize_below())
     }
 
-    fn size(&self, _next: &Backend) -> Result<u64> {
-        ask!(self, get_size, Backend::size, |size| u64::try_from(size)
+    fn size(&self, _next: &Next) -> Result<u64> {
+        ask!(self, get_size, |next| next.size(), |size| u64::try_from(size)
             .or_else(|_| invalid("get_size", size)))
     }
 
-    fn export_description(&self, _next: &Backend) -> Option<String> {
+    fn export_description(&self, _next: &Next) -> Option<String> {
         if let Table::Current(_, of_connection) = &self.callbacks.table
             && let Some(callback) = of_connection.export_description
         {
             let _entered = context::enter(Some(&self.served));
             // SAFETY: as in call!.
             let text = unsafe { callback(self.context.next(), self.handle.0) };
-            // SAFETY: null or a string that lives at least as long as the connection. What is not UTF-8 is none.
+            // SAFETY: null or a string that lives at least as long as the connection. What is not
+            // UTF-8 is none.
             return unsafe { table::text(text) }.filter(|text| !text.contains('\u{fffd}'));
         }
         self.below(|next| Ok(next.export_description())).ok().flatten()
     }
 
-    fn block_size(&self, _next: &Backend) -> Result<BlockSize> {
+    fn block_size(&self, _next: &Next) -> Result<BlockSize> {
         let Table::Current(_, of_connection) = &self.callbacks.table else {
-            return self.below(Backend::block_size);
+            return self.below(|next| next.block_size());
         };
         let Some(callback) = of_connection.block_size else {
-            return self.below(Backend::block_size);
+            return self.below(|next| next.block_size());
         };
         let mut size = BlockSize::default();
         let _entered = context::enter(Some(&self.served));
@@ -227,24 +241,24 @@ impl FilterConnection for CFilterConnection {
         if result == -1 { Err(context::failure(None)) } else { Ok(size) }
     }
 
-    fn can_write(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_write, Backend::can_write, truth)
+    fn can_write(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_write, |next| next.can_write(), truth)
     }
 
-    fn can_flush(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_flush, Backend::can_flush, truth)
+    fn can_flush(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_flush, |next| next.can_flush(), truth)
     }
 
-    fn is_rotational(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, is_rotational, Backend::is_rotational, truth)
+    fn is_rotational(&self, _next: &Next) -> Result<bool> {
+        ask!(self, is_rotational, |next| next.is_rotational(), truth)
     }
 
-    fn can_trim(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_trim, Backend::can_trim, truth)
+    fn can_trim(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_trim, |next| next.can_trim(), truth)
     }
 
-    fn can_zero(&self, _next: &Backend) -> Result<Zero> {
-        ask!(self, can_zero, Backend::can_zero, |answer| match answer {
+    fn can_zero(&self, _next: &Next) -> Result<Zero> {
+        ask!(self, can_zero, |next| next.can_zero(), |answer| match answer {
             0 => Ok(Zero::None),
             1 => Ok(Zero::Emulate),
             2 => Ok(Zero::Native),
@@ -252,16 +266,16 @@ impl FilterConnection for CFilterConnection {
         })
     }
 
-    fn can_fast_zero(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_fast_zero, Backend::can_fast_zero, truth)
+    fn can_fast_zero(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_fast_zero, |next| next.can_fast_zero(), truth)
     }
 
-    fn can_extents(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_extents, Backend::can_extents, truth)
+    fn can_extents(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_extents, |next| next.can_extents(), truth)
     }
 
-    fn can_fua(&self, _next: &Backend) -> Result<Fua> {
-        ask!(self, can_fua, Backend::can_fua, |answer| match answer {
+    fn can_fua(&self, _next: &Next) -> Result<Fua> {
+        ask!(self, can_fua, |next| next.can_fua(), |answer| match answer {
             0 => Ok(Fua::None),
             1 => Ok(Fua::Emulate),
             2 => Ok(Fua::Native),
@@ -269,12 +283,12 @@ impl FilterConnection for CFilterConnection {
         })
     }
 
-    fn can_multi_conn(&self, _next: &Backend) -> Result<bool> {
-        ask!(self, can_multi_conn, Backend::can_multi_conn, truth)
+    fn can_multi_conn(&self, _next: &Next) -> Result<bool> {
+        ask!(self, can_multi_conn, |next| next.can_multi_conn(), truth)
     }
 
-    fn can_cache(&self, _next: &Backend) -> Result<Cache> {
-        ask!(self, can_cache, Backend::can_cache, |answer| match answer {
+    fn can_cache(&self, _next: &Next) -> Result<Cache> {
+        ask!(self, can_cache, |next| next.can_cache(), |answer| match answer {
             0 => Ok(Cache::None),
             1 => Ok(Cache::Emulate),
             2 => Ok(Cache::Native),
@@ -282,23 +296,23 @@ impl FilterConnection for CFilterConnection {
         })
     }
 
-    fn pread(&self, _next: &Backend, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn pread(&self, _next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let Ok(count) = u32::try_from(buf.len()) else { return Err(Error::silent(Errno::EINVAL)) };
         data!(self, pread(buf.as_mut_ptr().cast(), count, offset, 0), |next| next
             .pread(buf, offset))
     }
 
-    fn pwrite(&self, _next: &Backend, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+    fn pwrite(&self, _next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let Ok(count) = u32::try_from(buf.len()) else { return Err(Error::silent(Errno::EINVAL)) };
         data!(self, pwrite(buf.as_ptr().cast(), count, offset, flags.bits()), |next| next
             .pwrite(buf, offset, flags))
     }
 
-    fn flush(&self, _next: &Backend) -> Result<()> {
-        data!(self, flush(0), Backend::flush)
+    fn flush(&self, _next: &Next) -> Result<()> {
+        data!(self, flush(0), |next| next.flush())
     }
 
-    fn trim(&self, _next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn trim(&self, _next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         pieces(count, offset, |count, offset| {
             data!(self, trim(count, offset, flags.bits()), |next| next.trim(
                 count.into(),
@@ -308,7 +322,7 @@ impl FilterConnection for CFilterConnection {
         })
     }
 
-    fn zero(&self, _next: &Backend, count: u64, offset: u64, flags: Flags) -> Result<()> {
+    fn zero(&self, _next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         pieces(count, offset, |count, offset| {
             data!(self, zero(count, offset, flags.bits()), |next| next.zero(
                 count.into(),
@@ -320,7 +334,7 @@ impl FilterConnection for CFilterConnection {
 
     fn extents(
         &self,
-        _next: &Backend,
+        _next: &Next,
         count: u64,
         offset: u64,
         flags: Flags,
@@ -337,14 +351,14 @@ impl FilterConnection for CFilterConnection {
         ))
     }
 
-    fn cache(&self, _next: &Backend, count: u64, offset: u64) -> Result<()> {
+    fn cache(&self, _next: &Next, count: u64, offset: u64) -> Result<()> {
         pieces(count, offset, |count, offset| {
             data!(self, cache(count, offset, 0), |next| next.cache(count.into(), offset))
         })
     }
 
     /// There is no knowing.
-    fn blocking(&self, _next: &Backend) -> Blocking {
+    fn blocking(&self) -> Blocking {
         Blocking::Long
     }
 }

@@ -1,5 +1,6 @@
-//! `nbdkit_backend` and `nbdkit_context`: the layer below a filter before it is opened, and a connection's place for what it
-//! opened there; and the functions by which a filter opens contexts of its own. nbdkit-filter(3), "nbdkit_next".
+//! `nbdkit_backend` and `nbdkit_context`: the layer below a filter before it is opened, and a
+//! connection's place for what it opened there; and the functions by which a filter opens contexts
+//! of its own. nbdkit-filter(3), "nbdkit_next".
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr::null;
@@ -10,10 +11,11 @@ use nbdkit_api::{Errno, Error, Layer, Result, client};
 
 use super::super::context::{self, Served};
 use super::super::functions::{fail, text};
-use super::next::{For, Next};
+use super::next::{CNext, For, OpenLayerBelow};
 use super::table::{BackendPointer, ContextPointer, NextPointer};
 
-/// The layer below a filter. There is one for each filter, from `after_fork` until the process ends.
+/// The layer below a filter. There is one for each filter, from `after_fork` until the process
+/// ends.
 pub(super) struct CBackend {
     pub(super) layer: Arc<Layer>,
 }
@@ -24,8 +26,8 @@ pub(super) struct CContext {
     /// The name that `open` was called with, for filters that do not pass one on.
     export: CString,
     served: Arc<Served>,
-    /// Null, or came from [`Next::open`], and counts us among its connections.
-    next: AtomicPtr<Next>,
+    /// Null, or came from [`CNext::open`], and counts us among its connections.
+    next: AtomicPtr<CNext>,
 }
 
 impl CContext {
@@ -56,15 +58,21 @@ impl CContext {
     ///
     /// # Errors
     /// Those of the layer, logged.
-    pub(super) fn open(&self, readonly: bool, export: &CStr) -> Result<()> {
+    pub(super) fn open(
+        &self,
+        open_layer: OpenLayerBelow,
+        readonly: bool,
+        export: &CStr,
+    ) -> Result<()> {
         let whose = For { client: self.served.client.clone(), tls: self.served.tls };
-        let previous = self.set(Next::open(&self.backend.layer, whose, readonly, export)?);
+        let layer = &self.backend.layer;
+        let previous = self.set(CNext::open(layer, open_layer, &whose, readonly, export)?);
         // SAFETY: a filter that opens twice has forgotten the first.
         if let Some(unused) = unsafe { previous.as_ref() }
             && !unused.is_attached()
         {
             // SAFETY: it was ours, and is nobody's now.
-            unsafe { Next::close(previous) };
+            unsafe { CNext::close(previous) };
         }
         Ok(())
     }
@@ -75,10 +83,10 @@ impl Drop for CContext {
     fn drop(&mut self) {
         let next = *self.next.get_mut();
         // SAFETY: it counts us, so it is open.
-        let was_last = unsafe { next.as_ref() }.is_some_and(Next::detach);
+        let was_last = unsafe { next.as_ref() }.is_some_and(CNext::detach);
         if was_last {
             // SAFETY: with its last connection it is nobody's.
-            unsafe { Next::close(next) };
+            unsafe { CNext::close(next) };
         }
     }
 }
@@ -95,7 +103,7 @@ pub(super) unsafe extern "C" fn next_open(
     // SAFETY: as promised to us.
     let (context, export) = unsafe { (context.as_ref(), text(export)) };
     let result = match (context, export) {
-        (Some(context), Some(export)) => context.open(readonly != 0, export),
+        (Some(context), Some(export)) => context.open(Layer::open, readonly != 0, export),
         _ => Err(Error::new(Errno::EINVAL, "open: the filter passed no context or export name")),
     };
     opened(result)
@@ -112,7 +120,12 @@ pub(super) unsafe extern "C" fn next_open_of_1_16(
     // SAFETY: as promised to us.
     let context = unsafe { context.as_ref() };
     let context = context.ok_or_else(|| Error::new(Errno::EINVAL, "open: no nxdata"));
-    opened(context.and_then(|context| context.open(readonly != 0, &context.export)))
+    // Among the functions of this version is one to reopen.
+    opened(
+        context.and_then(|context| {
+            context.open(Layer::open_to_reopen, readonly != 0, &context.export)
+        }),
+    )
 }
 
 fn opened(result: Result<()>) -> c_int {
@@ -136,8 +149,8 @@ unsafe extern "C" fn nbdkit_context_get_backend(context: ContextPointer) -> Back
     context.map_or(null(), |context| Arc::as_ptr(&context.backend)).cast_mut().cast()
 }
 
-/// Opens a context that is under the filter's own control: for the client that this thread serves, or `shared` by all.
-/// Null for failure.
+/// Opens a context that is under the filter's own control: for the client that this thread serves,
+/// or `shared` by all. Null for failure.
 ///
 /// # Safety
 /// `backend` is null or a [`CBackend`]; `export` is null or ends with a null byte.
@@ -159,11 +172,11 @@ unsafe extern "C" fn nbdkit_next_context_open(
         // Nothing that is meant for TLS alone may reach those without, if there may be such.
         (Some(backend), Some(export), _) if shared != 0 => {
             let whose = For { client: None, tls: client::tls_required() };
-            Next::open(&backend.layer, whose, readonly != 0, export)
+            CNext::open(&backend.layer, Layer::open, &whose, readonly != 0, export)
         }
         (Some(backend), Some(export), Some(served)) => {
             let whose = For { client: served.client.clone(), tls: served.tls };
-            Next::open(&backend.layer, whose, readonly != 0, export)
+            CNext::open(&backend.layer, Layer::open, &whose, readonly != 0, export)
         }
         (_, _, None) => refuse("no connection in this thread, and the context is not shared"),
     };
@@ -187,10 +200,11 @@ unsafe extern "C" fn nbdkit_next_context_close(next: NextPointer) {
         return;
     }
     // SAFETY: no connection has it, so it is the caller's.
-    unsafe { Next::close(next) };
+    unsafe { CNext::close(next) };
 }
 
-/// Makes `next` the layer below of a connection, and returns what was so far, which is then the caller's to close.
+/// Makes `next` the layer below of a connection, and returns what was so far, which is then the
+/// caller's to close.
 ///
 /// # Safety
 /// `context` is one that `open` was called with, and has not been closed; `next` is null or open.

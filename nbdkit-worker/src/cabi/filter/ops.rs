@@ -1,14 +1,14 @@
-//! `struct nbdkit_next_ops`: the functions by which a filter reaches the layer below, in both layouts. They may be called by
-//! any thread of the filter's.
+//! `struct nbdkit_next_ops`: the functions by which a filter reaches the layer below, in both
+//! layouts. They may be called by any thread of the filter's.
 
 use std::ffi::{c_char, c_int, c_void};
 
-use nbdkit_api::{Backend, Errno, Error, Flags, Result};
+use nbdkit_api::{Errno, Error, Flags, Result};
 
 use super::super::context;
 use super::super::functions::lists;
 use super::super::table::ExtentsPointer;
-use super::next::{Next, absent, with};
+use super::next::with;
 use super::table::{NextOps, NextOps116, NextPointer};
 
 /// The answer as C has it: -1 for a failure, which leaves its errno.
@@ -82,14 +82,13 @@ pub(super) static OF_1_16: NextOps116 = NextOps116 {
     cache: CURRENT.cache,
 };
 
-// In what follows every `next` is one that with() takes, and every `err` one that outcome() takes: what a filter passes
-// is what it was given, nbdkit-filter(3), "Using nbdkit_next".
+// A filter passes to these functions what it was given: nbdkit-filter(3), "Using nbdkit_next".
 
 /// Those that are asked once and answered with a number.
 macro_rules! questions {
     ($($name:ident: $question:expr;)*) => {
         $(unsafe extern "C" fn $name(next: NextPointer) -> c_int {
-            // SAFETY: as said above.
+            // SAFETY: the filter passes the `next` that it was given, which is null or open.
             answer(unsafe { with(next, $question) })
         })*
     };
@@ -109,32 +108,29 @@ questions! {
 }
 
 unsafe extern "C" fn prepare(next: NextPointer) -> c_int {
-    // SAFETY: as said above.
-    let next = unsafe { next.as_ref() };
-    answer(next.ok_or_else(absent).and_then(Next::prepare).map(|()| 0))
+    // SAFETY: the filter passes the `next` that it was given, which is null or open.
+    answer(unsafe { with(next, |below| below.prepare().map(|()| 0)) })
 }
 
 unsafe extern "C" fn finalize(next: NextPointer) -> c_int {
-    // SAFETY: as said above.
-    let next = unsafe { next.as_ref() };
-    answer(next.ok_or_else(absent).and_then(Next::finalize).map(|()| 0))
+    // SAFETY: the filter passes the `next` that it was given, which is null or open.
+    answer(unsafe { with(next, |below| below.finalize().map(|()| 0)) })
 }
 
 unsafe extern "C" fn reopen(next: NextPointer, readonly: c_int) -> c_int {
-    // SAFETY: as said above.
-    let next = unsafe { next.as_ref() };
-    answer(next.ok_or_else(absent).and_then(|next| next.reopen(readonly != 0)).map(|()| 0))
+    // SAFETY: the filter passes the `next` that it was given, which is null or open.
+    answer(unsafe { with(next, |below| below.reopen(readonly != 0).map(|()| 0)) })
 }
 
 unsafe extern "C" fn get_size(next: NextPointer) -> i64 {
-    // SAFETY: as said above. A size is at most i64::MAX.
+    // SAFETY: the filter passes the `next` that it was given, which is null or open.
     answer(unsafe { with(next, |below| below.size().map(u64::cast_signed)) })
 }
 
 unsafe extern "C" fn export_description(next: NextPointer) -> *const c_char {
-    // SAFETY: as said above.
+    // SAFETY: the filter passes the `next` that it was given, which is null or open.
     let Some(next) = (unsafe { next.as_ref() }) else { return std::ptr::null() };
-    let text = next.with(|below| Ok(below.export_description())).ok().flatten();
+    let text = next.next.export_description();
     text.and_then(|text| next.keep(text)).unwrap_or_else(std::ptr::null)
 }
 
@@ -144,8 +140,8 @@ unsafe extern "C" fn block_size(
     preferred: *mut u32,
     maximum: *mut u32,
 ) -> c_int {
-    // SAFETY: as said above.
-    let result = unsafe { with(next, Backend::block_size) };
+    // SAFETY: the filter passes the `next` that it was given, which is null or open.
+    let result = unsafe { with(next, |below| below.block_size()) };
     answer(result.map(|size| {
         for (place, value) in
             [(minimum, size.minimum), (preferred, size.preferred), (maximum, size.maximum)]
@@ -173,7 +169,8 @@ unsafe extern "C" fn pread(
         // SAFETY: as many bytes as the filter says, which nothing else uses until this returns.
         unsafe { std::slice::from_raw_parts_mut(buf.cast::<u8>(), count as usize) }
     };
-    // SAFETY: as said above.
+    // SAFETY: the filter passes the `next` that it was given, which is null or open, and an
+    // `err` that is null or its own variable.
     unsafe { outcome(with(next, |below| below.pread(buf, offset)), err) }
 }
 
@@ -192,13 +189,15 @@ unsafe extern "C" fn pwrite(
         unsafe { std::slice::from_raw_parts(buf.cast::<u8>(), count as usize) }
     };
     let flags = Flags::from_bits_truncate(flags);
-    // SAFETY: as said above.
+    // SAFETY: the filter passes the `next` that it was given, which is null or open, and an
+    // `err` that is null or its own variable.
     unsafe { outcome(with(next, |below| below.pwrite(buf, offset, flags)), err) }
 }
 
 unsafe extern "C" fn flush(next: NextPointer, _flags: u32, err: *mut c_int) -> c_int {
-    // SAFETY: as said above.
-    unsafe { outcome(with(next, Backend::flush), err) }
+    // SAFETY: the filter passes the `next` that it was given, which is null or open, and an
+    // `err` that is null or its own variable.
+    unsafe { outcome(with(next, |below| below.flush()), err) }
 }
 
 unsafe extern "C" fn trim(
@@ -209,7 +208,8 @@ unsafe extern "C" fn trim(
     err: *mut c_int,
 ) -> c_int {
     let flags = Flags::from_bits_truncate(flags);
-    // SAFETY: as said above.
+    // SAFETY: the filter passes the `next` that it was given, which is null or open, and an
+    // `err` that is null or its own variable.
     unsafe { outcome(with(next, |below| below.trim(count.into(), offset, flags)), err) }
 }
 
@@ -221,7 +221,8 @@ unsafe extern "C" fn zero(
     err: *mut c_int,
 ) -> c_int {
     let flags = Flags::from_bits_truncate(flags);
-    // SAFETY: as said above.
+    // SAFETY: the filter passes the `next` that it was given, which is null or open, and an
+    // `err` that is null or its own variable.
     unsafe { outcome(with(next, |below| below.zero(count.into(), offset, flags)), err) }
 }
 
@@ -238,10 +239,11 @@ unsafe extern "C" fn extents(
     let list = unsafe { lists::extents(list) };
     let list = list.ok_or_else(|| Error::new(Errno::EINVAL, "extents: there is no list"));
     let result = list.and_then(|list| {
-        // SAFETY: as said above.
+        // SAFETY: the filter passes the `next` that it was given, which is null or open.
         unsafe { with(next, |below| below.extents(count.into(), offset, flags, list)) }
     });
-    // SAFETY: as said above.
+    // SAFETY: the filter passes the `next` that it was given, which is null or open, and an
+    // `err` that is null or its own variable.
     unsafe { outcome(result, err) }
 }
 
@@ -252,6 +254,7 @@ unsafe extern "C" fn cache(
     _flags: u32,
     err: *mut c_int,
 ) -> c_int {
-    // SAFETY: as said above.
+    // SAFETY: the filter passes the `next` that it was given, which is null or open, and an
+    // `err` that is null or its own variable.
     unsafe { outcome(with(next, |below| below.cache(count.into(), offset)), err) }
 }

@@ -1,23 +1,24 @@
-//! `struct nbdkit_filter`: the table of callbacks that a filter returns, in the two layouts of our header, and
-//! `struct nbdkit_next_ops`, the table of functions that it is given in return. Unlike that of plugins the layout is not
-//! stable: just the first two members stay where they are, and say whether the rest may be looked at.
+//! `struct nbdkit_filter`: the table of callbacks that a filter returns, in the two layouts of our
+//! header, and `struct nbdkit_next_ops`, the table of functions that it is given in return. Unlike
+//! that of plugins the layout is not stable: just the first two members stay where they are, and
+//! say whether the rest may be looked at.
 
 use std::ffi::{c_char, c_int, c_void};
 
 use super::super::table::{ExportsPointer, ExtentsPointer, Text};
 use super::context::CContext;
-use super::next::Next;
+use super::next::CNext;
 
 /// `_api_version` of the current layout, `NBDKIT_FILTER_API_VERSION`.
 pub(super) const CURRENT: c_int = 6;
 /// `_api_version` with the signatures of nbdkit 1.16, `NBDKIT_FILTER_API`.
 pub(super) const OF_1_16: c_int = 116;
 
-/// `nbdkit_backend` as C has it: in the configuration a [`Configuring`](super::configure::Configuring), later a
-/// [`CBackend`](super::context::CBackend).
+/// `nbdkit_backend` as C has it: in the configuration a
+/// [`Configuring`](super::configure::Configuring), later a [`CBackend`](super::context::CBackend).
 pub(super) type BackendPointer = *mut c_void;
 pub(super) type ContextPointer = *const CContext;
-pub(in super::super) type NextPointer = *const Next;
+pub(in super::super) type NextPointer = *const CNext;
 pub(super) type Handle = *mut c_void;
 
 pub(super) type NextConfigOf = unsafe extern "C" fn(BackendPointer, Text, Text) -> c_int;
@@ -28,8 +29,8 @@ pub(super) type NextDefault = unsafe extern "C" fn(BackendPointer, c_int) -> Tex
 pub(super) type NextOpen = unsafe extern "C" fn(ContextPointer, c_int, Text) -> c_int;
 pub(super) type NextOpen116 = unsafe extern "C" fn(ContextPointer, c_int) -> c_int;
 
-/// The callbacks of a connection, which begin with `$first`: what stands for the layer below, and the handle.
-/// `struct nbdkit_next_ops` has the same ones without a handle.
+/// The callbacks of a connection, which begin with `$first`: what stands for the layer below, and
+/// the handle. `struct nbdkit_next_ops` has the same ones without a handle.
 macro_rules! per_connection {
     ($name:ident, $doc:literal, [$($before:tt)*], ($($first:ty),*), [$($beyond:tt)*]) => {
         per_connection! { @expand $name, $doc, [$($before)*], ($($first),*), [$($beyond)*],
@@ -222,14 +223,16 @@ impl Table {
     /// Copies a table.
     ///
     /// # Safety
-    /// `table` points to a `struct nbdkit_filter` of our header, whose `_api_version` is [`CURRENT`] or [`OF_1_16`].
+    /// `table` points to a `struct nbdkit_filter` of our header, whose `_api_version` is
+    /// [`CURRENT`] or [`OF_1_16`].
     pub(super) unsafe fn copy(table: *const c_void, api_version: c_int) -> (Head, Table) {
         if api_version == OF_1_16 {
             // SAFETY: the version says that it has this layout; null pointers are absent callbacks.
             let Of116 { head, middle, connection } = unsafe { table.cast::<Of116>().read() };
             (head, Table::Of116(middle, connection))
         } else {
-            // SAFETY: as above.
+            // SAFETY: the version says that the table has this layout; null pointers are absent
+            // callbacks.
             let Current { head, middle, connection } = unsafe { table.cast::<Current>().read() };
             (head, Table::Current(middle, connection))
         }

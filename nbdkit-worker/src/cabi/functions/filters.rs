@@ -1,9 +1,9 @@
-//! Extents of the layer below a filter, more conveniently. nbdkit-filter(3), "Reading the full extents from the plugin",
-//! "Enforcing alignment of an nbdkit_extents list".
+//! Extents of the layer below a filter, more conveniently. nbdkit-filter(3), "Reading the full
+//! extents from the plugin", "Enforcing alignment of an nbdkit_extents list".
 
 use std::ffi::c_int;
 
-use nbdkit_api::{Backend, Errno, Error, Extents, Flags, Result};
+use nbdkit_api::{Errno, Error, Extents, Flags, Next, Result};
 
 use super::super::filter::{NextPointer, with};
 use super::super::table::ExtentsPointer;
@@ -22,7 +22,7 @@ unsafe fn store(error: Error, err: *mut c_int) {
 }
 
 /// Checks that a range lies within the disk.
-fn within(below: &Backend, function: &str, count: u32, offset: u64) -> Result<()> {
+fn within(below: &Next, function: &str, count: u32, offset: u64) -> Result<()> {
     let size = below.size()?;
     match offset.checked_add(count.into()) {
         Some(end) if end <= size => Ok(()),
@@ -65,7 +65,8 @@ unsafe extern "C" fn nbdkit_extents_full(
 /// Adds extents whose bounds are multiples of `align`.
 ///
 /// # Safety
-/// `next` is null or open; `list` is a list of extents that nothing else uses now; `err` is null or may be written.
+/// `next` is null or open; `list` is a list of extents that nothing else uses now; `err` is null or
+/// may be written.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_extents_aligned(
     next: NextPointer,
@@ -77,7 +78,7 @@ unsafe extern "C" fn nbdkit_extents_aligned(
     err: *mut c_int,
 ) -> c_int {
     let aligned = |list: &mut Extents| {
-        let call = |below: &Backend| {
+        let call = |below: &Next| {
             within(below, "nbdkit_extents_aligned", count, offset)?;
             if !align.is_power_of_two() {
                 let why = format!("nbdkit_extents_aligned: {align} is not a power of 2");

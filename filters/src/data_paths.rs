@@ -1,0 +1,298 @@
+//! Holds what each filter says about its data path, [`OpenLayer::data_path`], against what the
+//! filter does to random requests. Requests that are said to pass are carried out without the
+//! filter, so a wrong word loses or corrupts data.
+
+use std::sync::Arc;
+
+use nbdkit_api::{
+    DataPath, Direction, Errno, Error, Filter, Flags, Next, Open, OpenLayer, Result, Slot,
+};
+
+use crate::testing::{self, Disk};
+
+const DISK_SIZE: usize = 256 << 10;
+const REQUESTS: usize = 400;
+
+/// SplitMix64: the same requests in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+/// How many requests were made, and how many of them passed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    made: usize,
+    passed: usize,
+}
+
+impl Tally {
+    fn count(&mut self, passed: bool) {
+        self.made += 1;
+        self.passed += usize::from(passed);
+    }
+
+    fn share(self) -> Share {
+        match self.passed {
+            0 => Share::Nothing,
+            all if all == self.made => Share::All,
+            _ => Share::Part,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    All,
+    Part,
+    Nothing,
+}
+
+/// Makes random requests to `filter`, which stands on `disk`. Returns which reads and which writes
+/// were said to pass.
+///
+/// # Errors
+/// A request was said to pass, but the filter did something else.
+fn check(disk: &Disk, filter: &Next) -> Result<(Share, Share), String> {
+    let mut random = Random(1);
+    let (mut reads, mut writes) = (Tally::default(), Tally::default());
+    let size = filter.size().unwrap();
+    for _ in 0..REQUESTS {
+        let count = 1 + random.below(size.min(5000));
+        let offset = random.below(size - count + 1);
+        let (count, start) = (count as usize, offset as usize);
+        if random.below(2) == 0 {
+            let below = filter.passes_to(Direction::Read, count as u64, offset);
+            reads.count(below.is_some());
+            check_read(disk, filter, count, offset, below)
+                .map_err(|why| format!("read of {count} bytes at {start}: {why}"))?;
+        } else if filter.can_write().unwrap() {
+            let below = filter.passes_to(Direction::Write, count as u64, offset);
+            writes.count(below.is_some());
+            let bytes: Vec<u8> = (0..count).map(|_| random.below(256) as u8).collect();
+            check_write(disk, filter, &bytes, offset, below)
+                .map_err(|why| format!("write of {count} bytes at {start}: {why}"))?;
+        }
+    }
+    Ok((reads.share(), writes.share()))
+}
+
+fn check_read(
+    disk: &Disk,
+    filter: &Next,
+    count: usize,
+    offset: u64,
+    below: Option<u64>,
+) -> Result<(), String> {
+    disk.take_calls();
+    let mut buf = vec![0; count];
+    let result = filter.pread(&mut buf, offset);
+    let calls = disk.take_calls();
+    if let Some(below) = below {
+        result.as_ref().map_err(|error| format!("failed: {error}"))?;
+        let expected = [format!("pread {count}@{below}")];
+        if calls != expected {
+            return Err(format!("calls below: {calls:?}, not {expected:?}"));
+        }
+        if buf != disk.data.lock().unwrap()[below as usize..][..count] {
+            return Err("the bytes are not those of the disk".to_owned());
+        }
+    }
+    let mut quick = vec![0; count];
+    if let (Ok(()), Some(Ok(()))) = (result, filter.try_pread(&mut quick, offset))
+        && quick != buf
+    {
+        return Err("try_pread and pread differ".to_owned());
+    }
+    Ok(())
+}
+
+fn check_write(
+    disk: &Disk,
+    filter: &Next,
+    bytes: &[u8],
+    offset: u64,
+    below: Option<u64>,
+) -> Result<(), String> {
+    let mut expected = disk.data.lock().unwrap().clone();
+    disk.take_calls();
+    let result = filter.pwrite(bytes, offset, Flags::empty());
+    let calls = disk.take_calls();
+    let Some(below) = below else { return Ok(()) };
+    result.map_err(|error| format!("failed: {error}"))?;
+    if calls != [format!("pwrite {}@{below}", bytes.len())] {
+        return Err(format!("calls below: {calls:?}"));
+    }
+    expected[below as usize..][..bytes.len()].copy_from_slice(bytes);
+    if *disk.data.lock().unwrap() != expected {
+        return Err("the bytes on the disk are not those that were written".to_owned());
+    }
+    Ok(())
+}
+
+type Parameters = &'static [(&'static str, &'static str)];
+
+/// Every filter, in the configurations that its data path depends on, with the reads and the writes
+/// that have to pass: a filter that lets nothing pass is correct but slow.
+#[rustfmt::skip]
+const FILTERS: &[(&str, Parameters, Share, Share)] = {
+    use Share::{All, Nothing, Part};
+    &[
+        ("cow", &[("cow-block-size", "4096")], Part, Nothing),
+        ("cow", &[("cow-on-read", "true")], Nothing, Nothing),
+        ("delay", &[], All, All),
+        ("delay", &[("rdelay", "1us")], Nothing, All),
+        ("delay", &[("wdelay", "1us")], All, Nothing),
+        ("error", &[], All, All),
+        ("error", &[("error-rate", "50%")], Nothing, Nothing),
+        ("error", &[("error-pread-rate", "1%")], Nothing, All),
+        ("error", &[("error-pwrite-rate", "100%")], All, Nothing),
+        ("exitlast", &[], All, All),
+        ("exportname", &[("default-export", "one")], All, All),
+        ("fua", &[], All, All),
+        ("fua", &[("fuamode", "emulate")], All, All),
+        ("fua", &[("fuamode", "native")], All, All),
+        ("fua", &[("fuamode", "pass")], All, All),
+        ("fua", &[("fuamode", "discard")], All, All),
+        ("fua", &[("fuamode", "force")], All, Nothing),
+        ("ip", &[], All, All),
+        ("limit", &[], All, All),
+        ("log", &[], All, All),
+        ("log", &[("logfile", "/dev/null")], Nothing, Nothing),
+        ("nocache", &[("cachemode", "emulate")], All, All),
+        ("noextents", &[], All, All),
+        ("noparallel", &[], All, All),
+        ("nozero", &[("zeromode", "emulate")], All, All),
+        ("offset", &[("offset", "12345"), ("range", "50000")], All, All),
+        ("offset", &[], All, All),
+        ("retry", &[], Nothing, Nothing),
+        ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
+        // Clients without TLS, who do not write.
+        ("tls-fallback", &[], Nothing, Nothing),
+        ("truncate", &[("truncate", "100k")], All, All),
+        ("truncate", &[("truncate", "300k")], Part, Part),
+    ]
+};
+
+#[test]
+fn every_filter_does_to_data_what_it_says() {
+    for (name, params, reads, writes) in FILTERS {
+        let disk = Arc::new(Disk::pattern(DISK_SIZE));
+        let filter = testing::backend(&disk, &[name], params);
+        let shares = check(&disk, &filter).unwrap_or_else(|why| panic!("{name} {params:?}: {why}"));
+        assert_eq!(shares, (*reads, *writes), "{name} {params:?}");
+        // The close of exitlast stops the server, and another test counts how often that happens.
+        std::mem::forget(filter);
+    }
+    for name in crate::names() {
+        assert!(FILTERS.iter().any(|(known, ..)| *known == name), "{name} is not in the table");
+    }
+}
+
+/// What a filter does although it says that all requests pass.
+#[derive(Debug, Clone, Copy)]
+enum Lie {
+    None,
+    Scrambles,
+    ScramblesWrites,
+    Moves,
+    Splits,
+    AddsFua,
+    Fails,
+    LosesWrites,
+}
+
+struct Liar(DataPath, Lie);
+
+impl Filter for Liar {
+    fn name(&self) -> &str {
+        "liar"
+    }
+
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
+        below.open(open)?;
+        Ok(Box::new(Liar(self.0, self.1)))
+    }
+}
+
+impl OpenLayer for Liar {
+    /// Half of the disk: there is room to shift.
+    fn size(&self, _: &Next) -> Result<u64> {
+        Ok(DISK_SIZE as u64 / 2)
+    }
+
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
+        match self.1 {
+            Lie::Scrambles => {
+                next.pread(buf, offset)?;
+                buf.iter_mut().for_each(|byte| *byte ^= 1);
+                Ok(())
+            }
+            Lie::Moves => next.pread(buf, offset + 1),
+            Lie::Splits => {
+                let (first, second) = buf.split_at_mut(1);
+                next.pread(first, offset)?;
+                next.pread(second, offset + 1)
+            }
+            Lie::Fails => Err(Error::silent(Errno::EIO)),
+            Lie::None | Lie::ScramblesWrites | Lie::AddsFua | Lie::LosesWrites => {
+                next.pread(buf, offset)
+            }
+        }
+    }
+
+    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        match self.1 {
+            Lie::ScramblesWrites => {
+                let scrambled: Vec<u8> = buf.iter().map(|byte| byte ^ 1).collect();
+                next.pwrite(&scrambled, offset, flags)
+            }
+            Lie::AddsFua => next.pwrite(buf, offset, flags | Flags::FUA),
+            Lie::LosesWrites => Ok(()),
+            Lie::None | Lie::Scrambles | Lie::Moves | Lie::Splits | Lie::Fails => {
+                next.pwrite(buf, offset, flags)
+            }
+        }
+    }
+
+    fn data_path(&self, _: Direction) -> DataPath {
+        self.0
+    }
+
+    fn passes(&self, _: &Next, _: Direction, _: u64, _: u64) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_filter_that_does_something_else_is_noticed() {
+    let check = |path, lie| {
+        let disk = Arc::new(Disk::pattern(DISK_SIZE));
+        let filters: Vec<Box<dyn Filter>> = vec![Box::new(Liar(path, lie))];
+        let layer = testing::try_stack_of(&disk, filters, &[]).unwrap().freeze();
+        check(&disk, &testing::open(&layer))
+    };
+    for path in [DataPath::Transparent, DataPath::PerRequest] {
+        assert_eq!(check(path, Lie::None), Ok((Share::All, Share::All)));
+        for lie in [
+            Lie::Scrambles,
+            Lie::ScramblesWrites,
+            Lie::Moves,
+            Lie::Splits,
+            Lie::AddsFua,
+            Lie::Fails,
+            Lie::LosesWrites,
+        ] {
+            assert!(check(path, lie).is_err(), "{path:?} {lie:?}");
+            assert_eq!(check(DataPath::Opaque, lie), Ok((Share::Nothing, Share::Nothing)));
+        }
+    }
+    check(DataPath::Shifted(1), Lie::None).unwrap_err();
+}
