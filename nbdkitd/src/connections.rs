@@ -118,31 +118,40 @@ pub(crate) enum Violation {
     Serving,
 }
 
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Violation {
+    /// What is wrong, for the log.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
             Violation::UnknownConnection => "a connection that does not exist",
             Violation::Forked => "a worker for a connection that can have none",
             Violation::Process => "a worker that is not its child",
             Violation::Serving => "an export that cannot be",
-        })
+        }
     }
 }
 
-/// See the module's text.
+/// The table of connections.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
     table: BTreeMap<u64, Connection>,
 }
 
 impl Connections {
-    /// A client was handed over; `client` is its socket, if another template could serve it.
-    pub(crate) fn add(&mut self, number: u64, peer: Peer, client: Option<OwnedFd>, now: Instant) {
+    /// Adds a client that the template was sent. `client` is its socket, if another template could serve it; `has_worker`:
+    /// it gets a worker of its own.
+    pub(crate) fn add(
+        &mut self,
+        number: u64,
+        peer: Peer,
+        client: Option<OwnedFd>,
+        has_worker: bool,
+        now: Instant,
+    ) {
         let quota = Quota::new(LINES.0, LINES.1, now);
         let connection = Connection {
             key: PeerKey::from(&peer),
             peer,
-            has_worker: false,
+            has_worker,
             pid: None,
             process: None,
             quota,
@@ -236,7 +245,7 @@ mod tests {
     fn table(numbers: &[u64]) -> Connections {
         let mut table = Connections::default();
         for number in numbers {
-            table.add(*number, peer(PeerAddress::Unix), None, Instant::now());
+            table.add(*number, peer(PeerAddress::Unix), None, false, Instant::now());
         }
         table
     }
@@ -283,7 +292,7 @@ mod tests {
     fn log_lines_name_client_and_export_without_control_characters() {
         let mut table = Connections::default();
         let address = PeerAddress::Inet("[::1]:4000".parse().unwrap());
-        table.add(1, peer(address), None, Instant::now());
+        table.add(1, peer(address), None, false, Instant::now());
         let connection = table.get_mut(1).unwrap();
         assert_eq!(connection.to_string(), "client [::1]:4000");
         connection.serving("a\x1b\n".to_owned()).unwrap();

@@ -14,7 +14,7 @@ fn table(peers: &[(&str, usize)]) -> Connections {
     let mut table = Connections::default();
     let all = peers.iter().flat_map(|(address, count)| std::iter::repeat_n(*address, *count));
     for (number, address) in (1..).zip(all) {
-        table.add(number, peer(address), None, Instant::now());
+        table.add(number, peer(address), None, false, Instant::now());
         let pid = i32::try_from(number).unwrap() + 1;
         table.forked(number, pid, nbdkit_ipc::messages::Isolation::Connection).unwrap();
     }
@@ -93,8 +93,7 @@ fn clients_for_which_the_template_has_named_no_worker_are_few() {
     let now = Instant::now();
     for number in 1..=MOST_UNNAMED as u64 {
         assert_eq!(decide(&admission, &table, A, now), Decision::Admit);
-        table.add(number, peer(A), None, now);
-        table.get_mut(number).unwrap().has_worker = true;
+        table.add(number, peer(A), None, true, now);
     }
     assert_eq!(decide(&admission, &table, B, now), Decision::Later(None));
 }
@@ -106,7 +105,7 @@ fn those_who_finished_or_gave_way_do_not_count_as_handshakes() {
     let late = Instant::now() + OWN_TIME;
     table.get_mut(1).unwrap().serving(String::new()).unwrap();
     assert_eq!(decide(&admission, &table, A, late), Decision::Admit);
-    table.add(33, peer(A), None, Instant::now());
+    table.add(33, peer(A), None, false, Instant::now());
     assert_eq!(decide(&admission, &table, A, late), Decision::Instead(2));
     table.get_mut(2).unwrap().gave_way = true;
     assert_eq!(decide(&admission, &table, A, late), Decision::Admit);

@@ -10,7 +10,6 @@ use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use mio::Interest;
-use mio::unix::SourceFd;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
@@ -94,11 +93,10 @@ impl Server {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
         nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(failed)?;
-        self.poll
-            .registry()
-            .register(&mut SourceFd(&ours.as_raw_fd()), PRINTED, Interest::READABLE)
+        self.context
+            .register(ours.as_raw_fd(), PRINTED, Interest::READABLE)
             .map_err(|error| format!("epoll_ctl: {}", crate::errno_text(&error)))?;
-        self.plan.recipe.print_to(theirs);
+        self.context.plan_mut().recipe.print_to(theirs);
         self.printed = Some(Printed {
             pipe: ours.into(),
             rest: Vec::new(),
@@ -111,8 +109,9 @@ impl Server {
 
     /// Copies what was printed, as much as a pipe holds.
     pub(super) fn copy_printed(&mut self) {
-        if let Some(printed) = self.printed.as_mut().filter(|printed| printed.has_more(&self.log)) {
-            printed.copy(&self.log);
+        let log = self.context.log();
+        if let Some(printed) = self.printed.as_mut().filter(|printed| printed.has_more(log)) {
+            printed.copy(log);
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct Tally {
     reported: bool,
 }
 
-/// See the module's text.
+/// How many signatures each peer has caused in the period.
 #[derive(Debug)]
 pub(super) struct Alarm {
     since: Instant,

@@ -2,8 +2,8 @@
 //! for it. Pure.
 //!
 //! An attempt fails if no new template comes to serve: its image was moved, the process limit is reached, its plugin hangs.
-//! That is retried for ever, at intervals that grow. A template that served and died is another matter: each death is a
-//! chance for an attacker to guess again, so they are limited.
+//! The listener retries for ever, with a backoff. A template that served and died is another matter: each death is a chance
+//! for an attacker to guess the address-space layout again, so deaths in a period are limited.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// Most templates that are replaced in [`PERIOD`] because they died.
 const MOST_DEATHS: usize = 5;
-pub(super) const PERIOD: Duration = Duration::from_secs(60);
+const PERIOD: Duration = Duration::from_secs(60);
 
 /// The first interval between attempts, and the longest. It doubles with each attempt that fails, and is the first again
 /// when a template has served for [`PERIOD`].
@@ -28,23 +28,23 @@ const DELAY_WITH_CLIENTS: Duration = Duration::from_secs(10);
 pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long clients wait for a template; later they are disconnected.
-pub(super) const CLIENT_WAIT: Duration = Duration::from_secs(5);
+const CLIENT_WAIT: Duration = Duration::from_secs(5);
 
-/// What happens now.
+/// The state of the replacement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum State {
     /// A template serves, or the first is being started.
     #[default]
     Serving,
-    /// The next attempt is at this time. `held`: not earlier, whoever comes.
-    Waiting { at: Instant, held: bool },
+    /// The next attempt is at this time. `fixed`: clients that come do not bring it nearer.
+    Waiting { at: Instant, fixed: bool },
     /// An attempt is under way, which has failed at this time.
     Starting { until: Instant },
     /// It has failed, and is not over: a process that does not end, or a spawner that does not answer.
     Overdue,
 }
 
-/// See the module's text.
+/// The schedule of replacements.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     state: State,
@@ -67,14 +67,14 @@ impl Schedule {
         while self.deaths.front().is_some_and(|death| elapsed(death) >= PERIOD) {
             self.deaths.pop_front();
         }
-        let (at, held) = match self.deaths.front() {
+        let (at, fixed) = match self.deaths.front() {
             Some(first) if self.deaths.len() >= MOST_DEATHS => (*first + PERIOD, true),
             None if self.failures == 0 => (now, false),
             _ => (now + self.delay(), false),
         };
         self.deaths.push_back(now);
-        self.state = State::Waiting { at, held };
-        (at, held)
+        self.state = State::Waiting { at, fixed };
+        (at, fixed)
     }
 
     /// An attempt has failed. Returns the time until the next.
@@ -82,7 +82,7 @@ impl Schedule {
         self.failures = self.failures.saturating_add(1);
         self.failed_at = Some(now);
         let delay = self.delay();
-        self.state = State::Waiting { at: now + delay, held: false };
+        self.state = State::Waiting { at: now + delay, fixed: false };
         delay
     }
 
@@ -141,7 +141,7 @@ impl Schedule {
 
     /// A client has come and was not served: the next attempt is not so far away.
     pub(super) fn client_refused(&mut self) {
-        if let (State::Waiting { at, held: false }, Some(failed_at)) =
+        if let (State::Waiting { at, fixed: false }, Some(failed_at)) =
             (&mut self.state, self.failed_at)
         {
             *at = (*at).min(failed_at + DELAY_WITH_CLIENTS);
