@@ -9,6 +9,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::KeyId;
+
 /// Longest message to be signed that can be well-formed, bytes. RFC 8446, 4.4.3; RFC 8422, 5.4.
 pub const MAX_SIGNED: usize = 256;
 /// Longest identity of a pre-shared key, bytes.
@@ -21,6 +23,8 @@ pub const MAX_PSK: usize = 256;
 pub enum KeyRequest {
     /// Sign the server's part of a handshake. Answer: [`KeyAnswer::Signature`].
     Sign {
+        /// The key to sign with.
+        key: KeyId,
         /// TLS SignatureScheme, one of those in [`Credentials::Certificates`].
         scheme: u16,
         /// What to sign, before hashing: the content of CertificateVerify (RFC 8446, 4.4.3) or of the signature in
@@ -32,6 +36,19 @@ pub enum KeyRequest {
         /// As the client sent it, at most [`MAX_IDENTITY`] bytes: hostile.
         identity: Vec<u8>,
     },
+}
+
+impl KeyRequest {
+    /// Checks that there is such a key.
+    ///
+    /// # Errors
+    /// The violation, for the log.
+    pub fn check_id(&self) -> Result<(), &'static str> {
+        match self {
+            KeyRequest::Sign { key, .. } => key.check(),
+            KeyRequest::Psk { .. } => Ok(()),
+        }
+    }
 }
 
 /// The listener's answer to a [`KeyRequest`].
@@ -110,6 +127,8 @@ impl Algorithms {
 pub enum Credentials {
     /// A certificate.
     Certificates {
+        /// The key of the certificate.
+        key: KeyId,
         /// What its key can sign: TLS SignatureSchemes, the best first.
         schemes: Vec<u16>,
     },

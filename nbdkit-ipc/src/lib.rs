@@ -11,6 +11,7 @@ pub mod broker;
 mod channel;
 mod codec;
 pub mod der;
+pub mod ids;
 mod inherit;
 pub mod keys;
 pub mod messages;
@@ -27,6 +28,7 @@ pub mod x509;
 
 pub use broker::{FromBroker, FromBrokerLink, ToBroker, ToBrokerLink};
 pub use channel::{Channel, Received, RecvError, release_packet};
+pub use ids::{KeyId, StackId};
 pub use inherit::inherited;
 pub use messages::{FromSpawner, FromTemplate, FromWorker, ToSpawner, ToTemplate, ToWorker};
 pub use status::WorkerExit;
@@ -35,8 +37,8 @@ pub use status::WorkerExit;
 /// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS (`TlsPiece`, `Key` on all
 /// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner. 4: `Level` of a log record, the
 /// spawner as a program of its own, `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what
-/// the spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`.
-pub const VERSION: u32 = 5;
+/// the spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`. 6: `StackId` and `KeyId`.
+pub const VERSION: u32 = 6;
 
 /// Identifies the build: listener and worker must come from the same one.
 pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::StackId;
 use crate::keys::{KeyAnswer, KeyRequest, Tls, TlsPiece};
 use crate::status::WorkerExit;
 
@@ -130,11 +131,15 @@ pub enum FromTemplate {
     Serving {
         /// Which client.
         connection: u64,
+        /// The stack that serves it.
+        stack: StackId,
         /// The export's name as the client gave it: hostile.
         export: String,
     },
     /// There is a broker. At most once, before `Ready`. Descriptor: the listener's end of its channel.
     Broker {
+        /// The stack whose paths and endpoints it opens.
+        stack: StackId,
         /// Its process id.
         pid: i32,
         /// Every client will need it: workers get their channels with their clients.
@@ -151,6 +156,8 @@ pub enum FromWorker {
     Shutdown,
     /// The handshake is over and this export is being served.
     Serving {
+        /// The stack that serves it.
+        stack: StackId,
         /// The export's name as the client gave it: hostile.
         export: String,
     },
@@ -163,7 +170,10 @@ pub enum FromWorker {
     /// What TLS needs of the listener. Once, before `Serving`. Answer: `Key`.
     Key(KeyRequest),
     /// A channel to the broker is wanted. Answer: `Broker`.
-    Broker,
+    Broker {
+        /// The stack whose broker is meant.
+        stack: StackId,
+    },
 }
 
 /// Sent by the listener to a worker.
@@ -181,7 +191,10 @@ pub enum ToWorker {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToSpawner {
     /// Make a template, which enters service at once. Only if the setup says `replaces`. Answer: `Started` or `Failed`.
-    Start,
+    Start {
+        /// The stack that the template is to configure.
+        stack: StackId,
+    },
     /// First.
     Setup(SpawnerSetup),
     /// One of the messages that a template is configured with, up to `EnterService`, in order. After `Setup`.
@@ -222,11 +235,15 @@ pub enum FromSpawner {
     /// A template has been started and told everything up to `EnterService`. Descriptor: the listener's end of its
     /// control channel.
     Started {
+        /// The stack that it configures.
+        stack: StackId,
         /// Its process id.
         pid: i32,
     },
     /// No template could be started.
     Failed {
+        /// The stack that was asked for.
+        stack: StackId,
         /// Why.
         errno: i32,
     },
@@ -248,6 +265,8 @@ pub enum Purpose {
 /// What to load and how to serve it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configure {
+    /// The number of the stack.
+    pub stack: StackId,
     /// What for.
     pub purpose: Purpose,
     /// Short names or paths of filters, outermost first.
@@ -368,6 +387,8 @@ pub enum Applies {
 /// The answer to a configuration that went well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configured {
+    /// The stack that was configured.
+    pub stack: StackId,
     /// Only one client at a time (NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS).
     pub one_client: bool,
     /// How clients are to be divided.
@@ -401,6 +422,8 @@ pub struct EnterService {
 pub struct Serve {
     /// Its number, counted from 1.
     pub connection: u64,
+    /// The stack that is to serve it.
+    pub stack: StackId,
     /// Who it is.
     pub peer: Peer,
     /// The worker's end of a channel to the broker comes with it.
@@ -509,29 +532,59 @@ mod tests {
         );
         assert_eq!(first(encode(&FromTemplate::Shutdown)), 7);
         assert_eq!(first(encode(&FromWorker::Shutdown)), 1);
-        assert_eq!(first(encode(&FromWorker::Serving { export: String::new() })), 2);
+        assert_eq!(
+            first(encode(&FromWorker::Serving { stack: StackId::ONLY, export: String::new() })),
+            2
+        );
         assert_eq!(first(encode(&FromTemplate::Refused { syscall: 0 })), 8);
         assert_eq!(first(encode(&FromWorker::Refused { syscall: 0 })), 3);
-        let serving = FromTemplate::Serving { connection: 1, export: String::new() };
+        let serving =
+            FromTemplate::Serving { connection: 1, stack: StackId::ONLY, export: String::new() };
         assert_eq!(first(encode(&serving)), 10);
         assert_eq!(first(encode(&ToTemplate::Disconnect { connection: 1 })), 9);
-        assert_eq!(first(encode(&ToSpawner::Start)), 0);
+        assert_eq!(first(encode(&ToSpawner::Start { stack: StackId::ONLY })), 0);
         assert_eq!(first(encode(&ToSpawner::Know(Box::new(ToTemplate::ConfigureEnd)))), 2);
         assert_eq!(first(encode(&ToSpawner::SetupEnd)), 3);
         assert_eq!(first(encode(&ToSpawner::Follow { template: 1 })), 4);
-        assert_eq!(first(encode(&FromSpawner::Started { pid: 1 })), 0);
-        assert_eq!(first(encode(&FromSpawner::Failed { errno: 1 })), 1);
+        assert_eq!(first(encode(&FromSpawner::Started { stack: StackId::ONLY, pid: 1 })), 0);
+        assert_eq!(first(encode(&FromSpawner::Failed { stack: StackId::ONLY, errno: 1 })), 1);
         assert_eq!(first(encode(&ToWorker::Quiesce)), 0);
         let (request, answer) = (KeyRequest::Psk { identity: vec![] }, KeyAnswer::Denied);
         assert_eq!(encode(&request).unwrap()[0], 1);
         assert_eq!(encode(&answer).unwrap()[0], 2);
         assert_eq!(first(encode(&FromWorker::Key(request.clone()))), 4);
         assert_eq!(first(encode(&ToWorker::Key(answer.clone()))), 1);
-        assert_eq!(first(encode(&FromTemplate::Broker { pid: 1, always: false })), 11);
-        assert_eq!(first(encode(&FromWorker::Broker)), 5);
+        assert_eq!(
+            first(encode(&FromTemplate::Broker { stack: StackId::ONLY, pid: 1, always: false })),
+            11
+        );
+        assert_eq!(first(encode(&FromWorker::Broker { stack: StackId::ONLY })), 5);
         assert_eq!(first(encode(&ToWorker::Broker)), 2);
         assert_eq!(first(encode(&FromTemplate::Key { connection: 1, request })), 9);
         assert_eq!(first(encode(&ToTemplate::Key { connection: 1, answer })), 8);
+    }
+
+    /// Where the numbers of stacks and keys are. If these bytes change, so must `VERSION`.
+    #[test]
+    fn ids_keep_their_place() {
+        let (stack, key) = (StackId(7), crate::ids::KeyId(9));
+        let export = || "x".to_owned();
+        let name = [1, 0, 0, 0, 0, 0, 0, 0, b'x'];
+        let serving = encode(&FromWorker::Serving { stack, export: export() }).unwrap();
+        assert_eq!(serving, [&[2, 0, 0, 0, 7, 0, 0, 0][..], &name].concat());
+        let serving = FromTemplate::Serving { connection: 3, stack, export: export() };
+        let start = [10, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0];
+        assert_eq!(encode(&serving).unwrap(), [&start[..], &name].concat());
+        let broker = FromTemplate::Broker { stack, pid: 2, always: true };
+        assert_eq!(encode(&broker).unwrap(), [11, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0, 0, 1]);
+        assert_eq!(encode(&FromWorker::Broker { stack }).unwrap(), [5, 0, 0, 0, 7, 0, 0, 0]);
+        assert_eq!(encode(&ToSpawner::Start { stack }).unwrap(), [0, 0, 0, 0, 7, 0, 0, 0]);
+        let started = FromSpawner::Started { stack, pid: 2 };
+        assert_eq!(encode(&started).unwrap(), [0, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0, 0]);
+        let request = KeyRequest::Sign { key, scheme: 0x0807, message: vec![b'A'] };
+        let start = [4, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 7, 8];
+        let sign = encode(&FromWorker::Key(request)).unwrap();
+        assert_eq!(sign, [&start[..], &[1, 0, 0, 0, 0, 0, 0, 0, b'A']].concat());
     }
 
     #[test]

@@ -38,6 +38,38 @@ pub fn name(message: &FromTemplate) -> &'static str {
     }
 }
 
+/// Checks the stack and the key that a message of the template names.
+///
+/// # Errors
+/// The violation, for the log.
+pub fn check_ids(message: &FromTemplate) -> Result<(), &'static str> {
+    match message {
+        FromTemplate::Configured(configured) => configured.stack.check(),
+        FromTemplate::Serving { stack, .. } | FromTemplate::Broker { stack, .. } => stack.check(),
+        FromTemplate::Key { request, .. } => request.check_id(),
+        FromTemplate::Hello(_)
+        | FromTemplate::Failed
+        | FromTemplate::Log(_)
+        | FromTemplate::Ready
+        | FromTemplate::Forked { .. }
+        | FromTemplate::Exited { .. }
+        | FromTemplate::Shutdown
+        | FromTemplate::Refused { .. } => Ok(()),
+    }
+}
+
+/// Checks the stack and the key that a message of a worker names.
+///
+/// # Errors
+/// The violation, for the log.
+pub fn check_worker_ids(message: &FromWorker) -> Result<(), &'static str> {
+    match message {
+        FromWorker::Serving { stack, .. } | FromWorker::Broker { stack } => stack.check(),
+        FromWorker::Key(request) => request.check_id(),
+        FromWorker::Log(_) | FromWorker::Shutdown | FromWorker::Refused { .. } => Ok(()),
+    }
+}
+
 impl Phase {
     /// The phase after `message`; `None` if it may not be said now.
     pub fn after(self, message: &FromTemplate) -> Option<Phase> {
@@ -103,7 +135,7 @@ pub fn worker_message(message: &FromWorker) -> &'static str {
         FromWorker::Serving { .. } => "Serving",
         FromWorker::Refused { .. } => "Refused",
         FromWorker::Key(_) => "Key",
-        FromWorker::Broker => "Broker",
+        FromWorker::Broker { .. } => "Broker",
     }
 }
 
@@ -118,12 +150,12 @@ impl WorkerPhase {
             // At any time: another thread may speak between the last words and the end.
             (FromWorker::Log(_) | FromWorker::Shutdown, _) => Some(self),
             // How often is counted: see `Brokers`.
-            (FromWorker::Broker, Handshake | Keyed | Serving) => Some(self),
+            (FromWorker::Broker { .. }, Handshake | Keyed | Serving) => Some(self),
             (
                 FromWorker::Key(_)
                 | FromWorker::Serving { .. }
                 | FromWorker::Refused { .. }
-                | FromWorker::Broker,
+                | FromWorker::Broker { .. },
                 _,
             ) => None,
         }
@@ -148,8 +180,9 @@ impl Brokers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{KeyId, StackId};
     use crate::keys::KeyRequest;
-    use crate::messages::Hello;
+    use crate::messages::{Configured, Hello, Isolation};
 
     #[test]
     fn out_of_phase_messages_are_refused() {
@@ -157,7 +190,8 @@ mod tests {
         assert_eq!(Phase::ExpectHello.after(&forked), None);
         assert_eq!(Phase::ExpectConfigured.after(&forked), None);
         assert_eq!(Phase::Serving.after(&forked), Some(Phase::Serving));
-        let serving = FromTemplate::Serving { connection: 1, export: String::new() };
+        let serving =
+            FromTemplate::Serving { connection: 1, stack: StackId::ONLY, export: String::new() };
         assert_eq!(Phase::ExpectReady.after(&serving), None);
         assert_eq!(Phase::Serving.after(&serving), Some(Phase::Serving));
         assert_eq!(Phase::Serving.after(&FromTemplate::Ready), None);
@@ -171,7 +205,7 @@ mod tests {
     #[test]
     fn a_key_is_asked_for_once_and_before_transmission() {
         let key = FromWorker::Key(KeyRequest::Psk { identity: vec![] });
-        let serving = FromWorker::Serving { export: String::new() };
+        let serving = FromWorker::Serving { stack: StackId::ONLY, export: String::new() };
         let keyed = WorkerPhase::default().after(&key);
         assert_eq!(keyed, Some(WorkerPhase::Keyed));
         assert_eq!(keyed.and_then(|phase| phase.after(&key)), None);
@@ -183,14 +217,15 @@ mod tests {
 
     #[test]
     fn a_broker_is_announced_before_ready_and_asked_for_eight_times() {
-        let broker = FromTemplate::Broker { pid: 2, always: true };
+        let broker = FromTemplate::Broker { stack: StackId::ONLY, pid: 2, always: true };
         assert_eq!(Phase::ExpectReady.after(&broker), Some(Phase::ExpectReady));
         assert_eq!(Phase::Configured.after(&broker), None);
         assert_eq!(Phase::Serving.after(&broker), None);
+        let wanted = FromWorker::Broker { stack: StackId::ONLY };
         for phase in [WorkerPhase::Handshake, WorkerPhase::Keyed, WorkerPhase::Serving] {
-            assert_eq!(phase.after(&FromWorker::Broker), Some(phase));
+            assert_eq!(phase.after(&wanted), Some(phase));
         }
-        assert_eq!(WorkerPhase::Refused.after(&FromWorker::Broker), None);
+        assert_eq!(WorkerPhase::Refused.after(&wanted), None);
         let mut brokers = Brokers::default();
         for _ in 0..Brokers::MOST {
             brokers = brokers.after_one_more().unwrap();
@@ -199,10 +234,47 @@ mod tests {
     }
 
     #[test]
+    fn a_stack_or_key_that_does_not_exist_is_refused() {
+        let sign = |id| KeyRequest::Sign { key: KeyId(id), scheme: 0, message: vec![] };
+        let export = String::new;
+        for id in [0, 1, u32::MAX] {
+            let stack = StackId(id);
+            let configured = Configured {
+                stack,
+                one_client: false,
+                isolation: Isolation::Connection,
+                replaceable: true,
+                may_shutdown: false,
+                programs: false,
+                undeclared: false,
+            };
+            for message in [
+                FromTemplate::Configured(configured),
+                FromTemplate::Serving { connection: 1, stack, export: export() },
+                FromTemplate::Broker { stack, pid: 2, always: true },
+                FromTemplate::Key { connection: 1, request: sign(id) },
+            ] {
+                assert_eq!(check_ids(&message).is_ok(), id == 0, "{message:?}");
+            }
+            for message in [
+                FromWorker::Serving { stack, export: export() },
+                FromWorker::Broker { stack },
+                FromWorker::Key(sign(id)),
+            ] {
+                assert_eq!(check_worker_ids(&message).is_ok(), id == 0, "{message:?}");
+            }
+        }
+    }
+
+    #[test]
     fn last_words_are_the_last() {
         let refused = FromWorker::Refused { syscall: 1 };
         assert_eq!(WorkerPhase::Serving.after(&refused), Some(WorkerPhase::Refused));
         assert_eq!(WorkerPhase::Refused.after(&refused), None);
-        assert_eq!(WorkerPhase::Refused.after(&FromWorker::Serving { export: "".into() }), None);
+        assert_eq!(
+            WorkerPhase::Refused
+                .after(&FromWorker::Serving { stack: StackId::ONLY, export: "".into() }),
+            None
+        );
     }
 }

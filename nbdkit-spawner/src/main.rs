@@ -26,8 +26,8 @@ use nbdkit_ipc::messages::SpawnerSetup;
 use nbdkit_ipc::process::{close_all_but, exit_now, fork};
 use nbdkit_ipc::program::Program;
 use nbdkit_ipc::{
-    Channel, FromSpawner, FromTemplate, Received, RecvError, ToSpawner, ToTemplate, inherited,
-    private, title,
+    Channel, FromSpawner, FromTemplate, Received, RecvError, StackId, ToSpawner, ToTemplate,
+    inherited, private, title,
 };
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -109,7 +109,7 @@ fn learn(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
             ToSpawner::SetupEnd => break,
             ToSpawner::Setup(_)
             | ToSpawner::Know(_)
-            | ToSpawner::Start
+            | ToSpawner::Start { .. }
             | ToSpawner::Follow { .. } => {
                 return None;
             }
@@ -134,7 +134,9 @@ impl Spawner {
     fn serve(&self, link: &Link) -> ExitCode {
         loop {
             match receive(link) {
-                Some(ToSpawner::Start) if self.replaces => self.answer(link),
+                Some(ToSpawner::Start { stack: StackId::ONLY }) if self.replaces => {
+                    self.answer(link)
+                }
                 Some(ToSpawner::Follow { template }) => {
                     cgroup::follow(self.listener, Pid::from_raw(template));
                 }
@@ -143,7 +145,7 @@ impl Spawner {
                     ToSpawner::Setup(_)
                     | ToSpawner::Know(_)
                     | ToSpawner::SetupEnd
-                    | ToSpawner::Start,
+                    | ToSpawner::Start { .. },
                 ) => return ExitCode::FAILURE,
                 // The listener is gone.
                 None => return ExitCode::SUCCESS,
@@ -165,9 +167,10 @@ impl Spawner {
             Ok(None) => {
                 let started = end_with(spawner).and_then(|()| self.start());
                 let _ = match started {
-                    Ok((pid, theirs)) => {
-                        link.send(&FromSpawner::Started { pid: pid.as_raw() }, &[theirs.as_fd()])
-                    }
+                    Ok((pid, theirs)) => link.send(
+                        &FromSpawner::Started { stack: StackId::ONLY, pid: pid.as_raw() },
+                        &[theirs.as_fd()],
+                    ),
                     Err(error) => link.send(&failure(&error), &[]),
                 };
                 exit_now(0)
@@ -200,7 +203,7 @@ fn await_answer(maker: Pid, link: &Link) {
 }
 
 fn failure(error: &io::Error) -> FromSpawner {
-    FromSpawner::Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) }
+    FromSpawner::Failed { stack: StackId::ONLY, errno: error.raw_os_error().unwrap_or(libc::EIO) }
 }
 
 /// Has this process killed when its parent ends, which may have happened.
@@ -236,6 +239,6 @@ mod tests {
         assert!(matches!(listeners.try_recv(), Err(RecvError::Empty)));
         await_answer(maker("kill -9 $$"), &link);
         let message = listeners.try_recv().unwrap().message;
-        assert_eq!(message, FromSpawner::Failed { errno: libc::EINTR });
+        assert_eq!(message, FromSpawner::Failed { stack: StackId::ONLY, errno: libc::EINTR });
     }
 }

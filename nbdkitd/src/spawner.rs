@@ -16,7 +16,7 @@ use std::path::Path;
 use nbdkit_ipc::messages::{EnterService, SpawnerSetup};
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::program::{Program, signals_of_all};
-use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, ToSpawner, ToTemplate};
+use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, StackId, ToSpawner, ToTemplate};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -131,7 +131,7 @@ impl Spawner {
     /// # Errors
     /// It has ended.
     pub(crate) fn ask(&self) -> io::Result<()> {
-        self.link.try_send(&ToSpawner::Start, &[])
+        self.link.try_send(&ToSpawner::Start { stack: StackId::ONLY }, &[])
     }
 
     /// Has it move itself and the template, and what descends from that, to the listener's control groups.
@@ -142,18 +142,23 @@ impl Spawner {
     /// What it has answered.
     pub(crate) fn receive(&self) -> Answer {
         match self.link.try_recv() {
-            Ok(Received { message: FromSpawner::Started { pid }, fds, .. }) => {
-                match <[_; 1]>::try_from(fds) {
-                    Ok([fd]) => Answer::Template(Box::new(Template::adopt(pid, fd))),
-                    Err(_) => Answer::Gone,
-                }
-            }
-            Ok(Received { message: FromSpawner::Failed { errno }, .. }) => Answer::Failed(format!(
+            Ok(Received {
+                message: FromSpawner::Started { stack: StackId::ONLY, pid },
+                fds,
+                ..
+            }) => match <[_; 1]>::try_from(fds) {
+                Ok([fd]) => Answer::Template(Box::new(Template::adopt(pid, fd))),
+                Err(_) => Answer::Gone,
+            },
+            Ok(Received {
+                message: FromSpawner::Failed { stack: StackId::ONLY, errno }, ..
+            }) => Answer::Failed(format!(
                 "cannot start a template: {}",
                 words(Errno::from_raw(errno))
             )),
             Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => Answer::Nothing,
-            Err(_) => Answer::Gone,
+            // Its answers about a stack that it was not asked for have no meaning, either.
+            Ok(_) | Err(_) => Answer::Gone,
         }
     }
 

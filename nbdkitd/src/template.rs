@@ -19,7 +19,7 @@ use nbdkit_ipc::keys::{Credentials, TlsPiece};
 use nbdkit_ipc::messages::{self, Configure, EnterService, Hello, Parameter, Purpose, Serve};
 use nbdkit_ipc::phase::{self, Phase};
 use nbdkit_ipc::program::{self, Program};
-use nbdkit_ipc::{Channel, FromTemplate, RecvError, ToTemplate, title};
+use nbdkit_ipc::{Channel, FromTemplate, RecvError, StackId, ToTemplate, title};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -67,6 +67,7 @@ impl Recipe {
     ) -> Recipe {
         let protocol = &options.protocol;
         let configure = Configure {
+            stack: StackId::ONLY,
             purpose,
             filters: stack.filters.clone(),
             plugin: stack.plugin.clone(),
@@ -443,6 +444,9 @@ impl Template {
         {
             return Incoming::Violation(why);
         }
+        if let Err(what) = phase::check_ids(&received.message) {
+            return Incoming::Violation(what.to_owned());
+        }
         self.phase = next;
         self.failed |= received.message == FromTemplate::Failed;
         Incoming::Message(received.message, received.fds)
@@ -508,6 +512,10 @@ mod tests {
         assert!(matches!(template.receive(), Incoming::Violation(why) if why.contains("Hello")));
         other.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
         assert!(matches!(template.receive(), Incoming::Message(FromTemplate::Hello(_), _)));
+        template.phase = Phase::Serving;
+        let serving = FromTemplate::Serving { connection: 1, stack: StackId(1), export: "".into() };
+        other.send(&serving, &[]).unwrap();
+        assert!(matches!(template.receive(), Incoming::Violation(why) if why.contains("stack")));
         drop(other);
         assert!(matches!(template.receive(), Incoming::Closed));
     }
@@ -529,6 +537,7 @@ mod tests {
         }
         let serve = Serve {
             broker: false,
+            stack: StackId::ONLY,
             connection: 1,
             peer: messages::Peer {
                 address: messages::PeerAddress::Unix,

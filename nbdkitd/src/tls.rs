@@ -20,6 +20,7 @@ mod transcript;
 use std::path::Path;
 
 use jiff::Timestamp;
+use nbdkit_ipc::KeyId;
 use nbdkit_ipc::keys::{Algorithms, Credentials, MAX_PIECE, PieceKind, TlsPiece};
 use nix::sys::prctl;
 
@@ -136,7 +137,7 @@ fn with_certificates(
             require: mode == TlsMode::Require,
             verify_peer,
             enforce_crl_expiry: options.crl_expiry == CrlExpiry::Enforce,
-            credentials: Credentials::Certificates { schemes },
+            credentials: Credentials::Certificates { key: KeyId::ONLY, schemes },
             algorithms,
         },
         pieces,

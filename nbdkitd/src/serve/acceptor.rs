@@ -15,6 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
 use mio::{Interest, Token};
+use nbdkit_ipc::StackId;
 use nbdkit_ipc::messages::{Isolation, Peer, Serve};
 use nix::errno::Errno;
 
@@ -348,7 +349,8 @@ impl Acceptor {
 
     /// Makes a client the next connection. [`send_pending`](Self::send_pending) sends it as soon as the template takes it.
     pub(super) fn set_pending(&mut self, peer: Peer, fds: Vec<OwnedFd>) {
-        let serve = Serve { connection: self.next_connection(), peer, broker: false };
+        let serve =
+            Serve { connection: self.next_connection(), stack: StackId::ONLY, peer, broker: false };
         self.pending = Some(Pending { serve, fds, link: None });
     }
 
@@ -379,7 +381,8 @@ impl Acceptor {
             }
         }
         self.backoff.reset();
-        let Pending { serve: Serve { connection, peer, broker }, mut fds, link } = pending;
+        let Pending { serve: Serve { connection, stack: _, peer, broker }, mut fds, link } =
+            pending;
         // Behind the worker's ends of its channels. The two of `-s` are of no use to another template.
         let client = fds.pop().filter(|_| link.is_some() && fds.len() == 1 + usize::from(broker));
         // The worker's end of its channel: the channel is to be closed when the worker ends.

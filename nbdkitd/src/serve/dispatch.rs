@@ -78,14 +78,14 @@ impl Server {
                 Ok(())
             }
             FromTemplate::Shutdown => Err(UNDECLARED_SHUTDOWN),
-            FromTemplate::Serving { connection, export } => {
+            FromTemplate::Serving { connection, stack: _, export } => {
                 self.serving_shared(connection, export).map_err(Violation::text)
             }
             FromTemplate::Refused { syscall } => {
                 self.report_refused_template(syscall);
                 Ok(())
             }
-            FromTemplate::Broker { pid, always } => {
+            FromTemplate::Broker { stack: _, pid, always } => {
                 let stage = self.shutdown.stage();
                 self.slot.install_broker(pid, always, fds, stage, &self.workers, &self.context)
             }
@@ -201,12 +201,12 @@ impl Server {
             FromWorker::Shutdown if self.slot.may_shutdown() => self.stop(0),
             FromWorker::Shutdown => return Err(UNDECLARED_SHUTDOWN),
             FromWorker::Refused { syscall } => self.report_refused_worker(number, syscall),
-            FromWorker::Broker => {
+            FromWorker::Broker { stack: _ } => {
                 let stage = self.shutdown.stage();
                 self.slot.request_broker(number, stage, &mut self.workers, &self.context)?;
             }
             FromWorker::Key(request) => self.queue_signature(number, request)?,
-            FromWorker::Serving { export } => {
+            FromWorker::Serving { stack: _, export } => {
                 self.workers.serving(number, export).map_err(Violation::text)?;
             }
         }

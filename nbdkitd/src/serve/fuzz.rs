@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use nbdkit_ipc::messages::{Configured, Isolation, Peer, PeerAddress, Purpose};
-use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker};
+use nbdkit_ipc::{Channel, FromTemplate, FromWorker, StackId, ToTemplate, ToWorker};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
@@ -67,6 +67,7 @@ impl Listener {
         server.slot.set(Template::new(NOBODY, link, Origin::Rebuild));
         let isolation = if shared { Isolation::Shared } else { Isolation::Connection };
         server.slot.set_configured(Configured {
+            stack: StackId::ONLY,
             one_client: false,
             isolation,
             replaceable: true,

@@ -236,6 +236,7 @@ impl Server {
 /// disk's size, may change: it is the next client's.
 fn refused_change(before: &Configured, now: &Configured) -> Option<&'static str> {
     let Configured {
+        stack: _,
         isolation,
         may_shutdown,
         one_client: _,

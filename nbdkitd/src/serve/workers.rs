@@ -21,7 +21,7 @@ use std::time::Instant;
 use mio::{Interest, Token};
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
 use nbdkit_ipc::messages::{Isolation, LogRecord, Peer};
-use nbdkit_ipc::phase::worker_message;
+use nbdkit_ipc::phase::{check_worker_ids, worker_message};
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::{Channel, FromWorker, RecvError, ToWorker};
 use nix::errno::Errno;
@@ -174,6 +174,9 @@ impl Workers {
             let name = worker_message(&message);
             return Incoming::Violation(format!("unexpected {name} in phase {phase:?}").into());
         };
+        if let Err(what) = check_worker_ids(&message) {
+            return Incoming::Violation(what.into());
+        }
         connection.phase = next;
         Incoming::Message(message)
     }

@@ -57,7 +57,7 @@ impl Keys {
     /// What it asks no honest worker would; which, for the log.
     pub(crate) fn check(&self, request: KeyRequest) -> Result<Checked, &'static str> {
         match (self, request) {
-            (Keys::Certificate(key), KeyRequest::Sign { scheme, message }) => {
+            (Keys::Certificate(key), KeyRequest::Sign { key: _, scheme, message }) => {
                 check(&**key, scheme, message)
             }
             (Keys::Psk(file), KeyRequest::Psk { identity }) => {
@@ -108,6 +108,7 @@ pub(super) fn schemes(key: &dyn SigningKey) -> Vec<u16> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use nbdkit_ipc::KeyId;
     use rustls::crypto::ring::sign::any_supported_type;
     use rustls::pki_types::PrivateKeyDer;
 
@@ -130,7 +131,8 @@ pub(super) mod tests {
     }
 
     fn ask(scheme: SignatureScheme, message: Vec<u8>) -> Result<KeyAnswer, &'static str> {
-        let checked = keys().check(KeyRequest::Sign { scheme: scheme.into(), message });
+        let checked =
+            keys().check(KeyRequest::Sign { key: KeyId::ONLY, scheme: scheme.into(), message });
         checked.map(Checked::answer)
     }
 

@@ -334,7 +334,7 @@ mod tests {
     use super::*;
     use crate::serve::fuzz::Listener;
     use nbdkit_ipc::messages::{Configured, Hello, Isolation};
-    use nbdkit_ipc::{FromTemplate, FromWorker, ToTemplate};
+    use nbdkit_ipc::{FromTemplate, FromWorker, StackId, ToTemplate};
 
     type TemplatesEnd = Channel<FromTemplate, ToTemplate>;
     type BrokersEnd = Channel<FromBrokerLink, ToBrokerLink>;
@@ -342,6 +342,7 @@ mod tests {
     /// Sends what a template sends before it is ready, with a broker.
     fn enters_service(template: &TemplatesEnd) -> BrokersEnd {
         let configured = Configured {
+            stack: StackId::ONLY,
             one_client: false,
             isolation: Isolation::Connection,
             replaceable: true,
@@ -353,13 +354,16 @@ mod tests {
         template.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
         template.send(&FromTemplate::Configured(configured), &[]).unwrap();
         template
-            .send(&FromTemplate::Broker { pid: i32::MAX - 1, always: true }, &[listeners.as_fd()])
+            .send(
+                &FromTemplate::Broker { stack: StackId::ONLY, pid: i32::MAX - 1, always: true },
+                &[listeners.as_fd()],
+            )
             .unwrap();
         broker
     }
 
     fn asks(listener: &mut Listener, worker: usize) {
-        listener.workers[worker].send(&FromWorker::Broker, &[]).unwrap();
+        listener.workers[worker].send(&FromWorker::Broker { stack: StackId::ONLY }, &[]).unwrap();
         listener.turn();
     }
 
@@ -401,7 +405,8 @@ mod tests {
         let mut listener = Listener::new(1, false).unwrap();
         let _broker = enters_service(&listener.template);
         let (another, _end) = Channel::<ToBrokerLink, FromBrokerLink>::pair().unwrap();
-        let message = FromTemplate::Broker { pid: i32::MAX - 2, always: false };
+        let message =
+            FromTemplate::Broker { stack: StackId::ONLY, pid: i32::MAX - 2, always: false };
         listener.template.send(&message, &[another.as_fd()]).unwrap();
         listener.turn();
         assert!(listener.server.slot.template.as_ref().is_some_and(Template::is_explained));
