@@ -38,11 +38,11 @@ pub(crate) const OWN_TIME: Duration = Duration::from_millis(250);
 
 /// How many clients the template may have been sent for which it has named no worker. It makes one after the other; those
 /// behind wait where a newcomer can be put before them.
-const MOST_UNNAMED: usize = 16;
+const MOST_UNFORKED: usize = 16;
 
 /// Fewest places of which one peer gets no more than half if `--max-connections-per-peer` is not given: an operator who
 /// makes fewer has counted the clients.
-const PLACES_TO_DIVIDE: usize = 128;
+const SLOTS_TO_DIVIDE: usize = 128;
 
 /// When all places are taken, a handshake that has taken so long gives its place up.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -83,9 +83,9 @@ pub(crate) enum Decision {
     /// It is served.
     Admit,
     /// It is served, and this connection, whose handshake is not over, ends.
-    Instead(u64),
+    Evict(u64),
     /// It waits: not before this; `None` until a connection changes.
-    Later(Option<Instant>),
+    Wait(Option<Instant>),
 }
 
 /// See the module's text.
@@ -115,7 +115,7 @@ impl Admission {
         Admission {
             total,
             per_peer: per_peer.map(limit),
-            half: total.filter(|total| *total >= PLACES_TO_DIVIDE).map(|total| total / 2),
+            half: total.filter(|total| *total >= SLOTS_TO_DIVIDE).map(|total| total / 2),
             handshakes,
             share: handshakes / 2,
             quota: Quota::new(LINES.0, LINES.1, now),
@@ -143,17 +143,17 @@ impl Admission {
 
     /// Whether all places are taken, so that clients wait in the kernel's queue.
     pub(crate) fn is_full(&self, connections: &Connections, now: Instant) -> bool {
-        self.all_taken(connections) && overdue(connections).is_none_or(|(at, _)| at > now)
+        self.all_slots_taken(connections) && overdue(connections).is_none_or(|(at, _)| at > now)
     }
 
     /// When a place comes free that is taken by a handshake under way, if all are taken.
-    pub(crate) fn next_place(&self, connections: &Connections) -> Option<Instant> {
-        overdue(connections).filter(|_| self.all_taken(connections)).map(|(at, _)| at)
+    pub(crate) fn next_slot(&self, connections: &Connections) -> Option<Instant> {
+        overdue(connections).filter(|_| self.all_slots_taken(connections)).map(|(at, _)| at)
     }
 
-    fn all_taken(&self, connections: &Connections) -> bool {
+    fn all_slots_taken(&self, connections: &Connections) -> bool {
         // Those who gave way have a place until they are gone, but not for long.
-        let staying = |total| connections.iter().filter(|(_, it)| !it.gave_way).count() >= total;
+        let staying = |total| connections.iter().filter(|(_, it)| !it.evicted).count() >= total;
         self.total.is_some_and(|total| connections.len() >= total && staying(total))
     }
 
@@ -189,7 +189,7 @@ impl Admission {
                 self.per_peer.unwrap_or(self.half)
             }
         };
-        let served = || connections.iter().filter(|(_, it)| !it.gave_way && it.key == key).count();
+        let served = || connections.iter().filter(|(_, it)| !it.evicted && it.key == key).count();
         most.is_some_and(|most| waiting.count(key) + served() >= most)
     }
 
@@ -216,15 +216,15 @@ impl Admission {
         key: PeerKey,
         now: Instant,
     ) -> Decision {
-        if self.all_taken(connections) {
+        if self.all_slots_taken(connections) {
             return match overdue(connections) {
-                Some((at, number)) if at <= now => Decision::Instead(number),
-                Some((at, _)) => Decision::Later(Some(at)),
-                None => Decision::Later(None),
+                Some((at, number)) if at <= now => Decision::Evict(number),
+                Some((at, _)) => Decision::Wait(Some(at)),
+                None => Decision::Wait(None),
             };
         }
-        if handshakes.unnamed >= MOST_UNNAMED {
-            return Decision::Later(None);
+        if handshakes.unforked >= MOST_UNFORKED {
+            return Decision::Wait(None);
         }
         let own = handshakes.count(key);
         if let Some(it) = handshakes.of_peer.get(&key)
@@ -240,8 +240,8 @@ impl Admission {
         let old_enough = handshakes.of_peer.values().filter(|it| due(it) <= now);
         let victim = old_enough.max_by_key(|it| (it.count, std::cmp::Reverse(it.oldest)));
         match victim {
-            Some(it) => Decision::Instead(it.oldest),
-            None => Decision::Later(handshakes.of_peer.values().map(due).min()),
+            Some(it) => Decision::Evict(it.oldest),
+            None => Decision::Wait(handshakes.of_peer.values().map(due).min()),
         }
     }
 }
@@ -252,7 +252,7 @@ fn handshakes(total: usize) -> usize {
 }
 
 fn at_its_time(at: Instant, number: u64, now: Instant) -> Decision {
-    if at <= now { Decision::Instead(number) } else { Decision::Later(Some(at)) }
+    if at <= now { Decision::Evict(number) } else { Decision::Wait(Some(at)) }
 }
 
 /// The unfinished handshakes of a peer. There is at least one.
@@ -268,15 +268,15 @@ struct Handshakes {
     of_peer: BTreeMap<PeerKey, OfPeer>,
     all: usize,
     /// Those whose worker the template has yet to name: it has more clients than it makes workers for.
-    unnamed: usize,
+    unforked: usize,
 }
 
 impl Handshakes {
     fn of(connections: &Connections) -> Handshakes {
-        let mut found = Handshakes { of_peer: BTreeMap::new(), all: 0, unnamed: 0 };
+        let mut found = Handshakes { of_peer: BTreeMap::new(), all: 0, unforked: 0 };
         for (number, it) in connections.iter() {
-            found.unnamed += usize::from(it.is_unnamed());
-            if !it.gave_way && it.is_in_handshake() {
+            found.unforked += usize::from(it.awaits_fork());
+            if !it.evicted && it.is_in_handshake() {
                 let new = OfPeer { count: 0, oldest: number, since: it.since };
                 found.of_peer.entry(it.key).or_insert(new).count += 1;
                 found.all += 1;
@@ -294,7 +294,7 @@ impl Handshakes {
 fn overdue(connections: &Connections) -> Option<(Instant, u64)> {
     connections
         .iter()
-        .find(|(_, it)| !it.gave_way && it.is_in_handshake())
+        .find(|(_, it)| !it.evicted && it.is_in_handshake())
         .map(|(number, it)| (it.since + PATIENCE, number))
 }
 

@@ -36,7 +36,7 @@ pub(crate) fn confine(log: &Log) -> Result<(), String> {
         return Ok(());
     }
     log.keep_last_words_ready();
-    refusal::report().map_err(|errno| format!("sigaction: SIGSYS: {}", crate::words(errno)))?;
+    refusal::report().map_err(|errno| format!("sigaction: SIGSYS: {}", crate::strerror(errno)))?;
     compile(&[policy::LISTENER], Action::Trap, Action::Allow)
         .and_then(|filter| install(&filter))
         .map_err(|error| error.to_string())

@@ -50,9 +50,9 @@ pub(crate) struct Connection {
     /// When it was handed over.
     pub(crate) since: Instant,
     /// It was told to end because another client's handshake needs the place.
-    pub(crate) gave_way: bool,
+    pub(crate) evicted: bool,
     /// Its worker is to be killed, which may not be known yet.
-    pub(crate) doomed: bool,
+    pub(crate) kill_requested: bool,
     /// The template that it was handed to has ended.
     pub(crate) orphan: bool,
     /// The client's socket, kept for another template until a worker is known to have it.
@@ -66,7 +66,7 @@ impl Connection {
     }
 
     /// Whether the template has yet to make its worker, or to say so.
-    pub(crate) fn is_unnamed(&self) -> bool {
+    pub(crate) fn awaits_fork(&self) -> bool {
         self.has_worker && self.pid.is_none() && !self.orphan
     }
 
@@ -160,8 +160,8 @@ impl Connections {
             signed_for: false,
             export: None,
             since: now,
-            gave_way: false,
-            doomed: false,
+            evicted: false,
+            kill_requested: false,
             orphan: false,
             client,
         };

@@ -86,7 +86,7 @@ fn wait(program: &str, server: Pid, outcome: OwnedFd) -> ExitCode {
 /// Which call failed.
 pub(crate) fn leave_terminal(keep_stderr: bool) -> Result<(), String> {
     let failed = |call: &'static str| {
-        move |errno: nix::errno::Errno| format!("{call}: {}", crate::words(errno))
+        move |errno: nix::errno::Errno| format!("{call}: {}", crate::strerror(errno))
     };
     nix::unistd::setsid().map_err(failed("setsid"))?;
     nix::unistd::chdir("/").map_err(failed("chdir: /"))?;
@@ -105,7 +105,7 @@ pub(crate) fn release_standard_streams() -> Result<(), String> {
     let null = open_null()?;
     nix::unistd::dup2_stdin(&null)
         .and_then(|()| nix::unistd::dup2_stdout(&null))
-        .map_err(|errno| format!("dup2: {}", crate::words(errno)))
+        .map_err(|errno| format!("dup2: {}", crate::strerror(errno)))
 }
 
 fn open_null() -> Result<File, String> {

@@ -14,7 +14,7 @@ use crate::cli::parse::{Environment, parse};
 use crate::cli::uri;
 use crate::log::{Speaker, format_line};
 pub use crate::serve::fuzz::Listener;
-use crate::template::Recipe;
+use crate::template::TemplateSpec;
 pub use crate::tls::{is_key_file, is_signed};
 
 /// Parses a command line in an environment that the arguments are to describe completely: `files` are the parameter
@@ -39,8 +39,8 @@ pub fn command_line(
     let CommandLine { action, options, .. } = command;
     let mut printed = Vec::new();
     if let Action::Serve { stack, service } = action {
-        let recipe = Recipe::new(&stack, &options, Purpose::Serve, true, None);
-        let _ = (recipe.stack(), recipe.repeatable());
+        let spec = TemplateSpec::new(&stack, &options, Purpose::Serve, true, None);
+        let _ = (spec.stack(), spec.repeatable());
         let endpoint = service.endpoint(Path::new("/private"));
         if let Some(endpoint) = endpoint {
             let mode = options.tls.mode.unwrap_or(TlsMode::Off);

@@ -53,7 +53,7 @@ use cli::{build_info, options};
 use daemon::Forked;
 use log::Log;
 use serve::{End, FirstStart, Plan, Server};
-use template::Recipe;
+use template::TemplateSpec;
 
 /// The program.
 pub fn main() -> ExitCode {
@@ -136,7 +136,7 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     } else {
         None
     };
-    let recipe = Recipe::new(&stack, &options, purpose, !single, tls.as_ref());
+    let spec = TemplateSpec::new(&stack, &options, purpose, !single, tls.as_ref());
     let plugin = plugin_name(&stack);
     let first = Some(FirstStart { adopted });
     let plan = Plan {
@@ -147,7 +147,7 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
         listener_user,
         report,
         streams,
-        recipe,
+        spec,
         plugin,
         tls,
         unprotected,
@@ -216,7 +216,7 @@ fn errno_text(error: &io::Error) -> String {
 }
 
 /// The same for an error of nix, whose own words are not always those of the C library.
-fn words(errno: Errno) -> String {
+fn strerror(errno: Errno) -> String {
     errno_text(&io::Error::from(errno))
 }
 
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn errors_are_in_the_words_of_the_c_library() {
-        assert_eq!(words(Errno::EBADF), "Bad file descriptor");
+        assert_eq!(strerror(Errno::EBADF), "Bad file descriptor");
         assert_eq!(
             errno_text(&io::Error::from_raw_os_error(libc::ENOENT)),
             "No such file or directory"

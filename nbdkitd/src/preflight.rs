@@ -12,7 +12,7 @@ use nix::unistd::{Pid, getppid};
 /// The parent is gone already.
 pub(crate) fn exit_with_parent(parent: Pid) -> Result<(), String> {
     prctl::set_pdeathsig(Signal::SIGTERM)
-        .map_err(|errno| format!("prctl: PR_SET_PDEATHSIG: {}", crate::words(errno)))?;
+        .map_err(|errno| format!("prctl: PR_SET_PDEATHSIG: {}", crate::strerror(errno)))?;
     // It may have ended before the kernel knew that we care.
     if getppid() != parent {
         return Err("--exit-with-parent: the parent process has exited already".to_owned());

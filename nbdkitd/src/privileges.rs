@@ -86,7 +86,7 @@ pub(crate) fn empty_bounding_set() -> Result<(), String> {
 pub(crate) fn leave_root(account: Account) -> Result<(), NotLeft> {
     let Account { user, group } = account;
     let other = |call: &'static str| {
-        move |errno: Errno| NotLeft::Failed(format!("{call}: {}", crate::words(errno)))
+        move |errno: Errno| NotLeft::Failed(format!("{call}: {}", crate::strerror(errno)))
     };
     // Capabilities would go with the uid.
     prctl::set_keepcaps(true).map_err(other("prctl: PR_SET_KEEPCAPS"))?;
@@ -107,7 +107,7 @@ fn check(account: Account) -> Result<(), String> {
         return Err("root's user id could be regained".to_owned());
     }
     let (uids, gids) =
-        getresuid().and_then(|uids| Ok((uids, getresgid()?))).map_err(crate::words)?;
+        getresuid().and_then(|uids| Ok((uids, getresgid()?))).map_err(crate::strerror)?;
     let is_other = [uids.real, uids.effective, uids.saved] == [account.user; 3]
         && [gids.real, gids.effective, gids.saved] == [account.group; 3]
         && prctl::get_dumpable() == Ok(false);

@@ -42,7 +42,7 @@ use crate::identity::{Identity, ListenerUser};
 use crate::log::Log;
 use crate::made::MadeFile;
 use crate::notify::Manager;
-use crate::template::Recipe;
+use crate::template::TemplateSpec;
 use crate::tls::Tls;
 use acceptor::Acceptor;
 use context::Context;
@@ -78,7 +78,7 @@ pub(crate) struct Plan {
     /// The client of `-s`.
     pub(crate) streams: Option<Streams>,
     /// How to make a template.
-    pub(crate) recipe: Recipe,
+    pub(crate) spec: TemplateSpec,
     /// The plugin's name, for log lines that concern a connection.
     pub(crate) plugin: String,
     /// Keys, unless TLS is off.
@@ -131,7 +131,7 @@ impl Server {
         let mut server = Server::new(plan, log, Stage::Configuring)?;
         server.introduce();
         server.keep_terminal()?;
-        let template = server.context.plan().recipe.start()?;
+        let template = server.context.plan().spec.start()?;
         server.slot.install(template, &server.context)?;
         Ok(server)
     }
@@ -148,8 +148,9 @@ impl Server {
             .register(&mut signals, SIGNALS, Interest::READABLE)
             .map_err(failed("epoll_ctl"))?;
         // Workers whose template has ended become children of the listener.
-        prctl::set_child_subreaper(true)
-            .map_err(|errno| format!("prctl: PR_SET_CHILD_SUBREAPER: {}", crate::words(errno)))?;
+        prctl::set_child_subreaper(true).map_err(|errno| {
+            format!("prctl: PR_SET_CHILD_SUBREAPER: {}", crate::strerror(errno))
+        })?;
         let now = Instant::now();
         Ok(Server {
             first: plan.first.take(),

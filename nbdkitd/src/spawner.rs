@@ -23,8 +23,8 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::template::{self, Recipe, Template};
-use crate::words;
+use crate::strerror;
+use crate::template::{self, Template, TemplateSpec};
 
 /// How long the spawner may take to remove the private directory. It takes longer only if it is just starting a template.
 const PATIENCE_MS: u16 = 2000;
@@ -60,12 +60,12 @@ impl Spawner {
     /// # Errors
     /// One line for the user.
     pub(crate) fn start(
-        recipe: &Recipe,
+        spec: &TemplateSpec,
         service: Option<&EnterService>,
         private: Option<&Path>,
         gains: bool,
     ) -> Result<Spawner, String> {
-        let template = recipe.program();
+        let template = spec.program();
         let program = Program {
             path: template::installed("nbdkit-spawner"),
             title: "spawner".to_owned(),
@@ -94,9 +94,9 @@ impl Spawner {
             title: template.title.clone(),
             spared: template.spared,
         };
-        let known = service.into_iter().flat_map(|service| {
-            recipe.messages().chain([ToTemplate::EnterService(service.clone())])
-        });
+        let known = service
+            .into_iter()
+            .flat_map(|service| spec.messages().chain([ToTemplate::EnterService(service.clone())]));
         let messages = [ToSpawner::Setup(setup)]
             .into_iter()
             .chain(known.map(|message| ToSpawner::Know(Box::new(message))))
@@ -154,7 +154,7 @@ impl Spawner {
                 message: FromSpawner::Failed { stack: StackId::ONLY, errno }, ..
             }) => Answer::Failed(format!(
                 "cannot start a template: {}",
-                words(Errno::from_raw(errno))
+                strerror(Errno::from_raw(errno))
             )),
             Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => Answer::Nothing,
             // Its answers about a stack that it was not asked for have no meaning, either.

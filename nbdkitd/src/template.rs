@@ -40,7 +40,7 @@ pub(crate) const OURS: [&str; 4] =
     ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", notify::NOTIFY_SOCKET];
 
 /// How to make a template, now and again.
-pub(crate) struct Recipe {
+pub(crate) struct TemplateSpec {
     program: Program,
     configure: Configure,
     certificates: Vec<TlsPiece>,
@@ -56,7 +56,7 @@ fn introduction(purpose: Purpose) -> String {
     }
 }
 
-impl Recipe {
+impl TemplateSpec {
     /// From the command line. `stdio_safe`: standard input and output are not a client's.
     pub(crate) fn new(
         stack: &Stack,
@@ -64,7 +64,7 @@ impl Recipe {
         purpose: Purpose,
         stdio_safe: bool,
         tls: Option<&Tls>,
-    ) -> Recipe {
+    ) -> TemplateSpec {
         let protocol = &options.protocol;
         let configure = Configure {
             stack: StackId::ONLY,
@@ -132,7 +132,7 @@ impl Recipe {
             directory: std::env::current_dir().ok(),
             stderr: None,
         };
-        Recipe {
+        TemplateSpec {
             program,
             configure,
             certificates: tls.map(|tls| tls.pieces.clone()).unwrap_or_default(),
@@ -311,7 +311,7 @@ impl Template {
     /// The first is configured; now it is to enter service.
     pub(crate) fn enter_service(&mut self, service: EnterService) {
         self.enters_service();
-        self.say(ToTemplate::EnterService(service));
+        self.send(ToTemplate::EnterService(service));
     }
 
     /// It is configured and enters service, as it was told.
@@ -379,7 +379,7 @@ impl Template {
     }
 
     /// Says something, now or when it listens.
-    pub(crate) fn say(&mut self, message: ToTemplate) {
+    pub(crate) fn send(&mut self, message: ToTemplate) {
         self.outbox.push_back(message);
         // One that does not listen any more has ended, which is noticed elsewhere.
         let _ = self.flush();
@@ -459,10 +459,10 @@ mod tests {
 
     use super::*;
 
-    fn recipe(values: &[&str]) -> Recipe {
+    fn spec(values: &[&str]) -> TemplateSpec {
         let stack = Stack { filters: vec![], plugin: "null".into(), parameters: vec![] };
-        let mut recipe = Recipe::new(&stack, &Options::default(), Purpose::Serve, true, None);
-        recipe.parameters = values
+        let mut spec = TemplateSpec::new(&stack, &Options::default(), Purpose::Serve, true, None);
+        spec.parameters = values
             .iter()
             .map(|value| Parameter {
                 key: Some("k".to_owned()),
@@ -470,27 +470,27 @@ mod tests {
                 applies: Applies::Always,
             })
             .collect();
-        recipe
+        spec
     }
 
     #[test]
     fn a_password_from_a_descriptor_cannot_be_read_again() {
-        assert!(recipe(&["disk.img", "-x", "1-2", "--"]).repeatable());
-        assert!(!recipe(&["disk.img", "-"]).repeatable());
-        assert!(!recipe(&["-3"]).repeatable());
+        assert!(spec(&["disk.img", "-x", "1-2", "--"]).repeatable());
+        assert!(!spec(&["disk.img", "-"]).repeatable());
+        assert!(!spec(&["-3"]).repeatable());
     }
 
     #[test]
     fn the_default_is_sixteen_threads() {
-        assert_eq!(recipe(&[]).configure.threads, 16);
+        assert_eq!(spec(&[]).configure.threads, 16);
     }
 
     #[test]
     fn a_worker_that_is_not_there_is_named() {
-        let mut recipe = recipe(&[]);
-        recipe.program.path = "/no/such/nbdkit-worker".into();
+        let mut spec = spec(&[]);
+        spec.program.path = "/no/such/nbdkit-worker".into();
         assert_eq!(
-            recipe.start().err().unwrap(),
+            spec.start().err().unwrap(),
             "cannot start /no/such/nbdkit-worker: No such file or directory"
         );
     }
@@ -533,7 +533,7 @@ mod tests {
             })
         };
         for n in 0..50 {
-            template.say(parameter(n));
+            template.send(parameter(n));
         }
         let serve = Serve {
             broker: false,

@@ -106,7 +106,7 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
     };
     // What is secret must not reach a core file, nor another process of the same user.
     prctl::set_dumpable(false)
-        .map_err(|errno| format!("prctl: PR_SET_DUMPABLE: {}", crate::words(errno)))?;
+        .map_err(|errno| format!("prctl: PR_SET_DUMPABLE: {}", crate::strerror(errno)))?;
     Ok(Some(loaded))
 }
 

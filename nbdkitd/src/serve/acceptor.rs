@@ -219,11 +219,11 @@ impl Acceptor {
         match failure(errno) {
             Failure::Nothing => self.sockets[index].ready = false,
             Failure::Client => {
-                context.log().debug(|| format!("accept: {} (ignored)", crate::words(errno)));
+                context.log().debug(|| format!("accept: {} (ignored)", crate::strerror(errno)));
             }
             Failure::Forbidden => {
                 if self.backoff.begin(now) {
-                    let why = crate::words(errno);
+                    let why = crate::strerror(errno);
                     context.log().error(&format!("accept: {why}. Is it a security module?"));
                 }
             }
@@ -253,7 +253,7 @@ impl Acceptor {
         context: &Context,
     ) -> bool {
         if self.backoff.begin(now) {
-            let why = crate::words(errno);
+            let why = crate::strerror(errno);
             context.log().error(&format!("{call}: {why}. New clients have to wait."));
         }
         let surplus = self.waiting.pop_surplus();
@@ -340,7 +340,7 @@ impl Acceptor {
 
     /// When a client that waits may be accepted because a handshake takes too long.
     pub(super) fn next_slot(&self, state: ServerState<'_>) -> Option<Instant> {
-        let next = self.admission.next_place(state.workers.connections());
+        let next = self.admission.next_slot(state.workers.connections());
         // None are accepted while a client is being sent, or while the server stops.
         next.filter(|_| {
             self.has_ready_socket() && self.pending.is_none() && state.stage == Stage::Serving
@@ -474,7 +474,7 @@ mod tests {
         server.acceptor.backoff = AcceptBackoff::default();
         server.accept_clients(at);
         assert!(server.acceptor.waiting.is_empty());
-        assert!(server.workers.connections().get(1).unwrap().gave_way);
+        assert!(server.workers.connections().get(1).unwrap().evicted);
         assert_eq!(server.timeout(at + Duration::from_secs(1)), None);
     }
 
@@ -489,7 +489,7 @@ mod tests {
         server.back_off("accept", Errno::EMFILE, now);
         assert_eq!(io::Read::read(&mut client, &mut [0]).unwrap(), 0);
         let evicted =
-            |server: &crate::serve::Server| server.workers.connections().get(1).unwrap().gave_way;
+            |server: &crate::serve::Server| server.workers.connections().get(1).unwrap().evicted;
         server.back_off("accept", Errno::EMFILE, now);
         assert!(!evicted(server), "it has come only just now");
         server.back_off("accept", Errno::EMFILE, now + Duration::from_secs(10));

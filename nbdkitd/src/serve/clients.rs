@@ -48,7 +48,7 @@ impl Server {
                 Accepted::Nothing => return,
                 Accepted::Exhausted(errno) => self.back_off("accept", errno, now),
                 Accepted::Broken(errno) => {
-                    return self.fail(&format!("accept: {}", crate::words(errno)));
+                    return self.fail(&format!("accept: {}", crate::strerror(errno)));
                 }
             }
         }
@@ -113,7 +113,7 @@ impl Server {
             };
             match decision {
                 Decision::Admit => {}
-                Decision::Instead(number) => {
+                Decision::Evict(number) => {
                     // The end of the handshake may have been reported and not yet been read.
                     if self.slot.is_shared() {
                         self.slot.set_ready();
@@ -127,7 +127,7 @@ impl Server {
                     }
                     self.evict(number);
                 }
-                Decision::Later(at) => return self.acceptor.set_next_admission(at),
+                Decision::Wait(at) => return self.acceptor.set_next_admission(at),
             }
             let Some((client, peer)) = self.acceptor.dequeue(key) else { return };
             self.acceptor.set_pending(peer, vec![client]);

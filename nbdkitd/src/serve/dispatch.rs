@@ -101,7 +101,7 @@ impl Server {
         self.context.log().error(&format!(
             "the sandbox refused system call {} to the template (pid {pid}, stack {})",
             syscalls::describe(syscall),
-            self.context.plan().recipe.stack()
+            self.context.plan().spec.stack()
         ));
     }
 
@@ -220,7 +220,7 @@ impl Server {
         let text = format!(
             "the sandbox refused system call {} to the worker (pid {pid}, {connection}, stack {})",
             syscalls::describe(syscall),
-            self.context.plan().recipe.stack()
+            self.context.plan().spec.stack()
         );
         self.workers.error(number, &text, &self.context);
     }
@@ -286,7 +286,7 @@ impl Server {
         self.slot.forget_broker_request(number);
         let mut connection = self.workers.remove(number, &self.context)?;
         if let Some(client) = connection.client.take()
-            && !connection.gave_way
+            && !connection.evicted
             && self.shutdown.is_serving()
             && self.slot.can_requeue(exit)
         {
@@ -306,7 +306,7 @@ impl Server {
     fn report_end(&mut self, number: u64, connection: &Connection, exit: Option<WorkerExit>) {
         let (log, now) = (self.context.log(), Instant::now());
         let report = exit.and_then(WorkerExit::report).map(|it| format!("{it} ({connection})"));
-        if connection.gave_way {
+        if connection.evicted {
             let text = format!("handshake ended in favour of a newer client's ({connection})");
             if let Some(line) = self.acceptor.limited(&text, now) {
                 self.workers.error(number, &line, &self.context);

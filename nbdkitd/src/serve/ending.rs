@@ -273,7 +273,7 @@ impl Server {
                     self.stop(1);
                 }
             }
-            Stage::Configuring if self.context.plan().recipe.purpose() != Purpose::Serve => {
+            Stage::Configuring if self.context.plan().spec.purpose() != Purpose::Serve => {
                 if !well && !template.is_explained() {
                     log.error(&dead);
                 }

@@ -19,7 +19,7 @@ use super::{Plan, Server};
 use crate::cli::command_line::{LogDestination, Options, Stack};
 use crate::identity::{Identity, ListenerUser};
 use crate::log::Log;
-use crate::template::{Origin, Recipe, Template};
+use crate::template::{Origin, Template, TemplateSpec};
 
 /// No process has it: the kernel's largest is 2^22. proc_pid_max(5).
 const NOBODY: Pid = Pid::from_raw(i32::MAX);
@@ -48,7 +48,7 @@ impl Listener {
         let log = Log::new("nbdkit", &options)?;
         let stack = Stack { filters: Vec::new(), plugin: "null".into(), parameters: Vec::new() };
         let plan = Plan {
-            recipe: Recipe::new(&stack, &options, Purpose::Serve, true, None),
+            spec: TemplateSpec::new(&stack, &options, Purpose::Serve, true, None),
             options,
             mode: None,
             first: None,

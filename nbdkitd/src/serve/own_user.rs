@@ -8,7 +8,7 @@ use super::Server;
 use crate::cli::command_line::ServiceMode;
 use crate::identity::ListenerUser;
 use crate::privileges::{self, NotLeft};
-use crate::{preflight, words};
+use crate::{preflight, strerror};
 
 impl Server {
     /// Gives up root's user id, and the rest of what was for start-up. Must not yet be called while there are programs to be run.
@@ -32,13 +32,13 @@ impl Server {
                         return Ok(());
                     }
                     Err(NotLeft::Unmapped(errno)) if !demanded => {
-                        let why = words(errno);
+                        let why = strerror(errno);
                         self.stays_root(&format!(
                             "the listener cannot become user {name} ({why}): it stays root"
                         ));
                     }
                     Err(NotLeft::Unmapped(errno)) => {
-                        let why = words(errno);
+                        let why = strerror(errno);
                         return Err(format!(
                             "--listener-user option: cannot change to {name}: {why}"
                         ));

@@ -15,7 +15,7 @@ use nix::unistd::pipe2;
 
 use super::{PRINTED, Server};
 use crate::log::{Log, Quota, Verdict, escape};
-use crate::words;
+use crate::strerror;
 
 /// How much is read at a time, bytes: what a pipe holds, so that whoever prints too much does not wait for each page.
 const BUFFER: usize = 64 * 1024;
@@ -89,14 +89,14 @@ impl Server {
             return Ok(());
         }
         // Who prints waits if the pipe is full, and we do not if it is empty.
-        let failed = |errno| format!("pipe: {}", words(errno));
+        let failed = |errno| format!("pipe: {}", strerror(errno));
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
         nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(failed)?;
         self.context
             .register(ours.as_raw_fd(), PRINTED, Interest::READABLE)
             .map_err(|error| format!("epoll_ctl: {}", crate::errno_text(&error)))?;
-        self.context.plan_mut().recipe.print_to(theirs);
+        self.context.plan_mut().spec.print_to(theirs);
         self.printed = Some(Printed {
             pipe: ours.into(),
             rest: Vec::new(),

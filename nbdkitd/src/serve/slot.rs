@@ -205,7 +205,7 @@ impl TemplateSlot {
     /// Sends the template a message, now or when it takes it.
     pub(super) fn send(&mut self, message: ToTemplate) {
         if let Some(template) = &mut self.template {
-            template.say(message);
+            template.send(message);
         }
     }
 

@@ -41,7 +41,7 @@ impl Server {
     /// The template has configured the stack.
     pub(super) fn configured(&mut self, configured: Configured) {
         const UNEXPECTED: &str = "unexpected Configured";
-        if self.context.plan().recipe.purpose() != Purpose::Serve {
+        if self.context.plan().spec.purpose() != Purpose::Serve {
             return self.slot.violation(UNEXPECTED, &self.context);
         }
         let Some(origin) = self.slot.origin() else { return };

@@ -255,7 +255,7 @@ impl Workers {
 
     /// Marks a connection as evicted. False if there is no such connection.
     pub(super) fn set_evicted(&mut self, number: u64) -> bool {
-        self.connections.get_mut(number).map(|it| it.gave_way = true).is_some()
+        self.connections.get_mut(number).map(|it| it.evicted = true).is_some()
     }
 
     /// Removes a connection that has ended.

@@ -49,8 +49,8 @@ pub(super) fn listen(
                 }
             }
             Err((call, errno)) => {
-                log.debug(|| format!("{call}: {address}: {} (ignored)", crate::words(errno)));
-                failure = Some(format!("{call}: {address}: {}", crate::words(errno)));
+                log.debug(|| format!("{call}: {address}: {} (ignored)", crate::strerror(errno)));
+                failure = Some(format!("{call}: {address}: {}", crate::strerror(errno)));
             }
         }
     }

@@ -45,7 +45,7 @@ pub(super) fn listen_in(directory: &PrivateDirectory) -> Result<OwnedFd, String>
 }
 
 fn refused(path: &Path, errno: Errno) -> String {
-    format!("bind: {}: {}", path.display(), crate::words(errno))
+    format!("bind: {}: {}", path.display(), crate::strerror(errno))
 }
 
 /// As [`listen`]; `None` if this way is closed.
@@ -106,7 +106,7 @@ impl PrivateDirectory {
     /// mkdtemp's.
     pub(super) fn new() -> Result<PrivateDirectory, String> {
         let directory = nix::unistd::mkdtemp("/tmp/nbdkitXXXXXX")
-            .map_err(|errno| format!("mkdtemp: /tmp/nbdkitXXXXXX: {}", crate::words(errno)))?;
+            .map_err(|errno| format!("mkdtemp: /tmp/nbdkitXXXXXX: {}", crate::strerror(errno)))?;
         let socket = directory.join(private::SOCKET);
         Ok(PrivateDirectory { directory, socket, left_to_spawner: false })
     }

@@ -281,7 +281,7 @@ impl TemplateSlot {
             return;
         }
         let replaceable = self.configured.as_ref().is_some_and(|it| it.replaceable)
-            && context.plan().recipe.repeatable();
+            && context.plan().spec.repeatable();
         let then = if !replaceable {
             "files that were replaced, and those of a directory, cannot be opened any more"
         } else if self.is_shared() && !workers.is_empty() {
@@ -323,7 +323,7 @@ fn handle_message(
             "the sandbox refused system call {} to the broker (pid {}, stack {})",
             syscalls::describe(syscall),
             broker.pid,
-            context.plan().recipe.stack()
+            context.plan().spec.stack()
         )),
     }
     Ok(())

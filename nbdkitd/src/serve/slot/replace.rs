@@ -72,7 +72,7 @@ impl TemplateSlot {
         let plan = context.plan();
         let replaces = self.configured.as_ref().is_some_and(|configured| configured.replaceable)
             && !context.is_single()
-            && plan.recipe.repeatable();
+            && plan.spec.repeatable();
         if !replaces && private.is_none() {
             return Ok(());
         }
@@ -80,7 +80,7 @@ impl TemplateSlot {
         let gains =
             replaces && self.configured.as_ref().is_none_or(|it| it.programs || it.undeclared);
         let path = private.as_deref().map(PrivateDirectory::path);
-        let spawner = Spawner::start(&plan.recipe, service.as_ref(), path, gains)?;
+        let spawner = Spawner::start(&plan.spec, service.as_ref(), path, gains)?;
         private.into_iter().for_each(PrivateDirectory::leave_to_spawner);
         context
             .register(spawner.raw_fd(), SPAWNER, Interest::READABLE)
@@ -132,7 +132,7 @@ impl TemplateSlot {
         now: Instant,
         context: &Context,
     ) -> Death {
-        if !context.plan().recipe.repeatable() {
+        if !context.plan().spec.repeatable() {
             return Death::Retire("a parameter was read from a descriptor");
         }
         if self.configured.as_ref().is_some_and(|configured| !configured.replaceable) {
@@ -169,7 +169,7 @@ impl TemplateSlot {
         }
         let begun = match &self.maker {
             Maker::Ourselves => {
-                let template = context.plan().recipe.start_again(&Self::service(context));
+                let template = context.plan().spec.start_again(&Self::service(context));
                 template.and_then(|template| self.install(template, context))
             }
             Maker::Spawner(spawner) => {

@@ -106,7 +106,7 @@ impl Workers {
     /// Kills the worker of a connection: now, or as soon as the template names its process.
     pub(in crate::serve) fn kill(&mut self, number: u64, own: &OwnProcesses, context: &Context) {
         let Some(connection) = self.connections.get_mut(number) else { return };
-        if !std::mem::replace(&mut connection.doomed, true) {
+        if !std::mem::replace(&mut connection.kill_requested, true) {
             self.kills.push_back((Instant::now() + TIMEOUT, number));
         }
         let Some(pid) = connection.pid else { return };
@@ -116,7 +116,7 @@ impl Workers {
             Err(NoSignal::Stranger) => {
                 "the template has named a process that is not its child".to_owned()
             }
-            Err(NoSignal::Failed(errno)) => crate::words(errno),
+            Err(NoSignal::Failed(errno)) => crate::strerror(errno),
         };
         let text =
             format!("the worker (pid {pid}, {connection}) was to be killed and was not: {why}");
@@ -125,7 +125,7 @@ impl Workers {
 
     /// Whether the worker of a connection is to be killed.
     pub(in crate::serve) fn is_kill_requested(&self, number: u64) -> bool {
-        self.connections.get(number).is_some_and(|it| it.doomed)
+        self.connections.get(number).is_some_and(|it| it.kill_requested)
     }
 
     /// When the end of the worker that was killed first has to be known.
