@@ -1,8 +1,8 @@
-//! The template: starting `nbdkit-worker` and talking to it.
+//! The template: how `nbdkit-worker` is started, and the listener's end of its channel.
 //!
-//! Never waits for it: what it does not take at once is queued here. What it says is held against the table of
-//! [`nbdkit_ipc::phase`]; what that means is checked by the receiver. It was given the caller's environment and
-//! streams, so that plugins see what they would see in nbdkit.
+//! The listener never waits for the template: messages that it does not take at once are queued here. Messages from it are
+//! checked against the table of [`nbdkit_ipc::phase`]; the receiver checks what they mean. The template has the caller's
+//! environment and streams, so that plugins see what they would see in nbdkit.
 
 #![forbid(unsafe_code)]
 
@@ -32,14 +32,14 @@ use crate::tls::Tls;
 /// Most requests of one client that run at the same time, without `-t`. nbdkit(1).
 const DEFAULT_THREADS: u32 = 16;
 
-/// A parameter that does not fit a message; one from a file may be longer than any on a command line.
+/// The error of a parameter that does not fit a message: one from a file may be longer than any on a command line.
 pub(crate) const TOO_LONG: &str = "a parameter is too long";
 
-/// Variables that were meant for us alone.
-pub(crate) const OURS: [&str; 4] =
+/// Environment variables for the listener alone, which other processes do not inherit.
+pub(crate) const LISTENER_VARIABLES: [&str; 4] =
     ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", notify::NOTIFY_SOCKET];
 
-/// How to make a template, now and again.
+/// What a template is started and configured with: the first one, and those that replace it.
 pub(crate) struct TemplateSpec {
     program: Program,
     configure: Configure,
@@ -47,7 +47,7 @@ pub(crate) struct TemplateSpec {
     parameters: Vec<Parameter>,
 }
 
-/// What the server says before the plugin and the filters say theirs.
+/// What the server prints before plugin and filters do.
 fn introduction(purpose: Purpose) -> String {
     match purpose {
         Purpose::Help => options::help() + "\n",
@@ -128,7 +128,7 @@ impl TemplateSpec {
             path: installed(worker_program(&configure)),
             title: format!("template {}", title::name(crate::plugin_name(stack))),
             spared: is_spared(),
-            // Later ones start when we may have left it.
+            // Later templates start when the listener may have left it.
             directory: std::env::current_dir().ok(),
             stderr: None,
         };
@@ -147,7 +147,7 @@ impl TemplateSpec {
         names.map(|name| name.to_string()).collect::<Vec<_>>().join(" ")
     }
 
-    /// Gives templates, and who makes them, another standard error than ours.
+    /// Gives templates and the spawner another standard error than the listener's.
     pub(crate) fn print_to(&mut self, stderr: OwnedFd) {
         self.program.stderr = Some(Arc::new(stderr));
     }
@@ -176,7 +176,7 @@ impl TemplateSpec {
         self.execute(Origin::FirstStart, self.messages())
     }
 
-    /// Starts another, in the place of one that has ended.
+    /// Starts a template in the place of one that has ended.
     ///
     /// # Errors
     /// One line for the user.
@@ -193,7 +193,7 @@ impl TemplateSpec {
         let failed = |error: io::Error| {
             format!("cannot start {}: {}", self.program.path.display(), crate::errno_text(&error))
         };
-        let (pid, link) = self.program.start(&OURS).map_err(failed)?;
+        let (pid, link) = self.program.start(&LISTENER_VARIABLES).map_err(failed)?;
         let mut template = Template::new(pid, link, origin);
         template.outbox.extend(messages);
         template.flush().map_err(|error| match error.raw_os_error() {
@@ -203,7 +203,7 @@ impl TemplateSpec {
         Ok(template)
     }
 
-    /// What configures a template, in order.
+    /// The messages that configure a template, in order.
     pub(crate) fn messages(&self) -> impl Iterator<Item = ToTemplate> {
         let first = [
             ToTemplate::Hello(Hello::ours()),
@@ -215,7 +215,7 @@ impl TemplateSpec {
     }
 }
 
-/// Whether this program was started by a name that tells systemd to leave it alone until the end.
+/// Whether this program's name tells systemd not to kill it before the root disk is gone.
 pub(crate) fn is_spared() -> bool {
     let argv0 = std::env::args_os().next().unwrap_or_default();
     argv0.as_bytes().first() == Some(&title::ROOT_STORAGE_DAEMON)
@@ -229,7 +229,7 @@ fn worker_program(configure: &Configure) -> &'static str {
     }
 }
 
-/// Where a program is that is started by this one only.
+/// The path of a program that only this one starts.
 pub(crate) fn installed(name: &str) -> PathBuf {
     let directory = option_env!("NBDKIT_LIBEXECDIR").unwrap_or("/usr/local/libexec/nbdkit");
     program::beside_or_in(name, Path::new(directory))
@@ -239,16 +239,16 @@ fn reads_descriptor(value: &OsStr) -> bool {
     matches!(value.as_bytes(), [b'-', digits @ ..] if digits.iter().all(u8::is_ascii_digit))
 }
 
-/// Our end of the channel to a template.
+/// The listener's end of the channel to a template.
 type Link = Channel<ToTemplate, FromTemplate>;
 
-/// Which template it is. What only the first start does, making the sockets above all, a later one must never do: the
-/// listener is confined by then.
+/// Which template it is. What follows from the first template's messages, above all opening the listening sockets, must never
+/// follow from a later one's: the listener is confined by then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// The first. It is told to enter service when there are sockets.
+    /// The first. `EnterService` is sent when there are sockets.
     FirstStart,
-    /// In the place of one that has ended. It was told everything when it was started.
+    /// One in the place of a template that has ended. It was sent everything up to `EnterService` when it was started.
     Rebuild,
 }
 
@@ -262,27 +262,27 @@ pub(crate) struct Template {
     failed: bool,
     killed: Cell<bool>,
     reaped: bool,
-    /// It has brought a broker.
+    /// It has started a broker.
     has_broker: bool,
-    /// Why it does not come to serve.
+    /// Why it has not come to serve.
     failure: Option<String>,
 }
 
 /// What came from the template.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    /// A message that may be said now.
+    /// A message that is permitted in this phase, and its descriptors.
     Message(FromTemplate, Vec<OwnedFd>),
     /// Nothing now.
     Empty,
-    /// Nothing any more.
+    /// Nothing any more: the channel is closed.
     Closed,
-    /// Something that breaks the rules; which.
+    /// A protocol violation; which.
     Violation(String),
 }
 
 impl Template {
-    /// Process `pid`, which has yet to say its first word on `link`.
+    /// Process `pid`, which has yet to send its `Hello` on `link`.
     pub(crate) fn new(pid: Pid, link: Link, origin: Origin) -> Template {
         Template {
             pid,
@@ -298,7 +298,7 @@ impl Template {
         }
     }
 
-    /// One that the spawner has started.
+    /// A template that the spawner has started.
     pub(crate) fn adopt(pid: i32, link: OwnedFd) -> Template {
         Template::new(Pid::from_raw(pid), Channel::from_fd(link), Origin::Rebuild)
     }
@@ -308,13 +308,13 @@ impl Template {
         self.origin
     }
 
-    /// The first is configured; now it is to enter service.
+    /// Tells the first template, which is configured, to enter service.
     pub(crate) fn enter_service(&mut self, service: EnterService) {
         self.enters_service();
         self.send(ToTemplate::EnterService(service));
     }
 
-    /// It is configured and enters service, as it was told.
+    /// The template is configured and enters service.
     pub(crate) fn enters_service(&mut self) {
         self.phase = Phase::ExpectReady;
     }
@@ -329,43 +329,43 @@ impl Template {
         self.link.as_fd().as_raw_fd()
     }
 
-    /// Whether it has brought a broker.
+    /// Whether the template has started a broker.
     pub(crate) fn has_broker(&self) -> bool {
         self.has_broker
     }
 
-    /// It has.
+    /// The template has started a broker.
     pub(crate) fn set_broker(&mut self) {
         self.has_broker = true;
     }
 
-    /// Notes why it does not come to serve, as it says or as the listener finds.
+    /// Sets why the template has not come to serve: its own error, or the listener's reason to kill it.
     pub(crate) fn set_failure(&mut self, why: impl Into<String>) {
         self.failure = Some(why.into());
     }
 
-    /// What was noted last.
+    /// Why the template has not come to serve, if that is known.
     pub(crate) fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
     }
 
-    /// How far it has come.
+    /// The template's phase.
     pub(crate) fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Whether the log says already why it ends: because it said so, or because we ended it.
+    /// Whether the log has the reason of its end already: it has sent `Failed`, or the listener has killed it.
     pub(crate) fn is_explained(&self) -> bool {
         self.failed || self.killed.get()
     }
 
-    /// Whether its exit status is the plugin's, and for the plugin to explain: in the configuration phase plugins may call
+    /// Whether its exit status is the plugin's own: in the configuration phase plugins may call
     /// exit(3). nbdkit-plugin(3), "Requesting asynchronous shutdown".
     pub(crate) fn may_exit_as_it_likes(&self) -> bool {
         self.phase == Phase::ExpectConfigured && !self.is_explained()
     }
 
-    /// Ends it the hard way. As our child it keeps its number until it is reaped.
+    /// Kills the template. As a child of the listener it keeps its process id until it is reaped.
     pub(crate) fn kill(&self) {
         if !self.reaped {
             self.killed.set(true);
@@ -373,15 +373,15 @@ impl Template {
         }
     }
 
-    /// It was reaped: its number may be another's from now on.
+    /// The template was reaped: its process id may be another process's from now on.
     pub(crate) fn set_reaped(&mut self) {
         self.reaped = true;
     }
 
-    /// Says something, now or when it listens.
+    /// Sends a message, now or when the template takes it.
     pub(crate) fn send(&mut self, message: ToTemplate) {
         self.outbox.push_back(message);
-        // One that does not listen any more has ended, which is noticed elsewhere.
+        // A template that has closed its channel has ended, which is noticed elsewhere.
         let _ = self.flush();
     }
 
@@ -400,10 +400,10 @@ impl Template {
         Ok(())
     }
 
-    /// Hands over a client. The caller keeps its copies of the descriptors only if this fails.
+    /// Sends a client. The caller needs its copies of the descriptors only if this fails.
     ///
     /// # Errors
-    /// EAGAIN: not now. EPIPE: it has ended.
+    /// EAGAIN: the queue is full. EPIPE: the template has ended.
     pub(crate) fn serve(&mut self, serve: &Serve, fds: &[OwnedFd]) -> io::Result<()> {
         self.flush()?;
         if !self.outbox.is_empty() {
@@ -413,10 +413,10 @@ impl Template {
         self.link.try_send(&ToTemplate::Serve(serve.clone()), &fds)
     }
 
-    /// Takes a message if there is one and the template was not killed, and checks that it may be said now.
+    /// Takes a message if there is one and the template was not killed, and checks that it is permitted in this phase.
     pub(crate) fn receive(&mut self) -> Incoming {
         if self.killed.get() {
-            // Whatever it still says was said by a process that is not trusted any more.
+            // Messages that it still sends come from a process that is not trusted any more.
             return Incoming::Empty;
         }
         let received = match self.link.try_recv() {
@@ -428,7 +428,7 @@ impl Template {
         let name = phase::name(&received.message);
         let (fewest, most) = match received.message {
             FromTemplate::Broker { .. } => (1, 1),
-            // Without a handle if there was no room for it, there or here.
+            // Without a handle if template or listener had no free descriptor for it.
             FromTemplate::Forked { .. } => (0, 1),
             _ => (0, 0),
         };
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_template_says_out_of_turn_is_a_violation() {
+    fn messages_out_of_phase_are_violations() {
         let (link, other) = Channel::<ToTemplate, FromTemplate>::pair().unwrap();
         let mut template = Template::new(Pid::this(), link, Origin::FirstStart);
         assert!(matches!(template.receive(), Incoming::Empty));
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_taken_is_queued_and_clients_wait_behind_it() {
+    fn messages_that_are_not_taken_are_queued_and_clients_wait_behind_them() {
         let (link, other) = Channel::<ToTemplate, FromTemplate>::pair().unwrap();
         let mut template = Template::new(Pid::this(), link, Origin::FirstStart);
         template.phase = Phase::ExpectConfigured;

@@ -188,7 +188,7 @@ fn a_handshake_that_takes_long_gives_up_the_last_place() {
     let mut table = table(&[(A, 2)]);
     table.get_mut(1).unwrap().serving(String::new()).unwrap();
     let since = table.get_mut(2).unwrap().since;
-    let late = since + PATIENCE;
+    let late = since + EVICTION_AGE;
     assert!(admission.is_full(&table, since) && !admission.is_full(&table, late));
     assert_eq!(admission.next_slot(&table), Some(late));
     assert_eq!(decide(&admission, &table, B, since), Decision::Wait(Some(late)));
@@ -205,5 +205,5 @@ fn that_all_places_are_taken_is_reported_once_a_minute() {
     let mut admission = admission(5, 0);
     assert!(admission.report_full(now).unwrap().starts_with("5 clients"));
     assert_eq!(admission.report_full(now + Duration::from_secs(59)), None);
-    assert!(admission.report_full(now + REPORTS).is_some());
+    assert!(admission.report_full(now + LOG_INTERVAL).is_some());
 }

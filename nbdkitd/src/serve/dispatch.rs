@@ -228,7 +228,7 @@ impl Server {
     /// Kills a worker that violates the protocol. The template reports its end in the usual way.
     fn worker_violates(&mut self, number: u64, what: &str) {
         let Some(worker) = self.workers.name(number) else { return };
-        let text = format!("the {worker} broke the rules and is ended: {what}");
+        let text = format!("protocol violation by {worker}: {what}; killed");
         self.workers.error(number, &text, &self.context);
         self.kill_worker(number);
     }
@@ -307,7 +307,7 @@ impl Server {
         let (log, now) = (self.context.log(), Instant::now());
         let report = exit.and_then(WorkerExit::report).map(|it| format!("{it} ({connection})"));
         if connection.evicted {
-            let text = format!("handshake ended in favour of a newer client's ({connection})");
+            let text = format!("handshake evicted for a newer client ({connection})");
             if let Some(line) = self.acceptor.limited(&text, now) {
                 self.workers.error(number, &line, &self.context);
             }

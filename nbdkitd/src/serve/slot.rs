@@ -270,10 +270,9 @@ impl TemplateSlot {
     pub(super) fn violation(&mut self, what: &str, context: &Context) {
         let Some(template) = &self.template else { return };
         context.deregister(template.raw_fd());
-        context.log().error(&format!(
-            "the template (pid {}) broke the rules and is ended: {what}",
-            template.pid()
-        ));
+        context
+            .log()
+            .error(&format!("protocol violation by template {}: {what}; killed", template.pid()));
         self.kill_for(what);
         self.unread = false;
     }

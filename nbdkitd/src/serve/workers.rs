@@ -129,11 +129,11 @@ impl Workers {
         context.log().about(connection.key, own, speaker, record.level, &record.text);
     }
 
-    /// How log lines name a worker: `worker (pid 7, client 127.0.0.1:4000)`. `None` if there is no such connection.
+    /// How log lines name a worker: `worker 7 (client 127.0.0.1:4000)`. `None` if there is no such connection.
     pub(super) fn name(&self, number: u64) -> Option<String> {
         let connection = self.connections.get(number)?;
         let pid = connection.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
-        Some(format!("worker (pid {pid}, {connection})"))
+        Some(format!("worker {pid} ({connection})"))
     }
 
     /// A worker's channel is readable.

@@ -89,7 +89,9 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
         let server = server(&["-D", &format!("nbdkit.skip={skip}"), "redteam"]).start();
         let bystander = Bystander::start(&server, what, Work::Writes(0));
         let outcome = attack(&server, &text);
-        let line = server.wait_for_stderr(&format!("broke the rules and is ended: {line}"));
+        let expected = format!("): {line}; killed");
+        let line = server.wait_for_stderr("protocol violation by worker");
+        assert!(line.contains(&expected), "{what}: {line}");
         println!("{what}: {outcome:?}: {line}");
         bystander.finish();
         assert_eq!(attack(&server, "thread").as_deref(), Some("ok 7"), "a new client is served");
@@ -129,7 +131,9 @@ fn a_worker_gets_one_signature_and_only_of_a_handshake() {
         let server = server(&[&certificates, "--tls=on", "redteam"]).start();
         let bystander = Bystander::start(&server, what, Work::Writes(0));
         let outcome = attack(&server, &format!("say={text}"));
-        let line = server.wait_for_stderr(&format!("broke the rules and is ended: {line}"));
+        let expected = format!("): {line}; killed");
+        let line = server.wait_for_stderr("protocol violation by worker");
+        assert!(line.contains(&expected), "{what}: {line}");
         println!("{what}: {outcome:?}: {line}");
         bystander.finish();
         assert_eq!(attack(&server, "thread").as_deref(), Some("ok 7"), "a new client is served");

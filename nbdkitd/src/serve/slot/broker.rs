@@ -257,7 +257,7 @@ impl TemplateSlot {
                 Err(error) => error.to_string(),
             };
             context.log().error(&format!(
-                "the broker (pid {}) broke the rules and is ended: {violation}",
+                "protocol violation by broker {}: {violation}; killed",
                 broker.pid
             ));
             // Unless the template has named another process: see `signal_child`.

@@ -118,8 +118,7 @@ impl Workers {
             }
             Err(NoSignal::Failed(errno)) => crate::strerror(errno),
         };
-        let text =
-            format!("the worker (pid {pid}, {connection}) was to be killed and was not: {why}");
+        let text = format!("cannot kill worker {pid} ({connection}): {why}");
         self.error(number, &text, context);
     }
 
@@ -141,7 +140,7 @@ impl Workers {
             self.kills.pop_front();
             if let Some(worker) = self.name(number) {
                 let text = format!(
-                    "the {worker} was to be killed {} seconds ago and has not ended",
+                    "{worker} has not ended {} seconds after it was to be killed",
                     TIMEOUT.as_secs()
                 );
                 self.error(number, &text, context);
