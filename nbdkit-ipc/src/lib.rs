@@ -1,9 +1,9 @@
 //! The control channel between the listener, the template and the workers: typed messages over Unix
 //! SOCK_SEQPACKET, one message per packet, descriptors attached to the messages that carry them.
 //!
-//! One enum per direction and link ([`messages`]), an end of a channel that can only send one and
-//! receive the other ([`Channel`]), a table of what may be said when ([`phase`]). What the other
-//! end says is checked here for size, form and descriptors; what it means is checked by the receiver.
+//! There is one enum per direction and link ([`messages`]), an end of a channel that can only send one and receive the other
+//! ([`Channel`]), and a table of the messages that each phase permits ([`phase`]). Received messages are checked here for size,
+//! form and descriptors; the receiver checks what they mean.
 
 #![deny(unsafe_code)]
 

@@ -1,22 +1,22 @@
-//! What the template and a worker may say when: the tables that the listener holds every message against.
-//! Anything else ends the one that said it, with a log line that names the message.
+//! The messages that template and workers may send in each phase. The listener checks every message against these tables.
+//! Any other message is a protocol violation: the sender is killed, with a log line that names the message.
 
 #![forbid(unsafe_code)]
 
 use crate::messages::{FromTemplate, FromWorker};
 
-/// How far the template has come, named after what it owes.
+/// A template's phase, named after the message that the listener expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Its first message.
+    /// `Hello`.
     ExpectHello,
-    /// The end of configuration.
+    /// `Configured`, or `Failed`.
     ExpectConfigured,
-    /// Nothing: it waits for `EnterService`.
+    /// None: the template waits for `EnterService`.
     Configured,
-    /// Readiness for clients.
+    /// `Ready`, or `Failed`.
     ExpectReady,
-    /// Nothing: it serves.
+    /// None: the template serves.
     Serving,
 }
 
@@ -71,7 +71,7 @@ pub fn check_worker_ids(message: &FromWorker) -> Result<(), &'static str> {
 }
 
 impl Phase {
-    /// The phase after `message`; `None` if it may not be said now.
+    /// The phase after `message`; `None` if it is not permitted in this phase.
     pub fn after(self, message: &FromTemplate) -> Option<Phase> {
         use Phase::{Configured, ExpectConfigured, ExpectHello, ExpectReady, Serving};
         match (message, self) {
@@ -113,17 +113,17 @@ impl Phase {
     }
 }
 
-/// How far a worker has come, or a connection in a shared template.
+/// The phase of a worker, or of a connection in a shared template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WorkerPhase {
-    /// In the handshake; TLS has not asked for a key.
+    /// In the handshake, before a request for a key.
     #[default]
     Handshake,
-    /// In the handshake; TLS has asked.
+    /// In the handshake, after it.
     Keyed,
     /// In transmission.
     Serving,
-    /// At its end, by its own word.
+    /// At its end, after `Refused`.
     Refused,
 }
 
@@ -140,16 +140,16 @@ pub fn worker_message(message: &FromWorker) -> &'static str {
 }
 
 impl WorkerPhase {
-    /// The phase after `message`; `None` if it may not be said now.
+    /// The phase after `message`; `None` if it is not permitted in this phase.
     pub fn after(self, message: &FromWorker) -> Option<WorkerPhase> {
         use WorkerPhase::{Handshake, Keyed, Refused, Serving};
         match (message, self) {
             (FromWorker::Key(_), Handshake) => Some(Keyed),
             (FromWorker::Serving { .. }, Handshake | Keyed) => Some(Serving),
             (FromWorker::Refused { .. }, Handshake | Keyed | Serving) => Some(Refused),
-            // At any time: another thread may speak between the last words and the end.
+            // At any time: another thread may send these between `Refused` and the end.
             (FromWorker::Log(_) | FromWorker::Shutdown, _) => Some(self),
-            // How often is counted: see `Brokers`.
+            // `Brokers` counts how often.
             (FromWorker::Broker { .. }, Handshake | Keyed | Serving) => Some(self),
             (
                 FromWorker::Key(_)
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_asked_for_once_and_before_transmission() {
+    fn a_key_is_requested_once_and_before_transmission() {
         let key = FromWorker::Key(KeyRequest::Psk { identity: vec![] });
         let serving = FromWorker::Serving { stack: StackId::ONLY, export: String::new() };
         let keyed = WorkerPhase::default().after(&key);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_is_announced_before_ready_and_asked_for_eight_times() {
+    fn a_broker_comes_before_ready_and_is_requested_eight_times() {
         let broker = FromTemplate::Broker { stack: StackId::ONLY, pid: 2, always: true };
         assert_eq!(Phase::ExpectReady.after(&broker), Some(Phase::ExpectReady));
         assert_eq!(Phase::Configured.after(&broker), None);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn last_words_are_the_last() {
+    fn nothing_but_log_and_shutdown_follows_refused() {
         let refused = FromWorker::Refused { syscall: 1 };
         assert_eq!(WorkerPhase::Serving.after(&refused), Some(WorkerPhase::Refused));
         assert_eq!(WorkerPhase::Refused.after(&refused), None);

@@ -1,5 +1,5 @@
-//! The private directory of `-U -`. The listener makes it while it starts; the spawner removes it in the end, since a listener
-//! that serves can remove nothing. nbdkit(1), `-U -`.
+//! The private directory of `-U -`. The listener creates it at start-up; the spawner removes it at the end, since a confined
+//! listener can remove nothing. nbdkit(1), `-U -`.
 
 #![forbid(unsafe_code)]
 
