@@ -1,9 +1,10 @@
-//! The messages to and from a broker, which opens declared paths and connects to declared endpoints for workers that may do
-//! neither.
+//! The messages to and from a broker, which opens declared paths and connects to declared endpoints
+//! for workers that may do neither.
 //!
-//! A worker sends its requests on a channel of its own ([`ToBroker`], [`FromBroker`]), which the listener has made for it: to
-//! the broker every message on it is hostile. On another channel the listener sends the broker its ends of such channels, and
-//! receives log lines ([`ToBrokerLink`], [`FromBrokerLink`]).
+//! A worker sends its requests on a channel of its own ([`ToBroker`], [`FromBroker`]), which the
+//! listener has made for it: to the broker every message on it is hostile. On another channel the
+//! listener sends the broker its ends of such channels, and receives log lines ([`ToBrokerLink`],
+//! [`FromBrokerLink`]).
 
 #![forbid(unsafe_code)]
 
@@ -29,15 +30,16 @@ pub enum OpenAccess {
     List,
 }
 
-/// Sent to the broker by a worker, or by a template that serves all clients: a process that parses clients' bytes. Check
-/// before use.
+/// Sent to the broker by a worker, or by a template that serves all clients: a process that parses
+/// clients' bytes. Check before use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToBroker {
     /// Open what a declared path leads to now. Answer: `Opened`, `Refused` or `WrongType`.
     Open {
         /// Which of the paths that the stack has declared, counted from 0.
         path: u32,
-        /// The name of a direct child, if the path is a directory: at most [`MAX_NAME`] bytes, no `/`.
+        /// The name of a direct child, if the path is a directory: at most [`MAX_NAME`] bytes, no
+        /// `/`.
         name: Option<OsString>,
         /// What for.
         access: OpenAccess,
@@ -46,7 +48,8 @@ pub enum ToBroker {
     Connect {
         /// Which of the endpoints that the stack has declared, counted from 0.
         endpoint: u32,
-        /// Which of its addresses, counted from 0. 0 resolves its name; others are of the last answer to 0 on this channel.
+        /// Which of its addresses, counted from 0. 0 resolves its name; others are of the last
+        /// answer to 0 on this channel.
         attempt: u32,
     },
 }
@@ -61,14 +64,16 @@ pub enum FromBroker {
         /// Whether it is a block device; else a regular file or a directory.
         block_device: bool,
     },
-    /// The path could not be opened, or the endpoint connected to; or the stack has not declared it.
+    /// The path could not be opened, or the endpoint connected to; or the stack has not declared
+    /// it.
     Refused {
         /// Why.
         errno: i32,
     },
     /// The path is neither a regular file nor a block device.
     WrongType,
-    /// Descriptor: a socket, non-blocking, whose connection is established or about to be (EINPROGRESS, connect(2)).
+    /// Descriptor: a socket, non-blocking, whose connection is established or about to be
+    /// (EINPROGRESS, connect(2)).
     Connecting {
         /// The attempt to ask for if this one fails; `None` after the last address.
         next: Option<u32>,

@@ -23,17 +23,18 @@ thread_local! {
         const { RefCell::new(Packet { bytes: Vec::new(), control: Vec::new() }) };
 }
 
-/// The buffer for received packets. It is reused: each page that a process writes between two forks is one that its children
-/// share no more.
+/// The buffer for received packets. It is reused: each page that a process writes between two forks
+/// is one that its children share no more.
 struct Packet {
     /// As long as the longest, or empty before the first.
     bytes: Vec<u8>,
-    /// Room for all that the kernel lets one message carry, so that a surplus can be distinguished from a lack of descriptors.
+    /// Room for all that the kernel lets one message carry, so that a surplus can be distinguished
+    /// from a lack of descriptors.
     control: Vec<u64>,
 }
 
-/// Frees this thread's buffer for received packets. In a process that expects no packets it holds only what the parent has
-/// received.
+/// Frees this thread's buffer for received packets. In a process that expects no packets it holds
+/// only what the parent has received.
 pub fn release_packet() {
     PACKET.with_borrow_mut(|packet| packet.bytes = Vec::new());
 }
@@ -57,7 +58,8 @@ pub struct Received<R> {
     pub message: R,
     /// The attached descriptors, in order. The receiver checks that the message carries so many.
     pub fds: Vec<OwnedFd>,
-    /// Some or all of its descriptors did not arrive, since this process may have no more. Those that arrived were closed.
+    /// Some or all of its descriptors did not arrive, since this process may have no more. Those
+    /// that arrived were closed.
     pub lost: bool,
 }
 
@@ -107,7 +109,8 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     pub fn pair() -> io::Result<(Channel<S, R>, Channel<R, S>)> {
         let (a, b) = Channel::<S, R>::short_pair()?;
         for end in [&a.fd, &b.fd] {
-            // The default is usually enough for a packet. Where it is not, sending fails with EMSGSIZE.
+            // The default is usually enough for a packet. Where it is not, sending fails with
+            // EMSGSIZE.
             let _ = setsockopt(end, sockopt::SndBuf, &(2 * MAX_PACKET));
         }
         Ok((a, b))
@@ -123,7 +126,8 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         Ok((Channel::from_fd(a), Channel::from_fd(b)))
     }
 
-    /// Sends a message with descriptors, at most [`MAX_FDS`]. Waits while the other end's queue is full.
+    /// Sends a message with descriptors, at most [`MAX_FDS`]. Waits while the other end's queue is
+    /// full.
     ///
     /// # Errors
     /// EMSGSIZE if it is too long, EPIPE if the other end is closed.
@@ -147,7 +151,8 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         let fd = self.fd.as_raw_fd();
         loop {
             let sent = if raw.is_empty() {
-                // Workers may not call sendmsg(2), so that they cannot pass descriptors to other processes.
+                // Workers may not call sendmsg(2), so that they cannot pass descriptors to other
+                // processes.
                 send(fd, &bytes, flags)
             } else {
                 sendmsg::<()>(fd, &[IoSlice::new(&bytes)], &control, flags, None)
@@ -191,7 +196,8 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         }
         let mut received = inherit::receive(self.fd.as_fd(), bytes, control, flags);
         if received.as_ref().err() == Some(&Errno::ECONNRESET) {
-            // The other end was closed with unread messages: reported once, before the messages that it has sent.
+            // The other end was closed with unread messages: reported once, before the messages
+            // that it has sent.
             received = inherit::receive(self.fd.as_fd(), bytes, control, flags);
         }
         let (length, flags, mut fds) = match received {

@@ -1,7 +1,8 @@
 //! Numbers that name a stack or a key in messages.
 //!
-//! A server has one of each today. The numbers are on the wire so that a server with several stacks, or one that replaces its
-//! key, needs no other messages. The receiver refuses a number that it does not know.
+//! A server has one of each today. The numbers are on the wire so that a server with several
+//! stacks, or one that replaces its key, needs no other messages. The receiver refuses a number
+//! that it does not know.
 
 #![forbid(unsafe_code)]
 

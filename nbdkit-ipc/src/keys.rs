@@ -1,7 +1,8 @@
 //! TLS: the worker's requests to the listener, which alone has the keys, and the configuration.
 //!
-//! The private key of the certificate never leaves the listener, which signs. A pre-shared key has to be known to the process
-//! that speaks TLS with it, so a worker gets the key of the identity that its client has sent, and no other.
+//! The private key of the certificate never leaves the listener, which signs. A pre-shared key has
+//! to be known to the process that speaks TLS with it, so a worker gets the key of the identity
+//! that its client has sent, and no other.
 
 #![forbid(unsafe_code)]
 
@@ -27,11 +28,12 @@ pub enum KeyRequest {
         key: KeyId,
         /// TLS SignatureScheme, one of those in [`Credentials::Certificates`].
         scheme: u16,
-        /// What to sign, before hashing: the content of CertificateVerify (RFC 8446, 4.4.3) or of the signature in
-        /// ServerKeyExchange (RFC 8422, 5.4).
+        /// What to sign, before hashing: the content of CertificateVerify (RFC 8446, 4.4.3) or of
+        /// the signature in ServerKeyExchange (RFC 8422, 5.4).
         message: Vec<u8>,
     },
-    /// The pre-shared key of an identity. Answer: [`KeyAnswer::Psk`], or [`KeyAnswer::Denied`] if there is none.
+    /// The pre-shared key of an identity. Answer: [`KeyAnswer::Psk`], or [`KeyAnswer::Denied`] if
+    /// there is none.
     Psk {
         /// As the client sent it, at most [`MAX_IDENTITY`] bytes: hostile.
         identity: Vec<u8>,
@@ -79,7 +81,8 @@ pub struct Tls {
     pub require: bool,
     /// Clients have to show a certificate that our authority has signed (`--tls-verify-peer`).
     pub verify_peer: bool,
-    /// Clients are refused, too, if their authority's revocation list is out of date (`--tls-crl-expiry=enforce`).
+    /// Clients are refused, too, if their authority's revocation list is out of date
+    /// (`--tls-crl-expiry=enforce`).
     pub enforce_crl_expiry: bool,
     /// What the server authenticates itself with.
     pub credentials: Credentials,

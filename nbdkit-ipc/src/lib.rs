@@ -1,9 +1,10 @@
 //! The control channel between the listener, the template and the workers: typed messages over Unix
 //! SOCK_SEQPACKET, one message per packet, descriptors attached to the messages that carry them.
 //!
-//! There is one enum per direction and link ([`messages`]), an end of a channel that can only send one and receive the other
-//! ([`Channel`]), and a table of the messages that each phase permits ([`phase`]). Received messages are checked here for size,
-//! form and descriptors; the receiver checks what they mean.
+//! There is one enum per direction and link ([`messages`]), an end of a channel that can only send
+//! one and receive the other ([`Channel`]), and a table of the messages that each phase permits
+//! ([`phase`]). Received messages are checked here for size, form and descriptors; the receiver
+//! checks what they mean.
 
 #![deny(unsafe_code)]
 
@@ -34,10 +35,12 @@ pub use messages::{FromSpawner, FromTemplate, FromWorker, ToSpawner, ToTemplate,
 pub use status::WorkerExit;
 
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
-/// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS (`TlsPiece`, `Key` on all
-/// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner. 4: `Level` of a log record, the
-/// spawner as a program of its own, `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what
-/// the spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`. 6: `StackId` and `KeyId`.
+/// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS
+/// (`TlsPiece`, `Key` on all links, `Configure::tls`), `Serving` and `Disconnect` of the template,
+/// the spawner. 4: `Level` of a log record, the spawner as a program of its own,
+/// `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what the
+/// spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`. 6: `StackId` and
+/// `KeyId`.
 pub const VERSION: u32 = 6;
 
 /// Identifies the build: listener and worker must come from the same one.

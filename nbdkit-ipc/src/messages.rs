@@ -1,7 +1,7 @@
 //! The messages between listener, template, workers and spawner.
 //!
-//! serde encodes the position of a variant, so the order here is the wire format; the tests pin the bytes.
-//! Paths and parameters are `OsString`: they need not be UTF-8.
+//! serde encodes the position of a variant, so the order here is the wire format; the tests pin the
+//! bytes. Paths and parameters are `OsString`: they need not be UTF-8.
 
 #![forbid(unsafe_code)]
 
@@ -59,13 +59,16 @@ pub enum ToTemplate {
     Parameter(Parameter),
     /// There are no more parameters. Answer: `Configured` or `Failed`.
     ConfigureEnd,
-    /// Change to the final user, leave the terminal, get ready for clients. Answer: `Ready` or `Failed`.
+    /// Change to the final user, leave the terminal, get ready for clients. Answer: `Ready` or
+    /// `Failed`.
     EnterService(EnterService),
-    /// Serve a client. Descriptors: with isolation `Connection` the worker's control channel, its channel to the broker if
-    /// it gets one, then the client's socket, then its output if that is another descriptor (`-s`). Answers: `Forked` (or, with isolation
-    /// `Shared`, none), and `Exited` in the end.
+    /// Serve a client. Descriptors: with isolation `Connection` the worker's control channel, its
+    /// channel to the broker if it gets one, then the client's socket, then its output if that is
+    /// another descriptor (`-s`). Answers: `Forked` (or, with isolation `Shared`, none), and
+    /// `Exited` in the end.
     Serve(Serve),
-    /// Finish: connections end after their running requests, then the stack is cleaned up and the process exits.
+    /// Finish: connections end after their running requests, then the stack is cleaned up and the
+    /// process exits.
     Quiesce,
     /// Part of what TLS needs, in order. After `Configure`, before `ConfigureEnd`.
     TlsPiece(TlsPiece),
@@ -76,7 +79,8 @@ pub enum ToTemplate {
         /// The answer.
         answer: KeyAnswer,
     },
-    /// With isolation `Shared`: end a client at once, if it is still there. Answer: `Exited`, as for any end.
+    /// With isolation `Shared`: end a client at once, if it is still there. Answer: `Exited`, as
+    /// for any end.
     Disconnect {
         /// Which client.
         connection: u64,
@@ -96,7 +100,8 @@ pub enum FromTemplate {
     Log(LogRecord),
     /// The template accepts clients.
     Ready,
-    /// A worker was forked for a client. Descriptor: a handle on its process (pidfd), unless the template had no free descriptor.
+    /// A worker was forked for a client. Descriptor: a handle on its process (pidfd), unless the
+    /// template had no free descriptor.
     Forked {
         /// Which client.
         connection: u64,
@@ -110,11 +115,11 @@ pub enum FromTemplate {
         /// How.
         exit: WorkerExit,
     },
-    /// A plugin or filter asked the server to stop (`nbdkit_shutdown`). Once it is configured, only if the stack has
-    /// declared that it may.
+    /// A plugin or filter asked the server to stop (`nbdkit_shutdown`). Once it is configured, only
+    /// if the stack has declared that it may.
     Shutdown,
-    /// The sandbox refused a system call of the template itself, which ends now. Sent by a signal handler: see
-    /// [`refusal`](crate::refusal).
+    /// The sandbox refused a system call of the template itself, which ends now. Sent by a signal
+    /// handler: see [`refusal`](crate::refusal).
     Refused {
         /// The system call's number on this machine.
         syscall: u32,
@@ -135,7 +140,8 @@ pub enum FromTemplate {
         /// The export's name as the client gave it: hostile.
         export: String,
     },
-    /// The template has forked its broker. At most once, before `Ready`. Descriptor: the listener's end of its channel.
+    /// The template has forked its broker. At most once, before `Ready`. Descriptor: the listener's
+    /// end of its channel.
     Broker {
         /// The stack whose paths and endpoints it opens.
         stack: StackId,
@@ -182,21 +188,24 @@ pub enum ToWorker {
     Quiesce,
     /// The answer to `Key`.
     Key(KeyAnswer),
-    /// The answer to `Broker`. Descriptor: the worker's end of a channel to the broker, or none if there is no broker.
+    /// The answer to `Broker`. Descriptor: the worker's end of a channel to the broker, or none if
+    /// there is no broker.
     Broker,
 }
 
 /// Sent by the listener to its spawner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToSpawner {
-    /// Start a template, which enters service at once. Only if the setup says `replaces`. Answer: `Started` or `Failed`.
+    /// Start a template, which enters service at once. Only if the setup says `replaces`. Answer:
+    /// `Started` or `Failed`.
     Start {
         /// The stack that the template is to configure.
         stack: StackId,
     },
     /// First.
     Setup(SpawnerSetup),
-    /// One of the messages that a template is configured with, up to `EnterService`, in order. After `Setup`.
+    /// One of the messages that a template is configured with, up to `EnterService`, in order.
+    /// After `Setup`.
     Know(Box<ToTemplate>),
     /// The set-up is complete. After it only `Start` and `Follow`.
     SetupEnd,
@@ -212,12 +221,14 @@ pub enum ToSpawner {
 pub struct SpawnerSetup {
     /// The listener's process id. The spawner ends with it.
     pub listener: i32,
-    /// The directory of `-U -`: see [`private`](crate::private). Removed when the listener closes the channel or ends.
+    /// The directory of `-U -`: see [`private`](crate::private). Removed when the listener closes
+    /// the channel or ends.
     pub private: Option<OsString>,
-    /// Whether programs that a stack executes while it starts may gain privileges: the stack runs programs, or has code that
-    /// declares nothing.
+    /// Whether programs that a stack executes while it starts may gain privileges: the stack runs
+    /// programs, or has code that declares nothing.
     pub gains: bool,
-    /// Whether there will be another template at all. If not, no `Know` follows, and `Start` is a violation.
+    /// Whether there will be another template at all. If not, no `Know` follows, and `Start` is a
+    /// violation.
     pub replaces: bool,
     /// The template's program.
     pub program: OsString,
@@ -225,14 +236,16 @@ pub struct SpawnerSetup {
     pub directory: Option<OsString>,
     /// Its title: see [`title`](crate::title).
     pub title: String,
-    /// Whether systemd is not to kill it: see [`title::ROOT_STORAGE_DAEMON`](crate::title::ROOT_STORAGE_DAEMON).
+    /// Whether systemd is not to kill it: see
+    /// [`title::ROOT_STORAGE_DAEMON`](crate::title::ROOT_STORAGE_DAEMON).
     pub spared: bool,
 }
 
 /// Sent by the spawner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromSpawner {
-    /// A template was started and sent everything up to `EnterService`. Descriptor: the listener's end of its control channel.
+    /// A template was started and sent everything up to `EnterService`. Descriptor: the listener's
+    /// end of its control channel.
     Started {
         /// The stack that it configures.
         stack: StackId,
@@ -294,10 +307,11 @@ pub struct Configure {
     pub sandbox: Option<Sandbox>,
     /// TLS, unless it is off.
     pub tls: Option<Tls>,
-    /// What is printed before the stack's own text, for `Purpose::Help` and `Purpose::Version`. If the stack cannot be loaded,
-    /// nothing is printed.
+    /// What is printed before the stack's own text, for `Purpose::Help` and `Purpose::Version`. If
+    /// the stack cannot be loaded, nothing is printed.
     pub introduction: String,
-    /// Whether the listener admits one client, or one of each peer, at a time, whatever the stack can do.
+    /// Whether the listener admits one client, or one of each peer, at a time, whatever the stack
+    /// can do.
     pub one_client: bool,
     /// `--allow-path` and `--allow-net`.
     pub allowed: Allowed,
@@ -369,8 +383,8 @@ pub struct Parameter {
     pub applies: Applies,
 }
 
-/// The plugins that a parameter applies to. The listener, which reads parameter files, does not know the plugin; whether `@5`
-/// names a file depends on whether the plugin takes a bare value.
+/// The plugins that a parameter applies to. The listener, which reads parameter files, does not
+/// know the plugin; whether `@5` names a file depends on whether the plugin takes a bare value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applies {
     /// All plugins.
@@ -392,7 +406,8 @@ pub struct Configured {
     pub one_client: bool,
     /// How clients are to be divided.
     pub isolation: Isolation,
-    /// Whether a later template serves the same disk. Not if what clients wrote is only in this one's memory.
+    /// Whether a later template serves the same disk. Not if what clients wrote is only in this
+    /// one's memory.
     pub replaceable: bool,
     /// Whether the stack may send `Shutdown` in service.
     pub may_shutdown: bool,
@@ -411,7 +426,8 @@ pub struct EnterService {
     pub group: Option<u32>,
     /// Whether standard error is closed too, because the server is in the background.
     pub background: bool,
-    /// Whether nbdkit's server has forked when it calls `after_fork`: into the background, or for `--run`.
+    /// Whether nbdkit's server has forked when it calls `after_fork`: into the background, or for
+    /// `--run`.
     pub forked: bool,
 }
 
@@ -468,7 +484,8 @@ impl std::fmt::Display for PeerAddress {
     }
 }
 
-/// Longest text of a log record, bytes. The sender truncates longer ones, the receiver refuses them.
+/// Longest text of a log record, bytes. The sender truncates longer ones, the receiver refuses
+/// them.
 pub const MAX_LOG_TEXT: usize = 16 * 1024;
 
 /// How serious a line of the log is.

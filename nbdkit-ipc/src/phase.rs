@@ -1,5 +1,6 @@
-//! The messages that template and workers may send in each phase. The listener checks every message against these tables.
-//! Any other message is a protocol violation: the sender is killed, with a log line that names the message.
+//! The messages that template and workers may send in each phase. The listener checks every message
+//! against these tables. Any other message is a protocol violation: the sender is killed, with a
+//! log line that names the message.
 
 #![forbid(unsafe_code)]
 
@@ -162,8 +163,8 @@ impl WorkerPhase {
     }
 }
 
-/// How often a worker has asked for a channel to the broker. Once is usual; again if the broker was replaced, or closed
-/// the channel because there were too many.
+/// How often a worker has asked for a channel to the broker. Once is usual; again if the broker was
+/// replaced, or closed the channel because there were too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Brokers(u8);
 

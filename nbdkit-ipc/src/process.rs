@@ -17,15 +17,16 @@ use nix::unistd::{ForkResult, Pid};
 /// fork(2). Returns the child's id, or `None` in the child.
 ///
 /// # Errors
-/// EAGAIN, ENOMEM; EBUSY if this process has more than one thread, because the child would have only this one and
-/// the locks that others have taken.
+/// EAGAIN, ENOMEM; EBUSY if this process has more than one thread, because the child would have
+/// only this one and the locks that others have taken.
 pub fn fork() -> nix::Result<Option<Pid>> {
-    // A directory has a link for itself, one from its parent, and one from each subdirectory: each thread.
+    // A directory has a link for itself, one from its parent, and one from each subdirectory: each
+    // thread.
     if std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3) {
         return Err(Errno::EBUSY);
     }
-    // SAFETY: the process is single-threaded (checked above, and nothing in between starts a thread), so the child
-    // may go on as if nothing had happened.
+    // SAFETY: the process is single-threaded (checked above, and nothing in between starts a
+    // thread), so the child may go on as if nothing had happened.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => Ok(Some(child)),
         ForkResult::Child => Ok(None),
@@ -38,7 +39,8 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// In a fork, or at the start of a program: closes all descriptors but the standard streams and `kept`.
+/// In a fork, or at the start of a program: closes all descriptors but the standard streams and
+/// `kept`.
 ///
 /// # Errors
 /// None that a kernel has for this.
@@ -55,13 +57,15 @@ pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
     Ok(())
 }
 
-/// In a fork, or at the start of a program: closes descriptors of the parent that the process does not need.
+/// In a fork, or at the start of a program: closes descriptors of the parent that the process does
+/// not need.
 ///
 /// # Errors
 /// None that a kernel has for this.
 pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
-    // SAFETY: takes numbers. By contract with the callers, forks that end without dropping anything they have inherited and
-    // programs that have just begun, nothing of what owned these descriptors is used or dropped any more.
+    // SAFETY: takes numbers. By contract with the callers, forks that end without dropping anything
+    // they have inherited and programs that have just begun, nothing of what owned these
+    // descriptors is used or dropped any more.
     let closed = unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
     match Errno::result(closed) {
         // Before Linux 5.9: one by one. The limit was lowered when fewer were open.
@@ -69,8 +73,8 @@ pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
             let (most, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
             let last = last.min(RawFd::try_from(most).unwrap_or(RawFd::MAX));
             for number in first..=last {
-                // SAFETY: takes a number. As for close_range(2) above, the callers uphold that nothing which owned these
-                // descriptors is used or dropped any more.
+                // SAFETY: takes a number. As for close_range(2) above, the callers uphold that
+                // nothing which owned these descriptors is used or dropped any more.
                 unsafe { libc::close(number) };
             }
             Ok(())
@@ -83,7 +87,8 @@ pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
 #[derive(Debug)]
 pub struct Process(OwnedFd);
 
-/// What the kernel reports about a process. `struct pidfd_info` of linux/pidfd.h, its first version.
+/// What the kernel reports about a process. `struct pidfd_info` of linux/pidfd.h, its first
+/// version.
 #[repr(C)]
 #[derive(Default)]
 struct Info {
@@ -105,14 +110,16 @@ impl Process {
     /// # Errors
     /// ESRCH if there is none, ENOSYS before Linux 5.3, EMFILE.
     pub fn open(pid: Pid) -> nix::Result<Process> {
-        // SAFETY: takes two integers; a descriptor that nobody else knows (close-on-exec) comes back.
+        // SAFETY: takes two integers; a descriptor that nobody else knows (close-on-exec) comes
+        // back.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
         let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
         // SAFETY: pidfd_open(2) has just returned this descriptor, and nothing else owns it.
         Ok(Process(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// A descriptor that another process has sent as a handle. Whether it is one is checked when it is used.
+    /// A descriptor that another process has sent as a handle. Whether it is one is checked when it
+    /// is used.
     pub fn from_fd(fd: OwnedFd) -> Process {
         Process(fd)
     }
@@ -136,7 +143,8 @@ impl Process {
         Errno::result(sent).map(drop)
     }
 
-    /// The process's id and its parent's. Needs neither /proc nor a free descriptor. A zombie has both.
+    /// The process's id and its parent's. Needs neither /proc nor a free descriptor. A zombie has
+    /// both.
     ///
     /// # Errors
     /// ESRCH if it was reaped, ENOTTY before Linux 6.13.
@@ -146,8 +154,8 @@ impl Process {
         // Not for any descriptor: what an ioctl(2) does depends on the driver.
         self.signal(None)?;
         let mut info = Info { mask: NUMBERS, ..Info::default() };
-        // SAFETY: the descriptor is a handle on a process (checked above), and the kernel writes to the structure at most
-        // as many bytes as the number of the ioctl says, which is its size.
+        // SAFETY: the descriptor is a handle on a process (checked above), and the kernel writes to
+        // the structure at most as many bytes as the number of the ioctl says, which is its size.
         let result = unsafe {
             libc::ioctl(self.0.as_raw_fd(), Self::GET_INFO as libc::Ioctl, &raw mut info)
         };

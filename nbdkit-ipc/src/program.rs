@@ -1,4 +1,5 @@
-//! Starts a program of this project, with one end of a new channel left open and its number as the argument.
+//! Starts a program of this project, with one end of a new channel left open and its number as the
+//! argument.
 
 #![forbid(unsafe_code)]
 
@@ -34,7 +35,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts it without the variables `without`. Returns its process id and this end of the channel.
+    /// Starts it without the variables `without`. Returns its process id and this end of the
+    /// channel.
     ///
     /// # Errors
     /// Those of socketpair(2), fork(2) and execve(2).
@@ -63,7 +65,8 @@ impl Program {
     }
 }
 
-/// The signals that a terminal or a service manager sends to all processes at once. Only the listener acts on them.
+/// The signals that a terminal or a service manager sends to all processes at once. Only the
+/// listener acts on them.
 pub fn signals_of_all() -> SigSet {
     SigSet::from_iter([Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP])
 }

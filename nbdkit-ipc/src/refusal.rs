@@ -1,5 +1,5 @@
-//! The bytes of `Refused`, which a process sends whose system call the sandbox has refused: from a signal handler, which may
-//! not encode, allocate or lock.
+//! The bytes of `Refused`, which a process sends whose system call the sandbox has refused: from a
+//! signal handler, which may not encode, allocate or lock.
 
 #![forbid(unsafe_code)]
 

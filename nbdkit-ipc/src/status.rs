@@ -1,5 +1,5 @@
-//! Exit statuses of workers, which the listener logs and acts on. A worker that was taken over can choose its status, which
-//! affects nothing but the log.
+//! Exit statuses of workers, which the listener logs and acts on. A worker that was taken over can
+//! choose its status, which affects nothing but the log.
 
 #![forbid(unsafe_code)]
 
@@ -31,7 +31,8 @@ pub enum WorkerExit {
 }
 
 impl WorkerExit {
-    /// The exit status of a process that ends this way. Signals and unknown statuses are observed, never used.
+    /// The exit status of a process that ends this way. Signals and unknown statuses are observed,
+    /// never used.
     pub fn code(self) -> i32 {
         match self {
             WorkerExit::Clean => 0,

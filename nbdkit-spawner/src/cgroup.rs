@@ -1,7 +1,9 @@
-//! Moves the other processes into the control group that the listener was moved into, by libvirt for example. cgroups(7).
+//! Moves the other processes into the control group that the listener was moved into, by libvirt
+//! for example. cgroups(7).
 //!
-//! libvirt knows the process id of the listener only. The spawner of root's listener may move the others; that of an ordinary
-//! user may if the group was delegated to the user. Processes that the kernel does not let it move stay where they are.
+//! libvirt knows the process id of the listener only. The spawner of root's listener may move the
+//! others; that of an ordinary user may if the group was delegated to the user. Processes that the
+//! kernel does not let it move stay where they are.
 
 #![forbid(unsafe_code)]
 
@@ -16,8 +18,8 @@ type Groups = BTreeMap<String, String>;
 
 /// Moves this process, the template and its descendants into the listener's groups.
 ///
-/// The listener names the template, and may have been taken over: the template must be a child of the listener, and is moved to
-/// the listener's own groups only.
+/// The listener names the template, and may have been taken over: the template must be a child of
+/// the listener, and is moved to the listener's own groups only.
 pub(crate) fn follow(listener: Pid, template: Pid) {
     let Some(target) = groups(listener) else { return };
     let mounts = mounts(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());

@@ -1,9 +1,10 @@
-//! The spawner's seccomp filter. A new template inherits it, and has to start as the first one did, so only the calls of
-//! [`lists::NEVER`] are denied, which no stack makes while it starts.
+//! The spawner's seccomp filter. A new template inherits it, and has to start as the first one did,
+//! so only the calls of [`lists::NEVER`] are denied, which no stack makes while it starts.
 //!
-//! Installing a filter takes CAP_SYS_ADMIN, or no_new_privs, which is inherited, too. Root's spawner has the capability. The
-//! spawner of an ordinary user, or in a container, sets no_new_privs only if no program that the stack executes may gain
-//! privileges (`gains`): with scripts, and with code that declares nothing, a set-user-id program may be part of the start
+//! Installing a filter takes CAP_SYS_ADMIN, or no_new_privs, which is inherited, too. Root's
+//! spawner has the capability. The spawner of an ordinary user, or in a container, sets
+//! no_new_privs only if no program that the stack executes may gain privileges (`gains`): with
+//! scripts, and with code that declares nothing, a set-user-id program may be part of the start
 //! (fusermount3), and the spawner has no filter. seccomp(2).
 
 #![forbid(unsafe_code)]
@@ -12,8 +13,8 @@ use caps::{CapSet, Capability};
 use nbdkit_sandbox_policy::{Action, Program, are_supported, compile, install, lists};
 use nix::sys::prctl;
 
-/// Installs the filter, where that changes nothing else for a template. Called before capabilities are dropped. `gains`: whether
-/// programs that a stack executes may gain privileges.
+/// Installs the filter, where that changes nothing else for a template. Called before capabilities
+/// are dropped. `gains`: whether programs that a stack executes may gain privileges.
 ///
 /// # Errors
 /// The kernel refuses the filter; one line.

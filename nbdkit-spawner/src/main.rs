@@ -1,13 +1,16 @@
-//! `nbdkit-spawner`, the spawner. It starts new templates for the listener, which is confined and cannot; moves the other
-//! processes into the control group that the listener was moved into; and removes the private directory of `-U -` when the
-//! listener has ended, even if the listener was killed.
+//! `nbdkit-spawner`, the spawner. It starts new templates for the listener, which is confined and
+//! cannot; moves the other processes into the control group that the listener was moved into; and
+//! removes the private directory of `-U -` when the listener has ended, even if the listener was
+//! killed.
 //!
-//! Only the listener (`nbdkit`) starts it, before it confines itself, with the number of the channel as the one argument. The
-//! spawner is a program of its own rather than a fork of the listener: it has no copy of the listener's keys, and a search for
-//! processes named `nbdkit` finds only the one to be signalled.
+//! Only the listener (`nbdkit`) starts it, before it confines itself, with the number of the
+//! channel as the one argument. The spawner is a program of its own rather than a fork of the
+//! listener: it has no copy of the listener's keys, and a search for processes named `nbdkit` finds
+//! only the one to be signalled.
 //!
-//! The template's configuration is sent once, before the listener confines itself. Later requests do not name what is executed:
-//! a listener that was taken over can start more templates, but only with that configuration.
+//! The template's configuration is sent once, before the listener confines itself. Later requests
+//! do not name what is executed: a listener that was taken over can start more templates, but only
+//! with that configuration.
 
 #![deny(unsafe_code)]
 
@@ -70,13 +73,15 @@ fn run(link: &Link) -> ExitCode {
     let _ = prctl::set_name(c"nbdkit:spawner");
     // The terminal is the listener's. setsid(2) fails only if this process leads a session already.
     let _ = setsid();
-    // Descriptors that the caller of the server has left open may be meant for the plugin, and are the template's.
+    // Descriptors that the caller of the server has left open may be meant for the plugin, and are
+    // the template's.
     if process::leave_signals_to_listener().is_err() || close_all_but(&[link.as_fd()]).is_err() {
         return ExitCode::FAILURE;
     }
     let Some(ToSpawner::Setup(mut setup)) = receive(link) else { return ExitCode::FAILURE };
     let private = setup.private.take().map(PathBuf::from);
-    // The channel is closed when the listener ends. Were this process killed by a signal then, the directory would stay.
+    // The channel is closed when the listener ends. Were this process killed by a signal then, the
+    // directory would stay.
     let status =
         receive_setup(setup, link).map_or(ExitCode::FAILURE, |spawner| spawner.serve(link));
     if let Some(directory) = private {
@@ -90,7 +95,8 @@ fn receive_setup(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
     let SpawnerSetup { listener, private: _, gains, replaces, program, directory, title, spared } =
         setup;
     let listener = Pid::from_raw(listener);
-    // The template gets root's capabilities from the bounding set when it is executed, and drops them itself.
+    // The template gets root's capabilities from the bounding set when it is executed, and drops
+    // them itself.
     if let Err(line) = confine::confine(gains) {
         eprintln!("nbdkit-spawner: {line}");
         return None;
@@ -141,7 +147,8 @@ impl Spawner {
                 Some(ToSpawner::Follow { template }) => {
                     cgroup::follow(self.listener, Pid::from_raw(template));
                 }
-                // The configuration cannot be changed any more; and a template without one would take it from the listener.
+                // The configuration cannot be changed any more; and a template without one would
+                // take it from the listener.
                 Some(
                     ToSpawner::Setup(_)
                     | ToSpawner::Know(_)
@@ -154,10 +161,11 @@ impl Spawner {
         }
     }
 
-    /// Forks a process that starts the template, so that the listener, which is the nearest subreaper (PR_SET_CHILD_SUBREAPER),
-    /// becomes the template's parent when that process exits.
+    /// Forks a process that starts the template, so that the listener, which is the nearest
+    /// subreaper (PR_SET_CHILD_SUBREAPER), becomes the template's parent when that process exits.
     ///
-    /// While the template is being configured, which may take long, the spawner is killed if the listener ends.
+    /// While the template is being configured, which may take long, the spawner is killed if the
+    /// listener ends.
     fn start_template(&self, link: &Link) {
         if end_with(self.listener).is_err() {
             return;
@@ -181,7 +189,8 @@ impl Spawner {
         let _ = prctl::set_pdeathsig(None);
     }
 
-    /// Starts a template and sends it everything up to `EnterService`. Waits until it has taken that.
+    /// Starts a template and sends it everything up to `EnterService`. Waits until it has taken
+    /// that.
     fn start(&self) -> io::Result<(Pid, Channel<ToTemplate, FromTemplate>)> {
         let (pid, link) = self.template.start(&[])?;
         for message in &self.messages {
@@ -191,8 +200,8 @@ impl Spawner {
     }
 }
 
-/// Waits for the end of the process that starts a template and answers. If it was killed, it may not have answered: then this
-/// process answers, and the listener ignores a second answer.
+/// Waits for the end of the process that starts a template and answers. If it was killed, it may
+/// not have answered: then this process answers, and the listener ignores a second answer.
 fn await_answer(maker: Pid, link: &Link) {
     loop {
         match waitpid(maker, None) {
@@ -213,8 +222,8 @@ fn end_with(parent: Pid) -> io::Result<()> {
     if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
 }
 
-/// Drops all capabilities. With no_new_privs the permitted ones stay: an executed template gets no more than its caller has.
-/// execve(2).
+/// Drops all capabilities. With no_new_privs the permitted ones stay: an executed template gets no
+/// more than its caller has. execve(2).
 fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
     let gains = prctl::get_no_new_privs() == Ok(false);
     [CapSet::Inheritable, CapSet::Effective]

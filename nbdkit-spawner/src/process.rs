@@ -7,8 +7,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 
 extern "C" fn ignore(_signal: libc::c_int) {}
 
-/// Ignores the signals that are sent to all processes at once, which the listener has blocked until now. By empty handlers,
-/// since programs that are executed would inherit SIG_IGN.
+/// Ignores the signals that are sent to all processes at once, which the listener has blocked until
+/// now. By empty handlers, since programs that are executed would inherit SIG_IGN.
 ///
 /// # Errors
 /// None that a kernel has for this.

@@ -1,10 +1,11 @@
-//! Which clients are admitted: how many at a time, how many of one peer, and whose unfinished handshake is evicted when
-//! there are too many of those. Pure.
+//! Which clients are admitted: how many at a time, how many of one peer, and whose unfinished
+//! handshake is evicted when there are too many of those. Pure.
 //!
-//! Clients that connect and send nothing must not keep others out. A handshake takes milliseconds, so of too many
-//! unfinished ones the oldest is the least likely to be honest, and it is evicted. Accepted clients wait without a process, in a
-//! queue for each peer ([`Waiting`]), until there is room for their handshake; the client whose peer has the fewest
-//! handshakes under way is admitted next. A newcomer waits for one handshake to be [`HANDSHAKE_TIME`] old at most, however many
+//! Clients that connect and send nothing must not keep others out. A handshake takes milliseconds,
+//! so of too many unfinished ones the oldest is the least likely to be honest, and it is evicted.
+//! Accepted clients wait without a process, in a queue for each peer ([`Waiting`]), until there is
+//! room for their handshake; the client whose peer has the fewest handshakes under way is admitted
+//! next. A newcomer waits for one handshake to be [`HANDSHAKE_TIME`] old at most, however many
 //! clients of others wait.
 
 #![forbid(unsafe_code)]
@@ -22,7 +23,8 @@ use nbdkit_ipc::messages::{Peer, PeerAddress};
 use crate::connections::Connections;
 use crate::log::Quota;
 
-/// `--max-connections` if it is not given. Each connection is a process, and one descriptor of the listener.
+/// `--max-connections` if it is not given. Each connection is a process, and one descriptor of the
+/// listener.
 const MAX_CONNECTIONS: u32 = 1024;
 
 /// Unfinished handshakes at a time, if the number of connections has no limit.
@@ -30,20 +32,21 @@ const HANDSHAKES: usize = 256;
 /// Unfinished handshakes that are always permitted, whatever the limits.
 const MIN_HANDSHAKES: usize = 64;
 
-/// The age from which a handshake may be evicted for one of a peer with fewer handshakes: many times what an honest one
-/// needs.
+/// The age from which a handshake may be evicted for one of a peer with fewer handshakes: many
+/// times what an honest one needs.
 pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_millis(100);
 
-/// The same for a handshake of a peer with as many, or of the same peer: no peer is kept out, and each eviction costs a
-/// process.
+/// The same for a handshake of a peer with as many, or of the same peer: no peer is kept out, and
+/// each eviction costs a process.
 pub(crate) const OWN_TIME: Duration = Duration::from_millis(250);
 
-/// How many clients may have been sent to the template for which it has reported no worker. It forks one after the other;
-/// later clients wait here, where a client of another peer can overtake them.
+/// How many clients may have been sent to the template for which it has reported no worker. It
+/// forks one after the other; later clients wait here, where a client of another peer can overtake
+/// them.
 const MOST_UNFORKED: usize = 16;
 
-/// Fewest connection slots of which one peer gets no more than half if `--max-connections-per-peer` is not given: an operator
-/// who sets fewer has counted the clients.
+/// Fewest connection slots of which one peer gets no more than half if `--max-connections-per-peer`
+/// is not given: an operator who sets fewer has counted the clients.
 const SLOTS_TO_DIVIDE: usize = 128;
 
 /// The age from which a handshake may be evicted when all connection slots are taken.
@@ -55,7 +58,8 @@ const LINES: (u32, u32) = (20, 1);
 /// Shortest interval between two lines that all connection slots are taken.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A peer whose connections are counted together. An IPv6 host owns the whole of a /64, so that is one peer.
+/// A peer whose connections are counted together. An IPv6 host owns the whole of a /64, so that is
+/// one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum PeerKey {
     V4(u32),
@@ -97,7 +101,8 @@ pub(crate) struct Admission {
     total: Option<usize>,
     /// Connections of one peer at a time, if the command line gives them; `Some(None)` is no limit.
     per_peer: Option<Option<usize>>,
-    /// The limit for one peer if the command line gives none: half of all, so that there is room for another peer.
+    /// The limit for one peer if the command line gives none: half of all, so that there is room
+    /// for another peer.
     half: Option<usize>,
     /// Unfinished handshakes at a time.
     handshakes: usize,
@@ -125,7 +130,8 @@ impl Admission {
         }
     }
 
-    /// Lowers the limit to the clients that there are descriptors for. Returns the limit before, if it was higher.
+    /// Lowers the limit to the clients that there are descriptors for. Returns the limit before, if
+    /// it was higher.
     pub(crate) fn clamp(&mut self, most: usize) -> Option<usize> {
         let asked = self.total;
         if asked.is_some_and(|total| total <= most) {
@@ -195,8 +201,8 @@ impl Admission {
         most.is_some_and(|most| waiting.count(key) + served() >= most)
     }
 
-    /// Decides about the next client that waits; `None` if none does. The client whose peer has the fewest unfinished handshakes
-    /// is next: it does not wait behind the many of another peer.
+    /// Decides about the next client that waits; `None` if none does. The client whose peer has the
+    /// fewest unfinished handshakes is next: it does not wait behind the many of another peer.
     pub(crate) fn next<T>(
         &self,
         connections: &Connections,
@@ -237,7 +243,8 @@ impl Admission {
         if handshakes.all < self.handshakes {
             return Decision::Admit;
         }
-        // Of all that are old enough, one of the peer with the most: a handshake that is too young delays no other peer.
+        // Of all that are old enough, one of the peer with the most: a handshake that is too young
+        // delays no other peer.
         let due = |it: &OfPeer| it.since + if it.count > own { HANDSHAKE_TIME } else { OWN_TIME };
         let old_enough = handshakes.of_peer.values().filter(|it| due(it) <= now);
         let victim = old_enough.max_by_key(|it| (it.count, std::cmp::Reverse(it.oldest)));
@@ -269,7 +276,8 @@ struct OfPeer {
 struct Handshakes {
     of_peer: BTreeMap<PeerKey, OfPeer>,
     all: usize,
-    /// Those whose worker the template has yet to report: it has more clients than it has forked workers for.
+    /// Those whose worker the template has yet to report: it has more clients than it has forked
+    /// workers for.
     unforked: usize,
 }
 

@@ -45,8 +45,8 @@ pub(crate) struct Captive {
 }
 
 impl Captive {
-    /// Starts `script` under a shell, as the user that started the server. `oom_score`: the command's own, if the server is
-    /// protected, see [`oom`].
+    /// Starts `script` under a shell, as the user that started the server. `oom_score`: the
+    /// command's own, if the server is protected, see [`oom`].
     ///
     /// # Errors
     /// Those of fork(2) and execve(2).

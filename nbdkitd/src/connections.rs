@@ -137,8 +137,8 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// Adds a client that the template was sent. `client` is its socket, if another template could serve it; `has_worker`:
-    /// it gets a worker of its own.
+    /// Adds a client that the template was sent. `client` is its socket, if another template could
+    /// serve it; `has_worker`: it gets a worker of its own.
     pub(crate) fn add(
         &mut self,
         number: u64,

@@ -1,5 +1,5 @@
-//! What the fuzz targets need: the command line without a process, log lines without a log, and a listener whose
-//! template and workers are the other ends of channels.
+//! Entry points of the fuzz targets: the command line without a process, log lines without a log,
+//! and a listener whose template and workers are the other ends of channels.
 
 #![forbid(unsafe_code)]
 
@@ -17,8 +17,9 @@ pub use crate::serve::fuzz::Listener;
 use crate::template::TemplateSpec;
 pub use crate::tls::{is_key_file, is_signed};
 
-/// Parses a command line in an environment that the arguments are to describe completely: `files` are the parameter
-/// files that there are. Returns what the server would print: an error, or the URI and the start of the `--run` script.
+/// Parses a command line in an environment that the arguments are to describe completely: `files`
+/// are the parameter files that there are. Returns what the server would print: an error, or the
+/// URI and the start of the `--run` script.
 ///
 /// # Errors
 /// The text for standard error.

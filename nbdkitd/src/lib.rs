@@ -1,11 +1,16 @@
-//! `nbdkit`, the listener: sockets, privileges, signals, the log. It parses the command line, has `nbdkit-worker`
-//! configure plugin and filters and serve the clients, and never reads a byte that a client sent.
+//! `nbdkit`, the listener: sockets, privileges, signals, the log. It parses the command line, has
+//! `nbdkit-worker` configure plugin and filters and serve the clients, and never reads a byte that
+//! a client sent.
 //!
-//! - `cli`: the command line; `preflight`, `identity`: before anything is started; `tls`: keys, and their use
+//! - `cli`: the command line; `preflight`, `identity`: before anything is started; `tls`: keys, and
+//!   their use
 //! - `daemon`: into the background; `template`: starting `nbdkit-worker`, and its channel
-//! - `sockets`: listening sockets; `made`: files that a failed start removes; `serve`: the loop; `connections`: its table of clients
-//! - `privileges`, `confine`: dropping privileges before the first client; `spawner`: starting templates from then on
-//! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `datagram`: sockets for log and systemd; `sys`: the only unsafe code
+//! - `sockets`: listening sockets; `made`: files that a failed start removes; `serve`: the loop;
+//!   `connections`: its table of clients
+//! - `privileges`, `confine`: dropping privileges before the first client; `spawner`: starting
+//!   templates from then on
+//! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `datagram`: sockets
+//!   for log and systemd; `sys`: the only unsafe code
 //!
 //! A library, so that the fuzz targets reach its internals. The program is [`main`].
 
@@ -98,7 +103,8 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
         | Action::LongOptions
         | Action::ShortOptions => return Ok(ExitCode::SUCCESS),
     };
-    // First of all, before other descriptors could be mistaken for the sockets of socket activation.
+    // First of all, before other descriptors could be mistaken for the sockets of socket
+    // activation.
     let adopted = match mode {
         Some(ServiceMode::SocketActivation { count }) => sockets::adopt(count)?,
         _ => Vec::new(),
@@ -162,8 +168,9 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     })
 }
 
-/// Protects a server of swap space, or of the root disk, from the OOM killer. Returns the score that it had, if it has another
-/// one now. Must be called before any other process is started, which inherits the score.
+/// Protects a server of swap space, or of the root disk, from the OOM killer. Returns the score
+/// that it had, if it has another one now. Must be called before any other process is started,
+/// which inherits the score.
 fn protect(options: &Options, log: &Log) -> Option<i32> {
     if !options.swap && !template::is_spared() {
         return None;
@@ -194,7 +201,8 @@ fn print(text: &OsStr) -> ExitCode {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::SUCCESS,
-        // A reader that has closed the pipe, such as grep -q. Rust ignores SIGPIPE; nbdkit is killed by it.
+        // A reader that has closed the pipe, such as grep -q. Rust ignores SIGPIPE; nbdkit is
+        // killed by it.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
             let _ = signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE);
             ExitCode::from(EXIT_FAILURE)

@@ -1,14 +1,21 @@
-//! The listener's loop: one thread, which waits for clients, for messages of template and workers, for signals and for
-//! children that end. Nothing here waits for a child, and each source is served a bounded amount at a time.
+//! The listener's loop: one thread, which waits for clients, for messages of template and workers,
+//! for signals and for children that end. Nothing here waits for a child, and each source is served
+//! a bounded amount at a time.
 //!
 //! Four types have the state, and the loop passes what one needs of another:
-//! - `acceptor`: listening sockets and clients that are not served yet; `clients`: their way to a worker
-//! - `slot`: the template, its broker, and its replacement; `workers`: connections, channels, kills, signatures
-//! - `shutdown`: stage, deadlines and exit status; `ending`: children that ended, and the end of the server
+//! - `acceptor`: listening sockets and clients that are not served yet; `clients`: their way to a
+//!   worker
+//! - `slot`: the template, its broker, and its replacement; `workers`: connections, channels,
+//!   kills, signatures
+//! - `shutdown`: stage, deadlines and exit status; `ending`: children that ended, and the end of
+//!   the server
 //!
-//! - `context`: settings, log and poll instance; `startup`: from the first template to the first client
-//! - `dispatch`: messages of template and workers; `strays`: processes that scripts leave; `own_user`: leaving root
-//! - `printed`: what other processes print where the server has a terminal; `fuzz`: a server without processes
+//! - `context`: settings, log and poll instance; `startup`: from the first template to the first
+//!   client
+//! - `dispatch`: messages of template and workers; `strays`: processes that scripts leave;
+//!   `own_user`: leaving root
+//! - `printed`: what other processes print where the server has a terminal; `fuzz`: a server
+//!   without processes
 
 #![forbid(unsafe_code)]
 
@@ -58,7 +65,8 @@ const BROKER: Token = Token(3);
 const PRINTED: Token = Token(4);
 /// Listening sockets follow from here.
 const FIRST_LISTENER: usize = 5;
-/// Workers' channels: this and the number of the connection. More listening sockets than that cannot be opened.
+/// Workers' channels: this and the number of the connection. More listening sockets than that
+/// cannot be opened.
 const FIRST_WORKER: usize = 1 << 32;
 
 /// What was settled before the loop begins.
@@ -87,8 +95,8 @@ pub(crate) struct Plan {
     pub(crate) unprotected: Option<i32>,
 }
 
-/// What the first start uses up. There is one for each server: when sockets have been made, or will not be, it is gone, and
-/// with it the way to make any.
+/// What the first start uses up. There is one for each server: when sockets have been made, or will
+/// not be, it is gone, and with it the way to make any.
 pub(crate) struct FirstStart {
     /// The sockets of socket activation.
     pub(crate) adopted: Vec<OwnedFd>,
@@ -235,7 +243,8 @@ impl Server {
             flush,
             self.acceptor.backoff_until().filter(|_| self.shutdown.is_serving()),
             self.shutdown.next_deadline(),
-            // If it has come, something else keeps clients from being accepted, and its end is an event.
+            // If it has come, something else keeps clients from being accepted, and its end is an
+            // event.
             self.acceptor.next_slot(state).filter(|at| *at > now),
             self.acceptor.next_admission(state),
         ]

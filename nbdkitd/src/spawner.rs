@@ -1,11 +1,14 @@
-//! The spawner: a process that is started before the listener confines itself, and starts new templates for it.
+//! The spawner: a process that is started before the listener confines itself, and starts new
+//! templates for it.
 //!
-//! A template has to execute a program, mount, and change its user. A confined listener can do none of that, and seccomp filters
-//! and Landlock rules are inherited by what it executes. So another process does it, `nbdkit-spawner`. It is sent the template's
-//! configuration before the listener confines itself; later messages have none of that in them.
+//! A template has to execute a program, mount, and change its user. A confined listener can do none
+//! of that, and seccomp filters and Landlock rules are inherited by what it executes. So another
+//! process does it, `nbdkit-spawner`. It is sent the template's configuration before the listener
+//! confines itself; later messages have none of that in them.
 //!
-//! The spawner also removes the private directory of `-U -`, when the listener closes the channel: at its end, or because it was
-//! killed. There is a spawner only if a template that ended is replaced at all, or if there is such a directory.
+//! The spawner also removes the private directory of `-U -`, when the listener closes the channel:
+//! at its end, or because it was killed. There is a spawner only if a template that ended is
+//! replaced at all, or if there is such a directory.
 
 #![forbid(unsafe_code)]
 
@@ -26,7 +29,8 @@ use nix::unistd::Pid;
 use crate::strerror;
 use crate::template::{self, Template, TemplateSpec};
 
-/// How long the spawner may take to remove the private directory. It takes longer only if it is just starting a template.
+/// How long the spawner may take to remove the private directory. It takes longer only if it is
+/// just starting a template.
 const TIMEOUT_MS: u16 = 2000;
 
 /// The listener's end.
@@ -53,9 +57,9 @@ pub(crate) enum Answer {
 }
 
 impl Spawner {
-    /// Starts the spawner. Must be called while the listener may still execute programs. `service`: how a new template enters
-    /// service, if there may be one. `private`: the directory that is removed at the end. `gains`: see
-    /// [`SpawnerSetup`].
+    /// Starts the spawner. Must be called while the listener may still execute programs. `service`:
+    /// how a new template enters service, if there may be one. `private`: the directory that is
+    /// removed at the end. `gains`: see [`SpawnerSetup`].
     ///
     /// # Errors
     /// One line for the user.
@@ -75,8 +79,8 @@ impl Spawner {
         let failed = |error: io::Error| {
             format!("cannot start {}: {}", program.path.display(), crate::errno_text(&error))
         };
-        // Signals that a terminal sends to all processes must not kill the spawner before it ignores them. It inherits the
-        // mask, and lifts it.
+        // Signals that a terminal sends to all processes must not kill the spawner before it
+        // ignores them. It inherits the mask, and lifts it.
         let usual = SigSet::thread_get_mask().map_err(|errno| failed(errno.into()))?;
         let _ = signals_of_all().thread_block();
         let started = program.start::<ToSpawner, FromSpawner>(&template::LISTENER_VARIABLES);
@@ -134,7 +138,8 @@ impl Spawner {
         self.link.try_send(&ToSpawner::Start { stack: StackId::ONLY }, &[])
     }
 
-    /// Has the spawner move itself, the template and its descendants to the listener's control groups.
+    /// Has the spawner move itself, the template and its descendants to the listener's control
+    /// groups.
     pub(crate) fn follow(&self, template: Pid) {
         let _ = self.link.try_send(&ToSpawner::Follow { template: template.as_raw() }, &[]);
     }
@@ -167,8 +172,8 @@ impl Spawner {
         self.reaped = true;
     }
 
-    /// Ends the spawner and reaps it: the process that adopts the listener's children may never reap them. Returns whether the
-    /// private directory was removed, if there is one.
+    /// Ends the spawner and reaps it: the process that adopts the listener's children may never
+    /// reap them. Returns whether the private directory was removed, if there is one.
     pub(crate) fn end(self) -> bool {
         let Spawner { pid, reaped, removes, link, .. } = self;
         if reaped {

@@ -1,8 +1,9 @@
 //! The template: how `nbdkit-worker` is started, and the listener's end of its channel.
 //!
-//! The listener never waits for the template: messages that it does not take at once are queued here. Messages from it are
-//! checked against the table of [`nbdkit_ipc::phase`]; the receiver checks what they mean. The template has the caller's
-//! environment and streams, so that plugins see what they would see in nbdkit.
+//! The listener never waits for the template: messages that it does not take at once are queued
+//! here. Messages from it are checked against the table of [`nbdkit_ipc::phase`]; the receiver
+//! checks what they mean. The template has the caller's environment and streams, so that plugins
+//! see what they would see in nbdkit.
 
 #![forbid(unsafe_code)]
 
@@ -32,7 +33,8 @@ use crate::tls::Tls;
 /// Most requests of one client that run at the same time, without `-t`. nbdkit(1).
 const DEFAULT_THREADS: u32 = 16;
 
-/// The error of a parameter that does not fit a message: one from a file may be longer than any on a command line.
+/// The error of a parameter that does not fit a message: one from a file may be longer than any on
+/// a command line.
 pub(crate) const TOO_LONG: &str = "a parameter is too long";
 
 /// Environment variables for the listener alone, which other processes do not inherit.
@@ -162,8 +164,8 @@ impl TemplateSpec {
         self.configure.purpose
     }
 
-    /// Whether a second template would be configured as the first was: not if a parameter (`-`, `-FD`) made it read
-    /// standard input or another descriptor, which can be read only once.
+    /// Whether a second template would be configured as the first was: not if a parameter (`-`,
+    /// `-FD`) made it read standard input or another descriptor, which can be read only once.
     pub(crate) fn repeatable(&self) -> bool {
         !self.parameters.iter().any(|parameter| reads_descriptor(&parameter.value))
     }
@@ -242,13 +244,14 @@ fn reads_descriptor(value: &OsStr) -> bool {
 /// The listener's end of the channel to a template.
 type Link = Channel<ToTemplate, FromTemplate>;
 
-/// Which template it is. What follows from the first template's messages, above all opening the listening sockets, must never
-/// follow from a later one's: the listener is confined by then.
+/// Which template it is. What follows from the first template's messages, above all opening the
+/// listening sockets, must never follow from a later one's: the listener is confined by then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// The first. `EnterService` is sent when there are sockets.
     FirstStart,
-    /// One in the place of a template that has ended. It was sent everything up to `EnterService` when it was started.
+    /// One in the place of a template that has ended. It was sent everything up to `EnterService`
+    /// when it was started.
     Rebuild,
 }
 
@@ -339,7 +342,8 @@ impl Template {
         self.has_broker = true;
     }
 
-    /// Sets why the template has not come to serve: its own error, or the listener's reason to kill it.
+    /// Sets why the template has not come to serve: its own error, or the listener's reason to kill
+    /// it.
     pub(crate) fn set_failure(&mut self, why: impl Into<String>) {
         self.failure = Some(why.into());
     }
@@ -354,7 +358,8 @@ impl Template {
         self.phase
     }
 
-    /// Whether the log has the reason of its end already: it has sent `Failed`, or the listener has killed it.
+    /// Whether the log has the reason of its end already: it has sent `Failed`, or the listener has
+    /// killed it.
     pub(crate) fn is_explained(&self) -> bool {
         self.failed || self.killed.get()
     }
@@ -413,7 +418,8 @@ impl Template {
         self.link.try_send(&ToTemplate::Serve(serve.clone()), &fds)
     }
 
-    /// Takes a message if there is one and the template was not killed, and checks that it is permitted in this phase.
+    /// Takes a message if there is one and the template was not killed, and checks that it is
+    /// permitted in this phase.
     pub(crate) fn receive(&mut self) -> Incoming {
         if self.killed.get() {
             // Messages that it still sends come from a process that is not trusted any more.

@@ -73,7 +73,8 @@ fn of_all_handshakes_old_enough_the_greediest_peers_is_evicted() {
     let mut table = table(&[(A, 16), (B, 24), ("10.0.0.4:1", 12), ("10.0.0.5:1", 12)]);
     let now = Instant::now() + HANDSHAKE_TIME;
     assert_eq!(decide(&admission, &table, C, now), Decision::Evict(17));
-    // The greediest peer's are all too young: another's takes its place, and the newcomer does not wait.
+    // The greediest peer's are all too young: another's takes its place, and the newcomer does not
+    // wait.
     for number in 17..=40 {
         table.get_mut(number).unwrap().since = now;
     }

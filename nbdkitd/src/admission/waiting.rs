@@ -1,4 +1,5 @@
-//! A queue for each peer: of accepted clients that wait for admission, and of requests for signatures. Pure.
+//! A queue for each peer: of accepted clients that wait for admission, and of requests for
+//! signatures. Pure.
 
 #![forbid(unsafe_code)]
 
@@ -40,7 +41,8 @@ impl<T> Waiting<T> {
         self.queues.get(&key).map_or(0, VecDeque::len)
     }
 
-    /// Adds an item. If that is one too many, the oldest item of the peer with the most is removed and returned.
+    /// Adds an item. If that is one too many, the oldest item of the peer with the most is removed
+    /// and returned.
     pub(crate) fn push(&mut self, key: PeerKey, item: T) -> Option<T> {
         self.arrivals += 1;
         self.length += 1;
@@ -59,7 +61,8 @@ impl<T> Waiting<T> {
         Some(item)
     }
 
-    /// The peer with the smallest `weight` of those that have items; of equal ones, the one with the oldest item.
+    /// The peer with the smallest `weight` of those that have items; of equal ones, the one with
+    /// the oldest item.
     pub(crate) fn first_by(&self, weight: impl Fn(PeerKey) -> usize) -> Option<PeerKey> {
         let arrival = |queue: &VecDeque<(u64, T)>| queue.front().map(|(arrival, _)| *arrival);
         let order =

@@ -1,8 +1,10 @@
-//! From the listening socket to the template: the sockets, the queue of accepted clients, admission, and the client that is being
-//! sent. A client's socket is closed here as soon as a worker has it; nothing is read from it.
+//! From the listening socket to the template: the sockets, the queue of accepted clients,
+//! admission, and the client that is being sent. A client's socket is closed here as soon as a
+//! worker has it; nothing is read from it.
 //!
-//! While the template does not accept clients, none are accepted here: they wait in the kernel's queue, unless there is no template
-//! for too long. If a template exits before forking a worker for a client, the client is requeued for the next template.
+//! While the template does not accept clients, none are accepted here: they wait in the kernel's
+//! queue, unless there is no template for too long. If a template exits before forking a worker for
+//! a client, the client is requeued for the next template.
 //!
 //! - `backoff`: when accept(2) fails; [`crate::admission`] decides who is next
 
@@ -43,7 +45,8 @@ struct ListeningSocket {
 /// The client that is to be sent to the template next.
 struct Pending {
     serve: Serve,
-    /// What the template gets: the worker's end of its control channel, once it was made; the client.
+    /// What the template gets: the worker's end of its control channel, once it was made; the
+    /// client.
     fds: Vec<OwnedFd>,
     /// The listener's end.
     link: Option<WorkerLink>,
@@ -77,7 +80,8 @@ impl ServerState<'_> {
         self.slot.one_client() && !self.workers.is_empty()
     }
 
-    /// Whether there has been no template for so long that clients are disconnected rather than kept waiting.
+    /// Whether there has been no template for so long that clients are disconnected rather than
+    /// kept waiting.
     pub(super) fn refuses_clients(self, now: Instant) -> bool {
         self.stage == Stage::Serving && self.slot.refuses_clients(self.workers, now)
     }
@@ -91,7 +95,8 @@ pub(super) struct Acceptor {
     /// The directory of `-U -`.
     private: Option<PrivateDirectory>,
     pending: Option<Pending>,
-    /// Accepted clients that wait for admission, and those that an ended template has forked no worker for.
+    /// Accepted clients that wait for admission, and those that an ended template has forked no
+    /// worker for.
     waiting: Waiting<(OwnedFd, Peer)>,
     /// When the next client that waits may be admitted, if that is known.
     next_admission: Option<Instant>,
@@ -243,8 +248,8 @@ impl Acceptor {
         self.backoff.until()
     }
 
-    /// Backs off after this call has failed for lack of descriptors or memory, and disconnects a client that waits, if one does.
-    /// False if none does.
+    /// Backs off after this call has failed for lack of descriptors or memory, and disconnects a
+    /// client that waits, if one does. False if none does.
     pub(super) fn back_off(
         &mut self,
         call: &str,
@@ -260,7 +265,8 @@ impl Acceptor {
         surplus.map(|(_, peer)| self.report_surplus(&peer, now, context)).is_some()
     }
 
-    /// A handshake that has taken long enough to be evicted when descriptors or memory have run out.
+    /// A handshake that has taken long enough to be evicted when descriptors or memory have run
+    /// out.
     pub(super) fn overdue(&self, workers: &Workers, now: Instant) -> Option<u64> {
         self.admission.overdue(workers.connections(), now)
     }
@@ -270,7 +276,8 @@ impl Acceptor {
         self.admission.is_over_limit(workers.connections(), &self.waiting, PeerKey::from(peer))
     }
 
-    /// Queues an accepted client until there is room for its handshake. That may be one too many of a peer.
+    /// Queues an accepted client until there is room for its handshake. That may be one too many of
+    /// a peer.
     pub(super) fn queue(&mut self, client: OwnedFd, peer: Peer, now: Instant, context: &Context) {
         if let Some((_, peer)) = self.waiting.push(PeerKey::from(&peer), (client, peer)) {
             self.report_surplus(&peer, now, context);
@@ -330,8 +337,9 @@ impl Acceptor {
         self.next_admission = at;
     }
 
-    /// When the next client that waits may be admitted, unless something else, whose end is an event, prevents it. That time may
-    /// have come already, and be only a moment later than the time that the loop took for now.
+    /// When the next client that waits may be admitted, unless something else, whose end is an
+    /// event, prevents it. That time may have come already, and be only a moment later than the
+    /// time that the loop took for now.
     pub(super) fn next_admission(&self, state: ServerState<'_>) -> Option<Instant> {
         let at =
             self.next_admission.filter(|_| self.can_send(state) && !self.waiting.is_empty())?;
@@ -347,7 +355,8 @@ impl Acceptor {
         })
     }
 
-    /// Makes a client the next connection. [`send_pending`](Self::send_pending) sends it as soon as the template takes it.
+    /// Makes a client the next connection. [`send_pending`](Self::send_pending) sends it as soon as
+    /// the template takes it.
     pub(super) fn set_pending(&mut self, peer: Peer, fds: Vec<OwnedFd>) {
         let serve =
             Serve { connection: self.next_connection(), stack: StackId::ONLY, peer, broker: false };
@@ -383,7 +392,8 @@ impl Acceptor {
         self.backoff.reset();
         let Pending { serve: Serve { connection, stack: _, peer, broker }, mut fds, link } =
             pending;
-        // Behind the worker's ends of its channels. The two of `-s` are of no use to another template.
+        // Behind the worker's ends of its channels. The two of `-s` are of no use to another
+        // template.
         let client = fds.pop().filter(|_| link.is_some() && fds.len() == 1 + usize::from(broker));
         // The worker's end of its channel: the channel is to be closed when the worker ends.
         drop(fds);
@@ -404,7 +414,8 @@ impl Acceptor {
     }
 }
 
-/// Makes a pending client's channels, and sends it. False if the template does not take it now, or has ended.
+/// Makes a pending client's channels, and sends it. False if the template does not take it now, or
+/// has ended.
 fn send(pending: &mut Pending, slot: &mut TemplateSlot) -> Result<bool, (&'static str, Errno)> {
     let isolation = slot.isolation();
     if isolation == Some(Isolation::Connection) && pending.link.is_none() {

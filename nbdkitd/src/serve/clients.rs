@@ -1,5 +1,6 @@
-//! A client's way from accept(2) to its worker: accepted, queued, admitted, sent to the template. And how clients are disconnected
-//! for whom there is no room or no template. [`Acceptor`](super::acceptor::Acceptor) has the queue, [`crate::admission`] decides.
+//! A client's way from accept(2) to its worker: accepted, queued, admitted, sent to the template.
+//! And how clients are disconnected for whom there is no room or no template.
+//! [`Acceptor`](super::acceptor::Acceptor) has the queue, [`crate::admission`] decides.
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +19,8 @@ use crate::captive::Streams;
 use crate::connections::client_name;
 use crate::sockets;
 
-/// How many clients are accepted before the other sources get their turn. This costs little, if many come at once: most wait.
+/// How many clients are accepted before the other sources get their turn. This costs little, if
+/// many come at once: most wait.
 const CLIENTS_AT_ONCE: usize = 64;
 
 /// How many clients are sent to the template before the other sources get their turn.
@@ -54,7 +56,8 @@ impl Server {
         }
     }
 
-    /// Descriptors or memory have run out. A client that waits is disconnected, or else an overdue handshake is evicted.
+    /// Descriptors or memory have run out. A client that waits is disconnected, or else an overdue
+    /// handshake is evicted.
     pub(super) fn back_off(&mut self, call: &str, errno: Errno, now: Instant) {
         if !self.acceptor.back_off(call, errno, now, &self.context)
             && let Some(number) = self.acceptor.overdue(&self.workers, now)
@@ -101,7 +104,8 @@ impl Server {
         }
     }
 
-    /// Admits clients that wait, as far as there is room; unfinished handshakes may have to be evicted for them.
+    /// Admits clients that wait, as far as there is room; unfinished handshakes may have to be
+    /// evicted for them.
     pub(super) fn admit_waiting(&mut self, now: Instant) {
         self.acceptor.set_next_admission(None);
         for _ in 0..ADMITTED_AT_ONCE {
@@ -136,7 +140,8 @@ impl Server {
         self.acceptor.set_next_admission(Some(now));
     }
 
-    /// Evicts a connection whose handshake is not over. The template reports its end in the usual way.
+    /// Evicts a connection whose handshake is not over. The template reports its end in the usual
+    /// way.
     fn evict(&mut self, number: u64) {
         if !self.workers.set_evicted(number) {
             return;
@@ -148,7 +153,8 @@ impl Server {
         self.workers.close_link(number, &self.context);
     }
 
-    /// Disconnects the clients that have waited for a template for too long, and lets no worker wait for its broker.
+    /// Disconnects the clients that have waited for a template for too long, and lets no worker
+    /// wait for its broker.
     pub(super) fn disconnect_unserved(&mut self, now: Instant) {
         if !self.state().refuses_clients(now) {
             return;

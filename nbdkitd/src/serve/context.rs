@@ -28,7 +28,8 @@ impl Context {
         &self.plan
     }
 
-    /// For start-up, which fills in the plan (the port) and uses parts of it up (the client of `-s`).
+    /// For start-up, which fills in the plan (the port) and uses parts of it up (the client of
+    /// `-s`).
     pub(super) fn plan_mut(&mut self) -> &mut Plan {
         &mut self.plan
     }
@@ -54,7 +55,8 @@ impl Context {
         let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
     }
 
-    /// Who speaks in log lines that concern a connection. Like nbdkit, `-s` does not number its one client.
+    /// Who speaks in log lines that concern a connection. Like nbdkit, `-s` does not number its one
+    /// client.
     pub(super) fn speaker<'a>(&'a self, layer: Option<&'a str>, connection: u64) -> Speaker<'a> {
         Speaker {
             layer: layer.or(Some(&self.plan.plugin)),

@@ -1,5 +1,6 @@
-//! Messages of template and workers. The phase of a message was checked when it was received; here it is checked whether it can be
-//! true, and what follows from it. A process that violates the protocol is killed.
+//! Messages of template and workers. The phase of a message was checked when it was received; here
+//! it is checked whether it can be true, and what follows from it. A process that violates the
+//! protocol is killed.
 
 #![forbid(unsafe_code)]
 
@@ -26,7 +27,8 @@ const MAX_LAYER: usize = 256;
 /// The violation in a `Shutdown` of a stack that has not declared it.
 const UNDECLARED_SHUTDOWN: &str = "a shutdown that nothing in its stack may ask for";
 
-/// More messages than a worker's channel has room for. If there are still more, another process has the channel too.
+/// More messages than a worker's channel has room for. If there are still more, another process has
+/// the channel too.
 const MESSAGES_AFTER_END: usize = 1024;
 
 impl Server {

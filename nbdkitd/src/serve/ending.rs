@@ -1,5 +1,6 @@
-//! Children that ended, and the end of the server: no new clients, the workers finish their requests, the template
-//! cleans up, and processes that take too long are killed. A second signal kills them at once.
+//! Children that ended, and the end of the server: no new clients, the workers finish their
+//! requests, the template cleans up, and processes that take too long are killed. A second signal
+//! kills them at once.
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +24,8 @@ use crate::template::Template;
 /// How many children are reaped before the other sources get their turn.
 const CHILDREN_AT_ONCE: usize = 64;
 
-/// How often messages are taken from a template that has ended; if there are still more, another process has its channel.
+/// How often messages are taken from a template that has ended; if there are still more, another
+/// process has its channel.
 const READS_AFTER_END: usize = 64;
 
 impl Server {
@@ -103,8 +105,8 @@ impl Server {
         self.slot.send(ToTemplate::Quiesce);
     }
 
-    /// No template and no new one: the clients that there are go on, others find no listening socket, and the server ends with
-    /// the last of them.
+    /// No template and no new one: the clients that there are go on, others find no listening
+    /// socket, and the server ends with the last of them.
     pub(super) fn retire(&mut self, why: &str) {
         self.slot.retire();
         self.acceptor.drop_clients();
@@ -157,7 +159,8 @@ impl Server {
                     ));
                 }
                 self.kill_workers();
-                // A template that does not serve has nothing to clean up, and may be too busy to read its channel.
+                // A template that does not serve has nothing to clean up, and may be too busy to
+                // read its channel.
                 if !self.slot.is_serving() {
                     self.slot.kill();
                 }
@@ -216,7 +219,8 @@ impl Server {
     }
 
     fn reaped(&mut self, pid: Pid, status: WaitStatus) {
-        // The spawner has sent its answer about a new template before the end of that template can be seen here.
+        // The spawner has sent its answer about a new template before the end of that template can
+        // be seen here.
         if self.slot.template().is_none() {
             self.slot.set_spawner_ready();
         }
@@ -232,7 +236,8 @@ impl Server {
         } else if own.spawner == Some(pid) {
             self.slot.set_spawner_reaped();
         } else {
-            // A worker whose template has ended before it; or a stray, whose children have become the listener's.
+            // A worker whose template has ended before it; or a stray, whose children have become
+            // the listener's.
             if let Some(number) = self.workers.connections().of_pid(pid.as_raw()) {
                 let _ = self.connection_ended(number, Some(exit_of(status)));
             }
@@ -321,7 +326,8 @@ impl Server {
         self.settle_orphans();
     }
 
-    /// The template has ended: so have connections that it served itself, and those whose worker it has reaped.
+    /// The template has ended: so have connections that it served itself, and those whose worker it
+    /// has reaped.
     fn settle_orphans(&mut self) {
         let own = self.own_processes();
         for number in self.workers.orphan_all(self.slot.is_shared(), &own) {

@@ -1,5 +1,5 @@
-//! For the fuzz targets: how the loop handles messages of template and workers, without any process. The caller has the other
-//! ends of the channels, and sends anything on them.
+//! For the fuzz targets: how the loop handles messages of template and workers, without any
+//! process. The caller has the other ends of the channels, and sends anything on them.
 
 #![forbid(unsafe_code)]
 
@@ -24,7 +24,8 @@ use crate::template::{Origin, Template, TemplateSpec};
 /// No process has it: the kernel's largest is 2^22. proc_pid_max(5).
 const NOBODY: Pid = Pid::from_raw(i32::MAX);
 
-/// A server whose first template has ended and whose next one has yet to send its `Hello`, with some clients left.
+/// A server whose first template has ended and whose next one has yet to send its `Hello`, with
+/// some clients left.
 pub struct Listener {
     pub(super) server: Server,
     pub(super) template: Channel<FromTemplate, ToTemplate>,
@@ -38,7 +39,8 @@ impl std::fmt::Debug for Listener {
 }
 
 impl Listener {
-    /// With so many connections, numbered from 1; each has its worker's channel, unless they are `shared`.
+    /// With so many connections, numbered from 1; each has its worker's channel, unless they are
+    /// `shared`.
     ///
     /// # Errors
     /// No descriptors.

@@ -1,4 +1,4 @@
-//! Whose process the listener is, once it serves: `--listener-user`.
+//! The user of the listener once it serves: `--listener-user`.
 
 #![forbid(unsafe_code)]
 
@@ -11,10 +11,12 @@ use crate::privileges::{self, NotLeft};
 use crate::{preflight, strerror};
 
 impl Server {
-    /// Gives up root's user id, and the rest of what was for start-up. Must not yet be called while there are programs to be run.
+    /// Drops root's user id, and the other privileges that only start-up needs. Must not yet be
+    /// called while there are programs to be started.
     ///
     /// # Errors
-    /// One line for the user: another user was asked for by name and cannot be had, or nobody knows what the process has become.
+    /// One line for the user: the command line names a user that the process cannot become, or a
+    /// change of user has failed half-way.
     pub(super) fn leave_root(&self) -> Result<(), String> {
         privileges::empty_bounding_set()?;
         match &self.context.plan().listener_user {
@@ -26,7 +28,7 @@ impl Server {
                     Ok(()) => {
                         self.context.log().debug(|| format!("the listener has become user {name}"));
                         if self.context.plan().options.exit_with_parent {
-                            // The change of user has undone it.
+                            // The change of user has cleared it.
                             preflight::exit_with_parent(parent)?;
                         }
                         return Ok(());
@@ -52,7 +54,8 @@ impl Server {
         privileges::settle()
     }
 
-    /// Says that the listener stays root although it need not: to the log of a service. Whoever types a command sees nothing new.
+    /// Logs that the listener stays root although it need not, if the server is a service. On a
+    /// terminal it is a debug line.
     fn stays_root(&self, why: &str) {
         let is_activated =
             matches!(self.context.plan().mode, Some(ServiceMode::SocketActivation { .. }));

@@ -1,5 +1,5 @@
-//! The end of the server: how far the server has come, its exit status, the deadlines of the stop, and the command of `--run`,
-//! with which the server ends.
+//! The end of the server: how far the server has come, its exit status, the deadlines of the stop,
+//! and the command of `--run`, with which the server ends.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,8 @@ use crate::captive::{self, Captive, Streams};
 /// How long clients may take to finish their requests.
 pub(super) const WORKERS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the template may take after that, for `cleanup` and `unload`: a plugin may have data to write.
+/// How long the template may take after that, for `cleanup` and `unload`: a plugin may have data to
+/// write.
 const TEMPLATE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A second signal sooner than this after the first is ignored.
@@ -110,7 +111,8 @@ impl Shutdown {
         self.signal = Some(signal);
     }
 
-    /// How the server ends. The command's exit status counts only where the server has none of its own.
+    /// How the server ends. The command's exit status counts only where the server has none of its
+    /// own.
     pub(super) fn end(&self) -> End {
         match self.signal {
             Some(signal) => End::Signal(signal),
@@ -152,7 +154,8 @@ impl Shutdown {
         self.deadlines = Some(Deadlines { workers: None, template: None });
     }
 
-    /// timeout(1), for one, signals the process and then its whole group: the second signal is no impatient user's.
+    /// timeout(1), for one, signals the process and then its whole group: the second signal is no
+    /// impatient user's.
     pub(super) fn has_just_begun(&self, now: Instant) -> bool {
         let workers = self.deadlines.as_ref().and_then(|deadlines| deadlines.workers);
         workers.is_some_and(|at| now + WORKERS_TIMEOUT < at + SIGNAL_INTERVAL)
@@ -185,8 +188,8 @@ impl Shutdown {
         }
     }
 
-    /// Whether a signal makes the server wait for the command of `--run`, which needs the server, as in nbdkit. A user who
-    /// signals again later wants both to end.
+    /// Whether a signal makes the server wait for the command of `--run`, which needs the server,
+    /// as in nbdkit. A user who signals again later wants both to end.
     pub(super) fn waits_for_captive(&mut self, now: Instant) -> bool {
         if self.captive.is_none() {
             return false;

@@ -1,5 +1,5 @@
-//! The template of the stack, from its start to its replacement: the process and its channel, what it has declared, its broker,
-//! and the spawner or schedule by which another takes its place.
+//! The template of the stack, from its start to its replacement: the process and its channel, what
+//! it has declared, its broker, and the spawner or schedule by which another takes its place.
 //!
 //! - `broker`: the broker of the template, and channels to it
 //! - `replace`: starting the next template; `schedule`: when; `cgroup`: moving with the listener
@@ -37,7 +37,8 @@ const LINES: (u32, u32) = (1000, 200);
 /// How long a template may live that has closed its channel.
 const CLOSED_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The slot of the stack's template. It is empty between the end of one template and the start of the next.
+/// The slot of the stack's template. It is empty between the end of one template and the start of
+/// the next.
 pub(super) struct TemplateSlot {
     template: Option<Template>,
     quota: Quota,
@@ -45,7 +46,8 @@ pub(super) struct TemplateSlot {
     close_timeout: Option<Instant>,
     /// Process ids of templates that have ended; their workers may go on.
     former: Vec<Pid>,
-    /// What the latest template has declared. Not all of it may change: see [`startup`](super::startup).
+    /// What the latest template has declared. Not all of it may change: see
+    /// [`startup`](super::startup).
     configured: Option<Configured>,
     broker: BrokerSlot,
     /// When templates are replaced.
@@ -154,7 +156,8 @@ impl TemplateSlot {
         self.isolation() == Some(Isolation::Shared)
     }
 
-    /// Whether the stack has declared that it may stop the server. Else it is one client's way to stop it for all.
+    /// Whether the stack has declared that it may stop the server. Else it is one client's way to
+    /// stop it for all.
     pub(super) fn may_shutdown(&self) -> bool {
         self.configured.as_ref().is_some_and(|configured| configured.may_shutdown)
     }
@@ -187,7 +190,8 @@ impl TemplateSlot {
     /// Sends the template what is queued for it.
     ///
     /// # Errors
-    /// One line for the user: a parameter does not fit a message. Other errors mean that the template has ended.
+    /// One line for the user: a parameter does not fit a message. Other errors mean that the
+    /// template has ended.
     pub(super) fn flush(&mut self) -> Result<(), &'static str> {
         match self.template.as_mut().map(Template::flush) {
             Some(Err(error)) if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) => {
@@ -234,7 +238,8 @@ impl TemplateSlot {
         }
     }
 
-    /// The template has closed its channel. It has ended, which is noticed when it is reaped; or it lives on without one.
+    /// The template has closed its channel. It has ended, which is noticed when it is reaped; or it
+    /// lives on without one.
     pub(super) fn channel_closed(&mut self, now: Instant, context: &Context) {
         if let Some(template) = &self.template {
             self.close_timeout = Some(now + CLOSED_TIMEOUT);
@@ -266,7 +271,8 @@ impl TemplateSlot {
         }
     }
 
-    /// Kills a template that violates the protocol. What becomes of its clients is decided when it has ended.
+    /// Kills a template that violates the protocol. What becomes of its clients is decided when it
+    /// has ended.
     pub(super) fn violation(&mut self, what: &str, context: &Context) {
         let Some(template) = &self.template else { return };
         context.deregister(template.raw_fd());
@@ -323,12 +329,14 @@ impl TemplateSlot {
         self.template.as_ref().map(Template::origin)
     }
 
-    /// Whether the client of a connection that has ended can be requeued for the next template: no worker has had it.
+    /// Whether the client of a connection that has ended can be requeued for the next template: no
+    /// worker has had it.
     pub(super) fn can_requeue(&self, exit: Option<WorkerExit>) -> bool {
         exit.is_none() && !self.retired
     }
 
-    /// Whether there has been no template for so long that clients are disconnected rather than kept waiting.
+    /// Whether there has been no template for so long that clients are disconnected rather than
+    /// kept waiting.
     pub(super) fn refuses_clients(&self, workers: &Workers, now: Instant) -> bool {
         self.schedule.refuses_clients(now)
             // Otherwise they wait for another client's end, too.

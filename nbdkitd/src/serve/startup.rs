@@ -1,5 +1,5 @@
-//! From the first template to the first client. The order is nbdkit's: `get_ready`, sockets, the URI, another user
-//! and `after_fork`, the pid file, the background, `--run`.
+//! From the first template to the first client. The order is nbdkit's: `get_ready`, sockets, the
+//! URI, another user and `after_fork`, the pid file, the background, `--run`.
 
 #![forbid(unsafe_code)]
 
@@ -192,7 +192,8 @@ impl Server {
             self.shutdown.set_captive(captive);
         }
         let gone = "the process that started the server is gone";
-        // While the files of a start that fails can be removed. From the sandbox on they stay, as in nbdkit.
+        // While the files of a start that fails can be removed. From the sandbox on they stay, as
+        // in nbdkit.
         if report.as_ref().is_some_and(|report| !report.is_awaited()) {
             return Err(gone.to_owned());
         }
@@ -232,8 +233,8 @@ impl Server {
     }
 }
 
-/// What a new template has that the one before did not have, and may not have for that reason. What a file holds, and thus a
-/// disk's size, may change: it is the next client's.
+/// What a new template has that the one before did not have, and may not have for that reason. What
+/// a file holds, and thus a disk's size, may change: it is the next client's.
 fn refused_change(before: &Configured, now: &Configured) -> Option<&'static str> {
     let Configured {
         stack: _,

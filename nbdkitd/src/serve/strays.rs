@@ -1,5 +1,5 @@
-//! Strays: processes of scripts, which the listener adopts when the template that would have killed them was killed itself, or
-//! when workers end after their template.
+//! Strays: processes of scripts, which the listener adopts when the template that would have killed
+//! them was killed itself, or when workers end after their template.
 
 #![forbid(unsafe_code)]
 
@@ -13,8 +13,8 @@ use nix::unistd::Pid;
 use super::Server;
 
 impl Server {
-    /// Kills strays, and returns whether there were any. Not with `--run`: what its command leaves in the background is
-    /// adopted, too, and is not to be killed.
+    /// Kills strays, and returns whether there were any. Not with `--run`: what its command leaves
+    /// in the background is adopted, too, and is not to be killed.
     pub(super) fn kill_strays(&self) -> bool {
         // A start that failed must leave none, either.
         let programs = self.slot.configured().is_none_or(|configured| configured.programs);

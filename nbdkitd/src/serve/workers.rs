@@ -1,8 +1,8 @@
-//! The workers and their clients: the table of connections, the control channel to each worker, and signatures for their TLS
-//! handshakes.
+//! The workers and their clients: the table of connections, the control channel to each worker, and
+//! signatures for their TLS handshakes.
 //!
-//! What a worker sends is checked here for form, descriptors and phase; [`dispatch`](super::dispatch) decides what follows
-//! from it.
+//! What a worker sends is checked here for form, descriptors and phase;
+//! [`dispatch`](super::dispatch) decides what follows from it.
 //!
 //! - `kill`: ending a worker, and checking that it has ended
 //! - `signing`: the queue of signatures; `alarm`: a warning about peers that cause many
@@ -55,7 +55,8 @@ pub(super) struct Workers {
     connections: Connections,
     links: BTreeMap<u64, WorkerLink>,
     signing: Signing,
-    /// Connections whose worker was killed, or is to be, and when its end has to be known. In order.
+    /// Connections whose worker was killed, or is to be, and when its end has to be known. In
+    /// order.
     kills: VecDeque<(Instant, u64)>,
     /// Connections whose channel may have more to read.
     unread: BTreeSet<u64>,
@@ -86,8 +87,8 @@ impl Workers {
         self.connections.is_empty()
     }
 
-    /// Adds a client that the template was sent. `client` is its socket, if another template could serve it. Without a `link`
-    /// it is served by the template itself.
+    /// Adds a client that the template was sent. `client` is its socket, if another template could
+    /// serve it. Without a `link` it is served by the template itself.
     pub(super) fn add(
         &mut self,
         number: u64,
@@ -121,7 +122,8 @@ impl Workers {
         context.log().about(key, None, context.speaker(None, number), Level::Error, text);
     }
 
-    /// Logs what a worker has sent, within its quota. The number of the connection is the channel's, whatever the record says.
+    /// Logs what a worker has sent, within its quota. The number of the connection is the
+    /// channel's, whatever the record says.
     pub(super) fn log(&mut self, number: u64, record: &LogRecord, context: &Context) {
         let Some(connection) = self.connections.get_mut(number) else { return };
         let speaker = context.speaker(record.layer.as_deref(), number);
@@ -129,7 +131,8 @@ impl Workers {
         context.log().about(connection.key, own, speaker, record.level, &record.text);
     }
 
-    /// How log lines name a worker: `worker 7 (client 127.0.0.1:4000)`. `None` if there is no such connection.
+    /// How log lines name a worker: `worker 7 (client 127.0.0.1:4000)`. `None` if there is no such
+    /// connection.
     pub(super) fn name(&self, number: u64) -> Option<String> {
         let connection = self.connections.get(number)?;
         let pid = connection.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
@@ -156,7 +159,8 @@ impl Workers {
         std::mem::take(&mut self.unread)
     }
 
-    /// Takes a message of a connection's worker, if there is one, and checks that it is permitted now.
+    /// Takes a message of a connection's worker, if there is one, and checks that it is permitted
+    /// now.
     pub(super) fn receive(&mut self, number: u64) -> Incoming {
         let Some(link) = self.links.get(&number) else { return Incoming::Empty };
         let message = match link.try_recv() {
@@ -211,8 +215,8 @@ impl Workers {
         self.links.keys().for_each(|number| self.send(*number, &ToWorker::Quiesce, &[]));
     }
 
-    /// The template has named the worker of a connection. Process id and handle may be anything, even another program's:
-    /// [`kill::signal_child`] checks them before they are used.
+    /// The template has named the worker of a connection. Process id and handle may be anything,
+    /// even another program's: [`kill::signal_child`] checks them before they are used.
     ///
     /// # Errors
     /// The claim cannot be true.
@@ -271,9 +275,10 @@ impl Workers {
         self.connections.remove(number)
     }
 
-    /// The template has ended to which all clients were sent. Returns the connections that are over with that: those it served
-    /// itself, and those whose worker it had reaped without a message. The others are over when their worker is reaped here,
-    /// or closes its channel without being known.
+    /// The template has ended to which all clients were sent. Returns the connections that are over
+    /// with that: those it served itself, and those whose worker it had reaped without a message.
+    /// The others are over when their worker is reaped here, or closes its channel without being
+    /// known.
     pub(super) fn orphan_all(&mut self, is_shared: bool, own: &OwnProcesses) -> Vec<u64> {
         self.connections.orphan_all();
         let is_over =

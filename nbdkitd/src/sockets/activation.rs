@@ -1,7 +1,7 @@
 //! Socket activation: the sockets that a service manager passed. sd_listen_fds(3).
 //!
-//! nbdkit does not look at what it was passed, and then fails on every accept. Here each must be a listening stream
-//! socket.
+//! nbdkit does not check what it was passed, and then fails on every accept. Here each must be a
+//! listening stream socket.
 
 #![forbid(unsafe_code)]
 

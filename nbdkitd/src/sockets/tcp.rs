@@ -16,8 +16,8 @@ use super::Listening;
 use crate::cli::command_line::{AddressFamily, NBD_PORT, TcpPort};
 use crate::log::Log;
 
-/// Listens on every address that `address` and `port` mean. Addresses that are in use, or of a family that the
-/// kernel lacks, are passed over as long as there is another.
+/// Listens on every address that `address` and `port` mean. Addresses that are in use, or of a
+/// family that the kernel lacks, are passed over as long as there is another.
 ///
 /// # Errors
 /// The name cannot be resolved, or no address can be listened on.

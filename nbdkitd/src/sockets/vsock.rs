@@ -1,4 +1,5 @@
-//! `--vsock`: clients in virtual machines on this host, or on the host of this virtual machine. vsock(7).
+//! `--vsock`: clients in virtual machines on this host, or on the host of this virtual machine.
+//! vsock(7).
 
 #![forbid(unsafe_code)]
 

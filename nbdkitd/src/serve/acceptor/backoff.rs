@@ -36,8 +36,8 @@ pub(super) fn failure(errno: Errno) -> Failure {
     }
 }
 
-/// Backoff after accept(2) has failed with EMFILE, ENFILE, ENOBUFS, ENOMEM, or an error of a security module. Clients wait in the
-/// kernel's queue, so none is disconnected.
+/// Backoff after accept(2) has failed with EMFILE, ENFILE, ENOBUFS, ENOMEM, or an error of a
+/// security module. Clients wait in the kernel's queue, so none is disconnected.
 #[derive(Debug, Default)]
 pub(super) struct AcceptBackoff {
     until: Option<Instant>,

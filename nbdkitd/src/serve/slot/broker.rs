@@ -1,8 +1,9 @@
-//! The broker, which opens paths for workers. The listener makes the channels from workers to it, and takes its log lines; what
-//! the broker sends comes from a confined process, and is checked.
+//! The broker, which opens paths for workers. The listener makes the channels from workers to it,
+//! and takes its log lines; what the broker sends comes from a confined process, and is checked.
 //!
-//! Each template brings its broker. A worker asks for a channel when it needs one, and again when its channel was closed; it
-//! gets one to the newest broker, and waits while the next broker is on its way.
+//! Each template brings its broker. A worker asks for a channel when it needs one, and again when
+//! its channel was closed; it gets one to the newest broker, and waits while the next broker is on
+//! its way.
 
 #![forbid(unsafe_code)]
 
@@ -88,8 +89,8 @@ impl BrokerSlot {
 }
 
 impl TemplateSlot {
-    /// For a client that is sent to the template: its worker's end of a channel, if every client needs one. Without it the
-    /// worker asks when it needs one.
+    /// For a client that is sent to the template: its worker's end of a channel, if every client
+    /// needs one. Without it the worker asks when it needs one.
     pub(in crate::serve) fn broker_channel_for(&self, connection: u64) -> Option<OwnedFd> {
         let broker = self.broker.broker.as_ref().filter(|broker| broker.always)?;
         broker.channel_for(connection).ok()
@@ -105,7 +106,8 @@ impl TemplateSlot {
         self.broker.unread
     }
 
-    /// A template that enters service has started its broker. The broker of the template before ends when its channel is closed.
+    /// A template that enters service has started its broker. The broker of the template before
+    /// ends when its channel is closed.
     ///
     /// # Errors
     /// A protocol violation; which.
@@ -270,8 +272,9 @@ impl TemplateSlot {
         self.broker.unread = true;
     }
 
-    /// A broker has ended whose channel the listener had not closed: the next template brings the next broker. Clients that are
-    /// there do not need it any more, usually, and stay; a template that serves all of them is replaced when the last has left.
+    /// A broker has ended whose channel the listener had not closed: the next template brings the
+    /// next broker. Clients that are there do not need it any more, usually, and stay; a template
+    /// that serves all of them is replaced when the last has left.
     fn broker_ended(&mut self, stage: Stage, workers: &Workers, context: &Context) {
         let Some(broker) = self.broker.close(context) else { return };
         if self.template.is_none() {

@@ -1,5 +1,6 @@
-//! Whether this process was moved to another control group: libvirt starts a server and then moves the one process that it
-//! knows. The other processes follow; moving them takes rights that the spawner may have. cgroups(7).
+//! Whether this process was moved to another control group: libvirt starts a server and then moves
+//! the one process that it knows. The other processes follow; moving them takes rights that the
+//! spawner may have. cgroups(7).
 
 #![forbid(unsafe_code)]
 
@@ -7,10 +8,12 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::time::{Duration, Instant};
 
-/// Shortest interval between two reads of the file: a read is two system calls, and takes a global lock of the kernel.
+/// Shortest interval between two reads of the file: a read is two system calls, and takes a global
+/// lock of the kernel.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// The longest list of groups that makes sense, bytes: a path for each hierarchy, of which the kernel has some fifteen.
+/// The longest list of groups that makes sense, bytes: a path for each hierarchy, of which the
+/// kernel has some fifteen.
 const MAX_GROUPS: u64 = 64 * 1024;
 
 /// The listener's control groups, as last read.

@@ -1,5 +1,6 @@
-//! By whom a template that ended is replaced, and what follows from an attempt that fails: the clients that are served go on,
-//! and the listener retries. [`schedule`](super::schedule) says when.
+//! By whom a template that ended is replaced, and what follows from an attempt that fails: the
+//! clients that are served go on, and the listener retries. [`schedule`](super::schedule) says
+//! when.
 
 #![forbid(unsafe_code)]
 
@@ -58,8 +59,9 @@ impl TemplateSlot {
         }
     }
 
-    /// Starts the spawner, if a template can be replaced or there is a private directory to be removed. Must be called before the
-    /// listener confines itself. From then on the listener itself starts no template.
+    /// Starts the spawner, if a template can be replaced or there is a private directory to be
+    /// removed. Must be called before the listener confines itself. From then on the listener
+    /// itself starts no template.
     ///
     /// # Errors
     /// One line for the user.
@@ -125,7 +127,8 @@ impl TemplateSlot {
         }
     }
 
-    /// The template has died in service: the server goes on without one until there is a new one, if there can be one.
+    /// The template has died in service: the server goes on without one until there is a new one,
+    /// if there can be one.
     pub(in crate::serve) fn died(
         &mut self,
         clients: usize,
@@ -151,7 +154,8 @@ impl TemplateSlot {
         Death::Replace
     }
 
-    /// Begins to replace a template that has ended, if it is time, and ends an attempt that takes too long.
+    /// Begins to replace a template that has ended, if it is time, and ends an attempt that takes
+    /// too long.
     ///
     /// # Errors
     /// The template cannot be replaced; why.
@@ -298,8 +302,8 @@ impl TemplateSlot {
         self.is_starting() && stage == Stage::Serving
     }
 
-    /// A client has come: before it is sent to the template, the other processes follow the listener into another control group,
-    /// if it was moved.
+    /// A client has come: before it is sent to the template, the other processes follow the
+    /// listener into another control group, if it was moved.
     pub(in crate::serve) fn follow_groups(&mut self, now: Instant, context: &Context) {
         if let (Some(groups), Maker::Spawner(spawner), Some(template)) =
             (&mut self.groups, &self.maker, &self.template)

@@ -1,9 +1,10 @@
-//! Ending workers. The listener has a handle (pidfd) on each worker's process, which the template has opened right after the
-//! fork and sent with `Forked`: killing needs neither /proc nor a free descriptor. The handle comes from a confined process, so
-//! before it is used the kernel is asked whose child the process is.
+//! Ending workers. The listener has a handle (pidfd) on each worker's process, which the template
+//! has opened right after the fork and sent with `Forked`: killing needs neither /proc nor a free
+//! descriptor. The handle comes from a confined process, so before it is used the kernel is asked
+//! whose child the process is.
 //!
-//! If a worker is to be killed before the template has named its process, it is killed when `Forked` arrives. A worker that was
-//! to be killed and has not ended in time is an error line.
+//! If a worker is to be killed before the template has named its process, it is killed when
+//! `Forked` arrives. A worker that was to be killed and has not ended in time is an error line.
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +19,8 @@ use nix::unistd::{Pid, getsid};
 use super::Workers;
 use crate::serve::context::Context;
 
-/// How long it may take until the end of a killed worker is known. One that waits for a disk inside the kernel takes longer.
+/// How long it may take until the end of a killed worker is known. One that waits for a disk inside
+/// the kernel takes longer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a process that the template has named gets no signal.
@@ -54,8 +56,9 @@ pub(in crate::serve) struct OwnProcesses {
     pub(in crate::serve) broker: Option<Pid>,
 }
 
-/// Sends a signal to a child of the template, or of the listener because its template has ended; `None` only checks that there
-/// is such a process. `pid` and `handle` come from the template and are checked.
+/// Sends a signal to a child of the template, or of the listener because its template has ended;
+/// `None` only checks that there is such a process. `pid` and `handle` come from the template and
+/// are checked.
 ///
 /// # Errors
 /// [`NoSignal`].
@@ -77,7 +80,8 @@ pub(in crate::serve) fn signal_child(
                 return Ok(process.signal(signal)?);
             }
             Ok(_) => return Err(NoSignal::Stranger),
-            // Before Linux 6.13 a handle does not tell its process: the listener opens one of its own by the process id.
+            // Before Linux 6.13 a handle does not tell its process: the listener opens one of its
+            // own by the process id.
             Err(Errno::ENOTTY | Errno::EINVAL | Errno::ENOSYS) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -157,8 +161,9 @@ fn parent_of(pid: Pid) -> Option<Pid> {
     fields.split(' ').nth(1)?.parse().ok().map(Pid::from_raw)
 }
 
-/// Whether a process descends from the template, or is a child of the listener. Used without /proc on a kernel that does not
-/// tell the parent of a handle's process: only the template's descendants are in a session that it leads.
+/// Whether a process descends from the template, or is a child of the listener. Used without /proc
+/// on a kernel that does not tell the parent of a handle's process: only the template's descendants
+/// are in a session that it leads.
 fn is_relative(pid: Pid, template: Option<Pid>) -> bool {
     let is_ours = || {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
@@ -202,7 +207,8 @@ mod tests {
         assert!(!is_relative(number, None));
     }
 
-    /// The kernel says whose child the process behind a handle is; the process id alone proves nothing.
+    /// The kernel says whose child the process behind a handle is; the process id alone proves
+    /// nothing.
     #[test]
     fn a_handle_on_another_process_than_the_one_that_is_named_is_not_used() {
         let own = OwnProcesses::default();

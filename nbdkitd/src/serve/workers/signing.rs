@@ -1,5 +1,6 @@
-//! Signatures for TLS handshakes. One with RSA takes a millisecond and more of this process, which has to do all else too: they
-//! wait in a queue for each peer, few are made in a turn of the loop, and the peer that had the fewest of late is next.
+//! Signatures for TLS handshakes. An RSA signature takes a millisecond and more of the listener's
+//! only thread. So requests wait in a queue for each peer, few signatures are made in a turn of the
+//! loop, and the peer with the fewest signatures of late is next.
 
 #![forbid(unsafe_code)]
 
@@ -14,20 +15,21 @@ use crate::admission::{PeerKey, Waiting};
 use crate::serve::context::Context;
 use crate::tls::Checked;
 
-/// How long the loop may sign before the other sources get their turn. One signature is always made.
+/// How long the loop may sign before the other sources get their turn. One signature is always
+/// made.
 pub(in crate::serve) const TURN: Duration = Duration::from_millis(1);
 
 /// For how long the signatures of a peer count.
 const MEMORY: Duration = Duration::from_secs(1);
 
-/// Most that wait; each is a connection's only one.
+/// Most requests that wait. A connection has at most one.
 const MOST: usize = 4096;
 
 /// The queue of requests for signatures, fair between peers.
 #[derive(Debug)]
 pub(super) struct Signing {
     waiting: Waiting<(u64, Checked)>,
-    /// Signatures of each peer since then.
+    /// Signatures of each peer since `since`.
     made: BTreeMap<PeerKey, usize>,
     since: Instant,
     alarm: Alarm,
@@ -47,17 +49,17 @@ impl Signing {
         self.waiting.is_empty()
     }
 
-    /// A connection asks. Returns another's request, which is one too many.
+    /// Queues a request. Returns the connection whose request had to leave the queue for it.
     fn push(&mut self, key: PeerKey, number: u64, request: Checked) -> Option<u64> {
         self.waiting.push(key, (number, request)).map(|(number, _)| number)
     }
 
-    /// A connection of this peer that was answered is in transmission.
+    /// A connection of this peer, for which a signature was made, is in transmission.
     pub(super) fn led_to_transmission(&mut self, key: PeerKey) {
         self.alarm.used(key);
     }
 
-    /// Who is next, and what it asks.
+    /// Takes the next request.
     fn next(&mut self, now: Instant) -> Option<(u64, Checked)> {
         if now.saturating_duration_since(self.since) >= MEMORY {
             self.made.clear();
@@ -75,8 +77,8 @@ impl Workers {
         !self.signing.is_empty()
     }
 
-    /// Checks a connection's request and queues it. Returns the connection whose request had to leave the queue for it, which
-    /// is to be denied.
+    /// Checks a connection's request and queues it. Returns the connection whose request had to
+    /// leave the queue for it, which is to be denied.
     ///
     /// # Errors
     /// What no honest worker would ask; which, for the log.
