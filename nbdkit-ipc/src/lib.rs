@@ -22,6 +22,7 @@ pub mod private;
 pub mod process;
 pub mod program;
 pub mod refusal;
+pub mod spawner;
 pub mod status;
 pub mod strays;
 pub mod title;
@@ -31,7 +32,8 @@ pub use broker::{FromBroker, FromBrokerLink, ToBroker, ToBrokerLink};
 pub use channel::{Channel, Received, RecvError, release_packet};
 pub use ids::{KeyId, StackId};
 pub use inherit::inherited;
-pub use messages::{FromSpawner, FromTemplate, FromWorker, ToSpawner, ToTemplate, ToWorker};
+pub use messages::{FromTemplate, FromWorker, ToTemplate, ToWorker};
+pub use spawner::{FromSpawner, SpawnerSetup, ToSpawner};
 pub use status::WorkerExit;
 
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of

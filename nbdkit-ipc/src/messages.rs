@@ -193,80 +193,12 @@ pub enum ToWorker {
     Broker,
 }
 
-/// Sent by the listener to its spawner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ToSpawner {
-    /// Start a template, which enters service at once. Only if the setup says `replaces`. Answer:
-    /// `Started` or `Failed`.
-    Start {
-        /// The stack that the template is to configure.
-        stack: StackId,
-    },
-    /// First.
-    Setup(SpawnerSetup),
-    /// One of the messages that a template is configured with, up to `EnterService`, in order.
-    /// After `Setup`.
-    Know(Box<ToTemplate>),
-    /// The set-up is complete. After it only `Start` and `Follow`.
-    SetupEnd,
-    /// The listener was moved into another control group: move the other processes, too.
-    Follow {
-        /// The template's process id.
-        template: i32,
-    },
-}
-
-/// What the spawner has to know to start templates.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SpawnerSetup {
-    /// The listener's process id. The spawner ends with it.
-    pub listener: i32,
-    /// The directory of `-U -`: see [`private`](crate::private). Removed when the listener closes
-    /// the channel or ends.
-    pub private: Option<OsString>,
-    /// Whether programs that a stack executes while it starts may gain privileges: the stack runs
-    /// programs, or has code that declares nothing.
-    pub gains: bool,
-    /// Whether there will be another template at all. If not, no `Know` follows, and `Start` is a
-    /// violation.
-    pub replaces: bool,
-    /// The template's program.
-    pub program: OsString,
-    /// Its working directory.
-    pub directory: Option<OsString>,
-    /// Its title: see [`title`](crate::title).
-    pub title: String,
-    /// Whether systemd is not to kill it: see
-    /// [`title::ROOT_STORAGE_DAEMON`](crate::title::ROOT_STORAGE_DAEMON).
-    pub spared: bool,
-}
-
-/// Sent by the spawner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FromSpawner {
-    /// A template was started and sent everything up to `EnterService`. Descriptor: the listener's
-    /// end of its control channel.
-    Started {
-        /// The stack that it configures.
-        stack: StackId,
-        /// Its process id.
-        pid: i32,
-    },
-    /// No template could be started.
-    Failed {
-        /// The stack that was asked for.
-        stack: StackId,
-        /// Why.
-        errno: i32,
-    },
-}
-
 /// What the template is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
     /// To serve clients.
     Serve,
-    /// To print what `nbdkit --help PLUGIN` says about the stack, and exit.
+    /// To print the stack's part of `nbdkit --help PLUGIN`, and exit.
     Help,
     /// To print name and version of the stack, and exit.
     Version,
@@ -557,12 +489,6 @@ mod tests {
             FromTemplate::Serving { connection: 1, stack: StackId::ONLY, export: String::new() };
         assert_eq!(first(encode(&serving)), 10);
         assert_eq!(first(encode(&ToTemplate::Disconnect { connection: 1 })), 9);
-        assert_eq!(first(encode(&ToSpawner::Start { stack: StackId::ONLY })), 0);
-        assert_eq!(first(encode(&ToSpawner::Know(Box::new(ToTemplate::ConfigureEnd)))), 2);
-        assert_eq!(first(encode(&ToSpawner::SetupEnd)), 3);
-        assert_eq!(first(encode(&ToSpawner::Follow { template: 1 })), 4);
-        assert_eq!(first(encode(&FromSpawner::Started { stack: StackId::ONLY, pid: 1 })), 0);
-        assert_eq!(first(encode(&FromSpawner::Failed { stack: StackId::ONLY, errno: 1 })), 1);
         assert_eq!(first(encode(&ToWorker::Quiesce)), 0);
         let (request, answer) = (KeyRequest::Psk { identity: vec![] }, KeyAnswer::Denied);
         assert_eq!(encode(&request).unwrap()[0], 1);
@@ -593,9 +519,6 @@ mod tests {
         let broker = FromTemplate::Broker { stack, pid: 2, always: true };
         assert_eq!(encode(&broker).unwrap(), [11, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0, 0, 1]);
         assert_eq!(encode(&FromWorker::Broker { stack }).unwrap(), [5, 0, 0, 0, 7, 0, 0, 0]);
-        assert_eq!(encode(&ToSpawner::Start { stack }).unwrap(), [0, 0, 0, 0, 7, 0, 0, 0]);
-        let started = FromSpawner::Started { stack, pid: 2 };
-        assert_eq!(encode(&started).unwrap(), [0, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0, 0]);
         let request = KeyRequest::Sign { key, scheme: 0x0807, message: vec![b'A'] };
         let start = [4, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 7, 8];
         let sign = encode(&FromWorker::Key(request)).unwrap();

@@ -34,7 +34,7 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Those of a server whose listener has `base`; `None` if that says that nothing of it is to be
+    /// The scores of a server whose listener has `base`; `None` if no process of it is to be
     /// killed.
     ///
     /// Near the end of the scale there is less room, but the order stays.

@@ -268,7 +268,7 @@ mod tests {
         assert!(Memory::of("1 (a").is_none() && Memory::of("1 (a) S 1 2").is_none());
     }
 
-    /// In place, as where the kernel cannot be told.
+    /// In place, as where PR_SET_MM_MAP is not supported.
     #[test]
     fn a_shorter_title_leaves_nothing_of_a_longer_one() {
         let memory = vec![b'x'; 300].leak();

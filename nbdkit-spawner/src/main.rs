@@ -25,9 +25,9 @@ use std::process::ExitCode;
 use std::{env, io};
 
 use caps::CapSet;
-use nbdkit_ipc::messages::SpawnerSetup;
 use nbdkit_ipc::process::{close_all_but, exit_now, fork};
 use nbdkit_ipc::program::Program;
+use nbdkit_ipc::spawner::SpawnerSetup;
 use nbdkit_ipc::{
     Channel, FromSpawner, FromTemplate, Received, RecvError, StackId, ToSpawner, ToTemplate,
     inherited, private, title,

@@ -1,7 +1,7 @@
 //! The command line: nbdkit(1)'s options, and those of this server.
 //!
 //! Everything here is pure except [`from_env`]: arguments and environment in, a typed
-//! [`CommandLine`] or an error in nbdkit's words out. Runs in the listener before it has any
+//! [`CommandLine`] or an error with nbdkit's text out. Runs in the listener before it has any
 //! privilege to lose; the arguments are those of the caller, who is trusted to decide what is
 //! served, but not to type well.
 //!

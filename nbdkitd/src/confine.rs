@@ -130,7 +130,7 @@ mod tests {
             nix::sys::prctl::set_no_new_privs().unwrap();
             restrict_paths(&log).unwrap();
             assert!(std::fs::read_to_string("/proc/self/stat").is_ok());
-            // On a kernel without Landlock nothing is restricted, and that was said.
+            // On a kernel without Landlock nothing is restricted, which was logged.
             if open("/etc/passwd", OFlag::O_RDONLY, Mode::empty()).is_err() {
                 assert_eq!(opened("/etc/passwd", OFlag::O_RDONLY), Some(Errno::EACCES));
                 assert!(std::process::Command::new("/bin/true").status().is_err());

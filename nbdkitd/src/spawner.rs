@@ -16,9 +16,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 
-use nbdkit_ipc::messages::{EnterService, SpawnerSetup};
+use nbdkit_ipc::messages::EnterService;
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::program::{Program, signals_of_all};
+use nbdkit_ipc::spawner::SpawnerSetup;
 use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, StackId, ToSpawner, ToTemplate};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -151,7 +151,7 @@ fn one_address_gets_half_of_many_places_unless_told_otherwise() {
         assert!(!unlimited);
     }
     assert!(over(None, Some(500), A, 0) && !over(None, Some(501), A, 0));
-    // Few places are for whoever comes, and so are those for the users of this machine.
+    // Few slots have no limit for one peer, nor have users of Unix sockets.
     assert!(!over(Some(127), None, A, 0));
     let admission = Admission::new(None, None, Instant::now());
     let mut queue = Waiting::new(2000);

@@ -9,8 +9,7 @@
 /// The widest line of the usage summary, in columns.
 const USAGE_WIDTH: usize = 58;
 
-/// Which option a spelling stands for: one variant for each row of [`OPTIONS`], which says what it
-/// does.
+/// An option: one variant for each row of [`OPTIONS`], which describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OptionId {
     AllowNet,

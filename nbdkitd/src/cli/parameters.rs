@@ -162,7 +162,7 @@ impl Expansion<'_> {
     }
 }
 
-/// Whether there is no such file: then the word may not have meant one.
+/// Whether there is no such file: then the argument may be a bare value.
 fn is_missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
         || matches!(error.raw_os_error(), Some(libc::ENOTDIR | libc::ENAMETOOLONG))

@@ -322,7 +322,7 @@ impl Given {
     }
 }
 
-/// The options that say where clients come from.
+/// The options that choose the service mode.
 struct Listen {
     address: Option<OsString>,
     family: AddressFamily,

@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use super::error::Fault;
 use super::options::{self, LongMatch, OptionId};
 
-/// One piece of the command line.
+/// A token of the command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Token {
     /// A switch, or an option that takes an argument, with that argument.
@@ -43,7 +43,7 @@ impl Tokens {
         Self { parser, posixly_correct }
     }
 
-    /// The next piece, or `None` at the end.
+    /// The next token, or `None` at the end.
     ///
     /// # Errors
     /// An unknown or ambiguous option, an argument that is missing or superfluous, with getopt's

@@ -2,7 +2,7 @@
 //! modes.
 //!
 //! Used by the listener while it parses its command line. Every function refuses what it does not
-//! know, in nbdkit's words where nbdkit has the option. nbdkit(1), "Global options".
+//! know, with nbdkit's text where nbdkit has the option. nbdkit(1), "Global options".
 
 #![forbid(unsafe_code)]
 
@@ -50,7 +50,7 @@ pub(crate) fn parse_debug_flag(argument: &OsStr) -> Result<DebugFlag, Fault> {
     Ok(DebugFlag { name: name.to_owned(), flag: flag.to_owned(), value })
 }
 
-/// `--log`: a word, or an absolute path.
+/// `--log`: a name, or an absolute path.
 pub(crate) fn parse_log(argument: &OsStr) -> Result<LogDestination, Fault> {
     match argument.as_bytes() {
         b"default" => Ok(LogDestination::Default),

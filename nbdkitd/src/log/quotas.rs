@@ -97,7 +97,7 @@ mod tests {
         let mut quotas = Quotas::new(now);
         assert_eq!(written(&mut quotas, PeerKey::V4(1), 100, 10, now), OF_PEER.0);
         let dropped = 1000 - u64::from(OF_PEER.0);
-        // The next line says it, whoever's that is.
+        // The next line that is written reports them, whatever its peer.
         let next = quotas.take(PeerKey::V4(2), None, 10, now);
         assert_eq!(next, Verdict::Write { dropped });
         assert_eq!(quotas.rest(), 0);

@@ -66,7 +66,7 @@ pub(super) enum Accepted {
     Broken(Errno),
 }
 
-/// What of the rest of the server decides whether clients are accepted.
+/// The state outside of the acceptor that decides whether clients are accepted.
 #[derive(Clone, Copy)]
 pub(super) struct ServerState<'a> {
     pub(super) stage: Stage,

@@ -12,7 +12,7 @@ use super::Plan;
 use crate::cli::command_line::{Sandbox, ServiceMode};
 use crate::log::{Log, Speaker};
 
-/// Settings, log and poll instance. Passed to whoever needs one of them.
+/// Settings, log and poll instance. Passed to the functions that need one of them.
 pub(super) struct Context {
     plan: Plan,
     log: Log,

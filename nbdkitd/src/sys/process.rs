@@ -16,7 +16,7 @@ pub(crate) fn survive_file_size_limit() {
     let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
 }
 
-/// Test only: a worker that says `listener: system call NUMBER` has this process make it, as if it
+/// Test only: a worker that logs `listener: system call NUMBER` has this process make it, as if it
 /// was taken over; and `listener: send to PATH` has it send a datagram there, by the sockets that
 /// it has.
 #[cfg(feature = "red-team")]
@@ -27,7 +27,8 @@ pub(crate) fn call_for_test(text: &str) {
     let number = text.strip_prefix("listener: system call ").and_then(|text| text.parse().ok());
     if let Some(number) = number {
         let number: libc::c_long = number;
-        // SAFETY: not upheld for all numbers; whoever runs such a build asked for it.
+        // SAFETY: not upheld for all numbers; only a build for the red team has this function, and
+        // it asks for it.
         unsafe { libc::syscall(number, 0, 0, 0, 0, 0, 0) };
     }
 }

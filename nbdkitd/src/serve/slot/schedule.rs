@@ -153,7 +153,7 @@ impl Schedule {
     }
 
     /// When [`begin_if_due`](Self::begin_if_due), [`take_overdue`](Self::take_overdue) or, if
-    /// somebody waits, [`refuses_clients`](Self::refuses_clients) will be true.
+    /// clients wait, [`refuses_clients`](Self::refuses_clients) will be true.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         let wait_ends = self.without_since.map(|since| since + CLIENT_WAIT);
         let next = match self.state {

@@ -207,7 +207,7 @@ mod tests {
         assert!(!is_relative(number, None));
     }
 
-    /// The kernel says whose child the process behind a handle is; the process id alone proves
+    /// The kernel reports the parent of a handle's process; the process id alone proves
     /// nothing.
     #[test]
     fn a_handle_on_another_process_than_the_one_that_is_named_is_not_used() {
