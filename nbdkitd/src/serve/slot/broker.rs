@@ -336,23 +336,15 @@ fn handle_message(
 mod tests {
     use super::*;
     use crate::serve::fuzz::Listener;
-    use nbdkit_ipc::messages::{Configured, Hello, Isolation};
-    use nbdkit_ipc::{FromTemplate, FromWorker, StackId, ToTemplate};
+    use nbdkit_ipc::messages::Hello;
+    use nbdkit_ipc::{FromTemplate, FromWorker, StackId};
 
-    type TemplatesEnd = Channel<FromTemplate, ToTemplate>;
     type BrokersEnd = Channel<FromBrokerLink, ToBrokerLink>;
 
     /// Sends what a template sends before it is ready, with a broker.
-    fn enters_service(template: &TemplatesEnd) -> BrokersEnd {
-        let configured = Configured {
-            stack: StackId::ONLY,
-            one_client: false,
-            isolation: Isolation::Connection,
-            replaceable: true,
-            may_shutdown: true,
-            programs: false,
-            undeclared: false,
-        };
+    fn enters_service(listener: &Listener) -> BrokersEnd {
+        let template = &listener.template;
+        let configured = listener.server.slot.configured.clone().unwrap();
         let (listeners, broker) = Channel::<ToBrokerLink, FromBrokerLink>::pair().unwrap();
         template.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
         template.send(&FromTemplate::Configured(configured), &[]).unwrap();
@@ -393,7 +385,7 @@ mod tests {
         listener.server.slot.broker.announced = true;
         asks(&mut listener, 0);
         assert_eq!(answer(&listener, 0), None);
-        let broker = enters_service(&listener.template);
+        let broker = enters_service(&listener);
         listener.turn();
         assert_eq!(answer(&listener, 0), Some(1));
         let received = broker.try_recv().unwrap();
@@ -406,7 +398,7 @@ mod tests {
     #[test]
     fn a_second_broker_of_the_same_template_is_a_violation() {
         let mut listener = Listener::new(1, false).unwrap();
-        let _broker = enters_service(&listener.template);
+        let _broker = enters_service(&listener);
         let (another, _end) = Channel::<ToBrokerLink, FromBrokerLink>::pair().unwrap();
         let message =
             FromTemplate::Broker { stack: StackId::ONLY, pid: i32::MAX - 2, always: false };
@@ -429,7 +421,7 @@ mod tests {
     #[test]
     fn a_worker_that_asks_more_often_than_it_can_need_is_killed() {
         let mut listener = Listener::new(1, false).unwrap();
-        let _broker = enters_service(&listener.template);
+        let _broker = enters_service(&listener);
         listener.turn();
         for _ in 0..nbdkit_ipc::phase::Brokers::MOST {
             asks(&mut listener, 0);
