@@ -1,8 +1,9 @@
-//! What is said to and by a broker, which opens declared paths and connects to declared endpoints for workers that may do
-//! neither.
+//! The messages to and from a broker, which opens declared paths and connects to declared endpoints
+//! for workers that may do neither.
 //!
-//! A worker asks on a channel of its own ([`ToBroker`], [`FromBroker`]), which the listener has made for it: to the broker
-//! every message on it is hostile. The listener hands over channels and takes log lines ([`ToBrokerLink`],
+//! A worker sends its requests on a channel of its own ([`ToBroker`], [`FromBroker`]), which the
+//! listener has made for it: to the broker every message on it is hostile. On another channel the
+//! listener sends the broker its ends of such channels, and receives log lines ([`ToBrokerLink`],
 //! [`FromBrokerLink`]).
 
 #![forbid(unsafe_code)]
@@ -18,7 +19,7 @@ pub const MAX_NAME: usize = 255;
 /// Longest reason of a failed lookup, bytes. gai_strerror(3) of glibc has none longer than 50.
 pub const MAX_REASON: usize = 128;
 
-/// What a descriptor is asked for.
+/// What a descriptor is requested for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OpenAccess {
     /// Reading.
@@ -29,15 +30,16 @@ pub enum OpenAccess {
     List,
 }
 
-/// Sent by a worker, or by a template that serves all clients, to the broker. The word of a process that talks to a
-/// client: check before use.
+/// Sent to the broker by a worker, or by a template that serves all clients: a process that parses
+/// clients' bytes. Check before use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToBroker {
     /// Open what a declared path leads to now. Answer: `Opened`, `Refused` or `WrongType`.
     Open {
         /// Which of the paths that the stack has declared, counted from 0.
         path: u32,
-        /// The name of a direct child, if the path is a directory: at most [`MAX_NAME`] bytes, no `/`.
+        /// The name of a direct child, if the path is a directory: at most [`MAX_NAME`] bytes, no
+        /// `/`.
         name: Option<OsString>,
         /// What for.
         access: OpenAccess,
@@ -46,7 +48,8 @@ pub enum ToBroker {
     Connect {
         /// Which of the endpoints that the stack has declared, counted from 0.
         endpoint: u32,
-        /// Which of its addresses, counted from 0. 0 resolves its name; others are of the last answer to 0 on this channel.
+        /// Which of its addresses, counted from 0. 0 resolves its name; others are of the last
+        /// answer to 0 on this channel.
         attempt: u32,
     },
 }
@@ -56,26 +59,28 @@ pub enum ToBroker {
 pub enum FromBroker {
     /// Descriptor: what was opened.
     Opened {
-        /// It is open for writing too.
+        /// Whether it is open for writing too.
         writable: bool,
-        /// It is a block device, else a regular file or a directory.
+        /// Whether it is a block device; else a regular file or a directory.
         block_device: bool,
     },
-    /// It could not be opened or connected to, or the stack has not declared that it would be.
+    /// The path could not be opened, or the endpoint connected to; or the stack has not declared
+    /// it.
     Refused {
         /// Why.
         errno: i32,
     },
-    /// It is neither a regular file nor a block device.
+    /// The path is neither a regular file nor a block device.
     WrongType,
-    /// Descriptor: a socket, non-blocking, whose connection is established or about to be (EINPROGRESS, connect(2)).
+    /// Descriptor: a socket, non-blocking, whose connection is established or about to be
+    /// (EINPROGRESS, connect(2)).
     Connecting {
         /// The attempt to ask for if this one fails; `None` after the last address.
         next: Option<u32>,
     },
     /// The endpoint's name could not be resolved.
     NotResolved {
-        /// Why, in the resolver's words: at most [`MAX_REASON`] bytes.
+        /// The resolver's message: at most [`MAX_REASON`] bytes.
         reason: String,
     },
 }
@@ -83,14 +88,14 @@ pub enum FromBroker {
 /// Sent by the listener to a broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToBrokerLink {
-    /// A worker may ask. Descriptor: the broker's end of its channel.
+    /// A worker gets a channel. Descriptor: the broker's end.
     Channel {
-        /// Whose worker: the client's number.
+        /// The connection that the worker serves.
         connection: u64,
     },
 }
 
-/// Sent by a broker to the listener. The word of a confined process: check before use.
+/// Sent by a broker, a confined process, to the listener: check before use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromBrokerLink {
     /// A line for the log.

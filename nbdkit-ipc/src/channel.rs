@@ -23,17 +23,18 @@ thread_local! {
         const { RefCell::new(Packet { bytes: Vec::new(), control: Vec::new() }) };
 }
 
-/// Where packets are received. Not made anew for each: a process that forks leaves a page to its child for each that it writes
-/// between two forks.
+/// The buffer for received packets. It is reused: each page that a process writes between two forks
+/// is one that its children share no more.
 struct Packet {
     /// As long as the longest, or empty before the first.
     bytes: Vec<u8>,
-    /// Room for all that the kernel lets one message carry, so that a surplus can be distinguished from a lack of descriptors.
+    /// Room for all that the kernel lets one message carry, so that a surplus can be distinguished
+    /// from a lack of descriptors.
     control: Vec<u64>,
 }
 
-/// Gives back where this thread's packets are received, until the next one: to a process that expects none it is only what its
-/// parent has received there.
+/// Frees this thread's buffer for received packets. In a process that expects no packets it holds
+/// only what the parent has received.
 pub fn release_packet() {
     PACKET.with_borrow_mut(|packet| packet.bytes = Vec::new());
 }
@@ -53,11 +54,12 @@ impl<S, R> fmt::Debug for Channel<S, R> {
 /// A message with the descriptors that came attached, all close-on-exec.
 #[derive(Debug)]
 pub struct Received<R> {
-    /// What was said.
+    /// The message.
     pub message: R,
-    /// What came with it, in order. The receiver checks that the number is the one this message carries.
+    /// The attached descriptors, in order. The receiver checks that the message carries so many.
     pub fds: Vec<OwnedFd>,
-    /// Some or all of its descriptors did not arrive: this process may have no more of them. What came was closed.
+    /// Some or all of its descriptors did not arrive, since this process may have no more. Those
+    /// that arrived were closed.
     pub lost: bool,
 }
 
@@ -66,11 +68,11 @@ pub struct Received<R> {
 pub enum RecvError {
     /// The other end is closed.
     Closed,
-    /// Nothing there now (only with [`Channel::try_recv`]).
+    /// No message now (only with [`Channel::try_recv`]).
     Empty,
-    /// The other end broke the rules: too long, not a message, too many descriptors.
+    /// A protocol violation by the other end: too long, not a message, too many descriptors.
     Violation(&'static str),
-    /// The system failed.
+    /// A system call failed.
     Io(Errno),
 }
 
@@ -88,12 +90,12 @@ impl fmt::Display for RecvError {
 impl std::error::Error for RecvError {}
 
 impl<S, R> Channel<S, R> {
-    /// The end that `fd` is, one of [`pair`](Self::pair)'s.
+    /// The end whose descriptor `fd` is: one of a [`pair`](Self::pair).
     pub fn from_fd(fd: OwnedFd) -> Channel<S, R> {
         Channel { fd, direction: PhantomData }
     }
 
-    /// Gives up the type: the descriptor, to pass it on.
+    /// The descriptor, to be passed on.
     pub fn into_fd(self) -> OwnedFd {
         self.fd
     }
@@ -107,13 +109,14 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     pub fn pair() -> io::Result<(Channel<S, R>, Channel<R, S>)> {
         let (a, b) = Channel::<S, R>::short_pair()?;
         for end in [&a.fd, &b.fd] {
-            // The default is usually enough for a packet; where it is not, sending reports it.
+            // The default is usually enough for a packet. Where it is not, sending fails with
+            // EMSGSIZE.
             let _ = setsockopt(end, sockopt::SndBuf, &(2 * MAX_PACKET));
         }
         Ok((a, b))
     }
 
-    /// The same for messages that are all much shorter than the longest.
+    /// As [`pair`](Self::pair), for messages that are much shorter than a packet may be.
     ///
     /// # Errors
     /// EMFILE, ENFILE, ENOMEM.
@@ -123,7 +126,8 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         Ok((Channel::from_fd(a), Channel::from_fd(b)))
     }
 
-    /// Sends a message with descriptors, at most [`MAX_FDS`]. Waits while the other end's queue is full.
+    /// Sends a message with descriptors, at most [`MAX_FDS`]. Waits while the other end's queue is
+    /// full.
     ///
     /// # Errors
     /// EMSGSIZE if it is too long, EPIPE if the other end is closed.
@@ -147,7 +151,8 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         let fd = self.fd.as_raw_fd();
         loop {
             let sent = if raw.is_empty() {
-                // Workers have no sendmsg, so that they pass no descriptor to anybody.
+                // Workers may not call sendmsg(2), so that they cannot pass descriptors to other
+                // processes.
                 send(fd, &bytes, flags)
             } else {
                 sendmsg::<()>(fd, &[IoSlice::new(&bytes)], &control, flags, None)
@@ -183,7 +188,7 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     fn recv_into(&self, packet: &mut Packet, flags: MsgFlags) -> Result<Received<R>, RecvError> {
         let Packet { bytes, control } = packet;
         if bytes.is_empty() {
-            // Not resize: that writes the zeroes, which these pages are already.
+            // Not resize: it would write zeroes to pages that are zero already.
             *bytes = vec![0; MAX_PACKET];
         }
         if control.is_empty() {
@@ -191,7 +196,8 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         }
         let mut received = inherit::receive(self.fd.as_fd(), bytes, control, flags);
         if received.as_ref().err() == Some(&Errno::ECONNRESET) {
-            // The other end has closed without reading all; said once, before what it has said itself.
+            // The other end was closed with unread messages: reported once, before the messages
+            // that it has sent.
             received = inherit::receive(self.fd.as_fd(), bytes, control, flags);
         }
         let (length, flags, mut fds) = match received {
@@ -305,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_end_and_an_empty_queue_are_told_apart() {
+    fn a_closed_end_and_an_empty_queue_differ() {
         let (a, b) = Text::pair().unwrap();
         assert!(matches!(b.try_recv(), Err(RecvError::Empty)));
         drop(a);
@@ -313,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_of_one_that_did_not_listen_are_heard() {
+    fn messages_before_a_close_with_unread_messages_arrive() {
         let (a, b) = Text::pair().unwrap();
         a.send(&"unread".to_owned(), &[]).unwrap();
         b.send(&"last".to_owned(), &[]).unwrap();

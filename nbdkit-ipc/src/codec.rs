@@ -1,5 +1,6 @@
-//! Bytes of messages. The only module that names bincode: 2.0.1 is pinned since version 3 on the
-//! registry is an empty tombstone; the crate wincode reads the same bytes, should it ever have to go.
+//! Encoding of messages. The only module that names bincode: 2.0.1 is pinned since version 3 on the
+//! registry is an empty tombstone; the crate wincode reads the same bytes, should it ever have to
+//! go.
 
 #![forbid(unsafe_code)]
 
@@ -9,8 +10,8 @@ use serde::de::DeserializeOwned;
 
 use crate::MAX_PACKET;
 
-/// Fixed-size integers, so that the size of a message says nothing about its numbers and the golden
-/// bytes are easy to read; allocations bounded by the packet size.
+/// Integers of fixed size, so that the golden bytes are easy to read; allocations bounded by the
+/// packet size.
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<MAX_PACKET>> =
     config::standard().with_fixed_int_encoding().with_limit::<MAX_PACKET>();
 

@@ -1,4 +1,5 @@
-//! Reading DER, as far as both ends of TLS need it: the listener for keys, the worker for names. X.690, 8.1, 10.1.
+//! Reading DER, as far as both ends of TLS need it: the listener for keys, the worker for names.
+//! X.690, 8.1, 10.1.
 
 #![forbid(unsafe_code)]
 
@@ -30,8 +31,8 @@ impl<'a> Der<'a> {
         self.0.first().copied()
     }
 
-    /// Takes the next value: tag, content, and all its bytes. `None` if it is not whole, or its tag takes more than a
-    /// byte.
+    /// Takes the next value: tag, content, and all its bytes. `None` if it is not whole, or its tag
+    /// takes more than a byte.
     pub fn any(&mut self) -> Option<(u8, &'a [u8], &'a [u8])> {
         let whole = self.0;
         let (&[tag, first], rest) = whole.split_first_chunk()?;

@@ -1,4 +1,5 @@
-//! Descriptors that come from other processes: with a message, and left open across exec. The unsafe steps of fd passing.
+//! Descriptors that come from other processes: with a message, and left open across exec. The
+//! unsafe steps of fd passing.
 
 #![expect(unsafe_code, reason = "descriptor numbers from argv and from recvmsg become OwnedFds")]
 
@@ -15,8 +16,9 @@ const SCM_MAX_FD: usize = 253;
 /// Room for so many in a control message with its header, in words.
 pub(crate) const CONTROL_WORDS: usize = 2 + SCM_MAX_FD.div_ceil(2);
 
-/// recvmsg(2), where nix does not hand out the descriptors of a message that has lost others (MSG_CTRUNC), so that they
-/// would stay open. All that arrive are owned, and close-on-exec. Returns the length of the packet, the flags, the descriptors.
+/// recvmsg(2), where nix does not hand out the descriptors of a message that has lost others
+/// (MSG_CTRUNC), so that they would stay open. All that arrive are owned, and close-on-exec.
+/// Returns the length of the packet, the flags, the descriptors.
 ///
 /// # Errors
 /// Those of recvmsg(2).
@@ -38,9 +40,9 @@ pub(crate) fn receive(
     let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags.bits()) };
     let length = Errno::result(length)?;
     let mut fds = Vec::new();
-    // SAFETY: the kernel has filled the control buffer, which is aligned for its headers, and has set its length; the
-    // CMSG macros stay within that. The numbers in an SCM_RIGHTS message are descriptors that the kernel has made for this
-    // process, each once, and nobody else knows them.
+    // SAFETY: the kernel has filled the control buffer, which is aligned for its headers, and has
+    // set its length; the CMSG macros stay within that. The numbers in an SCM_RIGHTS message are
+    // descriptors that the kernel has made for this process, each once, and nobody else knows them.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(&raw const header);
         while let Some(found) = message.as_ref() {
@@ -68,11 +70,12 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     if number <= 2 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: borrowed for this one call, which fails with EBADF if the number is no open descriptor. /proc, which would
-    // tell too, need not be mounted.
+    // SAFETY: borrowed for this one call, which fails with EBADF if the number is no open
+    // descriptor. /proc, which would tell too, need not be mounted.
     fcntl(unsafe { BorrowedFd::borrow_raw(number) }, FcntlArg::F_GETFD)?;
-    // SAFETY: it is open (checked above), and nobody else in this process owns it: it is above the standard
-    // descriptors and, by contract with our only callers (each `main`), nothing was opened before.
+    // SAFETY: it is open (checked above), and nobody else in this process owns it: it is above the
+    // standard descriptors and, by contract with our only callers (each `main`), nothing was opened
+    // before.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     if getsockopt(&fd, sockopt::SockType)? != SockType::SeqPacket {
         return Err(io::Error::from_raw_os_error(libc::EPROTOTYPE));

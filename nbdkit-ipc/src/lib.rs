@@ -1,9 +1,10 @@
 //! The control channel between the listener, the template and the workers: typed messages over Unix
 //! SOCK_SEQPACKET, one message per packet, descriptors attached to the messages that carry them.
 //!
-//! One enum per direction and link ([`messages`]), an end of a channel that can only send one and
-//! receive the other ([`Channel`]), a table of what may be said when ([`phase`]). What the other
-//! end says is checked here for size, form and descriptors; what it means is checked by the receiver.
+//! There is one enum per direction and link ([`messages`]), an end of a channel that can only send
+//! one and receive the other ([`Channel`]), and a table of the messages that each phase permits
+//! ([`phase`]). Received messages are checked here for size, form and descriptors; the receiver
+//! checks what they mean.
 
 #![deny(unsafe_code)]
 
@@ -11,6 +12,7 @@ pub mod broker;
 mod channel;
 mod codec;
 pub mod der;
+pub mod ids;
 mod inherit;
 pub mod keys;
 pub mod messages;
@@ -20,6 +22,7 @@ pub mod private;
 pub mod process;
 pub mod program;
 pub mod refusal;
+pub mod spawner;
 pub mod status;
 pub mod strays;
 pub mod title;
@@ -27,16 +30,20 @@ pub mod x509;
 
 pub use broker::{FromBroker, FromBrokerLink, ToBroker, ToBrokerLink};
 pub use channel::{Channel, Received, RecvError, release_packet};
+pub use ids::{KeyId, StackId};
 pub use inherit::inherited;
-pub use messages::{FromSpawner, FromTemplate, FromWorker, ToSpawner, ToTemplate, ToWorker};
+pub use messages::{FromTemplate, FromWorker, ToTemplate, ToWorker};
+pub use spawner::{FromSpawner, SpawnerSetup, ToSpawner};
 pub use status::WorkerExit;
 
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of
-/// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS (`TlsPiece`, `Key` on all
-/// links, `Configure::tls`), `Serving` and `Disconnect` of the template, the spawner. 4: `Level` of a log record, the
-/// spawner as a program of its own, `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what
-/// the spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`.
-pub const VERSION: u32 = 5;
+/// [`messages`] notice. 1: the first. 2: `Refused`, and the sandbox in `Configure`. 3: TLS
+/// (`TlsPiece`, `Key` on all links, `Configure::tls`), `Serving` and `Disconnect` of the template,
+/// the spawner. 4: `Level` of a log record, the spawner as a program of its own,
+/// `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what the
+/// spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`. 6: `StackId` and
+/// `KeyId`.
+pub const VERSION: u32 = 6;
 
 /// Identifies the build: listener and worker must come from the same one.
 pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));

@@ -1,7 +1,7 @@
-//! What the processes say to each other.
+//! The messages between listener, template, workers and spawner.
 //!
-//! serde encodes the position of a variant, so the order here is the wire format; the tests pin the bytes.
-//! Paths and parameters are `OsString`: they need not be UTF-8.
+//! serde encodes the position of a variant, so the order here is the wire format; the tests pin the
+//! bytes. Paths and parameters are `OsString`: they need not be UTF-8.
 
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::StackId;
 use crate::keys::{KeyAnswer, KeyRequest, Tls, TlsPiece};
 use crate::status::WorkerExit;
 
@@ -24,15 +25,15 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// Ours.
+    /// That of this program.
     pub fn ours() -> Hello {
         Hello { version: crate::VERSION, build: crate::BUILD.to_owned() }
     }
 
-    /// Checks that the other end was built together with this one.
+    /// Checks that the other end comes from the same build.
     ///
     /// # Errors
-    /// What it is instead, for a message.
+    /// One line that names both builds.
     pub fn check(&self) -> Result<(), String> {
         if *self == Hello::ours() {
             return Ok(());
@@ -58,14 +59,16 @@ pub enum ToTemplate {
     Parameter(Parameter),
     /// There are no more parameters. Answer: `Configured` or `Failed`.
     ConfigureEnd,
-    /// Change to the final user, leave the terminal, get ready for clients. Answer: `Ready` or `Failed`.
+    /// Change to the final user, leave the terminal, get ready for clients. Answer: `Ready` or
+    /// `Failed`.
     EnterService(EnterService),
-    /// Serve a client. Descriptors: with isolation `Connection` the worker's control channel, its channel to the broker if
-    /// it gets one, then the client's socket, then its output if that is another descriptor (`-s`). Answers: `Forked` (or, with isolation
-    /// `Shared`, none), and `Exited` in the end.
+    /// Serve a client. Descriptors: with isolation `Connection` the worker's control channel, its
+    /// channel to the broker if it gets one, then the client's socket, then its output if that is
+    /// another descriptor (`-s`). Answers: `Forked` (or, with isolation `Shared`, none), and
+    /// `Exited` in the end.
     Serve(Serve),
-    /// Finish: connections end after their running requests, then the stack is cleaned up and the process
-    /// exits.
+    /// Finish: connections end after their running requests, then the stack is cleaned up and the
+    /// process exits.
     Quiesce,
     /// Part of what TLS needs, in order. After `Configure`, before `ConfigureEnd`.
     TlsPiece(TlsPiece),
@@ -76,14 +79,15 @@ pub enum ToTemplate {
         /// The answer.
         answer: KeyAnswer,
     },
-    /// With isolation `Shared`: end a client at once, if it is still there. Answer: `Exited`, as for any end.
+    /// With isolation `Shared`: end a client at once, if it is still there. Answer: `Exited`, as
+    /// for any end.
     Disconnect {
         /// Which client.
         connection: u64,
     },
 }
 
-/// Sent by the template. The word of a confined process: check before use.
+/// Sent by the template, a confined process: check before use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromTemplate {
     /// First.
@@ -94,9 +98,10 @@ pub enum FromTemplate {
     Failed,
     /// A line for the log. At any time.
     Log(LogRecord),
-    /// Clients may come.
+    /// The template accepts clients.
     Ready,
-    /// A worker was made for a client. Descriptor: a handle on its process (pidfd), unless the template had no room for one.
+    /// A worker was forked for a client. Descriptor: a handle on its process (pidfd), unless the
+    /// template had no free descriptor.
     Forked {
         /// Which client.
         connection: u64,
@@ -110,31 +115,36 @@ pub enum FromTemplate {
         /// How.
         exit: WorkerExit,
     },
-    /// A plugin or filter asked the server to stop (`nbdkit_shutdown`). Once it is configured, only if the stack has
-    /// declared that it may.
+    /// A plugin or filter asked the server to stop (`nbdkit_shutdown`). Once it is configured, only
+    /// if the stack has declared that it may.
     Shutdown,
-    /// The sandbox refused a system call of the template itself, which ends now. Sent by a signal handler: see
-    /// [`refusal`](crate::refusal).
+    /// The sandbox refused a system call of the template itself, which ends now. Sent by a signal
+    /// handler: see [`refusal`](crate::refusal).
     Refused {
         /// The system call's number on this machine.
         syscall: u32,
     },
-    /// With isolation `Shared`: what a worker would ask. Answer: `Key`.
+    /// With isolation `Shared`: a connection's `Key`, which else its worker sends. Answer: `Key`.
     Key {
         /// For which client.
         connection: u64,
-        /// The question.
+        /// The request.
         request: KeyRequest,
     },
     /// With isolation `Shared`: the handshake of a client is over and this export is being served.
     Serving {
         /// Which client.
         connection: u64,
+        /// The stack that serves it.
+        stack: StackId,
         /// The export's name as the client gave it: hostile.
         export: String,
     },
-    /// There is a broker. At most once, before `Ready`. Descriptor: the listener's end of its channel.
+    /// The template has forked its broker. At most once, before `Ready`. Descriptor: the listener's
+    /// end of its channel.
     Broker {
+        /// The stack whose paths and endpoints it opens.
+        stack: StackId,
         /// Its process id.
         pid: i32,
         /// Every client will need it: workers get their channels with their clients.
@@ -142,7 +152,7 @@ pub enum FromTemplate {
     },
 }
 
-/// Sent by a worker on its own channel. The word of a process that talks to a client: check before use.
+/// Sent by a worker, a process that parses a client's bytes, on its own channel: check before use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromWorker {
     /// A line for the log. At any time.
@@ -151,6 +161,8 @@ pub enum FromWorker {
     Shutdown,
     /// The handshake is over and this export is being served.
     Serving {
+        /// The stack that serves it.
+        stack: StackId,
         /// The export's name as the client gave it: hostile.
         export: String,
     },
@@ -160,10 +172,13 @@ pub enum FromWorker {
         /// The system call's number on this machine.
         syscall: u32,
     },
-    /// What TLS needs of the listener. Once, before `Serving`. Answer: `Key`.
+    /// A request for a signature or a pre-shared key. Once, before `Serving`. Answer: `Key`.
     Key(KeyRequest),
-    /// A channel to the broker is wanted. Answer: `Broker`.
-    Broker,
+    /// A request for a channel to the broker. Answer: `Broker`.
+    Broker {
+        /// The stack whose broker is meant.
+        stack: StackId,
+    },
 }
 
 /// Sent by the listener to a worker.
@@ -173,63 +188,9 @@ pub enum ToWorker {
     Quiesce,
     /// The answer to `Key`.
     Key(KeyAnswer),
-    /// The answer to `Broker`. Descriptor: the worker's end of a channel to the broker, or none if there is no broker.
+    /// The answer to `Broker`. Descriptor: the worker's end of a channel to the broker, or none if
+    /// there is no broker.
     Broker,
-}
-
-/// Sent by the listener to its spawner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ToSpawner {
-    /// Make a template, which enters service at once. Only if the setup says `replaces`. Answer: `Started` or `Failed`.
-    Start,
-    /// First.
-    Setup(SpawnerSetup),
-    /// One of the messages that a template is configured with, up to `EnterService`, in order. After `Setup`.
-    Know(Box<ToTemplate>),
-    /// There are no more. After it only `Start` and `Follow`.
-    SetupEnd,
-    /// The listener was moved into another control group: move the others, too.
-    Follow {
-        /// The template's process id.
-        template: i32,
-    },
-}
-
-/// What a template is, for the spawner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SpawnerSetup {
-    /// The listener's process id. The spawner ends with it.
-    pub listener: i32,
-    /// The directory of `-U -`: see [`private`](crate::private). Removed when the listener closes the channel or ends.
-    pub private: Option<OsString>,
-    /// Whether what a stack executes while it starts may gain privileges: it runs programs, or code that declares nothing.
-    pub gains: bool,
-    /// Whether there will be another template at all. If not, no `Know` follows, and `Start` is a violation.
-    pub replaces: bool,
-    /// The template's program.
-    pub program: OsString,
-    /// Where it runs.
-    pub directory: Option<OsString>,
-    /// Its title: see [`title`](crate::title).
-    pub title: String,
-    /// Whether systemd is to spare it: see [`title::ROOT_STORAGE_DAEMON`](crate::title::ROOT_STORAGE_DAEMON).
-    pub spared: bool,
-}
-
-/// Sent by the spawner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FromSpawner {
-    /// A template has been started and told everything up to `EnterService`. Descriptor: the listener's end of its
-    /// control channel.
-    Started {
-        /// Its process id.
-        pid: i32,
-    },
-    /// No template could be started.
-    Failed {
-        /// Why.
-        errno: i32,
-    },
 }
 
 /// What the template is started for.
@@ -237,7 +198,7 @@ pub enum FromSpawner {
 pub enum Purpose {
     /// To serve clients.
     Serve,
-    /// To print what `nbdkit --help PLUGIN` says about the stack, and exit.
+    /// To print the stack's part of `nbdkit --help PLUGIN`, and exit.
     Help,
     /// To print name and version of the stack, and exit.
     Version,
@@ -248,7 +209,9 @@ pub enum Purpose {
 /// What to load and how to serve it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configure {
-    /// What for.
+    /// The number of the stack.
+    pub stack: StackId,
+    /// What the template is started for.
     pub purpose: Purpose,
     /// Short names or paths of filters, outermost first.
     pub filters: Vec<OsString>,
@@ -276,10 +239,11 @@ pub struct Configure {
     pub sandbox: Option<Sandbox>,
     /// TLS, unless it is off.
     pub tls: Option<Tls>,
-    /// What is printed before the stack says its part, for `Purpose::Help` and `Purpose::Version`: nothing if the stack
-    /// cannot be loaded.
+    /// What is printed before the stack's own text, for `Purpose::Help` and `Purpose::Version`. If
+    /// the stack cannot be loaded, nothing is printed.
     pub introduction: String,
-    /// Whether the listener lets one client, or one of each peer, in at a time, whatever the stack can do.
+    /// Whether the listener admits one client, or one of each peer, at a time, whatever the stack
+    /// can do.
     pub one_client: bool,
     /// `--allow-path` and `--allow-net`.
     pub allowed: Allowed,
@@ -299,11 +263,11 @@ pub struct Allowed {
 pub enum Sandbox {
     /// To what the stack has declared to need.
     Strict,
-    /// To what no server of disks needs: for code that declares nothing.
+    /// Refused is only what no disk server needs: for code that declares nothing.
     Compat,
     /// Not at all.
     Off,
-    /// As programs of the final user's are without privileges: for stacks that run scripts.
+    /// As the final user's programs without privileges: for stacks that run scripts.
     Programs,
 }
 
@@ -343,56 +307,59 @@ pub enum Isolation {
 /// A parameter from the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parameter {
-    /// What stood before the `=`; `None` for a bare value.
+    /// The part before the `=`; `None` for a bare value.
     pub key: Option<String>,
-    /// The rest.
+    /// The part after the `=`.
     pub value: OsString,
-    /// For which plugins it is one.
+    /// The plugins that it applies to.
     pub applies: Applies,
 }
 
-/// For which plugins a parameter is one. The listener, which reads parameter files, does not know the plugin; whether
-/// `@5` names a file depends on whether the plugin takes a bare value.
+/// The plugins that a parameter applies to. The listener, which reads parameter files, does not
+/// know the plugin; whether `@5` names a file depends on whether the plugin takes a bare value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applies {
-    /// For all.
+    /// All plugins.
     Always,
-    /// For those with a `magic_config_key`.
+    /// Plugins with a `magic_config_key`.
     WithMagicKey,
-    /// For those without.
+    /// Plugins without a `magic_config_key`.
     WithoutMagicKey,
-    /// It is an error for those without, and the value its text.
+    /// An error for plugins without a `magic_config_key`; the value is its text.
     RefusedWithoutMagicKey,
 }
 
-/// The answer to a configuration that went well.
+/// What a configured stack has declared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configured {
+    /// The stack that was configured.
+    pub stack: StackId,
     /// Only one client at a time (NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS).
     pub one_client: bool,
     /// How clients are to be divided.
     pub isolation: Isolation,
-    /// Whether a template made later has the same disk to offer. Not if what clients wrote is in this one's
-    /// memory only.
+    /// Whether a later template serves the same disk. Not if what clients wrote is only in this
+    /// one's memory.
     pub replaceable: bool,
-    /// Whether it may ever ask for `Shutdown` in service.
+    /// Whether the stack may send `Shutdown` in service.
     pub may_shutdown: bool,
-    /// Whether it runs programs, which end with it.
+    /// Whether the stack runs programs, which are killed with it.
     pub programs: bool,
-    /// Whether there is code in it that does not declare what it needs.
+    /// Whether the stack has code that does not declare what it needs.
     pub undeclared: bool,
 }
 
 /// The step from start-up into service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnterService {
-    /// User and group to become (`-u`, `-g`); supplementary groups go.
+    /// The user to become (`-u`). Supplementary groups are dropped.
     pub user: Option<u32>,
-    /// See `user`.
+    /// The group to become (`-g`).
     pub group: Option<u32>,
-    /// Whether standard error is given up too, because the server is in the background.
+    /// Whether standard error is closed too, because the server is in the background.
     pub background: bool,
-    /// Whether nbdkit's server has forked when it calls `after_fork`: into the background, or for `--run`.
+    /// Whether nbdkit's server has forked when it calls `after_fork`: into the background, or for
+    /// `--run`.
     pub forked: bool,
 }
 
@@ -401,16 +368,18 @@ pub struct EnterService {
 pub struct Serve {
     /// Its number, counted from 1.
     pub connection: u64,
-    /// Who it is.
+    /// The stack that is to serve it.
+    pub stack: StackId,
+    /// Its address and credentials.
     pub peer: Peer,
-    /// The worker's end of a channel to the broker comes with it.
+    /// Whether the worker's end of a channel to the broker is attached.
     pub broker: bool,
 }
 
-/// Who a client is, as the listener learned when it accepted.
+/// A client's address and credentials, as of accept(2).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
-    /// Where it comes from.
+    /// Its address.
     pub address: PeerAddress,
     /// Process, user and group id; Unix domain sockets only.
     pub credentials: Option<(i32, u32, u32)>,
@@ -418,7 +387,7 @@ pub struct Peer {
     pub security_context: Option<String>,
 }
 
-/// Where a client comes from.
+/// A client's address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerAddress {
     /// TCP.
@@ -447,15 +416,16 @@ impl std::fmt::Display for PeerAddress {
     }
 }
 
-/// Longest text of a log record, bytes; longer ones are cut by the sender, refused by the receiver.
+/// Longest text of a log record, bytes. The sender truncates longer ones, the receiver refuses
+/// them.
 pub const MAX_LOG_TEXT: usize = 16 * 1024;
 
 /// How serious a line of the log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Level {
-    /// Something failed. Always logged.
+    /// An error. Always logged.
     Error,
-    /// Something is probably not what the user meant. Always logged.
+    /// Probably not what the user meant. Always logged.
     Warning,
     /// Worth keeping in a log, not worth a line on the terminal, where it needs `-v`.
     Notice,
@@ -468,9 +438,9 @@ pub enum Level {
 pub struct LogRecord {
     /// How serious it is.
     pub level: Level,
-    /// Plugin or filter that speaks; `None` for the server itself.
+    /// The plugin or filter that logs; `None` for the server itself.
     pub layer: Option<String>,
-    /// Connection that it concerns; 0 for none.
+    /// The connection that it concerns; 0 for none.
     pub connection: u64,
     /// Without prefix and newline. May contain anything: the listener escapes control characters.
     pub text: String,
@@ -509,29 +479,50 @@ mod tests {
         );
         assert_eq!(first(encode(&FromTemplate::Shutdown)), 7);
         assert_eq!(first(encode(&FromWorker::Shutdown)), 1);
-        assert_eq!(first(encode(&FromWorker::Serving { export: String::new() })), 2);
+        assert_eq!(
+            first(encode(&FromWorker::Serving { stack: StackId::ONLY, export: String::new() })),
+            2
+        );
         assert_eq!(first(encode(&FromTemplate::Refused { syscall: 0 })), 8);
         assert_eq!(first(encode(&FromWorker::Refused { syscall: 0 })), 3);
-        let serving = FromTemplate::Serving { connection: 1, export: String::new() };
+        let serving =
+            FromTemplate::Serving { connection: 1, stack: StackId::ONLY, export: String::new() };
         assert_eq!(first(encode(&serving)), 10);
         assert_eq!(first(encode(&ToTemplate::Disconnect { connection: 1 })), 9);
-        assert_eq!(first(encode(&ToSpawner::Start)), 0);
-        assert_eq!(first(encode(&ToSpawner::Know(Box::new(ToTemplate::ConfigureEnd)))), 2);
-        assert_eq!(first(encode(&ToSpawner::SetupEnd)), 3);
-        assert_eq!(first(encode(&ToSpawner::Follow { template: 1 })), 4);
-        assert_eq!(first(encode(&FromSpawner::Started { pid: 1 })), 0);
-        assert_eq!(first(encode(&FromSpawner::Failed { errno: 1 })), 1);
         assert_eq!(first(encode(&ToWorker::Quiesce)), 0);
         let (request, answer) = (KeyRequest::Psk { identity: vec![] }, KeyAnswer::Denied);
         assert_eq!(encode(&request).unwrap()[0], 1);
         assert_eq!(encode(&answer).unwrap()[0], 2);
         assert_eq!(first(encode(&FromWorker::Key(request.clone()))), 4);
         assert_eq!(first(encode(&ToWorker::Key(answer.clone()))), 1);
-        assert_eq!(first(encode(&FromTemplate::Broker { pid: 1, always: false })), 11);
-        assert_eq!(first(encode(&FromWorker::Broker)), 5);
+        assert_eq!(
+            first(encode(&FromTemplate::Broker { stack: StackId::ONLY, pid: 1, always: false })),
+            11
+        );
+        assert_eq!(first(encode(&FromWorker::Broker { stack: StackId::ONLY })), 5);
         assert_eq!(first(encode(&ToWorker::Broker)), 2);
         assert_eq!(first(encode(&FromTemplate::Key { connection: 1, request })), 9);
         assert_eq!(first(encode(&ToTemplate::Key { connection: 1, answer })), 8);
+    }
+
+    /// Where the numbers of stacks and keys are. If these bytes change, so must `VERSION`.
+    #[test]
+    fn ids_keep_their_place() {
+        let (stack, key) = (StackId(7), crate::ids::KeyId(9));
+        let export = || "x".to_owned();
+        let name = [1, 0, 0, 0, 0, 0, 0, 0, b'x'];
+        let serving = encode(&FromWorker::Serving { stack, export: export() }).unwrap();
+        assert_eq!(serving, [&[2, 0, 0, 0, 7, 0, 0, 0][..], &name].concat());
+        let serving = FromTemplate::Serving { connection: 3, stack, export: export() };
+        let start = [10, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0];
+        assert_eq!(encode(&serving).unwrap(), [&start[..], &name].concat());
+        let broker = FromTemplate::Broker { stack, pid: 2, always: true };
+        assert_eq!(encode(&broker).unwrap(), [11, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0, 0, 1]);
+        assert_eq!(encode(&FromWorker::Broker { stack }).unwrap(), [5, 0, 0, 0, 7, 0, 0, 0]);
+        let request = KeyRequest::Sign { key, scheme: 0x0807, message: vec![b'A'] };
+        let start = [4, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 7, 8];
+        let sign = encode(&FromWorker::Key(request)).unwrap();
+        assert_eq!(sign, [&start[..], &[1, 0, 0, 0, 0, 0, 0, 0, b'A']].concat());
     }
 
     #[test]
@@ -544,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_no_message_and_no_panic() {
+    fn random_bytes_decode_to_nothing_or_to_their_message() {
         // xorshift: the same noise in every run.
         let mut state = 0x2545_f491_4f6c_dd1d_u64;
         let mut next = || {

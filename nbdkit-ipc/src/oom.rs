@@ -1,8 +1,8 @@
-//! Whom the kernel kills first when memory is short: a worker, which costs one client, before the template, which costs a
-//! replacement, before the listener. /proc/PID/oom_score_adj, proc(5).
+//! OOM scores. When memory is short the kernel is to kill a worker, which costs one client, before
+//! the template, which costs a replacement, before the listener. /proc/PID/oom_score_adj, proc(5).
 //!
-//! Relative to what the server was started with (`OOMScoreAdjust=` of systemd). Raising one's own value takes no privilege,
-//! nor does coming down again to where one came from.
+//! They are relative to the score that the server was started with (`OOMScoreAdjust=` of systemd).
+//! A process may raise its own score, and lower it again to where it was, without privileges.
 
 #![forbid(unsafe_code)]
 
@@ -34,7 +34,8 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Those of a server whose listener has `base`; `None` if that says that nothing of it is to be killed.
+    /// The scores of a server whose listener has `base`; `None` if no process of it is to be
+    /// killed.
     ///
     /// Near the end of the scale there is less room, but the order stays.
     pub fn above(base: i32) -> Option<Scores> {

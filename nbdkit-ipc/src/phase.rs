@@ -1,22 +1,23 @@
-//! What the template and a worker may say when: the tables that the listener holds every message against.
-//! Anything else ends the one that said it, with a log line that names the message.
+//! The messages that template and workers may send in each phase. The listener checks every message
+//! against these tables. Any other message is a protocol violation: the sender is killed, with a
+//! log line that names the message.
 
 #![forbid(unsafe_code)]
 
 use crate::messages::{FromTemplate, FromWorker};
 
-/// How far the template has come, named after what it owes.
+/// A template's phase, named after the message that the listener expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Its first message.
+    /// `Hello`.
     ExpectHello,
-    /// The end of configuration.
+    /// `Configured`, or `Failed`.
     ExpectConfigured,
-    /// Nothing: it waits for `EnterService`.
+    /// None: the template waits for `EnterService`.
     Configured,
-    /// Readiness for clients.
+    /// `Ready`, or `Failed`.
     ExpectReady,
-    /// Nothing: it serves.
+    /// None: the template serves.
     Serving,
 }
 
@@ -38,8 +39,40 @@ pub fn name(message: &FromTemplate) -> &'static str {
     }
 }
 
+/// Checks the stack and the key that a message of the template names.
+///
+/// # Errors
+/// The violation, for the log.
+pub fn check_ids(message: &FromTemplate) -> Result<(), &'static str> {
+    match message {
+        FromTemplate::Configured(configured) => configured.stack.check(),
+        FromTemplate::Serving { stack, .. } | FromTemplate::Broker { stack, .. } => stack.check(),
+        FromTemplate::Key { request, .. } => request.check_id(),
+        FromTemplate::Hello(_)
+        | FromTemplate::Failed
+        | FromTemplate::Log(_)
+        | FromTemplate::Ready
+        | FromTemplate::Forked { .. }
+        | FromTemplate::Exited { .. }
+        | FromTemplate::Shutdown
+        | FromTemplate::Refused { .. } => Ok(()),
+    }
+}
+
+/// Checks the stack and the key that a message of a worker names.
+///
+/// # Errors
+/// The violation, for the log.
+pub fn check_worker_ids(message: &FromWorker) -> Result<(), &'static str> {
+    match message {
+        FromWorker::Serving { stack, .. } | FromWorker::Broker { stack } => stack.check(),
+        FromWorker::Key(request) => request.check_id(),
+        FromWorker::Log(_) | FromWorker::Shutdown | FromWorker::Refused { .. } => Ok(()),
+    }
+}
+
 impl Phase {
-    /// The phase after `message`; `None` if it may not be said now.
+    /// The phase after `message`; `None` if it is not permitted in this phase.
     pub fn after(self, message: &FromTemplate) -> Option<Phase> {
         use Phase::{Configured, ExpectConfigured, ExpectHello, ExpectReady, Serving};
         match (message, self) {
@@ -81,17 +114,17 @@ impl Phase {
     }
 }
 
-/// How far a worker has come, or a connection in a shared template.
+/// The phase of a worker, or of a connection in a shared template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WorkerPhase {
-    /// In the handshake; TLS has not asked for a key.
+    /// In the handshake, before a request for a key.
     #[default]
     Handshake,
-    /// In the handshake; TLS has asked.
+    /// In the handshake, after it.
     Keyed,
     /// In transmission.
     Serving,
-    /// At its end, by its own word.
+    /// At its end, after `Refused`.
     Refused,
 }
 
@@ -103,35 +136,35 @@ pub fn worker_message(message: &FromWorker) -> &'static str {
         FromWorker::Serving { .. } => "Serving",
         FromWorker::Refused { .. } => "Refused",
         FromWorker::Key(_) => "Key",
-        FromWorker::Broker => "Broker",
+        FromWorker::Broker { .. } => "Broker",
     }
 }
 
 impl WorkerPhase {
-    /// The phase after `message`; `None` if it may not be said now.
+    /// The phase after `message`; `None` if it is not permitted in this phase.
     pub fn after(self, message: &FromWorker) -> Option<WorkerPhase> {
         use WorkerPhase::{Handshake, Keyed, Refused, Serving};
         match (message, self) {
             (FromWorker::Key(_), Handshake) => Some(Keyed),
             (FromWorker::Serving { .. }, Handshake | Keyed) => Some(Serving),
             (FromWorker::Refused { .. }, Handshake | Keyed | Serving) => Some(Refused),
-            // At any time: another thread may speak between the last words and the end.
+            // At any time: another thread may send these between `Refused` and the end.
             (FromWorker::Log(_) | FromWorker::Shutdown, _) => Some(self),
-            // How often is counted: see `Brokers`.
-            (FromWorker::Broker, Handshake | Keyed | Serving) => Some(self),
+            // `Brokers` counts how often.
+            (FromWorker::Broker { .. }, Handshake | Keyed | Serving) => Some(self),
             (
                 FromWorker::Key(_)
                 | FromWorker::Serving { .. }
                 | FromWorker::Refused { .. }
-                | FromWorker::Broker,
+                | FromWorker::Broker { .. },
                 _,
             ) => None,
         }
     }
 }
 
-/// How often a worker has asked for a channel to the broker. Once is usual; again if the broker was replaced, or closed
-/// the channel because there were too many.
+/// How often a worker has asked for a channel to the broker. Once is usual; again if the broker was
+/// replaced, or closed the channel because there were too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Brokers(u8);
 
@@ -148,8 +181,9 @@ impl Brokers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{KeyId, StackId};
     use crate::keys::KeyRequest;
-    use crate::messages::Hello;
+    use crate::messages::{Configured, Hello, Isolation};
 
     #[test]
     fn out_of_phase_messages_are_refused() {
@@ -157,7 +191,8 @@ mod tests {
         assert_eq!(Phase::ExpectHello.after(&forked), None);
         assert_eq!(Phase::ExpectConfigured.after(&forked), None);
         assert_eq!(Phase::Serving.after(&forked), Some(Phase::Serving));
-        let serving = FromTemplate::Serving { connection: 1, export: String::new() };
+        let serving =
+            FromTemplate::Serving { connection: 1, stack: StackId::ONLY, export: String::new() };
         assert_eq!(Phase::ExpectReady.after(&serving), None);
         assert_eq!(Phase::Serving.after(&serving), Some(Phase::Serving));
         assert_eq!(Phase::Serving.after(&FromTemplate::Ready), None);
@@ -169,9 +204,9 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_asked_for_once_and_before_transmission() {
+    fn a_key_is_requested_once_and_before_transmission() {
         let key = FromWorker::Key(KeyRequest::Psk { identity: vec![] });
-        let serving = FromWorker::Serving { export: String::new() };
+        let serving = FromWorker::Serving { stack: StackId::ONLY, export: String::new() };
         let keyed = WorkerPhase::default().after(&key);
         assert_eq!(keyed, Some(WorkerPhase::Keyed));
         assert_eq!(keyed.and_then(|phase| phase.after(&key)), None);
@@ -182,15 +217,16 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_is_announced_before_ready_and_asked_for_eight_times() {
-        let broker = FromTemplate::Broker { pid: 2, always: true };
+    fn a_broker_comes_before_ready_and_is_requested_eight_times() {
+        let broker = FromTemplate::Broker { stack: StackId::ONLY, pid: 2, always: true };
         assert_eq!(Phase::ExpectReady.after(&broker), Some(Phase::ExpectReady));
         assert_eq!(Phase::Configured.after(&broker), None);
         assert_eq!(Phase::Serving.after(&broker), None);
+        let wanted = FromWorker::Broker { stack: StackId::ONLY };
         for phase in [WorkerPhase::Handshake, WorkerPhase::Keyed, WorkerPhase::Serving] {
-            assert_eq!(phase.after(&FromWorker::Broker), Some(phase));
+            assert_eq!(phase.after(&wanted), Some(phase));
         }
-        assert_eq!(WorkerPhase::Refused.after(&FromWorker::Broker), None);
+        assert_eq!(WorkerPhase::Refused.after(&wanted), None);
         let mut brokers = Brokers::default();
         for _ in 0..Brokers::MOST {
             brokers = brokers.after_one_more().unwrap();
@@ -199,10 +235,47 @@ mod tests {
     }
 
     #[test]
-    fn last_words_are_the_last() {
+    fn a_stack_or_key_that_does_not_exist_is_refused() {
+        let sign = |id| KeyRequest::Sign { key: KeyId(id), scheme: 0, message: vec![] };
+        let export = String::new;
+        for id in [0, 1, u32::MAX] {
+            let stack = StackId(id);
+            let configured = Configured {
+                stack,
+                one_client: false,
+                isolation: Isolation::Connection,
+                replaceable: true,
+                may_shutdown: false,
+                programs: false,
+                undeclared: false,
+            };
+            for message in [
+                FromTemplate::Configured(configured),
+                FromTemplate::Serving { connection: 1, stack, export: export() },
+                FromTemplate::Broker { stack, pid: 2, always: true },
+                FromTemplate::Key { connection: 1, request: sign(id) },
+            ] {
+                assert_eq!(check_ids(&message).is_ok(), id == 0, "{message:?}");
+            }
+            for message in [
+                FromWorker::Serving { stack, export: export() },
+                FromWorker::Broker { stack },
+                FromWorker::Key(sign(id)),
+            ] {
+                assert_eq!(check_worker_ids(&message).is_ok(), id == 0, "{message:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_but_log_and_shutdown_follows_refused() {
         let refused = FromWorker::Refused { syscall: 1 };
         assert_eq!(WorkerPhase::Serving.after(&refused), Some(WorkerPhase::Refused));
         assert_eq!(WorkerPhase::Refused.after(&refused), None);
-        assert_eq!(WorkerPhase::Refused.after(&FromWorker::Serving { export: "".into() }), None);
+        assert_eq!(
+            WorkerPhase::Refused
+                .after(&FromWorker::Serving { stack: StackId::ONLY, export: "".into() }),
+            None
+        );
     }
 }

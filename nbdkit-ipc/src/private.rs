@@ -1,5 +1,5 @@
-//! The private directory of `-U -`. The listener makes it while it starts; the spawner removes it in the end, since a listener
-//! that serves can remove nothing. nbdkit(1), `-U -`.
+//! The private directory of `-U -`. The listener creates it at start-up; the spawner removes it at
+//! the end, since a confined listener can remove nothing. nbdkit(1), `-U -`.
 
 #![forbid(unsafe_code)]
 
@@ -9,7 +9,8 @@ use std::path::Path;
 /// The name of the listening socket in it.
 pub const SOCKET: &str = "socket";
 
-/// Removes the socket and the directory, if there is nothing else in it. What cannot be removed stays, as with nbdkit.
+/// Removes the socket and the directory, if there is nothing else in it. What cannot be removed
+/// stays, as with nbdkit.
 pub fn remove(directory: &Path) {
     let _ = remove_file(directory.join(SOCKET));
     let _ = remove_dir(directory);

@@ -1,5 +1,4 @@
-//! Fork, what a fork does first with the descriptors of its parent, and last, and handles on processes that cannot come to mean
-//! another process.
+//! fork(2), closing descriptors and exiting in a fork, and handles (pidfd) on processes.
 
 #![expect(
     unsafe_code,
@@ -15,31 +14,33 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid};
 
-/// Makes a copy of this process. Returns the copy's id, or `None` in the copy.
+/// fork(2). Returns the child's id, or `None` in the child.
 ///
 /// # Errors
-/// EAGAIN, ENOMEM; EBUSY if this process has more than one thread, because the copy would have only this one and
-/// whatever locks the others hold.
+/// EAGAIN, ENOMEM; EBUSY if this process has more than one thread, because the child would have
+/// only this one and the locks that others have taken.
 pub fn fork() -> nix::Result<Option<Pid>> {
-    // A directory has a link for itself, one from its parent, and one from each subdirectory: each thread.
+    // A directory has a link for itself, one from its parent, and one from each subdirectory: each
+    // thread.
     if std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3) {
         return Err(Errno::EBUSY);
     }
-    // SAFETY: the process is single-threaded (checked above, and nothing in between starts a thread), so the child
-    // may go on as if nothing had happened.
+    // SAFETY: the process is single-threaded (checked above, and nothing in between starts a
+    // thread), so the child may go on as if nothing had happened.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => Ok(Some(child)),
         ForkResult::Child => Ok(None),
     }
 }
 
-/// Ends the process at once, without destructors: in a fork, what they would remove belongs to the other.
+/// Exits at once, without destructors: in a fork, what they would remove belongs to the parent.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit has no preconditions and does not return.
     unsafe { libc::_exit(status) }
 }
 
-/// In a fork, or a program that has just begun, which will not use them: closes all descriptors but the standard streams and `kept`.
+/// In a fork, or at the start of a program: closes all descriptors but the standard streams and
+/// `kept`.
 ///
 /// # Errors
 /// None that a kernel has for this.
@@ -56,13 +57,15 @@ pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
     Ok(())
 }
 
-/// In a fork, or a program that has just begun: closes descriptors of its parent that it has no business with.
+/// In a fork, or at the start of a program: closes descriptors of the parent that the process does
+/// not need.
 ///
 /// # Errors
 /// None that a kernel has for this.
 pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
-    // SAFETY: takes numbers. By contract with the callers, forks that end without dropping anything they have inherited and
-    // programs that have just begun, nothing of what owned these descriptors is used or dropped any more.
+    // SAFETY: takes numbers. By contract with the callers, forks that end without dropping anything
+    // they have inherited and programs that have just begun, nothing of what owned these
+    // descriptors is used or dropped any more.
     let closed = unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
     match Errno::result(closed) {
         // Before Linux 5.9: one by one. The limit was lowered when fewer were open.
@@ -70,7 +73,8 @@ pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
             let (most, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
             let last = last.min(RawFd::try_from(most).unwrap_or(RawFd::MAX));
             for number in first..=last {
-                // SAFETY: as above.
+                // SAFETY: takes a number. As for close_range(2) above, the callers uphold that
+                // nothing which owned these descriptors is used or dropped any more.
                 unsafe { libc::close(number) };
             }
             Ok(())
@@ -79,11 +83,12 @@ pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
     }
 }
 
-/// A process, whatever becomes of its number. pidfd_open(2).
+/// A handle on a process, which never refers to another one. pidfd_open(2).
 #[derive(Debug)]
 pub struct Process(OwnedFd);
 
-/// What the kernel knows about a process. `struct pidfd_info` of linux/pidfd.h, its first version.
+/// What the kernel reports about a process. `struct pidfd_info` of linux/pidfd.h, its first
+/// version.
 #[repr(C)]
 #[derive(Default)]
 struct Info {
@@ -100,19 +105,21 @@ impl Process {
     /// `_IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)` of linux/pidfd.h. Since Linux 6.13.
     pub const GET_INFO: u64 = 0xc040_ff0b;
 
-    /// The process that has the number `pid` now.
+    /// Opens a handle on the process that has the id `pid` now.
     ///
     /// # Errors
     /// ESRCH if there is none, ENOSYS before Linux 5.3, EMFILE.
     pub fn open(pid: Pid) -> nix::Result<Process> {
-        // SAFETY: takes two integers; a descriptor that nobody else knows (close-on-exec) comes back.
+        // SAFETY: takes two integers; a descriptor that nobody else knows (close-on-exec) comes
+        // back.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
         let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
-        // SAFETY: the kernel has just made it for us.
+        // SAFETY: pidfd_open(2) has just returned this descriptor, and nothing else owns it.
         Ok(Process(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// A descriptor that another process has sent as a handle. Whether it is one turns out when it is used.
+    /// A descriptor that another process has sent as a handle. Whether it is one is checked when it
+    /// is used.
     pub fn from_fd(fd: OwnedFd) -> Process {
         Process(fd)
     }
@@ -136,18 +143,19 @@ impl Process {
         Errno::result(sent).map(drop)
     }
 
-    /// The process's number and its parent's. Needs neither /proc nor a free descriptor. A zombie has both.
+    /// The process's id and its parent's. Needs neither /proc nor a free descriptor. A zombie has
+    /// both.
     ///
     /// # Errors
     /// ESRCH if it was reaped, ENOTTY before Linux 6.13.
     pub fn identity(&self) -> nix::Result<(Pid, Pid)> {
         /// PIDFD_INFO_PID: number, thread group and parent.
         const NUMBERS: u64 = 1;
-        // Not for any descriptor: what an ioctl does is the driver's business.
+        // Not for any descriptor: what an ioctl(2) does depends on the driver.
         self.signal(None)?;
         let mut info = Info { mask: NUMBERS, ..Info::default() };
-        // SAFETY: the descriptor is a handle on a process (checked above), and the kernel writes to the structure at most
-        // as many bytes as the number of the ioctl says, which is its size.
+        // SAFETY: the descriptor is a handle on a process (checked above), and the kernel writes to
+        // the structure at most as many bytes as the number of the ioctl says, which is its size.
         let result = unsafe {
             libc::ioctl(self.0.as_raw_fd(), Self::GET_INFO as libc::Ioctl, &raw mut info)
         };
@@ -168,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_handle_outlives_its_process_and_then_says_so() {
+    fn a_handle_on_a_process_that_has_ended_reports_it() {
         assert_eq!(size_of::<Info>() as u64, (Process::GET_INFO >> 16) & 0x3fff);
         let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
         let pid = Pid::from_raw(child.id().cast_signed());
@@ -185,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_handle_is_found_out() {
+    fn a_descriptor_that_is_no_handle_is_refused() {
         let null = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(Process::from_fd(null.into()).identity(), Err(Errno::EBADF));
     }

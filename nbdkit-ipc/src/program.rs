@@ -1,4 +1,5 @@
-//! Starting a program of ours: with one end of a new channel left open, and its number as the argument.
+//! Starts a program of this project, with one end of a new channel left open and its number as the
+//! argument.
 
 #![forbid(unsafe_code)]
 
@@ -18,23 +19,24 @@ use serde::de::DeserializeOwned;
 
 use crate::{Channel, title};
 
-/// What is started.
+/// A program to start.
 #[derive(Debug, Clone)]
 pub struct Program {
-    /// Its file.
+    /// Its path.
     pub path: PathBuf,
-    /// Its title until it has chosen another: see [`title`].
+    /// Its title until it sets another: see [`title`].
     pub title: String,
-    /// Whether systemd is to spare it: see [`title::ROOT_STORAGE_DAEMON`].
+    /// Whether systemd is not to kill it: see [`title::ROOT_STORAGE_DAEMON`].
     pub spared: bool,
-    /// Where it runs, if not here.
+    /// Its working directory, if not the caller's.
     pub directory: Option<PathBuf>,
-    /// Its standard error, if not ours.
+    /// Its standard error, if not the caller's.
     pub stderr: Option<Arc<OwnedFd>>,
 }
 
 impl Program {
-    /// Starts it without the variables `without`. Returns its process id and this end of the channel.
+    /// Starts it without the variables `without`. Returns its process id and this end of the
+    /// channel.
     ///
     /// # Errors
     /// Those of socketpair(2), fork(2) and execve(2).
@@ -63,8 +65,8 @@ impl Program {
     }
 }
 
-/// The signals that a terminal or a service manager sends to all processes at once, of which the listener alone makes
-/// something.
+/// The signals that a terminal or a service manager sends to all processes at once. Only the
+/// listener acts on them.
 pub fn signals_of_all() -> SigSet {
     SigSet::from_iter([Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP])
 }
@@ -79,7 +81,7 @@ pub fn beside_or_in(name: impl AsRef<OsStr>, libexecdir: &Path) -> PathBuf {
     }
 }
 
-/// The path of this program. Without /proc, what the caller called it by, if that is a path.
+/// The path of this program. Without /proc, its first argument, if that is a path.
 fn this_program() -> Option<PathBuf> {
     let called = || std::env::args_os().next().map(PathBuf::from);
     let is_path = |path: &PathBuf| path.parent() != Some(Path::new(""));

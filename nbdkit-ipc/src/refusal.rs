@@ -1,5 +1,5 @@
-//! The last words of a process whose system call the sandbox refused, as bytes: they are said in a signal handler,
-//! where nothing may be encoded, allocated or locked.
+//! The bytes of `Refused`, which a process sends whose system call the sandbox has refused: from a
+//! signal handler, which may not encode, allocate or lock.
 
 #![forbid(unsafe_code)]
 
@@ -25,7 +25,7 @@ pub const fn from_broker(syscall: u32) -> [u8; 8] {
     packet(FROM_BROKER, syscall)
 }
 
-/// Two numbers, the least significant byte first.
+/// Two numbers, little-endian.
 const fn packet(variant: u32, syscall: u32) -> [u8; 8] {
     let ([a, b, c, d], [e, f, g, h]) = (variant.to_le_bytes(), syscall.to_le_bytes());
     [a, b, c, d, e, f, g, h]

@@ -1,5 +1,5 @@
-//! Exit statuses of workers: what the listener logs and acts on. Unforgeable in the dangerous direction, since
-//! a worker can only make itself look worse than it is.
+//! Exit statuses of workers, which the listener logs and acts on. A worker that was taken over can
+//! choose its status, which affects nothing but the log.
 
 #![forbid(unsafe_code)]
 
@@ -8,30 +8,31 @@ use serde::{Deserialize, Serialize};
 /// How a worker, or a connection in a shared worker, ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerExit {
-    /// The client said goodbye or hung up between requests. Status 0.
+    /// The client disconnected between requests. Status 0.
     Clean,
-    /// The client broke the protocol. Status 3.
+    /// The client violated the NBD protocol. Status 3.
     Protocol,
     /// The client did not finish the handshake in time. Status 4.
     Deadline,
-    /// The plugin or a filter did not want the client. Status 5.
+    /// The plugin or a filter refused the client. Status 5.
     Refused,
     /// The connection broke: the client vanished or a reply could not be sent. Status 6.
     Broken,
-    /// The server's own failure, already logged. Status 7.
+    /// An error of the server's, already logged. Status 7.
     Failed,
     /// A panic. Status 101, which is Rust's.
     Panicked,
     /// Killed by this signal.
     Killed(i32),
-    /// A status that no worker of ours uses.
+    /// A status that workers do not use.
     Unknown(i32),
-    /// It made a system call that the sandbox refuses, and said so in a `Refused` message. Status 8.
+    /// The sandbox refused a system call, reported by `Refused`. Status 8.
     Forbidden,
 }
 
 impl WorkerExit {
-    /// The exit status of a process that ends this way. Signals and unknown statuses are observed, never used.
+    /// The exit status of a process that ends this way. Signals and unknown statuses are observed,
+    /// never used.
     pub fn code(self) -> i32 {
         match self {
             WorkerExit::Clean => 0,
@@ -62,7 +63,7 @@ impl WorkerExit {
         }
     }
 
-    /// What the operator should be told; `None` for the ordinary ends, which need no line.
+    /// The line for the log; `None` for ordinary ends.
     pub fn report(self) -> Option<String> {
         match self {
             WorkerExit::Clean | WorkerExit::Protocol | WorkerExit::Refused | WorkerExit::Broken => {
@@ -71,7 +72,7 @@ impl WorkerExit {
             WorkerExit::Deadline => {
                 Some("handshake not finished in time, client disconnected".to_owned())
             }
-            // What happened was said in a message.
+            // A message has reported the cause.
             WorkerExit::Failed | WorkerExit::Forbidden => None,
             WorkerExit::Panicked => Some("worker panicked".to_owned()),
             WorkerExit::Killed(signal) => Some(format!("worker killed by signal {signal}")),

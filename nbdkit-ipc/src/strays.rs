@@ -1,8 +1,9 @@
-//! Processes that a dead child has left to this process: scripts and what they have started. The template and the
-//! listener adopt orphans (PR_SET_CHILD_SUBREAPER, prctl(2)) and kill these.
+//! Strays: scripts, and processes that scripts have started, whose parent has ended. Template and
+//! listener adopt them (PR_SET_CHILD_SUBREAPER, prctl(2)) and kill them.
 //!
-//! Each run of a script leads a process group of its own, and nothing else here does, so the group tells a stray from other
-//! children. A number read here is a child of this process that has not been reaped, and thus no other process's.
+//! Each run of a script leads a process group of its own, and no other process does, so the group
+//! distinguishes strays from other children. A process id that is read here is that of a child
+//! which was not reaped: it cannot be another process's.
 
 #![forbid(unsafe_code)]
 
@@ -11,10 +12,11 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// The children of this process, ended ones too. None where there is no /proc. proc_tid_children(5).
+/// The children of this process, ended ones too. None where there is no /proc.
+/// proc_tid_children(5).
 ///
-/// What is adopted is listed with the first thread, as what that has made is; other threads of ours make no processes that
-/// outlive them.
+/// Adopted processes are listed with the first thread, as the processes that it has forked. Other
+/// threads fork none that outlive them.
 pub fn children() -> Vec<Pid> {
     let own = std::process::id();
     let Ok(list) = fs::read_to_string(format!("/proc/self/task/{own}/children")) else {
@@ -44,11 +46,13 @@ fn stat(pid: i32) -> Option<(i32, i32)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-/// Kills all children but those that are known and those in groups that are kept. Returns whether there were any: then look
-/// again when one has ended, for its own children come to this process in turn.
+/// Kills all children but those that are known and those in groups that are kept. Returns whether
+/// there were any: then it is to be called again when one has ended, whose children this process
+/// adopts in turn.
 ///
-/// Those in this process's own group are never strays. Groups are not killed as such: a process may join any group of its
-/// session, the one of the shell that started the server among them, and the listener may kill those.
+/// Children in this process's own group are never strays. Groups are not killed as such: a process
+/// may join any group of its session, the one of the shell that started the server among them, and
+/// the listener may kill those.
 pub fn kill_unknown(is_known: impl Fn(Pid) -> bool, is_kept: impl Fn(Pid) -> bool) -> bool {
     let unknown: Vec<Pid> = children().into_iter().filter(|pid| !is_known(*pid)).collect();
     if unknown.is_empty() {
@@ -83,7 +87,8 @@ mod tests {
         // Other tests have children, too.
         assert!(!kill_unknown(|child| child != pid, |group| group == pid));
         assert!(!kill_unknown(|_| true, |_| false));
-        // This thread is not the first, with which children are listed, but then the parent is asked for.
+        // This thread is not the first, with which children are listed, but then the parent is
+        // asked for.
         if children().contains(&pid) {
             assert!(kill_unknown(|child| child != pid, |_| false));
         } else {

@@ -1,9 +1,10 @@
-//! Process titles: what ps(1) shows as the command of a process that another one of ours has started.
+//! Process titles: what ps(1) shows as the command of template, workers, broker and spawner.
 //!
-//! The kernel shows the memory in which it put the arguments. [`adopt`] has it show a variable of this module instead, which
-//! stands together with what a worker writes anyway: a title there costs a worker no page. A kernel without
-//! CONFIG_CHECKPOINT_RESTORE cannot do that; for it [`room`] makes the first argument long enough to be overwritten in
-//! place. Either way [`set`] is stores to memory, and no system call.
+//! The kernel shows the memory where it has put the arguments. [`adopt`] makes it show a variable
+//! of this module instead, which is on a page that a worker writes anyway, so that a title costs a
+//! worker no page. A kernel without CONFIG_CHECKPOINT_RESTORE cannot do that; for it [`room`] makes
+//! the first argument long enough to be overwritten in place. In both cases [`set`] only stores to
+//! memory, without a system call.
 
 #![expect(unsafe_code, reason = "the arguments are moved, or overwritten in place")]
 
@@ -17,11 +18,12 @@ use nix::libc;
 /// The longest title, bytes.
 pub const MAX_TITLE: usize = 255;
 
-/// The longest part of a title that names something, bytes; what is longer is cut, which `...` shows.
+/// The longest name in a title, bytes. Longer names are truncated, with `...`.
 const MAX_NAME: usize = 96;
 
-/// What begins the first argument of a program that systemd is not to end with the others: a server of the root disk. It
-/// looks at every process by itself. systemd, "Storage Daemons for the Root File System".
+/// The first byte of the first argument of a process that systemd is not to kill with the others: a
+/// server of the root disk. systemd looks at each process by itself. systemd, "Storage Daemons for
+/// the Root File System".
 pub const ROOT_STORAGE_DAEMON: u8 = b'@';
 
 /// Where the arguments of this process are.
@@ -36,21 +38,22 @@ struct Area {
 static AREA: OnceLock<Area> = OnceLock::new();
 
 thread_local! {
-    /// The title, where the kernel was told to look for it: the first thread's. Of a thread, because the kernel shows nothing that is
-    /// mapped from a file, as other variables are.
+    /// The title, in the first thread's copy. Thread-local, because the kernel does not show memory
+    /// that is mapped from a file, as other static variables are.
     static TITLE: [AtomicU8; MAX_TITLE + 1] = const { [const { AtomicU8::new(0) }; MAX_TITLE + 1] };
 }
 
-/// The first argument for a program that will show titles: `title`, and room for others. `spared`: the listener's own
-/// first argument begins with [`ROOT_STORAGE_DAEMON`].
+/// The first argument for a program that will set titles: `title`, and room for longer ones.
+/// `spared`: the listener's own first argument begins with [`ROOT_STORAGE_DAEMON`].
 pub fn room(title: &str, spared: bool) -> OsString {
     let mut bytes = text(title, spared);
     bytes.resize(MAX_TITLE, b' ');
     OsString::from_vec(bytes)
 }
 
-/// Finds the arguments of this process and shows of them what [`room`] was given. To be called once, when the program has
-/// read its arguments, by its only thread. Without /proc the process keeps them.
+/// Finds the arguments of this process and shows the title that [`room`] was given. To be called
+/// once, when the program has read its arguments, by its only thread. Without /proc the title
+/// cannot be changed.
 pub fn adopt() {
     let Some(first) = std::env::args_os().next() else { return };
     let first = first.as_bytes().trim_ascii_end();
@@ -79,7 +82,8 @@ pub fn adopt() {
     let _ = AREA.set(area);
 }
 
-/// What the kernel knows of the memory of this process, as it wants it back. struct prctl_mm_map, linux/prctl.h.
+/// The kernel's record of this process's memory, as PR_SET_MM_MAP takes it. struct prctl_mm_map,
+/// linux/prctl.h.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Memory {
@@ -94,10 +98,10 @@ struct Memory {
     arg_end: u64,
     env_start: u64,
     env_end: u64,
-    /// None: it stays as it is.
+    /// Null: unchanged.
     auxv: u64,
     auxv_size: u32,
-    /// -1: so does this.
+    /// -1: unchanged.
     exe_fd: u32,
 }
 
@@ -139,11 +143,12 @@ impl Memory {
         (start != 0 && length > MAX_TITLE).then_some((start, length))
     }
 
-    /// Whether the kernel took it. PR_SET_MM_MAP, PR_SET_MM(2const).
+    /// Sets the record. Returns whether the kernel has taken it. PR_SET_MM_MAP, PR_SET_MM(2const).
     fn tell_kernel(mut self) -> bool {
-        // SAFETY: sbrk(0) changes nothing. The kernel reads one structure, of the size that it is told. All in it is as the kernel has
-        // said itself, but for the arguments, which no code here looks up there; the heap's end is asked for last, and nothing is
-        // allocated, and no other thread runs, between that and the call.
+        // SAFETY: sbrk(0) changes nothing. The kernel reads one structure, of the size that is
+        // passed. All its values come from the kernel, but for the arguments, which no code here
+        // looks up there. The end of the heap is read last; nothing is allocated, and no other
+        // thread runs, between that and the call (`adopt` is called by the only thread).
         unsafe {
             self.brk = libc::sbrk(0) as u64;
             libc::prctl(
@@ -157,15 +162,17 @@ impl Memory {
     }
 }
 
-/// Shows `title`, after the server's name. Does nothing in a process that has not [adopted](adopt) its arguments.
+/// Shows `title`, after the server's name. Does nothing in a process that has not [adopted](adopt)
+/// its arguments.
 pub fn set(title: &str) {
     if let Some(area) = AREA.get() {
-        // What follows the last title is zero already.
+        // The bytes behind the last title are zero already.
         write(*area, &text(title, area.spared), MAX_TITLE);
     }
 }
 
-/// `name` as a part of a title: printable ASCII without blanks, bounded. A client may have chosen it.
+/// `name` as a part of a title: printable ASCII without blanks, of bounded length. A client may
+/// have chosen it.
 pub fn name(name: impl AsRef<OsStr>) -> String {
     let mut text = String::new();
     for byte in name.as_ref().as_bytes() {
@@ -191,16 +198,19 @@ fn text(title: &str, spared: bool) -> Vec<u8> {
     bytes
 }
 
-/// Writes `title`, at most [`MAX_TITLE`] bytes, and zeroes behind it until there are zeroes, at most up to `reach`.
+/// Writes `title`, at most [`MAX_TITLE`] bytes, and zeroes behind it until there are zeroes, at
+/// most up to `reach`.
 fn write(area: Area, title: &[u8], reach: usize) {
     let start = std::ptr::with_exposed_provenance_mut::<u8>(area.address);
     let reach = reach.min(area.length);
-    // SAFETY: `area` is either the first thread's TITLE, which is there as long as the process, atomic, and accessed nowhere else; or where the kernel has put the arguments of
-    // this process, in memory that stays mapped and writable: the bottom of the first thread's stack. Nothing in Rust refers
-    // to that: std copies arguments when it is asked for them, and what a C library has kept (program_invocation_name) reads
-    // a string that ends before the area does. Both are longer than MAX_TITLE (`Memory::arguments`), so that a zero remains
-    // behind the title. No other thread reads or writes them: our programs ask for arguments only before there are others,
-    // and a process changes its title on one thread.
+    // SAFETY: `area` is either the first thread's TITLE, which is there as long as the process,
+    // atomic, and accessed nowhere else; or where the kernel has put the arguments of this process,
+    // in memory that stays mapped and writable: the bottom of the first thread's stack. Nothing in
+    // Rust refers to that: std copies arguments when it is asked for them, and what a C library has
+    // kept (program_invocation_name) reads a string that ends before the area does. Both are longer
+    // than MAX_TITLE (`Memory::arguments`), so that a zero remains behind the title. No other
+    // thread reads or writes them: our programs ask for arguments only before there are others, and
+    // a process changes its title on one thread.
     unsafe {
         start.copy_from_nonoverlapping(title.as_ptr(), title.len());
         let mut behind = title.len();
@@ -258,7 +268,7 @@ mod tests {
         assert!(Memory::of("1 (a").is_none() && Memory::of("1 (a) S 1 2").is_none());
     }
 
-    /// In place, as where the kernel cannot be told.
+    /// In place, as where PR_SET_MM_MAP is not supported.
     #[test]
     fn a_shorter_title_leaves_nothing_of_a_longer_one() {
         let memory = vec![b'x'; 300].leak();

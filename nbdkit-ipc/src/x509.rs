@@ -1,4 +1,5 @@
-//! The fields of an X.509 certificate that both ends of TLS look at. Nothing is verified here. RFC 5280, 4.1.
+//! The fields of an X.509 certificate that both ends of TLS look at. Nothing is verified here. RFC
+//! 5280, 4.1.
 
 #![forbid(unsafe_code)]
 
@@ -7,8 +8,8 @@ use crate::der::{Der, SEQUENCE};
 /// Stands before the version, which version 1 leaves out.
 const VERSION: u8 = 0xa0;
 
-/// Why a certificate of version 1 is refused, and the remedy. `openssl x509 -req` makes one unless it is told of an
-/// extension.
+/// Why a certificate of version 1 is refused, and the remedy. `openssl x509 -req` makes one unless
+/// it is told of an extension.
 pub const VERSION_1: &str = "X.509 version 1, which cannot say what the certificate is for; issue one of version 3, \
                              for instance with certtool(1), or with 'openssl x509 -req ... -extfile FILE' where FILE \
                              says 'keyUsage=digitalSignature'";
@@ -29,7 +30,8 @@ pub struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// Reads a certificate as far as its public key; `None` if it is none.
     ///
-    /// tbsCertificate begins with version, serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo.
+    /// tbsCertificate begins with version, serialNumber, signature, issuer, validity, subject,
+    /// subjectPublicKeyInfo.
     pub fn of(certificate: &'a [u8]) -> Option<Fields<'a>> {
         let mut tbs = Der(Der(Der(certificate).take(SEQUENCE)?).take(SEQUENCE)?);
         let is_version_1 = tbs.tag() != Some(VERSION);

@@ -1,7 +1,9 @@
-//! Following the listener into the control group that somebody, such as libvirt, has moved it into. cgroups(7).
+//! Moves the other processes into the control group that the listener was moved into, by libvirt
+//! for example. cgroups(7).
 //!
-//! Who moves a server knows one process id. The spawner of a root listener may move the others; that of an ordinary user
-//! may if the group was delegated to it. What cannot be moved stays where it is: the kernel has the last word.
+//! libvirt knows the process id of the listener only. The spawner of root's listener may move the
+//! others; that of an ordinary user may if the group was delegated to the user. Processes that the
+//! kernel does not let it move stay where they are.
 
 #![forbid(unsafe_code)]
 
@@ -14,16 +16,16 @@ use nix::unistd::Pid;
 /// Hierarchies of a process: the controllers, empty for version 2, and the path within.
 type Groups = BTreeMap<String, String>;
 
-/// Moves this process, the template and what descends from that into the listener's groups.
+/// Moves this process, the template and its descendants into the listener's groups.
 ///
-/// The listener names the template, and may be in hostile hands: it must be a child of the listener, and the listener's
-/// own groups are where it goes.
+/// The listener names the template, and may have been taken over: the template must be a child of
+/// the listener, and is moved to the listener's own groups only.
 pub(crate) fn follow(listener: Pid, template: Pid) {
     let Some(target) = groups(listener) else { return };
     let mounts = mounts(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
     let mut processes = vec![Pid::this()];
     if parent(template) == Some(listener) {
-        // First the template: what it forks from then on is born where it belongs.
+        // First the template: processes that it forks from then on are in its new group.
         move_to(&target, &mounts, template);
         processes.extend(descendants(template));
     }
@@ -98,7 +100,7 @@ fn mount(line: &str) -> Option<(String, Mount)> {
     Some((controllers, Mount { root, at }))
 }
 
-/// What descends from `ancestor`, by one look at all processes.
+/// The descendants of `ancestor`, from one read of /proc.
 fn descendants(ancestor: Pid) -> Vec<Pid> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pid = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw);

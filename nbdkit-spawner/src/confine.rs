@@ -1,10 +1,11 @@
-//! What the spawner may not call. What it executes inherits that: a new template, which has yet to start as the first one did,
-//! so the list is [`lists::NEVER`], what no stack calls while it starts.
+//! The spawner's seccomp filter. A new template inherits it, and has to start as the first one did,
+//! so only the calls of [`lists::NEVER`] are denied, which no stack makes while it starts.
 //!
-//! A filter takes the right to administer the machine, or no_new_privs, which is inherited, too. Root's spawner has the first, so
-//! its templates are as they were. Others, an ordinary user's or in a container, set no_new_privs only if nothing that the stack
-//! executes can gain privileges anyway (`gains`): with scripts, and with code that declares nothing, a set-user-id program may be part
-//! of the start (fusermount3), and the spawner has no filter. seccomp(2).
+//! Installing a filter takes CAP_SYS_ADMIN, or no_new_privs, which is inherited, too. Root's
+//! spawner has the capability. The spawner of an ordinary user, or in a container, sets
+//! no_new_privs only if no program that the stack executes may gain privileges (`gains`): with
+//! scripts, and with code that declares nothing, a set-user-id program may be part of the start
+//! (fusermount3), and the spawner has no filter. seccomp(2).
 
 #![forbid(unsafe_code)]
 
@@ -12,14 +13,14 @@ use caps::{CapSet, Capability};
 use nbdkit_sandbox_policy::{Action, Program, are_supported, compile, install, lists};
 use nix::sys::prctl;
 
-/// Installs the filter, where that changes nothing else for a template. Called before capabilities are dropped. `gains`: whether
-/// what a stack starts may gain privileges by being executed.
+/// Installs the filter, where that changes nothing else for a template. Called before capabilities
+/// are dropped. `gains`: whether programs that a stack executes may gain privileges.
 ///
 /// # Errors
 /// The kernel refuses the filter; one line.
 pub(crate) fn confine(gains: bool) -> Result<(), String> {
     if !are_supported() {
-        // The listener has said so.
+        // The listener has logged that.
         return Ok(());
     }
     let filter = filter().map_err(|error| error.to_string())?;

@@ -1,13 +1,16 @@
-//! `nbdkit-spawner`, the spawner: makes new templates for the listener, which has confined itself and cannot, moves
-//! them into the control group that the listener was moved into, and removes the private directory of `-U -` when the
-//! listener has ended, however that happened.
+//! `nbdkit-spawner`, the spawner. It starts new templates for the listener, which is confined and
+//! cannot; moves the other processes into the control group that the listener was moved into; and
+//! removes the private directory of `-U -` when the listener has ended, even if the listener was
+//! killed.
 //!
-//! Started by the listener (`nbdkit`) only, before that confines itself, with the number of its channel as the one
-//! argument. A program of its own rather than a fork of the listener: it holds no copy of the listener's keys, and whoever
-//! looks for `nbdkit` finds the one process to be signalled.
+//! Only the listener (`nbdkit`) starts it, before it confines itself, with the number of the
+//! channel as the one argument. The spawner is a program of its own rather than a fork of the
+//! listener: it has no copy of the listener's keys, and a search for processes named `nbdkit` finds
+//! only the one to be signalled.
 //!
-//! It first learns what a template is, once; from then on it takes requests with nothing in them that says what is
-//! executed. A listener that was taken over can thus have more templates, of the one kind that there is.
+//! The template's configuration is sent once, before the listener confines itself. Later requests
+//! do not name what is executed: a listener that was taken over can start more templates, but only
+//! with that configuration.
 
 #![deny(unsafe_code)]
 
@@ -22,12 +25,12 @@ use std::process::ExitCode;
 use std::{env, io};
 
 use caps::CapSet;
-use nbdkit_ipc::messages::SpawnerSetup;
 use nbdkit_ipc::process::{close_all_but, exit_now, fork};
 use nbdkit_ipc::program::Program;
+use nbdkit_ipc::spawner::SpawnerSetup;
 use nbdkit_ipc::{
-    Channel, FromSpawner, FromTemplate, Received, RecvError, ToSpawner, ToTemplate, inherited,
-    private, title,
+    Channel, FromSpawner, FromTemplate, Received, RecvError, StackId, ToSpawner, ToTemplate,
+    inherited, private, title,
 };
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -38,13 +41,13 @@ use nix::unistd::{Pid, getppid, setsid};
 /// The spawner's end of its channel.
 type Link = Channel<FromSpawner, ToSpawner>;
 
-/// What it has learned.
+/// The set-up that the listener has sent.
 struct Spawner {
     listener: Pid,
-    /// Whether it may be asked for templates.
+    /// Whether it starts templates.
     replaces: bool,
     template: Program,
-    /// What configures a template, in order.
+    /// The messages that configure a template, in order.
     messages: Vec<ToTemplate>,
 }
 
@@ -64,32 +67,36 @@ fn main() -> ExitCode {
     }
 }
 
-/// Makes templates until the listener is gone.
+/// Main loop of the spawner; returns its exit status.
 fn run(link: &Link) -> ExitCode {
     title::adopt();
     let _ = prctl::set_name(c"nbdkit:spawner");
-    // The terminal is the listener's. It fails only if we lead a session already.
+    // The terminal is the listener's. setsid(2) fails only if this process leads a session already.
     let _ = setsid();
-    // What the caller of the server has left open is the template's, whose plugin it may be meant for.
+    // Descriptors that the caller of the server has left open may be meant for the plugin, and are
+    // the template's.
     if process::leave_signals_to_listener().is_err() || close_all_but(&[link.as_fd()]).is_err() {
         return ExitCode::FAILURE;
     }
     let Some(ToSpawner::Setup(mut setup)) = receive(link) else { return ExitCode::FAILURE };
     let private = setup.private.take().map(PathBuf::from);
-    // Whether the listener has ended is said by the end of the channel; a signal would leave the directory behind.
-    let status = learn(setup, link).map_or(ExitCode::FAILURE, |spawner| spawner.serve(link));
+    // The channel is closed when the listener ends. Were this process killed by a signal then, the
+    // directory would stay.
+    let status =
+        receive_setup(setup, link).map_or(ExitCode::FAILURE, |spawner| spawner.serve(link));
     if let Some(directory) = private {
         private::remove(&directory);
     }
     status
 }
 
-/// What the listener tells it before it confines itself.
-fn learn(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
+/// Receives the set-up, which the listener sends before it confines itself.
+fn receive_setup(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
     let SpawnerSetup { listener, private: _, gains, replaces, program, directory, title, spared } =
         setup;
     let listener = Pid::from_raw(listener);
-    // What it executes gets root's capabilities from the bounding set, to drop them itself.
+    // The template gets root's capabilities from the bounding set when it is executed, and drops
+    // them itself.
     if let Err(line) = confine::confine(gains) {
         eprintln!("nbdkit-spawner: {line}");
         return None;
@@ -109,7 +116,7 @@ fn learn(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
             ToSpawner::SetupEnd => break,
             ToSpawner::Setup(_)
             | ToSpawner::Know(_)
-            | ToSpawner::Start
+            | ToSpawner::Start { .. }
             | ToSpawner::Follow { .. } => {
                 return None;
             }
@@ -118,7 +125,7 @@ fn learn(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
     Some(Spawner { listener, replaces, template, messages })
 }
 
-/// The next message; `None` if there will be none.
+/// Receives the next message; `None` when the channel is closed.
 fn receive(link: &Link) -> Option<ToSpawner> {
     loop {
         match link.recv() {
@@ -130,20 +137,23 @@ fn receive(link: &Link) -> Option<ToSpawner> {
 }
 
 impl Spawner {
-    /// Does what the listener asks for until that closes the channel.
+    /// Handles the listener's requests until the channel is closed.
     fn serve(&self, link: &Link) -> ExitCode {
         loop {
             match receive(link) {
-                Some(ToSpawner::Start) if self.replaces => self.answer(link),
+                Some(ToSpawner::Start { stack: StackId::ONLY }) if self.replaces => {
+                    self.start_template(link);
+                }
                 Some(ToSpawner::Follow { template }) => {
                     cgroup::follow(self.listener, Pid::from_raw(template));
                 }
-                // What a template is cannot be changed any more; and one that nobody configures would do what it is told.
+                // The configuration cannot be changed any more; and a template without one would
+                // take it from the listener.
                 Some(
                     ToSpawner::Setup(_)
                     | ToSpawner::Know(_)
                     | ToSpawner::SetupEnd
-                    | ToSpawner::Start,
+                    | ToSpawner::Start { .. },
                 ) => return ExitCode::FAILURE,
                 // The listener is gone.
                 None => return ExitCode::SUCCESS,
@@ -151,11 +161,12 @@ impl Spawner {
         }
     }
 
-    /// Has a process of its own start the template, so that the template becomes the listener's child when that process
-    /// ends: the listener is the nearest that adopts orphans (PR_SET_CHILD_SUBREAPER).
+    /// Forks a process that starts the template, so that the listener, which is the nearest
+    /// subreaper (PR_SET_CHILD_SUBREAPER), becomes the template's parent when that process exits.
     ///
-    /// A template that takes long to be told what it is must not keep this process from ending with the listener.
-    fn answer(&self, link: &Link) {
+    /// While the template is being configured, which may take long, the spawner is killed if the
+    /// listener ends.
+    fn start_template(&self, link: &Link) {
         if end_with(self.listener).is_err() {
             return;
         }
@@ -165,9 +176,10 @@ impl Spawner {
             Ok(None) => {
                 let started = end_with(spawner).and_then(|()| self.start());
                 let _ = match started {
-                    Ok((pid, theirs)) => {
-                        link.send(&FromSpawner::Started { pid: pid.as_raw() }, &[theirs.as_fd()])
-                    }
+                    Ok((pid, theirs)) => link.send(
+                        &FromSpawner::Started { stack: StackId::ONLY, pid: pid.as_raw() },
+                        &[theirs.as_fd()],
+                    ),
                     Err(error) => link.send(&failure(&error), &[]),
                 };
                 exit_now(0)
@@ -177,7 +189,8 @@ impl Spawner {
         let _ = prctl::set_pdeathsig(None);
     }
 
-    /// Starts a template and tells it everything up to `EnterService`, waiting until it has taken that.
+    /// Starts a template and sends it everything up to `EnterService`. Waits until it has taken
+    /// that.
     fn start(&self) -> io::Result<(Pid, Channel<ToTemplate, FromTemplate>)> {
         let (pid, link) = self.template.start(&[])?;
         for message in &self.messages {
@@ -187,8 +200,8 @@ impl Spawner {
     }
 }
 
-/// Waits for the end of the process that makes a template and answers. If it was killed, it may not have answered: then there is
-/// another answer, which the listener leaves unheard if it has had one.
+/// Waits for the end of the process that starts a template and answers. If it was killed, it may
+/// not have answered: then this process answers, and the listener ignores a second answer.
 fn await_answer(maker: Pid, link: &Link) {
     loop {
         match waitpid(maker, None) {
@@ -200,17 +213,17 @@ fn await_answer(maker: Pid, link: &Link) {
 }
 
 fn failure(error: &io::Error) -> FromSpawner {
-    FromSpawner::Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) }
+    FromSpawner::Failed { stack: StackId::ONLY, errno: error.raw_os_error().unwrap_or(libc::EIO) }
 }
 
-/// Has this process killed when its parent ends, which may have happened.
+/// Makes the kernel kill this process when its parent ends. ESRCH if it has ended already.
 fn end_with(parent: Pid) -> io::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
 }
 
-/// Drops all, but with no_new_privs leaves those that a template is executed with: a program gets no more than its caller may have.
-/// execve(2).
+/// Drops all capabilities. With no_new_privs the permitted ones stay: an executed template gets no
+/// more than its caller has. execve(2).
 fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
     let gains = prctl::get_no_new_privs() == Ok(false);
     [CapSet::Inheritable, CapSet::Effective]
@@ -226,7 +239,7 @@ mod tests {
 
     #[test]
     #[expect(clippy::zombie_processes, reason = "it is waited for by what is tested")]
-    fn a_maker_that_is_killed_is_an_answer() {
+    fn a_killed_child_is_answered_for() {
         let (link, listeners) = Channel::<FromSpawner, ToSpawner>::pair().unwrap();
         let maker = |script: &str| {
             let child = Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
@@ -236,6 +249,6 @@ mod tests {
         assert!(matches!(listeners.try_recv(), Err(RecvError::Empty)));
         await_answer(maker("kill -9 $$"), &link);
         let message = listeners.try_recv().unwrap().message;
-        assert_eq!(message, FromSpawner::Failed { errno: libc::EINTR });
+        assert_eq!(message, FromSpawner::Failed { stack: StackId::ONLY, errno: libc::EINTR });
     }
 }

@@ -1,4 +1,4 @@
-//! What this program does first. The spawner's only unsafe code.
+//! The spawner's signals. Its only unsafe code.
 
 #![expect(unsafe_code, reason = "signal handlers")]
 
@@ -7,8 +7,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 
 extern "C" fn ignore(_signal: libc::c_int) {}
 
-/// Signals that are sent to all processes at once do nothing here; until now the listener had them blocked. Handlers and
-/// not SIG_IGN, which programs would inherit.
+/// Ignores the signals that are sent to all processes at once, which the listener has blocked until
+/// now. By empty handlers, since programs that are executed would inherit SIG_IGN.
 ///
 /// # Errors
 /// None that a kernel has for this.

@@ -1,12 +1,13 @@
-//! The spawner by itself, this test in the listener's place: what it removes, and what it does not do.
+//! The spawner by itself, this test in the listener's place: what it removes, and what it does not
+//! do.
 #![expect(clippy::unwrap_used, reason = "a spawner that cannot be started is a failed test")]
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use nbdkit_ipc::messages::SpawnerSetup;
 use nbdkit_ipc::program::Program;
-use nbdkit_ipc::{Channel, FromSpawner, ToSpawner, private};
+use nbdkit_ipc::spawner::SpawnerSetup;
+use nbdkit_ipc::{Channel, FromSpawner, StackId, ToSpawner, private};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -20,8 +21,7 @@ fn directory(name: &str) -> PathBuf {
     path
 }
 
-/// A spawner that makes no templates.
-fn start(directory: &Path) -> (Pid, Channel<ToSpawner, FromSpawner>) {
+fn start(directory: &Path, replaces: bool) -> (Pid, Channel<ToSpawner, FromSpawner>) {
     let program = Program {
         path: env!("CARGO_BIN_EXE_nbdkit-spawner").into(),
         title: "spawner".to_owned(),
@@ -34,7 +34,7 @@ fn start(directory: &Path) -> (Pid, Channel<ToSpawner, FromSpawner>) {
         listener: Pid::this().as_raw(),
         private: Some(directory.into()),
         gains: false,
-        replaces: false,
+        replaces,
         program: TEMPLATE.into(),
         directory: None,
         title: "template".to_owned(),
@@ -47,7 +47,7 @@ fn start(directory: &Path) -> (Pid, Channel<ToSpawner, FromSpawner>) {
 #[test]
 fn the_private_directory_goes_when_the_channel_is_closed() {
     let directory = directory("closed");
-    let (pid, link) = start(&directory);
+    let (pid, link) = start(&directory, false);
     link.send(&ToSpawner::SetupEnd, &[]).unwrap();
     assert!(directory.exists());
     drop(link);
@@ -59,16 +59,26 @@ fn the_private_directory_goes_when_the_channel_is_closed() {
 #[test]
 fn a_template_that_was_not_described_is_not_started() {
     for messages in [
-        &[ToSpawner::SetupEnd, ToSpawner::Start][..],
+        &[ToSpawner::SetupEnd, ToSpawner::Start { stack: StackId::ONLY }][..],
         &[ToSpawner::Know(Box::new(nbdkit_ipc::ToTemplate::ConfigureEnd))],
     ] {
         let directory = directory(&format!("start-{}", messages.len()));
-        let (pid, link) = start(&directory);
+        let (pid, link) = start(&directory, false);
         for message in messages {
             link.send(message, &[]).unwrap();
         }
         assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 1)));
         assert!(link.recv().is_err(), "no answer");
-        assert!(!directory.exists(), "however it ends");
+        assert!(!directory.exists(), "removed, however the spawner ends");
     }
+}
+
+#[test]
+fn a_template_for_a_stack_that_does_not_exist_is_not_started() {
+    let (pid, link) = start(&directory("stack"), true);
+    for message in [ToSpawner::SetupEnd, ToSpawner::Start { stack: StackId(1) }] {
+        link.send(&message, &[]).unwrap();
+    }
+    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 1)));
+    assert!(link.recv().is_err(), "no answer");
 }

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
-use nbdkit_ipc::{Channel, FromTemplate, FromWorker, Received, RecvError, ToWorker};
+use nbdkit_ipc::{Channel, FromTemplate, FromWorker, Received, RecvError, StackId, ToWorker};
 use nix::errno::Errno;
 
 use crate::broker::ask::Link;
@@ -34,7 +34,7 @@ pub(crate) struct Listener {
 impl Listener {
     /// A channel to the broker; `None` if there is none, or the listener is gone.
     pub(crate) fn broker(&self) -> Option<Link> {
-        let (answer, fds) = self.question(&FromWorker::Broker)?;
+        let (answer, fds) = self.question(&FromWorker::Broker { stack: StackId::ONLY })?;
         matches!(answer, ToWorker::Broker).then_some(())?;
         fds.into_iter().next().map(Channel::from_fd)
     }
@@ -186,7 +186,7 @@ mod tests {
                 asking: Mutex::new(()),
             };
             assert_eq!(listener.broker().is_some(), !fds.is_empty());
-            assert_eq!(theirs.recv().unwrap().message, FromWorker::Broker);
+            assert_eq!(theirs.recv().unwrap().message, FromWorker::Broker { stack: StackId::ONLY });
         }
     }
 

@@ -31,8 +31,8 @@ use nbdkit_api::paths::Declared;
 use nbdkit_api::{Endpoint, Needs, ResultExt};
 use nbdkit_ipc::messages::EnterService;
 use nbdkit_ipc::{
-    Channel, FromBroker, FromBrokerLink, FromTemplate, Received, RecvError, ToBroker, ToBrokerLink,
-    title,
+    Channel, FromBroker, FromBrokerLink, FromTemplate, Received, RecvError, StackId, ToBroker,
+    ToBrokerLink, title,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -119,7 +119,7 @@ pub(crate) fn start(link: &TemplateLink, plan: &Plan<'_>) -> nbdkit_api::Result<
             // Files are kept open, those of a directory are not, and there is a connection for each client.
             let always = plan.declared().iter().any(|declared| declared.children)
                 || !plan.endpoints().is_empty();
-            let message = FromTemplate::Broker { pid: pid.as_raw(), always };
+            let message = FromTemplate::Broker { stack: StackId::ONLY, pid: pid.as_raw(), always };
             let _ = link.send(&message, &[listeners.as_fd()]);
             Ok((Broker(pid), links))
         }

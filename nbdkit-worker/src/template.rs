@@ -24,7 +24,7 @@ use nbdkit_ipc::messages::{
     self, Configure, Configured, EnterService, Hello, Parameter, Purpose, Serve,
 };
 use nbdkit_ipc::process::Process;
-use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate};
+use nbdkit_ipc::{FromTemplate, Received, RecvError, StackId, ToTemplate};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -130,6 +130,7 @@ fn get_ready(
     let mut sandbox = sandbox.allowing(&configure.allowed).map_err(failed)?;
     let layer = stack.freeze();
     let told = Configured {
+        stack: configure.stack,
         one_client: model == ThreadModel::SerializeConnections,
         isolation: match isolation {
             Isolation::Connection => messages::Isolation::Connection,
@@ -328,6 +329,7 @@ fn receive_configuration(
         return Err(Failed);
     }
     let ToTemplate::Configure(configure) = receive(link)?.message else { return Err(Failed) };
+    configure.stack.check().map_err(|_| Failed)?;
     let (mut parameters, mut material) = (Vec::new(), Material::default());
     loop {
         match receive(link)?.message {
@@ -429,11 +431,13 @@ impl Service {
             while listener_lives {
                 match self.link.as_ref().map_or(Err(RecvError::Closed), |link| link.try_recv()) {
                     Ok(Received { message: ToTemplate::Serve(serve), lost: true, .. })
-                        if serving =>
+                        if serving && serve.stack == StackId::ONLY =>
                     {
                         self.has_no_room(serve.connection);
                     }
-                    Ok(Received { message: ToTemplate::Serve(serve), fds, .. }) if serving => {
+                    Ok(Received { message: ToTemplate::Serve(serve), fds, .. })
+                        if serving && serve.stack == StackId::ONLY =>
+                    {
                         self.fork_worker(&serve, fds, &mut children);
                     }
                     Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => break,

@@ -81,8 +81,8 @@ impl Tls {
         pre_shared_keys: Option<MakeSessions>,
     ) -> Result<Tls> {
         let sessions: Box<dyn Sessions> = match &tls.credentials {
-            Credentials::Certificates { schemes } => {
-                Box::new(Certificates::new(tls, schemes, material)?)
+            Credentials::Certificates { key, schemes } => {
+                Box::new(Certificates::new(tls, *key, schemes, material)?)
             }
             Credentials::PreSharedKeys => {
                 let make = pre_shared_keys

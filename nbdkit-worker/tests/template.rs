@@ -17,7 +17,7 @@ use nbdkit_ipc::messages::{
     PeerAddress, Protocol, Purpose, Serve,
 };
 use nbdkit_ipc::process::Process;
-use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
+use nbdkit_ipc::{Channel, FromTemplate, FromWorker, StackId, ToTemplate, ToWorker, WorkerExit};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// The listener's side of a running template.
@@ -46,6 +46,7 @@ impl Template {
         let template = Template { link, child };
         template.send(&ToTemplate::Hello(Hello::ours()));
         template.send(&ToTemplate::Configure(Box::new(Configure {
+            stack: StackId::ONLY,
             purpose: Purpose::Serve,
             filters: vec![],
             plugin: plugin.into(),
@@ -113,7 +114,8 @@ impl Template {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (link, worker) = Channel::pair().unwrap();
         let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-        let message = ToTemplate::Serve(Serve { connection, peer, broker: false });
+        let message =
+            ToTemplate::Serve(Serve { connection, stack: StackId::ONLY, peer, broker: false });
         self.link.send(&message, &[worker.as_fd(), theirs.as_fd()]).unwrap();
         ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         (ours, link)
@@ -174,7 +176,10 @@ fn every_client_gets_a_process_that_ends_with_it() {
     assert_ne!(pids[0], pids[1]);
     negotiate(&mut first);
     negotiate(&mut second);
-    assert_eq!(first_link.recv().unwrap().message, FromWorker::Serving { export: String::new() });
+    assert_eq!(
+        first_link.recv().unwrap().message,
+        FromWorker::Serving { stack: StackId::ONLY, export: String::new() }
+    );
     assert_eq!(read(&mut first, 0, 512), [0; 512]);
     drop(first);
     assert_eq!(template.recv(), FromTemplate::Exited { connection: 1, exit: WorkerExit::Clean });
@@ -210,11 +215,15 @@ fn shared_isolation_serves_on_threads() {
     let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
     template
         .link
-        .send(&ToTemplate::Serve(Serve { connection: 1, peer, broker: false }), &[theirs.as_fd()])
+        .send(
+            &ToTemplate::Serve(Serve { connection: 1, stack: StackId::ONLY, peer, broker: false }),
+            &[theirs.as_fd()],
+        )
         .unwrap();
     drop(theirs);
     negotiate(&mut ours);
-    let serving = FromTemplate::Serving { connection: 1, export: String::new() };
+    let serving =
+        FromTemplate::Serving { connection: 1, stack: StackId::ONLY, export: String::new() };
     assert_eq!(template.recv(), serving);
     assert_eq!(read(&mut ours, 0, 512), [0; 512]);
     // One that is not there any more is no reason to complain.

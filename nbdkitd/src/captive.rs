@@ -21,7 +21,7 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Keeps copies.
+    /// Duplicates standard input and output.
     ///
     /// # Errors
     /// EMFILE.
@@ -45,8 +45,8 @@ pub(crate) struct Captive {
 }
 
 impl Captive {
-    /// Starts `script` under a shell, as the user that started the server. `oom_score`: what it gets of its own if the server
-    /// has another one for itself, see [`oom`].
+    /// Starts `script` under a shell, as the user that started the server. `oom_score`: the
+    /// command's own, if the server is protected, see [`oom`].
     ///
     /// # Errors
     /// Those of fork(2) and execve(2).
@@ -63,7 +63,7 @@ impl Captive {
             .stdout(Stdio::from(streams.output))
             .spawn()?;
         let pid = Pid::from_raw(child.id().cast_signed());
-        // If it has ended it is not there to be killed.
+        // If the command has ended, it needs no score.
         let _ = oom_score.map(|score| oom::set(pid, score));
         Ok(Captive { pid })
     }
@@ -79,10 +79,10 @@ impl Captive {
     }
 }
 
-/// The server's exit status for that of the command, and what the user is told about it.
+/// The server's exit status for that of the command, and a line for the user.
 pub(crate) fn outcome(status: WaitStatus) -> (u8, Option<String>) {
     match status {
-        // The kernel keeps only eight bits of it.
+        // An exit status has eight bits.
         WaitStatus::Exited(_, code) => ((code & 0xff) as u8, None),
         WaitStatus::Signaled(_, signal, _) => {
             let number = signal as i32;

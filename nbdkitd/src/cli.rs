@@ -1,10 +1,12 @@
-//! The command line: what nbdkit(1) accepts, and our own options.
+//! The command line: nbdkit(1)'s options, and those of this server.
 //!
-//! Everything here is pure except [`from_env`]: arguments and environment in, a typed [`CommandLine`] or an error in
-//! nbdkit's words out. Runs in the listener before it has any privilege to lose; the arguments are those of the caller,
-//! who is trusted to decide what is served, but not to type well.
+//! Everything here is pure except [`from_env`]: arguments and environment in, a typed
+//! [`CommandLine`] or an error with nbdkit's text out. Runs in the listener before it has any
+//! privilege to lose; the arguments are those of the caller, who is trusted to decide what is
+//! served, but not to type well.
 //!
-//! - `options`: the table of options; `tokens`: cutting the arguments by it; `parse`: what they mean together
+//! - `options`: the table of options; `tokens`: cutting the arguments by it; `parse`: what they
+//!   mean together
 //! - `numbers`, `values`, `parameters`, `activation`: the parts that have a syntax of their own
 //! - `uri`, `dump_config`, `build_info`: texts that are printed for other programs
 
@@ -36,7 +38,8 @@ use parse::Environment;
 /// Parses the command line of this process.
 ///
 /// # Errors
-/// See [`parse::parse`]. Print the error, the usage if it wants that, and end with [`error::EXIT_FAILURE`].
+/// See [`parse::parse`]. Print the error, the usage if it wants that, and end with
+/// [`error::EXIT_FAILURE`].
 pub(crate) fn from_env() -> Result<CommandLine, CliError> {
     let environment = Environment {
         listen_pid: env::var_os("LISTEN_PID"),

@@ -1,9 +1,9 @@
-//! Confines the listener, once it serves: what was for start-up is over. No capabilities but one were kept
-//! ([`crate::capabilities`]); here follow the paths (Landlock) and the system calls (seccomp) of a listener that serves.
-//! `--sandbox=off` leaves both out.
+//! Confines the listener once it serves: the paths that it may open (Landlock) and the system calls
+//! that it may make (seccomp). All capabilities but one were dropped before
+//! ([`crate::privileges`]). `--sandbox=off` leaves both out.
 //!
-//! From here on it starts no program and makes no process: what it had to run (`--run`) runs, and templates are made by
-//! [`crate::spawner`].
+//! From here on the listener forks no process and executes no program: the command of `--run` runs
+//! already, and templates are started by [`crate::spawner`].
 
 #![forbid(unsafe_code)]
 
@@ -20,13 +20,14 @@ use nbdkit_sandbox_policy::{Action, are_supported, compile, install};
 use crate::log::Log;
 use crate::sys::refusal;
 
-/// What may be opened, to be read: who is whose child, and the time zone, for the system log.
+/// The paths that may be opened for reading: /proc for the parents of processes, and the time zone
+/// for the system log.
 const READABLE: [&str; 3] = ["/proc", "/etc/localtime", "/usr/share/zoneinfo"];
 
-/// Closes the sandbox.
+/// Confines the listener.
 ///
 /// # Errors
-/// The kernel has a layer and refuses to install it; one line for the user.
+/// The kernel supports a layer and refuses to install it; one line for the user.
 pub(crate) fn confine(log: &Log) -> Result<(), String> {
     restrict_paths(log).map_err(|error| format!("landlock: {error}"))?;
     if !are_supported() {
@@ -35,15 +36,16 @@ pub(crate) fn confine(log: &Log) -> Result<(), String> {
         );
         return Ok(());
     }
-    log.keep_last_words_ready();
-    refusal::report().map_err(|errno| format!("sigaction: SIGSYS: {}", crate::words(errno)))?;
+    log.prepare_refusal_line();
+    refusal::report().map_err(|errno| format!("sigaction: SIGSYS: {}", crate::strerror(errno)))?;
     compile(&[policy::LISTENER], Action::Trap, Action::Allow)
         .and_then(|filter| install(&filter))
         .map_err(|error| error.to_string())
 }
 
 fn restrict_paths(log: &Log) -> Result<(), RulesetError> {
-    // Neither signals nor abstract sockets are scoped: it ends workers, and a service manager may listen on one.
+    // Neither signals nor abstract sockets are scoped: the listener kills workers, and a service
+    // manager may use an abstract socket.
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))?
         .handle_access(AccessNet::from_all(ABI::V4))?
@@ -62,7 +64,7 @@ fn allow(
     path: &Path,
     rights: BitFlags<AccessFs>,
 ) -> Result<RulesetCreated, RulesetError> {
-    // What is not there cannot be opened.
+    // Paths that do not exist need no rule.
     let Ok(fd) = PathFd::new(path) else { return Ok(ruleset) };
     let rights = if path.is_dir() { rights } else { rights & AccessFs::from_file(ABI::V5) };
     ruleset.add_rule(PathBeneath::new(fd, rights))
@@ -84,8 +86,8 @@ mod tests {
         socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).err()
     }
 
-    /// Both hold for the thread that installs them, here one of the test's own. EDOM: from the filter, and from nowhere
-    /// else.
+    /// Both hold for the thread that installs them, here one of the test's own. EDOM: from the
+    /// filter, and from nowhere else.
     #[test]
     fn a_serving_listener_reads_proc_and_makes_no_process_file_or_network_socket() {
         let refused = Some(Errno::EDOM);
@@ -128,7 +130,7 @@ mod tests {
             nix::sys::prctl::set_no_new_privs().unwrap();
             restrict_paths(&log).unwrap();
             assert!(std::fs::read_to_string("/proc/self/stat").is_ok());
-            // On a kernel without Landlock nothing is restricted, and that was said.
+            // On a kernel without Landlock nothing is restricted, which was logged.
             if open("/etc/passwd", OFlag::O_RDONLY, Mode::empty()).is_err() {
                 assert_eq!(opened("/etc/passwd", OFlag::O_RDONLY), Some(Errno::EACCES));
                 assert!(std::process::Command::new("/bin/true").status().is_err());

@@ -1,6 +1,6 @@
-//! Who is being served: the table of connections, and what the template may claim about them. Pure.
+//! The table of connections, and the checks of what the template reports about them. Pure.
 //!
-//! Every claim is checked: the template is a confined process that ran a plugin's code.
+//! Every report is checked: the template is a confined process that has run a plugin's code.
 
 #![forbid(unsafe_code)]
 
@@ -19,61 +19,61 @@ use crate::log::{Quota, escape};
 /// The longest export name. NBD protocol, "String values".
 const MAX_EXPORT: usize = 4096;
 
-/// How much of an export's name is in a line, bytes.
-const MOST_SHOWN: usize = 64;
+/// The longest part of an export name in a log line, bytes.
+const MAX_SHOWN: usize = 64;
 
 /// Error lines that one client's worker may cause: at once, and each second.
 const LINES: (u32, u32) = (200, 20);
 
-/// A client that was handed over.
+/// A client that the template was sent.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    /// Who it is.
+    /// Address and credentials of the client.
     pub(crate) peer: Peer,
-    /// As what it is counted.
+    /// The peer whose limits it counts against.
     pub(crate) key: PeerKey,
-    /// It has, or will have, a worker of its own.
+    /// The client has, or will have, a worker of its own.
     pub(crate) has_worker: bool,
-    /// The worker's process id, once it was forked; the template's word.
+    /// The worker's process id, once it was forked, as the template has reported it.
     pub(crate) pid: Option<i32>,
-    /// A handle on the worker, if the template had one to send. Its word, too.
+    /// A handle (pidfd) on the worker, if the template could send one. Unchecked, too.
     pub(crate) process: Option<Process>,
-    /// How many lines it may still log.
+    /// The quota of the worker's log lines.
     pub(crate) quota: Quota,
-    /// How far its worker has come, by its own word.
+    /// The worker's phase, by its own messages.
     pub(crate) phase: WorkerPhase,
-    /// How often it has asked for a channel to the broker.
+    /// How often the worker has asked for a channel to the broker.
     pub(crate) brokers: Brokers,
-    /// Its TLS handshake was answered with a signature or a key.
+    /// The listener has made a signature, or sent a key, for its TLS handshake.
     pub(crate) signed_for: bool,
     export: Option<String>,
-    /// When it was handed over.
+    /// When it was sent to the template.
     pub(crate) since: Instant,
-    /// It was told to end because another client's handshake needs the place.
-    pub(crate) gave_way: bool,
-    /// Its worker is to be killed, which may not be known yet.
-    pub(crate) doomed: bool,
-    /// The template that it was handed to has ended.
+    /// It is being disconnected, since another client's handshake needs the slot.
+    pub(crate) evicted: bool,
+    /// Its worker is to be killed; its process may not be known yet.
+    pub(crate) kill_requested: bool,
+    /// The template that it was sent to has ended.
     pub(crate) orphan: bool,
-    /// The client's socket, kept for another template until a worker is known to have it.
+    /// The client's socket, kept for the next template until a worker is known to have it.
     pub(crate) client: Option<OwnedFd>,
 }
 
 impl Connection {
-    /// Whether its handshake is not over, as far as is known.
+    /// Whether its handshake is not over, as far as has been reported.
     pub(crate) fn is_in_handshake(&self) -> bool {
         self.export.is_none()
     }
 
-    /// Whether the template has yet to make its worker, or to say so.
-    pub(crate) fn is_unnamed(&self) -> bool {
+    /// Whether the template has yet to fork its worker, or to report it.
+    pub(crate) fn awaits_fork(&self) -> bool {
         self.has_worker && self.pid.is_none() && !self.orphan
     }
 
-    /// Notes the export that is being served.
+    /// Its handshake is over, and this export is being served.
     ///
     /// # Errors
-    /// It was noted before, or cannot be a name.
+    /// It was over before, or the name is too long.
     pub(crate) fn serving(&mut self, export: String) -> Result<(), Violation> {
         if export.len() > MAX_EXPORT || self.export.is_some() {
             return Err(Violation::Serving);
@@ -88,7 +88,7 @@ impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&client_name(&self.peer))?;
         if let Some(export) = &self.export {
-            let (mut escaped, cut) = (String::new(), export.floor_char_boundary(MOST_SHOWN));
+            let (mut escaped, cut) = (String::new(), export.floor_char_boundary(MAX_SHOWN));
             escape(&mut escaped, &export[..cut]);
             let more = if cut < export.len() { "..." } else { "" };
             write!(f, ", export \"{escaped}\"{more}")?;
@@ -97,7 +97,7 @@ impl fmt::Display for Connection {
     }
 }
 
-/// How log lines call a client: `client 127.0.0.1:4000`.
+/// How log lines name a client: `client 127.0.0.1:4000`.
 pub(crate) fn client_name(peer: &Peer) -> String {
     match (&peer.address, peer.credentials) {
         (PeerAddress::Unix, Some((pid, uid, _))) => format!("client pid {pid} uid {uid}"),
@@ -105,44 +105,53 @@ pub(crate) fn client_name(peer: &Peer) -> String {
     }
 }
 
-/// A claim that cannot be true.
+/// A report of the template that cannot be true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Violation {
     /// There is no such connection.
     UnknownConnection,
-    /// It has a worker already, or there are no workers.
+    /// The connection has a worker already, or the stack has no workers.
     Forked,
-    /// The process is another connection's worker, or no number of a process.
+    /// The process is another connection's worker, or the number is no process id.
     Process,
-    /// The handshake cannot have ended twice, or with such a name.
+    /// The handshake had ended before, or the name is too long.
     Serving,
 }
 
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Violation {
+    /// What is wrong, for the log.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
             Violation::UnknownConnection => "a connection that does not exist",
             Violation::Forked => "a worker for a connection that can have none",
             Violation::Process => "a worker that is not its child",
             Violation::Serving => "an export that cannot be",
-        })
+        }
     }
 }
 
-/// See the module's text.
+/// The table of connections.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
     table: BTreeMap<u64, Connection>,
 }
 
 impl Connections {
-    /// A client was handed over; `client` is its socket, if another template could serve it.
-    pub(crate) fn add(&mut self, number: u64, peer: Peer, client: Option<OwnedFd>, now: Instant) {
+    /// Adds a client that the template was sent. `client` is its socket, if another template could
+    /// serve it; `has_worker`: it gets a worker of its own.
+    pub(crate) fn add(
+        &mut self,
+        number: u64,
+        peer: Peer,
+        client: Option<OwnedFd>,
+        has_worker: bool,
+        now: Instant,
+    ) {
         let quota = Quota::new(LINES.0, LINES.1, now);
         let connection = Connection {
             key: PeerKey::from(&peer),
             peer,
-            has_worker: false,
+            has_worker,
             pid: None,
             process: None,
             quota,
@@ -151,18 +160,18 @@ impl Connections {
             signed_for: false,
             export: None,
             since: now,
-            gave_way: false,
-            doomed: false,
+            evicted: false,
+            kill_requested: false,
             orphan: false,
             client,
         };
         self.table.insert(number, connection);
     }
 
-    /// The template says that process `pid` serves a connection.
+    /// The template reports that process `pid` serves a connection.
     ///
     /// # Errors
-    /// The claim cannot be true.
+    /// The report cannot be true.
     pub(crate) fn forked(
         &mut self,
         number: u64,
@@ -181,7 +190,7 @@ impl Connections {
         Ok(connection)
     }
 
-    /// A connection has ended. Not every connection had a worker: fork may have failed.
+    /// Removes a connection that has ended. It may have had no worker: fork(2) may have failed.
     ///
     /// # Errors
     /// There was no such connection.
@@ -189,37 +198,37 @@ impl Connections {
         self.table.remove(&number).ok_or(Violation::UnknownConnection)
     }
 
-    /// The template has ended that all of them were handed to.
+    /// The template has ended that all clients were sent to.
     pub(crate) fn orphan_all(&mut self) {
         self.table.values_mut().for_each(|connection| connection.orphan = true);
     }
 
-    /// One of them.
+    /// The connection of this number.
     pub(crate) fn get(&self, number: u64) -> Option<&Connection> {
         self.table.get(&number)
     }
 
-    /// The same, to be changed.
+    /// The connection of this number, mutably.
     pub(crate) fn get_mut(&mut self, number: u64) -> Option<&mut Connection> {
         self.table.get_mut(&number)
     }
 
-    /// Whose worker a process is.
+    /// The connection whose worker a process is.
     pub(crate) fn of_pid(&self, pid: i32) -> Option<u64> {
         self.table.iter().find(|(_, it)| it.pid == Some(pid)).map(|(number, _)| *number)
     }
 
-    /// All of them, in order.
+    /// All connections, oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Connection)> {
         self.table.iter().map(|(number, connection)| (*number, connection))
     }
 
-    /// How many there are.
+    /// The number of connections.
     pub(crate) fn len(&self) -> usize {
         self.table.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no connections.
     pub(crate) fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
@@ -236,13 +245,13 @@ mod tests {
     fn table(numbers: &[u64]) -> Connections {
         let mut table = Connections::default();
         for number in numbers {
-            table.add(*number, peer(PeerAddress::Unix), None, Instant::now());
+            table.add(*number, peer(PeerAddress::Unix), None, false, Instant::now());
         }
         table
     }
 
     #[test]
-    fn a_connection_is_handed_over_forked_and_ended() {
+    fn a_connection_is_added_forked_and_removed() {
         let mut table = table(&[1, 2]);
         assert_eq!(table.forked(2, 42, Isolation::Connection).unwrap().pid, Some(42));
         assert_eq!((table.of_pid(42), table.of_pid(43)), (Some(2), None));
@@ -253,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_that_cannot_be_true_are_violations() {
+    fn reports_that_cannot_be_true_are_violations() {
         let mut table = table(&[1, 2]);
         let forked = |table: &mut Connections, number, pid, isolation| {
             table.forked(number, pid, isolation).err()
@@ -271,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_ends_once_and_with_a_name_of_the_protocol() {
+    fn a_handshake_ends_once_and_with_a_name_that_is_not_too_long() {
         let mut table = table(&[1]);
         let connection = table.get_mut(1).unwrap();
         assert_eq!(connection.serving("x".repeat(MAX_EXPORT + 1)), Err(Violation::Serving));
@@ -283,7 +292,7 @@ mod tests {
     fn log_lines_name_client_and_export_without_control_characters() {
         let mut table = Connections::default();
         let address = PeerAddress::Inet("[::1]:4000".parse().unwrap());
-        table.add(1, peer(address), None, Instant::now());
+        table.add(1, peer(address), None, false, Instant::now());
         let connection = table.get_mut(1).unwrap();
         assert_eq!(connection.to_string(), "client [::1]:4000");
         connection.serving("a\x1b\n".to_owned()).unwrap();

@@ -1,5 +1,6 @@
-//! Into the background. The process that was started forks before anything else and waits; the server starts up with
-//! the terminal still attached, so that errors and password prompts are where the user is, and leaves it when ready.
+//! Forking into the background. The process that was started forks before anything else and waits.
+//! The server starts up with the terminal still attached, for errors and password prompts, and
+//! leaves it when it is ready.
 
 #![forbid(unsafe_code)]
 
@@ -14,29 +15,29 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2};
 
-/// Which of the two we are after [`fork`].
+/// The two processes after [`fork`].
 pub(crate) enum Forked {
-    /// The process that was started, with its exit status: there is no more to do.
+    /// The process that was started, with its exit status.
     Launcher(ExitCode),
     /// The server.
     Server(Report),
 }
 
-/// How the server tells the process that started it that clients may come.
+/// The pipe by which the server reports to the process that was started that it is ready.
 pub(crate) struct Report(OwnedFd);
 
 impl Report {
-    /// Whether it still waits.
+    /// Whether that process still waits.
     pub(crate) fn is_awaited(&self) -> bool {
         let mut pipe = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
-        // A pipe that nobody reads any more has an error. poll(2).
+        // A pipe without a reader has POLLERR. poll(2).
         poll(&mut pipe, PollTimeout::ZERO) == Ok(0)
     }
 
-    /// Tells it.
+    /// Reports that the server is ready.
     ///
     /// # Errors
-    /// EPIPE: it is gone.
+    /// EPIPE: that process has ended.
     pub(crate) fn ready(self) -> io::Result<()> {
         File::from(self.0).write_all(&[1])
     }
@@ -64,7 +65,7 @@ fn wait(program: &str, server: Pid, outcome: OwnedFd) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match waitpid(server, None) {
-        // A plugin that asked for shutdown while it started ends the server well, and one that exits as it says.
+        // A plugin may request a shutdown during start-up, or exit: the status is the server's.
         Ok(WaitStatus::Exited(_, code)) => {
             u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from)
         }
@@ -79,14 +80,14 @@ fn wait(program: &str, server: Pid, outcome: OwnedFd) -> ExitCode {
     }
 }
 
-/// Leaves the terminal and the current directory. Standard error is kept if debug lines go there. Must not yet be
-/// called while something may still have to be told to the user.
+/// Leaves the terminal and the current directory. Standard error is kept if debug lines go there.
+/// Must not yet be called while there may be errors for the user.
 ///
 /// # Errors
 /// Which call failed.
 pub(crate) fn leave_terminal(keep_stderr: bool) -> Result<(), String> {
     let failed = |call: &'static str| {
-        move |errno: nix::errno::Errno| format!("{call}: {}", crate::words(errno))
+        move |errno: nix::errno::Errno| format!("{call}: {}", crate::strerror(errno))
     };
     nix::unistd::setsid().map_err(failed("setsid"))?;
     nix::unistd::chdir("/").map_err(failed("chdir: /"))?;
@@ -105,7 +106,7 @@ pub(crate) fn release_standard_streams() -> Result<(), String> {
     let null = open_null()?;
     nix::unistd::dup2_stdin(&null)
         .and_then(|()| nix::unistd::dup2_stdout(&null))
-        .map_err(|errno| format!("dup2: {}", crate::words(errno)))
+        .map_err(|errno| format!("dup2: {}", crate::strerror(errno)))
 }
 
 fn open_null() -> Result<File, String> {

@@ -1,6 +1,7 @@
-//! A client of a Unix datagram service: the system log, the service manager. The socket is made and connected before the
-//! listener confines itself, since a listener that serves has neither socket(2) nor connect(2). A service that was restarted
-//! has bound a new socket to the path; it is reached by sendto(2) with the address. unix(7).
+//! A client of a Unix datagram service: the system log, the service manager. The socket is made and
+//! connected before the listener confines itself, since a listener that serves has neither
+//! socket(2) nor connect(2). A service that was restarted has bound a new socket to the path; it is
+//! reached by sendto(2) with the address. unix(7).
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use nix::errno::Errno;
 
-/// See the module's text.
+/// A client of a Unix datagram service.
 #[derive(Debug)]
 pub(crate) struct DatagramClient {
     socket: UnixDatagram,
@@ -28,7 +29,8 @@ impl DatagramClient {
         socket.set_nonblocking(true)?;
         match socket.connect_addr(&address) {
             Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Err(error),
-            // Connected for services that only root may connect to; what is not there yet is looked for with each message.
+            // Connected for services that only root may connect to. If the service is not there
+            // yet, each message is sent to the address.
             Ok(()) | Err(_) => Ok(DatagramClient { socket, address }),
         }
     }
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_service_is_told_apart() {
+    fn a_stream_service_is_refused() {
         let path = path("stream");
         let _service = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let error = DatagramClient::new(SocketAddr::from_pathname(&path).unwrap()).unwrap_err();

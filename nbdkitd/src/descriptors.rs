@@ -1,5 +1,5 @@
-//! How many clients there are descriptors for. The soft limit is for programs that use select(2), which this one does not:
-//! it is raised to the hard one. getrlimit(2).
+//! The number of clients that there are descriptors for. The soft limit is for programs that use
+//! select(2), which this one does not: it is raised to the hard limit. getrlimit(2).
 
 #![forbid(unsafe_code)]
 
@@ -8,15 +8,16 @@ use std::os::fd::AsRawFd;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// A client that is served: its worker's channel and the handle on its process; where one process serves all, that has its
-/// socket and what the plugin opens for it.
+/// Descriptors for a client that is served: its worker's channel and the handle on its process. A
+/// template that serves all clients has the client's socket and what the plugin opens for it.
 const OF_CLIENT: usize = 2;
 
-/// What comes and goes: both ends of the next client's channels, an accepted socket, what a message brings, files of /proc,
-/// the system log, the next template's channel and broker.
+/// Descriptors that are open for a moment: both ends of the next client's channels, an accepted
+/// socket, what a message brings, files of /proc, the system log, the next template's channel and
+/// broker.
 const TRANSIENT: usize = 14;
 
-/// How many clients fit.
+/// The number of clients that there are descriptors for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {
     /// Descriptors that this process may have.
@@ -27,10 +28,11 @@ pub(crate) struct Room {
     pub(crate) waiting: usize,
 }
 
-/// Raises the soft limit and says how many clients fit, beside what is open now.
+/// Raises the soft limit, and returns how many clients there are descriptors for beside those that
+/// are open now.
 pub(crate) fn make_room() -> Room {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    // It fails only where somebody forbids it, and then less fits.
+    // It fails only if a security module denies it; then there are fewer descriptors.
     let raised = soft == hard || setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
     let limit = usize::try_from(if raised { hard } else { soft }).unwrap_or(usize::MAX);
     // The lowest number that is free: those below it are open.
@@ -41,13 +43,13 @@ pub(crate) fn make_room() -> Room {
 
 fn room(limit: usize, open: usize) -> Room {
     let free = limit.saturating_sub(open + TRANSIENT);
-    // A sixteenth is for those who wait, at least, and what the others leave.
+    // At least a sixteenth is for clients that wait.
     let served = ((free - free / 16) / OF_CLIENT).max(1);
     Room { limit, served, waiting: free / 16 }
 }
 
 impl Room {
-    /// With no more clients than so many, others find more room to wait in.
+    /// The same with at most this many clients: the other descriptors are for clients that wait.
     pub(crate) fn for_clients(self, most: usize) -> Room {
         let served = self.served.min(most);
         Room { served, waiting: self.waiting + (self.served - served) * OF_CLIENT, ..self }

@@ -1,5 +1,5 @@
-//! What the fuzz targets need: the command line without a process, log lines without a log, and a listener whose
-//! template and workers are the other ends of channels.
+//! Entry points of the fuzz targets: the command line without a process, log lines without a log,
+//! and a listener whose template and workers are the other ends of channels.
 
 #![forbid(unsafe_code)]
 
@@ -14,11 +14,12 @@ use crate::cli::parse::{Environment, parse};
 use crate::cli::uri;
 use crate::log::{Speaker, format_line};
 pub use crate::serve::fuzz::Listener;
-use crate::template::Recipe;
+use crate::template::TemplateSpec;
 pub use crate::tls::{is_key_file, is_signed};
 
-/// Parses a command line in an environment that the arguments are to describe completely: `files` are the parameter
-/// files that there are. Returns what the server would print: an error, or the URI and the start of the `--run` script.
+/// Parses a command line in an environment that the arguments are to describe completely: `files`
+/// are the parameter files that there are. Returns what the server would print: an error, or the
+/// URI and the start of the `--run` script.
 ///
 /// # Errors
 /// The text for standard error.
@@ -39,8 +40,8 @@ pub fn command_line(
     let CommandLine { action, options, .. } = command;
     let mut printed = Vec::new();
     if let Action::Serve { stack, service } = action {
-        let recipe = Recipe::new(&stack, &options, Purpose::Serve, true, None);
-        let _ = (recipe.stack(), recipe.repeatable());
+        let spec = TemplateSpec::new(&stack, &options, Purpose::Serve, true, None);
+        let _ = (spec.stack(), spec.repeatable());
         let endpoint = service.endpoint(Path::new("/private"));
         if let Some(endpoint) = endpoint {
             let mode = options.tls.mode.unwrap_or(TlsMode::Off);

@@ -1,9 +1,9 @@
-//! `-u` and `-g`: who serves, and `--listener-user`: whose the listener is. Looked up before anything else is done, so that a
-//! typing error costs nothing. The template changes to the first, this process to the second, which is never the first: who
-//! serves must not be able to signal the listener.
+//! `-u` and `-g`: the user of template and workers; `--listener-user`: the user of the listener.
+//! They are looked up before anything else, so that a typing error costs nothing. A listener that
+//! changes its user never takes that of the workers, which must not be able to signal it.
 //!
-//! Unlike nbdkit, which changes only the user id with `-u` and keeps root's group, the primary group of the user comes
-//! with it unless `-g` names another.
+//! Unlike nbdkit, which changes only the user id with `-u` and keeps root's group, the primary
+//! group of the user comes with it unless `-g` names another.
 
 #![forbid(unsafe_code)]
 
@@ -24,19 +24,20 @@ pub(crate) struct Identity {
     pub(crate) group: Option<u32>,
 }
 
-/// Whose the listener is once it serves.
+/// The user of the listener once it serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ListenerUser {
-    /// The user that has started it: not root, or root by `--listener-user=root` or without a sandbox.
+    /// The user that has started it: an ordinary one, or root with `--listener-user=root` or
+    /// without a sandbox.
     Same,
-    /// Another one's. `demanded`: the command line says so.
+    /// Another user. `demanded`: the command line names it.
     Other { account: Account, name: String, demanded: bool },
-    /// Root, although it was to be another: why, one line for the log.
+    /// Root, since there is no other user; why, one line for the log.
     Root(String),
 }
 
-/// Looks up the argument of `--listener-user`, or the user of this build. `sandboxed`: false with `--sandbox=off`. `serving`: see
-/// [`identity`].
+/// Looks up the argument of `--listener-user`, or the user of this build. `sandboxed`: false with
+/// `--sandbox=off`. `serving`: see [`identity`].
 ///
 /// # Errors
 /// One line: not a name or number, or this process may not change to it.
@@ -86,7 +87,7 @@ pub(crate) fn listener_user(
             ))),
         };
     }
-    // A number that is nobody's is taken for the group, too: root's would stay otherwise.
+    // The number of an unknown user is the group's number, too: root's group would stay otherwise.
     let group = Gid::from_raw(group.unwrap_or(user));
     let account = Account { user: Uid::from_raw(user), group };
     Ok(ListenerUser::Other { account, name: shown, demanded: given.is_some() })
@@ -110,8 +111,9 @@ pub(crate) fn identity(user: Option<&OsStr>, group: Option<&OsStr>) -> Result<Id
         })?);
     }
     if is_all_of_us(wanted) && !has(Capability::CAP_SETGID) {
-        // An ordinary user who names himself, and may not touch his supplementary groups. With -g alone there is something
-        // to be done if he has any: nobody who asks for a group expects others besides.
+        // An ordinary user who names himself, and may not change his supplementary groups. With -g
+        // alone there is something to be done if he has any: nobody who asks for a group expects
+        // others besides.
         return match wanted.group.filter(|_| group.is_some()) {
             Some(group) if has_other_groups(group) => Err(format!(
                 "-g option: setgroups: Operation not permitted (to leave the other groups takes root or {})",
@@ -157,7 +159,7 @@ fn is_all_of_us(wanted: Identity) -> bool {
     user && group
 }
 
-/// User id, and the primary group of a user that the system knows. Names come before numbers.
+/// User id and primary group of a user that the system knows. Names come before numbers.
 fn find_user(name: &OsStr) -> Option<(u32, Option<u32>)> {
     let name = name.to_str()?;
     let known = |user: User| (user.uid.as_raw(), Some(user.gid.as_raw()));

@@ -1,13 +1,18 @@
-//! `nbdkit`, the listener: sockets, privileges, signals, the log. It parses the command line, has `nbdkit-worker`
-//! configure plugin and filters and serve the clients, and never reads a byte that a client sent.
+//! `nbdkit`, the listener: sockets, privileges, signals, the log. It parses the command line, has
+//! `nbdkit-worker` configure plugin and filters and serve the clients, and never reads a byte that
+//! a client sent.
 //!
-//! - `cli`: what the user wants; `preflight`, `identity`: what comes before anything is done; `tls`: keys, and their use
-//! - `daemon`: into the background; `template`: starting `nbdkit-worker` and talking to it
-//! - `sockets`: where clients come from; `made`: what a start that fails removes; `serve`: the loop; `connections`: who is being served
-//! - `privileges`, `confine`: what is given up before the first client; `spawner`: who makes templates from then on
-//! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `datagram`: how both reach a service; `sys`: the only unsafe code
+//! - `cli`: the command line; `preflight`, `identity`: before anything is started; `tls`: keys, and
+//!   their use
+//! - `daemon`: into the background; `template`: starting `nbdkit-worker`, and its channel
+//! - `sockets`: listening sockets; `made`: files that a failed start removes; `serve`: the loop;
+//!   `connections`: its table of clients
+//! - `privileges`, `confine`: dropping privileges before the first client; `spawner`: starting
+//!   templates from then on
+//! - `log`: the only writer of the log; `captive`: `--run`; `notify`: systemd; `datagram`: sockets
+//!   for log and systemd; `sys`: the only unsafe code
 //!
-//! A library, so that the fuzz targets reach what no other program should: [`main`] is all that the program is.
+//! A library, so that the fuzz targets reach its internals. The program is [`main`].
 
 #![deny(unsafe_code)]
 
@@ -53,7 +58,7 @@ use cli::{build_info, options};
 use daemon::Forked;
 use log::Log;
 use serve::{End, FirstStart, Plan, Server};
-use template::Recipe;
+use template::TemplateSpec;
 
 /// The program.
 pub fn main() -> ExitCode {
@@ -83,7 +88,7 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// Everything that needs the plugin. An error is one line for the user.
+/// Runs what needs the plugin. An error is one line for the user.
 fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, String> {
     let CommandLine { program, action, options, .. } = command;
     let (stack, purpose, mode) = match action {
@@ -98,7 +103,8 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
         | Action::LongOptions
         | Action::ShortOptions => return Ok(ExitCode::SUCCESS),
     };
-    // First of all, before other descriptors could be mistaken for sockets that were passed to us.
+    // First of all, before other descriptors could be mistaken for the sockets of socket
+    // activation.
     let adopted = match mode {
         Some(ServiceMode::SocketActivation { count }) => sockets::adopt(count)?,
         _ => Vec::new(),
@@ -122,7 +128,7 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     let log = Log::new(&program, &options)?;
     let single = mode == Some(ServiceMode::Stdin);
     let streams = if single {
-        // The client's: nothing else may read or write them.
+        // They are the client's: nothing else may read or write them.
         let streams = Streams::keep().map_err(|error| format!("dup: {}", errno_text(&error)))?;
         daemon::release_standard_streams()?;
         Some(streams)
@@ -136,7 +142,7 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     } else {
         None
     };
-    let recipe = Recipe::new(&stack, &options, purpose, !single, tls.as_ref());
+    let spec = TemplateSpec::new(&stack, &options, purpose, !single, tls.as_ref());
     let plugin = plugin_name(&stack);
     let first = Some(FirstStart { adopted });
     let plan = Plan {
@@ -147,7 +153,7 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
         listener_user,
         report,
         streams,
-        recipe,
+        spec,
         plugin,
         tls,
         unprotected,
@@ -155,15 +161,16 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     Ok(match Server::start(plan, log)?.run() {
         End::Status(status) => ExitCode::from(status),
         End::Signal(signal) => {
-            // As if we had not caught it; start-up is not for finishing.
+            // As if the signal had not been caught: a start-up need not be finished.
             let _ = signal_hook::low_level::emulate_default_handler(signal);
             ExitCode::from(EXIT_FAILURE)
         }
     })
 }
 
-/// A server of swap space, or of the root disk, must not be killed to gain memory. Returns the score that it had, if it has
-/// another one now. Before any other process is made, which inherits it.
+/// Protects a server of swap space, or of the root disk, from the OOM killer. Returns the score
+/// that it had, if it has another one now. Must be called before any other process is started,
+/// which inherits the score.
 fn protect(options: &Options, log: &Log) -> Option<i32> {
     if !options.swap && !template::is_spared() {
         return None;
@@ -182,7 +189,7 @@ fn protect(options: &Options, log: &Log) -> Option<i32> {
     }
 }
 
-/// The plugin's short name, as far as it can be told without loading it.
+/// The plugin's short name, by its file name: the plugin is not loaded here.
 fn plugin_name(stack: &Stack) -> String {
     let name = stack.plugin.to_string_lossy();
     let name = name.rsplit('/').next().unwrap_or_default();
@@ -194,7 +201,8 @@ fn print(text: &OsStr) -> ExitCode {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::SUCCESS,
-        // A reader that has seen enough, such as grep -q: an end by the signal, which Rust ignores, as any filter's and nbdkit's.
+        // A reader that has closed the pipe, such as grep -q. Rust ignores SIGPIPE; nbdkit is
+        // killed by it.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
             let _ = signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE);
             ExitCode::from(EXIT_FAILURE)
@@ -206,7 +214,7 @@ fn print(text: &OsStr) -> ExitCode {
     }
 }
 
-/// The system's words for an error, as strerror(3) has them, without a number.
+/// The text of an error, as from strerror(3), without a number.
 fn errno_text(error: &io::Error) -> String {
     let text = error.to_string();
     match error.raw_os_error() {
@@ -215,8 +223,8 @@ fn errno_text(error: &io::Error) -> String {
     }
 }
 
-/// The same for an error of nix, whose own words are not always those of the C library.
-fn words(errno: Errno) -> String {
+/// strerror(3). The texts of nix are not always those of the C library.
+fn strerror(errno: Errno) -> String {
     errno_text(&io::Error::from(errno))
 }
 
@@ -225,8 +233,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_in_the_words_of_the_c_library() {
-        assert_eq!(words(Errno::EBADF), "Bad file descriptor");
+    fn error_texts_are_those_of_the_c_library() {
+        assert_eq!(strerror(Errno::EBADF), "Bad file descriptor");
         assert_eq!(
             errno_text(&io::Error::from_raw_os_error(libc::ENOENT)),
             "No such file or directory"

@@ -1,9 +1,11 @@
-//! The log: this process is the only one that writes it. Workers and template send records, which are bounded and
-//! escaped here. nbdkit-service(1), "Logging".
+//! The log: this process is the only one that writes it. Workers and template send records, which
+//! are bounded and escaped here. nbdkit-service(1), "Logging".
 //!
-//! Errors, warnings and notices go where `--log` says, but notices to standard error only with `-v`; debug lines (`-v`) always to standard error. A line is one write(2), so that lines of
-//! several programs with the same standard error do not mix. Without a system log (`/dev/log`) lines for it are lost,
-//! as with syslog(3); one that comes later gets those from then on.
+//! Errors, warnings and notices go to the destination of `--log`, but notices to standard error
+//! only with `-v`; debug lines (`-v`) always to standard error. A line is one write(2), so that
+//! lines of several programs with the same standard error do not mix. Without a system log
+//! (`/dev/log`) lines for it are lost, as with syslog(3). If a system log is started later, it gets
+//! the lines from then on.
 
 #![forbid(unsafe_code)]
 
@@ -30,7 +32,7 @@ use output::Output;
 pub(crate) use quota::{Quota, Verdict};
 use quotas::Quotas;
 
-/// See the module's text.
+/// The log, with its destinations and quotas.
 pub(crate) struct Log {
     prefix: String,
     verbose: bool,
@@ -39,7 +41,7 @@ pub(crate) struct Log {
     stderr: RefCell<Output<Stderr>>,
     quotas: RefCell<Quotas>,
     default: bool,
-    /// Notices from before the server leaves the terminal, for the log that it has from then on.
+    /// Notices from before the server leaves the terminal, for the log that is used from then on.
     kept: RefCell<Vec<String>>,
 }
 
@@ -47,7 +49,7 @@ pub(crate) struct Log {
 const MOST_KEPT: usize = 16;
 
 impl Log {
-    /// The log as the options want it. Opens `--log=FILE`.
+    /// Opens the log that the options name, with `--log=FILE`.
     ///
     /// # Errors
     /// The file cannot be opened; the text is for standard error.
@@ -82,13 +84,13 @@ impl Log {
         }
     }
 
-    /// From now on a line about the end of this process can be written where nothing else is possible.
-    pub(crate) fn keep_last_words_ready(&self) {
+    /// Prepares the line that the signal handler of a refused system call writes.
+    pub(crate) fn prepare_refusal_line(&self) {
         let head = format::line(&self.prefix, Speaker::default(), Level::Error, "", false);
-        self.destination.borrow().last_words(head.trim_end_matches('\n'));
+        self.destination.borrow().set_refusal_output(head.trim_end_matches('\n'));
     }
 
-    /// Whether debug lines are wanted.
+    /// Whether debug lines are written (`-v`).
     pub(crate) fn verbose(&self) -> bool {
         self.verbose
     }
@@ -98,12 +100,13 @@ impl Log {
         self.write(Speaker::default(), Level::Error, text);
     }
 
-    /// What is worth keeping, and not worth a line on a terminal.
+    /// A line worth keeping in a log, but not worth a line on a terminal.
     pub(crate) fn notice(&self, text: &str) {
         self.write(Speaker::default(), Level::Notice, text);
     }
 
-    /// An error that keeps the server from starting: it reaches the user wherever else it goes.
+    /// An error that keeps the server from starting. It goes to standard error too, whatever the
+    /// destination.
     pub(crate) fn fatal(&self, text: &str) {
         if !matches!(*self.destination.borrow(), Destination::Stderr) {
             let line = format::line(&self.prefix, Speaker::default(), Level::Error, text, false);
@@ -119,7 +122,7 @@ impl Log {
         }
     }
 
-    /// Writes to standard error what is no line of the log, where one would go.
+    /// Writes text to standard error that is no line of the log.
     pub(crate) fn print(&self, text: String) {
         self.stderr.borrow_mut().write(text, |dropped| self.unread(dropped));
     }
@@ -129,7 +132,7 @@ impl Log {
         self.stderr.borrow().is_behind()
     }
 
-    /// Writes a line. A log that cannot be written has nobody to complain to.
+    /// Writes a line. Errors are ignored, since there is no other log for them.
     pub(crate) fn write(&self, speaker: Speaker<'_>, level: Level, text: &str) {
         match level {
             Level::Debug if self.verbose => {
@@ -160,13 +163,14 @@ impl Log {
         }
     }
 
-    /// The line that stands for lines that nobody has read.
+    /// The line that replaces lines that were dropped, since nobody has read them.
     fn unread(&self, dropped: u64) -> String {
         let text = format!("{dropped} lines were dropped, nobody was reading the log");
         format::line(&self.prefix, Speaker::default(), Level::Error, &text, false)
     }
 
-    /// Writes what waits for somebody to read it, as far as that is possible now. When to try again, if it is.
+    /// Writes queued lines, as far as that is possible without waiting. Returns when to retry, if
+    /// lines are left.
     pub(crate) fn flush(&self, now: Instant) -> Option<Instant> {
         let note = |dropped| self.unread(dropped);
         let stderr = self.stderr.borrow_mut().catch_up(&note);
@@ -176,7 +180,8 @@ impl Log {
         Some(now + pause)
     }
 
-    /// A line about a client, unless there were many of late: of it, of its peer, of all.
+    /// Writes a line about a client, if the quotas of the connection, of its peer and of all
+    /// clients permit it.
     pub(crate) fn about(
         &self,
         peer: PeerKey,
@@ -206,8 +211,8 @@ impl Log {
         }
     }
 
-    /// Writes the record of a process that no client has to itself, if its quota allows it. Debug lines are not counted: whoever
-    /// asks for them wants them all.
+    /// Writes a record of a process that serves several clients, if its quota permits it. Debug
+    /// lines are not counted: with `-v` all are written.
     pub(crate) fn record(&self, record: &LogRecord, speaker: Speaker<'_>, quota: &mut Quota) {
         if record.level == Level::Debug {
             return self.write(speaker, Level::Debug, &record.text);

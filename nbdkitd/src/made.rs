@@ -1,4 +1,5 @@
-//! Files that a start has made: one that fails afterwards removes them, and nothing else that has come to their place.
+//! Files that start-up has created. A start that fails removes them, unless another file has taken
+//! their path.
 
 #![forbid(unsafe_code)]
 
@@ -6,7 +7,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// A file of ours.
+/// A file that start-up has created.
 #[derive(Debug)]
 pub(crate) struct MadeFile {
     path: PathBuf,
@@ -15,13 +16,13 @@ pub(crate) struct MadeFile {
 }
 
 impl MadeFile {
-    /// The file that has just been made at `path`; `None` if somebody was quick to remove it.
+    /// The file that was just created at `path`; `None` if it was removed since.
     pub(crate) fn at(path: &Path) -> Option<MadeFile> {
         let identity = identity(&path.symlink_metadata().ok()?);
         Some(MadeFile { path: path.to_owned(), identity })
     }
 
-    /// Removes it, if it is still what is there.
+    /// Removes the file, if `path` still names it.
     pub(crate) fn remove(self) {
         if self.path.symlink_metadata().is_ok_and(|found| identity(&found) == self.identity) {
             let _ = std::fs::remove_file(&self.path);

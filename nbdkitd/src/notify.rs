@@ -1,4 +1,4 @@
-//! Telling a service manager how we are. sd_notify(3).
+//! Notifies the service manager. sd_notify(3).
 
 #![forbid(unsafe_code)]
 
@@ -14,31 +14,31 @@ use crate::datagram::DatagramClient;
 /// The variable that names the manager's socket. Not passed on to children.
 pub(crate) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 
-/// A state that the manager is told about.
+/// A state of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// Clients can connect.
     Ready,
-    /// The server is on its way out.
+    /// The server is stopping.
     Stopping,
 }
 
-/// The service manager, if there is one that wants to know.
+/// The service manager, if the environment names one.
 #[derive(Debug)]
 pub(crate) struct Manager(Option<DatagramClient>);
 
 impl Manager {
-    /// The one that the environment names. One that cannot be told is not an error.
+    /// The manager that the environment names. One that cannot be reached is not an error.
     pub(crate) fn from_env() -> Manager {
         Manager(env::var_os(NOTIFY_SOCKET).and_then(|name| connect(&name).ok()))
     }
 
-    /// Whether there is one.
+    /// Whether there is a manager.
     pub(crate) fn is_there(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Tells it.
+    /// Sends the state.
     pub(crate) fn notify(&self, state: State) {
         if let Some(manager) = &self.0 {
             let _ = manager.send(text(state, std::process::id()).as_bytes());

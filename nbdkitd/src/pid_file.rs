@@ -1,8 +1,10 @@
-//! The pid file: one line. An old one is overwritten, and it stays when the server ends. nbdkit(1), `-P`.
+//! The pid file: one line. An old one is overwritten, and it stays when the server ends. nbdkit(1),
+//! `-P`.
 //!
-//! Written by whoever started the server, often root, in a directory that others may write to. So a symbolic link on the way
-//! counts only if root or this user has made it, and nothing is written to but a regular file that nobody else can mean: a FIFO
-//! would make the start wait, another's link or hard link would make root overwrite what its maker cannot.
+//! It is written by the user who started the server, often root, in a directory that others may
+//! write to. So symbolic links are followed only if root or this user has created them, and only a
+//! regular file without hard links is written to: a FIFO would block the start, and another user's
+//! link would make root overwrite a file that its creator cannot write.
 
 #![forbid(unsafe_code)]
 
@@ -23,11 +25,12 @@ use crate::made::MadeFile;
 /// As many links as the kernel follows. path_resolution(7).
 const MOST_LINKS: u32 = 40;
 
-/// Writes it. It appears with its content, for whoever waits for it to appear, unless its directory takes no new files.
-/// Returns the file, unless something was there before.
+/// Writes the pid file. It appears with its content, since scripts wait for it to appear, unless
+/// its directory takes no new files. Returns the file, unless something was there before.
 ///
 /// # Errors
-/// ELOOP: another user's symbolic link. EINVAL: no regular file. Else those of openat(2) and write(2).
+/// ELOOP: another user's symbolic link. EINVAL: no regular file. Else those of openat(2) and
+/// write(2).
 pub(crate) fn write(path: &Path) -> io::Result<Option<MadeFile>> {
     let line = format!("{}\n", std::process::id());
     let (directory, name) = resolve(path)?;
@@ -61,7 +64,7 @@ pub(crate) fn write(path: &Path) -> io::Result<Option<MadeFile>> {
 
 /// Overwrites a file in a directory that takes no new ones.
 fn overwrite(directory: &OwnedFd, name: &OsStr, line: &str) -> io::Result<()> {
-    // Not a FIFO that has come since, either.
+    // Nor a FIFO that was created since.
     let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let fd = openat(directory, name, flags | OFlag::O_CLOEXEC, Mode::empty())?;
     let found = fstat(&fd)?;

@@ -1,4 +1,4 @@
-//! What is arranged before anything else is done.
+//! Settings of the process, before anything else.
 
 #![forbid(unsafe_code)]
 
@@ -6,14 +6,15 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 
-/// Ties this process to its parent, which was `parent` when we started. nbdkit-captive(1), "EXIT WITH PARENT".
+/// Ties this process to its parent, which was `parent` when this process started.
+/// nbdkit-captive(1), "EXIT WITH PARENT".
 ///
 /// # Errors
-/// The parent is gone already.
+/// The parent has ended already.
 pub(crate) fn exit_with_parent(parent: Pid) -> Result<(), String> {
     prctl::set_pdeathsig(Signal::SIGTERM)
-        .map_err(|errno| format!("prctl: PR_SET_PDEATHSIG: {}", crate::words(errno)))?;
-    // It may have ended before the kernel knew that we care.
+        .map_err(|errno| format!("prctl: PR_SET_PDEATHSIG: {}", crate::strerror(errno)))?;
+    // The parent may have ended before prctl(2).
     if getppid() != parent {
         return Err("--exit-with-parent: the parent process has exited already".to_owned());
     }

@@ -1,8 +1,9 @@
-//! What a listener that was started by root gives up: root's uid, which Unix services take for root, and all capabilities but
-//! CAP_KILL, the right to signal processes of another user, which is how it ends workers. capabilities(7), credentials(7).
+//! The privileges that a listener started by root drops: root's uid, which Unix services take for
+//! root, and all capabilities but CAP_KILL, the right to signal processes of another user, with
+//! which it kills workers. capabilities(7), credentials(7).
 //!
-//! A template that is made anew is executed by the spawner, and so gets what it needs from the bounding set of that, to drop it
-//! itself. With `--sandbox=off` this process executes it.
+//! A new template is executed by the spawner, gets the capabilities that it needs from the
+//! spawner's bounding set, and drops them itself. With `--sandbox=off` this process executes it.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +16,7 @@ use nix::unistd::{Gid, Uid, getresgid, getresuid, setgroups, setresgid, setresui
 /// The capability of a serving listener.
 pub(crate) const KEPT: Capability = Capability::CAP_KILL;
 
-/// What it takes to become another user, and to empty the bounding set.
+/// The capabilities to become another user, and to empty the bounding set.
 const TO_LEAVE: [Capability; 3] =
     [Capability::CAP_SETGID, Capability::CAP_SETPCAP, Capability::CAP_SETUID];
 
@@ -31,24 +32,24 @@ pub(crate) struct Account {
 /// Why the listener keeps its user.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NotLeft {
-    /// The ids mean nothing in this user namespace, or it lets nobody leave groups: user_namespaces(7). Nothing was changed
-    /// but supplementary groups.
+    /// The ids mean nothing in this user namespace, or it lets nobody leave groups:
+    /// user_namespaces(7). Nothing was changed but supplementary groups.
     Unmapped(Errno),
-    /// Something else, and it is not known what was changed; one line for the user.
+    /// Another error, after which the credentials are not known; one line for the user.
     Failed(String),
 }
 
-/// Gives up what was for start-up alone. `leaves`: [`leave_root`] and [`empty_bounding_set`] come later. Does nothing for a
-/// process that has no capabilities.
+/// Drops what only start-up needs. `leaves`: [`leave_root`] and [`empty_bounding_set`] come later.
+/// Does nothing for a process that has no capabilities.
 ///
 /// # Errors
-/// The system's, or that a capability could be had back; one line for the user.
+/// Those of the system calls, or a capability could be regained; one line for the user.
 pub(crate) fn reduce(leaves: bool) -> Result<(), String> {
     let later = if leaves { &TO_LEAVE[..] } else { &[] };
     let kept = later.iter().copied().chain([KEPT]);
     if prctl::get_no_new_privs() == Ok(true) {
-        // Programs get no more than their caller may have: the command of --run, the spawner and through it templates, or
-        // without a sandbox templates. execve(2)
+        // The permitted set limits what executed programs get: the command of --run, the spawner
+        // and through it templates, or without a sandbox templates. execve(2)
         return held(kept)
             .and_then(|kept| caps::set(None, CapSet::Effective, &kept))
             .map_err(failed);
@@ -56,7 +57,8 @@ pub(crate) fn reduce(leaves: bool) -> Result<(), String> {
     keep(kept)
 }
 
-/// Gives up all capabilities but [`KEPT`]. Nothing is executed any more.
+/// Drops all capabilities but [`KEPT`]. Must not yet be called while there are programs to be
+/// executed.
 ///
 /// # Errors
 /// As [`reduce`].
@@ -64,7 +66,8 @@ pub(crate) fn settle() -> Result<(), String> {
     keep([KEPT])
 }
 
-/// Nothing that is executed from now on gets capabilities by being root's. Does nothing where the process may not do that.
+/// Empties the bounding set: programs that are executed as root from now on get no capabilities.
+/// Does nothing where the process may not do that.
 ///
 /// # Errors
 /// The system's; one line for the user.
@@ -78,43 +81,44 @@ pub(crate) fn empty_bounding_set() -> Result<(), String> {
     empty().map_err(failed)
 }
 
-/// Becomes another user for good, with its primary group alone and [`KEPT`]. What a change of credentials undoes is the
-/// caller's to do again: PR_SET_PDEATHSIG.
+/// Becomes another user for good, with its primary group alone and [`KEPT`]. The caller has to set
+/// PR_SET_PDEATHSIG again, which a change of credentials clears.
 ///
 /// # Errors
 /// [`NotLeft`].
 pub(crate) fn leave_root(account: Account) -> Result<(), NotLeft> {
     let Account { user, group } = account;
     let other = |call: &'static str| {
-        move |errno: Errno| NotLeft::Failed(format!("{call}: {}", crate::words(errno)))
+        move |errno: Errno| NotLeft::Failed(format!("{call}: {}", crate::strerror(errno)))
     };
-    // Capabilities would go with the uid.
+    // setuid(2) would drop the capabilities.
     prctl::set_keepcaps(true).map_err(other("prctl: PR_SET_KEEPCAPS"))?;
     setgroups(&[]).map_err(NotLeft::Unmapped)?;
     setresgid(group, group, group).map_err(NotLeft::Unmapped)?;
     setresuid(user, user, user).map_err(other("setresuid"))?;
     prctl::set_keepcaps(false).map_err(other("prctl: PR_SET_KEEPCAPS"))?;
     settle().map_err(NotLeft::Failed)?;
-    // Processes of the same user are strangers.
+    // Other processes of the user must not read or trace this one.
     prctl::set_dumpable(false).map_err(other("prctl: PR_SET_DUMPABLE"))?;
     check(account).map_err(NotLeft::Failed)
 }
 
-/// Makes sure of what [`leave_root`] has done.
+/// Checks that [`leave_root`] cannot be undone.
 fn check(account: Account) -> Result<(), String> {
     let root = Uid::from_raw(0);
     if setresuid(root, root, root).is_ok() {
         return Err("root's user id could be regained".to_owned());
     }
     let (uids, gids) =
-        getresuid().and_then(|uids| Ok((uids, getresgid()?))).map_err(crate::words)?;
+        getresuid().and_then(|uids| Ok((uids, getresgid()?))).map_err(crate::strerror)?;
     let is_other = [uids.real, uids.effective, uids.saved] == [account.user; 3]
         && [gids.real, gids.effective, gids.saved] == [account.group; 3]
         && prctl::get_dumpable() == Ok(false);
     if is_other { Ok(()) } else { Err("the user did not change as asked".to_owned()) }
 }
 
-/// Gives up all capabilities but those of these that there are, and makes sure that the others are gone.
+/// Drops all capabilities but these, as far as the process has them, and checks that the others
+/// cannot be regained.
 fn keep(kept: impl IntoIterator<Item = Capability>) -> Result<(), String> {
     let reduce = || {
         let kept = held(kept)?;

@@ -1,6 +1,7 @@
-//! The listening sockets: made here or passed to us, of any family.
+//! The listening sockets, of any family: opened here, or passed by a service manager.
 //!
-//! Made once, after the plugin's `get_ready` as in nbdkit, by the user that started the server. Never reads from them.
+//! They are opened once, after the plugin's `get_ready` as in nbdkit, by the user that started the
+//! server. Nothing is read from clients here.
 
 #![forbid(unsafe_code)]
 
@@ -25,7 +26,7 @@ use crate::cli::command_line::ServiceMode;
 use crate::log::Log;
 use crate::made::MadeFile;
 
-/// Where clients come from.
+/// The listening sockets, and what was created for them.
 pub(crate) struct Listening {
     /// Listening and non-blocking. Empty with `-s`.
     pub(crate) sockets: Vec<OwnedFd>,
@@ -43,7 +44,7 @@ impl Listening {
     }
 }
 
-/// Makes the sockets for `mode`, or takes those that were `adopted`.
+/// Opens the sockets for `mode`, or takes those that were `adopted`.
 ///
 /// # Errors
 /// One line for the user.

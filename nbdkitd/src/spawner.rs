@@ -1,11 +1,14 @@
-//! The spawner: a process that is made before the listener confines itself, and makes new templates for it.
+//! The spawner: a process that is started before the listener confines itself, and starts new
+//! templates for it.
 //!
-//! A template needs to execute, mount, change its user: all that a confined listener cannot do any more, and filters and
-//! Landlock are inherited by what one executes. So another process does it, `nbdkit-spawner`. It learns what a template is
-//! before the listener confines itself, and then waits for messages with nothing of that in them.
+//! A template has to execute a program, mount, and change its user. A confined listener can do none
+//! of that, and seccomp filters and Landlock rules are inherited by what it executes. So another
+//! process does it, `nbdkit-spawner`. It is sent the template's configuration before the listener
+//! confines itself; later messages have none of that in them.
 //!
-//! The spawner also removes the private directory of `-U -`, when the listener closes the channel: at its end, or because it was
-//! killed. There is a spawner only if a template that ended is replaced at all, or if there is such a directory.
+//! The spawner also removes the private directory of `-U -`, when the listener closes the channel:
+//! at its end, or because it was killed. There is a spawner only if a template that ended is
+//! replaced at all, or if there is such a directory.
 
 #![forbid(unsafe_code)]
 
@@ -13,21 +16,23 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 
-use nbdkit_ipc::messages::{EnterService, SpawnerSetup};
+use nbdkit_ipc::messages::EnterService;
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::program::{Program, signals_of_all};
-use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, ToSpawner, ToTemplate};
+use nbdkit_ipc::spawner::SpawnerSetup;
+use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, StackId, ToSpawner, ToTemplate};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::template::{self, Recipe, Template};
-use crate::words;
+use crate::strerror;
+use crate::template::{self, Template, TemplateSpec};
 
-/// How long the spawner may take to remove the private directory. It takes longer only if it is just starting a template.
-const PATIENCE_MS: u16 = 2000;
+/// How long the spawner may take to remove the private directory. It takes longer only if it is
+/// just starting a template.
+const TIMEOUT_MS: u16 = 2000;
 
 /// The listener's end.
 #[derive(Debug)]
@@ -35,7 +40,7 @@ pub(crate) struct Spawner {
     pid: Pid,
     reaped: bool,
     replaces: bool,
-    /// Whether it has a directory to remove.
+    /// Whether it has a private directory to remove.
     removes: bool,
     link: Channel<ToSpawner, FromSpawner>,
 }
@@ -44,28 +49,28 @@ pub(crate) struct Spawner {
 pub(crate) enum Answer {
     /// Nothing yet.
     Nothing,
-    /// A template, told what to be.
+    /// A template, which was sent its configuration.
     Template(Box<Template>),
-    /// None, and why: one line.
+    /// No template could be started; why, one line.
     Failed(String),
-    /// It has ended.
+    /// The spawner has ended.
     Gone,
 }
 
 impl Spawner {
-    /// Makes the process. Must be called while the listener may still execute programs. `service`: what a new template is to
-    /// become, if there may be one. `private`: the directory that is removed at the end. `gains`: see
-    /// [`SpawnerSetup`].
+    /// Starts the spawner. Must be called while the listener may still execute programs. `service`:
+    /// how a new template enters service, if there may be one. `private`: the directory that is
+    /// removed at the end. `gains`: see [`SpawnerSetup`].
     ///
     /// # Errors
     /// One line for the user.
     pub(crate) fn start(
-        recipe: &Recipe,
+        spec: &TemplateSpec,
         service: Option<&EnterService>,
         private: Option<&Path>,
         gains: bool,
     ) -> Result<Spawner, String> {
-        let template = recipe.program();
+        let template = spec.program();
         let program = Program {
             path: template::installed("nbdkit-spawner"),
             title: "spawner".to_owned(),
@@ -75,11 +80,11 @@ impl Spawner {
         let failed = |error: io::Error| {
             format!("cannot start {}: {}", program.path.display(), crate::errno_text(&error))
         };
-        // What a terminal sends to all processes must not meet it before it can ignore that. It inherits the mask, and
-        // lifts it.
+        // Signals that a terminal sends to all processes must not kill the spawner before it
+        // ignores them. It inherits the mask, and lifts it.
         let usual = SigSet::thread_get_mask().map_err(|errno| failed(errno.into()))?;
         let _ = signals_of_all().thread_block();
-        let started = program.start::<ToSpawner, FromSpawner>(&template::OURS);
+        let started = program.start::<ToSpawner, FromSpawner>(&template::LISTENER_VARIABLES);
         let _ = usual.thread_set_mask();
         let (pid, link) = started.map_err(failed)?;
         let (replaces, removes) = (service.is_some(), private.is_some());
@@ -94,15 +99,15 @@ impl Spawner {
             title: template.title.clone(),
             spared: template.spared,
         };
-        let known = service.into_iter().flat_map(|service| {
-            recipe.messages().chain([ToTemplate::EnterService(service.clone())])
-        });
+        let known = service
+            .into_iter()
+            .flat_map(|service| spec.messages().chain([ToTemplate::EnterService(service.clone())]));
         let messages = [ToSpawner::Setup(setup)]
             .into_iter()
             .chain(known.map(|message| ToSpawner::Know(Box::new(message))))
             .chain([ToSpawner::SetupEnd]);
         for message in messages {
-            // It does nothing but take them until they end, so this does not wait for long.
+            // The spawner does nothing but read these messages, so this does not wait for long.
             spawner.link.send(&message, &[]).map_err(|error| match error.raw_os_error() {
                 Some(libc::EMSGSIZE) => template::TOO_LONG.to_owned(),
                 _ => failed(error),
@@ -111,7 +116,7 @@ impl Spawner {
         Ok(spawner)
     }
 
-    /// Whether it makes templates.
+    /// Whether the spawner starts templates.
     pub(crate) fn replaces(&self) -> bool {
         self.replaces
     }
@@ -129,47 +134,53 @@ impl Spawner {
     /// Asks for a template.
     ///
     /// # Errors
-    /// It has ended.
+    /// EPIPE: the spawner has ended.
     pub(crate) fn ask(&self) -> io::Result<()> {
-        self.link.try_send(&ToSpawner::Start, &[])
+        self.link.try_send(&ToSpawner::Start { stack: StackId::ONLY }, &[])
     }
 
-    /// Has it move itself and the template, and what descends from that, to the listener's control groups.
+    /// Has the spawner move itself, the template and its descendants to the listener's control
+    /// groups.
     pub(crate) fn follow(&self, template: Pid) {
         let _ = self.link.try_send(&ToSpawner::Follow { template: template.as_raw() }, &[]);
     }
 
-    /// What it has answered.
+    /// Takes an answer, if there is one.
     pub(crate) fn receive(&self) -> Answer {
         match self.link.try_recv() {
-            Ok(Received { message: FromSpawner::Started { pid }, fds, .. }) => {
-                match <[_; 1]>::try_from(fds) {
-                    Ok([fd]) => Answer::Template(Box::new(Template::adopt(pid, fd))),
-                    Err(_) => Answer::Gone,
-                }
-            }
-            Ok(Received { message: FromSpawner::Failed { errno }, .. }) => Answer::Failed(format!(
+            Ok(Received {
+                message: FromSpawner::Started { stack: StackId::ONLY, pid },
+                fds,
+                ..
+            }) => match <[_; 1]>::try_from(fds) {
+                Ok([fd]) => Answer::Template(Box::new(Template::adopt(pid, fd))),
+                Err(_) => Answer::Gone,
+            },
+            Ok(Received {
+                message: FromSpawner::Failed { stack: StackId::ONLY, errno }, ..
+            }) => Answer::Failed(format!(
                 "cannot start a template: {}",
-                words(Errno::from_raw(errno))
+                strerror(Errno::from_raw(errno))
             )),
             Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => Answer::Nothing,
-            Err(_) => Answer::Gone,
+            // Nor is a spawner of use that answers for a stack that it was not asked for.
+            Ok(_) | Err(_) => Answer::Gone,
         }
     }
 
-    /// It was reaped: its number may be another's from now on.
+    /// The spawner was reaped: its process id may be another process's from now on.
     pub(crate) fn set_reaped(&mut self) {
         self.reaped = true;
     }
 
-    /// Ends it and waits for that: whoever adopts the listener's children may never reap them. Returns whether it has done what
-    /// it has to do in the end.
+    /// Ends the spawner and reaps it: the process that adopts the listener's children may never
+    /// reap them. Returns whether the private directory was removed, if there is one.
     pub(crate) fn end(self) -> bool {
         let Spawner { pid, reaped, removes, link, .. } = self;
         if reaped {
             return !removes;
         }
-        // It ends when it finds its channel closed.
+        // The spawner ends when its channel is closed.
         drop(link);
         if !removes || !ends_soon(pid) {
             let _ = kill(pid, Signal::SIGKILL);
@@ -184,12 +195,12 @@ impl Spawner {
     }
 }
 
-/// Waits until a child of ours has ended, for [`PATIENCE_MS`] at most.
+/// Waits until a child of the listener has ended, for [`TIMEOUT_MS`] at most.
 fn ends_soon(pid: Pid) -> bool {
     let Ok(process) = Process::open(pid) else { return false };
     let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
     loop {
-        match poll(&mut ended, PollTimeout::from(PATIENCE_MS)) {
+        match poll(&mut ended, PollTimeout::from(TIMEOUT_MS)) {
             Err(Errno::EINTR) => {}
             ended => return ended == Ok(1),
         }

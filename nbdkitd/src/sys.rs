@@ -1,7 +1,7 @@
-//! The system calls that Rust calls unsafe, behind safe verbs. The listener's only unsafe code.
+//! Safe functions for system calls that take unsafe code in Rust. The listener's only unsafe code.
 //!
-//! - `process`: a limit that is not to end this process
-//! - `refusal`: the last words of a listener that the sandbox refused something
+//! - `process`: SIGXFSZ, which must not kill this process
+//! - `refusal`: the log line of a listener whose system call the sandbox has refused
 //! - `resolve`: getaddrinfo(3)
 //! - `socket`: adopting and accepting sockets, security labels of peers
 

@@ -1,8 +1,9 @@
-//! The template: starting `nbdkit-worker` and talking to it.
+//! The template: how `nbdkit-worker` is started, and the listener's end of its channel.
 //!
-//! Never waits for it: what it does not take at once is queued here. What it says is held against the table of
-//! [`nbdkit_ipc::phase`]; what that means is checked by the receiver. It was given the caller's environment and
-//! streams, so that plugins see what they would see in nbdkit.
+//! The listener never waits for the template: messages that it does not take at once are queued
+//! here. Messages from it are checked against the table of [`nbdkit_ipc::phase`]; the receiver
+//! checks what they mean. The template has the caller's environment and streams, so that plugins
+//! see what they would see in nbdkit.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +20,7 @@ use nbdkit_ipc::keys::{Credentials, TlsPiece};
 use nbdkit_ipc::messages::{self, Configure, EnterService, Hello, Parameter, Purpose, Serve};
 use nbdkit_ipc::phase::{self, Phase};
 use nbdkit_ipc::program::{self, Program};
-use nbdkit_ipc::{Channel, FromTemplate, RecvError, ToTemplate, title};
+use nbdkit_ipc::{Channel, FromTemplate, RecvError, StackId, ToTemplate, title};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -32,22 +33,23 @@ use crate::tls::Tls;
 /// Most requests of one client that run at the same time, without `-t`. nbdkit(1).
 const DEFAULT_THREADS: u32 = 16;
 
-/// A parameter that does not fit a message; one from a file may be longer than any on a command line.
+/// The error of a parameter that does not fit a message: one from a file may be longer than any on
+/// a command line.
 pub(crate) const TOO_LONG: &str = "a parameter is too long";
 
-/// Variables that were meant for us alone.
-pub(crate) const OURS: [&str; 4] =
+/// Environment variables for the listener alone, which other processes do not inherit.
+pub(crate) const LISTENER_VARIABLES: [&str; 4] =
     ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", notify::NOTIFY_SOCKET];
 
-/// How to make a template, now and again.
-pub(crate) struct Recipe {
+/// What a template is started and configured with: the first one, and those that replace it.
+pub(crate) struct TemplateSpec {
     program: Program,
     configure: Configure,
     certificates: Vec<TlsPiece>,
     parameters: Vec<Parameter>,
 }
 
-/// What the server says before the plugin and the filters say theirs.
+/// What the server prints before plugin and filters do.
 fn introduction(purpose: Purpose) -> String {
     match purpose {
         Purpose::Help => options::help() + "\n",
@@ -56,7 +58,7 @@ fn introduction(purpose: Purpose) -> String {
     }
 }
 
-impl Recipe {
+impl TemplateSpec {
     /// From the command line. `stdio_safe`: standard input and output are not a client's.
     pub(crate) fn new(
         stack: &Stack,
@@ -64,9 +66,10 @@ impl Recipe {
         purpose: Purpose,
         stdio_safe: bool,
         tls: Option<&Tls>,
-    ) -> Recipe {
+    ) -> TemplateSpec {
         let protocol = &options.protocol;
         let configure = Configure {
+            stack: StackId::ONLY,
             purpose,
             filters: stack.filters.clone(),
             plugin: stack.plugin.clone(),
@@ -127,11 +130,11 @@ impl Recipe {
             path: installed(worker_program(&configure)),
             title: format!("template {}", title::name(crate::plugin_name(stack))),
             spared: is_spared(),
-            // Later ones start when we may have left it.
+            // Later templates start when the listener may have left it.
             directory: std::env::current_dir().ok(),
             stderr: None,
         };
-        Recipe {
+        TemplateSpec {
             program,
             configure,
             certificates: tls.map(|tls| tls.pieces.clone()).unwrap_or_default(),
@@ -146,7 +149,7 @@ impl Recipe {
         names.map(|name| name.to_string()).collect::<Vec<_>>().join(" ")
     }
 
-    /// Gives templates, and who makes them, another standard error than ours.
+    /// Gives templates and the spawner another standard error than the listener's.
     pub(crate) fn print_to(&mut self, stderr: OwnedFd) {
         self.program.stderr = Some(Arc::new(stderr));
     }
@@ -161,8 +164,8 @@ impl Recipe {
         self.configure.purpose
     }
 
-    /// Whether a second template would be configured as the first was: not if a parameter (`-`, `-FD`) made it read
-    /// standard input or another descriptor, which can be read only once.
+    /// Whether a second template would be configured as the first was: not if a parameter (`-`,
+    /// `-FD`) made it read standard input or another descriptor, which can be read only once.
     pub(crate) fn repeatable(&self) -> bool {
         !self.parameters.iter().any(|parameter| reads_descriptor(&parameter.value))
     }
@@ -175,7 +178,7 @@ impl Recipe {
         self.execute(Origin::FirstStart, self.messages())
     }
 
-    /// Starts another, in the place of one that has ended.
+    /// Starts a template in the place of one that has ended.
     ///
     /// # Errors
     /// One line for the user.
@@ -192,7 +195,7 @@ impl Recipe {
         let failed = |error: io::Error| {
             format!("cannot start {}: {}", self.program.path.display(), crate::errno_text(&error))
         };
-        let (pid, link) = self.program.start(&OURS).map_err(failed)?;
+        let (pid, link) = self.program.start(&LISTENER_VARIABLES).map_err(failed)?;
         let mut template = Template::new(pid, link, origin);
         template.outbox.extend(messages);
         template.flush().map_err(|error| match error.raw_os_error() {
@@ -202,7 +205,7 @@ impl Recipe {
         Ok(template)
     }
 
-    /// What configures a template, in order.
+    /// The messages that configure a template, in order.
     pub(crate) fn messages(&self) -> impl Iterator<Item = ToTemplate> {
         let first = [
             ToTemplate::Hello(Hello::ours()),
@@ -214,7 +217,7 @@ impl Recipe {
     }
 }
 
-/// Whether this program was started by a name that tells systemd to leave it alone until the end.
+/// Whether this program's name tells systemd not to kill it before the root disk is gone.
 pub(crate) fn is_spared() -> bool {
     let argv0 = std::env::args_os().next().unwrap_or_default();
     argv0.as_bytes().first() == Some(&title::ROOT_STORAGE_DAEMON)
@@ -228,7 +231,7 @@ fn worker_program(configure: &Configure) -> &'static str {
     }
 }
 
-/// Where a program is that is started by this one only.
+/// The path of a program that only this one starts.
 pub(crate) fn installed(name: &str) -> PathBuf {
     let directory = option_env!("NBDKIT_LIBEXECDIR").unwrap_or("/usr/local/libexec/nbdkit");
     program::beside_or_in(name, Path::new(directory))
@@ -238,16 +241,17 @@ fn reads_descriptor(value: &OsStr) -> bool {
     matches!(value.as_bytes(), [b'-', digits @ ..] if digits.iter().all(u8::is_ascii_digit))
 }
 
-/// Our end of the channel to a template.
+/// The listener's end of the channel to a template.
 type Link = Channel<ToTemplate, FromTemplate>;
 
-/// Which template it is. What only the first start does, making the sockets above all, a later one must never do: the
-/// listener is confined by then.
+/// Which template it is. What follows from the first template's messages, above all opening the
+/// listening sockets, must never follow from a later one's: the listener is confined by then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// The first. It is told to enter service when there are sockets.
+    /// The first. `EnterService` is sent when there are sockets.
     FirstStart,
-    /// In the place of one that has ended. It was told everything when it was started.
+    /// One in the place of a template that has ended. It was sent everything up to `EnterService`
+    /// when it was started.
     Rebuild,
 }
 
@@ -261,27 +265,27 @@ pub(crate) struct Template {
     failed: bool,
     killed: Cell<bool>,
     reaped: bool,
-    /// It has brought a broker.
+    /// It has started a broker.
     has_broker: bool,
-    /// Why it does not come to serve.
+    /// Why it has not come to serve.
     failure: Option<String>,
 }
 
 /// What came from the template.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    /// A message that may be said now.
+    /// A message that is permitted in this phase, and its descriptors.
     Message(FromTemplate, Vec<OwnedFd>),
     /// Nothing now.
     Empty,
-    /// Nothing any more.
+    /// Nothing any more: the channel is closed.
     Closed,
-    /// Something that breaks the rules; which.
+    /// A protocol violation; which.
     Violation(String),
 }
 
 impl Template {
-    /// Process `pid`, which has yet to say its first word on `link`.
+    /// Process `pid`, which has yet to send its `Hello` on `link`.
     pub(crate) fn new(pid: Pid, link: Link, origin: Origin) -> Template {
         Template {
             pid,
@@ -297,7 +301,7 @@ impl Template {
         }
     }
 
-    /// One that the spawner has started.
+    /// A template that the spawner has started.
     pub(crate) fn adopt(pid: i32, link: OwnedFd) -> Template {
         Template::new(Pid::from_raw(pid), Channel::from_fd(link), Origin::Rebuild)
     }
@@ -307,13 +311,13 @@ impl Template {
         self.origin
     }
 
-    /// The first is configured; now it is to enter service.
+    /// Tells the first template, which is configured, to enter service.
     pub(crate) fn enter_service(&mut self, service: EnterService) {
         self.enters_service();
-        self.say(ToTemplate::EnterService(service));
+        self.send(ToTemplate::EnterService(service));
     }
 
-    /// It is configured and enters service, as it was told.
+    /// The template is configured and enters service.
     pub(crate) fn enters_service(&mut self) {
         self.phase = Phase::ExpectReady;
     }
@@ -328,43 +332,45 @@ impl Template {
         self.link.as_fd().as_raw_fd()
     }
 
-    /// Whether it has brought a broker.
+    /// Whether the template has started a broker.
     pub(crate) fn has_broker(&self) -> bool {
         self.has_broker
     }
 
-    /// It has.
+    /// The template has started a broker.
     pub(crate) fn set_broker(&mut self) {
         self.has_broker = true;
     }
 
-    /// Notes why it does not come to serve, as it says or as the listener finds.
+    /// Sets why the template has not come to serve: its own error, or the listener's reason to kill
+    /// it.
     pub(crate) fn set_failure(&mut self, why: impl Into<String>) {
         self.failure = Some(why.into());
     }
 
-    /// What was noted last.
+    /// Why the template has not come to serve, if that is known.
     pub(crate) fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
     }
 
-    /// How far it has come.
+    /// The template's phase.
     pub(crate) fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Whether the log says already why it ends: because it said so, or because we ended it.
+    /// Whether the log has the reason of its end already: it has sent `Failed`, or the listener has
+    /// killed it.
     pub(crate) fn is_explained(&self) -> bool {
         self.failed || self.killed.get()
     }
 
-    /// Whether its exit status is the plugin's, and for the plugin to explain: in the configuration phase plugins may call
+    /// Whether its exit status is the plugin's own: in the configuration phase plugins may call
     /// exit(3). nbdkit-plugin(3), "Requesting asynchronous shutdown".
     pub(crate) fn may_exit_as_it_likes(&self) -> bool {
         self.phase == Phase::ExpectConfigured && !self.is_explained()
     }
 
-    /// Ends it the hard way. As our child it keeps its number until it is reaped.
+    /// Kills the template. As a child of the listener it keeps its process id until it is reaped.
     pub(crate) fn kill(&self) {
         if !self.reaped {
             self.killed.set(true);
@@ -372,15 +378,15 @@ impl Template {
         }
     }
 
-    /// It was reaped: its number may be another's from now on.
+    /// The template was reaped: its process id may be another process's from now on.
     pub(crate) fn set_reaped(&mut self) {
         self.reaped = true;
     }
 
-    /// Says something, now or when it listens.
-    pub(crate) fn say(&mut self, message: ToTemplate) {
+    /// Sends a message, now or when the template takes it.
+    pub(crate) fn send(&mut self, message: ToTemplate) {
         self.outbox.push_back(message);
-        // One that does not listen any more has ended, which is noticed elsewhere.
+        // A template that has closed its channel has ended, which is noticed elsewhere.
         let _ = self.flush();
     }
 
@@ -399,10 +405,10 @@ impl Template {
         Ok(())
     }
 
-    /// Hands over a client. The caller keeps its copies of the descriptors only if this fails.
+    /// Sends a client. The caller needs its copies of the descriptors only if this fails.
     ///
     /// # Errors
-    /// EAGAIN: not now. EPIPE: it has ended.
+    /// EAGAIN: the queue is full. EPIPE: the template has ended.
     pub(crate) fn serve(&mut self, serve: &Serve, fds: &[OwnedFd]) -> io::Result<()> {
         self.flush()?;
         if !self.outbox.is_empty() {
@@ -412,10 +418,11 @@ impl Template {
         self.link.try_send(&ToTemplate::Serve(serve.clone()), &fds)
     }
 
-    /// Takes a message if there is one and the template was not killed, and checks that it may be said now.
+    /// Takes a message if there is one and the template was not killed, and checks that it is
+    /// permitted in this phase.
     pub(crate) fn receive(&mut self) -> Incoming {
         if self.killed.get() {
-            // Whatever it still says was said by a process that is not trusted any more.
+            // Messages that it still sends come from a process that is not trusted any more.
             return Incoming::Empty;
         }
         let received = match self.link.try_recv() {
@@ -427,7 +434,7 @@ impl Template {
         let name = phase::name(&received.message);
         let (fewest, most) = match received.message {
             FromTemplate::Broker { .. } => (1, 1),
-            // Without a handle if there was no room for it, there or here.
+            // Without a handle if template or listener had no free descriptor for it.
             FromTemplate::Forked { .. } => (0, 1),
             _ => (0, 0),
         };
@@ -443,6 +450,9 @@ impl Template {
         {
             return Incoming::Violation(why);
         }
+        if let Err(what) = phase::check_ids(&received.message) {
+            return Incoming::Violation(what.to_owned());
+        }
         self.phase = next;
         self.failed |= received.message == FromTemplate::Failed;
         Incoming::Message(received.message, received.fds)
@@ -455,10 +465,10 @@ mod tests {
 
     use super::*;
 
-    fn recipe(values: &[&str]) -> Recipe {
+    fn spec(values: &[&str]) -> TemplateSpec {
         let stack = Stack { filters: vec![], plugin: "null".into(), parameters: vec![] };
-        let mut recipe = Recipe::new(&stack, &Options::default(), Purpose::Serve, true, None);
-        recipe.parameters = values
+        let mut spec = TemplateSpec::new(&stack, &Options::default(), Purpose::Serve, true, None);
+        spec.parameters = values
             .iter()
             .map(|value| Parameter {
                 key: Some("k".to_owned()),
@@ -466,33 +476,33 @@ mod tests {
                 applies: Applies::Always,
             })
             .collect();
-        recipe
+        spec
     }
 
     #[test]
     fn a_password_from_a_descriptor_cannot_be_read_again() {
-        assert!(recipe(&["disk.img", "-x", "1-2", "--"]).repeatable());
-        assert!(!recipe(&["disk.img", "-"]).repeatable());
-        assert!(!recipe(&["-3"]).repeatable());
+        assert!(spec(&["disk.img", "-x", "1-2", "--"]).repeatable());
+        assert!(!spec(&["disk.img", "-"]).repeatable());
+        assert!(!spec(&["-3"]).repeatable());
     }
 
     #[test]
     fn the_default_is_sixteen_threads() {
-        assert_eq!(recipe(&[]).configure.threads, 16);
+        assert_eq!(spec(&[]).configure.threads, 16);
     }
 
     #[test]
     fn a_worker_that_is_not_there_is_named() {
-        let mut recipe = recipe(&[]);
-        recipe.program.path = "/no/such/nbdkit-worker".into();
+        let mut spec = spec(&[]);
+        spec.program.path = "/no/such/nbdkit-worker".into();
         assert_eq!(
-            recipe.start().err().unwrap(),
+            spec.start().err().unwrap(),
             "cannot start /no/such/nbdkit-worker: No such file or directory"
         );
     }
 
     #[test]
-    fn what_the_template_says_out_of_turn_is_a_violation() {
+    fn messages_out_of_phase_are_violations() {
         let (link, other) = Channel::<ToTemplate, FromTemplate>::pair().unwrap();
         let mut template = Template::new(Pid::this(), link, Origin::FirstStart);
         assert!(matches!(template.receive(), Incoming::Empty));
@@ -508,12 +518,16 @@ mod tests {
         assert!(matches!(template.receive(), Incoming::Violation(why) if why.contains("Hello")));
         other.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
         assert!(matches!(template.receive(), Incoming::Message(FromTemplate::Hello(_), _)));
+        template.phase = Phase::Serving;
+        let serving = FromTemplate::Serving { connection: 1, stack: StackId(1), export: "".into() };
+        other.send(&serving, &[]).unwrap();
+        assert!(matches!(template.receive(), Incoming::Violation(why) if why.contains("stack")));
         drop(other);
         assert!(matches!(template.receive(), Incoming::Closed));
     }
 
     #[test]
-    fn what_is_not_taken_is_queued_and_clients_wait_behind_it() {
+    fn messages_that_are_not_taken_are_queued_and_clients_wait_behind_them() {
         let (link, other) = Channel::<ToTemplate, FromTemplate>::pair().unwrap();
         let mut template = Template::new(Pid::this(), link, Origin::FirstStart);
         template.phase = Phase::ExpectConfigured;
@@ -525,10 +539,11 @@ mod tests {
             })
         };
         for n in 0..50 {
-            template.say(parameter(n));
+            template.send(parameter(n));
         }
         let serve = Serve {
             broker: false,
+            stack: StackId::ONLY,
             connection: 1,
             peer: messages::Peer {
                 address: messages::PeerAddress::Unix,

@@ -1,9 +1,10 @@
-//! TLS as far as the listener has to do with it: it finds certificates and keys at start-up, as the user who started
-//! it, and keeps the secret part. Workers speak TLS and ask it to sign; it never reads a byte that a client sent.
+//! The listener's part of TLS. It loads certificates and keys at start-up, as the user who started
+//! it, and keeps the secret part. Workers speak TLS and ask the listener to sign; it never reads a
+//! byte that a client sent.
 //!
-//! - `certificates`: the files and where they are looked for; `revocations`: when a list is out of date; `scalar`: keys as
-//!   GnuTLS writes them; `psk`: the file of pre-shared keys
-//! - `keys`: what is secret, and what workers are told of it; `transcript`: what may be signed
+//! - `certificates`: the files and where they are looked for; `revocations`: when a list is out of
+//!   date; `scalar`: keys as GnuTLS writes them; `psk`: the file of pre-shared keys
+//! - `keys`: the secret part, and answers to workers; `transcript`: what may be signed
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ mod transcript;
 use std::path::Path;
 
 use jiff::Timestamp;
+use nbdkit_ipc::KeyId;
 use nbdkit_ipc::keys::{Algorithms, Credentials, MAX_PIECE, PieceKind, TlsPiece};
 use nix::sys::prctl;
 
@@ -29,7 +31,7 @@ use certificates::{Certificates, Missing};
 
 pub(crate) use keys::{Checked, Keys};
 
-/// What is said where nbdkit(1) has a warning or an error of several lines.
+/// The message where nbdkit(1) has a warning or an error of several lines.
 const REMEDY: &str = "Try --tls-certificates=/path/to/certificates, or see \"Default location of certificates\" in nbdkit-tls(1)";
 
 /// For the fuzz targets: whether a worker gets a signature of this.
@@ -49,16 +51,16 @@ pub(crate) struct Tls {
     pub(crate) mode: TlsMode,
     /// The secret part.
     pub(crate) keys: Keys,
-    /// What the template is told.
+    /// The configuration for the template.
     pub(crate) configure: nbdkit_ipc::keys::Tls,
-    /// The same, longer.
+    /// Certificates and revocation lists for the template.
     pub(crate) pieces: Vec<TlsPiece>,
 }
 
 /// Loads what the options name; `None` if TLS is off. nbdkit-tls(1), "Default TLS behaviour".
 ///
 /// # Errors
-/// One line: TLS is required and cannot be had, or files are there and are no good.
+/// One line: TLS is required and there are no keys, or files are there and cannot be used.
 pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Option<Tls>, String> {
     let options = &all.tls;
     if options.mode == Some(TlsMode::Off) {
@@ -103,9 +105,9 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
         }
         with_certificates(mode, options, certificates, algorithms)
     };
-    // What is secret must not reach a core file, nor another process of the same user.
+    // Keys must not reach a core file, nor another process of the same user.
     prctl::set_dumpable(false)
-        .map_err(|errno| format!("prctl: PR_SET_DUMPABLE: {}", crate::words(errno)))?;
+        .map_err(|errno| format!("prctl: PR_SET_DUMPABLE: {}", crate::strerror(errno)))?;
     Ok(Some(loaded))
 }
 
@@ -136,7 +138,7 @@ fn with_certificates(
             require: mode == TlsMode::Require,
             verify_peer,
             enforce_crl_expiry: options.crl_expiry == CrlExpiry::Enforce,
-            credentials: Credentials::Certificates { schemes },
+            credentials: Credentials::Certificates { key: KeyId::ONLY, schemes },
             algorithms,
         },
         pieces,
@@ -154,7 +156,8 @@ fn at_least(version: Option<TlsVersion>, mut algorithms: Algorithms) -> Result<A
     Ok(algorithms)
 }
 
-/// Warns of revocation lists whose next update is overdue, since GnuTLS and rustls go on using them in silence.
+/// Warns of revocation lists whose next update is overdue, since GnuTLS and rustls use them without
+/// a warning.
 fn warn_of_overdue_lists(expiry: CrlExpiry, certificates: &Certificates, log: &Log) {
     let follows = match expiry {
         CrlExpiry::Warn => "certificates that were revoked later are let in",
@@ -181,7 +184,7 @@ fn without(options: &command_line::Tls, missing: &Missing, log: &Log) -> Result<
             ));
             Ok(())
         }
-        // nbdkit says nothing here, and whoever wrote one of these believes in TLS.
+        // nbdkit has no message here; a user who gives one of these options expects TLS.
         _ if options.certificates.is_some() || options.verify_peer => {
             log.error(&format!(
                 "warning: could not load TLS certificates: {missing}. TLS is disabled. {REMEDY}"

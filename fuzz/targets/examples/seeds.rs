@@ -15,7 +15,7 @@ use nbdkit_ipc::messages::{
     Configured, EnterService, Hello, Isolation, Level, LogRecord, Peer, PeerAddress, Serve,
 };
 use nbdkit_ipc::{
-    Channel, FromBroker, FromBrokerLink, FromTemplate, FromWorker, ToBroker, ToBrokerLink,
+    Channel, FromBroker, FromBrokerLink, FromTemplate, FromWorker, StackId, ToBroker, ToBrokerLink,
     ToTemplate, ToWorker, WorkerExit,
 };
 use nix::sys::socket::{MsgFlags, recvmsg};
@@ -235,6 +235,7 @@ fn signed(parts: &[&[u8]]) -> Vec<u8> {
 
 fn from_template() -> Vec<Vec<u8>> {
     let configured = Configured {
+        stack: StackId::ONLY,
         one_client: false,
         isolation: Isolation::Connection,
         replaceable: true,
@@ -253,7 +254,8 @@ fn from_template() -> Vec<Vec<u8>> {
         FromTemplate::Refused { syscall: 1 },
         FromTemplate::Shutdown,
         FromTemplate::Failed,
-        FromTemplate::Broker { pid: 4_000_009, always: true },
+        FromTemplate::Serving { connection: 1, stack: StackId(1), export: "disk".to_owned() },
+        FromTemplate::Broker { stack: StackId::ONLY, pid: 4_000_009, always: true },
     ]
     .iter()
     .map(|message| packet!(FromTemplate, *message))
@@ -263,10 +265,11 @@ fn from_template() -> Vec<Vec<u8>> {
 fn from_worker() -> Vec<Vec<u8>> {
     [
         FromWorker::Log(record()),
-        FromWorker::Serving { export: "disk".to_owned() },
+        FromWorker::Serving { stack: StackId::ONLY, export: "disk".to_owned() },
         FromWorker::Refused { syscall: 1 },
         FromWorker::Shutdown,
-        FromWorker::Broker,
+        FromWorker::Serving { stack: StackId(1), export: "disk".to_owned() },
+        FromWorker::Broker { stack: StackId::ONLY },
     ]
     .iter()
     .map(|message| packet!(FromWorker, *message))
@@ -277,6 +280,7 @@ fn messages() -> Vec<Vec<u8>> {
     let serve = |address| {
         ToTemplate::Serve(Serve {
             broker: false,
+            stack: StackId::ONLY,
             connection: 1,
             peer: Peer {
                 address,

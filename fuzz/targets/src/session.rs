@@ -18,6 +18,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 #[must_use]
 pub fn configuration(filters: &[&str], plugin: &str) -> Configure {
     Configure {
+        stack: nbdkit_ipc::StackId::ONLY,
         purpose: Purpose::Serve,
         filters: filters.iter().map(Into::into).collect(),
         plugin: plugin.into(),

@@ -80,6 +80,7 @@ impl Authority for Nobody {
 fn serve(socket: UnixStream, plugin: Delayed, threads: u32) -> WorkerExit {
     let layer = Stack::new(Vec::new(), Box::new(plugin)).freeze();
     let configure = Configure {
+        stack: nbdkit_ipc::StackId::ONLY,
         purpose: Purpose::Serve,
         filters: Vec::new(),
         plugin: "delayed".into(),

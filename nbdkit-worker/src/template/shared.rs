@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nbdkit_api::log::error as log_error;
 use nbdkit_api::{Client, programs, strerror};
-use nbdkit_ipc::{FromTemplate, Received, RecvError, ToTemplate, WorkerExit};
+use nbdkit_ipc::{FromTemplate, Received, RecvError, StackId, ToTemplate, WorkerExit};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -44,10 +44,14 @@ pub(super) fn run(service: &Service) {
     std::thread::scope(|scope| {
         loop {
             match link.recv() {
-                Ok(Received { message: ToTemplate::Serve(serve), lost: true, .. }) => {
+                Ok(Received { message: ToTemplate::Serve(serve), lost: true, .. })
+                    if serve.stack == StackId::ONLY =>
+                {
                     service.has_no_room(serve.connection);
                 }
-                Ok(Received { message: ToTemplate::Serve(serve), fds, .. }) => {
+                Ok(Received { message: ToTemplate::Serve(serve), fds, .. })
+                    if serve.stack == StackId::ONLY =>
+                {
                     let Some(socket) = socket(fds) else {
                         log_error("a client arrived with the wrong number of descriptors");
                         ended(service, serve.connection, WorkerExit::Failed);
@@ -149,7 +153,9 @@ fn wait(service: &Service, link: &TemplateLink, clients: &Clients, over: &OwnedF
 fn run_single(service: &Service, link: &Arc<TemplateLink>) {
     let (connection, client, socket) = loop {
         match link.recv() {
-            Ok(Received { message: ToTemplate::Serve(serve), fds, .. }) => {
+            Ok(Received { message: ToTemplate::Serve(serve), fds, .. })
+                if serve.stack == StackId::ONLY =>
+            {
                 let Some(socket) = socket(fds) else {
                     return log_error("a client arrived with the wrong number of descriptors");
                 };
@@ -233,7 +239,11 @@ fn serve_one(
     let (layer, settings) = (&service.layer, &service.settings);
     let number = client.number();
     let on_serving = |export: &str| {
-        service.say(&FromTemplate::Serving { connection: number, export: export.to_owned() });
+        service.say(&FromTemplate::Serving {
+            connection: number,
+            stack: StackId::ONLY,
+            export: export.to_owned(),
+        });
     };
     let authority = Arc::new(authority);
     let connection =

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use nbdkit_api::client::{self, Client};
 use nbdkit_ipc::messages::{self, Serve};
-use nbdkit_ipc::{Channel, FromWorker, WorkerExit, title};
+use nbdkit_ipc::{Channel, FromWorker, StackId, WorkerExit, title};
 
 use super::Service;
 use crate::authority::Listener;
@@ -68,7 +68,8 @@ pub(super) fn run(
     let socket = Socket::new(input, output);
     let tell = |export: &str| {
         entitle(&serve.peer.address, Some(export));
-        let _ = link.send(&FromWorker::Serving { export: export.to_owned() }, &[]);
+        let _ = link
+            .send(&FromWorker::Serving { stack: StackId::ONLY, export: export.to_owned() }, &[]);
     };
     let client = client(serve, &socket);
     let connection = Connection {

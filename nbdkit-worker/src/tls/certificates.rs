@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use nbdkit_api::{Error, Result};
+use nbdkit_ipc::KeyId;
 use nbdkit_ipc::keys::{Algorithms, KeyAnswer, KeyRequest, Tls};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -33,6 +34,7 @@ const OUTPUT: usize = 64 * 1024;
 pub(super) struct Certificates {
     config: ServerConfig,
     chain: Vec<CertificateDer<'static>>,
+    key: KeyId,
     schemes: Vec<SignatureScheme>,
 }
 
@@ -62,11 +64,16 @@ fn provider(allowed: Algorithms) -> CryptoProvider {
 }
 
 impl Certificates {
-    /// `schemes`: what the listener's key can sign.
+    /// `key`: the listener's key; `schemes`: what it can sign.
     ///
     /// # Errors
     /// The authority's certificates or the revocation lists cannot be used.
-    pub(super) fn new(tls: &Tls, schemes: &[u16], from: Material) -> Result<Certificates> {
+    pub(super) fn new(
+        tls: &Tls,
+        key: KeyId,
+        schemes: &[u16],
+        from: Material,
+    ) -> Result<Certificates> {
         let allowed = tls.algorithms;
         let provider = Arc::new(provider(allowed));
         let versions: Vec<_> = [(allowed.tls_1_3, &TLS13), (allowed.tls_1_2, &TLS12)]
@@ -107,7 +114,7 @@ impl Certificates {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         let schemes = schemes.iter().copied().map(SignatureScheme::from).collect();
-        Ok(Certificates { config, chain, schemes })
+        Ok(Certificates { config, chain, key, schemes })
     }
 }
 
@@ -116,7 +123,7 @@ impl Sessions for Certificates {
         &self,
         authority: Arc<dyn Authority>,
     ) -> std::result::Result<Box<dyn Session>, Failure> {
-        let key = RemoteKey { authority, schemes: self.schemes.clone() };
+        let key = RemoteKey { authority, id: self.key, schemes: self.schemes.clone() };
         let certified = CertifiedKey::new(self.chain.clone(), Arc::new(key));
         let mut config = self.config.clone();
         config.cert_resolver = Arc::new(Resolver(Arc::new(certified)));
@@ -150,13 +157,18 @@ impl ResolvesServerCert for Resolver {
 #[derive(Debug)]
 struct RemoteKey {
     authority: Arc<dyn Authority>,
+    id: KeyId,
     schemes: Vec<SignatureScheme>,
 }
 
 impl SigningKey for RemoteKey {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
         let scheme = *self.schemes.iter().find(|scheme| offered.contains(scheme))?;
-        Some(Box::new(RemoteSigner { authority: Arc::clone(&self.authority), scheme }))
+        Some(Box::new(RemoteSigner {
+            authority: Arc::clone(&self.authority),
+            key: self.id,
+            scheme,
+        }))
     }
 
     fn algorithm(&self) -> SignatureAlgorithm {
@@ -174,12 +186,17 @@ impl SigningKey for RemoteKey {
 #[derive(Debug)]
 struct RemoteSigner {
     authority: Arc<dyn Authority>,
+    key: KeyId,
     scheme: SignatureScheme,
 }
 
 impl Signer for RemoteSigner {
     fn sign(&self, message: &[u8]) -> std::result::Result<Vec<u8>, rustls::Error> {
-        let request = KeyRequest::Sign { scheme: self.scheme.into(), message: message.to_vec() };
+        let request = KeyRequest::Sign {
+            key: self.key,
+            scheme: self.scheme.into(),
+            message: message.to_vec(),
+        };
         match self.authority.ask(request) {
             KeyAnswer::Signature(signature) => Ok(signature),
             KeyAnswer::Psk(_) | KeyAnswer::Denied => {

@@ -14,7 +14,7 @@ fn table(peers: &[(&str, usize)]) -> Connections {
     let mut table = Connections::default();
     let all = peers.iter().flat_map(|(address, count)| std::iter::repeat_n(*address, *count));
     for (number, address) in (1..).zip(all) {
-        table.add(number, peer(address), None, Instant::now());
+        table.add(number, peer(address), None, false, Instant::now());
         let pid = i32::try_from(number).unwrap() + 1;
         table.forked(number, pid, nbdkit_ipc::messages::Isolation::Connection).unwrap();
     }
@@ -53,8 +53,8 @@ fn a_peer_with_its_share_of_handshakes_loses_its_own_oldest_in_time() {
     let mut table = table(&[(B, 1), (A, 32)]);
     let since = table.get_mut(2).unwrap().since;
     assert_eq!(decide(&admission, &table, B, since), Decision::Admit);
-    assert_eq!(decide(&admission, &table, A, since), Decision::Later(Some(since + OWN_TIME)));
-    assert_eq!(decide(&admission, &table, A, since + OWN_TIME), Decision::Instead(2));
+    assert_eq!(decide(&admission, &table, A, since), Decision::Wait(Some(since + OWN_TIME)));
+    assert_eq!(decide(&admission, &table, A, since + OWN_TIME), Decision::Evict(2));
 }
 
 #[test]
@@ -72,18 +72,19 @@ fn of_all_handshakes_old_enough_the_greediest_peers_is_evicted() {
     let admission = admission(256, 0);
     let mut table = table(&[(A, 16), (B, 24), ("10.0.0.4:1", 12), ("10.0.0.5:1", 12)]);
     let now = Instant::now() + HANDSHAKE_TIME;
-    assert_eq!(decide(&admission, &table, C, now), Decision::Instead(17));
-    // The greediest peer's are all too young: another's takes its place, and the newcomer does not wait.
+    assert_eq!(decide(&admission, &table, C, now), Decision::Evict(17));
+    // The greediest peer's are all too young: another's takes its place, and the newcomer does not
+    // wait.
     for number in 17..=40 {
         table.get_mut(number).unwrap().since = now;
     }
-    assert_eq!(decide(&admission, &table, C, now), Decision::Instead(1));
+    assert_eq!(decide(&admission, &table, C, now), Decision::Evict(1));
     for (number, _) in table.iter().map(|(number, it)| (number, it.key)).collect::<Vec<_>>() {
         table.get_mut(number).unwrap().since = now;
     }
-    assert_eq!(decide(&admission, &table, C, now), Decision::Later(Some(now + HANDSHAKE_TIME)));
+    assert_eq!(decide(&admission, &table, C, now), Decision::Wait(Some(now + HANDSHAKE_TIME)));
     // A peer that has as many itself has to wait for longer.
-    assert_eq!(decide(&admission, &table, B, now), Decision::Later(Some(now + OWN_TIME)));
+    assert_eq!(decide(&admission, &table, B, now), Decision::Wait(Some(now + OWN_TIME)));
 }
 
 #[test]
@@ -91,12 +92,11 @@ fn clients_for_which_the_template_has_named_no_worker_are_few() {
     let admission = admission(0, 0);
     let mut table = Connections::default();
     let now = Instant::now();
-    for number in 1..=MOST_UNNAMED as u64 {
+    for number in 1..=MOST_UNFORKED as u64 {
         assert_eq!(decide(&admission, &table, A, now), Decision::Admit);
-        table.add(number, peer(A), None, now);
-        table.get_mut(number).unwrap().has_worker = true;
+        table.add(number, peer(A), None, true, now);
     }
-    assert_eq!(decide(&admission, &table, B, now), Decision::Later(None));
+    assert_eq!(decide(&admission, &table, B, now), Decision::Wait(None));
 }
 
 #[test]
@@ -106,9 +106,9 @@ fn those_who_finished_or_gave_way_do_not_count_as_handshakes() {
     let late = Instant::now() + OWN_TIME;
     table.get_mut(1).unwrap().serving(String::new()).unwrap();
     assert_eq!(decide(&admission, &table, A, late), Decision::Admit);
-    table.add(33, peer(A), None, Instant::now());
-    assert_eq!(decide(&admission, &table, A, late), Decision::Instead(2));
-    table.get_mut(2).unwrap().gave_way = true;
+    table.add(33, peer(A), None, false, Instant::now());
+    assert_eq!(decide(&admission, &table, A, late), Decision::Evict(2));
+    table.get_mut(2).unwrap().evicted = true;
     assert_eq!(decide(&admission, &table, A, late), Decision::Admit);
 }
 
@@ -151,7 +151,7 @@ fn one_address_gets_half_of_many_places_unless_told_otherwise() {
         assert!(!unlimited);
     }
     assert!(over(None, Some(500), A, 0) && !over(None, Some(501), A, 0));
-    // Few places are for whoever comes, and so are those for the users of this machine.
+    // Few slots have no limit for one peer, nor have users of Unix sockets.
     assert!(!over(Some(127), None, A, 0));
     let admission = Admission::new(None, None, Instant::now());
     let mut queue = Waiting::new(2000);
@@ -189,15 +189,15 @@ fn a_handshake_that_takes_long_gives_up_the_last_place() {
     let mut table = table(&[(A, 2)]);
     table.get_mut(1).unwrap().serving(String::new()).unwrap();
     let since = table.get_mut(2).unwrap().since;
-    let late = since + PATIENCE;
+    let late = since + EVICTION_AGE;
     assert!(admission.is_full(&table, since) && !admission.is_full(&table, late));
-    assert_eq!(admission.next_place(&table), Some(late));
-    assert_eq!(decide(&admission, &table, B, since), Decision::Later(Some(late)));
-    assert_eq!(decide(&admission, &table, B, late), Decision::Instead(2));
+    assert_eq!(admission.next_slot(&table), Some(late));
+    assert_eq!(decide(&admission, &table, B, since), Decision::Wait(Some(late)));
+    assert_eq!(decide(&admission, &table, B, late), Decision::Evict(2));
     table.get_mut(2).unwrap().serving(String::new()).unwrap();
     assert!(admission.is_full(&table, late));
-    assert_eq!(decide(&admission, &table, B, late), Decision::Later(None));
-    assert_eq!(admission.next_place(&table), None);
+    assert_eq!(decide(&admission, &table, B, late), Decision::Wait(None));
+    assert_eq!(admission.next_slot(&table), None);
 }
 
 #[test]
@@ -206,5 +206,5 @@ fn that_all_places_are_taken_is_reported_once_a_minute() {
     let mut admission = admission(5, 0);
     assert!(admission.report_full(now).unwrap().starts_with("5 clients"));
     assert_eq!(admission.report_full(now + Duration::from_secs(59)), None);
-    assert!(admission.report_full(now + REPORTS).is_some());
+    assert!(admission.report_full(now + LOG_INTERVAL).is_some());
 }

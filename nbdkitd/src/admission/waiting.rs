@@ -1,4 +1,5 @@
-//! Accepted clients that wait for room: a queue for each peer. Pure.
+//! A queue for each peer: of accepted clients that wait for admission, and of requests for
+//! signatures. Pure.
 
 #![forbid(unsafe_code)]
 
@@ -6,13 +7,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::PeerKey;
 
-/// Most that wait. Each is a descriptor of the listener.
+/// Most clients that wait. Each is a descriptor of the listener.
 pub(crate) const MOST_WAITING: usize = 4096;
 
-/// See the module's text.
+/// Items that wait, in a queue for each peer.
 #[derive(Debug)]
 pub(crate) struct Waiting<T> {
-    /// None of them is empty. Each entry has the number of its arrival.
+    /// No queue is empty. Each item has the number of its arrival.
     queues: BTreeMap<PeerKey, VecDeque<(u64, T)>>,
     length: usize,
     arrivals: u64,
@@ -20,12 +21,12 @@ pub(crate) struct Waiting<T> {
 }
 
 impl<T> Waiting<T> {
-    /// With room for so many.
+    /// Empty queues, with room for so many items.
     pub(crate) fn new(most: usize) -> Waiting<T> {
         Waiting { queues: BTreeMap::new(), length: 0, arrivals: 0, most: most.max(1) }
     }
 
-    /// Takes the client that has waited longest of the peer of which most wait.
+    /// Takes the oldest item of the peer with the most.
     pub(crate) fn pop_surplus(&mut self) -> Option<T> {
         let longest = self.queues.iter().max_by_key(|(_, queue)| queue.len());
         longest.map(|(key, _)| *key).and_then(|key| self.pop(key))
@@ -35,13 +36,13 @@ impl<T> Waiting<T> {
         self.length == 0
     }
 
-    /// How many of a peer wait.
+    /// How many items a peer has.
     pub(crate) fn count(&self, key: PeerKey) -> usize {
         self.queues.get(&key).map_or(0, VecDeque::len)
     }
 
-    /// Lets one more wait. If that is one too many, the peer of which most wait loses the one that has waited longest, which is
-    /// returned.
+    /// Adds an item. If that is one too many, the oldest item of the peer with the most is removed
+    /// and returned.
     pub(crate) fn push(&mut self, key: PeerKey, item: T) -> Option<T> {
         self.arrivals += 1;
         self.length += 1;
@@ -49,7 +50,7 @@ impl<T> Waiting<T> {
         if self.length > self.most { self.pop_surplus() } else { None }
     }
 
-    /// Takes the one of a peer that has waited longest.
+    /// Takes a peer's oldest item.
     pub(crate) fn pop(&mut self, key: PeerKey) -> Option<T> {
         let queue = self.queues.get_mut(&key)?;
         let (_, item) = queue.pop_front()?;
@@ -60,7 +61,8 @@ impl<T> Waiting<T> {
         Some(item)
     }
 
-    /// The peer with the smallest `weight` of those that have somebody waiting; of equal ones, whoever came first.
+    /// The peer with the smallest `weight` of those that have items; of equal ones, the one with
+    /// the oldest item.
     pub(crate) fn first_by(&self, weight: impl Fn(PeerKey) -> usize) -> Option<PeerKey> {
         let arrival = |queue: &VecDeque<(u64, T)>| queue.front().map(|(arrival, _)| *arrival);
         let order =
@@ -68,13 +70,13 @@ impl<T> Waiting<T> {
         self.queues.iter().min_by_key(order).map(|(key, _)| *key)
     }
 
-    /// Takes all, in no order that matters.
+    /// Takes all items, in no particular order.
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = T> + use<T> {
         self.length = 0;
         std::mem::take(&mut self.queues).into_values().flatten().map(|(_, item)| item)
     }
 
-    /// Drops all.
+    /// Drops all items.
     pub(crate) fn clear(&mut self) {
         self.queues.clear();
         self.length = 0;
@@ -104,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_one_too_many_is_the_greediest_peers() {
+    fn the_surplus_item_is_the_oldest_of_the_peer_with_the_most() {
         let mut waiting = Waiting::new(3);
         for item in 0..3 {
             assert_eq!(waiting.push(A, item), None);

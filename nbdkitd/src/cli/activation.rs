@@ -1,8 +1,9 @@
-//! Socket activation: whether `LISTEN_PID` and `LISTEN_FDS` say that sockets were passed to this process.
+//! Socket activation: whether sockets were passed to this process, by `LISTEN_PID` and
+//! `LISTEN_FDS`.
 //!
-//! Used by the listener before it parses its command line. The values are whatever the environment holds: a
-//! value that cannot be read, or that was meant for another process, is ignored with a notice, as nbdkit does.
-//! sd_listen_fds(3), nbdkit-service(1), "Socket activation".
+//! Used by the listener before it parses its command line. The values are whatever the environment
+//! holds: a value that cannot be read, or that was meant for another process, is ignored with a
+//! notice, as nbdkit does. sd_listen_fds(3), nbdkit-service(1), "Socket activation".
 
 #![forbid(unsafe_code)]
 
@@ -17,21 +18,22 @@ pub(crate) const FIRST_SOCKET: i32 = 3;
 /// More sockets than this cannot be numbered from [`FIRST_SOCKET`] in a C `int`.
 const MAX_SOCKETS: u32 = 2_147_483_643;
 
-/// What the environment says.
+/// The variables of socket activation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Activation {
     /// No sockets were passed to this process.
     Absent,
-    /// The variables are there but not for us, or not readable. Says so on standard error; start-up goes on.
+    /// The variables are for another process, or cannot be parsed. That is printed to standard
+    /// error; start-up goes on.
     Ignored(Fault),
-    /// So many listening sockets, at descriptors 3, 4, and so on.
+    /// The number of listening sockets, at descriptors 3, 4, and so on.
     Sockets(u32),
 }
 
 /// Reads the two variables. `pid` is this process.
 ///
 /// # Errors
-/// `LISTEN_FDS` is for us but is zero or absurd.
+/// `LISTEN_FDS` is for this process but is zero or absurd.
 pub(crate) fn detect(
     listen_pid: Option<&OsStr>,
     listen_fds: Option<&OsStr>,

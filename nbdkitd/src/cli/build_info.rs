@@ -1,18 +1,19 @@
 //! What was fixed when the program was built: versions and directories.
 //!
-//! Each directory can be set by a variable of the same name as the `--dump-config` key, in capitals and with `NBDKIT_`
-//! in front, when the program is compiled: `NBDKIT_PLUGINDIR=/usr/lib/nbdkit/plugins cargo build`. So can
-//! `listener_user`. Used by the listener.
+//! Each directory can be set by a variable of the same name as the `--dump-config` key, in capitals
+//! and with `NBDKIT_` in front, when the program is compiled:
+//! `NBDKIT_PLUGINDIR=/usr/lib/nbdkit/plugins cargo build`. So can `listener_user`. Used by the
+//! listener.
 
 #![forbid(unsafe_code)]
 
-/// The version of nbdkit that we are compatible with.
+/// The version of nbdkit that this server is compatible with.
 pub(crate) const NBDKIT_VERSION: &str = "1.40.4";
 
 /// Its first two numbers, for `version_major` and `version_minor`.
 pub(crate) const NBDKIT_VERSION_NUMBERS: (u32, u32) = (1, 40);
 
-/// Our own version.
+/// The version of this server.
 pub(crate) const OWN_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Distribution's addition to the version, if there is one.
@@ -24,13 +25,15 @@ pub(crate) const ZSTD: &str = match option_env!("NBDKIT_ZSTD") {
     None => "yes",
 };
 
-/// The user that the listener of a server becomes that root has started, without `--listener-user`; empty: none.
+/// The user that the listener of a server becomes that root has started, without `--listener-user`;
+/// empty: none.
 pub(crate) const LISTENER_USER: &str = match option_env!("NBDKIT_LISTENER_USER") {
     Some(user) => user,
     None => "nbdkit-listener",
 };
 
-/// The text of `--version`: nbdkit's line, which scripts match from its beginning, with our own version behind it.
+/// The text of `--version`: nbdkit's line, which scripts match from its beginning, followed by the
+/// version of this server.
 pub(crate) fn version() -> String {
     format!("nbdkit {NBDKIT_VERSION} (nbdkitd {OWN_VERSION})\n")
 }

@@ -1,7 +1,8 @@
 //! What a command line asks for, typed.
 //!
-//! Made by [`parse`](super::parse::parse), read by every later stage of the listener. A value of these types has passed
-//! every check that needs neither a system call nor a plugin. Paths and names are kept as bytes; they need not be UTF-8.
+//! Made by [`parse`](super::parse::parse), read by every later stage of the listener. A value of
+//! these types has passed every check that needs neither a system call nor a plugin. Paths and
+//! names are kept as bytes; they need not be UTF-8.
 
 #![forbid(unsafe_code)]
 
@@ -25,7 +26,8 @@ pub(crate) struct CommandLine {
     pub(crate) action: Action,
     /// The options. Anything but [`Action::Serve`] needs few of them.
     pub(crate) options: Options,
-    /// Whole lines for standard error that do not keep the server from starting, such as `LISTEN_PID` being for another.
+    /// Whole lines for standard error that do not keep the server from starting, such as
+    /// `LISTEN_PID` being for another.
     pub(crate) notices: Vec<String>,
 }
 
@@ -42,10 +44,11 @@ pub(crate) enum Action {
     LongOptions,
     /// Print [`short_options`](super::options::short_options).
     ShortOptions,
-    /// Print the help text, then for each filter, outermost first, and the plugin: its description and parameters. The
-    /// stack is loaded but not configured, and carries no parameters.
+    /// Print the help text, then for each filter, outermost first, and the plugin: its description
+    /// and parameters. The stack is loaded but not configured, and carries no parameters.
     PluginHelp(Stack),
-    /// Print the version, then `NAME VERSION` for each filter and the plugin. Loaded but not configured.
+    /// Print the version, then `NAME VERSION` for each filter and the plugin. Loaded but not
+    /// configured.
     PluginVersion(Stack),
     /// Configure the plugin with its parameters and print its details.
     DumpPlugin(Stack),
@@ -72,7 +75,8 @@ pub(crate) struct Stack {
 /// Where clients come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ServiceMode {
-    /// Listening sockets were passed at descriptors 3 and up; each is yet to be checked. Implies foreground.
+    /// Listening sockets were passed at descriptors 3 and up; each is yet to be checked. Implies
+    /// foreground.
     SocketActivation {
         /// How many; at least one.
         count: u32,
@@ -81,7 +85,8 @@ pub(crate) enum ServiceMode {
     Stdin,
     /// A Unix socket at an absolute path that fits `sockaddr_un` (`-U SOCKET`).
     Unix(PathBuf),
-    /// A Unix socket with a random name in a private directory (`-U -`, and `--run` alone). Removed on exit.
+    /// A Unix socket with a random name in a private directory (`-U -`, and `--run` alone). Removed
+    /// on exit.
     UnixPrivate,
     /// AF_VSOCK on any CID (`--vsock`).
     Vsock {
@@ -102,7 +107,8 @@ pub(crate) enum ServiceMode {
 impl ServiceMode {
     /// What the URI is made of; `None` with `-s` and socket activation, which have no URI.
     ///
-    /// `private_socket` is the path that was made up for [`UnixPrivate`](Self::UnixPrivate), and is not looked at otherwise.
+    /// `private_socket` is the path that was made up for [`UnixPrivate`](Self::UnixPrivate), and is
+    /// not looked at otherwise.
     pub(crate) fn endpoint<'a>(&'a self, private_socket: &'a Path) -> Option<Endpoint<'a>> {
         match self {
             Self::SocketActivation { .. } | Self::Stdin => None,
@@ -231,7 +237,7 @@ pub(crate) enum LogDestination {
     File(PathBuf),
 }
 
-/// Whether TCP connections to clients that are gone without a word end.
+/// Whether TCP connections to clients that have vanished end (keepalive).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum KeepAlive {
     /// After minutes.
@@ -300,7 +306,8 @@ pub(crate) enum TlsMode {
 /// `--tls-crl-expiry`: what follows from a revocation list whose next update is overdue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum CrlExpiry {
-    /// A warning at start-up; the list still revokes what it names. GnuTLS does the same, without the warning.
+    /// A warning at start-up; the list still revokes what it names. GnuTLS does the same, without
+    /// the warning.
     #[default]
     Warn,
     /// Clients of that authority are refused.
@@ -334,7 +341,8 @@ pub(crate) enum Sandbox {
     Compat,
     /// Not at all, for debugging.
     Off,
-    /// As unprivileged programs are: the paths and the network of the final user, for stacks that run scripts.
+    /// As unprivileged programs are: the paths and the network of the final user, for stacks that
+    /// run scripts.
     Programs,
 }
 

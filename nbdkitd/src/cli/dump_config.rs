@@ -1,4 +1,5 @@
-//! `--dump-config`: the compile-time configuration, one `key=value` on each line, keys in alphabetical order.
+//! `--dump-config`: the compile-time configuration, one `key=value` on each line, keys in
+//! alphabetical order.
 //!
 //! Scripts and configure tests of other programs read it. Used by the listener. nbdkit-probing(1).
 

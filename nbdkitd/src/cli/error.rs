@@ -1,6 +1,7 @@
-//! Why a command line was refused, worded and prefixed as nbdkit words it.
+//! Errors of the command line, with the text and prefix of nbdkit's.
 //!
-//! Used by the listener before it has opened anything. Trusts nothing; the text may quote arguments.
+//! Used by the listener before it has opened anything. Trusts nothing; the text may quote
+//! arguments.
 
 #![forbid(unsafe_code)]
 
@@ -49,7 +50,8 @@ impl Fault {
         self
     }
 
-    /// Puts the names in front of the messages. `argv0` is as the caller gave it, `program` is its last component.
+    /// Puts the names in front of the messages. `argv0` is as the caller gave it, `program` is its
+    /// last component.
     pub(crate) fn named(self, argv0: &str, program: &str) -> CliError {
         let lines: Vec<String> = self
             .messages
@@ -66,8 +68,8 @@ impl Fault {
 
 /// A refused command line. `Display` gives the text for standard error, without the last newline.
 ///
-/// The process ends with [`EXIT_FAILURE`]. When [`wants_usage`](Self::wants_usage) says so, the usage summary is
-/// printed to standard output too, which is where nbdkit prints it.
+/// The process ends with [`EXIT_FAILURE`]. When [`wants_usage`](Self::wants_usage) says so, the
+/// usage summary is printed to standard output too, which is where nbdkit prints it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CliError {
     text: String,

@@ -1,7 +1,7 @@
-//! The words and numbers that options take, read exactly as nbdkit reads them.
+//! Names and numbers in options, parsed exactly as nbdkit parses them.
 //!
-//! Used by the listener while it parses its command line. The texts are the caller's; every error quotes them.
-//! nbdkit-plugin(3), "Parsing numbers", "Parsing booleans", "Parsing delays".
+//! Used by the listener while it parses its command line. The texts are the caller's; every error
+//! quotes them. nbdkit-plugin(3), "Parsing numbers", "Parsing booleans", "Parsing delays".
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use super::error::Fault;
 
-/// Reads an unsigned 32-bit number: C's `strtoul` in base 0, so `0x10` and `010` are hexadecimal and octal.
+/// Reads an unsigned 32-bit number: C's `strtoul` in base 0, so `0x10` and `010` are hexadecimal
+/// and octal.
 ///
 /// # Errors
 /// nbdkit's own texts: empty, negative (`-0` too), trailing garbage, out of range.
@@ -50,12 +51,15 @@ pub(crate) fn parse_bool(text: &OsStr) -> Result<bool, Fault> {
     }
 }
 
-/// Reads a delay: a number, which may have a fraction and an exponent, and nothing or `s`, `ms`, `us`, `μs`, `ns`.
+/// Reads a delay: a number, which may have a fraction and an exponent, and nothing or `s`, `ms`,
+/// `us`, `μs`, `ns`.
 ///
-/// Seconds must fit 32 bits, as they do in nbdkit's API. Both the Greek mu and the micro sign are accepted.
+/// Seconds must fit 32 bits, as they do in nbdkit's API. Both the Greek mu and the micro sign are
+/// accepted.
 ///
 /// # Errors
-/// `WHAT: could not parse delay or sleep: "TEXT"` for anything else, negative, infinite and not-a-number included.
+/// `WHAT: could not parse delay or sleep: "TEXT"` for anything else, negative, infinite and
+/// not-a-number included.
 pub(crate) fn parse_delay(what: &str, text: &OsStr) -> Result<Duration, Fault> {
     let refused = || {
         Fault::error(format!(
@@ -84,7 +88,8 @@ pub(crate) fn parse_delay(what: &str, text: &OsStr) -> Result<Duration, Fault> {
     Ok(delay)
 }
 
-/// The length of the longest prefix that is a decimal floating point number; the words inf and nan are not.
+/// The length of the longest prefix that is a decimal floating point number; the words inf and nan
+/// are not.
 fn float_length(text: &str) -> usize {
     let bytes = text.as_bytes();
     let digits_from = |from: usize| {
@@ -127,7 +132,8 @@ impl<'a> Number<'a> {
     /// Splits `text`.
     ///
     /// # Errors
-    /// No digits at all. A lone minus counts as negative first, as it does in nbdkit, so that is left to the caller.
+    /// No digits at all. A lone minus counts as negative first, as it does in nbdkit, so that is
+    /// left to the caller.
     fn scan(what: &str, text: &'a OsStr) -> Result<Self, Fault> {
         let bytes = text.as_encoded_bytes();
         let blanks = bytes.iter().take_while(|byte| is_blank(char::from(**byte))).count();

@@ -1,15 +1,15 @@
 //! The options, defined once: spellings, arguments and help text.
 //!
-//! The parser, `--help`, `--long-options` and `--short-options` are all read off [`OPTIONS`], so an option that
-//! is not in this table does not exist. Used by the listener; data only, trusts nothing.
-//! nbdkit(1), "Global options".
+//! The parser, `--help`, `--long-options` and `--short-options` are all read off [`OPTIONS`], so an
+//! option that is not in this table does not exist. Used by the listener; data only, trusts
+//! nothing. nbdkit(1), "Global options".
 
 #![forbid(unsafe_code)]
 
 /// The widest line of the usage summary, in columns.
 const USAGE_WIDTH: usize = 58;
 
-/// Which option a spelling stands for: one variant for each row of [`OPTIONS`], which says what it does.
+/// An option: one variant for each row of [`OPTIONS`], which describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OptionId {
     AllowNet,
@@ -93,7 +93,8 @@ pub(crate) struct OptionSpec {
     pub(crate) short: Option<char>,
     /// Every long spelling, without the dashes; the first is the one that messages prefer.
     pub(crate) long: &'static [&'static str],
-    /// The long spellings that the usage summary shows; empty if the option is shown elsewhere or not at all.
+    /// The long spellings that the usage summary shows; empty if the option is shown elsewhere or
+    /// not at all.
     shown: &'static [&'static str],
     /// Its argument.
     pub(crate) argument: Argument,
@@ -278,7 +279,8 @@ pub(crate) enum LongMatch {
     Unknown,
 }
 
-/// Resolves a long spelling as getopt_long does: an exact match wins, then a beginning that fits one option only.
+/// Resolves a long spelling as getopt_long does: an exact match wins, then a beginning that fits
+/// one option only.
 ///
 /// Synonyms of one option do not make a beginning ambiguous.
 pub(crate) fn by_long(given: &str) -> LongMatch {

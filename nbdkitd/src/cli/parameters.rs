@@ -1,9 +1,11 @@
-//! Parameters for the plugin and the filters: `KEY=VALUE`, bare values, and `@PATH` parameter files.
+//! Parameters for the plugin and the filters: `KEY=VALUE`, bare values, and `@PATH` parameter
+//! files.
 //!
-//! Used by the listener. Which key a bare value belongs to depends on the plugin's `magic_config_key`, which only the
-//! process that loads the plugin knows, so bare values are handed on as such, and a word with `@` that may be a value or
-//! name a file as both. Parameter files are named by the caller and trusted as far as the command line is, but they are
-//! bounded. nbdkit(1), "Plugin configuration".
+//! Used by the listener. Which key a bare value belongs to depends on the plugin's
+//! `magic_config_key`, which only the process that loads the plugin knows, so bare values are
+//! handed on as such, and a word with `@` that may be a value or name a file as both. Parameter
+//! files are named by the caller and trusted as far as the command line is, but they are bounded.
+//! nbdkit(1), "Plugin configuration".
 
 #![forbid(unsafe_code)]
 
@@ -19,10 +21,12 @@ use super::error::Fault;
 /// The longest parameter file, in bytes.
 pub(crate) const MAX_FILE: u64 = 1 << 20;
 
-/// How deep parameter files may include one another; enough for people, and an end to a file that includes itself.
+/// How deep parameter files may include one another; enough for people, and an end to a file that
+/// includes itself.
 const MAX_DEPTH: usize = 16;
 
-/// How many parameter files may be read in all: files that include each other twice would otherwise read 2^16.
+/// How many parameter files may be read in all: files that include each other twice would otherwise
+/// read 2^16.
 const MAX_FILES: usize = 256;
 
 /// Reads a whole file of at most [`MAX_FILE`] bytes.
@@ -33,9 +37,9 @@ pub(crate) type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<Vec<u8>>;
 pub(crate) struct Parameter {
     /// The key: a letter, then letters, digits, `_`, `-` and `.`, all ASCII.
     ///
-    /// `None` marks a bare value. Whoever knows the plugin gives it the key `magic_config_key`. A plugin without one
-    /// takes the first parameter of all as `script` and refuses any later bare value with `expecting key=value on the
-    /// command line but got: VALUE`.
+    /// `None` marks a bare value. The template, which knows the plugin, gives it the key
+    /// `magic_config_key`. A plugin without one takes the first parameter of all as `script` and
+    /// refuses any later bare value with `expecting key=value on the command line but got: VALUE`.
     pub(crate) key: Option<String>,
     /// What follows the first `=`, or the whole of a bare value. May be empty; holds no NUL.
     pub(crate) value: OsString,
@@ -64,14 +68,16 @@ fn is_key(key: &[u8]) -> bool {
         && key.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
-/// Turns the operands after the plugin's name into parameters, with `@PATH` replaced by the parameters in that file.
+/// Turns the operands after the plugin's name into parameters, with `@PATH` replaced by the
+/// parameters in that file.
 ///
-/// In a file each line is one parameter, taken as it is: no quoting, blanks count. Blank lines and lines that begin with
-/// `#` are skipped. `@PATH` includes another file, relative to the directory of the file that names it; on the command
-/// line it is relative to `directory`.
+/// In a file each line is one parameter, taken as it is: no quoting, blanks count. Blank lines and
+/// lines that begin with `#` are skipped. `@PATH` includes another file, relative to the directory
+/// of the file that names it; on the command line it is relative to `directory`.
 ///
-/// What follows the `@` may be meant for the plugin, as in `nbdkit data '@0x1fe 0x55 0xaa'`: where it begins with a digit,
-/// `+`, `-` or `^`, or names no file, and the plugin has a magic key, the whole word is a bare value.
+/// What follows the `@` may be meant for the plugin, as in `nbdkit data '@0x1fe 0x55 0xaa'`: where
+/// it begins with a digit, `+`, `-` or `^`, or names no file, and the plugin has a magic key, the
+/// whole word is a bare value.
 ///
 /// # Errors
 /// A file that cannot be read, is too long, or holds a NUL; files nested too deeply, or too many.
@@ -94,7 +100,8 @@ struct Expansion<'a> {
 }
 
 impl Expansion<'_> {
-    /// `applies` is `WithoutMagicKey` within a file that is one only for such plugins, else `Always`.
+    /// `applies` is `WithoutMagicKey` within a file that is one only for such plugins, else
+    /// `Always`.
     fn add(
         &mut self,
         argument: &OsStr,
@@ -155,7 +162,7 @@ impl Expansion<'_> {
     }
 }
 
-/// Whether there is no such file: then the word may not have meant one.
+/// Whether there is no such file: then the argument may be a bare value.
 fn is_missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
         || matches!(error.raw_os_error(), Some(libc::ENOTDIR | libc::ENAMETOOLONG))
@@ -169,7 +176,7 @@ fn refused(path: &Path, cause: &str) -> Fault {
     Fault::error(refusal(path, cause))
 }
 
-/// The system's words for an error, without Rust's `(os error N)`.
+/// The text of an error, as from strerror(3), without Rust's `(os error N)`.
 fn cause(error: &io::Error) -> String {
     error.raw_os_error().map_or_else(
         || error.to_string(),

@@ -1,8 +1,9 @@
 //! The decisions: which options contradict one another, what they imply, what the process is to do.
 //!
-//! Pure: the arguments and all of the environment that matters are passed in, and nothing is opened except parameter
-//! files, through a function that is passed in too. Runs in the listener before anything else. The order of the checks
-//! is nbdkit's, so that the first complaint is the same. nbdkit(1), nbdkit-captive(1), nbdkit-service(1).
+//! Pure: the arguments and all of the environment that matters are passed in, and nothing is opened
+//! except parameter files, through a function that is passed in too. Runs in the listener before
+//! anything else. The order of the checks is nbdkit's, so that the first complaint is the same.
+//! nbdkit(1), nbdkit-captive(1), nbdkit-service(1).
 
 #![forbid(unsafe_code)]
 
@@ -132,7 +133,8 @@ enum UnixSocket {
 }
 
 impl Given {
-    /// Notes one option. Of options that are given again the last counts, except for filters and debug flags.
+    /// Notes one option. Of options that are given again the last counts, except for filters and
+    /// debug flags.
     fn take(
         &mut self,
         id: OptionId,
@@ -266,7 +268,8 @@ impl Given {
         Ok((Action::Serve { stack, service }, self.options))
     }
 
-    /// Sockets that were passed to us cannot be chosen as well. nbdkit-service(1), "Socket activation".
+    /// Sockets that were passed to us cannot be chosen as well. nbdkit-service(1), "Socket
+    /// activation".
     fn check_socket_activation(&self) -> Result<(), Fault> {
         let excluded = [
             (self.port.is_some(), "-p"),
@@ -319,7 +322,7 @@ impl Given {
     }
 }
 
-/// The options that say where clients come from.
+/// The options that choose the service mode.
 struct Listen {
     address: Option<OsString>,
     family: AddressFamily,
@@ -329,7 +332,8 @@ struct Listen {
     vsock: bool,
 }
 
-/// The combination has been checked, so at most one of these applies, apart from socket activation with `--vsock`.
+/// The combination has been checked, so at most one of these applies, apart from socket activation
+/// with `--vsock`.
 fn service_mode(sockets: Option<u32>, listen: Listen, captive: bool) -> Result<ServiceMode, Fault> {
     if let Some(count) = sockets {
         return Ok(ServiceMode::SocketActivation { count });
@@ -379,7 +383,8 @@ fn allowed_path(argument: &OsStr, environment: &Environment<'_>) -> Result<Allow
     Ok(AllowedPath { path: absolute(OsStr::from_bytes(path), environment)?, write })
 }
 
-/// Makes a path absolute, for it is used when the server has changed to `/`. Neither `.` nor links are resolved.
+/// Makes a path absolute, for it is used when the server has changed to `/`. Neither `.` nor links
+/// are resolved.
 fn absolute(path: &OsStr, environment: &Environment<'_>) -> Result<PathBuf, Fault> {
     if path.is_empty() {
         return Err(Fault::error("cannot convert null or empty path to an absolute path"));

@@ -1,4 +1,4 @@
-//! What each option means, which options contradict each other, and in whose words it is said.
+//! What each option means, which options contradict each other, and the errors.
 
 use super::*;
 use crate::cli::command_line::{

@@ -1,8 +1,9 @@
 //! Cuts the argument vector into options and operands, by the rules of GNU getopt_long.
 //!
-//! Options and operands may be mixed; `--` ends the options; `-fvU -` is a cluster whose last letter takes an
-//! argument; long spellings may be shortened. lexopt does the cutting, this module the looking-up and the messages.
-//! Used by the listener; the arguments are the caller's bytes and need not be UTF-8. getopt_long(3).
+//! Options and operands may be mixed; `--` ends the options; `-fvU -` is a cluster whose last
+//! letter takes an argument; long spellings may be shortened. lexopt does the cutting, this module
+//! the looking-up and the messages. Used by the listener; the arguments are the caller's bytes and
+//! need not be UTF-8. getopt_long(3).
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +12,7 @@ use std::ffi::OsString;
 use super::error::Fault;
 use super::options::{self, LongMatch, OptionId};
 
-/// One piece of the command line.
+/// A token of the command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Token {
     /// A switch, or an option that takes an argument, with that argument.
@@ -33,7 +34,8 @@ enum Spelling {
 }
 
 impl Tokens {
-    /// `args` is without the name of the program. With `posixly_correct` the first operand ends the options.
+    /// `args` is without the name of the program. With `posixly_correct` the first operand ends the
+    /// options.
     pub(crate) fn new(args: Vec<OsString>, posixly_correct: bool) -> Self {
         let mut parser = lexopt::Parser::from_args(args);
         // To getopt the argument of `-p=10` is `=10`.
@@ -41,10 +43,11 @@ impl Tokens {
         Self { parser, posixly_correct }
     }
 
-    /// The next piece, or `None` at the end.
+    /// The next token, or `None` at the end.
     ///
     /// # Errors
-    /// An unknown or ambiguous option, an argument that is missing or superfluous, in getopt's words.
+    /// An unknown or ambiguous option, an argument that is missing or superfluous, with getopt's
+    /// message.
     pub(crate) fn next(&mut self) -> Result<Option<Token>, Fault> {
         let spelling = match self.parser.next().map_err(|error| Fault::getopt(error.to_string()))? {
             None => return Ok(None),

@@ -1,8 +1,9 @@
-//! The NBD URI of this server, quoting for the shell, and the texts made of them: `--print-uri`, `--run`.
+//! The NBD URI of this server, quoting for the shell, and the texts made of them: `--print-uri`,
+//! `--run`.
 //!
-//! Used by the listener once it knows its socket and whether TLS is on. Paths and names are the caller's bytes: they
-//! go through a shell in `--run`, so everything outside a small set is quoted. NBD URI specification; nbdkit(1), "NBD
-//! URIs and endpoints"; nbdkit-captive(1).
+//! Used by the listener once it knows its socket and whether TLS is on. Paths and names are the
+//! caller's bytes: they go through a shell in `--run`, so everything outside a small set is quoted.
+//! NBD URI specification; nbdkit(1), "NBD URIs and endpoints"; nbdkit-captive(1).
 
 #![forbid(unsafe_code)]
 
@@ -26,8 +27,8 @@ pub(crate) enum Endpoint<'a> {
 
 /// The URI. Pure ASCII, without blanks.
 ///
-/// `tls_mode` is what came of `--tls` and of looking for certificates; only [`TlsMode::Require`] changes the scheme and
-/// adds the certificates or keys in `tls`.
+/// `tls_mode` is what came of `--tls` and of looking for certificates; only [`TlsMode::Require`]
+/// changes the scheme and adds the certificates or keys in `tls`.
 pub(crate) fn uri(endpoint: Endpoint<'_>, export: &OsStr, tls_mode: TlsMode, tls: &Tls) -> String {
     let require = tls_mode == TlsMode::Require;
     let mut uri = String::from(if require { "nbds" } else { "nbd" });
@@ -85,8 +86,8 @@ pub(crate) fn print_uri(uri: &str) -> String {
 
 /// What `--run` hands to `sh -c`: an assignment on each line, then the command.
 ///
-/// `uri` is empty when there is none. The variables are not exported; the command does that if it wants to. `tls` is
-/// not assigned when TLS is off.
+/// `uri` is empty when there is none. The variables are not exported; the command does that if it
+/// wants to. `tls` is not assigned when TLS is off.
 pub(crate) fn run_script(
     command: &OsStr,
     endpoint: Option<Endpoint<'_>>,
@@ -128,7 +129,8 @@ pub(crate) fn run_script(
     script
 }
 
-/// Quotes a word for a POSIX shell: as it is if it is not empty and plain, in double quotes otherwise.
+/// Quotes a word for a POSIX shell: as it is if it is not empty and plain, in double quotes
+/// otherwise.
 pub(crate) fn shell_quote(word: &OsStr) -> OsString {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b".-_=,:/".contains(byte);
     let bytes = word.as_bytes();

@@ -1,7 +1,8 @@
-//! Option arguments that stand for one of a few things: ports, debug flags, log destinations, modes.
+//! Option arguments that stand for one of a few things: ports, debug flags, log destinations,
+//! modes.
 //!
-//! Used by the listener while it parses its command line. Every function refuses what it does not know, in nbdkit's
-//! words where nbdkit has the option. nbdkit(1), "Global options".
+//! Used by the listener while it parses its command line. Every function refuses what it does not
+//! know, with nbdkit's text where nbdkit has the option. nbdkit(1), "Global options".
 
 #![forbid(unsafe_code)]
 
@@ -16,8 +17,8 @@ use super::numbers::{parse_bool, parse_i32};
 
 /// `-p` for TCP: a number or the name of a service.
 ///
-/// nbdkit gives the text to the resolver, which takes a number modulo 65536 and an empty text for 0, and so listens
-/// on a port that nobody meant. We refuse both.
+/// nbdkit gives the text to the resolver, which takes a number modulo 65536 and an empty text for
+/// 0, and so listens on a port that nobody meant. We refuse both.
 pub(crate) fn parse_tcp_port(argument: OsString) -> Result<TcpPort, Fault> {
     let digits = argument.as_bytes().trim_ascii_start();
     if digits.is_empty() {
@@ -49,7 +50,7 @@ pub(crate) fn parse_debug_flag(argument: &OsStr) -> Result<DebugFlag, Fault> {
     Ok(DebugFlag { name: name.to_owned(), flag: flag.to_owned(), value })
 }
 
-/// `--log`: a word, or an absolute path.
+/// `--log`: a name, or an absolute path.
 pub(crate) fn parse_log(argument: &OsStr) -> Result<LogDestination, Fault> {
     match argument.as_bytes() {
         b"default" => Ok(LogDestination::Default),

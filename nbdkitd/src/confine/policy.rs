@@ -1,7 +1,7 @@
-//! The list: what a listener calls while it serves, each line with its reason. Data only.
+//! The system calls of a listener that serves, each line with its reason. Data only.
 //!
-//! Adding a line is a decision about the one process that may be root. There is no call on it that makes a process,
-//! executes a program, changes who we are, or opens a file to be written.
+//! Adding a line is a decision about the one process that may be root. No call on the list forks,
+//! executes a program, changes user or group, or opens a file for writing.
 
 #![forbid(unsafe_code)]
 

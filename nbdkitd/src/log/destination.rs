@@ -1,4 +1,4 @@
-//! Where lines go that are not for debugging: `--log`.
+//! `--log`: the destination of lines that are not debug lines.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,7 @@ use crate::sys::refusal;
 use super::output::Output;
 use super::syslog::Syslog;
 
-/// What a line has to be made for.
+/// A kind of destination, for which a line is formatted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Standard error.
@@ -26,7 +26,7 @@ pub(super) enum Kind {
     Syslog,
 }
 
-/// See the module's text.
+/// The destination of lines that are not debug lines.
 pub(super) enum Destination {
     Stderr,
     Null,
@@ -35,7 +35,8 @@ pub(super) enum Destination {
 }
 
 impl Destination {
-    /// What the option asks for. The default is standard error until the server goes into the background.
+    /// Opens the destination of the option. The default is standard error until the server goes
+    /// into the background.
     ///
     /// # Errors
     /// A file that cannot be opened, for standard error.
@@ -45,10 +46,11 @@ impl Destination {
             LogDestination::Syslog => Destination::syslog(),
             LogDestination::Null => Destination::Null,
             LogDestination::File(path) => {
-                // A log may name clients and files; it is for its owner.
+                // A log may name clients and files: only its owner may read it.
                 let mut options = File::options();
                 options.append(true).create(true).mode(0o600);
-                // A FIFO without a reader is an error, and one with a slow reader does not stop the server.
+                // A FIFO without a reader is an error, and one with a slow reader does not stop the
+                // server.
                 options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
                 let file = options.open(path).map_err(|error| {
                     format!("--log: {}: {}", path.display(), crate::errno_text(&error))
@@ -63,22 +65,23 @@ impl Destination {
         Destination::Syslog(Syslog::new())
     }
 
-    /// Says where last words go, which cannot ask for it. `head`: how a line begins that is not for the system log.
-    pub(super) fn last_words(&self, head: &str) {
-        /// No descriptor: the words are lost, as wanted.
+    /// Tells the signal handler of a refused system call where to write. `head`: how a line begins
+    /// that is not for the system log.
+    pub(super) fn set_refusal_output(&self, head: &str) {
+        /// No descriptor: the line is lost, as with `--log=null`.
         const NOWHERE: i32 = -1;
         match self {
             Destination::Stderr => refusal::log_to(libc::STDERR_FILENO, None, head),
             Destination::Null => refusal::log_to(NOWHERE, None, head),
             Destination::File(file) => refusal::log_to(file.fd().as_raw_fd(), None, head),
-            Destination::Syslog(syslog) => match syslog.last_words() {
+            Destination::Syslog(syslog) => match syslog.raw_output() {
                 Some((fd, address, head)) => refusal::log_to(fd.as_raw_fd(), address, &head),
                 None => refusal::log_to(NOWHERE, None, head),
             },
         }
     }
 
-    /// Whether somebody may be looking on.
+    /// Whether it is standard error, which a user may read.
     pub(super) fn is_terminal(&self) -> bool {
         matches!(self, Destination::Stderr)
     }

@@ -1,5 +1,6 @@
-//! How lines of the log look. Pure. The text of a line may come from a client by way of a worker: whatever could move a
-//! terminal's cursor, forge a second line or reverse what is read is escaped.
+//! The format of log lines. Pure. The text of a line may come from a client by way of a worker:
+//! characters that could move a terminal's cursor, forge a second line or reverse the text are
+//! escaped.
 
 #![forbid(unsafe_code)]
 
@@ -7,7 +8,7 @@ use std::fmt::Write as _;
 
 use nbdkit_ipc::messages::Level;
 
-/// Who speaks.
+/// The source of a line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Speaker<'a> {
     /// Plugin or filter; `None` for the server itself.
@@ -19,7 +20,8 @@ pub(crate) struct Speaker<'a> {
 /// Longest name of a layer that is printed, bytes.
 const MAX_LAYER: usize = 64;
 
-/// A line for standard error or a file, with its newline: `nbdkit: file[1]: error: open: disk.img: ...`.
+/// A line for standard error or a file, with its newline: `nbdkit: file[1]: error: open: disk.img:
+/// ...`.
 ///
 /// `bold` makes the layer's name stand out on a terminal.
 pub(crate) fn line(
@@ -79,7 +81,8 @@ fn name(speaker: Speaker<'_>) -> String {
     name
 }
 
-/// Appends `text` with control characters, and characters that change the direction of text, as C escapes.
+/// Appends `text` with control characters, and characters that change the direction of text, as C
+/// escapes.
 pub(crate) fn escape(line: &mut String, text: &str) {
     for character in text.chars() {
         if let Some(letter) = c_escape(character) {

@@ -1,5 +1,6 @@
-//! Standard error, or a file: somebody may have stopped reading it, and the server must not wait for that. Lines that it does not
-//! take wait in a bounded queue; those for which there is no room are counted.
+//! Standard error, or a file, whose reader may have stopped: the server must not wait for it. Lines
+//! that it does not take wait in a bounded queue; lines for which there is no room are dropped and
+//! counted.
 
 #![forbid(unsafe_code)]
 
@@ -11,25 +12,26 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::write;
 
-/// Most bytes that wait.
+/// Most bytes in the queue.
 const MOST: usize = 256 * 1024;
 
-/// What a pipe that polls as writable takes without making us wait, and at once: PIPE_BUF, pipe(7).
+/// What a pipe that polls as writable takes without blocking, and atomically: PIPE_BUF, pipe(7).
 const AT_ONCE: usize = 4096;
 
-/// Pauses before the next attempt: the shortest after some was taken, doubling up to the longest while nothing is. A slow
-/// reader is served as fast as it reads, and one that has stopped costs little.
+/// Backoff before the next attempt: the shortest after some was taken, doubling up to the longest
+/// while nothing is. A slow reader is served as fast as it reads, and one that has stopped costs
+/// little.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
 /// A descriptor, and the lines that it has not taken.
 pub(super) struct Output<F> {
     fd: F,
-    /// What it has not taken yet. Of the first line perhaps only the rest.
+    /// The queue. Of the first line perhaps only the remaining part.
     queue: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Lines that were dropped since the last that was taken.
+    /// Lines that were dropped since the last one that was queued.
     dropped: u64,
-    /// Some was taken since the last pause was chosen.
+    /// Some was taken since the backoff was chosen.
     progress: bool,
     pause: Duration,
 }
@@ -44,12 +46,13 @@ impl<F: AsFd> Output<F> {
         &self.fd
     }
 
-    /// Whether something waits.
+    /// Whether lines are queued.
     pub(super) fn is_behind(&self) -> bool {
         !self.queue.is_empty() || self.dropped != 0
     }
 
-    /// Writes a line with its newline, now or when that does not make us wait. `note` makes a line that says how many were dropped.
+    /// Writes a line with its newline, now or when that does not block. `note` makes the line that
+    /// reports how many were dropped.
     pub(super) fn write(&mut self, line: String, note: impl Fn(u64) -> String) {
         self.flush(&note);
         if self.is_behind() && self.bytes + line.len() > MOST {
@@ -65,7 +68,7 @@ impl<F: AsFd> Output<F> {
         self.queue.push_back(line.into_bytes());
     }
 
-    /// Writes what waits, as far as that does not make us wait.
+    /// Writes the queue, as far as that does not block.
     pub(super) fn flush(&mut self, note: &impl Fn(u64) -> String) {
         loop {
             let Some(line) = self.queue.front_mut() else {
@@ -88,7 +91,7 @@ impl<F: AsFd> Output<F> {
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return,
-                // There is nobody to tell that the log is full, or closed.
+                // The log is full, or closed: there is no other log for the error.
                 Err(_) => {
                     self.bytes -= line.len();
                     line.clear();
@@ -100,7 +103,8 @@ impl<F: AsFd> Output<F> {
         }
     }
 
-    /// Writes what waits, and says how long to pause before the next attempt; `None` if nothing waits any more.
+    /// Writes the queue, and returns the backoff before the next attempt; `None` if the queue is
+    /// empty.
     pub(super) fn catch_up(&mut self, note: &impl Fn(u64) -> String) -> Option<Duration> {
         if !self.is_behind() {
             return None;
@@ -111,11 +115,11 @@ impl<F: AsFd> Output<F> {
         self.is_behind().then_some(self.pause)
     }
 
-    /// At the end: gives whoever reads a moment to catch up.
+    /// At the end: waits a moment for the reader to catch up.
     pub(super) fn finish(&mut self, note: &impl Fn(u64) -> String) {
-        const PATIENCE: Duration = Duration::from_secs(1);
+        const TIMEOUT: Duration = Duration::from_secs(1);
         const LOOK: Duration = Duration::from_millis(10);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         self.flush(note);
         while self.is_behind() && Instant::now() < end {
             let events = PollFlags::POLLOUT;

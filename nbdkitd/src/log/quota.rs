@@ -1,4 +1,5 @@
-//! How many error lines one source may write. A worker that a client has taken over must not fill the disk.
+//! How many error lines one source may write. A worker that a client has taken over must not fill
+//! the disk.
 
 #![forbid(unsafe_code)]
 
@@ -17,9 +18,9 @@ pub(crate) struct Quota {
 /// What to do with a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Write it, after saying that so many were dropped, if any were.
+    /// Write it, and report the lines that were dropped before it.
     Write {
-        /// How many since the last line that was written.
+        /// Lines dropped since the last one that was written.
         dropped: u64,
     },
     /// Drop it.
@@ -38,23 +39,23 @@ impl Quota {
         self.take_many(1, now)
     }
 
-    /// Whether nothing was asked for of late, so that a new one is as good.
+    /// Whether the bucket is full, so that a new one is equal to it.
     pub(super) fn is_full(&self, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.since).as_secs_f64();
         self.tokens + elapsed * self.per_second >= self.burst
     }
 
-    /// One more was dropped for another reason.
+    /// Counts a line that was dropped for another reason.
     pub(super) fn count_dropped(&mut self) {
         self.dropped = self.dropped.saturating_add(1);
     }
 
-    /// How many were dropped since it was last said.
+    /// Lines dropped since that was last reported.
     pub(super) fn rest(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
     }
 
-    /// Asks for a line that counts as so many. A bucket that has one left gives it.
+    /// Asks for a line that counts as several. It is permitted if the bucket has one left.
     pub(crate) fn take_many(&mut self, lines: u32, now: Instant) -> Verdict {
         let elapsed = now.saturating_duration_since(self.since).as_secs_f64();
         self.since = now;

@@ -1,5 +1,5 @@
-//! How many lines clients may cause, beside what each connection may: a client that connects again, and a peer that has many
-//! connections, must not fill the disk.
+//! Quotas of log lines for each peer and for all clients, beside that of each connection: a client
+//! that reconnects, or a peer with many connections, must not fill the disk.
 
 #![forbid(unsafe_code)]
 
@@ -11,17 +11,17 @@ use crate::admission::PeerKey;
 
 /// Lines that the clients of one peer may cause: at once, and each second.
 const OF_PEER: (u32, u32) = (400, 40);
-/// The same of all.
+/// Lines that all clients may cause: at once, and each second.
 const OF_ALL: (u32, u32) = (2000, 200);
-/// Bytes that count as a line; a longer one counts as several.
+/// Bytes that count as a line. A longer line counts as several.
 const LINE: usize = 512;
-/// Most peers that are told apart. What others cause counts as one peer's.
+/// Most peers with a quota of their own. Others share one.
 const MOST_PEERS: usize = 1024;
 
-/// See the module's text.
+/// The quotas of peers and of all clients.
 #[derive(Debug)]
 pub(super) struct Quotas {
-    /// Counts what was dropped for whatever reason.
+    /// The quota of all clients, which counts the dropped lines.
     all: Quota,
     peers: BTreeMap<PeerKey, Quota>,
     others: Quota,
@@ -33,7 +33,7 @@ impl Quotas {
         Quotas { all: quota(OF_ALL), peers: BTreeMap::new(), others: quota(OF_PEER) }
     }
 
-    /// Asks for a line of so many bytes. `own`: the connection's.
+    /// Asks for a line of this length, bytes. `own`: the connection's quota.
     pub(super) fn take(
         &mut self,
         peer: PeerKey,
@@ -61,7 +61,7 @@ impl Quotas {
         self.peers.entry(peer).or_insert_with(|| Quota::new(OF_PEER.0, OF_PEER.1, now))
     }
 
-    /// How many lines were dropped since it was last said.
+    /// Lines dropped since that was last reported.
     pub(super) fn rest(&mut self) -> u64 {
         self.all.rest()
     }
@@ -97,7 +97,7 @@ mod tests {
         let mut quotas = Quotas::new(now);
         assert_eq!(written(&mut quotas, PeerKey::V4(1), 100, 10, now), OF_PEER.0);
         let dropped = 1000 - u64::from(OF_PEER.0);
-        // The next line says it, whoever's that is.
+        // The next line that is written reports them, whatever its peer.
         let next = quotas.take(PeerKey::V4(2), None, 10, now);
         assert_eq!(next, Verdict::Write { dropped });
         assert_eq!(quotas.rest(), 0);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_peers_are_told_apart_than_fit() {
+    fn the_number_of_quotas_is_bounded() {
         let now = Instant::now();
         let mut quotas = Quotas::new(now);
         for peer in 0..5000 {

@@ -1,4 +1,4 @@
-//! Names of system calls, for the line that says which one the sandbox refused.
+//! Names of system calls, for the log line about one that the sandbox has refused.
 
 #![forbid(unsafe_code)]
 
@@ -6,7 +6,7 @@ macro_rules! table {
     ($($name:ident)*) => { &[$((libc::$name, stringify!($name))),*] };
 }
 
-/// Those of all machines.
+/// System calls of all architectures.
 #[rustfmt::skip]
 const COMMON: &[(libc::c_long, &str)] = table! {
     SYS_read SYS_write SYS_close SYS_fstat SYS_lseek SYS_mmap SYS_mprotect SYS_munmap
@@ -64,7 +64,7 @@ const COMMON: &[(libc::c_long, &str)] = table! {
     SYS_set_mempolicy_home_node SYS_mseal
 };
 
-/// Those that only old machines have.
+/// System calls that only older architectures have.
 #[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
 const MACHINE: &[(libc::c_long, &str)] = table! {

@@ -1,7 +1,7 @@
 //! The system log, at facility LOG_DAEMON. syslog(3).
 //!
-//! A confined listener cannot connect any more: a system log that listens on a stream socket, as old ones do, is lost when it is
-//! restarted, one with a datagram socket is not.
+//! A confined listener cannot connect any more: a system log that listens on a stream socket, as
+//! old ones do, is lost when it is restarted, one with a datagram socket is not.
 
 #![forbid(unsafe_code)]
 
@@ -15,10 +15,10 @@ use syslog::{Facility, Formatter3164, LogFormat, Severity};
 
 use crate::datagram::DatagramClient;
 
-/// Where it listens. syslog(3) of glibc: _PATH_LOG.
+/// The path of its socket. syslog(3) of glibc: _PATH_LOG.
 const PATH: &str = "/dev/log";
 
-/// See the module's text.
+/// A client of the system log.
 pub(super) struct Syslog {
     formatter: Formatter3164,
     socket: Option<Socket>,
@@ -46,7 +46,7 @@ impl Socket {
 }
 
 impl Syslog {
-    /// Connects to it, if it is there.
+    /// Connects to the system log, if it is there.
     pub(super) fn new() -> Syslog {
         let formatter = Formatter3164 {
             facility: Facility::LOG_DAEMON,
@@ -82,9 +82,9 @@ impl Syslog {
         }
     }
 
-    /// What a line takes that is not made here: the socket, its address unless it is connected for good, and how a line begins,
-    /// `<PRIORITY>PROGRAM[PID]: `.
-    pub(super) fn last_words(&self) -> Option<(BorrowedFd<'_>, Option<UnixAddr>, String)> {
+    /// What a signal handler needs to write a line: the socket, its address unless it is connected
+    /// for good, and the prefix `<PRIORITY>PROGRAM[PID]: `.
+    pub(super) fn raw_output(&self) -> Option<(BorrowedFd<'_>, Option<UnixAddr>, String)> {
         let priority = libc::LOG_DAEMON | libc::LOG_ERR;
         let head = format!("<{priority}>{}[{}]: ", self.formatter.process, self.formatter.pid);
         match self.socket.as_ref()? {

@@ -1,68 +1,40 @@
-//! Children that ended, and the end of the server: no new clients, the workers finish their requests, the template
-//! cleans up, and whoever takes too long is killed. A second signal skips the patience.
+//! Children that ended, and the end of the server: no new clients, the workers finish their
+//! requests, the template cleans up, and processes that take too long are killed. A second signal
+//! kills them at once.
 
 #![forbid(unsafe_code)]
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nbdkit_ipc::messages::Purpose;
 use nbdkit_ipc::phase::Phase;
-use nbdkit_ipc::{ToTemplate, ToWorker, WorkerExit};
+use nbdkit_ipc::{ToTemplate, WorkerExit};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use signal_hook::consts::SIGCHLD;
 
-use super::rebuild::Maker;
-use super::{Server, Stage};
-use crate::captive;
+use super::Server;
+use super::shutdown::{Expired, Stage, WORKERS_TIMEOUT};
+use super::slot::Death;
+use super::workers::kill::OwnProcesses;
 use crate::notify::State;
 use crate::template::Template;
-
-/// How long clients may take to finish their requests.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// A second signal sooner than this after the first does not count.
-const IMPATIENCE: Duration = Duration::from_secs(1);
-
-/// How long the template may take after that, for `cleanup` and `unload`: it may have data to write.
-const TEMPLATE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How many children are reaped before the other sources get their turn.
 const CHILDREN_AT_ONCE: usize = 64;
 
-/// How often messages are taken from a template that has ended; if there are still more, another process holds its
-/// channel.
-const LAST_WORDS: usize = 64;
-
-/// When patience ends.
-#[derive(Debug)]
-pub(super) struct Deadlines {
-    workers: Option<Instant>,
-    template: Option<Instant>,
-}
-
-impl Deadlines {
-    pub(super) fn next(&self) -> Option<Instant> {
-        self.workers.or(self.template)
-    }
-
-    /// Whether workers are not waited for any more.
-    pub(super) fn workers_passed(&self) -> bool {
-        self.workers.is_none()
-    }
-
-    fn over(&self) -> bool {
-        self.next().is_none()
-    }
-}
+/// How often messages are taken from a template that has ended; if there are still more, another
+/// process has its channel.
+const READS_AFTER_END: usize = 64;
 
 impl Server {
     /// Whether nothing is left to wait for.
     pub(super) fn finished(&self) -> bool {
-        self.stage == Stage::Stopping
-            && self.template.is_none()
-            && self.captive.is_none()
-            && (self.connections.is_empty() || self.deadlines.as_ref().is_some_and(Deadlines::over))
+        self.shutdown.is_stopping()
+            && self.slot.template().is_none()
+            && self.shutdown.captive_pid().is_none()
+            && (self.workers.is_empty() || self.shutdown.all_expired())
     }
 
     pub(super) fn take_signals(&mut self) {
@@ -76,169 +48,168 @@ impl Server {
     }
 
     fn signalled(&mut self, signal: i32) {
-        let stage = self.stage;
-        match stage {
+        match self.shutdown.stage() {
             Stage::Configuring | Stage::Entering => {
-                self.signal = Some(signal);
-                if let Some(template) = &self.template {
-                    template.kill();
-                }
+                self.shutdown.end_by_signal(signal);
+                self.slot.kill();
                 self.stop(1);
             }
-            Stage::Serving if self.waits_for_captive(Instant::now()) => {
-                self.log.debug(|| format!("signal {signal}: the server ends with the command"));
+            Stage::Serving if self.shutdown.waits_for_captive(Instant::now()) => {
+                self.context
+                    .log()
+                    .debug(|| format!("signal {signal}: the server ends with the command"));
             }
             Stage::Serving => {
-                self.log.debug(|| format!("shutting down: signal {signal}"));
+                self.context.log().debug(|| format!("shutting down: signal {signal}"));
                 self.stop(0);
-                if let Some(captive) = &self.captive {
-                    captive.signal(Signal::SIGTERM);
-                }
+                self.shutdown.signal_captive(Signal::SIGTERM);
             }
-            Stage::Stopping if self.has_just_begun_to_stop(Instant::now()) => {}
+            Stage::Stopping if self.shutdown.has_just_begun(Instant::now()) => {}
             Stage::Stopping => {
-                self.deadlines = Some(Deadlines { workers: None, template: None });
+                self.shutdown.expire_all();
                 self.kill_workers();
-                if let Some(template) = &self.template {
-                    template.kill();
-                }
-                if let Some(captive) = &self.captive {
-                    captive.signal(Signal::SIGKILL);
-                }
+                self.slot.kill();
+                self.shutdown.signal_captive(Signal::SIGKILL);
             }
         }
-    }
-
-    /// Whether a signal makes the server wait for the command of `--run`, which needs it, as nbdkit does. Who signals again
-    /// later wants both to end.
-    fn waits_for_captive(&mut self, now: Instant) -> bool {
-        if self.captive.is_none() {
-            return false;
-        }
-        let since = *self.ends_with_captive.get_or_insert(now);
-        now < since + IMPATIENCE
-    }
-
-    /// timeout(1), for one, signals the process and then its whole group. That is not an impatient user.
-    fn has_just_begun_to_stop(&self, now: Instant) -> bool {
-        let patience_ends = self.deadlines.as_ref().and_then(|deadlines| deadlines.workers);
-        patience_ends.is_some_and(|at| now + PATIENCE < at + IMPATIENCE)
     }
 
     /// Stops because of an error.
     pub(super) fn fail(&mut self, line: &str) {
-        match self.stage {
-            Stage::Configuring | Stage::Entering => self.log.fatal(line),
-            Stage::Serving | Stage::Stopping => self.log.error(line),
+        match self.shutdown.stage() {
+            Stage::Configuring | Stage::Entering => self.context.log().fatal(line),
+            Stage::Serving | Stage::Stopping => self.context.log().error(line),
         }
         self.stop(1);
     }
 
     /// Stops, with this exit status. The first reason counts.
     pub(super) fn stop(&mut self, status: u8) {
-        if self.stage == Stage::Stopping {
+        if self.shutdown.is_stopping() {
             return;
         }
-        if self.stage == Stage::Serving {
+        if self.shutdown.is_serving() {
             self.manager.notify(State::Stopping);
         }
-        self.status = status;
-        self.stage = Stage::Stopping;
+        self.shutdown.begin(status, Instant::now());
         self.first = None;
         // Empty once the server is ready.
         for file in std::mem::take(&mut self.made) {
             file.remove();
         }
-        self.forget_clients();
-        self.release_broker();
-        self.schedule.stop();
-        self.close_listeners();
-        for link in self.links.values() {
-            // A worker that does not even take this is killed when patience ends.
-            let _ = link.try_send(&ToWorker::Quiesce, &[]);
+        self.acceptor.drop_clients();
+        self.slot.release_broker(Stage::Stopping, &self.workers, &self.context);
+        self.slot.stop_replacing();
+        self.acceptor.close(&self.context);
+        self.workers.quiesce();
+        self.slot.send(ToTemplate::Quiesce);
+    }
+
+    /// No template and no new one: the clients that there are go on, others find no listening
+    /// socket, and the server ends with the last of them.
+    pub(super) fn retire(&mut self, why: &str) {
+        self.slot.retire();
+        self.acceptor.drop_clients();
+        self.serve_broker_waiters();
+        self.acceptor.close(&self.context);
+        // Logged when it is true: a reader may rely on it.
+        self.context.log().error(&format!(
+            "the template cannot be replaced, since {why}; no more clients are served"
+        ));
+        self.stop_if_retired();
+    }
+
+    pub(super) fn stop_if_retired(&mut self) {
+        if self.slot.is_retired() && self.workers.is_empty() {
+            self.stop(1);
         }
-        if let Some(template) = &mut self.template {
-            template.say(ToTemplate::Quiesce);
+    }
+
+    /// Replaces a template that has ended, if it is time.
+    pub(super) fn replace_template(&mut self, now: Instant) {
+        let clients = self.workers.len();
+        if let Err(why) = self.slot.replace_if_due(clients, now, &self.context) {
+            self.retire(why);
         }
-        let workers = Instant::now() + PATIENCE;
-        self.deadlines =
-            Some(Deadlines { workers: Some(workers), template: Some(workers + TEMPLATE_PATIENCE) });
+    }
+
+    /// Takes the spawner's answers.
+    pub(super) fn read_spawner(&mut self) {
+        let (stage, clients) = (self.shutdown.stage(), self.workers.len());
+        let private = self.acceptor.private();
+        if let Err(why) = self.slot.read_spawner(stage, clients, private, &self.context) {
+            self.retire(why);
+        }
     }
 
     pub(super) fn enforce_deadlines(&mut self, now: Instant) {
-        if self.template_grace.is_some_and(|at| now >= at) {
-            self.template_grace = None;
-            // On the way out it may be cleaning up.
-            if self.stage != Stage::Stopping {
-                self.template_violates("it has closed its control channel");
-            }
+        // While the server stops the template may be cleaning up.
+        if self.slot.take_close_timeout(now) && !self.shutdown.is_stopping() {
+            self.slot.violation("it has closed its control channel", &self.context);
         }
-        self.report_missing_ends(now);
-        let Some(deadlines) = &mut self.deadlines else { return };
-        if deadlines.workers.is_some_and(|at| now >= at) {
-            deadlines.workers = None;
-            if !self.connections.is_empty() {
-                self.log.error(&format!(
-                    "{} client(s) did not finish in {} seconds and are disconnected",
-                    self.connections.len(),
-                    PATIENCE.as_secs()
-                ));
+        self.workers.report_survivors(now, &self.context);
+        match self.shutdown.take_expired(now) {
+            None => {}
+            Some(Expired::Workers) => {
+                if !self.workers.is_empty() {
+                    self.context.log().error(&format!(
+                        "{} client(s) did not finish in {} seconds and are disconnected",
+                        self.workers.len(),
+                        WORKERS_TIMEOUT.as_secs()
+                    ));
+                }
+                self.kill_workers();
+                // A template that does not serve has nothing to clean up, and may be too busy to
+                // read its channel.
+                if !self.slot.is_serving() {
+                    self.slot.kill();
+                }
             }
-            self.kill_workers();
-            // One that has not come to serving has nothing to clean up, and may be too busy to listen.
-            if let Some(template) = &self.template
-                && template.phase() != Phase::Serving
-            {
-                template.kill();
-            }
-        } else if deadlines.template.is_some_and(|at| now >= at) {
-            deadlines.template = None;
-            if let Some(template) = &self.template {
-                self.log.error(&format!(
-                    "the template (pid {}) does not end and is killed",
-                    template.pid()
-                ));
-                template.kill();
+            Some(Expired::Template) => {
+                if let Some(pid) = self.slot.pid() {
+                    self.context
+                        .log()
+                        .error(&format!("the template (pid {pid}) does not end and is killed"));
+                    self.slot.kill();
+                }
             }
         }
     }
 
     fn kill_workers(&mut self) {
-        let shared = self.is_shared();
-        let numbers: Vec<u64> = self.connections.iter().map(|(number, _)| number).collect();
+        let numbers: Vec<u64> =
+            self.workers.connections().iter().map(|(number, _)| number).collect();
         for number in numbers {
-            if !shared {
-                self.end_worker(number);
-            } else if let Some(template) = &mut self.template {
-                template.say(ToTemplate::Disconnect { connection: number });
+            if self.slot.is_shared() {
+                self.slot.send(ToTemplate::Disconnect { connection: number });
+            } else {
+                self.kill_worker(number);
             }
         }
     }
 
-    /// Collects children that have ended.
+    /// Kills the worker of a connection: now, or as soon as the template names its process.
+    pub(super) fn kill_worker(&mut self, number: u64) {
+        let own = self.own_processes();
+        self.workers.kill(number, &own, &self.context);
+    }
+
+    /// The processes of this server that are no workers.
+    pub(super) fn own_processes(&self) -> OwnProcesses {
+        OwnProcesses {
+            template: self.slot.pid(),
+            captive: self.shutdown.captive_pid(),
+            spawner: self.slot.spawner_pid(),
+            broker: self.slot.broker_pid(),
+        }
+    }
+
+    /// Reaps children that have ended.
     pub(super) fn reap(&mut self) {
         for _ in 0..CHILDREN_AT_ONCE {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(status @ (WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..))) => {
-                    // What the spawner has said of a new template was said before that could come here.
-                    self.spawner_unread |= self.template.is_none();
-                    self.read_spawner();
-                    if self.template.as_ref().is_some_and(|template| template.pid() == pid) {
-                        self.template_ended(status);
-                    } else if self.captive.as_ref().is_some_and(|captive| captive.pid() == pid) {
-                        self.captive_ended(status);
-                    } else if let Maker::Spawner(spawner) = &mut self.maker
-                        && spawner.pid() == pid
-                    {
-                        spawner.set_reaped();
-                    } else if let Some(number) = self.connections.of_pid(pid.as_raw()) {
-                        // Its template has ended before it.
-                        let _ = self.connection_ended(number, Some(exit_of(status)));
-                        self.kill_strays();
-                    } else {
-                        // A stray; its children have come here.
-                        self.kill_strays();
-                    }
+                    self.reaped(pid, status);
                 }
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(_) => {}
@@ -247,38 +218,47 @@ impl Server {
         self.reap_again = true;
     }
 
-    fn captive_ended(&mut self, status: WaitStatus) {
-        let (code, text) = captive::outcome(status);
-        // While the server is being stopped, the signal was meant for both.
-        let signalled = self.stage == Stage::Stopping || self.ends_with_captive.is_some();
-        if let Some(text) = text.filter(|_| !signalled) {
-            self.log.error(&text);
+    fn reaped(&mut self, pid: Pid, status: WaitStatus) {
+        // The spawner has sent its answer about a new template before the end of that template can
+        // be seen here.
+        if self.slot.template().is_none() {
+            self.slot.set_spawner_ready();
         }
-        self.captive = None;
-        self.captive_status = Some(code);
-        self.stop(0);
+        self.read_spawner();
+        let own = self.own_processes();
+        if own.template == Some(pid) {
+            self.template_ended(status);
+        } else if own.captive == Some(pid) {
+            if let Some(text) = self.shutdown.captive_ended(status) {
+                self.context.log().error(&text);
+            }
+            self.stop(0);
+        } else if own.spawner == Some(pid) {
+            self.slot.set_spawner_reaped();
+        } else {
+            // A worker whose template has ended before it; or a stray, whose children have become
+            // the listener's.
+            if let Some(number) = self.workers.connections().of_pid(pid.as_raw()) {
+                let _ = self.connection_ended(number, Some(exit_of(status)));
+            }
+            self.kill_strays();
+        }
     }
 
     pub(super) fn template_ended(&mut self, status: WaitStatus) {
-        if let Some(template) = &mut self.template {
-            template.set_reaped();
-        }
-        // What it said last comes first.
-        for _ in 0..LAST_WORDS {
-            self.template_unread = true;
+        self.slot.set_reaped();
+        // The messages that are still in its channel come first.
+        for _ in 0..READS_AFTER_END {
+            self.slot.set_ready();
             self.read_template();
-            if !self.template_unread {
+            if !self.slot.is_ready() {
                 break;
             }
         }
         // One that has not served has no workers.
-        let served = self.template.as_ref().filter(|it| it.phase() == Phase::Serving);
-        self.templates.extend(served.map(Template::pid));
+        self.slot.note_former();
         self.kill_strays();
-        let Some(template) = self.template.take() else { return };
-        self.template_unread = false;
-        self.template_grace = None;
-        self.forget(&template.raw_fd());
+        let Some(template) = self.slot.remove(&self.context) else { return };
         let how = match status {
             WaitStatus::Exited(_, code) => format!("exited with status {code}"),
             WaitStatus::Signaled(_, signal, _) => format!("was killed by {signal}"),
@@ -286,88 +266,74 @@ impl Server {
         };
         let well = matches!(status, WaitStatus::Exited(_, 0));
         let dead = format!("the template (pid {}) {how}", template.pid());
-        match self.stage {
+        let log = self.context.log();
+        match self.shutdown.stage() {
             Stage::Configuring if template.may_exit_as_it_likes() => {
                 if let WaitStatus::Exited(_, code) = status {
-                    self.log.debug(|| dead);
+                    log.debug(|| dead);
                     // An exit status has eight bits.
                     self.stop(u8::try_from(code).unwrap_or(1));
                 } else {
-                    self.log.error(&dead);
+                    log.error(&dead);
                     self.stop(1);
                 }
             }
-            Stage::Configuring if self.plan.recipe.purpose() != Purpose::Serve => {
+            Stage::Configuring if self.context.plan().spec.purpose() != Purpose::Serve => {
                 if !well && !template.is_explained() {
-                    self.log.error(&dead);
+                    log.error(&dead);
                 }
                 self.stop(u8::from(!well));
             }
             Stage::Configuring | Stage::Entering => {
                 if !template.is_explained() {
-                    self.log.error(&dead);
+                    log.error(&dead);
                 }
                 self.stop(1);
             }
             Stage::Stopping => {
                 if !well && !template.is_explained() {
-                    self.log.error(&dead);
+                    log.error(&dead);
                 }
             }
-            Stage::Serving => {
-                let served = template.phase() == Phase::Serving;
-                if served && !template.is_explained() {
-                    self.log.error(&dead);
-                }
-                // First, since what is done depends on who is left.
-                self.settle_orphans();
-                if self.stage != Stage::Serving {
-                    // The one client of -s has ended.
-                    return;
-                }
-                let now = Instant::now();
-                if served {
-                    self.plan_rebuild(now);
-                } else {
-                    let new = format!("the new one (pid {}) {how}", template.pid());
-                    self.attempt_failed(template.failure().unwrap_or(&new), now);
-                }
+            Stage::Serving => return self.template_ended_in_service(&template, &dead, &how),
+        }
+        self.settle_orphans();
+    }
+
+    fn template_ended_in_service(&mut self, template: &Template, dead: &str, how: &str) {
+        let served = template.phase() == Phase::Serving;
+        if served && !template.is_explained() {
+            self.context.log().error(dead);
+        }
+        // First, since what follows depends on the clients that are left.
+        self.settle_orphans();
+        if !self.shutdown.is_serving() {
+            // The one client of -s has ended.
+            return;
+        }
+        let (now, clients) = (Instant::now(), self.workers.len());
+        if !served {
+            let new = format!("the new one (pid {}) {how}", template.pid());
+            let why = template.failure().unwrap_or(&new);
+            self.slot.attempt_failed(why, clients, now, &self.context);
+        } else {
+            match self.slot.died(clients, now, &self.context) {
+                Death::Replace => {}
+                Death::Retire(why) => self.retire(why),
+                Death::Fail => self.fail("the template ended too often and is not replaced again"),
             }
         }
         self.settle_orphans();
     }
 
-    /// The template has ended: connections that lived in it are over, and those whose worker it had reaped without saying
-    /// so. The others are over when their worker is reaped here, or closes its channel without being known.
+    /// The template has ended: so have connections that it served itself, and those whose worker it
+    /// has reaped.
     fn settle_orphans(&mut self) {
-        self.connections.orphan_all();
-        let shared = self.is_shared();
-        let over: Vec<u64> = self
-            .connections
-            .iter()
-            .filter(|(number, it)| {
-                shared || (!self.links.contains_key(number) && !self.has_worker(it))
-            })
-            .map(|(number, _)| number)
-            .collect();
-        for number in over {
+        let own = self.own_processes();
+        for number in self.workers.orphan_all(self.slot.is_shared(), &own) {
             let _ = self.connection_ended(number, None);
         }
         self.stop_if_retired();
-    }
-
-    /// A worker has closed its channel, and is ending. How it ended is learned from the template, or by reaping it.
-    pub(super) fn link_closed(&mut self, number: u64) {
-        let connection = self.connections.get(number);
-        if connection.is_some_and(|it| it.orphan && !self.has_worker(it)) {
-            let _ = self.connection_ended(number, None);
-        }
-    }
-
-    pub(super) fn close_listeners(&mut self) {
-        for listener in std::mem::take(&mut self.listeners) {
-            self.forget(&listener.socket);
-        }
     }
 }
 
@@ -388,20 +354,20 @@ mod tests {
     use std::time::{Duration, Instant};
 
     #[test]
-    fn a_worker_that_its_template_never_spoke_of_is_not_counted_for_ever() {
+    fn a_worker_that_its_template_never_named_is_removed_when_its_channel_closes() {
         let mut listener = Listener::new(2, false).unwrap();
         listener.template_ends();
         listener.turn();
-        assert_eq!(listener.server.connections.len(), 2);
+        assert_eq!(listener.server.workers.connections().len(), 2);
         let (link, _next) = Channel::pair().unwrap();
-        listener.server.template = Some(Template::new(Pid::this(), link, Origin::Rebuild));
+        listener.server.slot.set(Template::new(Pid::this(), link, Origin::Rebuild));
         drop(listener.workers.remove(0));
         // A program that another test starts has the other end, too, until it is executed.
         let end = Instant::now() + Duration::from_secs(20);
-        while listener.server.connections.get(1).is_some() && Instant::now() < end {
+        while listener.server.workers.connections().get(1).is_some() && Instant::now() < end {
             listener.turn();
         }
-        assert!(listener.server.connections.get(1).is_none());
-        assert!(listener.server.connections.get(2).is_some());
+        assert!(listener.server.workers.connections().get(1).is_none());
+        assert!(listener.server.workers.connections().get(2).is_some());
     }
 }

@@ -1,5 +1,5 @@
-//! For the fuzz targets: the loop's treatment of what template and workers say, without any process. The other ends of
-//! the channels are the caller's, to say anything on.
+//! For the fuzz targets: how the loop handles messages of template and workers, without any
+//! process. The caller has the other ends of the channels, and sends anything on them.
 
 #![forbid(unsafe_code)]
 
@@ -8,21 +8,24 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use nbdkit_ipc::messages::{Configured, Isolation, Peer, PeerAddress, Purpose};
-use nbdkit_ipc::{Channel, FromTemplate, FromWorker, ToTemplate, ToWorker};
+use nbdkit_ipc::{Channel, FromTemplate, FromWorker, StackId, ToTemplate, ToWorker};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
-use super::{Plan, Server, Stage, WorkerLink};
+use super::shutdown::Stage;
+use super::workers::WorkerLink;
+use super::{Plan, Server};
 use crate::cli::command_line::{LogDestination, Options, Stack};
 use crate::identity::{Identity, ListenerUser};
 use crate::log::Log;
-use crate::template::{Origin, Recipe, Template};
+use crate::template::{Origin, Template, TemplateSpec};
 
 /// No process has it: the kernel's largest is 2^22. proc_pid_max(5).
 const NOBODY: Pid = Pid::from_raw(i32::MAX);
 
-/// A server that has lost its first template and hears the next one's first words, with some clients left.
+/// A server whose first template has ended and whose next one has yet to send its `Hello`, with
+/// some clients left.
 pub struct Listener {
     pub(super) server: Server,
     pub(super) template: Channel<FromTemplate, ToTemplate>,
@@ -36,7 +39,8 @@ impl std::fmt::Debug for Listener {
 }
 
 impl Listener {
-    /// With so many connections, numbered from 1; each has its worker's channel, unless they are `shared`.
+    /// With so many connections, numbered from 1; each has its worker's channel, unless they are
+    /// `shared`.
     ///
     /// # Errors
     /// No descriptors.
@@ -46,7 +50,7 @@ impl Listener {
         let log = Log::new("nbdkit", &options)?;
         let stack = Stack { filters: Vec::new(), plugin: "null".into(), parameters: Vec::new() };
         let plan = Plan {
-            recipe: Recipe::new(&stack, &options, Purpose::Serve, true, None),
+            spec: TemplateSpec::new(&stack, &options, Purpose::Serve, true, None),
             options,
             mode: None,
             first: None,
@@ -59,13 +63,13 @@ impl Listener {
             unprotected: None,
         };
         let failed = |error: std::io::Error| error.to_string();
-        let mut server = Server::new(plan, log)?;
-        let (link, template) = Channel::pair().map_err(failed)?;
-        server.template = Some(Template::new(NOBODY, link, Origin::Rebuild));
         // Later than start-up, which would change this process.
-        server.stage = Stage::Serving;
+        let mut server = Server::new(plan, log, Stage::Serving)?;
+        let (link, template) = Channel::pair().map_err(failed)?;
+        server.slot.set(Template::new(NOBODY, link, Origin::Rebuild));
         let isolation = if shared { Isolation::Shared } else { Isolation::Connection };
-        server.configured = Some(Configured {
+        server.slot.set_configured(Configured {
+            stack: StackId::ONLY,
             one_client: false,
             isolation,
             replaceable: true,
@@ -74,16 +78,18 @@ impl Listener {
             undeclared: false,
         });
         let mut workers = Vec::new();
-        for number in 1..=connections {
+        for _ in 0..connections {
             let peer =
                 Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-            server.connections.add(number, peer, None, Instant::now());
-            server.last_connection = number;
-            if !shared {
+            let link = if shared {
+                None
+            } else {
                 let (ours, theirs) = WorkerLink::pair().map_err(failed)?;
-                server.links.insert(number, ours);
                 workers.push(theirs);
-            }
+                Some(ours)
+            };
+            let number = server.acceptor.next_connection();
+            server.workers.add(number, peer, None, link, Instant::now());
         }
         Ok(Listener { server, template, workers })
     }
@@ -98,32 +104,34 @@ impl Listener {
         self.workers.get(index).map(AsFd::as_fd)
     }
 
-    /// What the loop does when everybody may have said something. Whether the server goes on.
+    /// Runs the loop once, as if all channels were readable. Returns whether the server goes on.
     ///
     /// # Panics
     /// If the tables contradict each other.
     pub fn turn(&mut self) -> bool {
         let server = &mut self.server;
-        server.template_unread = true;
-        server.unread = server.links.keys().copied().collect();
+        server.slot.set_ready();
+        server.workers.set_all_readable();
         server.read_template();
         server.read_workers();
         server.sign_some();
-        for (number, connection) in server.connections.iter() {
-            assert!((1..=server.last_connection).contains(&number), "nobody came since");
+        let connections = server.workers.connections();
+        for (number, connection) in connections.iter() {
+            let last = server.acceptor.last_connection();
+            assert!((1..=last).contains(&number), "no client came since");
             assert!(connection.pid.is_none_or(|pid| pid > 1), "{connection} has a worker");
-            let owner = connection.pid.map(|pid| server.connections.of_pid(pid));
+            let owner = connection.pid.map(|pid| connections.of_pid(pid));
             assert!(owner.is_none_or(|owner| owner == Some(number)), "a worker has one client");
         }
-        for number in server.links.keys() {
-            assert!(server.connections.get_mut(*number).is_some(), "a channel has a connection");
+        for number in server.workers.links() {
+            assert!(connections.get(number).is_some(), "a channel has a connection");
         }
-        server.stage != Stage::Stopping
+        !server.shutdown.is_stopping()
     }
 
     /// The template has ended.
     pub fn template_ends(&mut self) {
         self.server.template_ended(WaitStatus::Signaled(NOBODY, Signal::SIGKILL, false));
-        assert!(self.server.template.is_none(), "there is no other");
+        assert!(self.server.slot.template().is_none(), "there is no other");
     }
 }

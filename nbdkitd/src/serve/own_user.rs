@@ -1,49 +1,46 @@
-//! Whose process the listener is, once it serves: `--listener-user`.
+//! The user of the listener once it serves: `--listener-user`.
 
 #![forbid(unsafe_code)]
 
 use nix::unistd::getppid;
 
 use super::Server;
-use crate::cli::command_line::{Sandbox, ServiceMode};
+use crate::cli::command_line::ServiceMode;
 use crate::identity::ListenerUser;
 use crate::privileges::{self, NotLeft};
-use crate::{preflight, words};
+use crate::{preflight, strerror};
 
 impl Server {
-    /// Whether anything is confined at all.
-    pub(super) fn is_sandboxed(&self) -> bool {
-        self.plan.options.sandbox != Some(Sandbox::Off)
-    }
-
-    /// Gives up root's user id, and the rest of what was for start-up. Must not yet be called while there are programs to be run.
+    /// Drops root's user id, and the other privileges that only start-up needs. Must not yet be
+    /// called while there are programs to be started.
     ///
     /// # Errors
-    /// One line for the user: another user was asked for by name and cannot be had, or nobody knows what the process has become.
+    /// One line for the user: the command line names a user that the process cannot become, or a
+    /// change of user has failed half-way.
     pub(super) fn leave_root(&self) -> Result<(), String> {
         privileges::empty_bounding_set()?;
-        match &self.plan.listener_user {
+        match &self.context.plan().listener_user {
             ListenerUser::Same => {}
             ListenerUser::Root(why) => self.stays_root(why),
             ListenerUser::Other { account, name, demanded } => {
                 let parent = getppid();
                 match privileges::leave_root(*account) {
                     Ok(()) => {
-                        self.log.debug(|| format!("the listener has become user {name}"));
-                        if self.plan.options.exit_with_parent {
-                            // The change of user has undone it.
+                        self.context.log().debug(|| format!("the listener has become user {name}"));
+                        if self.context.plan().options.exit_with_parent {
+                            // The change of user has cleared it.
                             preflight::exit_with_parent(parent)?;
                         }
                         return Ok(());
                     }
                     Err(NotLeft::Unmapped(errno)) if !demanded => {
-                        let why = words(errno);
+                        let why = strerror(errno);
                         self.stays_root(&format!(
                             "the listener cannot become user {name} ({why}): it stays root"
                         ));
                     }
                     Err(NotLeft::Unmapped(errno)) => {
-                        let why = words(errno);
+                        let why = strerror(errno);
                         return Err(format!(
                             "--listener-user option: cannot change to {name}: {why}"
                         ));
@@ -57,13 +54,15 @@ impl Server {
         privileges::settle()
     }
 
-    /// Says that the listener stays root although it need not: to the log of a service. Whoever types a command sees nothing new.
+    /// Logs that the listener stays root although it need not, if the server is a service. On a
+    /// terminal it is a debug line.
     fn stays_root(&self, why: &str) {
-        let is_activated = matches!(self.plan.mode, Some(ServiceMode::SocketActivation { .. }));
-        if !self.plan.options.foreground || is_activated || self.manager.is_there() {
-            self.log.notice(why);
+        let is_activated =
+            matches!(self.context.plan().mode, Some(ServiceMode::SocketActivation { .. }));
+        if !self.context.plan().options.foreground || is_activated || self.manager.is_there() {
+            self.context.log().notice(why);
         } else {
-            self.log.debug(|| why.to_owned());
+            self.context.log().debug(|| why.to_owned());
         }
     }
 }

@@ -1,6 +1,7 @@
-//! What the template, its forks and their programs print to standard error, where that of the server is a terminal. They have
-//! the end of a pipe instead, since whoever holds a terminal can type into it, and can send it sequences that it obeys. The
-//! listener copies what comes: without control characters, and not more than somebody may want to read.
+//! What template, workers and their programs print to standard error, where that of the server is a
+//! terminal. They get a pipe instead, since a process with a terminal open can type into it, and
+//! can send it control sequences. The listener copies the text without control characters, within a
+//! quota.
 
 #![forbid(unsafe_code)]
 
@@ -10,27 +11,27 @@ use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use mio::Interest;
-use mio::unix::SourceFd;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
 use super::{PRINTED, Server};
 use crate::log::{Log, Quota, Verdict, escape};
-use crate::words;
+use crate::strerror;
 
-/// How much is read at a time, bytes: what a pipe holds, so that whoever prints too much does not wait for each page.
+/// How much is read at a time, bytes: as much as a pipe holds, so that a process that prints too
+/// much is not blocked at each page.
 const BUFFER: usize = 64 * 1024;
-/// What counts as one, bytes.
+/// A page of the quota, bytes.
 const PAGE: usize = 4096;
 /// Pages at once, and each second.
 const PAGES: (u32, u32) = (64, 16);
-/// How often is read at the end, more than empties a pipe that several have filled.
+/// How often the pipe is read at the end: more than enough for a full pipe.
 const MOST_AT_END: usize = 64;
 
 /// The listener's end of the pipe.
 pub(super) struct Printed {
     pipe: File,
-    /// What is not a whole character yet.
+    /// The first bytes of a character whose other bytes have yet to come.
     rest: Vec<u8>,
     quota: Quota,
     more: bool,
@@ -38,13 +39,13 @@ pub(super) struct Printed {
 }
 
 impl Printed {
-    /// There is something in the pipe.
+    /// The pipe is readable.
     pub(super) fn is_readable(&mut self) {
         self.more = true;
     }
 
-    /// Whether there may be something in it still, and the terminal takes it. A terminal that was stopped stops whoever prints,
-    /// and not the listener.
+    /// Whether the pipe may have more, and standard error takes it. A terminal that was stopped
+    /// blocks the processes that print, but not the listener.
     pub(super) fn has_more(&self, log: &Log) -> bool {
         self.more && !log.is_behind()
     }
@@ -81,7 +82,8 @@ impl Printed {
 }
 
 impl Server {
-    /// Keeps the terminal, if there is one, from all other processes. Must be called before there are any.
+    /// Keeps the terminal, if there is one, from all other processes. Must be called before there
+    /// are any.
     ///
     /// # Errors
     /// One line for the user.
@@ -89,16 +91,15 @@ impl Server {
         if !io::stderr().is_terminal() {
             return Ok(());
         }
-        // Who prints waits if the pipe is full, and we do not if it is empty.
-        let failed = |errno| format!("pipe: {}", words(errno));
+        // Their end blocks if the pipe is full; the listener's does not if it is empty.
+        let failed = |errno| format!("pipe: {}", strerror(errno));
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
         nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(failed)?;
-        self.poll
-            .registry()
-            .register(&mut SourceFd(&ours.as_raw_fd()), PRINTED, Interest::READABLE)
+        self.context
+            .register(ours.as_raw_fd(), PRINTED, Interest::READABLE)
             .map_err(|error| format!("epoll_ctl: {}", crate::errno_text(&error)))?;
-        self.plan.recipe.print_to(theirs);
+        self.context.plan_mut().spec.print_to(theirs);
         self.printed = Some(Printed {
             pipe: ours.into(),
             rest: Vec::new(),
@@ -111,13 +112,15 @@ impl Server {
 
     /// Copies what was printed, as much as a pipe holds.
     pub(super) fn copy_printed(&mut self) {
-        if let Some(printed) = self.printed.as_mut().filter(|printed| printed.has_more(&self.log)) {
-            printed.copy(&self.log);
+        let log = self.context.log();
+        if let Some(printed) = self.printed.as_mut().filter(|printed| printed.has_more(log)) {
+            printed.copy(log);
         }
     }
 }
 
-/// What of `bytes` are whole characters, as text for a terminal. The rest stays.
+/// Takes the whole characters of `bytes`, as text for a terminal. The bytes of a last, incomplete
+/// one stay.
 fn take_text(bytes: &mut Vec<u8>) -> String {
     let (mut text, mut taken) = (String::new(), 0);
     for chunk in bytes.utf8_chunks() {
@@ -128,7 +131,7 @@ fn take_text(bytes: &mut Vec<u8>) -> String {
         }
         taken += chunk.valid().len();
         let invalid = chunk.invalid();
-        // The beginning of a character may be followed by its end.
+        // The other bytes of a character may come with the next read.
         if taken + invalid.len() == bytes.len()
             && std::str::from_utf8(invalid).is_err_and(|it| it.error_len().is_none())
         {
@@ -158,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_that_comes_in_two_pieces_is_one() {
+    fn a_character_that_is_read_in_two_parts_is_one() {
         let mut bytes = b"a\xe2\x82".to_vec();
         assert_eq!((take_text(&mut bytes), &bytes[..]), ("a".to_owned(), &b"\xe2\x82"[..]));
         bytes.push(0xac);

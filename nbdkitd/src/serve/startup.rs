@@ -1,39 +1,38 @@
-//! From the first template to the first client. The order is nbdkit's: `get_ready`, sockets, the URI, another user
-//! and `after_fork`, the pid file, the background, `--run`.
+//! From the first template to the first client. The order is nbdkit's: `get_ready`, sockets, the
+//! URI, another user and `after_fork`, the pid file, the background, `--run`.
 
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Instant;
 
-use mio::unix::SourceFd;
-use mio::{Interest, Token};
 use nbdkit_ipc::messages::{Configured, Purpose};
 
-use super::accept::Listener;
-use super::{FIRST_LISTENER, FirstStart, Server, Stage};
+use super::shutdown::Stage;
+use super::slot::TemplateSlot;
+use super::{FirstStart, Server};
 use crate::captive::{Captive, Streams};
 use crate::cli::build_info::{NBDKIT_VERSION, OWN_VERSION};
 use crate::cli::command_line::{ServiceMode, TcpPort, TlsMode};
 use crate::cli::uri;
 use crate::notify::State;
 use crate::template::Origin;
-use crate::{daemon, errno_text, pid_file, privileges, sockets};
+use crate::{confine, daemon, errno_text, pid_file, privileges, sockets};
 
 impl Server {
     /// The first debug lines.
     pub(super) fn introduce(&self) {
-        self.log.debug(|| format!("nbdkit {NBDKIT_VERSION} (nbdkitd {OWN_VERSION})"));
-        let flags = &self.plan.options.debug_flags;
+        self.context.log().debug(|| format!("nbdkit {NBDKIT_VERSION} (nbdkitd {OWN_VERSION})"));
+        let flags = &self.context.plan().options.debug_flags;
         let environ = |flag: &&crate::cli::command_line::DebugFlag| {
             flag.is_server() && flag.flag == "environ"
         };
         if flags.iter().rfind(environ).is_some_and(|flag| flag.value != 0) {
             for (name, value) in std::env::vars_os() {
-                self.log
+                self.context
+                    .log()
                     .debug(|| format!("{}={}", name.to_string_lossy(), value.to_string_lossy()));
             }
         }
@@ -41,99 +40,93 @@ impl Server {
 
     /// The template has configured the stack.
     pub(super) fn configured(&mut self, configured: Configured) {
-        if self.plan.recipe.purpose() != Purpose::Serve {
-            return self.template_violates("unexpected Configured");
+        const UNEXPECTED: &str = "unexpected Configured";
+        if self.context.plan().spec.purpose() != Purpose::Serve {
+            return self.slot.violation(UNEXPECTED, &self.context);
         }
-        let Some(template) = &mut self.template else { return };
-        match (template.origin(), self.stage) {
+        let Some(origin) = self.slot.origin() else { return };
+        match (origin, self.shutdown.stage()) {
             (Origin::FirstStart, Stage::Configuring) => {
                 let Some(first) = self.first.take() else {
-                    return self.template_violates("unexpected Configured");
+                    return self.slot.violation(UNEXPECTED, &self.context);
                 };
-                self.configured = Some(configured);
+                self.slot.set_configured(configured);
                 if let Err(line) = self.listen(first) {
                     return self.fail(&line);
                 }
-                self.stage = Stage::Entering;
-                let service = self.service();
-                if let Some(template) = &mut self.template {
-                    template.enter_service(service);
-                }
+                self.shutdown.set_stage(Stage::Entering);
+                self.slot.enter_service(TemplateSlot::service(&self.context));
             }
-            // It is told to quiesce instead.
+            // `Quiesce` was sent instead.
             (Origin::FirstStart, Stage::Stopping) => {}
             (Origin::Rebuild, Stage::Serving) => {
-                template.enters_service();
+                self.slot.enters_service();
                 // The same parameters may mean something else by now, but not everything else.
-                let refused =
-                    self.configured.as_ref().and_then(|it| refused_change(it, &configured));
-                if let Some(what) = refused {
-                    template.set_failure(format!("{what} (pid {})", template.pid()));
-                    template.kill();
-                } else {
-                    self.configured = Some(configured);
+                let refused = self.slot.configured().and_then(|it| refused_change(it, &configured));
+                match refused.zip(self.slot.pid()) {
+                    Some((what, pid)) => self.slot.kill_for(format!("{what} (pid {pid})")),
+                    None => self.slot.set_configured(configured),
                 }
             }
-            // It will find that it is told to quiesce, too.
-            (Origin::Rebuild, Stage::Stopping) => template.enters_service(),
+            // `Quiesce` follows.
+            (Origin::Rebuild, Stage::Stopping) => self.slot.enters_service(),
             (Origin::FirstStart, Stage::Entering | Stage::Serving)
             | (Origin::Rebuild, Stage::Configuring | Stage::Entering) => {
-                self.template_violates("unexpected Configured");
+                self.slot.violation(UNEXPECTED, &self.context);
             }
         }
     }
 
-    /// Makes the sockets, prints the URI, and gives up the standard streams.
+    /// Opens the listening sockets, prints the URI, and gives up the standard streams.
     fn listen(&mut self, first: FirstStart) -> Result<(), String> {
-        let Some(mode) = &mut self.plan.mode else { return Ok(()) };
+        let plan = self.context.plan();
+        let Some(mode) = &plan.mode else { return Ok(()) };
         let FirstStart { adopted } = first;
-        let label = self.plan.options.selinux_label.as_deref();
-        let listening = sockets::open(mode, adopted, label, &self.log)?;
+        let label = plan.options.selinux_label.as_deref();
+        let listening = sockets::open(mode, adopted, label, self.context.log())?;
         // For the URI: port 0 is of no use to clients.
-        if let (ServiceMode::Tcp { port, .. }, Some(chosen)) = (mode, listening.port) {
+        if let (Some(ServiceMode::Tcp { port, .. }), Some(chosen)) =
+            (&mut self.context.plan_mut().mode, listening.port)
+        {
             *port = Some(TcpPort::Number(chosen));
         }
-        self.private = listening.directory;
+        self.acceptor.set_private(listening.directory);
         self.made.extend(listening.made);
-        for (index, socket) in listening.sockets.into_iter().enumerate() {
-            sockets::keep_alive(&socket, self.plan.options.keepalive);
-            self.poll
-                .registry()
-                .register(
-                    &mut SourceFd(&socket.as_raw_fd()),
-                    Token(FIRST_LISTENER + index),
-                    Interest::READABLE,
-                )
+        for socket in listening.sockets {
+            sockets::keep_alive(&socket, self.context.plan().options.keepalive);
+            self.acceptor
+                .add_socket(socket, &self.context)
                 .map_err(|error| format!("epoll_ctl: {}", errno_text(&error)))?;
-            self.listeners.push(Listener { socket, ready: false });
         }
         self.print_uri()?;
-        if self.plan.options.run.is_some() {
+        if self.context.plan().options.run.is_some() {
             let streams =
                 Streams::keep().map_err(|error| format!("dup: {}", errno_text(&error)))?;
-            self.captive_streams = Some(streams);
+            self.shutdown.keep_streams(streams);
         }
         daemon::release_standard_streams()
     }
 
     fn private_socket(&self) -> &Path {
-        self.private.as_ref().map_or(Path::new(""), |directory| directory.socket())
+        self.acceptor.private().map_or(Path::new(""), |directory| directory.socket())
     }
 
     /// What came of `--tls` and of looking for certificates.
     fn tls_mode(&self) -> TlsMode {
-        self.plan.tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode)
+        self.context.plan().tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode)
     }
 
     fn print_uri(&self) -> Result<(), String> {
-        let Some(mode) = &self.plan.mode else { return Ok(()) };
-        let options = &self.plan.options;
+        let Some(mode) = &self.context.plan().mode else { return Ok(()) };
+        let options = &self.context.plan().options;
         let Some(endpoint) = mode.endpoint(self.private_socket()) else {
-            self.log.debug(|| format!("no NBD URI because service mode is {}", mode.name()));
+            self.context
+                .log()
+                .debug(|| format!("no NBD URI because service mode is {}", mode.name()));
             return Ok(());
         };
         let uri = uri::uri(endpoint, &options.export_name, self.tls_mode(), &options.tls);
-        self.log.debug(|| format!("NBD URI: {uri}"));
+        self.context.log().debug(|| format!("NBD URI: {uri}"));
         if options.print_uri {
             let mut stdout = io::stdout().lock();
             stdout
@@ -146,60 +139,66 @@ impl Server {
 
     /// The template is ready for clients.
     pub(super) fn ready(&mut self) {
-        match self.stage {
+        match self.shutdown.stage() {
             Stage::Entering => {}
             Stage::Serving => {
-                self.schedule.succeeded(Instant::now());
-                self.log.notice("the template was replaced, clients are accepted again");
+                self.slot.succeeded(Instant::now());
+                let text = "the template was replaced, clients are accepted again";
+                self.context.log().notice(text);
                 self.kill_strays();
-                return self.replace_if_broker_lost();
+                return self.slot.replace_if_broker_lost(Stage::Serving, &self.workers);
             }
-            // It hears that it is to quiesce.
+            // `Quiesce` was sent.
             Stage::Stopping => return,
-            Stage::Configuring => return self.template_violates("unexpected Ready"),
+            Stage::Configuring => {
+                return self.slot.violation("unexpected Ready", &self.context);
+            }
         }
-        self.stage = Stage::Serving;
+        self.shutdown.set_stage(Stage::Serving);
         if let Err(line) = self.enter_service() {
             return self.fail(&line);
         }
         self.manager.notify(State::Ready);
-        self.replace_if_broker_lost();
-        if let Some(streams) = self.plan.streams.take() {
-            self.hand_over_streams(streams);
+        self.slot.replace_if_broker_lost(Stage::Serving, &self.workers);
+        if let Some(streams) = self.context.plan_mut().streams.take() {
+            self.send_streams(streams);
         }
     }
 
-    /// All that the outside world sees of being ready.
+    /// All that others see of the server being ready.
     fn enter_service(&mut self) -> Result<(), String> {
-        if self.plan.report.is_some() {
-            self.log.debug(|| format!("forked into background (new pid = {})", std::process::id()));
+        if self.context.plan().report.is_some() {
+            self.context
+                .log()
+                .debug(|| format!("forked into background (new pid = {})", std::process::id()));
         }
-        if let Some(path) = &self.plan.options.pid_file {
+        if let Some(path) = &self.context.plan().options.pid_file {
             let made = pid_file::write(path)
                 .map_err(|error| format!("{}: {}", path.display(), errno_text(&error)))?;
             self.made.extend(made);
-            self.log.debug(|| format!("written pidfile {}", path.display()));
+            self.context.log().debug(|| format!("written pidfile {}", path.display()));
         }
-        // Here rather than last: what fails must still reach the user.
-        privileges::reduce(self.is_sandboxed())?;
-        let report = self.plan.report.take();
+        // Here rather than last: an error must still reach the user.
+        privileges::reduce(self.context.is_sandboxed())?;
+        let report = self.context.plan_mut().report.take();
         if report.is_some() {
-            daemon::leave_terminal(self.log.verbose())?;
-            self.log.enter_background();
+            daemon::leave_terminal(self.context.log().verbose())?;
+            self.context.log().enter_background();
         }
-        if let Some(streams) = self.captive_streams.take() {
+        if let Some(streams) = self.shutdown.take_streams() {
             let script = self.run_script();
-            let captive = Captive::start(&script, streams, self.plan.unprotected)
+            let captive = Captive::start(&script, streams, self.context.plan().unprotected)
                 .map_err(|error| format!("--run: /bin/sh: {}", errno_text(&error)))?;
-            self.captive = Some(captive);
+            self.shutdown.set_captive(captive);
         }
         let gone = "the process that started the server is gone";
-        // While the files of a start that fails can be removed. From the sandbox on they stay, as in nbdkit.
+        // While the files of a start that fails can be removed. From the sandbox on they stay, as
+        // in nbdkit.
         if report.as_ref().is_some_and(|report| !report.is_awaited()) {
             return Err(gone.to_owned());
         }
         // After the command of --run was started, which may use select(2).
-        self.fit_descriptors();
+        self.acceptor.fit_descriptors(&self.context);
         // After all that starts programs, and before anybody relies on it.
         self.confine()?;
         self.made.clear();
@@ -209,10 +208,21 @@ impl Server {
         Ok(())
     }
 
+    /// Confines the listener. Must not yet be called while there are programs to be started.
+    fn confine(&mut self) -> Result<(), String> {
+        if !self.context.is_sandboxed() {
+            return Ok(());
+        }
+        self.slot.start_spawner(self.acceptor.private_mut(), &self.context)?;
+        // After all that was executed.
+        self.leave_root()?;
+        confine::confine(self.context.log())
+    }
+
     fn run_script(&self) -> OsString {
-        let options = &self.plan.options;
+        let options = &self.context.plan().options;
         let endpoint =
-            self.plan.mode.as_ref().and_then(|mode| mode.endpoint(self.private_socket()));
+            self.context.plan().mode.as_ref().and_then(|mode| mode.endpoint(self.private_socket()));
         uri::run_script(
             options.run.as_deref().unwrap_or_default(),
             endpoint,
@@ -223,10 +233,11 @@ impl Server {
     }
 }
 
-/// What a new template has that the one before did not have, and may not have for that reason. What a file holds, and thus a
-/// disk's size, may change: it is the next client's.
+/// What a new template has that the one before did not have, and may not have for that reason. What
+/// a file holds, and thus a disk's size, may change: it is the next client's.
 fn refused_change(before: &Configured, now: &Configured) -> Option<&'static str> {
     let Configured {
+        stack: _,
         isolation,
         may_shutdown,
         one_client: _,
@@ -253,10 +264,10 @@ mod tests {
     /// A server with a client, whose new template was configured so.
     fn replaced_by(change: impl FnOnce(&mut Configured)) -> Listener {
         let mut listener = Listener::new(1, false).unwrap();
-        let mut configured = listener.server.configured.clone().unwrap();
+        let mut configured = listener.server.slot.configured().unwrap().clone();
         // The harness's may.
-        listener.server.configured.as_mut().unwrap().may_shutdown = false;
         configured.may_shutdown = false;
+        listener.server.slot.set_configured(configured.clone());
         change(&mut configured);
         listener.template.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
         listener.template.send(&FromTemplate::Configured(configured), &[]).unwrap();
@@ -267,21 +278,24 @@ mod tests {
     #[test]
     fn a_new_template_may_be_slower_and_may_not_have_more_rights_or_another_isolation() {
         let listener = replaced_by(|it| it.one_client = true);
-        assert!(listener.server.configured.as_ref().unwrap().one_client);
-        assert!(listener.server.template.is_some_and(|template| !template.is_explained()));
+        assert!(listener.server.slot.configured().unwrap().one_client);
+        assert!(listener.server.slot.template().is_some_and(|template| !template.is_explained()));
         let changes: [fn(&mut Configured); 2] =
             [|it| it.isolation = Isolation::Shared, |it| it.may_shutdown = true];
         for change in changes {
             let mut listener = replaced_by(change);
-            let template = listener.server.template.as_ref().unwrap();
+            let template = listener.server.slot.template().unwrap();
             assert!(template.is_explained() && template.failure().is_some(), "it is killed");
-            let configured = listener.server.configured.clone().unwrap();
+            let configured = listener.server.slot.configured().unwrap().clone();
             assert!(configured.isolation == Isolation::Connection && !configured.may_shutdown);
             listener.template_ends();
             assert!(listener.turn(), "the server goes on");
-            assert_eq!(listener.server.connections.len(), 1);
-            assert!(!listener.server.schedule.is_starting());
-            assert!(listener.server.schedule.next(Instant::now()).is_some(), "it is tried again");
+            assert_eq!(listener.server.workers.len(), 1);
+            assert!(!listener.server.slot.is_starting());
+            assert!(
+                listener.server.slot.next_deadline(Instant::now()).is_some(),
+                "it is tried again"
+            );
         }
     }
 }

@@ -1,260 +1,315 @@
-//! Ending workers. The listener holds a handle on each worker's process, which the template has made right after the fork
-//! and sent with `Forked`: killing needs neither /proc nor a free descriptor. The handle is the word of a confined process,
-//! so before it is used the kernel is asked whose child the process is.
+//! The workers and their clients: the table of connections, the control channel to each worker, and
+//! signatures for their TLS handshakes.
 //!
-//! A worker that is to end before the template has said which process it is, is killed as soon as that is said. An end that
-//! was ordered and does not happen is an error line.
+//! What a worker sends is checked here for form, descriptors and phase;
+//! [`dispatch`](super::dispatch) decides what follows from it.
+//!
+//! - `kill`: ending a worker, and checking that it has ended
+//! - `signing`: the queue of signatures; `alarm`: a warning about peers that cause many
 
 #![forbid(unsafe_code)]
 
-use std::time::{Duration, Instant};
+mod alarm;
+pub(super) mod kill;
+pub(super) mod signing;
 
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use mio::{Interest, Token};
+use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
+use nbdkit_ipc::messages::{Isolation, LogRecord, Peer};
+use nbdkit_ipc::phase::{check_worker_ids, worker_message};
 use nbdkit_ipc::process::Process;
+use nbdkit_ipc::{Channel, FromWorker, RecvError, ToWorker};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::{Pid, getsid};
 
-use super::Server;
-use crate::captive::Captive;
-use crate::connections::Connection;
-use crate::template::Template;
+use super::FIRST_WORKER;
+use super::context::Context;
+use crate::admission::PeerKey;
+use crate::connections::{Connection, Connections, Violation};
+use crate::log::Level;
+use kill::OwnProcesses;
+use signing::Signing;
 
-/// How long a killed worker may take until its end is known. One that waits for a disk inside of the kernel takes longer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The listener's end of the channel to a worker.
+pub(super) type WorkerLink = Channel<ToWorker, FromWorker>;
 
-/// Why a process that the template has named gets no signal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoSignal {
-    /// It has ended and was reaped.
-    Gone,
-    /// It is no child of the template, and none of ours that was one.
-    Stranger,
-    /// The system did not let us find out.
-    Failed(Errno),
+/// What came from a worker.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    /// A message that is permitted in this phase.
+    Message(FromWorker),
+    /// Nothing now.
+    Empty,
+    /// Nothing any more: the channel is closed.
+    Closed,
+    /// A protocol violation; which.
+    Violation(Cow<'static, str>),
 }
 
-impl From<Errno> for NoSignal {
-    fn from(errno: Errno) -> NoSignal {
-        match errno {
-            Errno::ESRCH => NoSignal::Gone,
-            Errno::EBADF => NoSignal::Stranger,
-            errno => NoSignal::Failed(errno),
+/// Connections, channels and the queue of signatures.
+pub(super) struct Workers {
+    connections: Connections,
+    links: BTreeMap<u64, WorkerLink>,
+    signing: Signing,
+    /// Connections whose worker was killed, or is to be, and when its end has to be known. In
+    /// order.
+    kills: VecDeque<(Instant, u64)>,
+    /// Connections whose channel may have more to read.
+    unread: BTreeSet<u64>,
+}
+
+impl Workers {
+    pub(super) fn new(now: Instant) -> Workers {
+        Workers {
+            connections: Connections::default(),
+            links: BTreeMap::new(),
+            signing: Signing::new(now),
+            kills: VecDeque::new(),
+            unread: BTreeSet::new(),
         }
     }
-}
 
-impl Server {
-    /// Sends a signal to a child of the template, or ours because its template has ended; `None` only checks that there is
-    /// such a process. `pid` and `handle` are the template's word, and are checked; `broker`, too, is another's.
+    pub(super) fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    /// How many clients there are.
+    pub(super) fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Whether there are no clients.
+    pub(super) fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// Adds a client that the template was sent. `client` is its socket, if another template could
+    /// serve it. Without a `link` it is served by the template itself.
+    pub(super) fn add(
+        &mut self,
+        number: u64,
+        peer: Peer,
+        client: Option<OwnedFd>,
+        link: Option<WorkerLink>,
+        now: Instant,
+    ) {
+        self.connections.add(number, peer, client, link.is_some(), now);
+        if let Some(link) = link {
+            self.links.insert(number, link);
+        }
+    }
+
+    /// Begins to poll a connection's channel.
+    pub(super) fn register(&mut self, number: u64, context: &Context) {
+        let Some(link) = self.links.get(&number) else { return };
+        let token = Token(FIRST_WORKER + number as usize);
+        let added = context.register(link.as_fd().as_raw_fd(), token, Interest::READABLE);
+        if let Err(error) = added {
+            // Closing the channel ends the worker.
+            self.links.remove(&number);
+            let text = format!("epoll_ctl: {}", crate::errno_text(&error));
+            self.error(number, &text, context);
+        }
+    }
+
+    /// Logs an error that concerns a connection.
+    pub(super) fn error(&self, number: u64, text: &str, context: &Context) {
+        let key = self.connections.get(number).map_or(PeerKey::Unknown, |it| it.key);
+        context.log().about(key, None, context.speaker(None, number), Level::Error, text);
+    }
+
+    /// Logs what a worker has sent, within its quota. The number of the connection is the
+    /// channel's, whatever the record says.
+    pub(super) fn log(&mut self, number: u64, record: &LogRecord, context: &Context) {
+        let Some(connection) = self.connections.get_mut(number) else { return };
+        let speaker = context.speaker(record.layer.as_deref(), number);
+        let own = Some(&mut connection.quota);
+        context.log().about(connection.key, own, speaker, record.level, &record.text);
+    }
+
+    /// How log lines name a worker: `worker 7 (client 127.0.0.1:4000)`. `None` if there is no such
+    /// connection.
+    pub(super) fn name(&self, number: u64) -> Option<String> {
+        let connection = self.connections.get(number)?;
+        let pid = connection.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+        Some(format!("worker {pid} ({connection})"))
+    }
+
+    /// A worker's channel is readable.
+    pub(super) fn set_readable(&mut self, number: u64) {
+        self.unread.insert(number);
+    }
+
+    /// All channels are.
+    pub(super) fn set_all_readable(&mut self) {
+        self.unread = self.links.keys().copied().collect();
+    }
+
+    /// Whether a channel may have more to read.
+    pub(super) fn has_readable(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// The connections whose channels may have more to read.
+    pub(super) fn take_readable(&mut self) -> BTreeSet<u64> {
+        std::mem::take(&mut self.unread)
+    }
+
+    /// Takes a message of a connection's worker, if there is one, and checks that it is permitted
+    /// now.
+    pub(super) fn receive(&mut self, number: u64) -> Incoming {
+        let Some(link) = self.links.get(&number) else { return Incoming::Empty };
+        let message = match link.try_recv() {
+            Ok(received) if received.fds.is_empty() && !received.lost => received.message,
+            Ok(_) => return Incoming::Violation("descriptors where none belong".into()),
+            Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => return Incoming::Empty,
+            Err(RecvError::Closed) => return Incoming::Closed,
+            Err(error) => return Incoming::Violation(error.to_string().into()),
+        };
+        let Some(connection) = self.connections.get_mut(number) else { return Incoming::Closed };
+        // The worker has the client now.
+        connection.client = None;
+        let phase = connection.phase;
+        let Some(next) = phase.after(&message) else {
+            let name = worker_message(&message);
+            return Incoming::Violation(format!("unexpected {name} in phase {phase:?}").into());
+        };
+        if let Err(what) = check_worker_ids(&message) {
+            return Incoming::Violation(what.into());
+        }
+        connection.phase = next;
+        Incoming::Message(message)
+    }
+
+    /// Whether there is a channel to a connection's worker.
+    pub(super) fn has_link(&self, number: u64) -> bool {
+        self.links.contains_key(&number)
+    }
+
+    /// Which connections have a channel to their worker.
+    pub(super) fn links(&self) -> impl Iterator<Item = u64> {
+        self.links.keys().copied()
+    }
+
+    /// Closes the channel to a connection's worker.
+    pub(super) fn close_link(&mut self, number: u64, context: &Context) {
+        if let Some(link) = self.links.remove(&number) {
+            context.deregister(link.as_fd().as_raw_fd());
+        }
+        self.unread.remove(&number);
+    }
+
+    /// Sends an answer, for which a worker waits: so its queue has room, or it has ended.
+    pub(super) fn send(&self, number: u64, message: &ToWorker, fds: &[BorrowedFd<'_>]) {
+        if let Some(link) = self.links.get(&number) {
+            let _ = link.try_send(message, fds);
+        }
+    }
+
+    /// Has all workers finish. One that does not even take the message is killed at the deadline.
+    pub(super) fn quiesce(&self) {
+        self.links.keys().for_each(|number| self.send(*number, &ToWorker::Quiesce, &[]));
+    }
+
+    /// The template has named the worker of a connection. Process id and handle may be anything,
+    /// even another program's: [`kill::signal_child`] checks them before they are used.
     ///
     /// # Errors
-    /// [`NoSignal`].
-    pub(super) fn signal_child(
-        &self,
+    /// The claim cannot be true.
+    pub(super) fn forked(
+        &mut self,
+        number: u64,
         pid: i32,
-        handle: Option<&Process>,
-        broker: Option<Pid>,
-        signal: Option<Signal>,
-    ) -> Result<(), NoSignal> {
-        let pid = Pid::from_raw(pid);
-        let template = self.template.as_ref().map(Template::pid);
-        let captive = self.captive.as_ref().map(Captive::pid);
-        if [template, captive, self.spawner_pid(), broker].contains(&Some(pid)) {
-            return Err(NoSignal::Stranger);
+        process: Option<Process>,
+        isolation: Isolation,
+    ) -> Result<(), Violation> {
+        self.connections.forked(number, pid, isolation)?.process = process;
+        Ok(())
+    }
+
+    /// A connection's handshake is over.
+    ///
+    /// # Errors
+    /// There is no such connection, it was over before, or the export cannot be one.
+    pub(super) fn serving(&mut self, number: u64, export: String) -> Result<(), Violation> {
+        let connection = self.connections.get_mut(number).ok_or(Violation::UnknownConnection)?;
+        connection.serving(export)?;
+        if connection.signed_for {
+            self.signing.led_to_transmission(connection.key);
         }
-        let is_parent = |parent| parent == Pid::this() || Some(parent) == template;
-        if let Some(process) = handle {
-            match process.identity() {
-                Ok((its, parent)) if its == pid && is_parent(parent) => {
-                    return Ok(process.signal(signal)?);
-                }
-                Ok(_) => return Err(NoSignal::Stranger),
-                // Before Linux 6.13 a handle does not say whose it is: one of our own on the same number.
-                Err(Errno::ENOTTY | Errno::EINVAL | Errno::ENOSYS) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        let process = Process::open(pid)?;
-        let parent = process.identity().ok().map(|(_, parent)| parent).or_else(|| parent_of(pid));
-        let is_child = parent.map_or_else(|| is_relative(pid, template), is_parent);
-        // It lives: so what was read was not about a later process of the same number.
-        process.signal(None)?;
-        if !is_child {
-            return Err(NoSignal::Stranger);
-        }
-        Ok(process.signal(signal)?)
+        Ok(())
     }
 
-    /// Whether a connection has a worker that lives or has yet to be reaped.
-    pub(super) fn has_worker(&self, connection: &Connection) -> bool {
-        connection.pid.is_some_and(|pid| {
-            let handle = connection.process.as_ref();
-            let found = self.signal_child(pid, handle, self.brokers.pid(), None);
-            !matches!(found, Err(NoSignal::Gone | NoSignal::Stranger))
-        })
+    /// A worker asks for a channel to the broker.
+    ///
+    /// # Errors
+    /// More often than it can need one.
+    pub(super) fn count_broker_request(&mut self, number: u64) -> Result<(), &'static str> {
+        let Some(connection) = self.connections.get_mut(number) else { return Ok(()) };
+        connection.brokers = connection
+            .brokers
+            .after_one_more()
+            .ok_or("a channel to the broker more often than it can need one")?;
+        Ok(())
     }
 
-    /// Kills the worker of a connection: now, or as soon as the template says which process it is.
-    pub(super) fn end_worker(&mut self, number: u64) {
-        let Some(connection) = self.connections.get_mut(number) else { return };
-        if !std::mem::replace(&mut connection.doomed, true) {
-            self.ends.push_back((Instant::now() + PATIENCE, number));
-        }
-        let Some(connection) = self.connections.get(number) else { return };
-        let Some(pid) = connection.pid else { return };
-        let handle = connection.process.as_ref();
-        let signal = Some(Signal::SIGKILL);
-        let why = match self.signal_child(pid, handle, self.brokers.pid(), signal) {
-            Ok(()) | Err(NoSignal::Gone) => return,
-            Err(NoSignal::Stranger) => {
-                "the template has named a process that is not its child".to_owned()
-            }
-            Err(NoSignal::Failed(errno)) => crate::words(errno),
-        };
-        let text =
-            format!("the worker (pid {pid}, {connection}) was to be killed and was not: {why}");
-        self.connection_error(number, &text);
+    /// Marks a connection as evicted. False if there is no such connection.
+    pub(super) fn set_evicted(&mut self, number: u64) -> bool {
+        self.connections.get_mut(number).map(|it| it.evicted = true).is_some()
     }
 
-    /// When the end of the worker that was killed first has to be known.
-    pub(super) fn next_end(&self) -> Option<Instant> {
-        self.ends.front().map(|(at, _)| *at)
+    /// Removes a connection that has ended.
+    ///
+    /// # Errors
+    /// There was no such connection.
+    pub(super) fn remove(
+        &mut self,
+        number: u64,
+        context: &Context,
+    ) -> Result<Connection, Violation> {
+        self.close_link(number, context);
+        self.connections.remove(number)
     }
 
-    /// Says which workers were killed, or were to be, and have not ended.
-    pub(super) fn report_missing_ends(&mut self, now: Instant) {
-        while let Some((at, number)) = self.ends.front().copied()
-            && at <= now
-        {
-            self.ends.pop_front();
-            let Some(connection) = self.connections.get(number) else { continue };
-            let pid = connection.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
-            let text = format!(
-                "the worker (pid {pid}, {connection}) was to be killed {} seconds ago and has not ended",
-                PATIENCE.as_secs()
-            );
-            self.connection_error(number, &text);
-        }
-    }
-}
-
-/// The parent of a process. proc_pid_stat(5).
-fn parent_of(pid: Pid) -> Option<Pid> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may contain anything; state and parent follow the last one.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    fields.split(' ').nth(1)?.parse().ok().map(Pid::from_raw)
-}
-
-/// Without /proc, on a kernel that does not tell parents: a child of ours, or a process in the session of the template,
-/// which only its descendants can be in if it leads one.
-fn is_relative(pid: Pid, template: Option<Pid>) -> bool {
-    let is_ours = || {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        waitid(Id::Pid(pid), flags).is_ok()
-    };
-    let leads = |template| getsid(Some(template)) == Ok(template);
-    template.is_some_and(|it| leads(it) && getsid(Some(pid)) == Ok(it)) || is_ours()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::process::{Child, Command};
-
-    use super::*;
-    use crate::serve::fuzz::Listener;
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    use std::os::fd::AsRawFd;
-    use std::os::unix::process::ExitStatusExt;
-
-    fn sleep() -> Child {
-        Command::new("/bin/sleep").arg("60").spawn().unwrap()
+    /// The template has ended to which all clients were sent. Returns the connections that are over
+    /// with that: those it served itself, and those whose worker it had reaped without a message.
+    /// The others are over when their worker is reaped here, or closes its channel without being
+    /// known.
+    pub(super) fn orphan_all(&mut self, is_shared: bool, own: &OwnProcesses) -> Vec<u64> {
+        self.connections.orphan_all();
+        let is_over =
+            |number| is_shared || (!self.has_link(number) && !self.has_process(number, own));
+        let numbers = self.connections.iter().map(|(number, _)| number);
+        numbers.filter(|number| is_over(*number)).collect()
     }
 
-    fn pid(child: &Child) -> i32 {
-        child.id().cast_signed()
+    /// Whether a connection whose channel was closed is over: nobody else will report its end.
+    pub(super) fn is_over_without_link(&self, number: u64, own: &OwnProcesses) -> bool {
+        self.connections.get(number).is_some_and(|it| it.orphan) && !self.has_process(number, own)
     }
 
-    fn end(mut child: Child) {
-        child.kill().unwrap();
-        child.wait().unwrap();
+    /// A connection of the shared template asks for a key. The table of phases is that of workers.
+    ///
+    /// # Errors
+    /// There is no such connection, or it has asked before.
+    pub(super) fn count_shared_key(
+        &mut self,
+        number: u64,
+        request: &KeyRequest,
+    ) -> Result<(), &'static str> {
+        let connection =
+            self.connections.get_mut(number).ok_or("a key for a connection that does not exist")?;
+        let next = connection.phase.after(&FromWorker::Key(request.clone()));
+        connection.phase = next.ok_or("a second key for the same connection")?;
+        Ok(())
     }
 
-    #[test]
-    fn a_child_knows_its_parent() {
-        let child = sleep();
-        let number = Pid::from_raw(pid(&child));
-        assert_eq!(parent_of(number), Some(Pid::this()));
-        assert!(is_relative(number, None));
-        end(child);
-        assert_eq!(parent_of(number), None);
-        assert!(!is_relative(number, None));
-    }
-
-    /// The kernel says whose child the process behind a handle is; the number alone is not believed.
-    #[test]
-    fn a_handle_on_another_process_than_the_one_that_is_named_is_not_used() {
-        let listener = Listener::new(1, false).unwrap();
-        let server = &listener.server;
-        let (ours, other) = (sleep(), sleep());
-        let handle = Process::open(Pid::from_raw(pid(&ours))).unwrap();
-        let wrong = Process::open(Pid::from_raw(pid(&other))).unwrap();
-        let stranger = Process::open(Pid::from_raw(1)).unwrap();
-        let null = Process::from_fd(std::fs::File::open("/dev/null").unwrap().into());
-        assert_eq!(server.signal_child(pid(&ours), Some(&handle), None, None), Ok(()));
-        assert_eq!(server.signal_child(pid(&ours), None, None, None), Ok(()));
-        if wrong.identity().is_ok() {
-            for wrong in [&wrong, &null] {
-                let found = server.signal_child(pid(&ours), Some(wrong), None, None);
-                assert_eq!(found, Err(NoSignal::Stranger));
-            }
-            let found = server.signal_child(1, Some(&stranger), None, None);
-            assert!(found.is_err(), "{found:?}");
-        }
-        let number = pid(&ours);
-        end(ours);
-        end(other);
-        let found = server.signal_child(number, Some(&handle), None, None);
-        assert_eq!(found, Err(NoSignal::Gone));
-    }
-
-    #[test]
-    fn a_worker_that_is_to_end_is_killed_when_it_is_known() {
-        let mut listener = Listener::new(2, false).unwrap();
-        let server = &mut listener.server;
-        server.end_worker(1);
-        assert!(server.next_end().is_some());
-        let mut child = sleep();
-        let handle = Process::open(Pid::from_raw(pid(&child))).unwrap();
-        server.forked(1, pid(&child), Some(handle)).unwrap();
-        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
-        // Nobody has said that the connection is over.
-        server.report_missing_ends(Instant::now() + PATIENCE);
-        assert_eq!(server.next_end(), None);
-    }
-
-    /// In a process of its own, this test executed again, because the limit is the process's.
-    #[test]
-    fn a_worker_is_killed_where_no_descriptor_is_free() {
-        const AGAIN: &str = "NBDKIT_TEST_NO_ROOM";
-        let mut listener = Listener::new(1, false).unwrap();
-        let mut child = sleep();
-        let handle = Process::open(Pid::from_raw(pid(&child))).unwrap();
-        if std::env::var_os(AGAIN).is_none() {
-            let mut command = Command::new(std::env::current_exe().unwrap());
-            let name = "serve::workers::tests::a_worker_is_killed_where_no_descriptor_is_free";
-            let output = command.args(["--exact", name]).env(AGAIN, "1").output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-            return end(child);
-        }
-        let lowest = std::fs::File::open("/dev/null").unwrap();
-        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        setrlimit(Resource::RLIMIT_NOFILE, lowest.as_raw_fd() as u64, most).unwrap();
-        drop(lowest);
-        assert_eq!(Process::open(Pid::this()).err(), Some(Errno::EMFILE));
-        listener.server.forked(1, pid(&child), Some(handle)).unwrap();
-        listener.server.end_worker(1);
-        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    /// Sends a worker the answer to its `Key`.
+    pub(super) fn answer_key(&self, number: u64, answer: KeyAnswer) {
+        self.send(number, &ToWorker::Key(answer), &[]);
     }
 }

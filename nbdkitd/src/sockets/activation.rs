@@ -1,7 +1,7 @@
 //! Socket activation: the sockets that a service manager passed. sd_listen_fds(3).
 //!
-//! nbdkit does not look at what it was passed, and then fails on every accept. Here each must be a listening stream
-//! socket.
+//! nbdkit does not check what it was passed, and then fails on every accept. Here each must be a
+//! listening stream socket.
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +11,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
 use crate::cli::activation::FIRST_SOCKET;
-use crate::{errno_text, words};
+use crate::{errno_text, strerror};
 
 /// Takes over the sockets. Must be called first thing in the process.
 ///
@@ -36,14 +36,14 @@ fn invalid(number: i32, why: &str) -> String {
 /// What is wrong with it.
 pub(crate) fn check(socket: impl AsFd) -> Result<(), String> {
     let socket = socket.as_fd();
-    if getsockopt(&socket, sockopt::SockType).map_err(words)? != SockType::Stream {
+    if getsockopt(&socket, sockopt::SockType).map_err(strerror)? != SockType::Stream {
         return Err("not a stream socket".to_owned());
     }
-    if !getsockopt(&socket, sockopt::AcceptConn).map_err(words)? {
+    if !getsockopt(&socket, sockopt::AcceptConn).map_err(strerror)? {
         return Err("not a listening socket".to_owned());
     }
-    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL).map_err(words)?);
-    fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(words)?;
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL).map_err(strerror)?);
+    fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(strerror)?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
-//! How soon a TCP connection ends whose client is gone without a word. Set on listening sockets, from which accepted ones
-//! inherit it, so that it costs no system call for each. tcp(7), socket(7).
+//! TCP keepalive: how soon a connection ends whose client has vanished. Set on listening sockets,
+//! from which accepted ones inherit it, so that it costs no system call for each. tcp(7),
+//! socket(7).
 
 #![forbid(unsafe_code)]
 
@@ -13,14 +14,14 @@ use crate::cli::command_line::KeepAlive;
 const IDLE: u32 = 120;
 /// How long until the next probe, seconds.
 const INTERVAL: u32 = 30;
-/// How long probes, or data that were sent, may go without an answer, milliseconds. A client that reconnects by then has been
-/// away for a while; one that does not has taken a place that others want.
+/// How long probes, or data that were sent, may go without an answer, milliseconds. Then the
+/// connection slot is for other clients.
 const UNANSWERED: u32 = 300_000;
 
-/// Sets it. A socket that has no such options, or a kernel, goes without.
+/// Sets keepalive. Sockets and kernels without these options are left as they are.
 pub(crate) fn keep_alive(socket: &impl AsFd, wanted: KeepAlive) {
     if wanted == KeepAlive::Off {
-        // A socket that was passed to us may have it.
+        // A socket that a service manager has passed may have it.
         let _ = setsockopt(socket, sockopt::KeepAlive, &false);
         return;
     }

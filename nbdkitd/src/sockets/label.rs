@@ -1,11 +1,12 @@
-//! `--selinux-label`: the label that the kernel gives to sockets that this thread makes. setsockcreatecon(3).
+//! `--selinux-label`: the label that the kernel gives to sockets that this thread makes.
+//! setsockcreatecon(3).
 
 #![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-/// Of this thread alone. proc_pid_attr(5).
+/// The attribute of this thread alone. proc_pid_attr(5).
 const ATTRIBUTE: &str = "/proc/thread-self/attr/sockcreate";
 
 /// The label is in force until [`reset`](Self::reset), at the latest until this is dropped.
@@ -43,7 +44,7 @@ impl SocketLabel {
 
 impl Drop for SocketLabel {
     fn drop(&mut self) {
-        // After an error elsewhere, which is what the user is told.
+        // After another error, which is the one that is reported.
         let _ = std::fs::write(ATTRIBUTE, [0]);
     }
 }

@@ -1,4 +1,5 @@
-//! Who a client is: what the kernel says about the other end of its socket. Nothing that the client says.
+//! A client's address, credentials and label, as the kernel reports them. Nothing is read from the
+//! client.
 
 #![forbid(unsafe_code)]
 
@@ -9,8 +10,8 @@ use nix::sys::socket::{
     AddressFamily, SockaddrLike, SockaddrStorage, UnixCredentials, getpeername, getsockopt, sockopt,
 };
 
-/// Everything about the peer of `socket`. What cannot be had is left out; a descriptor that is no socket has no
-/// address.
+/// The peer of `socket`. What the kernel does not report is left out; a descriptor that is no
+/// socket has no address.
 pub(crate) fn peer(socket: impl AsFd) -> Peer {
     let socket = socket.as_fd();
     let address = address(socket);

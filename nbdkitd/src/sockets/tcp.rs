@@ -16,8 +16,8 @@ use super::Listening;
 use crate::cli::command_line::{AddressFamily, NBD_PORT, TcpPort};
 use crate::log::Log;
 
-/// Listens on every address that `address` and `port` mean. Addresses that are in use, or of a family that the
-/// kernel lacks, are passed over as long as there is another.
+/// Listens on every address that `address` and `port` mean. Addresses that are in use, or of a
+/// family that the kernel lacks, are passed over as long as there is another.
 ///
 /// # Errors
 /// The name cannot be resolved, or no address can be listened on.
@@ -49,8 +49,8 @@ pub(super) fn listen(
                 }
             }
             Err((call, errno)) => {
-                log.debug(|| format!("{call}: {address}: {} (ignored)", crate::words(errno)));
-                failure = Some(format!("{call}: {address}: {}", crate::words(errno)));
+                log.debug(|| format!("{call}: {address}: {} (ignored)", crate::strerror(errno)));
+                failure = Some(format!("{call}: {address}: {}", crate::strerror(errno)));
             }
         }
     }

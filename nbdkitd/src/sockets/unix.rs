@@ -15,11 +15,12 @@ use nix::unistd::{linkat, unlink};
 /// The longest path that clients can connect to, bytes. unix(7).
 const MAX_PATH: usize = 107;
 
-/// Listens at `path`, which must not exist yet; who may connect is up to the umask. As in nbdkit, the
-/// socket is left behind when the server ends.
+/// Listens at `path`, which must not exist yet; who may connect is up to the umask. As in nbdkit,
+/// the socket is left behind when the server ends.
 ///
-/// Whoever waits for the path to appear may connect at once: the socket is bound beside it, listens, and then gets its name
-/// by link(2), which replaces nothing, as bind(2). The kernel goes on calling it by its first name, in ss(8) for instance.
+/// Once the path appears a client can connect: the socket is bound beside it, listens, and then
+/// gets its name by link(2), which replaces no file, as bind(2). The kernel goes on calling it by
+/// its first name, in ss(8) for instance.
 ///
 /// # Errors
 /// One line with the path.
@@ -33,7 +34,8 @@ pub(super) fn listen(path: &Path) -> Result<OwnedFd, String> {
     listening.map_err(|errno| refused(path, errno))
 }
 
-/// Listens in a directory of ours, of which nobody knows yet: the path may appear before it accepts.
+/// Listens in a private directory, which no client knows yet: the path may appear before the socket
+/// listens.
 ///
 /// # Errors
 /// One line with the path.
@@ -45,10 +47,10 @@ pub(super) fn listen_in(directory: &PrivateDirectory) -> Result<OwnedFd, String>
 }
 
 fn refused(path: &Path, errno: Errno) -> String {
-    format!("bind: {}: {}", path.display(), crate::words(errno))
+    format!("bind: {}: {}", path.display(), crate::strerror(errno))
 }
 
-/// As [`listen`]; `None` if this way is closed.
+/// As [`listen`], by link(2); `None` if that is not possible.
 fn listen_beside(path: &Path) -> nix::Result<Option<OwnedFd>> {
     if path.as_os_str().len() > MAX_PATH {
         return Err(Errno::ENAMETOOLONG);
@@ -57,7 +59,8 @@ fn listen_beside(path: &Path) -> nix::Result<Option<OwnedFd>> {
     let mut beside = name.to_owned();
     beside.push(format!(".{}", std::process::id()));
     let beside = directory.join(beside);
-    // Two dozen bytes of a socket's path may be taken up by that; then the directory goes by its number.
+    // Two dozen bytes of a socket's path may be taken up by that; then the directory goes by its
+    // number.
     let (_directory, address) = match UnixAddr::new(&beside) {
         Ok(address) => (None, address),
         Err(_) => {
@@ -79,7 +82,7 @@ fn listen_beside(path: &Path) -> nix::Result<Option<OwnedFd>> {
     match linked {
         Ok(()) => Ok(Some(fd)),
         Err(Errno::EEXIST) => Err(Errno::EADDRINUSE),
-        // Some file systems and security modules know no links, or not for sockets.
+        // Some file systems and security modules permit no links, or none to sockets.
         Err(_) => Ok(None),
     }
 }
@@ -92,7 +95,8 @@ fn listen_at(address: &UnixAddr) -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A directory that only we can enter, for the socket of `-U -`. Goes when this is dropped, unless the spawner removes it.
+/// A directory that only this user can enter, for the socket of `-U -`. Removed when this is
+/// dropped, unless the spawner removes it.
 pub(crate) struct PrivateDirectory {
     directory: PathBuf,
     socket: PathBuf,
@@ -100,13 +104,13 @@ pub(crate) struct PrivateDirectory {
 }
 
 impl PrivateDirectory {
-    /// Makes it.
+    /// Creates the directory.
     ///
     /// # Errors
     /// mkdtemp's.
     pub(super) fn new() -> Result<PrivateDirectory, String> {
         let directory = nix::unistd::mkdtemp("/tmp/nbdkitXXXXXX")
-            .map_err(|errno| format!("mkdtemp: /tmp/nbdkitXXXXXX: {}", crate::words(errno)))?;
+            .map_err(|errno| format!("mkdtemp: /tmp/nbdkitXXXXXX: {}", crate::strerror(errno)))?;
         let socket = directory.join(private::SOCKET);
         Ok(PrivateDirectory { directory, socket, left_to_spawner: false })
     }
@@ -116,12 +120,12 @@ impl PrivateDirectory {
         &self.directory
     }
 
-    /// The spawner knows of it, and removes it.
+    /// The spawner removes the directory from now on.
     pub(crate) fn leave_to_spawner(&mut self) {
         self.left_to_spawner = true;
     }
 
-    /// Where the socket is.
+    /// The path of the socket.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }

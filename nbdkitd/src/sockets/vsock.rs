@@ -1,4 +1,5 @@
-//! `--vsock`: clients in virtual machines on this host, or on the host of this virtual machine. vsock(7).
+//! `--vsock`: clients in virtual machines on this host, or on the host of this virtual machine.
+//! vsock(7).
 
 #![forbid(unsafe_code)]
 
@@ -19,9 +20,9 @@ pub(super) fn listen(port: Option<u32>, log: &Log) -> Result<OwnedFd, String> {
     let socket = try_listen(port).map_err(|(call, errno)| match errno {
         Errno::EAFNOSUPPORT => format!(
             "{call}: AF_VSOCK: {}. The kernel has no vsock; is the module vsock loaded?",
-            crate::words(errno)
+            crate::strerror(errno)
         ),
-        _ => format!("{call}: AF_VSOCK: port {port}: {}", crate::words(errno)),
+        _ => format!("{call}: AF_VSOCK: port {port}: {}", crate::strerror(errno)),
     })?;
     log.debug(|| format!("bound to vsock any:{port}"));
     Ok(socket)

@@ -1,4 +1,4 @@
-//! The listener's own last words: its filter refused a system call, which ends it. The log says which.
+//! Logs a system call of the listener that its seccomp filter has refused, which ends the listener.
 
 #![expect(unsafe_code, reason = "a signal handler")]
 
@@ -10,7 +10,7 @@ use nix::sys::socket::{SockaddrLike, UnixAddr};
 
 use crate::log::syscalls;
 
-/// Where the line goes, and how it begins: what the log needs before the text.
+/// The descriptor and address that the line is written to, and its prefix.
 static LOG: OnceLock<Place> = OnceLock::new();
 
 struct Place {
@@ -20,20 +20,21 @@ struct Place {
     head: Vec<u8>,
 }
 
-/// Exit status of a listener that was refused a system call.
+/// Exit status of a listener whose system call was refused.
 const REFUSED: i32 = 1;
 
-/// Says where a line of the log goes from now on. The first call counts.
+/// Sets where the line is written to. Only the first call has an effect.
 pub(crate) fn log_to(fd: RawFd, address: Option<UnixAddr>, head: &str) {
     let _ = LOG.set(Place { fd, address, head: head.as_bytes().to_vec() });
 }
 
-/// Has a refused system call logged.
+/// Installs the signal handler that logs a refused system call.
 ///
 /// # Errors
 /// None that a kernel has for this.
 pub(crate) fn report() -> nix::Result<()> {
-    // SAFETY: it reads statics that are set, and calls write(2), sendto(2) and _exit(2): all async-signal-safe.
+    // SAFETY: it reads statics that are set, and calls write(2), sendto(2) and _exit(2): all
+    // async-signal-safe.
     unsafe { nbdkit_sandbox_policy::on_refusal(refused) }
 }
 
@@ -52,19 +53,20 @@ fn refused(syscall: u32) -> ! {
     line.push(b" to the listener, which ends\n");
     let fd = place.map_or(libc::STDERR_FILENO, |place| place.fd);
     let (bytes, length) = (line.bytes.as_ptr().cast(), line.length);
-    // SAFETY: writes bytes of ours; a number that is no descriptor is an error.
+    // SAFETY: writes bytes of this function's buffer; a number that is no descriptor is an error.
     let written = unsafe { libc::write(fd, bytes, length) };
     if written < 0
         && let Some(to) = place.and_then(|place| place.address.as_ref())
     {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-        // SAFETY: sends bytes of ours to an address that lives in a static; a number that is no socket is an error.
+        // SAFETY: sends bytes of this function's buffer to an address in a static; a number that is
+        // no socket is an error.
         unsafe { libc::sendto(fd, bytes, length, flags, to.as_ptr().cast(), to.len()) };
     }
     exit_now(REFUSED);
 }
 
-/// Text on the stack; what does not fit is cut.
+/// Text on the stack, truncated to its size.
 struct Line {
     bytes: [u8; 256],
     length: usize,

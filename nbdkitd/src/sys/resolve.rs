@@ -1,4 +1,5 @@
-//! getaddrinfo(3), for what std's resolver lacks: service names, one address family, and all interfaces.
+//! getaddrinfo(3), for what std's resolver lacks: service names, one address family, and all
+//! interfaces.
 
 #![expect(unsafe_code, reason = "getaddrinfo returns a list of C structures")]
 
@@ -10,10 +11,11 @@ use std::ptr;
 
 use crate::cli::command_line::AddressFamily;
 
-/// The addresses to listen on for `host` (`None`: all interfaces) and the port or service name `service`.
+/// The addresses to listen on for `host` (`None`: all interfaces) and the port or service name
+/// `service`.
 ///
 /// # Errors
-/// The resolver's words.
+/// The resolver's messages.
 pub(crate) fn resolve(
     host: Option<&OsStr>,
     service: &OsStr,
@@ -54,7 +56,8 @@ pub(crate) fn resolve(
     let mut addresses = Vec::new();
     let mut entry = list;
     while !entry.is_null() {
-        // SAFETY: entry is a member of the list that getaddrinfo returned, which is freed only below.
+        // SAFETY: entry is a member of the list that getaddrinfo returned, which is freed only
+        // below.
         let info = unsafe { &*entry };
         // SAFETY: ai_addr points to a socket address of the family ai_family, or is null.
         addresses.extend(unsafe { address(info.ai_family, info.ai_addr) });
@@ -73,13 +76,15 @@ unsafe fn address(family: i32, address: *const libc::sockaddr) -> Option<SocketA
     }
     match family {
         libc::AF_INET => {
-            // SAFETY: by our contract; unaligned because nothing promises alignment.
+            // SAFETY: by this function's contract a whole sockaddr_in is there; read unaligned,
+            // since nothing promises alignment.
             let raw = unsafe { address.cast::<libc::sockaddr_in>().read_unaligned() };
             let ip = Ipv4Addr::from(u32::from_be(raw.sin_addr.s_addr));
             Some(SocketAddrV4::new(ip, u16::from_be(raw.sin_port)).into())
         }
         libc::AF_INET6 => {
-            // SAFETY: as above.
+            // SAFETY: by this function's contract a whole sockaddr_in6 is there; read unaligned,
+            // since nothing promises alignment.
             let raw = unsafe { address.cast::<libc::sockaddr_in6>().read_unaligned() };
             let ip = Ipv6Addr::from(raw.sin6_addr.s6_addr);
             let port = u16::from_be(raw.sin6_port);

@@ -1,5 +1,5 @@
-//! Sockets that come from elsewhere: from the process that started us, from accept(2), and what the kernel knows
-//! about their peers.
+//! Sockets from the process that started the listener and from accept(2), and the security labels
+//! of their peers.
 
 #![expect(
     unsafe_code,
@@ -16,19 +16,22 @@ use nix::sys::socket::{SockFlag, accept4};
 /// The longest security label that is asked for, bytes.
 const MAX_LABEL: usize = 4096;
 
-/// Owns the descriptors `first`, `first + 1` and so on, which were passed to this process by leaving them open, and
-/// makes them close-on-exec. Must be called once, first thing, before anything else opens descriptors.
+/// Owns the descriptors `first`, `first + 1` and so on, which were passed to this process by
+/// leaving them open, and makes them close-on-exec. Must be called once, first thing, before
+/// anything else opens descriptors.
 ///
 /// # Errors
 /// EBADF with the number that is not open.
 pub(crate) fn adopt(first: RawFd, count: u32) -> Result<Vec<OwnedFd>, (RawFd, io::Error)> {
     let mut adopted = Vec::new();
     for number in (first..).take(count as usize) {
-        // SAFETY: used only to ask whether it is open at all, which is harmless for any number above 2.
+        // SAFETY: borrowed for one fcntl(2), which fails with EBADF if the number is no open
+        // descriptor.
         let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
         fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
             .map_err(|errno| (number, errno.into()))?;
-        // SAFETY: it is open, and by our contract nothing else in this process owns it.
+        // SAFETY: the descriptor is open (checked above), and by this function's contract nothing
+        // else in the process owns it.
         adopted.push(unsafe { OwnedFd::from_raw_fd(number) });
     }
     Ok(adopted)
@@ -40,12 +43,12 @@ pub(crate) fn adopt(first: RawFd, count: u32) -> Result<Vec<OwnedFd>, (RawFd, io
 /// Those of accept(2).
 pub(crate) fn accept(listener: impl AsFd) -> nix::Result<OwnedFd> {
     let number = accept4(listener.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-    // SAFETY: the kernel has just made it for us.
+    // SAFETY: accept4(2) has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// The peer's SELinux or other security label, without the NUL at its end; `None` if there is none. SO_PEERSEC,
-/// unix(7).
+/// The peer's SELinux or other security label, without the NUL at its end; `None` if there is none.
+/// SO_PEERSEC, unix(7).
 pub(crate) fn peer_label(socket: impl AsFd) -> Option<Vec<u8>> {
     let mut label = vec![0u8; MAX_LABEL];
     let mut length = MAX_LABEL as libc::socklen_t;

@@ -1,8 +1,9 @@
-//! The files of certificates: `server-cert.pem`, `server-key.pem`, `ca-cert.pem` and perhaps `ca-crl.pem`.
-//! nbdkit-tls(1), "TLS with X.509 certificates", "Default location of certificates".
+//! The files of certificates: `server-cert.pem`, `server-key.pem`, `ca-cert.pem` and perhaps
+//! `ca-crl.pem`. nbdkit-tls(1), "TLS with X.509 certificates", "Default location of certificates".
 //!
-//! Read once, at start-up, by the user who started the server. A directory that lacks one of the first three is not
-//! the one; a file that is there and cannot be used is an error, lest a server that was meant to have TLS starts without.
+//! They are read once, at start-up, by the user who started the server. A directory that lacks one
+//! of the first three is skipped. A file that cannot be used is an error, so that a server that was
+//! meant to have TLS does not start without.
 
 #![forbid(unsafe_code)]
 
@@ -26,7 +27,7 @@ const MAX_CERTIFICATES: u64 = 4 << 20;
 /// Longest revocation list, bytes.
 const MAX_REVOCATIONS: u64 = 64 << 20;
 
-/// What the files hold.
+/// The content of the files.
 #[derive(Debug)]
 pub(super) struct Certificates {
     /// The server's certificate first. DER.
@@ -39,7 +40,7 @@ pub(super) struct Certificates {
     pub(super) revocations: Vec<Vec<u8>>,
 }
 
-/// The files that were not found, each with the system's words.
+/// The files that were not found, each with its error.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Missing(Vec<String>);
 
@@ -52,7 +53,7 @@ impl fmt::Display for Missing {
 /// Loads the certificates in `given`, or else in the first usual directory that has them.
 ///
 /// # Errors
-/// One line: the files are there and are no good.
+/// One line: the files are there and cannot be used.
 pub(super) fn find(
     given: Option<&Path>,
     root_directory: &Path,
@@ -68,7 +69,7 @@ pub(super) fn find(
     Ok(Err(Missing(missing)))
 }
 
-/// Where to look.
+/// The directories to search.
 fn directories(
     given: Option<&Path>,
     root_directory: &Path,
@@ -85,8 +86,9 @@ fn directories(
     }
 }
 
-/// Loads one directory; or the first file that is missing. A directory that may not even be looked into, `$HOME` of another
-/// user for instance, counts as one without files, unless the user has `named` it.
+/// Loads one directory; or the first file that is missing. A directory that may not even be looked
+/// into, `$HOME` of another user for instance, counts as one without files, unless the user has
+/// `named` it.
 fn load(directory: &Path, named: bool) -> Result<Result<Certificates, String>, String> {
     let path = |name: &str| directory.join(name);
     let (ca, cert, key) = (path("ca-cert.pem"), path("server-cert.pem"), path("server-key.pem"));
@@ -104,7 +106,7 @@ fn load(directory: &Path, named: bool) -> Result<Result<Certificates, String>, S
     let crl = path("ca-crl.pem");
     let revocations = match crl.metadata() {
         Err(error) if is_missing(&error) => Vec::new(),
-        // What else is wrong with it is said when it is read.
+        // Other errors are reported when it is read.
         _ => revocations(&crl)?,
     };
     Ok(Ok(Certificates { chain, key, authorities, revocations }))
@@ -120,7 +122,8 @@ pub(super) fn read(path: &Path, most: u64) -> Result<Zeroizing<Vec<u8>>, String>
         |error: std::io::Error| format!("{}: {}", path.display(), crate::errno_text(&error));
     let file = File::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len().min(most);
-    // So large from the start that it is not moved while it grows, which would leave copies.
+    // Large enough from the start: a buffer that is moved while it grows would leave copies of the
+    // key.
     let mut bytes = Zeroizing::new(Vec::with_capacity(length as usize + 1));
     file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > most {
@@ -171,7 +174,8 @@ fn private_key(path: &Path, cert: &Path, chain: &[Vec<u8>]) -> Result<Arc<dyn Si
     let Some(fields) = chain.first().and_then(|der| Fields::of(der)) else {
         return Err(format!("{}: not a certificate that can be used", cert.display()));
     };
-    // Not rustls's own comparison: it does not read certificates of version 1, which clients take all the same.
+    // Not rustls's own comparison: it does not read certificates of version 1, which clients take
+    // all the same.
     if key.public_key().is_none_or(|public| *public != *fields.public_key_info) {
         return Err(format!(
             "{}, {}: the certificate and the key do not match",
@@ -182,7 +186,7 @@ fn private_key(path: &Path, cert: &Path, chain: &[Vec<u8>]) -> Result<Arc<dyn Si
     Ok(key)
 }
 
-/// What was decoded on the way to the key.
+/// The bytes that were decoded on the way to the key.
 fn wipe(der: PrivateKeyDer<'static>) {
     use zeroize::Zeroize;
     let mut der = der;

@@ -1,4 +1,4 @@
-//! What rustls really has signed, with every version and group, is what [`super::transcript`] accepts.
+//! Tests that [`super::transcript`] accepts what rustls signs, with every version and group.
 
 #![forbid(unsafe_code)]
 
@@ -21,7 +21,7 @@ use super::transcript::check;
 
 type Signed = Arc<Mutex<Vec<(u16, Vec<u8>)>>>;
 
-/// Signs, and remembers what.
+/// A key that records what it signs.
 #[derive(Debug)]
 struct Recorder(Arc<dyn SigningKey>, Signed);
 
@@ -58,7 +58,7 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
-/// Certificates are not what this is about.
+/// Accepts every certificate, since these tests are about signatures.
 #[derive(Debug)]
 struct Anybody;
 
@@ -97,7 +97,7 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// What the server signs in a handshake over this version and the group at this place of the list.
+/// What the server signs in a handshake with this version and the group at this index of the list.
 fn handshake(version: &'static SupportedProtocolVersion, group: usize) -> Vec<(u16, Vec<u8>)> {
     let signed = Signed::default();
     let key = any_supported_type(&PrivateKeyDer::try_from(KEY).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! What is secret, and what workers are told of it.
+//! The secret part of TLS, and answers to workers.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,7 @@ use rustls::sign::{Signer, SigningKey};
 use super::psk::PskFile;
 use super::transcript;
 
-/// What the server proves itself with.
+/// What the server authenticates itself with.
 pub(crate) enum Keys {
     /// The private key of the certificate.
     Certificate(Arc<dyn SigningKey>),
@@ -29,19 +29,20 @@ impl fmt::Debug for Keys {
     }
 }
 
-/// A request that an honest worker may make. Answering it may take a millisecond, checking it does not.
+/// A request that an honest worker may make. Answering it may take a millisecond, checking it does
+/// not.
 #[derive(Debug)]
 pub(crate) enum Checked {
     /// A transcript, to be signed.
     Sign(Box<dyn Signer>, Vec<u8>),
-    /// What is answered is known.
+    /// The answer is known.
     Known(KeyAnswer),
 }
 
 impl Checked {
     pub(crate) fn answer(self) -> KeyAnswer {
         match self {
-            // A failure of the random number generator, say: this client goes without.
+            // The random number generator may fail: this client's handshake fails then.
             Checked::Sign(signer, message) => {
                 signer.sign(&message).map_or(KeyAnswer::Denied, KeyAnswer::Signature)
             }
@@ -51,13 +52,13 @@ impl Checked {
 }
 
 impl Keys {
-    /// Checks what a worker asks.
+    /// Checks a worker's request.
     ///
     /// # Errors
-    /// What it asks no honest worker would; which, for the log.
+    /// A request that no honest worker sends; which, for the log.
     pub(crate) fn check(&self, request: KeyRequest) -> Result<Checked, &'static str> {
         match (self, request) {
-            (Keys::Certificate(key), KeyRequest::Sign { scheme, message }) => {
+            (Keys::Certificate(key), KeyRequest::Sign { key: _, scheme, message }) => {
                 check(&**key, scheme, message)
             }
             (Keys::Psk(file), KeyRequest::Psk { identity }) => {
@@ -86,7 +87,7 @@ fn check(key: &dyn SigningKey, scheme: u16, message: Vec<u8>) -> Result<Checked,
     Ok(Checked::Sign(signer, message))
 }
 
-/// What a key can sign, the best first.
+/// The signature schemes of a key, the preferred one first.
 pub(super) fn schemes(key: &dyn SigningKey) -> Vec<u16> {
     [
         SignatureScheme::ED25519,
@@ -108,6 +109,7 @@ pub(super) fn schemes(key: &dyn SigningKey) -> Vec<u16> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use nbdkit_ipc::KeyId;
     use rustls::crypto::ring::sign::any_supported_type;
     use rustls::pki_types::PrivateKeyDer;
 
@@ -130,7 +132,8 @@ pub(super) mod tests {
     }
 
     fn ask(scheme: SignatureScheme, message: Vec<u8>) -> Result<KeyAnswer, &'static str> {
-        let checked = keys().check(KeyRequest::Sign { scheme: scheme.into(), message });
+        let checked =
+            keys().check(KeyRequest::Sign { key: KeyId::ONLY, scheme: scheme.into(), message });
         checked.map(Checked::answer)
     }
 

@@ -1,12 +1,13 @@
-//! `--tls-priority`: a GnuTLS priority string, as far as there is something here that it can choose: versions, ciphers, and
-//! exchanges of pre-shared keys. Anything else is refused by name: to go on with other algorithms than the user asked for
-//! would be worse. nbdkit(1), `--tls-priority`; GnuTLS manual, "Priority strings".
+//! `--tls-priority`: a GnuTLS priority string, as far as there is something here that it can
+//! choose: versions, ciphers, and exchanges of pre-shared keys. Anything else is refused by name:
+//! to go on with other algorithms than the user asked for would be worse. nbdkit(1),
+//! `--tls-priority`; GnuTLS manual, "Priority strings".
 
 #![forbid(unsafe_code)]
 
 use nbdkit_ipc::keys::Algorithms;
 
-/// What removing changes nothing about, since it is never there.
+/// Names whose removal has no effect, since they are never offered.
 const ABSENT: &[&str] = &[
     "3DES-CBC",
     "AES-128-CBC",
@@ -34,7 +35,7 @@ const ABSENT: &[&str] = &[
     "VERS-TLS1.0",
     "VERS-TLS1.1",
 ];
-/// What is always there.
+/// Names that are always offered.
 const PRESENT: &[&str] = &[
     "AEAD",
     "COMP-NULL",
@@ -50,7 +51,8 @@ const PRESENT: &[&str] = &[
 /// The algorithms that a priority string leaves.
 ///
 /// # Errors
-/// One line without the option's name: a word that is not known or not served here, or nothing is left.
+/// One line without the option's name: a name that is not known or not supported here, or nothing
+/// is left.
 pub(super) fn parse(text: &str) -> Result<Algorithms, String> {
     let mut chosen = Algorithms::ALL;
     for (index, word) in text.split([':', ',']).map(str::trim).enumerate() {

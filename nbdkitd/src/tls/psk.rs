@@ -1,5 +1,6 @@
-//! The file of pre-shared keys, as psktool(1) makes it: `IDENTITY:KEY` on each line, the key in hexadecimal; an identity
-//! that begins with `#` is in hexadecimal too. nbdkit-tls(1), "TLS with Pre-Shared Keys (PSK)".
+//! The file of pre-shared keys, as psktool(1) makes it: `IDENTITY:KEY` on each line, the key in
+//! hexadecimal; an identity that begins with `#` is in hexadecimal too. nbdkit-tls(1), "TLS with
+//! Pre-Shared Keys (PSK)".
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +28,7 @@ impl PskFile {
 /// Reads the file.
 ///
 /// # Errors
-/// One line: it cannot be read, or which line is no key.
+/// One line: the file cannot be read, or which of its lines is no key.
 pub(super) fn load(path: &Path) -> Result<PskFile, String> {
     let bytes = read(path, MAX_FILE)?;
     parse(&bytes).map_err(|what| format!("{}:{what}", path.display()))

@@ -1,7 +1,7 @@
 //! When a certificate revocation list is out of date. RFC 5280, 5.1.
 //!
-//! Neither GnuTLS as nbdkit uses it nor rustls asks that: a list goes on revoking what it names, and says nothing of what
-//! was revoked after it was issued.
+//! Neither GnuTLS as nbdkit uses it nor rustls checks that: an old list still revokes the
+//! certificates that it names, but lacks those that were revoked later.
 
 #![forbid(unsafe_code)]
 
@@ -15,9 +15,10 @@ const UTC_TIME: u8 = 0x17;
 /// GeneralizedTime: `YYYYMMDDHHMMSSZ`. RFC 5280, 4.1.2.5.2.
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// When the next list was to be issued. `None` if the list (DER) does not say so, or is not one.
+/// The nextUpdate of a list (DER). `None` if it has none, or is no list.
 pub(super) fn next_update(list: &[u8]) -> Option<Timestamp> {
-    // tbsCertList begins with version (if not 1), signature, issuer, thisUpdate, nextUpdate (if it is known).
+    // tbsCertList begins with version (if not 1), signature, issuer, thisUpdate, nextUpdate (if it
+    // is known).
     let mut tbs = Der(Der(Der(list).take(SEQUENCE)?).take(SEQUENCE)?);
     if tbs.tag() == Some(INTEGER) {
         tbs.any()?;

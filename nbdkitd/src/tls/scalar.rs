@@ -1,6 +1,6 @@
-//! Private keys on elliptic curves as GnuTLS writes them: certtool(1) puts a zero before a scalar whose first bit is set,
-//! as if it were an INTEGER, and leaves zeros out that belong there. RFC 5915, 3, wants exactly the length of the curve,
-//! and so does ring.
+//! Private keys on elliptic curves as GnuTLS writes them: certtool(1) puts a zero before a scalar
+//! whose first bit is set, as if it were an INTEGER, and leaves zeros out that belong there. RFC
+//! 5915, 3, wants exactly the length of the curve, and so does ring.
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +11,8 @@ use zeroize::Zeroizing;
 /// The public key in ECPrivateKey.
 const PUBLIC: u8 = 0xa1;
 
-/// The key with a scalar of the right length; `None` if it is no key on a curve, or there is nothing to mend.
+/// The key with a scalar of the right length; `None` if it is no key on a curve, or its length is
+/// right.
 pub(super) fn mended(key: &PrivateKeyDer<'_>) -> Option<PrivateKeyDer<'static>> {
     match key {
         PrivateKeyDer::Sec1(key) => {
@@ -30,7 +31,8 @@ pub(super) fn mended(key: &PrivateKeyDer<'_>) -> Option<PrivateKeyDer<'static>> 
     }
 }
 
-/// ECPrivateKey ::= SEQUENCE { version, privateKey OCTET STRING, [0] parameters, [1] publicKey }. RFC 5915, 3.
+/// ECPrivateKey ::= SEQUENCE { version, privateKey OCTET STRING, [0] parameters, [1] publicKey }.
+/// RFC 5915, 3.
 fn sec1(der: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let mut key = Der(Der(der).take(SEQUENCE)?);
     let (INTEGER, _, version) = key.any()? else { return None };
@@ -59,7 +61,8 @@ fn sec1(der: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
 fn value(tag: u8, parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let [.., high, low] = length.to_be_bytes();
-    // So long from the start that it is not moved while it grows, which would leave copies.
+    // Large enough from the start: a buffer that is moved while it grows would leave copies of the
+    // key.
     let mut out = Zeroizing::new(Vec::with_capacity(length + 4));
     out.push(tag);
     match (high, low) {

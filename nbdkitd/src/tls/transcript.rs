@@ -1,7 +1,8 @@
 //! What the listener signs: the server's part of a TLS handshake and nothing else. Pure.
 //!
-//! A worker that was taken over chooses what it asks to have signed. With what is accepted here it can be this server to
-//! the one client that it has anyway; it cannot have a document, a client's certificate or another protocol's message signed.
+//! A worker that was taken over chooses what it asks to be signed. With what is accepted here it
+//! can impersonate this server in one handshake; it cannot have a document, a client's
+//! CertificateVerify or another protocol's message signed.
 
 #![forbid(unsafe_code)]
 

@@ -70,7 +70,8 @@ pub(crate) fn truncate_path(path: &str) -> nix::Result<String> {
 
 /// A channel to the broker, from the listener.
 fn broker() -> nix::Result<OwnedFd> {
-    const WANTED: [u8; 4] = [5, 0, 0, 0];
+    /// `Broker`, of stack 0.
+    const WANTED: [u8; 8] = [5, 0, 0, 0, 0, 0, 0, 0];
     let control = *channel::packet_sockets().first().ok_or(Errno::ENOTSOCK)?;
     // An answer would end this client.
     raw::call(libc::SYS_fcntl, &[control.into(), libc::F_SETFL.into(), 0])?;

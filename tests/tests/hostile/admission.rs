@@ -97,7 +97,7 @@ fn silent_connections_give_way_to_clients_that_speak() {
     succeed(&mut open(&server, Headers::Structured), &Ask::read(0, 512));
     assert!(silent.iter_mut().take(300).all(is_ended), "the oldest ended");
     bystander.finish();
-    let line = server.wait_for_stderr("in favour of a newer");
+    let line = server.wait_for_stderr("evicted for a newer");
     assert!(!line.contains("signal"), "{line}");
     let lines = server.stderr_text().lines().count();
     assert!(lines < 60, "a flood of clients is no flood of lines: {lines}");
@@ -113,7 +113,7 @@ fn silent_connections_give_way_where_one_process_serves_all() {
     assert!(silent.iter_mut().take(60).all(is_ended), "the oldest ended");
     succeed(&mut served, &Ask::read(0, 512));
     succeed(&mut open(&server, Headers::Structured), &Ask::read(0, 512));
-    let _ = server.wait_for_stderr("in favour of a newer");
+    let _ = server.wait_for_stderr("evicted for a newer");
     // Those who served have not: their handshakes are over.
     succeed(&mut served, &Ask::read(0, 512));
 }

@@ -254,7 +254,7 @@ fn assert_in_order(name: &str, server: &mut Server) {
     eventually("all workers end", || workers(server).is_empty());
     assert!(server.stop().success(), "{name}");
     let text = server.stderr_text_after_end();
-    for trouble in ["panic", "killed by signal", "exited with status", "broke the rules"] {
+    for trouble in ["panic", "killed by signal", "exited with status", "protocol violation"] {
         assert!(!text.contains(trouble), "{name}: {text}");
     }
 }

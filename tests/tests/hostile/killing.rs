@@ -63,7 +63,7 @@ fn an_end_that_was_ordered_and_does_not_happen_is_an_error_line() {
     kill(template, Signal::SIGSTOP).expect("a process of ours");
     let _newcomer = server.connect();
     let line = server.wait_for_stderr("has not ended");
-    assert!(line.contains("error: ") && line.contains("the worker (pid "), "{line}");
+    assert!(line.contains("error: ") && line.contains("worker "), "{line}");
     kill(template, Signal::SIGCONT).expect("a process of ours");
     std::thread::sleep(Duration::from_millis(10));
 }

@@ -24,10 +24,10 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
     let log = format!("000000000000000000{}", "00".repeat(16));
     let layer =
         format!("0000000000000000010101000000000000{}{}", "41".repeat(257), "00".repeat(16));
-    let serving = "020000000000000000000000";
+    let serving = "02000000000000000000000000000000";
     let refused = "0300000065000000";
     // Ed25519, for two bytes.
-    let sign = "0400000000000000070802000000000000004141";
+    let sign = "040000000000000000000000070802000000000000004141";
     let not_a_message = "not a message of this channel";
     for (what, text, line) in [
         (
@@ -46,7 +46,7 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
         ("a record with something behind it", format!("say={log}00"), not_a_message),
         (
             "a string longer than the packet",
-            "say=02000000ffffffffffffff7f".to_owned(),
+            "say=0200000000000000ffffffffffffff7f".to_owned(),
             not_a_message,
         ),
         ("a packet that is too long", "say-much=170000".to_owned(), "truncated packet"),
@@ -69,8 +69,18 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
         ("descriptors", format!("say-with-descriptors={log}"), "descriptors where none belong"),
         (
             "a broker where nothing is declared",
-            "say=05000000".to_owned(),
+            "say=0500000000000000".to_owned(),
             "a broker where there is none",
+        ),
+        (
+            "an export of another stack",
+            "say=02000000010000000000000000000000".to_owned(),
+            "a stack that does not exist",
+        ),
+        (
+            "the broker of another stack",
+            "say=0500000001000000".to_owned(),
+            "a stack that does not exist",
         ),
         ("Shutdown", "say=01000000".to_owned(), "a shutdown that nothing in its stack may ask for"),
     ] {
@@ -79,7 +89,9 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
         let server = server(&["-D", &format!("nbdkit.skip={skip}"), "redteam"]).start();
         let bystander = Bystander::start(&server, what, Work::Writes(0));
         let outcome = attack(&server, &text);
-        let line = server.wait_for_stderr(&format!("broke the rules and is ended: {line}"));
+        let expected = format!("): {line}; killed");
+        let line = server.wait_for_stderr("protocol violation by worker");
+        assert!(line.contains(&expected), "{what}: {line}");
         println!("{what}: {outcome:?}: {line}");
         bystander.finish();
         assert_eq!(attack(&server, "thread").as_deref(), Some("ok 7"), "a new client is served");
@@ -99,10 +111,11 @@ fn a_worker_gets_one_signature_and_only_of_a_handshake() {
     let hexadecimal =
         |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     // ECDSA on P-256 with SHA-256.
-    let sign = |message: &[u8]| {
+    let sign_with = |key: &str, message: &[u8]| {
         let length = (message.len() as u64).to_le_bytes();
-        format!("04000000000000000304{}{}", hexadecimal(&length), hexadecimal(message))
+        format!("0400000000000000{key}0304{}{}", hexadecimal(&length), hexadecimal(message))
     };
+    let sign = |message: &[u8]| sign_with("00000000", message);
     let transcript = [&[b' '; 64][..], b"TLS 1.3, server CertificateVerify\0", &[7; 32]].concat();
     let signed = sign(&transcript);
     for (what, text, line) in [
@@ -112,12 +125,15 @@ fn a_worker_gets_one_signature_and_only_of_a_handshake() {
             sign(&[&[b' '; 64][..], b"TLS 1.3, client CertificateVerify\0", &[7; 32]].concat()),
             "a signature of something that is no CertificateVerify",
         ),
+        ("another key", sign_with("01000000", &transcript), "a key that does not exist"),
         ("a second signature", format!("{signed},{signed}"), "unexpected Key in phase Keyed"),
     ] {
         let server = server(&[&certificates, "--tls=on", "redteam"]).start();
         let bystander = Bystander::start(&server, what, Work::Writes(0));
         let outcome = attack(&server, &format!("say={text}"));
-        let line = server.wait_for_stderr(&format!("broke the rules and is ended: {line}"));
+        let expected = format!("): {line}; killed");
+        let line = server.wait_for_stderr("protocol violation by worker");
+        assert!(line.contains(&expected), "{what}: {line}");
         println!("{what}: {outcome:?}: {line}");
         bystander.finish();
         assert_eq!(attack(&server, "thread").as_deref(), Some("ok 7"), "a new client is served");

@@ -1,6 +1,7 @@
-//! Watches how many TLS signatures each peer causes. A worker that was taken over gets one for each connection, and may
-//! have somebody else's handshake signed with it: whoever does that at all often connects often, and its own connections
-//! do not get to transmission, unless its workers lie.
+//! A warning about peers that cause many TLS signatures. A worker that was taken over gets one
+//! signature for each connection, and may use it for another server's handshake with a victim. An
+//! attacker who does that often connects often, and these connections do not get to transmission,
+//! unless the workers send a false `Serving`.
 
 #![forbid(unsafe_code)]
 
@@ -9,17 +10,18 @@ use std::time::{Duration, Instant};
 
 use crate::admission::PeerKey;
 
-/// Signatures are counted for so long.
+/// The period in which signatures are counted.
 pub(super) const PERIOD: Duration = Duration::from_secs(60);
 
-/// So many that did not lead to transmission are reported. A client that looks at the list of exports, or does not take our
-/// certificate, causes one each time.
+/// Signatures that did not lead to transmission are reported from this number on. A client that
+/// lists the exports, or does not accept the certificate, causes one each time.
 const MOST_UNUSED: u32 = 100;
 
-/// So many are reported whatever they led to, which workers tell.
+/// Signatures are reported from this number on, whatever they led to: workers report that, and may
+/// lie.
 const MOST: u32 = 1000;
 
-/// Most peers that are told apart; what others cause counts as one peer's.
+/// Most peers that are counted separately. Others count as one.
 const MOST_PEERS: usize = 1024;
 
 /// What a peer has caused within the period.
@@ -32,7 +34,7 @@ pub(super) struct Tally {
     reported: bool,
 }
 
-/// See the module's text.
+/// How many signatures each peer has caused in the period.
 #[derive(Debug)]
 pub(super) struct Alarm {
     since: Instant,
@@ -44,7 +46,8 @@ impl Alarm {
         Alarm { since: now, peers: BTreeMap::new() }
     }
 
-    /// A signature was made for a connection of this peer. Returns what is to be reported: once for each peer and period.
+    /// A signature was made for a connection of this peer. Returns what is to be reported: once for
+    /// each peer and period.
     pub(super) fn signed(&mut self, peer: PeerKey, now: Instant) -> Option<Tally> {
         if now.saturating_duration_since(self.since) >= PERIOD {
             self.peers.clear();
@@ -64,7 +67,7 @@ impl Alarm {
     /// A connection of this peer, for which a signature was made, is in transmission.
     pub(super) fn used(&mut self, peer: PeerKey) {
         let peer = self.counted_as(peer);
-        // Nothing is known of one that was signed for in an earlier period.
+        // There is no tally of a connection that was signed for in an earlier period.
         if let Some(tally) = self.peers.get_mut(&peer) {
             tally.used = tally.used.saturating_add(1);
         }

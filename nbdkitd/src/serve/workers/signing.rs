@@ -1,33 +1,35 @@
-//! Signatures for TLS handshakes. One with RSA takes a millisecond and more of this process, which has to do all else too: they
-//! wait in a queue for each peer, few are made in a turn of the loop, and the peer that had the fewest of late is next.
+//! Signatures for TLS handshakes. An RSA signature takes a millisecond and more of the listener's
+//! only thread. So requests wait in a queue for each peer, few signatures are made in a turn of the
+//! loop, and the peer with the fewest signatures of late is next.
 
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
-use nbdkit_ipc::{ToTemplate, ToWorker};
+use nbdkit_ipc::keys::KeyRequest;
 
-use super::Server;
+use super::Workers;
 use super::alarm::{Alarm, PERIOD};
 use crate::admission::{PeerKey, Waiting};
+use crate::serve::context::Context;
 use crate::tls::Checked;
 
-/// How long the loop may sign before the other sources get their turn. One signature is always made.
-const TURN: Duration = Duration::from_millis(1);
+/// How long the loop may sign before the other sources get their turn. One signature is always
+/// made.
+pub(in crate::serve) const TURN: Duration = Duration::from_millis(1);
 
-/// How long it is remembered who had how many.
+/// For how long the signatures of a peer count.
 const MEMORY: Duration = Duration::from_secs(1);
 
-/// Most that wait; each is a connection's only one.
+/// Most requests that wait. A connection has at most one.
 const MOST: usize = 4096;
 
-/// See the module's text.
+/// The queue of requests for signatures, fair between peers.
 #[derive(Debug)]
 pub(super) struct Signing {
     waiting: Waiting<(u64, Checked)>,
-    /// Signatures of each peer since then.
+    /// Signatures of each peer since `since`.
     made: BTreeMap<PeerKey, usize>,
     since: Instant,
     alarm: Alarm,
@@ -43,21 +45,21 @@ impl Signing {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// A connection asks. Returns another's request, which is one too many.
+    /// Queues a request. Returns the connection whose request had to leave the queue for it.
     fn push(&mut self, key: PeerKey, number: u64, request: Checked) -> Option<u64> {
         self.waiting.push(key, (number, request)).map(|(number, _)| number)
     }
 
-    /// A connection of this peer that was answered is in transmission.
+    /// A connection of this peer, for which a signature was made, is in transmission.
     pub(super) fn led_to_transmission(&mut self, key: PeerKey) {
         self.alarm.used(key);
     }
 
-    /// Who is next, and what it asks.
+    /// Takes the next request.
     fn next(&mut self, now: Instant) -> Option<(u64, Checked)> {
         if now.saturating_duration_since(self.since) >= MEMORY {
             self.made.clear();
@@ -69,50 +71,46 @@ impl Signing {
     }
 }
 
-impl Server {
-    /// Checks a connection's request, and has it answered in its turn.
+impl Workers {
+    /// Whether a connection waits for a signature.
+    pub(in crate::serve) fn has_signatures_to_make(&self) -> bool {
+        !self.signing.is_empty()
+    }
+
+    /// Checks a connection's request and queues it. Returns the connection whose request had to
+    /// leave the queue for it, which is to be denied.
     ///
     /// # Errors
-    /// What it asks no honest worker would; which, for the log.
-    pub(super) fn queue_signature(
+    /// What no honest worker would ask; which, for the log.
+    pub(in crate::serve) fn queue_signature(
         &mut self,
         number: u64,
         request: KeyRequest,
-    ) -> Result<(), &'static str> {
-        let keys = &self.plan.tls.as_ref().ok_or("a key where there is no TLS")?.keys;
-        // At once: a worker may be gone when its turn comes.
+        context: &Context,
+    ) -> Result<Option<u64>, &'static str> {
+        let keys = &context.plan().tls.as_ref().ok_or("a key where there is no TLS")?.keys;
+        // Before it is queued: the worker may have ended when its turn comes.
         let checked = keys.check(request)?;
-        if let Some(connection) = self.connections.get(number)
-            && let Some(surplus) = self.signing.push(connection.key, number, checked)
-        {
-            self.answer_key(surplus, KeyAnswer::Denied);
-        }
-        Ok(())
+        let Some(connection) = self.connections.get(number) else { return Ok(None) };
+        Ok(self.signing.push(connection.key, number, checked))
     }
 
-    /// Makes some of the signatures that were asked for.
-    pub(super) fn sign_some(&mut self) {
-        let end = Instant::now() + TURN;
-        while let Some((number, request)) = self.signing.next(Instant::now()) {
-            // The client may have left.
+    /// The next request whose client is still there.
+    pub(in crate::serve) fn next_signature(&mut self) -> Option<(u64, Checked)> {
+        loop {
+            let (number, request) = self.signing.next(Instant::now())?;
             if let Some(connection) = self.connections.get_mut(number) {
                 connection.signed_for = true;
-                let key = connection.key;
-                self.answer_key(number, request.answer());
-                self.count_signature(number, key);
-            }
-            if Instant::now() >= end {
-                return;
+                return Some((number, request));
             }
         }
     }
 
-    /// Reports a peer that causes many.
-    fn count_signature(&mut self, number: u64, key: PeerKey) {
-        if let Some(tally) = self.signing.alarm.signed(key, Instant::now())
-            && let Some(connection) = self.connections.get(number)
-        {
-            self.log.error(&format!(
+    /// Counts a signature, and warns about a peer that causes many.
+    pub(in crate::serve) fn count_signature(&mut self, number: u64, context: &Context) {
+        let Some(connection) = self.connections.get(number) else { return };
+        if let Some(tally) = self.signing.alarm.signed(connection.key, Instant::now()) {
+            context.log().error(&format!(
                 "warning: TLS: many signatures or keys for the peer of {connection}: {} within {} s, {} of them for clients \
                  that were served; a worker that was taken over could have others' handshakes signed",
                 tally.signed,
@@ -121,22 +119,12 @@ impl Server {
             ));
         }
     }
-
-    fn answer_key(&mut self, number: u64, answer: KeyAnswer) {
-        if self.is_shared() {
-            if let Some(template) = &mut self.template {
-                template.say(ToTemplate::Key { connection: number, answer });
-            }
-        } else if let Some(link) = self.links.get(&number) {
-            // It waits for nothing else, so its queue has room; or it is gone.
-            let _ = link.try_send(&ToWorker::Key(answer), &[]);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nbdkit_ipc::keys::KeyAnswer;
 
     #[test]
     fn a_peer_with_few_requests_does_not_wait_behind_one_with_many() {

@@ -1,9 +1,10 @@
-//! When a template that ended is replaced, how long an attempt may take, and from when on clients are not kept waiting
-//! for it. Pure.
+//! When a template that ended is replaced, how long an attempt may take, and from when on clients
+//! are not kept waiting for it. Pure.
 //!
-//! An attempt fails if no new template comes to serve: its image was moved, the process limit is reached, its plugin hangs.
-//! That is retried for ever, at intervals that grow. A template that served and died is another matter: each death is a
-//! chance for an attacker to guess again, so they are limited.
+//! An attempt fails if no new template comes to serve: its image was moved, the process limit is
+//! reached, its plugin hangs. The listener retries for ever, with a backoff. A template that served
+//! and died is another matter: each death is a chance for an attacker to guess the address-space
+//! layout again, so deaths in a period are limited.
 
 #![forbid(unsafe_code)]
 
@@ -12,39 +13,40 @@ use std::time::{Duration, Instant};
 
 /// Most templates that are replaced in [`PERIOD`] because they died.
 const MOST_DEATHS: usize = 5;
-pub(super) const PERIOD: Duration = Duration::from_secs(60);
+const PERIOD: Duration = Duration::from_secs(60);
 
-/// The first interval between attempts, and the longest. It doubles with each attempt that fails, and is the first again
-/// when a template has served for [`PERIOD`].
+/// The first interval between attempts, and the longest. It doubles with each attempt that fails,
+/// and is the first again when a template has served for [`PERIOD`].
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 
-/// The longest interval as long as clients come. Shorter ones would let clients decide how often the plugin is
-/// configured, which may log in somewhere.
+/// The longest interval as long as clients come. Shorter ones would let clients decide how often
+/// the plugin is configured, which may log in somewhere.
 const DELAY_WITH_CLIENTS: Duration = Duration::from_secs(10);
 
-/// How long a new template may take until it serves. The first one may take as long as it likes: somebody may be typing a
-/// password.
+/// How long a new template may take until it serves. The first one has no limit: the user may be
+/// typing a password.
 pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long clients wait for a template; later they are disconnected.
-pub(super) const CLIENT_WAIT: Duration = Duration::from_secs(5);
+const CLIENT_WAIT: Duration = Duration::from_secs(5);
 
-/// What happens now.
+/// The state of the replacement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum State {
     /// A template serves, or the first is being started.
     #[default]
     Serving,
-    /// The next attempt is at this time. `held`: not earlier, whoever comes.
-    Waiting { at: Instant, held: bool },
-    /// An attempt is under way, which has failed at this time.
+    /// The next attempt is at this time. `fixed`: clients that come do not bring it nearer.
+    Waiting { at: Instant, fixed: bool },
+    /// An attempt is under way, which is aborted at this time.
     Starting { until: Instant },
-    /// It has failed, and is not over: a process that does not end, or a spawner that does not answer.
+    /// The attempt was aborted, and is not over: its process has not ended, or the spawner has not
+    /// answered.
     Overdue,
 }
 
-/// See the module's text.
+/// The schedule of replacements.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     state: State,
@@ -57,7 +59,8 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// The template has died in service. Returns when it is replaced, and whether that is so late because it died too often.
+    /// The template has died in service. Returns when it is replaced, and whether that is so late
+    /// because it died too often.
     pub(super) fn died(&mut self, now: Instant) -> (Instant, bool) {
         self.without_since = Some(now);
         let elapsed = |since: &Instant| now.saturating_duration_since(*since);
@@ -67,14 +70,14 @@ impl Schedule {
         while self.deaths.front().is_some_and(|death| elapsed(death) >= PERIOD) {
             self.deaths.pop_front();
         }
-        let (at, held) = match self.deaths.front() {
+        let (at, fixed) = match self.deaths.front() {
             Some(first) if self.deaths.len() >= MOST_DEATHS => (*first + PERIOD, true),
             None if self.failures == 0 => (now, false),
             _ => (now + self.delay(), false),
         };
         self.deaths.push_back(now);
-        self.state = State::Waiting { at, held };
-        (at, held)
+        self.state = State::Waiting { at, fixed };
+        (at, fixed)
     }
 
     /// An attempt has failed. Returns the time until the next.
@@ -82,7 +85,7 @@ impl Schedule {
         self.failures = self.failures.saturating_add(1);
         self.failed_at = Some(now);
         let delay = self.delay();
-        self.state = State::Waiting { at: now + delay, held: false };
+        self.state = State::Waiting { at: now + delay, fixed: false };
         delay
     }
 
@@ -91,7 +94,7 @@ impl Schedule {
         FIRST_DELAY.saturating_mul(1 << doublings).min(LONGEST_DELAY)
     }
 
-    /// Whether an attempt is to begin now; it has begun then.
+    /// Begins an attempt, if it is time. Returns whether it has begun.
     pub(super) fn begin_if_due(&mut self, now: Instant) -> bool {
         let due = matches!(self.state, State::Waiting { at, .. } if at <= now);
         if due {
@@ -100,7 +103,7 @@ impl Schedule {
         due
     }
 
-    /// Whether the attempt that is under way has taken too long, which is said once.
+    /// Whether the attempt that is under way has taken too long. True once.
     pub(super) fn take_overdue(&mut self, now: Instant) -> bool {
         let overdue = matches!(self.state, State::Starting { until } if until <= now);
         if overdue {
@@ -109,7 +112,8 @@ impl Schedule {
         overdue
     }
 
-    /// The process of the new template is there: it has its time from now on, if making it has taken that long.
+    /// The spawner has started the new template. If that has taken too long, the template's time
+    /// begins now.
     pub(super) fn answered(&mut self, now: Instant) {
         if self.state == State::Overdue {
             self.state = State::Starting { until: now + START_LIMIT };
@@ -139,17 +143,17 @@ impl Schedule {
         self.without_since.is_some_and(|since| now >= since + CLIENT_WAIT)
     }
 
-    /// A client has come and was not served: the next attempt is not so far away.
+    /// A client was disconnected since there is no template: the next attempt comes sooner.
     pub(super) fn client_refused(&mut self) {
-        if let (State::Waiting { at, held: false }, Some(failed_at)) =
+        if let (State::Waiting { at, fixed: false }, Some(failed_at)) =
             (&mut self.state, self.failed_at)
         {
             *at = (*at).min(failed_at + DELAY_WITH_CLIENTS);
         }
     }
 
-    /// When [`begin_if_due`](Self::begin_if_due), [`take_overdue`](Self::take_overdue) or, if somebody waits,
-    /// [`refuses_clients`](Self::refuses_clients) will be true.
+    /// When [`begin_if_due`](Self::begin_if_due), [`take_overdue`](Self::take_overdue) or, if
+    /// clients wait, [`refuses_clients`](Self::refuses_clients) will be true.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         let wait_ends = self.without_since.map(|since| since + CLIENT_WAIT);
         let next = match self.state {
