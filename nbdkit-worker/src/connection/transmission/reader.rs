@@ -223,6 +223,7 @@ impl<'s> Reader<'s> {
     }
 
     /// Carries out a valid request, here or in the pool.
+    #[inline]
     fn execute<'scope>(
         &mut self,
         request: &Request,
@@ -303,6 +304,7 @@ impl<'s> Reader<'s> {
         Ok(true)
     }
 
+    #[inline]
     fn execute_inline(
         &mut self,
         request: &Request,
