@@ -17,7 +17,7 @@ const BUDGET: u32 = 20;
 /// The pause between two looks, in empty looks: the socket's lock is left to the client for two
 /// thirds of the time.
 const PAUSE: u32 = 2;
-/// The longest poll whatever the measurement says: the thread may have been preempted meanwhile.
+/// The longest poll, regardless of the measurement: the thread may have been preempted meanwhile.
 const MAX_BUDGET: Duration = Duration::from_micros(100);
 /// A batch of this many requests does not wait for more: one send for each dozen of requests is a
 /// small part of the work.
