@@ -20,7 +20,7 @@ const KEEP: usize = 1 << 20;
 const FIRST: usize = 160 * 1024;
 
 /// A batch of replies. The buffer is initialised once and reused, so that the backend reads
-/// directly into the place that is sent.
+/// directly into the bytes that are sent.
 #[derive(Debug, Default)]
 pub(crate) struct Replies {
     buf: Vec<u8>,

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 /// The longest poll, in empty looks at the socket: about what one batch in place of two saves,
 /// which is a send with the wake-up of the receiver here, and a poll and a recv there. How long an
 /// empty look takes on this machine is measured.
-const BUDGET: u32 = 36;
+const BUDGET: u32 = 20;
 /// The pause between two looks, in empty looks: the socket's lock is left to the client for two
 /// thirds of the time.
 const PAUSE: u32 = 2;
-/// The longest poll whatever the measurement says: the thread may have been preempted meanwhile.
+/// The longest poll, regardless of the measurement: the thread may have been preempted meanwhile.
 const MAX_BUDGET: Duration = Duration::from_micros(100);
 /// A batch of this many requests does not wait for more: one send for each dozen of requests is a
 /// small part of the work.
@@ -144,8 +144,8 @@ mod tests {
         for nanos in [200, 400, 800, 1600] {
             let cost = Duration::from_nanos(nanos);
             let (looks, time) = poll(&mut RequestPoll::default(), cost, u32::MAX);
-            assert!((12..=14).contains(&looks), "{looks} looks of {nanos} ns");
-            assert!((cost * 30..cost * 40).contains(&time), "{time:?} for looks of {nanos} ns");
+            assert!((7..=9).contains(&looks), "{looks} looks of {nanos} ns");
+            assert!((cost * 18..cost * 24).contains(&time), "{time:?} for looks of {nanos} ns");
         }
     }
 
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(poll(&mut policy, preempted, u32::MAX).0, 2);
         // Later ones correct it, and it does not come back.
         let cost = Duration::from_nanos(400);
-        assert!((12..=14).contains(&poll(&mut policy, cost, u32::MAX).0));
+        assert!((7..=9).contains(&poll(&mut policy, cost, u32::MAX).0));
         assert_eq!(poll(&mut policy, preempted, u32::MAX).0, 2);
         assert_eq!(policy.look.unwrap().as_nanos() / 10, 40);
     }

@@ -152,6 +152,7 @@ impl Session<'_> {
     /// Replies to a read of `count` bytes, which `range` finds in a file, without copying them,
     /// behind the pending replies. `None` if the read must be carried out the ordinary way, and
     /// nothing was done.
+    #[inline]
     fn splice_out<'r>(
         &self,
         request: &Request,

@@ -19,7 +19,7 @@ use super::super::request_poll::RequestPoll;
 use super::super::splice::Pipe;
 use super::super::validate::payload_length;
 use super::super::{During, End};
-use super::route::{Attempt, Place, Plan, PoolState, Route, State, is_large_write, route};
+use super::route::{Attempt, Executor, Plan, PoolState, Route, State, is_large_write, route};
 use super::{Session, header_length};
 
 /// Replies are sent when this many bytes or requests are pending, even if more requests are in the
@@ -223,6 +223,7 @@ impl<'s> Reader<'s> {
     }
 
     /// Carries out a valid request, here or in the pool.
+    #[inline]
     fn execute<'scope>(
         &mut self,
         request: &Request,
@@ -241,11 +242,11 @@ impl<'s> Reader<'s> {
         if done {
             return Ok(());
         }
-        match (plan.place, threads) {
-            (Place::Pool, Some((pool, scope))) => {
+        match (plan.executor, threads) {
+            (Executor::Pool, Some((pool, scope))) => {
                 self.dispatch(request, &plan, payload, pool, scope)
             }
-            (Place::Inline { drain, flush, timed }, _) => {
+            (Executor::Inline { drain, flush, timed }, _) => {
                 if drain {
                     self.drain();
                 }
@@ -255,7 +256,7 @@ impl<'s> Reader<'s> {
                 self.execute_inline(request, &plan, payload, timed)
             }
             // Not a route without a pool.
-            (Place::Pool, None) => self.execute_inline(request, &plan, payload, false),
+            (Executor::Pool, None) => self.execute_inline(request, &plan, payload, false),
         }
     }
 
@@ -303,6 +304,7 @@ impl<'s> Reader<'s> {
         Ok(true)
     }
 
+    #[inline]
     fn execute_inline(
         &mut self,
         request: &Request,

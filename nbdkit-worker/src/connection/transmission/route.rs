@@ -3,7 +3,7 @@
 //!
 //! [`route`] is pure: it looks at the request and at a snapshot of the connection and changes
 //! nothing. Whether data is in the page cache, or a backend stores a range in a file, it cannot
-//! know without asking, so such a route is an attempt with a place to fall back to.
+//! know without asking, so such a route is an attempt with an executor to fall back to.
 
 #![forbid(unsafe_code)]
 
@@ -73,12 +73,12 @@ pub(super) struct Plan {
     /// What the reader tries first.
     pub(super) attempt: Attempt,
     /// Who carries the request out if there is no attempt, or it did not apply.
-    pub(super) place: Place,
+    pub(super) executor: Executor,
     /// The bytes of a large read that should be spliced out, if a file holds them.
     pub(super) splice_out: Option<usize>,
 }
 
-/// A cheaper way, which applies only if the backend says so when asked.
+/// A cheaper way, which applies only if the backend supports it for the range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
     None,
@@ -93,7 +93,7 @@ pub(super) enum Attempt {
 
 /// The thread that carries a request out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Executor {
     /// The reader.
     Inline {
         /// Wait first for the requests in the pool.
@@ -140,14 +140,14 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
     let alone = state.pool == PoolState::Idle
         && state.available < payload + header_length(state.rules.features.extended);
     let inline = !pooled || timed || short && one_block && alone;
-    let place = if inline {
-        Place::Inline {
+    let executor = if inline {
+        Executor::Inline {
             drain: timed && drain,
             flush: state.available < payload || state.blocking != Blocking::Never && !timed,
             timed,
         }
     } else {
-        Place::Pool
+        Executor::Pool
     };
     let attempt = if splices_in(request, flags, state) && (!pooled || state.writes != Verdict::Pool)
     {
@@ -157,7 +157,7 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
     } else {
         Attempt::None
     };
-    Plan { flags, attempt, place, splice_out: splice_out(request, state.plain) }
+    Plan { flags, attempt, executor, splice_out: splice_out(request, state.plain) }
 }
 
 /// Whether a request is a write long enough to be spliced.

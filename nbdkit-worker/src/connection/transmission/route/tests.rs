@@ -1,4 +1,4 @@
-//! Every command, with flags, sizes and states of the connection, and its route in words.
+//! Every command, with flags, sizes and states of the connection, and the route as text.
 
 use nbd_protocol::constants::{CommandFlags, TransmissionFlags};
 
@@ -38,7 +38,7 @@ fn request(command: Command, flags: CommandFlags, length: u64) -> Request {
     Request { flags, command, cookie: 1, offset: 0, length }
 }
 
-/// The route in words: the attempt, and after "else" the place.
+/// The route as text: the attempt, and after "else" the executor.
 fn describe(request: &Request, state: &State<'_>) -> String {
     let payload =
         crate::connection::validate::payload_length(request, state.rules.features.extended);
@@ -54,21 +54,21 @@ fn describe(request: &Request, state: &State<'_>) -> String {
         Attempt::SpliceIn { drain: false } => "splice in, else ",
         Attempt::SpliceIn { drain: true } => "drain, splice in, else ",
     };
-    let mut words = attempt.to_owned();
+    let mut text = attempt.to_owned();
     if let Some(count) = plan.splice_out {
         assert_eq!(count as u64, request.length);
-        words += "splice out, else ";
+        text += "splice out, else ";
     }
-    match plan.place {
-        Place::Pool => words += "pool",
-        Place::Inline { drain, flush, timed } => {
+    match plan.executor {
+        Executor::Pool => text += "pool",
+        Executor::Inline { drain, flush, timed } => {
             for (set, word) in [(drain, "drain, "), (flush, "flush, ")] {
-                words += if set { word } else { "" };
+                text += if set { word } else { "" };
             }
-            words += if timed { "timed inline" } else { "inline" };
+            text += if timed { "timed inline" } else { "inline" };
         }
     }
-    words
+    text
 }
 
 /// Commands, flags and lengths over a local disk whose pool is idle, and over one whose pool is
