@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_whole_is_nothing() {
+    fn incomplete_values_are_refused() {
         for bytes in [
             &[][..],
             &[0x30],

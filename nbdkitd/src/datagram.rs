@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_too_long_or_that_nobody_reads_is_lost_at_once() {
+    fn a_message_that_is_too_long_or_not_read_is_lost_at_once() {
         let path = path("stuck");
         let service = UnixDatagram::bind(&path).unwrap();
         let client = DatagramClient::new(SocketAddr::from_pathname(&path).unwrap()).unwrap();

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_is_somebody_elses_only_if_root_has_started_it() {
+    fn the_listener_changes_its_user_only_if_root_has_started_it() {
         let nobody = Identity::default();
         let of = |name: &str, sandboxed| listener_user(Some(name.as_ref()), sandboxed, nobody);
         let error = of("no such user", true).unwrap_err();

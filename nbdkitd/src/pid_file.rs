@@ -3,8 +3,9 @@
 //!
 //! It is written by the user who started the server, often root, in a directory that others may
 //! write to. So symbolic links are followed only if root or this user has created them, and only a
-//! regular file without hard links is written to: a FIFO would block the start, and another user's
-//! link would make root overwrite a file that its creator cannot write.
+//! regular file is written to, by root only its own without other hard links: a FIFO would block
+//! the start, and another user's link would make root overwrite a file that its creator cannot
+//! write.
 
 #![forbid(unsafe_code)]
 

@@ -100,7 +100,7 @@ fn clients_for_which_the_template_has_named_no_worker_are_few() {
 }
 
 #[test]
-fn those_who_finished_or_gave_way_do_not_count_as_handshakes() {
+fn finished_and_evicted_connections_do_not_count_as_handshakes() {
     let admission = admission(256, 0);
     let mut table = table(&[(A, 32)]);
     let late = Instant::now() + OWN_TIME;
@@ -134,7 +134,7 @@ fn a_peer_is_an_address_a_network_a_user_or_a_machine() {
 }
 
 #[test]
-fn one_address_gets_half_of_many_places_unless_told_otherwise() {
+fn one_address_gets_half_of_many_slots_by_default() {
     let table = table(&[(A, 500)]);
     let over = |total, per_peer, of, waiting: usize| {
         let admission = Admission::new(total, per_peer, Instant::now());

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_unsigned_numbers_get_the_words_of_nbdkit() {
+    fn bad_unsigned_numbers_have_the_errors_of_nbdkit() {
         for (text, message) in [
             ("", "threads: empty string where we expected a number"),
             ("abc", "threads: could not parse number: \"abc\": not a number"),

@@ -243,7 +243,7 @@ fn where_to_listen_follows_from_the_options() {
 }
 
 #[test]
-fn contradictions_are_refused_in_the_words_of_nbdkit() {
+fn contradictions_have_the_errors_of_nbdkit() {
     let combination = "nbdkit: --dump-plugin, -p, --run, -s, -U or --vsock options cannot be used in this combination";
     for args in [
         &["-p", "1", "-U", "-"][..],
@@ -282,7 +282,7 @@ fn pairs_that_nbdkit_accepts_are_accepted() {
 }
 
 #[test]
-fn bad_arguments_are_refused_in_the_words_of_nbdkit() {
+fn bad_arguments_have_the_errors_of_nbdkit() {
     let long_path = format!("/tmp/{}", "x".repeat(120));
     for (args, message) in [
         (&["--tls=foo"][..], "nbdkit: error: could not decipher boolean (foo)"),

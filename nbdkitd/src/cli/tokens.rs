@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_use_the_words_of_getopt() {
+    fn errors_are_those_of_getopt() {
         for (args, message) in [
             (&["--nosuch"][..], "unrecognized option '--nosuch'"),
             (&["--nosuch=1"], "unrecognized option '--nosuch=1'"),

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_words_are_not_quoted_and_others_are_escaped() {
+    fn plain_strings_are_not_quoted_and_others_are_escaped() {
         for (word, quoted) in [
             ("nbd://localhost:10809/x", "nbd://localhost:10809/x"),
             ("", "\"\""),

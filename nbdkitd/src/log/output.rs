@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_reads_takes_no_time_and_no_more_than_so_much_memory() {
+    fn a_pipe_without_a_reader_does_not_block_and_its_queue_is_bounded() {
         let (reader, writer) = std::io::pipe().unwrap();
         let mut output = Output::new(writer);
         let line = format!("{}\n", "x".repeat(999));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_while_nobody_reads_and_are_short_again_for_one_who_does() {
+    fn the_backoff_grows_while_nothing_is_read_and_is_reset_when_something_is() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let mut output = Output::new(writer);
         assert_eq!(output.catch_up(&note), None);

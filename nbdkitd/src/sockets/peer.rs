@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_is_unknown() {
+    fn a_descriptor_that_is_no_socket_has_no_address() {
         let file = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(
             peer(&file),

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_at_the_path_stays_and_so_does_what_is_beside_it() {
+    fn files_at_and_beside_the_path_are_kept() {
         let directory = PrivateDirectory::new().unwrap();
         let path = directory.path().join("sock");
         std::os::unix::fs::symlink("nowhere", &path).unwrap();
@@ -199,7 +199,7 @@ mod tests {
 
     /// One thread opens the socket over and over, another connects as soon as there is something.
     #[test]
-    fn who_sees_the_path_can_connect() {
+    fn a_client_that_sees_the_path_can_connect() {
         let directory = PrivateDirectory::new().unwrap();
         let path = directory.socket().to_owned();
         let rounds = 2000;

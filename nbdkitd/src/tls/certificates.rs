@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_files_are_named() {
         let missing = find(Some(Path::new("/no/such")), Path::new("")).unwrap().unwrap_err();
         assert_eq!(missing.to_string(), "/no/such/ca-cert.pem: No such file or directory");
     }

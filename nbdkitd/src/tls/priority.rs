@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_had_is_refused_by_name() {
+    fn unsupported_algorithms_are_refused_by_name() {
         for (text, word) in [
             ("", "''"),
             ("SYSTEM", "'SYSTEM'"),

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_named_by_line() {
+    fn a_line_that_is_no_key_is_named() {
         for (text, error) in [
             (&b""[..], " there is no key in it"),
             (b"alice", "1: expected IDENTITY:KEY as psktool(1) writes it"),

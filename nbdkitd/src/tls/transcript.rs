@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_short_is_nothing() {
+    fn short_messages_are_refused() {
         for length in 0..=68 {
             assert!(check(ECDSA, &vec![3; length]).is_err(), "{length}");
         }
