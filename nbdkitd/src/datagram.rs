@@ -70,6 +70,19 @@ mod tests {
         path
     }
 
+    /// Closes a service. A child of another test has a copy of the socket until it executes its
+    /// program.
+    fn close(service: UnixDatagram, path: &std::path::Path) {
+        drop(service);
+        let is_open = || {
+            let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+            sockets.lines().any(|line| line.ends_with(&*path.to_string_lossy()))
+        };
+        while is_open() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     fn received(service: &UnixDatagram) -> Vec<u8> {
         let mut buffer = [0; 64];
         let length = service.recv(&mut buffer).unwrap();
@@ -86,6 +99,7 @@ mod tests {
             client.send(&[round]).unwrap();
             client.send(&[round]).unwrap();
             assert_eq!((received(&service), received(&service)), (vec![round], vec![round]));
+            close(service, &path);
             std::fs::remove_file(&path).unwrap();
         }
         assert!(client.send(b"nobody").is_err());
@@ -99,7 +113,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         client.send(b"1").unwrap();
         assert_eq!(received(&service), b"1");
-        drop(service);
+        close(service, &path);
         let service = UnixDatagram::bind(&path).unwrap();
         client.send(b"2").unwrap();
         assert_eq!(received(&service), b"2");

@@ -247,6 +247,7 @@ fn a_system_log_that_is_restarted_gets_lines_again() {
         cause_a_complaint(&paths);
         let _ = system_log_message(&log, COMPLAINT);
         drop(log);
+        paths.await_closed("devlog");
         // Nobody is there for this one.
         cause_a_complaint(&paths);
         std::fs::remove_file(paths.path("devlog")).unwrap();

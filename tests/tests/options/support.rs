@@ -346,6 +346,16 @@ impl Paths {
         service
     }
 
+    /// Waits until no process has a socket that is bound to this name. A child of another test has a
+    /// copy of one that was closed, until it executes its program.
+    pub(crate) fn await_closed(&self, name: &str) {
+        let path = self.text(name);
+        eventually("the socket is closed", || {
+            let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+            !sockets.lines().any(|line| line.ends_with(&path))
+        });
+    }
+
     /// Writes a file and gives its path.
     pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
         std::fs::write(self.dir.join(name), text).unwrap();

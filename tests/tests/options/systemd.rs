@@ -214,6 +214,7 @@ fn a_service_manager_is_told_and_so_is_one_that_was_restarted() {
         assert_eq!(heard(&manager), format!("READY=1\nMAINPID={}", server.pid()));
         if restarted {
             drop(manager);
+            paths.await_closed("notify");
             std::fs::remove_file(&path).unwrap();
             manager = paths.bind_service("notify");
         }
