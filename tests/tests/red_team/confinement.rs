@@ -344,6 +344,32 @@ pub(crate) fn carry_out(server: &Server, text: &str) -> (End, String) {
     (end, outcome)
 }
 
+/// Carries an attack out while another client works on, whose data is checked. `attack`: what the
+/// other client's failure is reported with.
+pub(crate) fn carry_out_beside(
+    server: &Server,
+    attack: &'static str,
+    text: &str,
+    work: Work,
+) -> End {
+    let bystander = Bystander::start(server, attack, work);
+    let (end, words) = carry_out(server, text);
+    bystander.finish();
+    println!("{text}: {words}");
+    end
+}
+
+/// The line about an attack that ended in another way than it should.
+pub(crate) fn differs(
+    starter: Starter,
+    skip: u32,
+    text: &str,
+    end: &End,
+    expected: &End,
+) -> String {
+    format!("{starter:?}: {text} without {skip}: {end:?}, not {expected:?}")
+}
+
 fn run(starter: Starter) {
     let targets = Targets::new(starter);
     let mut wrong = Vec::new();
@@ -361,19 +387,17 @@ fn run(starter: Starter) {
             let mut workers = Vec::new();
             eventually("a worker", || !children(template, "nbdkit:worker").is_empty());
             workers.extend(children(template, "nbdkit:worker"));
-            let bystander = Bystander::start(&server, row.attack, Work::Writes(4096));
             let text = targets.aim(row.attack, &server, workers[0]);
-            let (end, words) = carry_out(&server, &text);
-            bystander.finish();
-            println!("{starter:?} | {text} | without {skip} | {end:?} | {words}");
-            let as_expected = match expected {
-                Fails(EACCES) if text.starts_with("open=/proc/") => is_refused_by_proc(&end),
+            let as_expected = |end: &End| match expected {
+                Fails(EACCES) if text.starts_with("open=/proc/") => is_refused_by_proc(end),
                 Reaches => !matches!(end, Refused(_)),
-                other => end == *other,
+                other => end == other,
             };
-            if !as_expected {
-                wrong
-                    .push(format!("{starter:?}: {text} without {skip}: {end:?}, not {expected:?}"));
+            let work = Work::Writes(4096);
+            let end = carry_out_beside(&server, row.attack, &text, work);
+            println!("{starter:?} without {skip}: {text}: {end:?}");
+            if !as_expected(&end) {
+                wrong.push(differs(starter, *skip, &text, &end, expected));
             }
         }
     }

@@ -12,8 +12,10 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::geteuid;
 use nix::{cmsg_space, libc};
 
-use crate::bystander::{Bystander, Work};
-use crate::confinement::{CALLS, End, PATHS, Starter, builder, carry_out, is_shown_here};
+use crate::bystander::Work;
+use crate::confinement::{
+    CALLS, End, PATHS, Starter, builder, carry_out_beside, differs, is_shown_here,
+};
 
 use End::{Fails, Refused, Succeeds};
 
@@ -78,13 +80,11 @@ fn run(starter: Starter) {
                 let server = builder.start();
                 let work =
                     if before == READ_ONLY.0 { Work::ReadsZeroes(0) } else { Work::Writes(0) };
-                let bystander = Bystander::start(&server, row.attack, work);
                 let text = row.attack.replace("{dir}", &server.dir().path().display().to_string());
-                let (end, words) = carry_out(&server, &text);
-                bystander.finish();
-                println!("{starter:?} | {before:?} {text} | without {skip} | {end:?} | {words}");
+                let end = carry_out_beside(&server, row.attack, &text, work);
                 if end != *expected {
-                    wrong.push(format!("{starter:?}: {before:?} {text} without {skip}: {end:?}"));
+                    let line = differs(starter, *skip, &text, &end, expected);
+                    wrong.push(format!("{before:?}: {line}"));
                 }
                 let untouched = std::fs::read(&disk).expect("a disk") == [7; 4096];
                 if *skip == 0 && !untouched {

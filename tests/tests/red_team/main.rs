@@ -34,6 +34,13 @@ fn server(arguments: &[&str]) -> Builder {
     Server::nbdkit(arguments).binary(Binary::red_team())
 }
 
+/// Whether this process may mount in a namespace of its own: not as an ordinary user, nor in a
+/// container.
+fn may_mount() -> bool {
+    let output = std::process::Command::new("unshare").args(["-m", "true"]).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
 /// Waits until `condition` holds.
 fn eventually(what: &str, condition: impl Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use nbdkit_tests::TempDir;
 use nbdkit_tests::server::Builder;
-use nix::unistd::geteuid;
 
-use crate::eventually;
+use crate::{eventually, may_mount};
 
 /// How long the resolver waits for an answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(25);
@@ -39,8 +38,8 @@ impl Files {
     /// `None`, and a line that says why, where a test may not do this.
     pub(crate) fn new() -> Option<Files> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        if !geteuid().is_root() {
-            eprintln!("SKIPPED: takes root");
+        if !may_mount() {
+            eprintln!("SKIPPED: takes root, and the right to mount");
             return None;
         }
         let [high, low] = (std::process::id() as u16).to_be_bytes();

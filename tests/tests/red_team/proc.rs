@@ -2,14 +2,13 @@
 
 use std::fs::read_to_string;
 use std::os::unix::fs::chown;
-use std::process::Command;
 
 use nbdkit_tests::Ask;
 use nbdkit_tests::server::landlock_is;
 use nix::unistd::User;
 
 use crate::terminal::{descendants, name};
-use crate::{eventually, server};
+use crate::{eventually, may_mount, server};
 
 /// Filtered, and without new privileges.
 const CONFINED: [&str; 2] = ["2", "1"];
@@ -31,8 +30,7 @@ fn confined(pid: i32) -> Vec<[String; 2]> {
 
 #[test]
 fn whatever_becomes_of_proc_everybody_who_serves_is_confined() {
-    let may_mount = Command::new("unshare").args(["-m", "true"]).output();
-    if !may_mount.is_ok_and(|output| output.status.success()) {
+    if !may_mount() {
         eprintln!("SKIPPED: takes root, and the right to mount");
         return;
     }

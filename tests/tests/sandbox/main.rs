@@ -63,12 +63,12 @@ fn template(server: &Server) -> i32 {
     children.into_iter().find(named).expect("a template")
 }
 
-/// The fields of /proc/PID/task/TID/status, for each thread.
+/// The fields of /proc/PID/task/TID/status, for each thread. Without those that end meanwhile: a
+/// thread of the pool, or a program that a script runs.
 fn statuses(pid: i32) -> Vec<BTreeMap<String, String>> {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("alive");
-    let texts = threads.map(|thread| {
-        std::fs::read_to_string(thread.expect("a thread").path().join("status")).expect("alive")
-    });
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let texts =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok());
     let fields = |text: String| {
         let pairs = text.lines().filter_map(|line| line.split_once(':'));
         pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
