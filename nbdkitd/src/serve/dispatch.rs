@@ -300,7 +300,7 @@ impl Server {
         if self.context.is_single() {
             self.stop(0);
         }
-        self.stop_if_retired();
+        self.stop_if_unused();
         self.slot.replace_if_broker_lost(self.shutdown.stage(), &self.workers);
         Ok(())
     }

@@ -107,8 +107,8 @@ impl Server {
 
     /// No template and no new one: the clients that there are go on, others find no listening
     /// socket, and the server ends with the last of them.
-    pub(super) fn retire(&mut self, why: &str) {
-        self.slot.retire();
+    pub(super) fn stop_accepting(&mut self, why: &str) {
+        self.slot.stop_accepting();
         self.acceptor.drop_clients();
         self.serve_broker_waiters();
         self.acceptor.close(&self.context);
@@ -116,11 +116,11 @@ impl Server {
         self.context.log().error(&format!(
             "the template cannot be replaced, since {why}; no more clients are served"
         ));
-        self.stop_if_retired();
+        self.stop_if_unused();
     }
 
-    pub(super) fn stop_if_retired(&mut self) {
-        if self.slot.is_retired() && self.workers.is_empty() {
+    pub(super) fn stop_if_unused(&mut self) {
+        if self.slot.has_stopped_accepting() && self.workers.is_empty() {
             self.stop(1);
         }
     }
@@ -129,7 +129,7 @@ impl Server {
     pub(super) fn replace_template(&mut self, now: Instant) {
         let clients = self.workers.len();
         if let Err(why) = self.slot.replace_if_due(clients, now, &self.context) {
-            self.retire(why);
+            self.stop_accepting(why);
         }
     }
 
@@ -138,7 +138,7 @@ impl Server {
         let (stage, clients) = (self.shutdown.stage(), self.workers.len());
         let private = self.acceptor.private();
         if let Err(why) = self.slot.read_spawner(stage, clients, private, &self.context) {
-            self.retire(why);
+            self.stop_accepting(why);
         }
     }
 
@@ -319,7 +319,7 @@ impl Server {
         } else {
             match self.slot.died(clients, now, &self.context) {
                 Death::Replace => {}
-                Death::Retire(why) => self.retire(why),
+                Death::StopAccepting(why) => self.stop_accepting(why),
                 Death::Fail => self.fail("the template ended too often and is not replaced again"),
             }
         }
@@ -333,7 +333,7 @@ impl Server {
         for number in self.workers.orphan_all(self.slot.is_shared(), &own) {
             let _ = self.connection_ended(number, None);
         }
-        self.stop_if_retired();
+        self.stop_if_unused();
     }
 }
 

@@ -58,7 +58,7 @@ pub(super) struct TemplateSlot {
     unread: bool,
     spawner_unread: bool,
     /// There is no template and there will be none.
-    retired: bool,
+    stopped_accepting: bool,
 }
 
 impl TemplateSlot {
@@ -75,7 +75,7 @@ impl TemplateSlot {
             groups: None,
             unread: false,
             spawner_unread: false,
-            retired: false,
+            stopped_accepting: false,
         }
     }
 
@@ -117,13 +117,13 @@ impl TemplateSlot {
     }
 
     /// There is no template and there will be none.
-    pub(super) fn is_retired(&self) -> bool {
-        self.retired
+    pub(super) fn has_stopped_accepting(&self) -> bool {
+        self.stopped_accepting
     }
 
     /// No template is made any more.
-    pub(super) fn retire(&mut self) {
-        self.retired = true;
+    pub(super) fn stop_accepting(&mut self) {
+        self.stopped_accepting = true;
         self.schedule.stop();
     }
 
@@ -332,7 +332,7 @@ impl TemplateSlot {
     /// Whether the client of a connection that has ended can be requeued for the next template: no
     /// worker has had it.
     pub(super) fn can_requeue(&self, exit: Option<WorkerExit>) -> bool {
-        exit.is_none() && !self.retired
+        exit.is_none() && !self.stopped_accepting
     }
 
     /// Whether there has been no template for so long that clients are disconnected rather than

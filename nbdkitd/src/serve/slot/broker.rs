@@ -213,7 +213,7 @@ impl TemplateSlot {
     fn is_broker_coming(&self, stage: Stage) -> bool {
         let template = self.template.as_ref();
         stage == Stage::Serving
-            && !self.retired
+            && !self.stopped_accepting
             && !self.schedule.refuses_clients(Instant::now())
             && template.is_none_or(|it| it.phase() != Phase::Serving || it.is_explained())
     }

@@ -42,7 +42,7 @@ pub(in crate::serve) enum Death {
     /// The schedule says when it is replaced.
     Replace,
     /// It cannot be replaced, for this reason.
-    Retire(&'static str),
+    StopAccepting(&'static str),
     /// It has died too often, and there are no clients for whose sake to go on.
     Fail,
 }
@@ -136,10 +136,10 @@ impl TemplateSlot {
         context: &Context,
     ) -> Death {
         if !context.plan().spec.repeatable() {
-            return Death::Retire("a parameter was read from a descriptor");
+            return Death::StopAccepting("a parameter was read from a descriptor");
         }
         if self.configured.as_ref().is_some_and(|configured| !configured.replaceable) {
-            return Death::Retire("what clients wrote would be missing from its disk");
+            return Death::StopAccepting("what clients wrote would be missing from its disk");
         }
         let (at, too_often) = self.schedule.died(now);
         if too_often && clients == 0 {
@@ -291,7 +291,7 @@ impl TemplateSlot {
         }
         // Logged now; it matters only when a template ends.
         context.log().error("the spawner has ended: a template that ends is not replaced");
-        if stage == Stage::Serving && self.template.is_none() && !self.retired {
+        if stage == Stage::Serving && self.template.is_none() && !self.stopped_accepting {
             return Err(NO_MAKER);
         }
         Ok(())
