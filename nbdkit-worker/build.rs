@@ -1,5 +1,5 @@
-//! Compiles the functions with variable arguments, which stable Rust cannot define, and puts the functions that plugins
-//! call into the program's dynamic symbol table, where dlopen(3) finds them.
+//! Compiles the functions with variable arguments, which stable Rust cannot define, and puts the
+//! functions that plugins call into the program's dynamic symbol table, where dlopen(3) finds them.
 
 fn main() {
     const SOURCE: &str = "src/cabi/variadic.c";

@@ -1,4 +1,5 @@
-//! One connection of the load generator: the handshake. What follows, requests and replies, is in `load` and `replies`.
+//! One connection of the load generator: the handshake. What follows, requests and replies, is in
+//! `load` and `replies`.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -160,7 +161,8 @@ impl Client {
         Ok(self.stream.write_all(&request.encode())?)
     }
 
-    /// Connects and waits for the server's greeting, which is all that an encrypted connection has in the clear.
+    /// Connects and waits for the server's greeting, which is all that an encrypted connection has
+    /// in the clear.
     pub(crate) fn greeted(address: &Address) -> Result<(), Failure> {
         let mut greeting = [0; NEWSTYLE_GREETING_LENGTH];
         Stream::connect(address)?.read_exact(&mut greeting)?;

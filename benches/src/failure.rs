@@ -1,4 +1,5 @@
-//! Why there is no measurement: the server cannot do it, or it did it wrong. The second ends the whole run.
+//! Why there is no measurement: the server cannot do it, or it did it wrong. The second ends the
+//! whole run.
 #![forbid(unsafe_code)]
 
 use std::fmt;

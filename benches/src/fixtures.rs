@@ -1,4 +1,5 @@
-//! The files that servers serve, and certificates and keys. Made once, kept for the next run, checked before use.
+//! The files that servers serve, and certificates and keys. Made once, kept for the next run,
+//! checked before use.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
@@ -51,12 +52,14 @@ impl Fixtures {
         self.ready_file(self.dir.join(format!("written-{mebibytes}m.img")), mebibytes)
     }
 
-    /// A file of the hashed pattern on a RAM disk, for servers that have no memory of their own to serve.
+    /// A file of the hashed pattern on a RAM disk, for servers that have no memory of their own to
+    /// serve.
     pub(crate) fn in_memory(&self, mebibytes: u64) -> Result<PathBuf, Failure> {
         self.ready_file(self.memory.clone(), mebibytes)
     }
 
-    /// Once in a run, makes sure that the file holds the pattern, which also brings it into the page cache.
+    /// Once in a run, makes sure that the file holds the pattern, which also brings it into the
+    /// page cache.
     fn ready_file(&self, path: PathBuf, mebibytes: u64) -> Result<PathBuf, Failure> {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         if !ready.contains(&path) {
@@ -86,8 +89,8 @@ impl Fixtures {
         Ok(path)
     }
 
-    /// A directory of a certificate authority, certificates of a server on 127.0.0.1 and of a client, and a pre-shared key,
-    /// under the names that nbdkit, QEMU and libnbd look for.
+    /// A directory of a certificate authority, certificates of a server on 127.0.0.1 and of a
+    /// client, and a pre-shared key, under the names that nbdkit, QEMU and libnbd look for.
     pub(crate) fn pki(&self) -> Result<PathBuf, Failure> {
         let dir = self.dir.join("tls-rsa");
         if dir.join("keys.psk").exists() {
@@ -168,7 +171,8 @@ pub(crate) fn drop_cache(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads the whole file, which also brings it into the page cache, and compares it with the pattern.
+/// Reads the whole file, which also brings it into the page cache, and compares it with the
+/// pattern.
 fn holds(path: &Path, size: u64) -> bool {
     if !fs::metadata(path).is_ok_and(|metadata| metadata.len() == size) {
         return false;
@@ -200,7 +204,8 @@ fn write_hashed(path: &Path, size: u64) -> Result<(), Failure> {
         Pattern::Hashed.fill(at, &mut buf);
         file.write_all(&buf).map_err(|error| Failure::io("write", path.display(), &error))?;
     }
-    // So that writing back does not disturb what is measured next; and only clean pages can be dropped.
+    // So that writing back does not disturb what is measured next; and only clean pages can be
+    // dropped.
     file.sync_all()?;
     Ok(())
 }

@@ -1,7 +1,9 @@
-//! The floor: the least that a server can do and still answer, as a measure of what the machine allows.
+//! The floor: the least that a server can do and still answer, as a measure of what the machine
+//! allows.
 //!
-//! A process per connection, forked; one thread; one receive takes all requests that have come, one send carries all
-//! their replies. It checks nothing that a client of this benchmark does not do wrong: not a server for the world.
+//! A process per connection, forked; one thread; one receive takes all requests that have come, one
+//! send carries all their replies. It checks nothing that a client of this benchmark does not do
+//! wrong: not a server for the world.
 
 mod fork;
 mod serve;
@@ -105,7 +107,8 @@ mod tests {
     const READS: Access =
         Access { write: false, block: 4096, depth: 16, random: true, batched: true };
 
-    /// The generator against the floor on a file of the pattern, in which one byte is changed if `spoilt`.
+    /// The generator against the floor on a file of the pattern, in which one byte is changed if
+    /// `spoilt`.
     fn with_file(
         spoilt: bool,
         structured: bool,

@@ -1,4 +1,5 @@
-//! libnbd as the client, through its programs: fio's nbd engine, nbdcopy, and its Python module for connections.
+//! libnbd as the client, through its programs: fio's nbd engine, nbdcopy, and its Python module for
+//! connections.
 #![forbid(unsafe_code)]
 
 use std::io::Read;
@@ -10,7 +11,8 @@ use crate::fixtures::stream_holds;
 use crate::load::{Access, Tally};
 use crate::pattern::Pattern;
 
-/// Connects as often as the time allows, in so many processes, and prints how often and how long it took.
+/// Connects as often as the time allows, in so many processes, and prints how often and how long it
+/// took.
 const CONNECTS: &str = r"
 import nbd, os, sys, time
 uri, seconds, processes = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
@@ -135,7 +137,8 @@ pub(crate) fn verify(uri: &str, pattern: Pattern, size: u64) -> Result<(), Failu
     }
 }
 
-/// Connections made and ended, one by one in each of so many processes. Debian's Python is the one that has the module.
+/// Connections made and ended, one by one in each of so many processes. Debian's Python is the one
+/// that has the module.
 pub(crate) fn connects(uri: &str, processes: usize, time: Duration) -> Result<Tally, Failure> {
     let output = run(tool("/usr/bin/python3").args([
         "-c",

@@ -1,7 +1,9 @@
-//! The load generator: keeps a number of requests in flight on one connection, from one thread, and counts replies.
+//! The load generator: keeps a number of requests in flight on one connection, from one thread, and
+//! counts replies.
 //!
-//! In batches, it takes all replies that one receive gives and sends as many new requests in one go, as a client with a
-//! queue does. One by one, each new request is a send of its own, as libnbd and the Linux client do.
+//! In batches, it takes all replies that one receive gives and sends as many new requests in one
+//! go, as a client with a queue does. One by one, each new request is a send of its own, as libnbd
+//! and the Linux client do.
 #![forbid(unsafe_code)]
 
 use std::io::{IoSlice, Read, Write};
@@ -87,8 +89,8 @@ impl Flight {
     }
 }
 
-/// Runs several connections at once from one thread, so that it is the server's fairness that shows and not the kernel's
-/// towards the threads of a client.
+/// Runs several connections at once from one thread, so that it is the server's fairness that shows
+/// and not the kernel's towards the threads of a client.
 pub(crate) fn run_together(
     loads: &mut [Load],
     time: Duration,
@@ -107,7 +109,8 @@ pub(crate) fn run_together(
             .collect();
         poll(&mut fds, PollTimeout::NONE)?;
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
-        // Each comes first in its turn: the first to get new requests is the first to be ready again.
+        // Each comes first in its turn: the first to get new requests is the first to be ready
+        // again.
         first = (first + 1) % ready.len().max(1);
         for index in (first..ready.len()).chain(0..first) {
             let (load, flight) = (&mut loads[index], &mut flights[index]);
@@ -149,7 +152,8 @@ impl Load {
         self.drive(self.access, Until::Elapsed(time), check)
     }
 
-    /// Reads `bytes` of the export in the way of the timed runs and compares every byte with the pattern.
+    /// Reads `bytes` of the export in the way of the timed runs and compares every byte with the
+    /// pattern.
     pub(crate) fn verify(&mut self, pattern: Pattern, bytes: u64) -> Result<(), Failure> {
         let blocks = bytes.min(self.client.size) / u64::from(self.access.block);
         self.drive(self.access, Until::Blocks(blocks), Check::All(pattern)).map(drop)

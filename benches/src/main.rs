@@ -1,8 +1,10 @@
-//! The benchmark: this server, its peers and a floor under the same workloads, in turn, round after round.
+//! The benchmark: this server, its peers and a floor under the same workloads, in turn, round after
+//! round.
 //!
-//! `nbdkit-bench run` starts each server for each measurement, drives it from a client of its own (or libnbd's programs),
-//! checks what it reads and what it has written, and prints medians, spread, ratios and costs. It trusts the servers that
-//! it starts and this machine; nothing here is part of the server.
+//! `nbdkit-bench run` starts each server for each measurement, drives it from a client of its own
+//! (or libnbd's programs), checks what it reads and what it has written, and prints medians,
+//! spread, ratios and costs. It trusts the servers that it starts and this machine; nothing here is
+//! part of the server.
 #![deny(unsafe_code)]
 
 mod client;

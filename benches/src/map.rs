@@ -1,4 +1,5 @@
-//! Asks for the block status of a whole export, as `nbdinfo --map` does, and compares it with what the file is made of.
+//! Asks for the block status of a whole export, as `nbdinfo --map` does, and compares it with what
+//! the file is made of.
 #![forbid(unsafe_code)]
 
 use std::time::Instant;

@@ -1,4 +1,5 @@
-//! One measurement: one workload, one server, one round. The server is started for it and stopped after it.
+//! One measurement: one workload, one server, one round. The server is started for it and stopped
+//! after it.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -46,7 +47,8 @@ pub(crate) struct Measurement {
     pub(crate) bytes: u64,
     /// Of the server's whole process tree, during the timed run.
     pub(crate) cpu: Duration,
-    /// Of the server's whole process tree, after the timed run, clients still connected where they are ours.
+    /// Of the server's whole process tree, after the timed run, clients still connected where they
+    /// are ours.
     pub(crate) pss_kib: u64,
     /// Per request; counted in a run of its own, in the first round.
     pub(crate) syscalls: Option<f64>,
@@ -66,7 +68,8 @@ impl Measurement {
     }
 }
 
-/// Measures once. `first` asks for what is not timed: full verification and counting of system calls.
+/// Measures once. `first` asks for what is not timed: full verification and counting of system
+/// calls.
 pub(crate) fn measure(
     workload: &Workload,
     kind: Kind,

@@ -1,6 +1,8 @@
-//! What the bytes of every export under measurement are, so that each reply can be checked: a function of the offset.
+//! What the bytes of every export under measurement are, so that each reply can be checked: a
+//! function of the offset.
 //!
-//! The 8-byte word at offset `o` is a hash of `o`, little-endian. Wrong data, data of another offset and stale data all show.
+//! The 8-byte word at offset `o` is a hash of `o`, little-endian. Wrong data, data of another
+//! offset and stale data all show.
 #![forbid(unsafe_code)]
 
 /// The content of an export.
@@ -39,7 +41,8 @@ impl Pattern {
                 .all(|(word, at)| self.holds_in_word(at, word))
     }
 
-    /// As [`holds`](Self::holds), for the first and the last few bytes only: cheap enough for every reply of a timed run.
+    /// As [`holds`](Self::holds), for the first and the last few bytes only: cheap enough for every
+    /// reply of a timed run.
     pub(crate) fn holds_at_the_ends(self, offset: u64, bytes: &[u8]) -> bool {
         let length = bytes.len();
         if length <= 16 {

@@ -1,5 +1,6 @@
-//! One SVG per family: for each workload a group of bars, one per server, with a whisker from the least to the greatest
-//! round. Bars are drawn relative to the greatest of their group, and carry their value.
+//! One SVG per family: for each workload a group of bars, one per server, with a whisker from the
+//! least to the greatest round. Bars are drawn relative to the greatest of their group, and carry
+//! their value.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write;

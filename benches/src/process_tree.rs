@@ -1,8 +1,9 @@
 //! What a server and all its descendants cost: CPU time, memory, system calls.
 //!
-//! CPU time is the process's own clock, in nanoseconds, of every living process of the tree (threads that have ended
-//! included), plus what ended children left to the parent that waited for them, in the kernel's ticks of 10 ms. It needs
-//! neither root nor control groups. Memory is PSS, in which a page that several processes share counts once.
+//! CPU time is the process's own clock, in nanoseconds, of every living process of the tree
+//! (threads that have ended included), plus what ended children left to the parent that waited for
+//! them, in the kernel's ticks of 10 ms. It needs neither root nor control groups. Memory is PSS,
+//! in which a page that several processes share counts once.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -92,7 +93,8 @@ fn tree(root: Pid) -> Vec<(Pid, Stat)> {
 }
 
 fn stat_of(line: &str) -> Option<Stat> {
-    // The name is in brackets and may hold anything; numbers follow the last bracket, beginning with the third field.
+    // The name is in brackets and may hold anything; numbers follow the last bracket, beginning
+    // with the third field.
     let (_, numbers) = line.rsplit_once(')')?;
     let fields: Vec<&str> = numbers.split_whitespace().collect();
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
@@ -114,7 +116,8 @@ impl SyscallCounter {
             .stderr(Stdio::piped())
             .spawn()
             .ok()?;
-        // perf does not say when it has attached. The server is idle meanwhile, so waiting longer than needed costs nothing.
+        // perf does not say when it has attached. The server is idle meanwhile, so waiting longer
+        // than needed costs nothing.
         std::thread::sleep(Duration::from_millis(300));
         Some(SyscallCounter(child))
     }

@@ -1,7 +1,8 @@
-//! Takes the bytes that a server sends, in pieces of any size, apart into replies, and checks the data in them.
+//! Takes the bytes that a server sends, in pieces of any size, apart into replies, and checks the
+//! data in them.
 //!
-//! No I/O: the generator reads as much as one system call gives and hands it over here. Payloads are looked at where they
-//! lie and never copied, so that the client stays cheaper than any server.
+//! No I/O: the generator reads as much as one system call gives and hands it over here. Payloads
+//! are looked at where they lie and never copied, so that the client stays cheaper than any server.
 #![forbid(unsafe_code)]
 
 use nbd_protocol::constants::{ChunkType, ReplyFlags, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC};
@@ -100,7 +101,8 @@ impl Replies {
         }
     }
 
-    /// Takes the next bytes of the connection and appends to `done` the slots whose reply is complete.
+    /// Takes the next bytes of the connection and appends to `done` the slots whose reply is
+    /// complete.
     pub(crate) fn feed(&mut self, mut bytes: &[u8], done: &mut Vec<usize>) -> Result<(), Failure> {
         while !bytes.is_empty() {
             bytes = match self.state {
@@ -150,7 +152,8 @@ impl Replies {
         })
     }
 
-    /// Takes something that must be seen whole, from `bytes` directly or through `partial`. Returns what follows it.
+    /// Takes something that must be seen whole, from `bytes` directly or through `partial`. Returns
+    /// what follows it.
     fn take_whole<'a>(
         &mut self,
         mut bytes: &'a [u8],
@@ -334,7 +337,8 @@ fn refused(offset: u64, error: u32, message: &[u8]) -> Failure {
 mod tests {
     use super::*;
 
-    /// A structured reply with the 16 bytes of the pattern at offset 4096, in two chunks, then a simple one without data.
+    /// A structured reply with the 16 bytes of the pattern at offset 4096, in two chunks, then a
+    /// simple one without data.
     fn session() -> Vec<u8> {
         let mut bytes = Vec::new();
         for (at, flags) in [(4096_u64, 0_u16), (4104, 1)] {

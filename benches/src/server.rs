@@ -1,4 +1,5 @@
-//! The servers under measurement: how each is told to serve one thing, started, found ready, and stopped.
+//! The servers under measurement: how each is told to serve one thing, started, found ready, and
+//! stopped.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};

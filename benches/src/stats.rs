@@ -1,4 +1,5 @@
-//! Medians, spreads and ratios. A ratio is the median of the ratios of each round, so that a noisy minute touches both sides.
+//! Medians, spreads and ratios. A ratio is the median of the ratios of each round, so that a noisy
+//! minute touches both sides.
 #![forbid(unsafe_code)]
 
 /// The middle of some measurements and how far they lie apart.

@@ -1,7 +1,7 @@
 //! What a write workload has written, so that all of it can be read back and compared.
 //!
-//! A block is its offset, a template and the number of the write, so that making it costs the client next to nothing
-//! while a lost, torn, stale or misplaced write is still found.
+//! A block is its offset, a template and the number of the write, so that making it costs the
+//! client next to nothing while a lost, torn, stale or misplaced write is still found.
 #![forbid(unsafe_code)]
 
 use std::io::IoSlice;

@@ -1,4 +1,5 @@
-//! Whom TLS, and who needs the broker, asks for what only the listener has. Used by workers and, with isolation `shared`, by the template.
+//! Whom TLS, and who needs the broker, asks for what only the listener has. Used by workers and,
+//! with isolation `shared`, by the template.
 
 #![forbid(unsafe_code)]
 
@@ -69,7 +70,8 @@ impl Authority for Listener {
     }
 }
 
-/// The connections of a shared template that wait for an answer; `None` when none will come any more.
+/// The connections of a shared template that wait for an answer; `None` when none will come any
+/// more.
 #[derive(Debug)]
 pub(crate) struct Waiting(Mutex<Option<HashMap<u64, mpsc::SyncSender<KeyAnswer>>>>);
 

@@ -1,17 +1,20 @@
-//! The broker: opens declared paths and connects to declared endpoints for workers, which do neither themselves, so that what a
-//! path or a name leads to is decided when a client comes, and a read-only stack has nothing that could be written to.
+//! The broker: opens declared paths and connects to declared endpoints for workers, which do
+//! neither themselves, so that what a path or a name leads to is decided when a client comes, and a
+//! read-only stack has nothing that could be written to.
 //!
-//! A fork of the template, made while that is still in the machine's network namespace and before its sandbox closes. It holds
-//! the final user's rights over files and no client's socket, and runs no code of plugins or filters. It believes the listener;
-//! every message of a worker is hostile, and what it answers is decided from the stack's needs alone.
+//! A fork of the template, made while that is still in the machine's network namespace and before
+//! its sandbox closes. It holds the final user's rights over files and no client's socket, and runs
+//! no code of plugins or filters. It believes the listener; every message of a worker is hostile,
+//! and what it answers is decided from the stack's needs alone.
 //!
-//! - [`ask`]: the other side, in workers; `desk`: questions and answers; `rate`: how many; `connecting`: those that take long
+//! - [`ask`]: the other side, in workers; `desk`: questions and answers; `rate`: how many;
+//!   `connecting`: those that take long
 //! - `confine`: what it may do itself, with its list of system calls in `policy`
 //!
-//! Names are resolved by glibc's own code, from the files that resolver(3) reads and by DNS. Once the broker is confined it loads no
-//! code, so other services of nsswitch.conf(5) that are modules (mdns, sss, resolve, ldap) are as if they were not there, and
-//! the next one is asked; and before glibc 2.34, whose `files` and `dns` are modules too, only literal addresses can be
-//! connected to.
+//! Names are resolved by glibc's own code, from the files that resolver(3) reads and by DNS. Once
+//! the broker is confined it loads no code, so other services of nsswitch.conf(5) that are modules
+//! (mdns, sss, resolve, ldap) are as if they were not there, and the next one is asked; and before
+//! glibc 2.34, whose `files` and `dns` are modules too, only literal addresses can be connected to.
 //!
 //! It ends when the listener is gone, or when the template is and no worker can ask any more.
 
@@ -94,8 +97,8 @@ pub(crate) struct Links {
     pub(crate) connecting: Vec<ask::Link>,
 }
 
-/// Makes the broker and tells the listener. Called while the process may still become another user, and is in the machine's
-/// network namespace.
+/// Makes the broker and tells the listener. Called while the process may still become another user,
+/// and is in the machine's network namespace.
 ///
 /// # Errors
 /// EMFILE, ENOMEM, EAGAIN.
@@ -116,7 +119,8 @@ pub(crate) fn start(link: &TemplateLink, plan: &Plan<'_>) -> nbdkit_api::Result<
     match process::fork().or_error(|| "broker: fork")? {
         Some(pid) => {
             let listeners: ListenersEnd = listeners;
-            // Files are kept open, those of a directory are not, and there is a connection for each client.
+            // Files are kept open, those of a directory are not, and there is a connection for each
+            // client.
             let always = plan.declared().iter().any(|declared| declared.children)
                 || !plan.endpoints().is_empty();
             let message = FromTemplate::Broker { stack: StackId::ONLY, pid: pid.as_raw(), always };
@@ -131,8 +135,8 @@ pub(crate) fn start(link: &TemplateLink, plan: &Plan<'_>) -> nbdkit_api::Result<
 type ListenersEnd = Channel<ToBrokerLink, FromBrokerLink>;
 
 impl Broker {
-    /// Waits for its end, which the listener has asked for by closing its channel, so that nobody else has to. Not for
-    /// long: it may hang in a file system.
+    /// Waits for its end, which the listener has asked for by closing its channel, so that nobody
+    /// else has to. Not for long: it may hang in a file system.
     pub(crate) fn reap(self) {
         process::wait_for(self.0, PATIENCE);
     }
@@ -207,7 +211,8 @@ fn serve(link: &BrokerLink, ended: &SignalFd, mut orphan: bool, mut desk: Desk) 
         while more {
             match link.try_recv() {
                 Ok(Received { message: ToBrokerLink::Channel { connection }, fds, .. }) => {
-                    // If its descriptor was one too many, the worker finds its channel closed, and asks for another.
+                    // If its descriptor was one too many, the worker finds its channel closed, and
+                    // asks for another.
                     if let Ok([fd]) = <[_; 1]>::try_from(fds) {
                         desk.admit(connection, Channel::from_fd(fd));
                     }

@@ -1,5 +1,5 @@
-//! From the listener's `Configure` to a configured stack: loading modules by name, handing out parameters.
-//! nbdkit(1), "Plugin name", "Plugin configuration".
+//! From the listener's `Configure` to a configured stack: loading modules by name, handing out
+//! parameters. nbdkit(1), "Plugin name", "Plugin configuration".
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,8 @@ use nbdkit_ipc::messages::{Applies, Configure, DebugFlag, Parameter};
 use crate::cabi;
 use crate::script_plugin::ScriptPlugin;
 
-/// If the plugin is a script, puts the plugin of its language in its place and the script before all parameters.
+/// If the plugin is a script, puts the plugin of its language in its place and the script before
+/// all parameters.
 ///
 /// # Errors
 /// The script may not be executed or is for no plugin.
@@ -144,8 +145,8 @@ fn load_filter(name: &OsStr, flags: &[DebugFlag]) -> Result<Box<dyn Filter>> {
     }
 }
 
-/// Hands every parameter to the stack. A bare value goes to the plugin's magic key; the first one, if
-/// the plugin has no magic key, is a script (nbdkit(1), "Magic parameters").
+/// Hands every parameter to the stack. A bare value goes to the plugin's magic key; the first one,
+/// if the plugin has no magic key, is a script (nbdkit(1), "Magic parameters").
 ///
 /// # Errors
 /// A layer's, or a bare value that has nowhere to go.

@@ -1,4 +1,5 @@
-//! What `--help`, `--version` and `--dump-plugin` print about the modules of a stack. nbdkit-probing(1).
+//! What `--help`, `--version` and `--dump-plugin` print about the modules of a stack.
+//! nbdkit-probing(1).
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +13,8 @@ use crate::cabi;
 /// The nbdkit version whose behaviour we keep to, which modules without one of their own report.
 pub(crate) const COMPATIBILITY: &str = "1.40.4";
 
-/// The server's own help, then name, long name, description and parameters of each filter and the plugin.
+/// The server's own help, then name, long name, description and parameters of each filter and the
+/// plugin.
 pub(crate) fn help(stack: &Stack, introduction: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(introduction.as_bytes())?;

@@ -1,5 +1,5 @@
-//! What the fuzz targets need: a server without processes, sandbox or listener, that serves descriptors of theirs; a
-//! broker without a process.
+//! What the fuzz targets need: a server without processes, sandbox or listener, that serves
+//! descriptors of theirs; a broker without a process.
 
 #![forbid(unsafe_code)]
 
@@ -43,8 +43,8 @@ impl Server {
         Ok(Server { layer, settings })
     }
 
-    /// Serves a client whose bytes come from `input` until they end; replies go to `output`. Neither need be a socket.
-    /// A panic is not caught.
+    /// Serves a client whose bytes come from `input` until they end; replies go to `output`.
+    /// Neither need be a socket. A panic is not caught.
     pub fn serve(&self, input: OwnedFd, output: OwnedFd) -> WorkerExit {
         let socket = Socket::new(input, Some(output));
         let cut = socket.clone();
@@ -55,7 +55,8 @@ impl Server {
     }
 }
 
-/// A broker's desk without its process: the other ends of the channels are the caller's, to say anything on.
+/// A broker's desk without its process: the other ends of the channels are the caller's, to say
+/// anything on.
 pub struct Broker(Desk);
 
 impl std::fmt::Debug for Broker {

@@ -1,9 +1,9 @@
 //! `nbdkit-worker`: the template that configures the stack of plugin and filters, and the workers
 //! that are forked from it, one for each client.
 //!
-//! Started by the listener (`nbdkit`) only, with the number of its control channel as the one argument. A library, so that
-//! the fuzz targets reach what no other program should: [`main`] is all that the program is, and [`main_with_pre_shared_keys`]
-//! all that the other one is.
+//! Started by the listener (`nbdkit`) only, with the number of its control channel as the one
+//! argument. A library, so that the fuzz targets reach what no other program should: [`main`] is
+//! all that the program is, and [`main_with_pre_shared_keys`] all that the other one is.
 
 #![deny(unsafe_code)]
 
@@ -34,8 +34,8 @@ pub fn main() -> ExitCode {
     run(None)
 }
 
-/// The program `nbdkit-worker-psk`: the same, with pre-shared keys. It alone is linked with OpenSSL, which takes as long to
-/// load as everything else, and whose pages each worker would have.
+/// The program `nbdkit-worker-psk`: the same, with pre-shared keys. It alone is linked with
+/// OpenSSL, which takes as long to load as everything else, and whose pages each worker would have.
 pub fn main_with_pre_shared_keys() -> ExitCode {
     run(Some(tls::pre_shared_keys))
 }

@@ -1,9 +1,10 @@
-//! The template's and its workers' places in the order in which the kernel kills when memory is short:
-//! [`nbdkit_ipc::oom`].
+//! The template's and its workers' places in the order in which the kernel kills when memory is
+//! short: [`nbdkit_ipc::oom`].
 //!
-//! A worker has the value that its template has when it forks. The template can write its own only, by a descriptor that it
-//! opens before its sandbox closes and that workers close: two short system calls of the template for each burst of clients,
-//! and one for each client. Measured: 1.1 microseconds for the two writes and 0.3 for the close, of 660 for a connection.
+//! A worker has the value that its template has when it forks. The template can write its own only,
+//! by a descriptor that it opens before its sandbox closes and that workers close: two short system
+//! calls of the template for each burst of clients, and one for each client. Measured: 1.1
+//! microseconds for the two writes and 0.3 for the close, of 660 for a connection.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +14,7 @@ use std::io::{self, Write};
 use nbdkit_ipc::oom::{self, Scores};
 use nbdkit_ipc::title::ROOT_STORAGE_DAEMON;
 
-/// See the module's text.
+/// The template's own `oom_score_adj`, and the value that workers inherit.
 #[derive(Debug)]
 pub(crate) struct OomScore {
     /// The template's own value.
@@ -24,8 +25,8 @@ pub(crate) struct OomScore {
 }
 
 impl OomScore {
-    /// Takes the template's place. `None` if it and its workers keep what they have: where the server is to be killed last
-    /// (`--swap`, or a name with a leading `@`), and without /proc.
+    /// Takes the template's place. `None` if it and its workers keep what they have: where the
+    /// server is to be killed last (`--swap`, or a name with a leading `@`), and without /proc.
     pub(crate) fn take(swap: bool) -> Option<OomScore> {
         let spared = std::env::args_os()
             .next()

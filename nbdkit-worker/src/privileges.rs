@@ -1,7 +1,8 @@
-//! Becoming the user that serves, and less than that: no capabilities, no way back. nbdkit(1), `-u`, `-g`, `--swap`;
-//! capabilities(7), prctl(2).
+//! Becoming the user that serves, and less than that: no capabilities, no way back. nbdkit(1),
+//! `-u`, `-g`, `--swap`; capabilities(7), prctl(2).
 //!
-//! Every step is verified by trying to undo it. It works for root, with and without `-u`, and for ordinary users.
+//! Every step is verified by trying to undo it. It works for root, with and without `-u`, and for
+//! ordinary users.
 
 #![forbid(unsafe_code)]
 
@@ -26,14 +27,16 @@ use nix::unistd::{
 /// EPERM if the process may not; EPERM too if root could be had back afterwards.
 pub(crate) fn become_user(service: &EnterService, swap: bool) -> Result<()> {
     if swap {
-        // The user that we become has to lock what root may lock. Whether it is enough shows when it is tried.
+        // The user that we become has to lock what root may lock. Whether it is enough shows when
+        // it is tried.
         let (_, hard) =
             getrlimit(Resource::RLIMIT_MEMLOCK).or_error(|| "getrlimit: RLIMIT_MEMLOCK")?;
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
             .or_else(|_| setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard));
     }
-    // Not only root may: a service manager may have given us the right (ambient capabilities). Whoever asks for a group
-    // does not get it with others besides, as in nbdkit; whoever may not change groups keeps its own with its own user.
+    // Not only root may: a service manager may have given us the right (ambient capabilities).
+    // Whoever asks for a group does not get it with others besides, as in nbdkit; whoever may not
+    // change groups keeps its own with its own user.
     let may = || caps::has_cap(None, CapSet::Effective, Capability::CAP_SETGID);
     let another =
         service.user.is_some() && (geteuid().is_root() || may().map_err(|error| failed(&error))?);
@@ -100,7 +103,8 @@ pub(crate) enum Files {
     OfPrograms,
 }
 
-/// What the broker of a root without `-u` keeps, to open the files of others, and `writes` them if the stack may.
+/// What the broker of a root without `-u` keeps, to open the files of others, and `writes` them if
+/// the stack may.
 pub(crate) fn overruling(writes: bool) -> [Capability; 1] {
     [if writes { Capability::CAP_DAC_OVERRIDE } else { Capability::CAP_DAC_READ_SEARCH }]
 }
@@ -108,8 +112,8 @@ pub(crate) fn overruling(writes: bool) -> [Capability; 1] {
 /// Capabilities that let root open the files of others.
 const OVERRULING: [Capability; 2] = [Capability::CAP_DAC_READ_SEARCH, Capability::CAP_DAC_OVERRIDE];
 
-/// Capabilities that are about files and nothing else, which root's programs keep: chown(1), chmod(1), cp -p, install(1)
-/// and tar(1) work as they do for root. capabilities(7).
+/// Capabilities that are about files and nothing else, which root's programs keep: chown(1),
+/// chmod(1), cp -p, install(1) and tar(1) work as they do for root. capabilities(7).
 const OF_PROGRAMS: [Capability; 5] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
@@ -118,11 +122,12 @@ const OF_PROGRAMS: [Capability; 5] = [
     Capability::CAP_FSETID,
 ];
 
-/// What programs may have by being executed: nothing, or, if this process stays root and runs programs, what is about
-/// files. Only where the process may change that. Called before it becomes another user, which loses the right to.
+/// What programs may have by being executed: nothing, or, if this process stays root and runs
+/// programs, what is about files. Only where the process may change that. Called before it becomes
+/// another user, which loses the right to.
 ///
-/// execve(2) gives root what is in the bounding set, and no more than the caller had (no_new_privs): the programs of
-/// root have what their caller keeps in [`drop_capabilities`].
+/// execve(2) gives root what is in the bounding set, and no more than the caller had
+/// (no_new_privs): the programs of root have what their caller keeps in [`drop_capabilities`].
 ///
 /// # Errors
 /// The system's.
@@ -146,10 +151,11 @@ fn stays_root(service: &EnterService) -> bool {
     geteuid().is_root() && service.user.is_none_or(|user| user == 0)
 }
 
-/// Drops all capabilities but those `besides`. Root without `-u` whose stack opens, by itself, files which only capabilities
-/// can open (its own it may open as their owner) keeps the one for that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may
-/// write them; both if it is not known which files; what is about files if it runs programs. With `--swap` (`locks`) and a
-/// limit on locked memory it keeps CAP_IPC_LOCK too.
+/// Drops all capabilities but those `besides`. Root without `-u` whose stack opens, by itself,
+/// files which only capabilities can open (its own it may open as their owner) keeps the one for
+/// that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may write them; both if it is not known
+/// which files; what is about files if it runs programs. With `--swap` (`locks`) and a limit on
+/// locked memory it keeps CAP_IPC_LOCK too.
 ///
 /// # Errors
 /// EPERM if a capability is left or could be had back.
@@ -232,7 +238,8 @@ fn failed(error: &CapsError) -> Error {
     Error::new(Errno::EPERM, error.to_string())
 }
 
-/// Bytes of data that this process has now, as RLIMIT_DATA counts them; 0 if nobody knows. proc_pid_status(5).
+/// Bytes of data that this process has now, as RLIMIT_DATA counts them; 0 if nobody knows.
+/// proc_pid_status(5).
 pub(crate) fn data() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmData:"));
@@ -240,7 +247,8 @@ pub(crate) fn data() -> u64 {
     kibibytes.unwrap_or(0).saturating_mul(1024)
 }
 
-/// For processes that write to no regular file: none can be written to or made longer. setrlimit(2), RLIMIT_FSIZE.
+/// For processes that write to no regular file: none can be written to or made longer.
+/// setrlimit(2), RLIMIT_FSIZE.
 ///
 /// # Errors
 /// The system's.
@@ -248,8 +256,9 @@ pub(crate) fn forbid_file_growth() -> Result<()> {
     setrlimit(Resource::RLIMIT_FSIZE, 0, 0).or_error(|| "setrlimit: RLIMIT_FSIZE")
 }
 
-/// Closes the ways around: programs give no rights, nobody may look into this process, and it leaves no copy of its
-/// memory behind. `descriptors`: most that it may have open; `memory`: most bytes of data; if they are bounded.
+/// Closes the ways around: programs give no rights, nobody may look into this process, and it
+/// leaves no copy of its memory behind. `descriptors`: most that it may have open; `memory`: most
+/// bytes of data; if they are bounded.
 ///
 /// # Errors
 /// The system's; EPERM if it could be undone.

@@ -1,5 +1,5 @@
-//! The system calls that Rust calls unsafe: fork, exit without cleaning up, signal handlers, and what gives memory
-//! back that only the past needed.
+//! The system calls that Rust calls unsafe: fork, exit without cleaning up, signal handlers, and
+//! what gives memory back that only the past needed.
 
 #![expect(unsafe_code, reason = "fork, _exit, signal handlers, madvise, malloc_trim")]
 
@@ -22,7 +22,8 @@ use nix::unistd::{Pid, getpid, gettid};
 
 /// Whether this is the process's only thread, as far as can be told.
 pub(crate) fn is_single_threaded() -> bool {
-    // A directory has a link for itself, one from its parent, and one from each subdirectory: each thread.
+    // A directory has a link for itself, one from its parent, and one from each subdirectory: each
+    // thread.
     !std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3)
 }
 
@@ -37,7 +38,8 @@ pub(crate) fn wait_for(child: Pid, milliseconds: u16) {
     }
 }
 
-/// Whether a regular file is open for writing, a memfd for example. Files of /proc have no size and no limit of it.
+/// Whether a regular file is open for writing, a memfd for example. Files of /proc have no size and
+/// no limit of it.
 pub(crate) fn has_writable_file() -> bool {
     descriptors().into_iter().any(|number| {
         // SAFETY: takes numbers; one that is no descriptor is an error.
@@ -45,8 +47,8 @@ pub(crate) fn has_writable_file() -> bool {
         if flags == -1 || flags & libc::O_ACCMODE == libc::O_RDONLY {
             return false;
         }
-        // SAFETY: it was open a moment ago, and is only looked at: were it closed meanwhile, by a thread of code in C, fstat(2)
-        // would fail or tell of another file.
+        // SAFETY: it was open a moment ago, and is only looked at: were it closed meanwhile, by a
+        // thread of code in C, fstat(2) would fail or tell of another file.
         let file = unsafe { BorrowedFd::borrow_raw(number) };
         let is_proc =
             || fstatfs(file).is_ok_and(|system| system.filesystem_type() == PROC_SUPER_MAGIC);
@@ -70,8 +72,8 @@ fn descriptors() -> Vec<RawFd> {
     (0..RawFd::try_from(most).unwrap_or(RawFd::MAX)).collect()
 }
 
-/// Gives back what malloc keeps for another time. It keeps the more the larger the pieces were that it had to give.
-/// malloc_trim(3).
+/// Gives back what malloc keeps for another time. It keeps the more the larger the pieces were that
+/// it had to give. malloc_trim(3).
 pub(crate) fn release_heap() {
     // SAFETY: may be called at any time.
     #[cfg(target_env = "gnu")]
@@ -80,8 +82,9 @@ pub(crate) fn release_heap() {
     }
 }
 
-/// For `--swap`: malloc never returns memory to the kernel, uses one arena, and maps no large blocks separately, so that
-/// every thread allocates from what [`reserve_heap`] has added to the heap. Inherited by forks. mallopt(3).
+/// For `--swap`: malloc never returns memory to the kernel, uses one arena, and maps no large
+/// blocks separately, so that every thread allocates from what [`reserve_heap`] has added to the
+/// heap. Inherited by forks. mallopt(3).
 pub(crate) fn keep_heap() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in
@@ -92,8 +95,8 @@ pub(crate) fn keep_heap() {
     }
 }
 
-/// For `--swap`: grows the heap until it has a free block of so many bytes. With mlockall(2), MCL_FUTURE, its pages are allocated
-/// at once.
+/// For `--swap`: grows the heap until it has a free block of so many bytes. With mlockall(2),
+/// MCL_FUTURE, its pages are allocated at once.
 ///
 /// # Errors
 /// ENOMEM: there is not enough memory, or RLIMIT_MEMLOCK is reached.
@@ -109,17 +112,20 @@ pub(crate) fn reserve_heap(bytes: usize) -> nbdkit_api::Result<()> {
     Ok(())
 }
 
-/// For `--swap`: touches the pages of this thread's stack that serving a client may use. To be called before mlockall(2): a locked
-/// stack that grows beyond RLIMIT_MEMLOCK ends the process by SIGSEGV.
+/// For `--swap`: touches the pages of this thread's stack that serving a client may use. To be
+/// called before mlockall(2): a locked stack that grows beyond RLIMIT_MEMLOCK ends the process by
+/// SIGSEGV.
 #[inline(never)]
 pub(crate) fn touch_stack() {
-    /// Several times what requests use, with a page of the zstd allocator on the stack, and TLS, bytes.
+    /// Several times what requests use, with a page of the zstd allocator on the stack, and TLS,
+    /// bytes.
     const DEPTH: usize = 512 * 1024;
     std::hint::black_box(&mut [0_u8; DEPTH]);
 }
 
-/// Gives back the memory below the caller's frames that calls which have returned have used. Does nothing but on a worker's
-/// first thread, whose stack has nothing else below it for far more than is looked at.
+/// Gives back the memory below the caller's frames that calls which have returned have used. Does
+/// nothing but on a worker's first thread, whose stack has nothing else below it for far more than
+/// is looked at.
 #[inline(never)]
 pub(crate) fn release_stack() {
     /// More than a handshake or a request uses, bytes.
@@ -133,8 +139,9 @@ pub(crate) fn release_stack() {
     }
     let here = 0_u8;
     let end = (&raw const here as usize).saturating_sub(OURS) & !(PAGE - 1);
-    // SAFETY: what is below the stack pointer is nobody's; the frames of this call are spared. The kernel leaves a gap of
-    // 128 MiB between this thread's stack and all that is mapped, so nothing else is meant.
+    // SAFETY: what is below the stack pointer is nobody's; the frames of this call are spared. The
+    // kernel leaves a gap of 128 MiB between this thread's stack and all that is mapped, so nothing
+    // else is meant.
     unsafe {
         libc::madvise(
             std::ptr::without_provenance_mut(end.saturating_sub(REACH)),
@@ -146,17 +153,18 @@ pub(crate) fn release_stack() {
 
 extern "C" fn ignore(_signal: libc::c_int) {}
 
-/// Makes a file that may not grow further (`ulimit -f`) an error of one request or of the start, EFBIG, and not the end of
-/// the process. A handler and not SIG_IGN, which programs that plugins run would inherit. setrlimit(2).
+/// Makes a file that may not grow further (`ulimit -f`) an error of one request or of the start,
+/// EFBIG, and not the end of the process. A handler and not SIG_IGN, which programs that plugins
+/// run would inherit. setrlimit(2).
 pub(crate) fn survive_file_size_limit() {
     let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::SA_RESTART, SigSet::empty());
     // SAFETY: the handler does nothing, which is safe in any context.
     let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
 }
 
-/// Makes the signals that a terminal or a service manager sends to all processes at once do nothing here:
-/// the listener gets them too and tells everyone what to do. A handler and not SIG_IGN, which programs
-/// that plugins run would inherit.
+/// Makes the signals that a terminal or a service manager sends to all processes at once do nothing
+/// here: the listener gets them too and tells everyone what to do. A handler and not SIG_IGN, which
+/// programs that plugins run would inherit.
 pub(crate) fn leave_signals_to_listener() {
     let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -169,9 +177,9 @@ pub(crate) fn leave_signals_to_listener() {
     let _ = unsafe { sigaction(Signal::SIGIO, &hang_up) };
 }
 
-// Descriptors of this process for signal handlers. 0, which is the null device here, stands for none, and not -1: what is
-// zero at first is put together with the other few words that a worker writes, and each page of them that it writes it
-// has for itself.
+// Descriptors of this process for signal handlers. 0, which is the null device here, stands for
+// none, and not -1: what is zero at first is put together with the other few words that a worker
+// writes, and each page of them that it writes it has for itself.
 
 /// The client's socket of this worker.
 static CLIENT: AtomicI32 = AtomicI32::new(0);
@@ -182,8 +190,9 @@ static LAST_WORDS: AtomicI32 = AtomicI32::new(0);
 static IS_WORKER: AtomicBool = AtomicBool::new(false);
 static IS_BROKER: AtomicBool = AtomicBool::new(false);
 
-/// For `--swap`: tells the kernel that this process is needed to free memory, so that it is not made to wait for memory
-/// itself. PR_SET_IO_FLUSHER, prctl(2); needs CAP_SYS_RESOURCE, and does not matter enough to fail without.
+/// For `--swap`: tells the kernel that this process is needed to free memory, so that it is not
+/// made to wait for memory itself. PR_SET_IO_FLUSHER, prctl(2); needs CAP_SYS_RESOURCE, and does
+/// not matter enough to fail without.
 pub(crate) fn become_io_flusher() {
     /// linux/prctl.h
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
@@ -237,17 +246,19 @@ pub(crate) fn is_quiescing() -> bool {
     QUIESCING.load(Ordering::Relaxed)
 }
 
-/// The listener said `Quiesce` or is gone: make the client's socket read as ended. That ends the wait for the
-/// next request whether it has begun or not, without a system call more on the data path.
+/// The listener said `Quiesce` or is gone: make the client's socket read as ended. That ends the
+/// wait for the next request whether it has begun or not, without a system call more on the data
+/// path.
 extern "C" fn stop_reading(_signal: libc::c_int) {
-    // The kernel queues a message and then signals: the signal of an answer may come when that has been read, and
-    // signals are wanted again. See AwaitMessage.
+    // The kernel queues a message and then signals: the signal of an answer may come when that has
+    // been read, and signals are wanted again. See AwaitMessage.
     let watched = WATCHED.load(Ordering::Relaxed);
     if watched == 0 {
         return;
     }
     let mut channel = libc::pollfd { fd: watched, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one structure of ours; poll(2) is async-signal-safe. Errno is restored for the code that was interrupted.
+    // SAFETY: one structure of ours; poll(2) is async-signal-safe. Errno is restored for the code
+    // that was interrupted.
     let waiting = unsafe {
         let errno = libc::__errno_location();
         let saved = *errno;
@@ -265,8 +276,8 @@ pub(crate) fn end_client() {
     QUIESCING.store(true, Ordering::Relaxed);
     let fd = CLIENT.load(Ordering::Relaxed);
     if fd > 0 {
-        // SAFETY: shutdown(2) on a number that is or was our client's socket; async-signal-safe. Errno is
-        // restored for the code that was interrupted.
+        // SAFETY: shutdown(2) on a number that is or was our client's socket; async-signal-safe.
+        // Errno is restored for the code that was interrupted.
         unsafe {
             let errno = libc::__errno_location();
             let saved = *errno;
@@ -292,8 +303,8 @@ pub(crate) fn end_client_on_message(channel: impl AsFd, client: impl AsFd) -> ni
     Ok(())
 }
 
-/// While this lives, a message on the channel of [`end_client_on_message`] is an answer and ends nothing. For whatever has
-/// come when it is dropped, `end` is called, which is [`end_client`].
+/// While this lives, a message on the channel of [`end_client_on_message`] is an answer and ends
+/// nothing. For whatever has come when it is dropped, `end` is called, which is [`end_client`].
 pub(crate) struct AwaitMessage<'a> {
     channel: BorrowedFd<'a>,
     end: fn(),

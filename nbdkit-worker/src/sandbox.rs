@@ -1,17 +1,18 @@
 //! Confines the template, and thereby every worker, to what the stack has declared to need.
 //!
-//! The layers, in the order of their coming: [`namespaces`] while the process may still make them; another user, no
-//! capabilities, no new privileges ([`crate::privileges`]); [`paths`] (Landlock); [`filter`] (seccomp), whose
-//! lists are in [`policy`]. All of it is inherited by fork, so that a connection costs one short filter more: the one
-//! that takes away what only the template needs.
+//! The layers, in the order of their coming: [`namespaces`] while the process may still make them;
+//! another user, no capabilities, no new privileges ([`crate::privileges`]); [`paths`] (Landlock);
+//! [`filter`] (seccomp), whose lists are in [`policy`]. All of it is inherited by fork, so that a
+//! connection costs one short filter more: the one that takes away what only the template needs.
 //!
-//! The levels (`--sandbox`): `strict` has every layer; `programs`, for stacks that run scripts, leaves network, paths and
-//! namespaces as they are, and of root's capabilities those about files, so that what people paste works as it does in
-//! nbdkit; `compat`, for code that declares nothing, leaves network and paths as they are. Both refuse only what no server
-//! of disks calls. `off` leaves the user as the only change.
+//! The levels (`--sandbox`): `strict` has every layer; `programs`, for stacks that run scripts,
+//! leaves network, paths and namespaces as they are, and of root's capabilities those about files,
+//! so that what people paste works as it does in nbdkit; `compat`, for code that declares nothing,
+//! leaves network and paths as they are. Both refuse only what no server of disks calls. `off`
+//! leaves the user as the only change.
 //!
-//! What a kernel cannot do is said once, and the server goes on, for all layers but one are better than none; unless the
-//! command line demands `--sandbox=strict`.
+//! What a kernel cannot do is said once, and the server goes on, for all layers but one are better
+//! than none; unless the command line demands `--sandbox=strict`.
 
 #![forbid(unsafe_code)]
 
@@ -47,9 +48,9 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// `wanted`: what the command line says. Otherwise a stack of built-in modules, which declares its needs, is
-    /// confined strictly, one of them that runs programs as programs can be, and one with code that does not declare
-    /// its needs as far as code can be of which nothing is known.
+    /// `wanted`: what the command line says. Otherwise a stack of built-in modules, which declares
+    /// its needs, is confined strictly, one of them that runs programs as programs can be, and one
+    /// with code that does not declare its needs as far as code can be of which nothing is known.
     pub(crate) fn new(wanted: Option<Level>, needs: Needs, isolation: Isolation) -> Sandbox {
         let usual = if needs.undeclared {
             Level::Compat
@@ -139,17 +140,18 @@ impl Sandbox {
         &self.needs
     }
 
-    /// Most descriptors that a process may have open; `None` if that grows with the number of its clients, or is not
-    /// known.
+    /// Most descriptors that a process may have open; `None` if that grows with the number of its
+    /// clients, or is not known.
     pub(crate) fn descriptors(&self) -> Option<u64> {
-        /// Sockets, pipes and files of a connection, with room to spare; what most systems give a process.
+        /// Sockets, pipes and files of a connection, with room to spare; what most systems give a
+        /// process.
         const ORDINARY: u64 = 1024;
         (self.level == Level::Strict && !self.shared)
             .then(|| ORDINARY + 2 * (self.needs.paths.len() + self.needs.declared.len()) as u64)
     }
 
-    /// Most bytes of data that a process may have, with so many `threads` for one client; `None` if that grows with the
-    /// number of its clients, or is not known.
+    /// Most bytes of data that a process may have, with so many `threads` for one client; `None` if
+    /// that grows with the number of its clients, or is not known.
     pub(crate) fn memory(&self, threads: usize) -> Option<u64> {
         /// Sixteen times what may be in flight on a connection.
         const ORDINARY: u64 = 1 << 30;
@@ -159,8 +161,8 @@ impl Sandbox {
             .then(|| privileges::data().saturating_add(ORDINARY + THREAD * threads as u64))
     }
 
-    /// The layers that only a privileged process can have, but for the network. Called before it gives up its privileges, and
-    /// before the broker is made, which shares them.
+    /// The layers that only a privileged process can have, but for the network. Called before it
+    /// gives up its privileges, and before the broker is made, which shares them.
     pub(crate) fn separate(&self) {
         // The network of programs is the user's.
         let separate = matches!(self.level, Level::Strict | Level::Compat);
@@ -169,8 +171,8 @@ impl Sandbox {
         }
     }
 
-    /// Leaves the machine's network. Called before the process gives up its privileges, and after the broker was made, which
-    /// stays there.
+    /// Leaves the machine's network. Called before the process gives up its privileges, and after
+    /// the broker was made, which stays there.
     pub(crate) fn separate_network(&self) {
         let wanted = self.level == Level::Strict && self.needs.network == Network::None;
         if wanted && !skips(Layer::Namespaces) {
@@ -178,7 +180,8 @@ impl Sandbox {
         }
     }
 
-    /// Closes the sandbox around the template: this thread, and those that code in C has started. Called last.
+    /// Closes the sandbox around the template: this thread, and those that code in C has started.
+    /// Called last.
     ///
     /// # Errors
     /// The kernel has a layer and refuses to install it; a thread is not confined.
@@ -204,7 +207,8 @@ impl Sandbox {
         }
     }
 
-    /// Whether workers have no regular file to write to, and get none: no disk, no memory that clients share, no log.
+    /// Whether workers have no regular file to write to, and get none: no disk, no memory that
+    /// clients share, no log.
     fn writes_no_file(&self) -> bool {
         let needs = &self.needs;
         let opened_later =
@@ -247,8 +251,8 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Puts paths and filters in force. First other threads get what this one has already, and the paths; last all are
-    /// checked.
+    /// Puts paths and filters in force. First other threads get what this one has already, and the
+    /// paths; last all are checked.
     fn install(&self, filters: &[Program], rules: Option<Rules>) -> Result<()> {
         threads::confine_as_this_one(rules.as_ref().and_then(Rules::of_others))?;
         let statuses = Statuses::open()?;
@@ -267,8 +271,8 @@ impl Sandbox {
         statuses.check(true)
     }
 
-    /// Takes away what the template needed to make this process, a fork of it, or, with isolation `shared`, to get
-    /// here. From now on there are threads at most.
+    /// Takes away what the template needed to make this process, a fork of it, or, with isolation
+    /// `shared`, to get here. From now on there are threads at most.
     ///
     /// # Errors
     /// The kernel refuses it.

@@ -1,7 +1,8 @@
-//! Plugins that are scripts: `nbdkit-NAME-plugin` in the plugin directories, without `.so`, or a path. Executed, such a file
-//! would start nbdkit with the language of its `#!` line and its own path as first parameters; here that language's plugin is
-//! loaded at once and given the path. nbdkit-plugin(3), "Writing plugins in other programming languages"; nbdkit(1),
-//! "Shebang scripts".
+//! Plugins that are scripts: `nbdkit-NAME-plugin` in the plugin directories, without `.so`, or a
+//! path. Executed, such a file would start nbdkit with the language of its `#!` line and its own
+//! path as first parameters; here that language's plugin is loaded at once and given the path.
+//! nbdkit-plugin(3), "Writing plugins in other programming languages"; nbdkit(1), "Shebang
+//! scripts".
 
 #![forbid(unsafe_code)]
 
@@ -27,8 +28,8 @@ pub(crate) struct ScriptPlugin {
 }
 
 impl ScriptPlugin {
-    /// Reads the `#!` line of the file at `path`. `None` if there is no such file or it does not begin with `#!`: then it
-    /// may be a library.
+    /// Reads the `#!` line of the file at `path`. `None` if there is no such file or it does not
+    /// begin with `#!`: then it may be a library.
     ///
     /// # Errors
     /// It is a script that may not be executed, or one of no nbdkit plugin.

@@ -10,7 +10,7 @@ use nbdkit_ipc::messages::{Configure, Protocol};
 
 use crate::tls::Tls;
 
-/// See the module's text.
+/// What the command line says about connections.
 #[derive(Debug)]
 pub(crate) struct Settings {
     /// `-r`.
@@ -25,7 +25,8 @@ pub(crate) struct Settings {
     pub(crate) timeout: Option<Duration>,
     /// TLS, unless it is off.
     pub(crate) tls: Option<Tls>,
-    /// `--swap`: connections allocate their memory and start their threads before the first request, and keep them.
+    /// `--swap`: connections allocate their memory and start their threads before the first
+    /// request, and keep them.
     pub(crate) swap: bool,
     /// Whether everything has to run on one processor.
     pub(crate) one_processor: bool,

@@ -1,5 +1,5 @@
-//! The template: configures the stack, becomes the final user, and then makes a worker for every client
-//! that the listener sends, or, with isolation `shared`, serves them all on threads.
+//! The template: configures the stack, becomes the final user, and then makes a worker for every
+//! client that the listener sends, or, with isolation `shared`, serves them all on threads.
 //!
 //! Trusts the listener. Single-threaded as long as it forks.
 
@@ -189,8 +189,8 @@ fn printed(stack: &Stack, result: io::Result<()>) -> Result<Option<Service>, Fai
     result.or_error(|| "standard output").map(|()| None).map_err(failed)
 }
 
-/// From start-up into service: out of the terminal and, in the background, the directory; to the final user. Must not yet close what
-/// `after_fork` may open.
+/// From start-up into service: out of the terminal and, in the background, the directory; to the
+/// final user. Must not yet close what `after_fork` may open.
 fn enter(
     service: &EnterService,
     swap: bool,
@@ -216,8 +216,8 @@ fn enter(
     if service.background {
         nix::unistd::dup2_stderr(&null).or_error(|| "dup2")?;
     }
-    // The terminal is not for us any more, and nobody types into it by way of us. It can fail only if we lead a session
-    // already.
+    // The terminal is not for us any more, and nobody types into it by way of us. It can fail only
+    // if we lead a session already.
     let _ = nix::unistd::setsid();
     for path in layer.temporary() {
         privileges::hand_down(&path, service)?;
@@ -369,7 +369,8 @@ impl Service {
         }
     }
 
-    /// A client has come whose descriptors did not fit into this process. It is not served; others are.
+    /// A client has come whose descriptors did not fit into this process. It is not served; others
+    /// are.
     fn has_no_room(&self, connection: u64) {
         log_error(&format!(
             "client {connection} is refused: its descriptors were lost ({})",
@@ -385,8 +386,8 @@ impl Service {
         }
     }
 
-    /// Makes a worker for every client until the listener says `Quiesce` or is gone, then waits for the
-    /// workers to end.
+    /// Makes a worker for every client until the listener says `Quiesce` or is gone, then waits for
+    /// the workers to end.
     fn run_forking(&mut self) {
         // std makes this when it is asked for; made here, it is not made anew in every worker.
         let _ = std::thread::current();
@@ -452,8 +453,9 @@ impl Service {
                             log_error(&format!("control channel: {error}"));
                         }
                         (serving, listener_lives) = (false, false);
-                        // Workers end by themselves, but nobody is left to end one that waits for a script. And whoever
-                        // kills the server does not expect that its scripts go on.
+                        // Workers end by themselves, but nobody is left to end one that waits for a
+                        // script. And whoever kills the server does not expect that its scripts go
+                        // on.
                         if self.strays.is_some() {
                             children.kill();
                         }

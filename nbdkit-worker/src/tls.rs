@@ -1,9 +1,11 @@
-//! TLS as a worker speaks it. Set up by the template, so that connections inherit what takes long; no key of the server
-//! is here or ever comes here but the pre-shared one of the identity that a client has named.
+//! TLS as a worker speaks it. Set up by the template, so that connections inherit what takes long;
+//! no key of the server is here or ever comes here but the pre-shared one of the identity that a
+//! client has named.
 //!
-//! - `certificates`: with rustls; `psk`: with OpenSSL, since rustls has no pre-shared keys, in a program of
-//!   its own
-//! - `session`: what both are to the rest: bytes in, bytes out, no sockets; `name`: who a certificate is about
+//! - `certificates`: with rustls; `psk`: with OpenSSL, since rustls has no pre-shared keys, in a
+//!   program of its own
+//! - `session`: what both are to the rest: bytes in, bytes out, no sockets; `name`: who a
+//!   certificate is about
 
 #![forbid(unsafe_code)]
 

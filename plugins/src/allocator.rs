@@ -1,8 +1,8 @@
-//! Where the memory and data plugins keep the bytes of their disks: nbdkit's `allocator=` parameter.
+//! Where the memory and data plugins keep the bytes of their disks: nbdkit's `allocator=`
+//! parameter.
 //!
-//! Configured in the template, used by the workers. Offsets and counts come from clients and have been
-//! checked against the size of the disk.
-//! Source: nbdkit-memory-plugin(1), "ALLOCATORS".
+//! Configured in the template, used by the workers. Offsets and counts come from clients and have
+//! been checked against the size of the disk. Source: nbdkit-memory-plugin(1), "ALLOCATORS".
 
 mod limited;
 mod malloc;
@@ -17,12 +17,12 @@ use nbdkit_api::{Error, Extents, Isolation, Result, Value};
 
 /// Bytes that all clients share, all zero at first.
 ///
-/// Made while the plugin is configured; [`set_size`](Self::set_size) is called once the size of the disk
-/// is known, at the latest in `get_ready`. What is written before that is kept. All other methods
-/// may be called from any process and thread at once.
+/// Made while the plugin is configured; [`set_size`](Self::set_size) is called once the size of the
+/// disk is known, at the latest in `get_ready`. What is written before that is kept. All other
+/// methods may be called from any process and thread at once.
 pub trait Allocator: Debug + Send + Sync {
-    /// Reserves what the strategy reserves for a disk of `size` bytes, at most `i64::MAX`. Bytes that
-    /// were written beyond it are lost.
+    /// Reserves what the strategy reserves for a disk of `size` bytes, at most `i64::MAX`. Bytes
+    /// that were written beyond it are lost.
     ///
     /// # Errors
     /// ENOMEM if there is not enough memory, EPERM if it may not be locked.

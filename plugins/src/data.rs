@@ -1,8 +1,8 @@
 //! nbdkit-data-plugin(1): a disk whose content is written on the command line.
 //!
-//! The text becomes a list of expressions ([`parser`]), that a sparse image ([`eval`], [`image`]), and that
-//! the bytes of an allocator: all of it in the template, in `get_ready`. The workers only use
-//! the allocator, as those of the memory plugin do.
+//! The text becomes a list of expressions ([`parser`]), that a sparse image ([`eval`], [`image`]),
+//! and that the bytes of an allocator: all of it in the template, in `get_ready`. The workers only
+//! use the allocator, as those of the memory plugin do.
 
 mod base64;
 mod eval;
@@ -189,8 +189,8 @@ impl Plugin for Data {
     }
 }
 
-/// Refuses what this machine cannot hold before anything is written: a repeat count with a few digits too
-/// many would otherwise fill the memory, and a file in memory that does not fit is not
+/// Refuses what this machine cannot hold before anything is written: a repeat count with a few
+/// digits too many would otherwise fill the memory, and a file in memory that does not fit is not
 /// an error but a visit of the OOM killer.
 fn check_cost(image: &Image, strategy: Strategy) -> Result<()> {
     let machine = nix::sys::sysinfo::sysinfo().or_error(|| "sysinfo")?;

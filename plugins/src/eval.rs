@@ -1,7 +1,7 @@
 //! nbdkit-eval-plugin(1): every method is a fragment of shell script from the command line.
 //!
-//! What is the sh plugin's file is the text of a parameter here, given to the shell as it is; the rest
-//! is the same machinery.
+//! What is the sh plugin's file is the text of a parameter here, given to the shell as it is; the
+//! rest is the same machinery.
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
 //! nbdkit-file-plugin(1): serves a file or block device, or those of a directory by export name.
 //!
-//! The template checks and remembers what is to be served; for each client its file is opened anew, so
-//! a client sees the size at its own time of connection. Export names are hostile; what
-//! the directory holds is the user's affair.
+//! The template checks and remembers what is to be served; for each client its file is opened anew,
+//! so a client sees the size at its own time of connection. Export names are hostile; what the
+//! directory holds is the user's affair.
 
 mod cache;
 pub(crate) mod disk;

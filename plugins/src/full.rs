@@ -1,5 +1,5 @@
-//! nbdkit-full-plugin(1): a sparse disk whose host has no space left. Reads as zeroes; whatever changes
-//! it fails with ENOSPC.
+//! nbdkit-full-plugin(1): a sparse disk whose host has no space left. Reads as zeroes; whatever
+//! changes it fails with ENOSPC.
 
 use nbdkit_api::{
     Blocking, Cache, Connection, Errno, Error, ExtentKind, Extents, Flags, Open, Plugin, Result,

@@ -1,5 +1,5 @@
-//! What the fuzz targets need of the plugins: the data format without files and scripts, and what scripts print
-//! without running any.
+//! What the fuzz targets need of the plugins: the data format without files and scripts, and what
+//! scripts print without running any.
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +10,8 @@ use nbdkit_api::{Exports, Extents};
 pub use crate::data::fuzz::image;
 use crate::sh::{status, text};
 
-/// Reads what a script printed as the answer of every method that has a syntax, and what it said when it failed.
+/// Reads what a script printed as the answer of every method that has a syntax, and what it said
+/// when it failed.
 pub fn script(code: ExitStatus, stdout: &[u8], stderr: &[u8]) {
     let _ = status::judge("x", code, stderr, None);
     let _ = text::size(stdout).inspect(|size| assert!(i64::try_from(*size).is_ok(), "{size}"));

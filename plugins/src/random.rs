@@ -1,5 +1,5 @@
-//! nbdkit-random-plugin(1): a disk of random bytes, for testing clients. Writes succeed if they write
-//! what is there already. The bytes are not fit for cryptography.
+//! nbdkit-random-plugin(1): a disk of random bytes, for testing clients. Writes succeed if they
+//! write what is there already. The bytes are not fit for cryptography.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 

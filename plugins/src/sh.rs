@@ -82,7 +82,8 @@ impl Script {
     }
 }
 
-/// Whether executing a script would start another nbdkit, and that the next: `#!/usr/sbin/nbdkit sh`. It is for /bin/sh.
+/// Whether executing a script would start another nbdkit, and that the next: `#!/usr/sbin/nbdkit
+/// sh`. It is for /bin/sh.
 fn is_for_nbdkit(path: &Path) -> bool {
     /// The kernel's limit on such a line, bytes.
     const LONGEST: u64 = 256;

@@ -211,7 +211,8 @@ impl Connection for Handle {
         for piece in self.pieces(offset, count) {
             let Piece { part, offset, length } = piece;
             if part.knows_holes {
-                // Without the bound, what follows the piece in its file would be added before the next.
+                // Without the bound, what follows the piece in its file would be added before the
+                // next.
                 let mut found = Extents::new(offset, offset + length);
                 seek_extents(part.opened.file.as_fd(), length, offset, one, &mut found)
                     .map_err(|why| why.context(piece.what("extents")))?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// See the module's text.
+/// A directory of a test's own, removed with this.
 #[derive(Debug)]
 pub(crate) struct TestDir(PathBuf);
 

@@ -1,6 +1,6 @@
-//! Lists of system calls as data, each line with what its arguments must be, and their compilation into filters.
-//! seccomp(2). The lists themselves are with those who are confined by them: listener, template and worker; those that more than
-//! one program uses are in [`lists`].
+//! Lists of system calls as data, each line with what its arguments must be, and their compilation
+//! into filters. seccomp(2). The lists themselves are with those who are confined by them:
+//! listener, template and worker; those that more than one program uses are in [`lists`].
 
 #![deny(unsafe_code)]
 
@@ -32,7 +32,8 @@ pub const NEW_NAMESPACES: u64 = (libc::CLONE_NEWNS
 /// A compiled filter.
 pub type Program = BpfProgram;
 
-/// One system call, and what its arguments must be (all tests hold); another line may allow other arguments.
+/// One system call, and what its arguments must be (all tests hold); another line may allow other
+/// arguments.
 #[derive(Debug, Clone, Copy)]
 pub struct Line {
     /// The call's number on this machine.
@@ -126,8 +127,8 @@ pub fn compile_with(
     assemble(rules, other, listed)
 }
 
-/// A copy of a filter with `number` in place of `stand_in`, which stands for nothing else in it: compiling is done once,
-/// and what only a fork knows is put in by it.
+/// A copy of a filter with `number` in place of `stand_in`, which stands for nothing else in it:
+/// compiling is done once, and what only a fork knows is put in by it.
 pub fn with_number(filter: &Program, stand_in: u32, number: u32) -> Program {
     let mut filter = filter.clone();
     for instruction in filter.iter_mut().filter(|it| it.k == stand_in) {
@@ -144,8 +145,8 @@ pub fn install(filter: &Program) -> Result<(), Broken> {
     seccompiler::apply_filter(filter).map_err(|error| broken(&error))
 }
 
-/// Installs a filter for good, by the right to administer the machine (CAP_SYS_ADMIN): what is executed may have new
-/// privileges, as before.
+/// Installs a filter for good, by the right to administer the machine (CAP_SYS_ADMIN): what is
+/// executed may have new privileges, as before.
 ///
 /// # Errors
 /// EACCES without the right.
@@ -153,8 +154,8 @@ pub fn install_by_right(filter: &Program) -> Result<(), Broken> {
     support::install_filter(filter).map_err(|errno| broken(&errno.desc()))
 }
 
-/// Installs a filter for good in every thread of this process. There must be no new privileges any more in this one; the
-/// others get that with the filter. seccomp(2), SECCOMP_FILTER_FLAG_TSYNC.
+/// Installs a filter for good in every thread of this process. There must be no new privileges any
+/// more in this one; the others get that with the filter. seccomp(2), SECCOMP_FILTER_FLAG_TSYNC.
 ///
 /// # Errors
 /// The kernel does not let us; a thread has a filter of its own.

@@ -1,5 +1,5 @@
-//! Lists of calls that are refused, which more than one program uses. Each line says what the call would do for an attacker, or
-//! who calls it. Data only.
+//! Lists of calls that are refused, which more than one program uses. Each line says what the call
+//! would do for an attacker, or who calls it. Data only.
 
 #![forbid(unsafe_code)]
 
@@ -8,8 +8,9 @@ use libc as c;
 use crate::Test::{Has, Is};
 use crate::{Line, any, with};
 
-/// What no stack needs, neither while it serves nor while it starts. Refused (EPERM) to code that declares nothing
-/// (`--sandbox=compat`, `programs`), and to the spawner, whose filters a new template inherits.
+/// What no stack needs, neither while it serves nor while it starts. Refused (EPERM) to code that
+/// declares nothing (`--sandbox=compat`, `programs`), and to the spawner, whose filters a new
+/// template inherits.
 #[rustfmt::skip]
 pub const NEVER: &[Line] = &[
     // Files and disks of others.
@@ -52,8 +53,9 @@ pub const NEVER: &[Line] = &[
     any(c::SYS_ioperm),           // ports of devices
 ];
 
-/// What a stack may need while it starts, as root above all, and not while it serves. Refused (EPERM) to code that declares
-/// nothing, once it serves. The first template may call this before it closes its sandbox, and so may those that replace it.
+/// What a stack may need while it starts, as root above all, and not while it serves. Refused
+/// (EPERM) to code that declares nothing, once it serves. The first template may call this before
+/// it closes its sandbox, and so may those that replace it.
 #[rustfmt::skip]
 pub const STARTING: &[Line] = &[
     // Other views of the machine's files: mount(8), which scripts run.
@@ -95,8 +97,8 @@ pub const STARTING: &[Line] = &[
     any(c::SYS_setdomainname),    // containers
 ];
 
-/// Typing into the terminal of whoever started the server. Refused (EPERM) in every process, whatever else it may call.
-/// ioctl_tty(2).
+/// Typing into the terminal of whoever started the server. Refused (EPERM) in every process,
+/// whatever else it may call. ioctl_tty(2).
 #[rustfmt::skip]
 pub const TERMINAL: &[Line] = &[
     with(c::SYS_ioctl, &[Is(1, 0x5412)]), // TIOCSTI: input, as if it had been typed

@@ -1,5 +1,5 @@
-//! Asks the kernel what it can do, and has it do what the compiler's crate does not: seccomp(2), SECCOMP_GET_ACTION_AVAIL and
-//! SECCOMP_SET_MODE_FILTER.
+//! Asks the kernel what it can do, and has it do what the compiler's crate does not: seccomp(2),
+//! SECCOMP_GET_ACTION_AVAIL and SECCOMP_SET_MODE_FILTER.
 
 #![expect(unsafe_code, reason = "system calls that no library wraps")]
 
@@ -7,8 +7,8 @@ use nix::errno::Errno;
 
 use crate::Program;
 
-/// Whether this kernel has filters that can refuse calls with SIGSYS: asked of the kernel itself, since a file that
-/// says so may be hidden (`ProcSubset=pid`, no /proc).
+/// Whether this kernel has filters that can refuse calls with SIGSYS: asked of the kernel itself,
+/// since a file that says so may be hidden (`ProcSubset=pid`, no /proc).
 pub fn are_supported() -> bool {
     /// linux/seccomp.h
     const SECCOMP_GET_ACTION_AVAIL: libc::c_ulong = 2;
@@ -30,14 +30,15 @@ pub(crate) fn install_filter(filter: &Program) -> nix::Result<()> {
     // sock_filter of the compiler is that of linux/filter.h: two bytes, two of one, four.
     const { assert!(size_of::<seccompiler::sock_filter>() == size_of::<libc::sock_filter>()) };
     let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut().cast() };
-    // SAFETY: the kernel reads as many instructions as the vector holds, which lives until the call returns, and writes none.
+    // SAFETY: the kernel reads as many instructions as the vector holds, which lives until the call
+    // returns, and writes none.
     let installed =
         unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
     Errno::result(installed).map(drop)
 }
 
-/// Which version of Landlock this kernel has; 0: none, or it is switched off. landlock_create_ruleset(2),
-/// LANDLOCK_CREATE_RULESET_VERSION.
+/// Which version of Landlock this kernel has; 0: none, or it is switched off.
+/// landlock_create_ruleset(2), LANDLOCK_CREATE_RULESET_VERSION.
 pub fn landlock() -> u32 {
     /// linux/landlock.h
     const VERSION: libc::c_ulong = 1;
@@ -48,8 +49,8 @@ pub fn landlock() -> u32 {
     u32::try_from(version).unwrap_or(0)
 }
 
-/// What Landlock of this version does not restrict although later ones do; `None` if it restricts all that we ask for.
-/// landlock(7).
+/// What Landlock of this version does not restrict although later ones do; `None` if it restricts
+/// all that we ask for. landlock(7).
 pub fn landlock_lacks(version: u32) -> Option<String> {
     /// By the first version that has it.
     const LATER: [(u32, &str); 4] = [

@@ -1,7 +1,9 @@
-//! Runs a program with the seccomp filter that containers have by default: what Docker's and Podman's profiles refuse to a
-//! container without capabilities that would permit it. For `scripts/surroundings.sh`.
+//! Runs a program with the seccomp filter that containers have by default: what Docker's and
+//! Podman's profiles refuse to a container without capabilities that would permit it. For
+//! `scripts/surroundings.sh`.
 //!
-//! The profiles list what they allow; this lists what they do not, of which a disk server or its tests could want any.
+//! The profiles list what they allow; this lists what they do not, of which a disk server or its
+//! tests could want any.
 
 #![forbid(unsafe_code)]
 

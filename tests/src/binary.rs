@@ -6,8 +6,9 @@
 //! | `debian` | the distribution's `nbdkit` |
 //! | a path | that executable, taken to be ours |
 //!
-//! `NBDKIT_TEST_PROGRAMS` names another directory for ours, with those of the red team in `red-team` in it: `make listener-user` fills
-//! one with programs whose listener becomes the user `daemon` wherever root starts it.
+//! `NBDKIT_TEST_PROGRAMS` names another directory for ours, with those of the red team in
+//! `red-team` in it: `make listener-user` fills one with programs whose listener becomes the user
+//! `daemon` wherever root starts it.
 
 use std::path::{Path, PathBuf};
 

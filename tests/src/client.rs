@@ -1,7 +1,9 @@
-//! An NBD client written from the protocol document alone, for tests: it can be correct, and it can be wrong on purpose.
+//! An NBD client written from the protocol document alone, for tests: it can be correct, and it can
+//! be wrong on purpose.
 //!
-//! Whatever the server sends is checked against the protocol's rules; a breach is a [`Failure::Violation`], never
-//! silently accepted. [`Client::send_raw`] and friends send what no correct client would.
+//! Whatever the server sends is checked against the protocol's rules; a breach is a
+//! [`Failure::Violation`], never silently accepted. [`Client::send_raw`] and friends send what no
+//! correct client would.
 
 mod answer;
 mod assembly;
@@ -64,7 +66,8 @@ impl From<Malformed> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            // A peer that closes with our bytes unread resets the connection; to us it is all the same.
+            // A peer that closes with our bytes unread resets the connection; to us it is all the
+            // same.
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::ConnectionAborted
@@ -114,7 +117,8 @@ impl<T: Transport> Client<T> {
             stream,
             headers: Headers::Simple,
             no_zeroes: false,
-            // Not zero, so that a server that forgets the cookie is found out; far from round numbers, too.
+            // Not zero, so that a server that forgets the cookie is found out; far from round
+            // numbers, too.
             next_cookie: 0x1122_3344_5566_7700,
             outstanding: HashMap::new(),
             contexts: Vec::new(),
@@ -184,7 +188,8 @@ impl<T: Transport> Client<T> {
     /// Receives exactly this many bytes.
     ///
     /// # Errors
-    /// [`Failure::Closed`] if the stream ends before the first byte, [`Failure::Cut`] if it ends later.
+    /// [`Failure::Closed`] if the stream ends before the first byte, [`Failure::Cut`] if it ends
+    /// later.
     pub fn receive_raw(&mut self, length: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; length];
         let mut filled = 0;
@@ -206,7 +211,8 @@ impl<T: Transport> Client<T> {
         bytes.try_into().map_err(|_| Failure::Cut)
     }
 
-    /// As [`receive_raw`](Self::receive_raw) for the later parts of a message, where the end of the stream is a cut.
+    /// As [`receive_raw`](Self::receive_raw) for the later parts of a message, where the end of the
+    /// stream is a cut.
     fn receive_rest(&mut self, length: u64) -> Result<Vec<u8>> {
         let length = usize::try_from(length).ok().filter(|length| *length <= LONGEST_PAYLOAD);
         let Some(length) = length else {
@@ -239,5 +245,6 @@ impl<T: Transport> Client<T> {
     }
 }
 
-/// The longest payload that a test ever asks for, with its prefix: beyond it, a server's length is a lie.
+/// The longest payload that a test ever asks for, with its prefix: beyond it, a server's length is
+/// a lie.
 const LONGEST_PAYLOAD: usize = 65 * 1024 * 1024;

@@ -35,7 +35,8 @@ impl Finished {
 /// Runs `command` to its end with no standard input.
 ///
 /// # Panics
-/// If it cannot be started, or does not end within `deadline`: it is then killed, with its children.
+/// If it cannot be started, or does not end within `deadline`: it is then killed, with its
+/// children.
 pub fn run(command: &mut Command, deadline: Duration) -> Finished {
     let mut child = command
         .stdin(Stdio::null())

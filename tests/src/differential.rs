@@ -1,10 +1,10 @@
-//! Runs one row, a command line and a client's script, against Debian's nbdkit and against ours, and compares what a
-//! client and a user learn.
+//! Runs one row, a command line and a client's script, against Debian's nbdkit and against ours,
+//! and compares what a client and a user learn.
 //!
-//! Where ours means to differ, `differences.txt` says how and why; a row must differ in exactly the listed lines, so a
-//! new difference and a vanished one both fail. With `NBDKIT_UNDER_TEST=debian` both sides are Debian's, nothing may
-//! differ, and a failure means that the row is not reproducible. With `NBDKIT_TRANSCRIPTS` set, Debian's transcripts are
-//! printed.
+//! Where ours means to differ, `differences.txt` says how and why; a row must differ in exactly the
+//! listed lines, so a new difference and a vanished one both fail. With `NBDKIT_UNDER_TEST=debian`
+//! both sides are Debian's, nothing may differ, and a failure means that the row is not
+//! reproducible. With `NBDKIT_TRANSCRIPTS` set, Debian's transcripts are printed.
 
 mod diff;
 mod differences;
@@ -37,7 +37,8 @@ pub struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// A row by the name under which `differences.txt` may list it. `{dir}` in an argument is the private directory.
+    /// A row by the name under which `differences.txt` may list it. `{dir}` in an argument is the
+    /// private directory.
     #[must_use]
     pub fn new(name: &'a str, arguments: &'a [&'a str]) -> Self {
         Row { name, variant: "", arguments, setup: |_| {}, normalise: |line| Some(line.to_owned()) }
@@ -64,7 +65,8 @@ impl<'a> Row<'a> {
         self
     }
 
-    /// Starts a server on each side, runs the script, stops the server, and compares the transcripts.
+    /// Starts a server on each side, runs the script, stops the server, and compares the
+    /// transcripts.
     ///
     /// # Panics
     /// If they differ in other lines than the listed ones.
@@ -72,7 +74,8 @@ impl<'a> Row<'a> {
         self.compare_sides(|binary| self.transcript(binary, &script));
     }
 
-    /// Runs the command line to its end on each side and compares exit status, standard output and standard error.
+    /// Runs the command line to its end on each side and compares exit status, standard output and
+    /// standard error.
     ///
     /// # Panics
     /// If they differ in other lines than the listed ones, or a command does not end.
@@ -169,8 +172,8 @@ fn texts(stream: &str, text: &str, binary: &Binary, dir: &Path) -> Vec<String> {
     text.lines().map(|line| anonymous(&format!("{stream}: {line}"), binary, dir)).collect()
 }
 
-/// Removes what differs from run to run and from machine to machine: the private directory, the executable's path, the
-/// directory of Debian's plugins.
+/// Removes what differs from run to run and from machine to machine: the private directory, the
+/// executable's path, the directory of Debian's plugins.
 fn anonymous(line: &str, binary: &Binary, dir: &Path) -> String {
     let words = line.split(' ').map(|word| match word.split_once("/nbdkit/plugins/") {
         Some((before, plugin)) => {

@@ -1,5 +1,5 @@
-//! A web server on the loopback interface, for programs that fetch disks: `HEAD`, `GET`, ranges, connections that stay open,
-//! and paths that are served only to who sends a certain header.
+//! A web server on the loopback interface, for programs that fetch disks: `HEAD`, `GET`, ranges,
+//! connections that stay open, and paths that are served only to who sends a certain header.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -9,12 +9,14 @@ use std::sync::Arc;
 #[derive(Debug)]
 struct Site {
     content: Vec<u8>,
-    /// First component of a path, and the header lines, in lower case, that a request for it must have.
+    /// First component of a path, and the header lines, in lower case, that a request for it must
+    /// have.
     guarded: &'static [(&'static str, &'static [&'static str])],
 }
 
-/// Serves `content` at every path, until the process ends. A path below `/NAME/` of `guarded` answers 401 unless the request
-/// has all of that name's header lines, which are compared without regard to case. Returns the address: `http://127.0.0.1:PORT`.
+/// Serves `content` at every path, until the process ends. A path below `/NAME/` of `guarded`
+/// answers 401 unless the request has all of that name's header lines, which are compared without
+/// regard to case. Returns the address: `http://127.0.0.1:PORT`.
 ///
 /// # Panics
 /// If there is no free port.

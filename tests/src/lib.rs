@@ -1,8 +1,10 @@
-//! What the end-to-end tests stand on: a server started as a child process, and an NBD client of our own.
+//! What the end-to-end tests stand on: a server started as a child process, and an NBD client of
+//! our own.
 //!
-//! The client is written from the protocol document alone and checks every rule that a server must keep, so it serves as
-//! a second opinion on the server. The server is a real executable, ours or Debian's nbdkit (see [`binary`]): the same
-//! test runs against both. Every wait has a deadline, so that no test can hang.
+//! The client is written from the protocol document alone and checks every rule that a server must
+//! keep, so it serves as a second opinion on the server. The server is a real executable, ours or
+//! Debian's nbdkit (see [`binary`]): the same test runs against both. Every wait has a deadline, so
+//! that no test can hang.
 #![forbid(unsafe_code)]
 
 pub mod binary;

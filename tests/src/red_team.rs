@@ -5,8 +5,8 @@ use nbd_protocol::constants::Rep;
 use crate::client::Ask;
 use crate::server::Server;
 
-/// What came of an attack, in the attacker's words; `None` if its process ended instead; `not opened` if a
-/// layer above refuses the export after it.
+/// What came of an attack, in the attacker's words; `None` if its process ended instead; `not
+/// opened` if a layer above refuses the export after it.
 ///
 /// # Panics
 /// If the server does not even greet.

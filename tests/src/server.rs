@@ -1,4 +1,5 @@
-//! A server under test: a child process with a private directory, ready when `start` returns, gone when dropped.
+//! A server under test: a child process with a private directory, ready when `start` returns, gone
+//! when dropped.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
@@ -20,10 +21,12 @@ use crate::client::Client;
 use crate::command::{Finished, kill_group};
 use crate::tempdir::TempDir;
 
-/// How long a server may take to start or to stop. Generous: the machine may be busy with other tests.
+/// How long a server may take to start or to stop. Generous: the machine may be busy with other
+/// tests.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Gives descriptor 0 to the program in `$0` as the one socket of socket activation, sd_listen_fds(3).
+/// Gives descriptor 0 to the program in `$0` as the one socket of socket activation,
+/// sd_listen_fds(3).
 const ACTIVATE: &str = r#"LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@" 3<&0 0</dev/null"#;
 
 /// A server to be started.
@@ -79,7 +82,8 @@ impl Builder {
         self
     }
 
-    /// Listens on a free TCP port of the loopback interface instead; connect to [`Server::address`].
+    /// Listens on a free TCP port of the loopback interface instead; connect to
+    /// [`Server::address`].
     #[must_use]
     pub fn tcp(self) -> Self {
         let port = free_port();
@@ -88,8 +92,8 @@ impl Builder {
         builder.arg("-i").arg("127.0.0.1").arg("-p").arg(port.to_string())
     }
 
-    /// Hands the server a listening socket as systemd does, as descriptor 3; the server is told nothing else about
-    /// where to listen.
+    /// Hands the server a listening socket as systemd does, as descriptor 3; the server is told
+    /// nothing else about where to listen.
     #[must_use]
     pub fn activated_by(mut self, socket: impl Into<OwnedFd>) -> Self {
         self.listen = false;
@@ -97,8 +101,8 @@ impl Builder {
         self
     }
 
-    /// Has a shell run this script, which must end in `exec "$0" "$@"`, so that the server starts under limits or in a
-    /// namespace. `{dir}` becomes the path of the private directory.
+    /// Has a shell run this script, which must end in `exec "$0" "$@"`, so that the server starts
+    /// under limits or in a namespace. `{dir}` becomes the path of the private directory.
     #[must_use]
     pub fn through_shell(mut self, script: &str) -> Self {
         self.script = Some(script.replace("{dir}", &self.dir.path().to_string_lossy()));
@@ -111,7 +115,8 @@ impl Builder {
         &self.dir
     }
 
-    /// Starts the server and waits until it has written its pid file, which it does when it is ready to accept.
+    /// Starts the server and waits until it has written its pid file, which it does when it is
+    /// ready to accept.
     ///
     /// # Panics
     /// If it ends instead, with all that it said.
@@ -140,8 +145,8 @@ impl Builder {
         let mut command = match self.script.as_deref().or(activate) {
             None => Command::new(binary.path()),
             Some(script) => {
-                // The shell sets the stage, such as moving the socket from standard input to where the protocol wants it, and
-                // is then replaced.
+                // The shell sets the stage, such as moving the socket from standard input to where
+                // the protocol wants it, and is then replaced.
                 let mut shell = Command::new("/bin/sh");
                 shell.arg("-c").arg(script).arg(binary.path());
                 shell
@@ -178,8 +183,8 @@ impl Builder {
     }
 }
 
-/// The version of Landlock that servers are to take the kernel's for, 0 for none, if the test is to run as on an older
-/// kernel: `NBDKIT_TEST_LANDLOCK`, set by scripts/surroundings.sh.
+/// The version of Landlock that servers are to take the kernel's for, 0 for none, if the test is to
+/// run as on an older kernel: `NBDKIT_TEST_LANDLOCK`, set by scripts/surroundings.sh.
 #[must_use]
 pub fn landlock_is() -> Option<String> {
     std::env::var("NBDKIT_TEST_LANDLOCK").ok()

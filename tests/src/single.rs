@@ -1,4 +1,5 @@
-//! A server of one connection on standard input and output, as inetd(8) would start it: `nbdkit -s`.
+//! A server of one connection on standard input and output, as inetd(8) would start it: `nbdkit
+//! -s`.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;

@@ -1,4 +1,5 @@
-//! A private directory per server: sockets, pid files and disk images of one test never meet those of another.
+//! A private directory per server: sockets, pid files and disk images of one test never meet those
+//! of another.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;

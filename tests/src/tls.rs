@@ -1,4 +1,5 @@
-//! TLS in tests: certificates as a user makes them, with certtool(1), and our own client behind rustls.
+//! TLS in tests: certificates as a user makes them, with certtool(1), and our own client behind
+//! rustls.
 
 use std::fs::{File, create_dir_all};
 use std::io;
@@ -54,7 +55,8 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes one in `dir`: `ca-key.pem`, `ca-cert.pem`. As nbdkit-tls(1) has it, and it may sign revocation lists.
+    /// Makes one in `dir`: `ca-key.pem`, `ca-cert.pem`. As nbdkit-tls(1) has it, and it may sign
+    /// revocation lists.
     ///
     /// # Panics
     /// If certtool fails.
@@ -82,7 +84,8 @@ impl Authority {
         authority
     }
 
-    /// Issues a server's certificate for `localhost`: `server-key.pem`, `server-cert.pem` and `ca-cert.pem` in `dir`.
+    /// Issues a server's certificate for `localhost`: `server-key.pem`, `server-cert.pem` and
+    /// `ca-cert.pem` in `dir`.
     ///
     /// # Panics
     /// If certtool fails.
@@ -92,8 +95,9 @@ impl Authority {
         self.issue(dir, "server", key, text);
     }
 
-    /// Issues a client's certificate, with more lines for certtool's template: `client-key.pem`, `client-cert.pem` and
-    /// `ca-cert.pem` in `dir`. Our own client does not take certtool's ECDSA keys as they are; qemu wants RSA.
+    /// Issues a client's certificate, with more lines for certtool's template: `client-key.pem`,
+    /// `client-cert.pem` and `ca-cert.pem` in `dir`. Our own client does not take certtool's ECDSA
+    /// keys as they are; qemu wants RSA.
     ///
     /// # Panics
     /// If certtool fails.
@@ -128,8 +132,9 @@ impl Authority {
         }
     }
 
-    /// Issues a certificate of X.509 version 1, as `openssl x509 -req` does unless it is told of extensions: `role` is
-    /// "server" or "client", and the files in `dir` are those of the other methods.
+    /// Issues a certificate of X.509 version 1, as `openssl x509 -req` does unless it is told of
+    /// extensions: `role` is "server" or "client", and the files in `dir` are those of the other
+    /// methods.
     ///
     /// # Panics
     /// If openssl fails.
@@ -211,7 +216,8 @@ impl Authority {
         ]);
     }
 
-    /// A configuration of our own client that trusts this authority, with the client's certificate in `identity`.
+    /// A configuration of our own client that trusts this authority, with the client's certificate
+    /// in `identity`.
     ///
     /// # Panics
     /// If the files are not there.
@@ -317,8 +323,8 @@ impl Socket for UnixStream {}
 impl Socket for TcpStream {}
 
 impl<T: Socket> Client<T> {
-    /// Negotiates TLS after [`handshake`](Client::handshake). What was negotiated before is forgotten, as the protocol
-    /// has it.
+    /// Negotiates TLS after [`handshake`](Client::handshake). What was negotiated before is
+    /// forgotten, as the protocol has it.
     ///
     /// # Errors
     /// The server's refusal, or rustls's words.

@@ -1,4 +1,5 @@
-//! What a client learned from a server, one line per operation, in words that two servers can be compared by.
+//! What a client learned from a server, one line per operation, in words that two servers can be
+//! compared by.
 //!
 //! Left out on purpose: cookies, context ids, messages for people, how a reply was cut into chunks.
 
@@ -44,8 +45,8 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     })
 }
 
-/// A client whose operations write a transcript. When an operation fails, the line says how, and the connection is over
-/// until the next [`connect`](Session::connect).
+/// A client whose operations write a transcript. When an operation fails, the line says how, and
+/// the connection is over until the next [`connect`](Session::connect).
 #[derive(Debug)]
 pub struct Session {
     socket: PathBuf,
@@ -260,8 +261,8 @@ impl Session {
     }
 }
 
-/// What is asked about every export. Block sizes are not among it, because later nbdkits advertise more of them than
-/// the oracle: they have rows of their own.
+/// What is asked about every export. Block sizes are not among it, because later nbdkits advertise
+/// more of them than the oracle: they have rows of their own.
 const NAMES: [InfoType; 2] = [InfoType::NAME, InfoType::DESCRIPTION];
 
 /// `READ 0+512`, with flags if there are any.

@@ -40,7 +40,8 @@ const DEPTH: u64 = 64;
 const ROUNDS: u64 = 12;
 const BLOCK: u64 = 4096;
 
-/// Every client writes and reads blocks of its own, 64 requests at a time; no two use the same block.
+/// Every client writes and reads blocks of its own, 64 requests at a time; no two use the same
+/// block.
 ///
 /// # Panics
 /// If anything else is read, or the server does not end well.

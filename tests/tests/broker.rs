@@ -1,4 +1,5 @@
-//! The broker as an operator sees it: what clients get after files were replaced, whoever started the server; and its life.
+//! The broker as an operator sees it: what clients get after files were replaced, whoever started
+//! the server; and its life.
 #![expect(clippy::expect_used, reason = "a test ends where something goes wrong")]
 
 use std::fs::Permissions;
@@ -437,7 +438,8 @@ fn with_swap_the_broker_is_locked_in_memory_too() {
     eventually("locked", || locked() > 1000);
 }
 
-/// Where descriptors are few, so are the channels to the broker; who finds its own closed gets another.
+/// Where descriptors are few, so are the channels to the broker; who finds its own closed gets
+/// another.
 #[test]
 fn with_few_descriptors_many_clients_are_served_from_a_directory() {
     let builder = with_directory(&["file", "dir={dir}/disks"]);

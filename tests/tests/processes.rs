@@ -1,5 +1,6 @@
-//! The process picture: a listener, a template, and a worker for every client, which ends when its client goes. Nothing
-//! is left behind: no process, no descriptor, no memory file. Ours only; Debian's nbdkit is one process.
+//! The process picture: a listener, a template, and a worker for every client, which ends when its
+//! client goes. Nothing is left behind: no process, no descriptor, no memory file. Ours only;
+//! Debian's nbdkit is one process.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
@@ -95,7 +96,8 @@ fn connected(server: &Server) -> Client<UnixStream> {
     client
 }
 
-/// Whoever is not root may not look at the descriptors of confined processes, not even of their own.
+/// Whoever is not root may not look at the descriptors of confined processes, not even of their
+/// own.
 fn start(arguments: &[&str]) -> Server {
     let options: &[&str] = if geteuid().is_root() { &[] } else { &["--sandbox=off"] };
     Server::nbdkit(options).args(arguments).binary(Binary::ours()).start()
@@ -136,7 +138,8 @@ fn the_listener_holds_no_client_after_the_hand_over() {
     let second = connected(&server);
     let (_, both) = family(&server);
     let new = both.iter().find(|it| it.pid != workers[0].pid).expect("another worker");
-    // The two descriptors more that the listener has are the worker's control channel and the handle on its process.
+    // The two descriptors more that the listener has are the worker's control channel and the
+    // handle on its process.
     assert_eq!(handed_over(new.pid), with_one + 2);
     drop(second);
     eventually("the channel goes with the worker", || {
@@ -144,7 +147,8 @@ fn the_listener_holds_no_client_after_the_hand_over() {
     });
 }
 
-/// The worker has two sockets of its own, control channel and client; the others have only the first one's other end.
+/// The worker has two sockets of its own, control channel and client; the others have only the
+/// first one's other end.
 fn client_socket_is_only_in(worker: i32, others: &[i32]) -> bool {
     let sockets = |pid| -> BTreeSet<PathBuf> {
         descriptors(pid)
@@ -313,15 +317,16 @@ fn a_worker_gives_back_what_an_idle_client_does_not_need_and_serves_it_again() {
     }
 }
 
-/// Memory of a process that is no file's, also what it shares with the template, KiB. proc_pid_smaps(5).
+/// Memory of a process that is no file's, also what it shares with the template, KiB.
+/// proc_pid_smaps(5).
 fn anonymous_memory(pid: i32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("alive");
     let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("a line");
     line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// What clients wrote is in memory that only the dead template could hand on: a new one would offer another disk under
-/// the same name.
+/// What clients wrote is in memory that only the dead template could hand on: a new one would offer
+/// another disk under the same name.
 #[test]
 fn a_template_that_holds_data_is_not_made_anew() {
     let mut server = start(&["memory", "1M"]);

@@ -1,6 +1,6 @@
-//! What clients may put into an overlay (`cow-max`, `cow-max-total`, `cow-max-connection`) and into a disk in memory
-//! (`allocator=...,max=`): one who is over gets ENOSPC, for that request, and the others go on; and the account is exact
-//! however workers end.
+//! What clients may put into an overlay (`cow-max`, `cow-max-total`, `cow-max-connection`) and into
+//! a disk in memory (`allocator=...,max=`): one who is over gets ENOSPC, for that request, and the
+//! others go on; and the account is exact however workers end.
 #![expect(clippy::expect_used, reason = "a test ends where something goes wrong")]
 
 use std::os::unix::fs::MetadataExt;
@@ -80,8 +80,8 @@ fn taken(server: &Server, name: &str) -> u64 {
     std::fs::metadata(path).expect("it is open").blocks() * 512
 }
 
-/// For the shell that starts a server: its temporary files are in a file system of its own, which takes memory for what is
-/// in them and nothing else.
+/// For the shell that starts a server: its temporary files are in a file system of its own, which
+/// takes memory for what is in them and nothing else.
 fn temporary_files_in(mount: &str) -> String {
     format!(
         r#"mkdir {{dir}}/overlays; export TMPDIR={{dir}}/overlays; exec unshare -m sh -c \
@@ -208,7 +208,8 @@ fn until_killed(server: &Server, size: u64, blocks: std::ops::Range<u64>, seed: 
     }
 }
 
-/// Kills workers at random moments while they fill and trim a disk of so many blocks of `size` bytes, until none is left.
+/// Kills workers at random moments while they fill and trim a disk of so many blocks of `size`
+/// bytes, until none is left.
 fn kill_at_random(server: &Server, blocks: u64, size: u64) {
     const CLIENTS: u64 = 3;
     let end = Instant::now() + Duration::from_secs(6);
@@ -258,7 +259,8 @@ fn data(client: &mut Client<UnixStream>, size: u64) -> u64 {
     data
 }
 
-/// Writes single blocks of `size` bytes that are not there yet, until there is no room; how many bytes that are.
+/// Writes single blocks of `size` bytes that are not there yet, until there is no room; how many
+/// bytes that are.
 fn fill(client: &mut Client<UnixStream>, from: u64, end: u64, size: u64) -> u64 {
     let mut at = from;
     while at < end && write(client, at, size, 9).is_none() {

@@ -1,6 +1,7 @@
-//! `--swap`: a worker that serves a disk to the kernel of its own machine must not need memory while the kernel waits for
-//! it to take pages away. Counted, not timed: page faults of all its threads, and what it has mapped, before and after a
-//! load. As memory is locked as soon as it is mapped (mlockall(2), MCL_FUTURE), each page that is allocated is a fault.
+//! `--swap`: a worker that serves a disk to the kernel of its own machine must not need memory
+//! while the kernel waits for it to take pages away. Counted, not timed: page faults of all its
+//! threads, and what it has mapped, before and after a load. As memory is locked as soon as it is
+//! mapped (mlockall(2), MCL_FUTURE), each page that is allocated is a fault.
 //!
 //! Root only: others may not lock enough.
 #![expect(clippy::expect_used, reason = "a test ends where something goes wrong")]
@@ -131,8 +132,8 @@ fn together<T: Transport>(client: &mut Client<T>, asks: &[Ask]) {
     }
 }
 
-/// Every kind of request, from 4 to 512 KiB, 1 to 64 at a time. Reads and writes come in turns and not mixed: this client
-/// does not take replies while it sends.
+/// Every kind of request, from 4 to 512 KiB, 1 to 64 at a time. Reads and writes come in turns and
+/// not mixed: this client does not take replies while it sends.
 fn load<T: Transport>(client: &mut Client<T>) {
     for depth in [1, 4, 16, 64] {
         for length in [4 * KIB, 32 * KIB, 128 * KIB, 256 * KIB, 512 * KIB] {
@@ -157,8 +158,8 @@ const IDLE: Duration = Duration::from_secs(1);
 /// And after so long threads end that have nothing to do.
 const IDLE_THREADS: Duration = Duration::from_secs(6);
 
-/// Serves one client, whose load, and the same again after a rest, must not cost the worker, which has so many threads, a
-/// fault or a byte.
+/// Serves one client, whose load, and the same again after a rest, must not cost the worker, which
+/// has so many threads, a fault or a byte.
 fn costs_nothing<T: Transport>(
     what: &str,
     server: &Server,

@@ -1,4 +1,5 @@
-//! The ways for a client to reach the server: Unix socket, TCP, a socket from systemd, standard input and output.
+//! The ways for a client to reach the server: Unix socket, TCP, a socket from systemd, standard
+//! input and output.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::FileTypeExt;
@@ -87,6 +88,7 @@ fn standard_input_that_closes_ends_the_server() {
     let (mut server, mut client) = Single::start(["memory", "1M"]);
     client.handshake().expect("a greeting");
     drop(client);
-    // Whether a client that leaves in the middle is a success is nobody's promise; that the server ends, is.
+    // Whether a client that leaves in the middle is a success is nobody's promise; that the server
+    // ends, is.
     server.wait();
 }

@@ -127,7 +127,8 @@ impl Loop<'_> {
     }
 }
 
-/// Agrees to structured replies and to `NBD_OPT_GO`, and to nothing else. Returns whether replies are structured.
+/// Agrees to structured replies and to `NBD_OPT_GO`, and to nothing else. Returns whether replies
+/// are structured.
 fn handshake(stream: &mut Stream, size: u64) -> Result<bool, Failure> {
     let flags = HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES;
     stream.write_all(&Greeting::encode_newstyle(flags))?;

@@ -1,5 +1,5 @@
-//! One connection's view of one export through the overlay: which block stands where, and how blocks
-//! come into the overlay.
+//! One connection's view of one export through the overlay: which block stands where, and how
+//! blocks come into the overlay.
 //!
 //! Blocks change place only under the lock of their stripe. Data goes into a block that already is
 //! in the overlay without lock: its place changes only by trimming, and a request that runs
@@ -68,7 +68,7 @@ pub(super) struct Run {
     pub(super) count: u64,
 }
 
-/// See the module's text.
+/// The blocks of one export: which are in the overlay, and how they get there.
 #[derive(Debug)]
 pub(super) struct Blocks {
     overlay: Arc<Overlay>,
@@ -145,8 +145,8 @@ impl Blocks {
         })
     }
 
-    /// Runs a request that needs space for each block that is `new`. If there are limits, they are checked for all of these blocks
-    /// first, unless there is one block only.
+    /// Runs a request that needs space for each block that is `new`. If there are limits, they are
+    /// checked for all of these blocks first, unless there is one block only.
     fn with_space(
         &self,
         count: u64,
@@ -223,8 +223,8 @@ impl Blocks {
         }
     }
 
-    /// After a write in place: if the block was trimmed meanwhile, the write may have allocated space in its cluster again,
-    /// which nobody would account for.
+    /// After a write in place: if the block was trimmed meanwhile, the write may have allocated
+    /// space in its cluster again, which nobody would account for.
     fn free_if_trimmed(&self, cursor: &mut Cursor<'_>, block: u64, cluster: u64) -> Result<()> {
         if cursor.load(block)?.0 == Block::Present(cluster) {
             return Ok(());

@@ -23,7 +23,7 @@ const ENTRY: usize = 32;
 /// Where the names begin in the file, [`MAX_STRING`] bytes for each.
 const NAMES: u64 = (MAX_EXPORTS * ENTRY) as u64;
 
-/// See the module's text.
+/// The list of exports that have a table, in shared memory.
 #[derive(Debug)]
 pub(super) struct ExportTables {
     state: SharedMutex<2>,
@@ -40,11 +40,12 @@ impl ExportTables {
         })
     }
 
-    /// The number of `export` and where its table begins; a new name gets them. The disk has `size` bytes in
-    /// `blocks` blocks.
+    /// The number of `export` and where its table begins; a new name gets them. The disk has `size`
+    /// bytes in `blocks` blocks.
     ///
     /// # Errors
-    /// EINVAL if the export was opened with another size before; ENOSPC if there are too many names.
+    /// EINVAL if the export was opened with another size before; ENOSPC if there are too many
+    /// names.
     pub(super) fn find(&self, export: &str, size: u64, blocks: u64) -> Result<(usize, u64)> {
         if export.len() > MAX_STRING {
             return Err(Error::new(Errno::EINVAL, "cow: the export name is too long"));

@@ -14,7 +14,7 @@ use super::table::{Block, Table};
 /// Locks; blocks that are moved at the same time should rarely have the same one.
 const STRIPES: usize = 64;
 
-/// See the module's text.
+/// The overlay of all exports: clusters, tables, locks.
 #[derive(Debug)]
 pub(super) struct Overlay {
     block_size: u64,
@@ -24,8 +24,9 @@ pub(super) struct Overlay {
     pub(super) exports: ExportTables,
     pub(super) tables: Arc<SharedFile>,
     stripes: Vec<SharedMutex<0>>,
-    /// For each stripe two words: the cluster that its holder fills or frees, plus one, or 0; and the position of the
-    /// block's word in the file of the tables. Read by the next holder if that one was killed.
+    /// For each stripe two words: the cluster that its holder fills or frees, plus one, or 0; and
+    /// the position of the block's word in the file of the tables. Read by the next holder if that
+    /// one was killed.
     pub(super) pending: SharedWords,
     /// If there are limits.
     pub(super) accounts: Option<Accounts>,
@@ -44,9 +45,9 @@ pub(super) struct Stripe<'a> {
 }
 
 impl Stripe<'_> {
-    /// Runs `change`, which fills `cluster` and then stores the block's state, or stores it and then frees `cluster`. If
-    /// `change` fails or this process is killed meanwhile, the cluster is freed unless the table refers to it: data that
-    /// nobody can read must not use space.
+    /// Runs `change`, which fills `cluster` and then stores the block's state, or stores it and
+    /// then frees `cluster`. If `change` fails or this process is killed meanwhile, the cluster is
+    /// freed unless the table refers to it: data that nobody can read must not use space.
     ///
     /// # Errors
     /// Those of `change`.
@@ -160,7 +161,8 @@ impl Overlay {
         [&self.pending[2 * stripe], &self.pending[2 * stripe + 1]]
     }
 
-    /// Frees the pending cluster of a stripe unless the table refers to it. The caller holds the stripe.
+    /// Frees the pending cluster of a stripe unless the table refers to it. The caller holds the
+    /// stripe.
     fn reclaim(&self, stripe: usize) {
         let [pending, word] = self.pending_of(stripe);
         let Some(cluster) = pending.load(Ordering::Acquire).checked_sub(1) else { return };

@@ -1,11 +1,13 @@
 //! `cow-max`, `cow-max-total`, `cow-max-connection`: limits on the space that overlays use.
 //!
-//! The unit is a block whose cluster holds space. Each export has an account, a word in shared memory, which caches the
-//! number of such blocks in its table. A worker may be killed at any moment, so it sets the account to UNKNOWN, stores the
-//! block's state in the table, and then sets the account to the new number. Whoever finds UNKNOWN counts the table.
+//! The unit is a block whose cluster holds space. Each export has an account, a word in shared
+//! memory, which caches the number of such blocks in its table. A worker may be killed at any
+//! moment, so it sets the account to UNKNOWN, stores the block's state in the table, and then sets
+//! the account to the new number. Whoever finds UNKNOWN counts the table.
 //!
-//! A request that needs several new blocks is carried out completely or not at all: it reserves them first. One such request runs
-//! at a time and holds the mutex `reserving`. A reservation left by a killed worker is cleared by the next holder.
+//! A request that needs several new blocks is carried out completely or not at all: it reserves
+//! them first. One such request runs at a time and holds the mutex `reserving`. A reservation left
+//! by a killed worker is cleared by the next holder.
 //!
 //! Lock order: `reserving`, the stripe of a block, `account`.
 
@@ -110,7 +112,8 @@ impl Quota {
         Ok(count)
     }
 
-    /// Checks the shared limits for `more` blocks besides those that are reserved. The caller holds `account`.
+    /// Checks the shared limits for `more` blocks besides those that are reserved. The caller holds
+    /// `account`.
     fn check(&self, more: u64) -> Result<()> {
         let accounts = self.accounts()?;
         let reserved = accounts.reserved[0].load(Ordering::Relaxed);
@@ -198,7 +201,8 @@ impl Quota {
         Ok(())
     }
 
-    /// Stores a block's state together with the account: see the module's text. The caller holds `account`.
+    /// Stores a block's state together with the account: see the module's text. The caller holds
+    /// `account`.
     fn store(
         &self,
         cursor: &mut Cursor<'_>,
@@ -215,7 +219,8 @@ impl Quota {
         Ok(())
     }
 
-    /// Locks out other requests that need a reservation, and reserves as many blocks as `wanted` counts then.
+    /// Locks out other requests that need a reservation, and reserves as many blocks as `wanted`
+    /// counts then.
     ///
     /// # Errors
     /// ENOSPC.

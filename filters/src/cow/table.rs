@@ -1,8 +1,8 @@
 //! The table of an export: a word per block, in memory that all workers map.
 //!
-//! The table of a large disk is larger than any memory; it is sparse, mapped a window at a time, and
-//! pages of it that nobody wrote are not touched: reading a disk must not cost memory.
-//! Words may have been scribbled on by a hostile worker, so what they say is checked.
+//! The table of a large disk is larger than any memory; it is sparse, mapped a window at a time,
+//! and pages of it that nobody wrote are not touched: reading a disk must not cost memory. Words
+//! may have been scribbled on by a hostile worker, so what they say is checked.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -72,7 +72,7 @@ impl Block {
     }
 }
 
-/// A table in `file` from byte `base` on. See the module's text.
+/// The table of one export: where each block is. In `file` from byte `base` on.
 #[derive(Debug)]
 pub(super) struct Table {
     file: Arc<SharedFile>,

@@ -29,7 +29,7 @@ struct Script {
     text: String,
 }
 
-/// See the module's text.
+/// Where the log filter's lines go.
 #[derive(Debug)]
 pub(super) struct Sink {
     /// Open for appending, so that lines of several workers do not overwrite each other.

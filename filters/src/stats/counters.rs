@@ -58,7 +58,7 @@ const HISTOGRAM: usize = SIZE_BYTES + SIZES;
 /// Words of an operation with histogram.
 const FULL: usize = HISTOGRAM + SIZES * ALIGNMENTS;
 
-/// See the module's text.
+/// The counters of all clients, in shared memory.
 #[derive(Debug)]
 pub(super) struct Counters {
     words: SharedWords,

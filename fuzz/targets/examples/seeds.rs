@@ -1,5 +1,5 @@
-//! Writes the first inputs of every corpus: good messages, from which libFuzzer goes on. `make fuzz` keeps what is
-//! new; these are for a corpus that has to be begun again.
+//! Writes the first inputs of every corpus: good messages, from which libFuzzer goes on. `make
+//! fuzz` keeps what is new; these are for a corpus that has to be begun again.
 //!
 //! `cargo run -p nbdkit-fuzz --example seeds -- fuzz/corpus`
 

@@ -1,5 +1,5 @@
-//! The broker, asked by hostile workers: what it opens is what was declared, as it was declared, and what it connects to was
-//! declared.
+//! The broker, asked by hostile workers: what it opens is what was declared, as it was declared,
+//! and what it connects to was declared.
 
 use std::fs::{File, Metadata};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -19,8 +19,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 use crate::channel::{MAX_PACKETS, MOST_FDS, send};
 use crate::input::Input;
 
-/// What is served: `file`, which may be written; the files of `disks`, which may not, one by a link; those of `plain`, where
-/// links are refused. `port` is an endpoint. Everything else is there to be got at.
+/// What is served: `file`, which may be written; the files of `disks`, which may not, one by a
+/// link; those of `plain`, where links are refused. `port` is an endpoint. Everything else is there
+/// to be got at.
 struct Fixture {
     path: PathBuf,
     port: TcpListener,

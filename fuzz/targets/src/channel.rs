@@ -1,4 +1,5 @@
-//! The control channel: messages as bytes, and the listener that hears whatever template and workers say.
+//! The control channel: messages as bytes, and the listener that hears whatever template and
+//! workers say.
 
 use std::fmt::Debug;
 use std::io::{IoSlice, IoSliceMut};
@@ -30,8 +31,8 @@ pub(crate) fn send(to: BorrowedFd<'_>, packet: &[u8], fds: usize) -> bool {
     sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(packet)], control, flags, None).is_ok()
 }
 
-/// A message of any direction: the first byte says which, the second how many descriptors come with it, the rest is the
-/// packet. What is understood must be said alike.
+/// A message of any direction: the first byte says which, the second how many descriptors come with
+/// it, the rest is the packet. What is understood must be said alike.
 ///
 /// # Panics
 /// If it is not.
@@ -103,7 +104,8 @@ fn round_trip<T: RoundTrip>(pair: Pair<T>, packet: &[u8], fds: usize) {
     assert!(bytes[..length] == *packet, "{message:?} has two forms");
 }
 
-/// The listener, which serves, with two clients: who speaks, with how many descriptors, and a packet; again and again.
+/// The listener, which serves, with two clients: who speaks, with how many descriptors, and a
+/// packet; again and again.
 ///
 /// # Panics
 /// If the listener does, or if its tables contradict each other.

@@ -1,4 +1,5 @@
-//! The handshake phase, free-form: the first byte picks the server, the rest is what the client sends.
+//! The handshake phase, free-form: the first byte picks the server, the rest is what the client
+//! sends.
 
 use nbd_protocol::constants::{ClientFlags, HandshakeFlags, MAX_STRING, Opt, Rep};
 use nbd_protocol::handshake::{
@@ -11,7 +12,8 @@ use nbdkit_worker::fuzz::Server;
 use crate::input::Input;
 use crate::session;
 
-/// Payloads up to here are answered; longer ones are skipped or end the session, which the input is too short for.
+/// Payloads up to here are answered; longer ones are skipped or end the session, which the input is
+/// too short for.
 const MAX_INPUT: usize = 1 << 16;
 
 fn server(choice: u8) -> (Server, bool) {

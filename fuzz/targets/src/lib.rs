@@ -1,7 +1,9 @@
-//! Fuzz targets as ordinary functions: bytes in, a panic if something is wrong. Test code, in no program.
+//! Fuzz targets as ordinary functions: bytes in, a panic if something is wrong. Test code, in no
+//! program.
 //!
-//! `make fuzz` runs them under libFuzzer, which looks for bytes that reach new code; the tests of this crate replay
-//! what it has found, `fuzz/corpus`, and mutations of that, with a plain toolchain.
+//! `make fuzz` runs them under libFuzzer, which looks for bytes that reach new code; the tests of
+//! this crate replay what it has found, `fuzz/corpus`, and mutations of that, with a plain
+//! toolchain.
 //!
 //! - [`handshake`], [`transmission`]: whole sessions, and what the replies must be
 //! - [`broker`]: whoever asks for files

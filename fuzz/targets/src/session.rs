@@ -1,5 +1,5 @@
-//! A worker's whole session in this process: a client's bytes in, the server's bytes out. Files in memory stand for
-//! the socket, so nothing waits and nothing depends on time.
+//! A worker's whole session in this process: a client's bytes in, the server's bytes out. Files in
+//! memory stand for the socket, so nothing waits and nothing depends on time.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};

@@ -1,4 +1,5 @@
-//! Memory that several processes share: what a hostile worker may write there, and what a disk must keep.
+//! Memory that several processes share: what a hostile worker may write there, and what a disk must
+//! keep.
 
 use std::sync::Arc;
 
@@ -82,7 +83,8 @@ pub fn allocator(data: &[u8]) {
     }
 }
 
-/// The cow filter on a disk in memory while a hostile worker scribbles on what they share. Requests may fail.
+/// The cow filter on a disk in memory while a hostile worker scribbles on what they share. Requests
+/// may fail.
 ///
 /// # Panics
 /// If the filter does.

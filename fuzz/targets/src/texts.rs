@@ -1,4 +1,5 @@
-//! Parsers of texts: the command line, parameters, what scripts print, what workers log; and the protocol's decoders.
+//! Parsers of texts: the command line, parameters, what scripts print, what workers log; and the
+//! protocol's decoders.
 
 #[expect(clippy::unwrap_used, reason = "it belongs to the tests of nbd-protocol")]
 #[path = "../../../nbd-protocol/tests/decoders/mod.rs"]
@@ -32,8 +33,9 @@ pub fn protocol(data: &[u8]) {
     decoders::headers(header);
 }
 
-/// A command line, an argument on each line; after an empty line the parameter file that every `--parameters-from` or the
-/// like finds. The first byte says whether sockets were passed: the first two arguments are then the variables.
+/// A command line, an argument on each line; after an empty line the parameter file that every
+/// `--parameters-from` or the like finds. The first byte says whether sockets were passed: the
+/// first two arguments are then the variables.
 ///
 /// # Panics
 /// If the parser does, or prints what no terminal or shell should get.
@@ -103,8 +105,8 @@ const FILTERS: [&str; 13] = [
     "truncate",
 ];
 
-/// A stack from the command line and a client that tries it: two filters and a plugin by number, then a parameter on each
-/// line.
+/// A stack from the command line and a client that tries it: two filters and a plugin by number,
+/// then a parameter on each line.
 ///
 /// # Panics
 /// If anything does.
@@ -142,7 +144,8 @@ pub fn parameters(data: &[u8]) {
     let _ = session::serve(&server, &crate::transmission::trial());
 }
 
-/// The data plugin's language; the parts between NUL bytes are the text, and the parameters `a`, `b` and `c`.
+/// The data plugin's language; the parts between NUL bytes are the text, and the parameters `a`,
+/// `b` and `c`.
 ///
 /// # Panics
 /// If the evaluator does, or makes an image that contradicts itself.
@@ -173,8 +176,8 @@ pub fn script_output(data: &[u8]) {
     nbdkit_plugins::fuzz::script(ExitStatus::from_raw(i32::from(code) << 8), stdout, stderr);
 }
 
-/// What TLS brings beside its own records: certificates of clients, transcripts that workers want signed, and files of
-/// pre-shared keys. The first byte says which.
+/// What TLS brings beside its own records: certificates of clients, transcripts that workers want
+/// signed, and files of pre-shared keys. The first byte says which.
 ///
 /// # Panics
 /// If one of them does, or if a transcript is signed that has the length of none.

@@ -1,5 +1,6 @@
-//! The transmission phase after a good handshake, in both forms of header. The first byte picks the stack and whether
-//! the rest is what the client sends, or a list of operations that become requests.
+//! The transmission phase after a good handshake, in both forms of header. The first byte picks the
+//! stack and whether the rest is what the client sends, or a list of operations that become
+//! requests.
 //!
 //! A strict client reads the replies, and a model of the disk knows what they must say.
 
@@ -20,7 +21,8 @@ use requests::{Ending, operations, parse};
 
 /// Most bytes that are sent: each 28 of them can make the server copy a disk.
 const MAX_INPUT: usize = 1 << 13;
-/// Of the disk, bytes: above the sizes from which reads are sparse or spliced, and no multiple of anything.
+/// Of the disk, bytes: above the sizes from which reads are sparse or spliced, and no multiple of
+/// anything.
 const SIZE: u64 = 200_001;
 /// What stands at the beginning of the disks that are not empty.
 const TEXT: &str = "a disk that begins with a text, so that copying up has something to copy";

@@ -1,5 +1,6 @@
-//! The corpus, and a bounded number of mutations of it, on any toolchain: what was found once stays found.
-//! `NBDKIT_FUZZ_SEED` (a number) makes other mutations, `NBDKIT_FUZZ_MUTATIONS` more of them.
+//! The corpus, and a bounded number of mutations of it, on any toolchain: what was found once stays
+//! found. `NBDKIT_FUZZ_SEED` (a number) makes other mutations, `NBDKIT_FUZZ_MUTATIONS` more of
+//! them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

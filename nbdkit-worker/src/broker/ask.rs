@@ -1,9 +1,9 @@
-//! Asking the broker: how a process that may not open paths has them opened ([`opening`]), and one that may not make sockets
-//! has them connected ([`connecting`]).
+//! Asking the broker: how a process that may not open paths has them opened ([`opening`]), and one
+//! that may not make sockets has them connected ([`connecting`]).
 //!
-//! A worker gets its channel from the listener, which makes it: with its client, where every client needs one, or when it
-//! asks for the first time; a template that serves all clients has some from the beginning. Answers are believed as the
-//! listener's are.
+//! A worker gets its channel from the listener, which makes it: with its client, where every client
+//! needs one, or when it asks for the first time; a template that serves all clients has some from
+//! the beginning. Answers are believed as the listener's are.
 
 #![forbid(unsafe_code)]
 
@@ -32,7 +32,8 @@ static LISTENER: OnceLock<Arc<Listener>> = OnceLock::new();
 /// The channel that a worker got with its client, until it is used.
 static FIRST: Mutex<Option<Link>> = Mutex::new(None);
 
-/// In a worker, before its client may cause a path to be opened. `first`: the channel that came with the client.
+/// In a worker, before its client may cause a path to be opened. `first`: the channel that came
+/// with the client.
 pub(crate) fn ask_by(listener: Arc<Listener>, first: Option<OwnedFd>) {
     let _ = LISTENER.set(listener);
     if let Some(first) = first {
@@ -102,7 +103,8 @@ impl Channels {
         self.given_back.notify_one();
     }
 
-    /// The broker's answer. `wait`: how long to wait for it; the answer that comes later is not mistaken for another.
+    /// The broker's answer. `wait`: how long to wait for it; the answer that comes later is not
+    /// mistaken for another.
     ///
     /// # Errors
     /// ETIMEDOUT; ESHUTDOWN; EIO if there is no broker.

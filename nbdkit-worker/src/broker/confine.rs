@@ -1,5 +1,6 @@
-//! What a broker may do: read anywhere, for links may lead anywhere, and write if the stack may, where paths are declared;
-//! connect to the ports that are declared, where endpoints are; and nothing else.
+//! What a broker may do: read anywhere, for links may lead anywhere, and write if the stack may,
+//! where paths are declared; connect to the ports that are declared, where endpoints are; and
+//! nothing else.
 
 #![forbid(unsafe_code)]
 
@@ -22,13 +23,15 @@ use crate::privileges::Files;
 use crate::sandbox::{Layer, has_filters, skips};
 use crate::{privileges, process};
 
-/// Descriptors besides channels: standard streams, its own, one that is being opened; with room to spare.
+/// Descriptors besides channels: standard streams, its own, one that is being opened; with room to
+/// spare.
 const DESCRIPTORS: u64 = 64;
 /// Bytes of memory beyond what the template had.
 const MEMORY: u64 = 64 << 20;
 
-/// Where a resolver finds what it needs: resolver(3), nsswitch.conf(5), gai.conf(5). /etc whole: a rule for a file is for the one
-/// that is there at the start, and most of these are replaced by renaming another to their name.
+/// Where a resolver finds what it needs: resolver(3), nsswitch.conf(5), gai.conf(5). /etc whole: a
+/// rule for a file is for the one that is there at the start, and most of these are replaced by
+/// renaming another to their name.
 const RESOLVER: [&str; 4] =
     ["/etc", "/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf"];
 /// The port of DNS.
@@ -65,8 +68,8 @@ pub(super) fn give_up_privileges(plan: &Plan<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What root without `-u` keeps: to open the files of others, and to connect to their sockets, which asks for what writing asks
-/// for (unix(7)).
+/// What root without `-u` keeps: to open the files of others, and to connect to their sockets,
+/// which asks for what writing asks for (unix(7)).
 fn overruling(plan: &Plan<'_>) -> Vec<Capability> {
     let is_unix = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Unix(_));
     let writes = plan.writes() || plan.endpoints().iter().any(is_unix);
@@ -110,7 +113,8 @@ fn failed(error: nbdkit_sandbox_policy::Broken) -> Error {
     Error::new(Errno::EINVAL, error.to_string())
 }
 
-/// What fails, which libraries try and go on without; and last what may be called, which is not to install another.
+/// What fails, which libraries try and go on without; and last what may be called, which is not to
+/// install another.
 fn filters(writes: bool, endpoints: &[Endpoint]) -> Result<Vec<Program>> {
     let opening = if writes { policy::WRITING } else { policy::READING };
     let mut lists: Vec<&[Line]> = vec![policy::BROKER, opening];
@@ -150,8 +154,9 @@ fn filters(writes: bool, endpoints: &[Endpoint]) -> Result<Vec<Program>> {
     Ok(filters)
 }
 
-/// No execution, nothing made, removed or moved, anywhere; nothing written if the stack does not write, and nothing read but what
-/// the resolver needs if it `opens` no paths; TCP to the ports of `endpoints` and of DNS only, and none listened on.
+/// No execution, nothing made, removed or moved, anywhere; nothing written if the stack does not
+/// write, and nothing read but what the resolver needs if it `opens` no paths; TCP to the ports of
+/// `endpoints` and of DNS only, and none listened on.
 ///
 /// Descriptors keep the rights that they were opened with: what a worker gets cannot be truncated.
 fn restrict(

@@ -1,9 +1,10 @@
-//! Connections that take long to begin: a resolver may need seconds for a name, and a file system for the path of a Unix
-//! socket. Threads wait for them, few and started on demand, so that files are opened meanwhile.
+//! Connections that take long to begin: a resolver may need seconds for a name, and a file system
+//! for the path of a Unix socket. Threads wait for them, few and started on demand, so that files
+//! are opened meanwhile.
 //!
-//! Questions wait in the order of their arrival. One client has one thread at most, so that one whose name does not resolve
-//! leaves the others three; a process that serves all clients may have all of them. Threads are started once the process is
-//! confined, and are born so.
+//! Questions wait in the order of their arrival. One client has one thread at most, so that one
+//! whose name does not resolve leaves the others three; a process that serves all clients may have
+//! all of them. Threads are started once the process is confined, and are born so.
 
 #![forbid(unsafe_code)]
 
@@ -47,7 +48,7 @@ pub(super) struct Outcome {
 /// What an endpoint leads to: [`direct::addresses`].
 type Find = dyn Fn(&Endpoint) -> Result<Vec<Address>, Failure> + Send + Sync;
 
-/// See the module's text.
+/// The broker's connections to declared endpoints that are under way.
 pub(crate) struct Connecting {
     endpoints: Vec<Endpoint>,
     find: Arc<Find>,
@@ -121,8 +122,8 @@ impl Connecting {
         finished
     }
 
-    /// Gives questions to threads as far as there are any. Returns those that cannot be answered, because there is no thread
-    /// and none can be started.
+    /// Gives questions to threads as far as there are any. Returns those that cannot be answered,
+    /// because there is no thread and none can be started.
     pub(super) fn start(&mut self) -> Vec<(u64, Outcome)> {
         let mut refused = Vec::new();
         while self.running.len() < MOST_THREADS {

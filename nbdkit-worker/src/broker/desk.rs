@@ -1,8 +1,9 @@
 //! Questions and answers: the channels of those who may ask, and what they are answered.
 //!
-//! Each gets one answer in turn, so that one that asks without end delays another by one file. What may take long, a
-//! connection by name, is answered by a thread ([`Connecting`]), and its asker has no other question until then. A channel
-//! that breaks the rules is closed; one that asks too often waits.
+//! Each gets one answer in turn, so that one that asks without end delays another by one file. What
+//! may take long, a connection by name, is answered by a thread ([`Connecting`]), and its asker has
+//! no other question until then. A channel that breaks the rules is closed; one that asks too often
+//! waits.
 
 #![forbid(unsafe_code)]
 
@@ -22,7 +23,8 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use super::connecting::{Connecting, Outcome, Question};
 use super::rate::Rate;
 
-/// Most channels at the same time. A worker whose channel is closed for another's asks for a new one when it needs it.
+/// Most channels at the same time. A worker whose channel is closed for another's asks for a new
+/// one when it needs it.
 pub(super) const MOST_CHANNELS: usize = 512;
 
 /// A channel of somebody who may ask.
@@ -50,7 +52,7 @@ struct Asker {
     reported: bool,
 }
 
-/// See the module's text.
+/// The broker's channels to workers, and what it may answer them.
 pub(crate) struct Desk {
     declared: Vec<Declared>,
     connecting: Option<Connecting>,
@@ -128,8 +130,8 @@ impl Desk {
         self.connecting.as_ref().map(AsFd::as_fd)
     }
 
-    /// What to wait for: those who do not have to wait themselves, and how long for the first of the others. Of who has a
-    /// question, only its end.
+    /// What to wait for: those who do not have to wait themselves, and how long for the first of
+    /// the others. Of who has a question, only its end.
     pub(crate) fn poll(&self) -> (Vec<PollFd<'_>>, Option<Duration>) {
         let now = Instant::now();
         let wait = self.askers.iter().filter_map(|it| it.waits).min();

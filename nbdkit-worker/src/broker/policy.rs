@@ -1,7 +1,8 @@
 //! The list: what a broker calls once it is confined, each line with its reason. Data only.
 //!
-//! Adding a line is a decision about the one process of a stack that opens paths and connects. There is no call on it that makes
-//! a process, executes a program, makes, removes or names a file, or listens; sockets are of the families of declared endpoints.
+//! Adding a line is a decision about the one process of a stack that opens paths and connects.
+//! There is no call on it that makes a process, executes a program, makes, removes or names a file,
+//! or listens; sockets are of the families of declared endpoints.
 
 #![forbid(unsafe_code)]
 
@@ -157,7 +158,8 @@ pub(super) const ABSENT: &[Line] = &[
     any(c::SYS_clone3),           // its flags are in memory; pthread_create falls back to clone
 ];
 
-/// To fail with EOPNOTSUPP, as where it is switched off: TCP fast open connects without connect(2), past Landlock's ports.
+/// To fail with EOPNOTSUPP, as where it is switched off: TCP fast open connects without connect(2),
+/// past Landlock's ports.
 #[rustfmt::skip]
 pub(super) const FAST_OPEN: &[Line] = &[
     with(c::SYS_sendto, &[Has(3, c::MSG_FASTOPEN as u64)]),   // to a port that is not declared
@@ -165,15 +167,16 @@ pub(super) const FAST_OPEN: &[Line] = &[
     with(c::SYS_sendmmsg, &[Has(3, c::MSG_FASTOPEN as u64)]), // to a port that is not declared
 ];
 
-/// To fail with EACCES: code. glibc goes on without the modules of nsswitch.conf(5) that it cannot load.
+/// To fail with EACCES: code. glibc goes on without the modules of nsswitch.conf(5) that it cannot
+/// load.
 #[rustfmt::skip]
 pub(super) const CODE: &[Line] = &[
     with(c::SYS_mmap, &[Has(2, EXEC)]),     // dlopen
     with(c::SYS_mprotect, &[Has(2, EXEC)]), // dlopen
 ];
 
-/// To fail with EAFNOSUPPORT, where no endpoint is of the Unix domain: glibc goes on without its cache, and asks for interfaces by
-/// another socket.
+/// To fail with EAFNOSUPPORT, where no endpoint is of the Unix domain: glibc goes on without its
+/// cache, and asks for interfaces by another socket.
 #[rustfmt::skip]
 pub(super) const NO_UNIX: &[Line] = &[
     with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64)]), // nscd(8), if_nametoindex

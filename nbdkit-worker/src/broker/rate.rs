@@ -1,5 +1,6 @@
-//! How many questions one channel may ask: many at once, for a client opens a disk of many files or looks at many
-//! exports, and then some each second. Connections, which others see, are fewer. Who asks more waits, and nobody else does.
+//! How many questions one channel may ask: many at once, for a client opens a disk of many files or
+//! looks at many exports, and then some each second. Connections, which others see, are fewer. Who
+//! asks more waits, and nobody else does.
 
 #![forbid(unsafe_code)]
 
@@ -16,7 +17,7 @@ const CONNECTION_PERIOD: Duration = Duration::from_millis(250);
 /// A process that serves all clients asks for so many of them on each of its channels.
 const CLIENTS: u32 = 4;
 
-/// See the module's text.
+/// A token bucket for the questions of one channel.
 #[derive(Debug)]
 pub(super) struct Rate {
     most: u32,

@@ -1,5 +1,5 @@
-//! One client's handle of a plugin in C as a [`Connection`]. Version 1 of the interface differs in the signatures of the
-//! five callbacks that carry data: they have no flags.
+//! One client's handle of a plugin in C as a [`Connection`]. Version 1 of the interface differs in
+//! the signatures of the five callbacks that carry data: they have no flags.
 
 #![expect(unsafe_code, reason = "calls code in another language")]
 
@@ -12,20 +12,21 @@ use super::context::{self, Served};
 use super::plugin::Callbacks;
 use super::table;
 
-/// Largest range of a callback, bytes: what fits its 32-bit count and is a multiple of every block size.
+/// Largest range of a callback, bytes: what fits its 32-bit count and is a multiple of every block
+/// size.
 pub(super) const MAX_COUNT: u32 = 1 << 31;
 
 /// What `open` returned.
 #[derive(Clone, Copy)]
 struct Handle(*mut c_void);
 
-// SAFETY: only the plugin looks at what it points to, and only in callbacks, which run on several threads as far as the
-// thread model that the plugin declares allows.
+// SAFETY: only the plugin looks at what it points to, and only in callbacks, which run on several
+// threads as far as the thread model that the plugin declares allows.
 unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
 
-/// See the module's text.
+/// A client's handle of a C plugin.
 pub(super) struct CConnection {
     callbacks: Arc<Callbacks>,
     handle: Handle,
@@ -38,8 +39,8 @@ pub(super) struct CConnection {
 macro_rules! call {
     ($self:ident, $callback:ident $(, $argument:expr)*) => {
         $self.callbacks.table.$callback.map(|callback| {
-            // SAFETY: the handle is what open returned and is not yet closed; buffers and lists are as long as the call
-            // says and are the callback's alone until it returns.
+            // SAFETY: the handle is what open returned and is not yet closed; buffers and lists are
+            // as long as the call says and are the callback's alone until it returns.
             $self.callbacks.checked(Some(&$self.served), || unsafe {
                 callback($self.handle.0 $(, $argument)*)
             })
@@ -93,8 +94,8 @@ impl CConnection {
     }
 }
 
-/// A data callback that there is, since the question whether there is was answered by yes; it may still be absent if the
-/// plugin said so without having it.
+/// A data callback that there is, since the question whether there is was answered by yes; it may
+/// still be absent if the plugin said so without having it.
 fn done(result: Option<Result<c_int>>, absent: impl FnOnce() -> Error) -> Result<()> {
     result.unwrap_or_else(|| Err(absent())).map(drop)
 }
@@ -136,7 +137,8 @@ impl Connection for CConnection {
         let _entered = context::enter(Some(&self.served));
         // SAFETY: the handle is what open returned and is not yet closed.
         let text = unsafe { callback(self.handle.0) };
-        // SAFETY: null or a string that lives at least as long as the connection. What is not UTF-8 is none.
+        // SAFETY: null or a string that lives at least as long as the connection. What is not UTF-8
+        // is none.
         unsafe { table::text(text) }.filter(|text| !text.contains('\u{fffd}'))
     }
 
@@ -179,7 +181,8 @@ impl Connection for CConnection {
     fn can_fast_zero(&self) -> Result<bool> {
         match call!(self, can_fast_zero) {
             Some(answer) => answer.map(|answer| answer != 0),
-            // Without flags there is no asking for it: every request is refused at once, which is fast.
+            // Without flags there is no asking for it: every request is refused at once, which is
+            // fast.
             None => Ok(self.v1() || !self.has_zero() || !self.can_zero()?),
         }
     }

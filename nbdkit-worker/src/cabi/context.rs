@@ -1,5 +1,5 @@
-//! For whom this thread is in a callback, and what the callback has said about its failure. The functions that code in C
-//! calls take no such argument ("thread-local magic", nbdkit-plugin(3)).
+//! For whom this thread is in a callback, and what the callback has said about its failure. The
+//! functions that code in C calls take no such argument ("thread-local magic", nbdkit-plugin(3)).
 
 #![forbid(unsafe_code)]
 
@@ -75,8 +75,9 @@ pub(super) fn error(text: &str) {
     TEXT.set(Some(text.to_owned()));
 }
 
-/// The failure of a layer below the filter whose callback this is, which may pass it on: logs it unless that has been done,
-/// and remembers it as if the filter had said it. Leaves its errno, and returns it.
+/// The failure of a layer below the filter whose callback this is, which may pass it on: logs it
+/// unless that has been done, and remembers it as if the filter had said it. Leaves its errno, and
+/// returns it.
 pub(super) fn failed_below(mut error: Error) -> Errno {
     if error.take_for_log() {
         log::error(error.message());
@@ -88,8 +89,8 @@ pub(super) fn failed_below(mut error: Error) -> Errno {
     errno
 }
 
-/// The error of a callback that has just failed. `errno` is what it left in errno, if that can be relied on. Its text has
-/// been logged; without one it is silent, as in nbdkit.
+/// The error of a callback that has just failed. `errno` is what it left in errno, if that can be
+/// relied on. Its text has been logged; without one it is silent, as in nbdkit.
 pub(super) fn failure(errno: Option<i32>) -> Error {
     let errno = match (ERRNO.get(), errno) {
         (0, None | Some(0)) => Errno::EIO,

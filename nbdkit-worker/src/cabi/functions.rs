@@ -1,8 +1,8 @@
-//! The functions that plugins and filters in C call, `nbdkit_*`. Those with variable arguments are in `variadic.c`.
-//! nbdkit-plugin(3).
+//! The functions that plugins and filters in C call, `nbdkit_*`. Those with variable arguments are
+//! in `variadic.c`. nbdkit-plugin(3).
 //!
-//! Every one may be called by any thread of the plugin's at any time, with whatever it passes: pointers must be
-//! what the interface says, everything else is checked. They never panic.
+//! Every one may be called by any thread of the plugin's at any time, with whatever it passes:
+//! pointers must be what the interface says, everything else is checked. They never panic.
 
 #![expect(unsafe_code, reason = "defines C functions, and reads what they are passed")]
 
@@ -46,7 +46,8 @@ pub(super) unsafe fn text<'a>(text: *const c_char) -> Option<&'a CStr> {
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) })
 }
 
-/// A copy of `bytes`, as far as they go before a null byte, for the caller in C to free; null, after a message, without memory.
+/// A copy of `bytes`, as far as they go before a null byte, for the caller in C to free; null,
+/// after a message, without memory.
 fn allocated(bytes: &[u8]) -> *mut c_char {
     // SAFETY: reads at most as many bytes as there are.
     let copy = unsafe { libc::strndup(bytes.as_ptr().cast(), bytes.len()) };

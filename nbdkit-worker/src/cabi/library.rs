@@ -1,5 +1,5 @@
-//! Opening the shared library of a plugin or filter. It stays open until the process ends: there is no telling what
-//! still points into it.
+//! Opening the shared library of a plugin or filter. It stays open until the process ends: there is
+//! no telling what still points into it.
 
 #![expect(unsafe_code, reason = "loads and calls code in another language")]
 
@@ -20,16 +20,19 @@ pub(super) struct Module {
 }
 
 impl Module {
-    /// Opens the file at `path` for what the command line calls `name`; `what` is `plugin` or `filter`.
+    /// Opens the file at `path` for what the command line calls `name`; `what` is `plugin` or
+    /// `filter`.
     ///
     /// # Errors
     /// It is not there, is no library of this machine's, or needs what there is not.
     pub(super) fn open(what: &str, name: &OsStr, path: &Path) -> Result<Module> {
         // A name without a slash would be looked for where the system has its libraries.
         let path = std::path::absolute(path).or_error(|| format!("cannot open {what}"))?;
-        // Everything is resolved now, so that nothing that is missing shows when a client comes; and globally, because
-        // the libraries of languages look for their symbols again from modules of their own. As nbdkit does.
-        // SAFETY: runs what initialises the library, which is what the user asked for; it is not closed again.
+        // Everything is resolved now, so that nothing that is missing shows when a client comes;
+        // and globally, because the libraries of languages look for their symbols again from
+        // modules of their own. As nbdkit does.
+        // SAFETY: runs what initialises the library, which is what the user asked for; it is not
+        // closed again.
         let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
         let library = library.map_err(|error| {
             let cause = cause(&error);
@@ -46,7 +49,8 @@ impl Module {
     pub(super) fn init(&self, entry: &str) -> Result<*const c_void> {
         type Init = unsafe extern "C" fn() -> *const c_void;
         let path = self.path.display();
-        // SAFETY: a function of this name has this type, by the interface; nothing else could be checked.
+        // SAFETY: a function of this name has this type, by the interface; nothing else could be
+        // checked.
         let init = unsafe { self.library.get::<Init>(entry) }
             .map_err(|_| Error::msg(format!("{path}: undefined symbol: {entry}")))?;
         // SAFETY: takes nothing, and is called once, by the only thread.
@@ -57,14 +61,16 @@ impl Module {
         Ok(table)
     }
 
-    /// Sets the debug flags of the module `name`: global variables of the library. nbdkit-plugin(3), "Debug Flags".
+    /// Sets the debug flags of the module `name`: global variables of the library.
+    /// nbdkit-plugin(3), "Debug Flags".
     pub(super) fn set_debug_flags(&self, name: &str, flags: &[DebugFlag]) {
         for DebugFlag { flag, value, .. } in flags.iter().filter(|flag| flag.name == name) {
             let variable = debug_variable(name, flag);
             // SAFETY: a variable of this name is an int, by the interface.
             match unsafe { self.library.get::<*mut c_int>(variable.as_str()) } {
-                // SAFETY: it is the address of an int that lives as long as the library. No other thread exists yet,
-                // and a variable that the library may change is not in read-only memory.
+                // SAFETY: it is the address of an int that lives as long as the library. No other
+                // thread exists yet, and a variable that the library may change is not in read-only
+                // memory.
                 Ok(address) => unsafe { address.write(*value) },
                 Err(_) => log::warning(&crate::configure::unknown_flag(name, flag)),
             }

@@ -29,9 +29,9 @@ pub(super) struct Callbacks {
     pub(super) table: PluginTable,
 }
 
-// SAFETY: the table is a copy that nobody changes. Its pointers are to functions and texts of a library that stays
-// open, and the functions are called from several threads only as far as the thread model that the plugin
-// declares allows.
+// SAFETY: the table is a copy that nobody changes. Its pointers are to functions and texts of a
+// library that stays open, and the functions are called from several threads only as far as the
+// thread model that the plugin declares allows.
 unsafe impl Send for Callbacks {}
 // SAFETY: as above.
 unsafe impl Sync for Callbacks {}
@@ -83,7 +83,8 @@ struct CPlugin {
     magic_config_key: Option<String>,
 }
 
-/// Loads the plugin that the command line calls `name` from the file at `path`, and sets those of `flags` that are its.
+/// Loads the plugin that the command line calls `name` from the file at `path`, and sets those of
+/// `flags` that are its.
 ///
 /// # Errors
 /// The file cannot be loaded, or is no plugin that could be used.
@@ -173,7 +174,8 @@ impl CPlugin {
         })
     }
 
-    /// Runs a callback of the configuration that may be absent. One that fails without a word is named.
+    /// Runs a callback of the configuration that may be absent. One that fails without a word is
+    /// named.
     fn step(&self, name: &str, callback: Option<unsafe extern "C" fn() -> c_int>) -> Result<()> {
         let Some(callback) = callback else { return Ok(()) };
         // SAFETY: takes nothing; called when the interface says, by the only thread.
@@ -201,13 +203,14 @@ pub(super) fn dump(
     flush_streams().map_err(|error| io::Error::from(error.errno()))
 }
 
-/// The error, or if it has no text one that says which callback it was: silence does not help who starts the server.
+/// The error, or if it has no text one that says which callback it was: silence does not help who
+/// starts the server.
 pub(super) fn named(callback: &str, error: Error) -> Error {
     if error.message().is_empty() { error.context(format!("{callback} failed")) } else { error }
 }
 
-/// Writes out what the plugin has printed. The C library's streams have buffers of their own, whose content would come after
-/// what we print, and be lost when the standard streams are given up.
+/// Writes out what the plugin has printed. The C library's streams have buffers of their own, whose
+/// content would come after what we print, and be lost when the standard streams are given up.
 pub(super) fn flush_streams() -> Result<()> {
     // SAFETY: null stands for all streams.
     Errno::result(unsafe { libc::fflush(std::ptr::null_mut()) })
@@ -360,7 +363,8 @@ impl Plugin for CPlugin {
         let _entered = context::enter(Some(&served));
         // SAFETY: takes numbers; called as the thread model allows.
         let name = unsafe { default_export(readonly.into(), client.is_tls().into()) };
-        // SAFETY: null or a string that lives at least as long as the connection. A name that is not UTF-8 is none.
+        // SAFETY: null or a string that lives at least as long as the connection. A name that is
+        // not UTF-8 is none.
         Ok(unsafe { table::text(name) }.filter(|name| !name.contains('\u{fffd}')))
     }
 

@@ -1,6 +1,7 @@
-//! Which file a short name stands for: `NAME` is `nbdkit-NAME-plugin.so`, or `nbdkit-NAME-filter.so`, in the first of our own and the distribution's
-//! directories that has one; a plugin may be a script there, `nbdkit-NAME-plugin`. nbdkit(1), "Plugin name"; nbdkit-plugin(3),
-//! "Writing plugins in other programming languages".
+//! Which file a short name stands for: `NAME` is `nbdkit-NAME-plugin.so`, or
+//! `nbdkit-NAME-filter.so`, in the first of our own and the distribution's directories that has
+//! one; a plugin may be a script there, `nbdkit-NAME-plugin`. nbdkit(1), "Plugin name";
+//! nbdkit-plugin(3), "Writing plugins in other programming languages".
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,6 @@
-//! `struct nbdkit_plugin`: the table of callbacks that a plugin returns. Its layout is the stable interface: members are
-//! only added, at the end, and each stays where it is; the size in front says which there are.
+//! `struct nbdkit_plugin`: the table of callbacks that a plugin returns. Its layout is the stable
+//! interface: members are only added, at the end, and each stays where it is; the size in front
+//! says which there are.
 
 #![expect(unsafe_code, reason = "reads a structure that another language filled")]
 
@@ -30,7 +31,7 @@ type BlockSizeOf = Option<unsafe extern "C" fn(Handle, *mut u32, *mut u32, *mut 
 /// Defines the structure, and asserts where each member is.
 macro_rules! table {
     ($name:ident, $size:literal, $($offset:literal $member:ident: $type:ty,)*) => {
-        /// See the module's text; nbdkit-plugin(3) about the members. Absent ones are null.
+        /// `struct nbdkit_plugin`; nbdkit-plugin(3) about the members. Absent ones are null.
         #[repr(C)]
         #[derive(Clone, Copy)]
         pub(super) struct $name {
@@ -101,14 +102,17 @@ impl PluginTable {
     /// Copies as much of the table as there is; what an older plugin does not have is absent.
     ///
     /// # Safety
-    /// `table` points to a `struct nbdkit_plugin`: at least its first member, and as many bytes as that says.
+    /// `table` points to a `struct nbdkit_plugin`: at least its first member, and as many bytes as
+    /// that says.
     pub(super) unsafe fn copy(table: *const c_void) -> PluginTable {
         let mut copy = std::mem::MaybeUninit::<PluginTable>::zeroed();
-        // SAFETY: the first member is there, as the caller promises; it need not be aligned for this.
+        // SAFETY: the first member is there, as the caller promises; it need not be aligned for
+        // this.
         let there = unsafe { table.cast::<u64>().read_unaligned() };
         let size = usize::try_from(there).unwrap_or(usize::MAX).min(size_of::<PluginTable>());
-        // SAFETY: `size` is within what the caller promises and within the copy, which is new and elsewhere. All bits
-        // zero are a valid value of every member, and so is what the plugin put there.
+        // SAFETY: `size` is within what the caller promises and within the copy, which is new and
+        // elsewhere. All bits zero are a valid value of every member, and so is what the plugin put
+        // there.
         unsafe {
             copy.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(table.cast(), size);
             copy.assume_init()

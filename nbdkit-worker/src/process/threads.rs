@@ -1,6 +1,7 @@
-//! Confining threads that code in C has started before the sandbox closes. Capabilities, the bounding set, no_new_privs and a
-//! Landlock domain belong to a thread: capset(2), prctl(2), landlock_restrict_self(2). A thread can change only its own, so
-//! each one is signalled and changes them in the handler, as glibc has setuid(2) done by all threads. Filters need none of
+//! Confining threads that code in C has started before the sandbox closes. Capabilities, the
+//! bounding set, no_new_privs and a Landlock domain belong to a thread: capset(2), prctl(2),
+//! landlock_restrict_self(2). A thread can change only its own, so each one is signalled and
+//! changes them in the handler, as glibc has setuid(2) done by all threads. Filters need none of
 //! this: SECCOMP_FILTER_FLAG_TSYNC.
 
 #![expect(unsafe_code, reason = "a signal handler, and system calls that no library wraps")]
@@ -20,12 +21,13 @@ use nix::unistd::{getpid, gettid};
 /// How long a thread may take to do as it is told.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The signal by which glibc itself has threads change their user. It is the one (with that of pthread_cancel(3)) that
-/// pthread_sigmask(3) cannot block: many libraries start threads with all signals blocked.
+/// The signal by which glibc itself has threads change their user. It is the one (with that of
+/// pthread_cancel(3)) that pthread_sigmask(3) cannot block: many libraries start threads with all
+/// signals blocked.
 const SIGNAL: libc::c_int = 33;
 
-/// Whether this process has one thread; `None` if that cannot be found out. Asked of the kernel itself, since /proc may
-/// not be there: unshare(2), CLONE_THREAD.
+/// Whether this process has one thread; `None` if that cannot be found out. Asked of the kernel
+/// itself, since /proc may not be there: unshare(2), CLONE_THREAD.
 fn is_alone() -> Option<bool> {
     match unshare(CloneFlags::CLONE_THREAD) {
         Ok(()) => Some(true),
@@ -44,8 +46,8 @@ fn all() -> io::Result<BTreeSet<i32>> {
     numbers.filter_map(io::Result::transpose).collect()
 }
 
-/// Takes from every other thread what this thread does not have, and adds the Landlock rules `paths`: no_new_privs,
-/// capabilities, the bounding set.
+/// Takes from every other thread what this thread does not have, and adds the Landlock rules
+/// `paths`: no_new_privs, capabilities, the bounding set.
 ///
 /// # Errors
 /// One line that says which thread is not confined; without /proc, that there are threads at all.
@@ -56,7 +58,8 @@ pub(crate) fn confine_as_this_one(paths: Option<BorrowedFd<'_>>) -> Result<()> {
     let order = Order::prepare(paths)?;
     let mut done = BTreeSet::from([gettid().as_raw()]);
     loop {
-        // Whoever is started by a thread that is done is born confined; so it is over when all that there are are done.
+        // Whoever is started by a thread that is done is born confined; so it is over when all that
+        // there are are done.
         let threads = all().or_error(|| "threads cannot be confined: /proc/self/task")?;
         let Some(next) = threads.difference(&done).next().copied() else {
             return Ok(());
@@ -123,10 +126,11 @@ impl Order {
             nix::sys::prctl::get_no_new_privs().or_error(|| "prctl: PR_GET_NO_NEW_PRIVS")?;
         NO_NEW_PRIVS.store(no_new_privs, Ordering::Relaxed);
         PATHS.store(paths.map_or(-1, |fd| fd.as_raw_fd()), Ordering::Relaxed);
-        // How a handler returns is the C library's affair: as from one of those that it has installed for us
-        // (super::leave_signals_to_listener).
+        // How a handler returns is the C library's affair: as from one of those that it has
+        // installed for us (super::leave_signals_to_listener).
         let known = action(libc::SIGHUP, None).or_error(|| "rt_sigaction")?;
-        // On the signal stack, if the thread has one: some languages have threads whose stacks are small otherwise.
+        // On the signal stack, if the thread has one: some languages have threads whose stacks are
+        // small otherwise.
         let flags = known.flags | libc::SA_ONSTACK as libc::c_ulong;
         let ours = Action { handler: obey as *const () as usize, flags, mask: u64::MAX, ..known };
         let before = action(SIGNAL, Some(&ours)).or_error(|| "rt_sigaction")?;
@@ -177,8 +181,8 @@ impl Drop for Order {
 fn action(signal: libc::c_int, new: Option<&Action>) -> nix::Result<Action> {
     let mut old = Action::default();
     let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the kernel reads and writes structures of ours, with a mask of eight bytes. What `new` has the kernel call is
-    // `obey` or what was there before.
+    // SAFETY: the kernel reads and writes structures of ours, with a mask of eight bytes. What
+    // `new` has the kernel call is `obey` or what was there before.
     let result = unsafe {
         libc::syscall(libc::SYS_rt_sigaction, signal, new, &raw mut old, size_of::<u64>())
     };
@@ -220,14 +224,16 @@ extern "C" fn obey(_signal: libc::c_int) {
     }
     let header = Header { version: VERSION, pid: 0 };
     let sets: [u32; 6] = std::array::from_fn(|n| CAPABILITIES[n].load(Ordering::Relaxed));
-    // SAFETY: the kernel reads eight and 24 bytes, all of them ours. The ambient set follows the others.
+    // SAFETY: the kernel reads eight and 24 bytes, all of them ours. The ambient set follows the
+    // others.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) });
     // SAFETY: the thread's own errno.
     unsafe { *errno = saved };
     DONE.store(gettid().as_raw(), Ordering::Release);
 }
 
-/// What /proc says of every thread, open from before the sandbox closes, when it can be opened, until it is read.
+/// What /proc says of every thread, open from before the sandbox closes, when it can be opened,
+/// until it is read.
 pub(crate) struct Statuses(Vec<File>);
 
 /// What must be the same for all threads. proc_pid_status(5).

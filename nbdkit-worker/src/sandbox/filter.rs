@@ -1,8 +1,9 @@
 //! Which system calls may be made: compiles the lists of [`policy`] and installs them. seccomp(2).
 //!
 //! A call that is on no list raises SIGSYS, which ends the process with a message that names it
-//! ([`crate::process::report_refusals`]). Stacks that run programs are the exception: exec takes the handler away,
-//! and programs try out what the kernel has, so to them a call that is on no list does not exist (ENOSYS).
+//! ([`crate::process::report_refusals`]). Stacks that run programs are the exception: exec takes
+//! the handler away, and programs try out what the kernel has, so to them a call that is on no list
+//! does not exist (ENOSYS).
 
 #![forbid(unsafe_code)]
 
@@ -67,8 +68,8 @@ fn opens_declared(needs: &Needs) -> bool {
 /// Stands for a worker's process id, while there is no worker: higher than they get.
 const SOME_PROCESS: u32 = 0x7fff_fffe;
 
-/// What a worker of a stack with these needs gives up, or with `shared` a template that serves all clients, for
-/// [`of_this_process`].
+/// What a worker of a stack with these needs gives up, or with `shared` a template that serves all
+/// clients, for [`of_this_process`].
 ///
 /// # Errors
 /// EINVAL: a list is wrong.

@@ -1,13 +1,15 @@
-//! Namespaces of the template's own: no network, no System V IPC with others, a host name that is not the machine's.
-//! namespaces(7).
+//! Namespaces of the template's own: no network, no System V IPC with others, a host name that is
+//! not the machine's. namespaces(7).
 //!
-//! Mounts are the machine's. A namespace of them guards against mounting, which takes a capability that is gone and system
-//! calls that every list refuses, and it hides no path, which Landlock does. What it did was to hold a copy of each mount: where `/` is a
-//! private mount, as in many containers, a file system that was unmounted outside stayed in use until the template ended, with its USB
-//! disk, loop device or NFS server.
+//! Mounts are the machine's. A namespace of them guards against mounting, which takes a capability
+//! that is gone and system calls that every list refuses, and it hides no path, which Landlock
+//! does. What it did was to hold a copy of each mount: where `/` is a private mount, as in many
+//! containers, a file system that was unmounted outside stayed in use until the template ended,
+//! with its USB disk, loop device or NFS server.
 //!
-//! Only where the process may make them, which means root. User namespaces would let anybody, but they open more of the
-//! kernel than they close, and many systems refuse them. An ordinary user has the filter against sockets instead.
+//! Only where the process may make them, which means root. User namespaces would let anybody, but
+//! they open more of the kernel than they close, and many systems refuse them. An ordinary user has
+//! the filter against sockets instead.
 
 #![forbid(unsafe_code)]
 
@@ -21,8 +23,8 @@ pub(super) fn enter() {
     own(CloneFlags::CLONE_NEWUTS, "UTS");
 }
 
-/// Enters one without a network. The sockets of clients, and those that the broker connects, stay in the namespace that they
-/// were made in.
+/// Enters one without a network. The sockets of clients, and those that the broker connects, stay
+/// in the namespace that they were made in.
 pub(super) fn enter_network() {
     own(CloneFlags::CLONE_NEWNET, "network");
 }

@@ -1,9 +1,9 @@
 //! Which paths may be opened: those that the stack has declared. Landlock, landlock(7).
 //!
-//! What is open already stays open, and looking (stat) is not restricted. A rule is about the file that is
-//! there now: one that takes its name later is not covered. So what a stack declares is opened by a broker, where that is
-//! possible, and gets no rule here. Paths that do not exist, or that this user cannot
-//! reach, could not be opened anyway and get no rule.
+//! What is open already stays open, and looking (stat) is not restricted. A rule is about the file
+//! that is there now: one that takes its name later is not covered. So what a stack declares is
+//! opened by a broker, where that is possible, and gets no rule here. Paths that do not exist, or
+//! that this user cannot reach, could not be opened anyway and get no rule.
 
 #![forbid(unsafe_code)]
 
@@ -149,7 +149,8 @@ fn versioned() -> Vec<PathBuf> {
     wanted.map(|entry| entry.path()).collect()
 }
 
-/// Where symbolic links in a directory lead that is opened without a broker. Later ones cannot be followed.
+/// Where symbolic links in a directory lead that is opened without a broker. Later ones cannot be
+/// followed.
 fn link_targets(declared: &Declared) -> Vec<PathBuf> {
     let wanted = declared.children && declared.links;
     let entries = wanted.then(|| std::fs::read_dir(&declared.path).ok()).flatten();

@@ -1,8 +1,9 @@
-//! The lists: what may be called, by need, each line with its reason. Data only; [`super::filter`] compiles it. What is refused at
-//! the other levels is in [`nbdkit_sandbox_policy::lists`].
+//! The lists: what may be called, by need, each line with its reason. Data only; [`super::filter`]
+//! compiles it. What is refused at the other levels is in [`nbdkit_sandbox_policy::lists`].
 //!
-//! Adding a line is a decision about every worker of that need. What is bounded here is bounded because the call does
-//! more than we want of it: new processes by clone, code by mmap, signals to others by fcntl, sockets by family.
+//! Adding a line is a decision about every worker of that need. What is bounded here is bounded
+//! because the call does more than we want of it: new processes by clone, code by mmap, signals to
+//! others by fcntl, sockets by family.
 
 #![forbid(unsafe_code)]
 
@@ -11,11 +12,13 @@ use nbdkit_sandbox_policy::Test::{Has, Is, IsNot, Lacks};
 use nbdkit_sandbox_policy::{Line, NEW_NAMESPACES, Test, any, with};
 
 const THREAD: u64 = c::CLONE_THREAD as u64;
-/// Flags of an open file that would change what the next client reads and writes, which may be given the same description.
+/// Flags of an open file that would change what the next client reads and writes, which may be
+/// given the same description.
 const FOR_GOOD: u64 = (c::O_APPEND | c::O_DIRECT | c::O_NOATIME) as u64;
 const EXEC: u64 = c::PROT_EXEC as u64;
 
-/// Every stack: memory, threads of the pool, the client's socket, the control channel, files that are open.
+/// Every stack: memory, threads of the pool, the client's socket, the control channel, files that
+/// are open.
 #[rustfmt::skip]
 pub(super) const BASE: &[Line] = &[
     // The client, the control channel, the disk.
@@ -56,7 +59,8 @@ pub(super) const BASE: &[Line] = &[
     any(c::SYS_memfd_create),     // see SHARED_MEMORY
     any(c::SYS_flock),            // locks of files that are open
 
-    // What is a descriptor for, and what may become of it. Not F_SETOWN, F_SETSIG: signals to other processes.
+    // What is a descriptor for, and what may become of it. Not F_SETOWN, F_SETSIG: signals to other
+    // processes.
     with(c::SYS_fcntl, &[Is(1, c::F_GETFD as u64)]),         // debug builds of std check before close
     with(c::SYS_fcntl, &[Is(1, c::F_SETFD as u64)]),         // close-on-exec
     with(c::SYS_fcntl, &[Is(1, c::F_GETFL as u64)]),         // whether a descriptor is writable
@@ -174,14 +178,15 @@ pub(super) const GIVEN_UP: &[Line] = &[
     with(c::SYS_fcntl, &[Is(1, c::F_SETOWN as u64)]), // it would signal other workers
 ];
 
-/// What a process gives up that serves one client; one that serves them all waits for its broker at the end.
+/// What a process gives up that serves one client; one that serves them all waits for its broker at
+/// the end.
 #[rustfmt::skip]
 pub(super) const CHILDREN: &[Line] = &[
     any(c::SYS_wait4),            // it has no children
 ];
 
-/// What a worker gives up that makes no socket: the one that it may have been given, its client's, could pass the descriptor of
-/// the disk to a local client. What sends no descriptor is send(2).
+/// What a worker gives up that makes no socket: the one that it may have been given, its client's,
+/// could pass the descriptor of the disk to a local client. What sends no descriptor is send(2).
 #[rustfmt::skip]
 pub(super) const PASSING: &[Line] = &[
     any(c::SYS_sendmsg),          // SCM_RIGHTS
@@ -205,13 +210,15 @@ pub(super) const BROKERED: &[Line] = &[
     any(c::SYS_getdents64),       // dir=: the list of exports
 ];
 
-/// To fail with EACCES where no path is needed, rather than to end the process: libraries try to read settings.
+/// To fail with EACCES where no path is needed, rather than to end the process: libraries try to
+/// read settings.
 #[rustfmt::skip]
 pub(super) const OPENING: &[Line] = &[
     any(c::SYS_openat),           // open(3) of glibc and std
 ];
 
-/// To fail with EACCES where no programs are run: memory in files, which no limit counts. It is made before.
+/// To fail with EACCES where no programs are run: memory in files, which no limit counts. It is
+/// made before.
 #[rustfmt::skip]
 pub(super) const SHARED_MEMORY: &[Line] = &[
     any(c::SYS_memfd_create),     // libraries try it, and go on without
@@ -223,8 +230,9 @@ pub(super) const ABSENT: &[Line] = &[
     any(c::SYS_clone3),           // its flags are in memory; libraries fall back to clone
 ];
 
-/// To fail with EAFNOSUPPORT, which is what kernels say that have been built without them: sockets of all families but those of
-/// clients, disks and names; and what configures firewalls and tunnels.
+/// To fail with EAFNOSUPPORT, which is what kernels say that have been built without them: sockets
+/// of all families but those of clients, disks and names; and what configures firewalls and
+/// tunnels.
 #[rustfmt::skip]
 pub(super) const FAMILIES: &[Line] = &[
     with(c::SYS_socket, NO_FAMILY_OF_SERVERS),               // crypto, radio, buses, raw packets
@@ -240,8 +248,9 @@ const NO_FAMILY_OF_SERVERS: &[Test] = &[
     IsNot(0, c::AF_VSOCK as u64),
 ];
 
-/// To fail with EOPNOTSUPP where a broker connects, as where it is switched off: a socket that is not connected yet, or any more,
-/// would connect to another address without connect(2), which Landlock would notice. tcp(7), TCP fast open.
+/// To fail with EOPNOTSUPP where a broker connects, as where it is switched off: a socket that is
+/// not connected yet, or any more, would connect to another address without connect(2), which
+/// Landlock would notice. tcp(7), TCP fast open.
 #[rustfmt::skip]
 pub(super) const FAST_OPEN: &[Line] = &[
     with(c::SYS_sendto, &[Has(3, c::MSG_FASTOPEN as u64)]),  // past what the broker connects to
@@ -281,7 +290,8 @@ pub(super) const INET: &[Line] = &[
     with(c::SYS_socket, &[Is(0, c::AF_INET6 as u64)]),    // the same
     with(c::SYS_socket, &[Is(0, c::AF_NETLINK as u64), Is(2, c::NETLINK_ROUTE as u64)]), // getaddrinfo
     any(c::SYS_bind),             // source addresses, getaddrinfo
-    // Not what attaches programs of filters to sockets, joins groups, or configures firewalls and tunnels.
+    // Not what attaches programs of filters to sockets, joins groups, or configures firewalls and
+    // tunnels.
     with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_KEEPALIVE as u64)]), // dead servers are noticed
     with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_REUSEADDR as u64)]), // source ports
     with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_LINGER as u64)]),    // ends of connections
@@ -306,8 +316,8 @@ pub(super) const INET: &[Line] = &[
     any(c::SYS_readlinkat),       // the same
 ];
 
-/// Need: programs (sh, eval, scripts of filters). What ordinary programs call without privileges; no sockets but
-/// Unix ones, no namespaces, nothing that administers the machine.
+/// Need: programs (sh, eval, scripts of filters). What ordinary programs call without privileges;
+/// no sockets but Unix ones, no namespaces, nothing that administers the machine.
 #[rustfmt::skip]
 pub(super) const PROGRAMS: &[Line] = &[
     // Processes.

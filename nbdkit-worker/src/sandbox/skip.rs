@@ -1,6 +1,7 @@
-//! Leaving out one layer, to show what it is that stops an attack: `-D nbdkit.skip=SUM` of a build with the feature
-//! `red-team`. In all other builds no layer can be left out but by `--sandbox`. And taking the kernel for another, which has
-//! no filters (`-D nbdkit.lacks=8`), no Landlock (4), or an old version of it (`-D nbdkit.landlock=VERSION`).
+//! Leaving out one layer, to show what it is that stops an attack: `-D nbdkit.skip=SUM` of a build
+//! with the feature `red-team`. In all other builds no layer can be left out but by `--sandbox`.
+//! And taking the kernel for another, which has no filters (`-D nbdkit.lacks=8`), no Landlock (4),
+//! or an old version of it (`-D nbdkit.landlock=VERSION`).
 
 #![forbid(unsafe_code)]
 

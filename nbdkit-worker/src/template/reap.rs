@@ -11,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// See the module's text.
+/// The template's workers, by process id.
 pub(super) struct Children {
     /// Readable when a child has ended.
     signals: SignalFd,

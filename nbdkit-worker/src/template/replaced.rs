@@ -1,5 +1,5 @@
-//! Notices that a file which is kept open was replaced, renamed or removed, so that it does not take up space on its file
-//! system for longer than its clients need it. inotify(7).
+//! Notices that a file which is kept open was replaced, renamed or removed, so that it does not
+//! take up space on its file system for longer than its clients need it. inotify(7).
 
 #![forbid(unsafe_code)]
 
@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use nbdkit_api::paths;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-/// See the module's text. Nothing is noticed where the kernel has no more watches for this user.
+/// Watches for files that are replaced at their paths. Nothing is noticed where the kernel has no
+/// more watches for this user.
 #[derive(Debug)]
 pub(super) struct Replaced(Option<Inotify>);
 

@@ -1,5 +1,5 @@
-//! Isolation `shared`: this process serves all clients, each on a thread of its own. For stacks whose state lives
-//! in ordinary memory.
+//! Isolation `shared`: this process serves all clients, each on a thread of its own. For stacks
+//! whose state lives in ordinary memory.
 
 #![forbid(unsafe_code)]
 
@@ -25,7 +25,8 @@ use crate::log::TemplateLink;
 /// The clients being served, so that they can be ended.
 type Clients = Mutex<HashMap<u64, (Arc<Client>, Socket)>>;
 
-/// Serves clients until the listener says `Quiesce` or is gone, then ends them and waits for their threads.
+/// Serves clients until the listener says `Quiesce` or is gone, then ends them and waits for their
+/// threads.
 pub(super) fn run(service: &Service) {
     let Some(link) = &service.link else { return };
     if let Err(error) = service.sandbox.close_worker() {
@@ -115,8 +116,8 @@ fn give_up(clients: &Clients, connection: u64) {
     }
 }
 
-/// Waits until all clients have ended, and gives up those that the listener is tired of. If the listener has been killed
-/// there is nobody else to end one that waits for a script: then all.
+/// Waits until all clients have ended, and gives up those that the listener is tired of. If the
+/// listener has been killed there is nobody else to end one that waits for a script: then all.
 fn wait(service: &Service, link: &TemplateLink, clients: &Clients, over: &OwnedFd) {
     let mut listener_lives = true;
     while !lock(clients).is_empty() {
@@ -148,8 +149,8 @@ fn wait(service: &Service, link: &TemplateLink, clients: &Clients, over: &OwnedF
     }
 }
 
-/// Serves the only client that there will be (`-s`) on the thread that configured the stack, which some code in C wants to be
-/// called by, and lets another wait for the end.
+/// Serves the only client that there will be (`-s`) on the thread that configured the stack, which
+/// some code in C wants to be called by, and lets another wait for the end.
 fn run_single(service: &Service, link: &Arc<TemplateLink>) {
     let (connection, client, socket) = loop {
         match link.recv() {
@@ -202,8 +203,8 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
     });
 }
 
-/// Waits, after `Quiesce`, until the client has ended (`over`) or is to be ended: the listener says so, or is gone and the
-/// client may wait for a script.
+/// Waits, after `Quiesce`, until the client has ended (`over`) or is to be ended: the listener says
+/// so, or is gone and the client may wait for a script.
 fn listener_is_tired(service: &Service, link: &TemplateLink, over: &AtomicBool) -> bool {
     /// How often is looked whether the client has ended, milliseconds.
     const LOOK: u16 = 20;

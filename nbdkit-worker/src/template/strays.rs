@@ -1,7 +1,7 @@
 //! What scripts have left behind. With the worker that ran them, or the server, it is over.
 //!
-//! The template adopts what its workers leave when they end. What a script of the configuration phase has put into the
-//! background serves all clients and ends with the template.
+//! The template adopts what its workers leave when they end. What a script of the configuration
+//! phase has put into the background serves all clients and ends with the template.
 
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,7 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-/// See the module's text.
+/// Processes that scripts have left behind.
 pub(super) struct Strays {
     /// Process groups that there were before the first client.
     kept: HashSet<Pid>,
@@ -35,7 +35,8 @@ impl Strays {
         strays::kill_unknown(is_worker, |group| self.kept.contains(&group));
     }
 
-    /// Kills all that any script has left, and waits until it is gone: after the server's end nothing is written.
+    /// Kills all that any script has left, and waits until it is gone: after the server's end
+    /// nothing is written.
     pub(super) fn kill_all(&self) {
         /// One that is inside of the kernel, waiting for a disk, cannot be waited for.
         const PATIENCE: Duration = Duration::from_secs(2);

@@ -17,9 +17,9 @@ use crate::connection::{Connection, Socket};
 use crate::log::TemplateLink;
 use crate::{log, privileges, process};
 
-/// Serves the client that came with `serve` and returns the exit status.
-/// `template_link` is the template's own, on which a worker has nothing to say.
-/// `fds`: control channel, channel to the broker if `serve` says so, client's socket, client's output if that is another.
+/// Serves the client that came with `serve` and returns the exit status. `template_link` is the
+/// template's own, on which a worker has nothing to say. `fds`: control channel, channel to the
+/// broker if `serve` says so, client's socket, client's output if that is another.
 pub(super) fn run(
     service: &Service,
     template_link: Option<Arc<TemplateLink>>,
@@ -48,8 +48,8 @@ pub(super) fn run(
     entitle(&serve.peer.address, None);
     if service.swap {
         process::touch_stack();
-        // Locks are not inherited by fork. This also ends copy-on-write with the template: the kernel populates writable private
-        // mappings as if they were written to. mlock(2), "Notes".
+        // Locks are not inherited by fork. This also ends copy-on-write with the template: the
+        // kernel populates writable private mappings as if they were written to. mlock(2), "Notes".
         if let Err(error) = privileges::lock_memory() {
             nbdkit_api::error!("{error}");
             return WorkerExit::Failed.code();
@@ -84,8 +84,8 @@ pub(super) fn run(
     served.unwrap_or(WorkerExit::Panicked).code()
 }
 
-/// Shows whose worker this is, and as soon as that is known, for which export. A function of its own, so that the frame of a
-/// worker that waits for its client does not have what this needs.
+/// Shows whose worker this is, and as soon as that is known, for which export. A function of its
+/// own, so that the frame of a worker that waits for its client does not have what this needs.
 #[inline(never)]
 fn entitle(address: &messages::PeerAddress, export: Option<&str>) {
     let address = match address {

@@ -1,4 +1,5 @@
-//! Sessions with certificates, by rustls. The key is with the listener: [`RemoteKey`] asks it to sign.
+//! Sessions with certificates, by rustls. The key is with the listener: [`RemoteKey`] asks it to
+//! sign.
 
 #![forbid(unsafe_code)]
 
@@ -25,8 +26,8 @@ use super::session::{Failure, Session, Sessions};
 use super::verifier::Verifier;
 use crate::authority::Authority;
 
-/// Encrypted at a time, bytes: some records that leave in one system call while they are in the cache, and so few that
-/// malloc does not give their memory back each time.
+/// Encrypted at a time, bytes: some records that leave in one system call while they are in the
+/// cache, and so few that malloc does not give their memory back each time.
 const OUTPUT: usize = 64 * 1024;
 
 /// What all sessions have in common.

@@ -1,8 +1,9 @@
-//! Whom a certificate is about: its subject and issuer as RFC 4514 strings, written as GnuTLS writes them, so that rules
-//! made for nbdkit match (nbdkit_peer_tls_dn in nbdkit-plugin(3); `dn:` in nbdkit-ip-filter(1)).
+//! Whom a certificate is about: its subject and issuer as RFC 4514 strings, written as GnuTLS
+//! writes them, so that rules made for nbdkit match (nbdkit_peer_tls_dn in nbdkit-plugin(3); `dn:`
+//! in nbdkit-ip-filter(1)).
 //!
-//! Reads DER as far as this takes. The certificate has been verified, and is the peer's all the same: whatever is not as it
-//! should be makes no name rather than a wrong one.
+//! Reads DER as far as this takes. The certificate has been verified, and is the peer's all the
+//! same: whatever is not as it should be makes no name rather than a wrong one.
 
 #![forbid(unsafe_code)]
 

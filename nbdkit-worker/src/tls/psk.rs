@@ -1,8 +1,9 @@
-//! Sessions with pre-shared keys, by OpenSSL, since rustls has none. The listener tells the key of the identity that a client
-//! names; a client that names one which does not exist is treated as one that has the wrong key.
+//! Sessions with pre-shared keys, by OpenSSL, since rustls has none. The listener tells the key of
+//! the identity that a client names; a client that names one which does not exist is treated as one
+//! that has the wrong key.
 //!
-//! The library reads its configuration and gathers what it needs when the template makes the context, before the sandbox
-//! closes. The bytes come and go by memory, as with rustls.
+//! The library reads its configuration and gathers what it needs when the template makes the
+//! context, before the sandbox closes. The bytes come and go by memory, as with rustls.
 
 #![forbid(unsafe_code)]
 
@@ -22,7 +23,8 @@ use openssl::ssl::{
 use super::session::{Failure, Session, Sessions};
 use crate::authority::Authority;
 
-/// TLS 1.2 with an exchange of ephemeral keys first, so that a key that becomes known later does not reveal what was said.
+/// TLS 1.2 with an exchange of ephemeral keys first, so that a key that becomes known later does
+/// not reveal what was said.
 fn ciphers(allowed: Algorithms) -> Vec<&'static str> {
     let Algorithms { aes_128_gcm, aes_256_gcm, chacha20_poly1305, static_psk, .. } = allowed;
     let all = [
@@ -43,15 +45,15 @@ fn ciphersuites(allowed: Algorithms) -> Vec<&'static str> {
     all.into_iter().filter(|(on, _)| *on && allowed.tls_1_3).map(|(_, name)| name).collect()
 }
 
-/// Encrypted at a time, bytes: some records that leave in one system call while they are in the cache, and so few that
-/// malloc does not give their memory back each time.
+/// Encrypted at a time, bytes: some records that leave in one system call while they are in the
+/// cache, and so few that malloc does not give their memory back each time.
 const OUTPUT: usize = 64 * 1024;
 
 /// What a connection's callback needs.
 struct Asker {
     authority: Arc<dyn Authority>,
-    /// The identity that was asked for, and the answer: the library may ask again about the same ClientHello, the
-    /// listener answers once.
+    /// The identity that was asked for, and the answer: the library may ask again about the same
+    /// ClientHello, the listener answers once.
     asked: Mutex<Option<(Vec<u8>, Option<Secret>)>>,
 }
 
@@ -135,8 +137,9 @@ impl Sessions for PreSharedKeys {
     }
 }
 
-/// Shakes hands with a client of our own. The library fetches algorithms when they are first used and keeps them: what
-/// the template has used, workers need not fetch, each for itself. True if the client was heard in the end.
+/// Shakes hands with a client of our own. The library fetches algorithms when they are first used
+/// and keeps them: what the template has used, workers need not fetch, each for itself. True if the
+/// client was heard in the end.
 fn rehearse(keys: &PreSharedKeys) -> std::result::Result<bool, Failure> {
     let client = || -> std::result::Result<SslStream<Pipes>, ErrorStack> {
         let mut context = SslContextBuilder::new(SslMethod::tls_client())?;
@@ -215,8 +218,8 @@ impl Asker {
     }
 }
 
-/// A key that nobody has: the handshake fails as it does for a wrong key, so that clients cannot find out which identities
-/// there are.
+/// A key that nobody has: the handshake fails as it does for a wrong key, so that clients cannot
+/// find out which identities there are.
 fn decoy() -> Vec<u8> {
     let mut key = vec![0; 32];
     match rand_bytes(&mut key) {

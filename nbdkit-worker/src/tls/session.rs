@@ -41,15 +41,15 @@ pub(crate) trait Session: Send {
     /// The peer is not welcome, or does not speak TLS.
     fn handshake(&mut self) -> Result<bool, Failure>;
 
-    /// Takes received bytes; how many. Only after [`read`](Self::read) or [`handshake`](Self::handshake) had
-    /// nothing left to work on.
+    /// Takes received bytes; how many. Only after [`read`](Self::read) or
+    /// [`handshake`](Self::handshake) had nothing left to work on.
     ///
     /// # Errors
     /// They are not what the peer may send.
     fn feed(&mut self, bytes: &[u8]) -> Result<usize, Failure>;
 
-    /// Decrypts into `out`, which is not empty: how many bytes, 0 at the end of the session, `None` if more must be
-    /// fed first.
+    /// Decrypts into `out`, which is not empty: how many bytes, 0 at the end of the session, `None`
+    /// if more must be fed first.
     ///
     /// # Errors
     /// The session is broken.

@@ -1,7 +1,8 @@
-//! Checks clients' certificates with webpki, and says in plain words why a certificate of X.509 version 1 is refused.
+//! Checks clients' certificates with webpki, and says in plain words why a certificate of X.509
+//! version 1 is refused.
 //!
-//! webpki reads no such certificate, except an authority's own. nbdkit's GnuTLS takes one from a client; here it would
-//! need a verifier of our own for what strangers send before they are known.
+//! webpki reads no such certificate, except an authority's own. nbdkit's GnuTLS takes one from a
+//! client; here it would need a verifier of our own for what strangers send before they are known.
 
 #![forbid(unsafe_code)]
 

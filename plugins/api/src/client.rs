@@ -75,7 +75,8 @@ pub struct Client {
     default_exports: Mutex<Vec<(Asker, Option<String>)>>,
 }
 
-/// Which layer (by its address) was asked for its default export, and how: `readonly`, and whether with TLS.
+/// Which layer (by its address) was asked for its default export, and how: `readonly`, and whether
+/// with TLS.
 pub(crate) type Asker = (usize, bool, bool);
 
 impl std::fmt::Debug for Client {
@@ -143,7 +144,8 @@ impl Client {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(value));
     }
 
-    /// The name of a layer's default export, which is asked for once in a connection, and once more with TLS.
+    /// The name of a layer's default export, which is asked for once in a connection, and once more
+    /// with TLS.
     ///
     /// # Errors
     /// The layer's; it will be asked again.
@@ -162,7 +164,8 @@ impl Client {
         Ok(name)
     }
 
-    /// Notes that it has sent NBD_CMD_DISC: that its socket ends now is no reason to hurry any more.
+    /// Notes that it has sent NBD_CMD_DISC: that its socket ends now is no reason to hurry any
+    /// more.
     pub fn set_leaving(&self) {
         self.leaving.store(true, Ordering::Relaxed);
     }
@@ -189,9 +192,10 @@ impl Client {
     }
 }
 
-/// Sleeps for `duration`, unless the client goes away or the server stops meanwhile. Behind NBD_CMD_DISC only a reset
-/// ends the sleep early: clients close their socket then, and nbdkit sleeps on. nbdkit-delay-filter(1), `delay-close`.
-/// `client` is the one being served, `None` in contexts that outlive connections.
+/// Sleeps for `duration`, unless the client goes away or the server stops meanwhile. Behind
+/// NBD_CMD_DISC only a reset ends the sleep early: clients close their socket then, and nbdkit
+/// sleeps on. nbdkit-delay-filter(1), `delay-close`. `client` is the one being served, `None` in
+/// contexts that outlive connections.
 ///
 /// # Errors
 /// ESHUTDOWN if the sleep was cut short.
@@ -249,7 +253,8 @@ pub fn set_stdio_safe(safe: bool) {
     STDIO_SAFE.store(safe, Ordering::Relaxed);
 }
 
-/// Whether nbdkit's server would have forked by now, into the background or for `--run`; known from `after_fork` on.
+/// Whether nbdkit's server would have forked by now, into the background or for `--run`; known from
+/// `after_fork` on.
 pub fn forked() -> bool {
     FORKED.load(Ordering::Relaxed)
 }
@@ -259,8 +264,8 @@ pub fn set_forked(forked: bool) {
     FORKED.store(forked, Ordering::Relaxed);
 }
 
-/// Whether every client has TLS (`--tls=require`), so that what is opened for none in particular need not be kept from
-/// those without.
+/// Whether every client has TLS (`--tls=require`), so that what is opened for none in particular
+/// need not be kept from those without.
 pub fn tls_required() -> bool {
     TLS_REQUIRED.load(Ordering::Relaxed)
 }

@@ -1,16 +1,18 @@
-//! Connecting, in service, to the endpoints that a stack has declared ([`Needs::connect_to`](crate::Needs::connect_to)):
-//! whatever their names resolve to at that time.
+//! Connecting, in service, to the endpoints that a stack has declared
+//! ([`Needs::connect_to`](crate::Needs::connect_to)): whatever their names resolve to at that time.
 //!
-//! A confined process makes no socket: it asks the stack's broker ([`connect_through`]), which resolves the name, begins the
-//! connection and hands over the socket. Before `after_fork`, and where there is no broker (code that declares nothing,
-//! `--sandbox=programs`, `compat`, `off`), the connection is made here. What may be connected to is decided in one place for
-//! both: [`direct`].
+//! A confined process makes no socket: it asks the stack's broker ([`connect_through`]), which
+//! resolves the name, begins the connection and hands over the socket. Before `after_fork`, and
+//! where there is no broker (code that declares nothing, `--sandbox=programs`, `compat`, `off`),
+//! the connection is made here. What may be connected to is decided in one place for both:
+//! [`direct`].
 //!
-//! In `after_fork` there may be no network any more: then a process that serves all clients asks the broker already, and one that
-//! will be forked for each client gets EIO, for its forks cannot share a connection.
+//! In `after_fork` there may be no network any more: then a process that serves all clients asks
+//! the broker already, and one that will be forked for each client gets EIO, for its forks cannot
+//! share a connection.
 //!
-//! A plugin that follows a server's redirect to another host has no way to do so yet: every endpoint is declared.
-//! [`Endpoint`] can grow a variant for that.
+//! A plugin that follows a server's redirect to another host has no way to do so yet: every
+//! endpoint is declared. [`Endpoint`] can grow a variant for that.
 
 #![forbid(unsafe_code)]
 
@@ -91,18 +93,20 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// A socket that is connected to `endpoint`: close-on-exec and blocking; with TCP_NODELAY and keepalive if it is one of TCP.
+/// A socket that is connected to `endpoint`: close-on-exec and blocking; with TCP_NODELAY and
+/// keepalive if it is one of TCP.
 ///
-/// Addresses of a name are tried one after the other; one that is followed by others has half of the time that is left. A
-/// Unix socket whose backlog is full is tried again, as connect(2) would wait. `client` is the one being served, `None` in
-/// contexts that outlive connections.
+/// Addresses of a name are tried one after the other; one that is followed by others has half of
+/// the time that is left. A Unix socket whose backlog is full is tried again, as connect(2) would
+/// wait. `client` is the one being served, `None` in contexts that outlive connections.
 ///
-/// Without a broker the lookup of a name takes as long as the resolver has patience (resolv.conf(5)), and `deadline` holds for
-/// the rest.
+/// Without a broker the lookup of a name takes as long as the resolver has patience
+/// (resolv.conf(5)), and `deadline` holds for the rest.
 ///
 /// # Errors
-/// ETIMEDOUT at the deadline; ESHUTDOWN if the client is gone or the server stops; the kernel's and the resolver's. The message,
-/// which clients may see, does not tell where the endpoint is; the log does.
+/// ETIMEDOUT at the deadline; ESHUTDOWN if the client is gone or the server stops; the kernel's and
+/// the resolver's. The message, which clients may see, does not tell where the endpoint is; the log
+/// does.
 pub fn connect(client: Option<&Client>, endpoint: &Endpoint, deadline: Instant) -> Result<OwnedFd> {
     let wait = Wait { client, deadline };
     match attempt_all(endpoint, &wait) {
@@ -191,8 +195,8 @@ fn established(fd: &OwnedFd, wait: &Wait<'_>) -> Result<(), Errno> {
 
 /// Who connects for a process that may not.
 pub trait Broker: Send + Sync {
-    /// Begins a connection: the `attempt`th address of `endpoint`, or the first behind it that does not fail at once. Waits no
-    /// longer than `wait` says.
+    /// Begins a connection: the `attempt`th address of `endpoint`, or the first behind it that does
+    /// not fail at once. Waits no longer than `wait` says.
     ///
     /// # Errors
     /// Those of [`direct`]; ETIMEDOUT, ESHUTDOWN; EIO if there is no answer.

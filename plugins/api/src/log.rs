@@ -97,7 +97,8 @@ pub fn datapath() -> bool {
     verbose() && wants_datapath(Trace::Calls)
 }
 
-/// True if they are wanted from the calls that find out where a request's bytes are: see [`trace_ranges`].
+/// True if they are wanted from the calls that find out where a request's bytes are: see
+/// [`trace_ranges`].
 #[inline]
 pub(crate) fn ranges() -> bool {
     verbose() && wants_datapath(Trace::Ranges)
@@ -107,13 +108,14 @@ fn wants_datapath(trace: Trace) -> bool {
     DATAPATH.load(Ordering::Relaxed) && TRACE.get() == trace
 }
 
-/// Runs `call`, which asks where in a file the bytes of a request are, and has the layers that it passes log the
-/// request, since they are not called to carry it out.
+/// Runs `call`, which asks where in a file the bytes of a request are, and has the layers that it
+/// passes log the request, since they are not called to carry it out.
 pub(crate) fn trace_ranges<T>(call: impl FnOnce() -> T) -> T {
     with_trace(Trace::Ranges, call)
 }
 
-/// Runs `call`, a part of a request that has been logged as a whole, without debug lines of the data path.
+/// Runs `call`, a part of a request that has been logged as a whole, without debug lines of the
+/// data path.
 pub fn without_datapath<T>(call: impl FnOnce() -> T) -> T {
     with_trace(Trace::Nothing, call)
 }
@@ -144,8 +146,8 @@ pub fn notice(message: &str) {
     record(Level::Notice, SPEAKER.get(), message);
 }
 
-/// Logs a debug message in the name of the current speaker, if wanted. Prefer [`debug!`](crate::debug),
-/// which formats only then.
+/// Logs a debug message in the name of the current speaker, if wanted. Prefer
+/// [`debug!`](crate::debug), which formats only then.
 pub fn debug(message: &str) {
     if verbose() {
         record(Level::Debug, SPEAKER.get(), message);
@@ -190,7 +192,8 @@ macro_rules! debug {
     };
 }
 
-/// As [`debug!`](crate::debug), for a layer's control calls, which `-D nbdkit.backend.controlpath=0` silences.
+/// As [`debug!`](crate::debug), for a layer's control calls, which `-D
+/// nbdkit.backend.controlpath=0` silences.
 #[macro_export]
 macro_rules! debug_control {
     ($($arg:tt)*) => {

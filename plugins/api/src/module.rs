@@ -1,5 +1,5 @@
-//! What there is to say about a plugin or filter that is a file of its own, for `--help` and `--dump-plugin`.
-//! nbdkit-probing(1).
+//! What there is to say about a plugin or filter that is a file of its own, for `--help` and
+//! `--dump-plugin`. nbdkit-probing(1).
 
 use std::path::PathBuf;
 

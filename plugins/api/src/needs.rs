@@ -14,12 +14,13 @@ pub enum Access {
     Read,
     /// Also write, truncate, create and remove beneath it.
     Write,
-    /// Remove empty directories beneath it, and nothing else: where a directory of the stack's own is removed from.
+    /// Remove empty directories beneath it, and nothing else: where a directory of the stack's own
+    /// is removed from.
     RemoveDirs,
 }
 
-/// Which sockets a worker may make by itself: what `--allow-net` allows. What a plugin connects to it declares
-/// ([`Needs::connect_to`]).
+/// Which sockets a worker may make by itself: what `--allow-net` allows. What a plugin connects to
+/// it declares ([`Needs::connect_to`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Network {
     /// None.
@@ -35,9 +36,11 @@ pub enum Network {
 /// Descriptors that were opened before that need no entry here.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Needs {
-    /// What connections open by [`paths::open`](crate::paths::open), and nothing else: where there is a broker, it opens it.
+    /// What connections open by [`paths::open`](crate::paths::open), and nothing else: where there
+    /// is a broker, it opens it.
     pub declared: Vec<Declared>,
-    /// What connections connect to by [`endpoints::connect`](crate::endpoints::connect): where there is a broker, it connects.
+    /// What connections connect to by [`endpoints::connect`](crate::endpoints::connect): where
+    /// there is a broker, it connects.
     pub endpoints: Vec<Endpoint>,
     /// Paths (absolute) that connections reach in other ways, and what for.
     pub paths: Vec<(PathBuf, Access)>,
@@ -90,20 +93,21 @@ impl Needs {
         self.declared.iter().any(|declared| declared.writable)
     }
 
-    /// Whether a broker opens the paths that are declared, in a strict sandbox. Not where programs run or code that declares
-    /// nothing, which open paths by themselves.
+    /// Whether a broker opens the paths that are declared, in a strict sandbox. Not where programs
+    /// run or code that declares nothing, which open paths by themselves.
     pub fn paths_are_brokered(&self) -> bool {
         !self.declared.is_empty() && !self.programs && !self.undeclared
     }
 
-    /// Whether a broker connects to the endpoints that are declared, in a strict sandbox: then neither this process nor a
-    /// program that it runs has sockets. Not where code runs that declares nothing, which may have threads when the broker
-    /// would have to be forked.
+    /// Whether a broker connects to the endpoints that are declared, in a strict sandbox: then
+    /// neither this process nor a program that it runs has sockets. Not where code runs that
+    /// declares nothing, which may have threads when the broker would have to be forked.
     pub fn endpoints_are_brokered(&self) -> bool {
         !self.endpoints.is_empty() && !self.undeclared
     }
 
-    /// Whether code of the stack opens paths in other ways than by [`paths::open`](crate::paths::open).
+    /// Whether code of the stack opens paths in other ways than by
+    /// [`paths::open`](crate::paths::open).
     pub fn opens_itself(&self) -> bool {
         self.programs || self.paths.iter().any(|(_, access)| *access > Access::Look)
     }

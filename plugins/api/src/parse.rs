@@ -154,7 +154,8 @@ fn float_prefix(text: &str) -> Option<(f64, bool, &str)> {
 /// `μs` or `ns`. `nbdkit_parse_delay`, nbdkit 1.40.
 ///
 /// # Errors
-/// `WHAT: could not parse delay or sleep: "TEXT"`, also for negative and for more than 2^32-1 seconds.
+/// `WHAT: could not parse delay or sleep: "TEXT"`, also for negative and for more than 2^32-1
+/// seconds.
 pub fn delay(what: &str, text: &str) -> Result<Duration> {
     let bad = || Error::msg(format!("{what}: could not parse delay or sleep: \"{text}\""));
     let (number, negative, unit) = float_prefix(text).ok_or_else(bad)?;
@@ -227,8 +228,8 @@ pub fn password_bytes(value: &[u8]) -> Result<Vec<u8>> {
                 "cannot use password -FD with stdin/stdout/stderr: {fd}"
             )));
         }
-        // Not opened anew by its /proc name: that blocks for a FIFO whose writer has left, fails for a socket, and begins a
-        // file at its start.
+        // Not opened anew by its /proc name: that blocks for a FIFO whose writer has left, fails
+        // for a socket, and begins a file at its start.
         let name = || format!("password file descriptor {fd}");
         let password = first_line(&inherited::take(fd).or_error(name)?.into());
         return password.or_error(name);

@@ -1,9 +1,10 @@
-//! Opening, in service, the paths that a stack has declared ([`Needs::declare`](crate::Needs::declare)): whatever they lead
-//! to at that time.
+//! Opening, in service, the paths that a stack has declared
+//! ([`Needs::declare`](crate::Needs::declare)): whatever they lead to at that time.
 //!
-//! A confined process opens no path itself: it asks the stack's broker ([`serve_through`]). Before the sandbox closes, and
-//! where there is no broker (stacks that run programs or code that declares nothing, `--sandbox=compat`, `off`), a path is
-//! opened here. What may be opened is decided in one place for both: [`direct`].
+//! A confined process opens no path itself: it asks the stack's broker ([`serve_through`]). Before
+//! the sandbox closes, and where there is no broker (stacks that run programs or code that declares
+//! nothing, `--sandbox=compat`, `off`), a path is opened here. What may be opened is decided in one
+//! place for both: [`direct`].
 
 #![forbid(unsafe_code)]
 
@@ -33,7 +34,8 @@ pub struct Declared {
     pub children: bool,
     /// Whether children may be symbolic links.
     pub links: bool,
-    /// A directory that was open before the start: names are looked up there, wherever it has gone since.
+    /// A directory that was open before the start: names are looked up there, wherever it has gone
+    /// since.
     pub directory: Option<Arc<OwnedFd>>,
 }
 
@@ -94,8 +96,8 @@ impl PartialEq for Declared {
 
 impl Eq for Declared {}
 
-/// Opens what `declared` leads to now, or its child called `name`, for whoever answers: the broker, and this process where
-/// there is none. With `write`, for writing too if that is permitted.
+/// Opens what `declared` leads to now, or its child called `name`, for whoever answers: the broker,
+/// and this process where there is none. With `write`, for writing too if that is permitted.
 ///
 /// # Errors
 /// It is of another type; EACCES if it is not declared so; the kernel's.
@@ -132,11 +134,12 @@ pub struct Opened {
     pub is_block_device: bool,
 }
 
-/// Opens what `declared` leads to now, or its child called `name`, for writing unless `readonly` or if that is not
-/// permitted. `name` is hostile.
+/// Opens what `declared` leads to now, or its child called `name`, for writing unless `readonly` or
+/// if that is not permitted. `name` is hostile.
 ///
 /// # Errors
-/// It is of another type; the kernel's. Messages, which clients may see, do not tell where the directory is.
+/// It is of another type; the kernel's. Messages, which clients may see, do not tell where the
+/// directory is.
 pub fn open(declared: &Declared, name: Option<&OsStr>, readonly: bool) -> Result<Opened> {
     let shown = name.map_or(declared.path.as_path(), Path::new);
     let opened = |file: Lent, writable: bool, is_block_device: bool| {
@@ -205,7 +208,8 @@ struct Service {
 
 static SERVICE: OnceLock<Service> = OnceLock::new();
 
-/// From now on this process, and its forks, take what `kept` has and ask `broker` for the rest. The first call counts.
+/// From now on this process, and its forks, take what `kept` has and ask `broker` for the rest. The
+/// first call counts.
 pub fn serve_through(broker: Box<dyn Broker>, kept: Kept) {
     let _ = SERVICE.set(Service { broker, kept });
 }

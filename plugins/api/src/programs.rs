@@ -1,12 +1,13 @@
 //! Programs that layers run: the scripts of sh and eval, of the log and exportname filters.
 //!
-//! Each run leads a process group of its own, is waited for by the thread that has started it, and is killed with all of
-//! its group when its call is given up ([`give_up`]). What a script has left in the background is adopted by the process
-//! that ran it (PR_SET_CHILD_SUBREAPER), and when that ends, however it ends, the script and all of that come to the next
-//! process up, the template or the listener, which kills it.
+//! Each run leads a process group of its own, is waited for by the thread that has started it, and
+//! is killed with all of its group when its call is given up ([`give_up`]). What a script has left
+//! in the background is adopted by the process that ran it (PR_SET_CHILD_SUBREAPER), and when that
+//! ends, however it ends, the script and all of that come to the next process up, the template or
+//! the listener, which kills it.
 //!
-//! Not PR_SET_PDEATHSIG, which a script would have to set for itself between fork and exec: with that std cannot use
-//! posix_spawn(3), and a call of a script takes a quarter more time.
+//! Not PR_SET_PDEATHSIG, which a script would have to set for itself between fork and exec: with
+//! that std cannot use posix_spawn(3), and a call of a script takes a quarter more time.
 //!
 //! Runs in the template and in workers.
 
@@ -144,7 +145,8 @@ pub fn forget(connection: u64) {
     running().given_up.retain(|given_up| *given_up != connection);
 }
 
-/// Has what scripts leave in the background come to this process and not to another one, which would not know whose it is.
+/// Has what scripts leave in the background come to this process and not to another one, which
+/// would not know whose it is.
 fn adopt_orphans() -> io::Result<()> {
     let own = std::process::id();
     if ADOPTER.swap(own, Ordering::Relaxed) != own {
@@ -153,8 +155,8 @@ fn adopt_orphans() -> io::Result<()> {
     Ok(())
 }
 
-/// Reaps adopted processes that have ended. Not those that are waited for by threads of ours, nor children of code that
-/// knows nothing of this, which are in our own group.
+/// Reaps adopted processes that have ended. Not those that are waited for by threads of ours, nor
+/// children of code that knows nothing of this, which are in our own group.
 fn reap_adopted() {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) =

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Largest buffer, and the most that all buffers of a process have together beyond [`SMALL`] each, bytes: the longest
-/// request that a plugin may get. nbdkit-plugin(3), `.pread`.
+/// Largest buffer, and the most that all buffers of a process have together beyond [`SMALL`] each,
+/// bytes: the longest request that a plugin may get. nbdkit-plugin(3), `.pread`.
 const LARGE: usize = 64 << 20;
 /// What a buffer has when others have taken the rest, bytes.
 const SMALL: usize = 256 << 10;
@@ -18,7 +18,8 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// A buffer for reading a range of `count` bytes in pieces: of `count` bytes, or 64 MiB, or less if others are in use.
+    /// A buffer for reading a range of `count` bytes in pieces: of `count` bytes, or 64 MiB, or
+    /// less if others are in use.
     pub(crate) fn new(count: u64) -> Scratch {
         let wanted = count.min(LARGE as u64) as usize;
         let mut taken = 0;

@@ -3,7 +3,8 @@
 //!
 //! - [`SharedFile`]: bytes, sparse, in memory (memfd) or in an unlinked temporary file.
 //! - [`SharedWords`]: an array of atomic 64-bit words.
-//! - [`SharedMutex`]: a few words under a lock that a killed worker cannot wedge (`presence`: who is alive).
+//! - [`SharedMutex`]: a few words under a lock that a killed worker cannot wedge (`presence`: who
+//!   is alive).
 //!
 //! Make them up to `get_ready`; what is made later is seen by one process only. Another worker may
 //! have been taken over by its client: what is read from shared state is checked like any input.

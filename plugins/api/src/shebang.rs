@@ -1,4 +1,5 @@
-//! The `#!` line of a plugin that is a script: `#!/usr/sbin/nbdkit python`. nbdkit(1), "Shebang scripts".
+//! The `#!` line of a plugin that is a script: `#!/usr/sbin/nbdkit python`. nbdkit(1), "Shebang
+//! scripts".
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

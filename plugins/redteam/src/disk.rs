@@ -1,5 +1,5 @@
-//! Attacks on files: on the disk that the stack has declared, which this worker has a descriptor of, and on the broker that
-//! opens it.
+//! Attacks on files: on the disk that the stack has declared, which this worker has a descriptor
+//! of, and on the broker that opens it.
 
 #![forbid(unsafe_code)]
 
@@ -80,7 +80,8 @@ fn broker() -> nix::Result<OwnedFd> {
     fds.into_iter().next().ok_or(Errno::ENOENT)
 }
 
-/// Sends the descriptor of the disk to this worker's client, with a byte that is none of the protocol.
+/// Sends the descriptor of the disk to this worker's client, with a byte that is none of the
+/// protocol.
 pub(crate) fn pass(disk: Option<&Opened>) -> nix::Result<String> {
     let client = *channel::sockets_of_type(libc::SOCK_STREAM).first().ok_or(Errno::ENOTSOCK)?;
     send(client, b"x", &[number(disk)?]).map(|()| ok())
@@ -104,8 +105,8 @@ fn receive(socket: RawFd) -> nix::Result<(Vec<u8>, Vec<OwnedFd>)> {
     Ok((bytes[..length].to_vec(), fds))
 }
 
-/// Says packets of bytes in hexadecimal, `HEX,HEX,...`, to the broker, the last with so many descriptors: what it answers,
-/// in hexadecimal, and with how many.
+/// Says packets of bytes in hexadecimal, `HEX,HEX,...`, to the broker, the last with so many
+/// descriptors: what it answers, in hexadecimal, and with how many.
 pub(crate) fn say_to_broker(packets: &str, descriptors: usize) -> nix::Result<String> {
     let broker = broker()?;
     let mut answers = Vec::new();
@@ -160,8 +161,8 @@ pub(crate) fn flood_connect(count: usize) -> nix::Result<String> {
     Ok(ok())
 }
 
-/// Takes the socket that the broker begins to connect to the first endpoint, where nobody answers, and sends it to another port
-/// of this machine.
+/// Takes the socket that the broker begins to connect to the first endpoint, where nobody answers,
+/// and sends it to another port of this machine.
 pub(crate) fn fast_open(port: u16) -> nix::Result<String> {
     let broker = broker()?;
     send(broker.as_raw_fd(), &CONNECT, &[])?;

@@ -1,13 +1,16 @@
-//! Test only: a plugin whose code turns hostile once it is confined. Never part of an installed program: `nbdkit-worker`
-//! has it only if it is built with the feature `red-team`.
+//! Test only: a plugin whose code turns hostile once it is confined. Never part of an installed
+//! program: `nbdkit-worker` has it only if it is built with the feature `red-team`.
 //!
-//! The export `""` is a small RAM disk that all clients share. Any other name is an attack, `NAME=ARGUMENT,...`, made by
-//! the worker when the export is opened; what came of it is the export's content. A worker that the sandbox ends cannot
-//! say so, which is what the tests look for then.
+//! The export `""` is a small RAM disk that all clients share. Any other name is an attack,
+//! `NAME=ARGUMENT,...`, made by the worker when the export is opened; what came of it is the
+//! export's content. A worker that the sandbox ends cannot say so, which is what the tests look for
+//! then.
 //!
-//! - `attack`: the names; `system`: attacks on the kernel and on other processes; `disk`: on files and the broker; `channel`:
-//!   on the listener; `shared`: on what clients share; `raw`: system calls as they are
-//! - `upstream`: what is no attack: reading from the endpoints that it has declared, as a plugin of a network disk does
+//! - `attack`: the names; `system`: attacks on the kernel and on other processes; `disk`: on files
+//!   and the broker; `channel`: on the listener; `shared`: on what clients share; `raw`: system
+//!   calls as they are
+//! - `upstream`: what is no attack: reading from the endpoints that it has declared, as a plugin of
+//!   a network disk does
 
 #![deny(unsafe_code)]
 
@@ -52,10 +55,11 @@ impl Plugin for RedTeam {
         "redteam"
     }
 
-    /// `path`: a path that it declares to read, opening it itself. `disk`: one that it declares to be its disk, and has
-    /// opened as the file plugin has. `endpoint`: one that it declares to connect to. `early`:
-    /// whether it connects to the first in `after_fork`, too, and logs what comes. `serialize`: whether all requests take one lock, which clients share. `diskless`: whether
-    /// there is no RAM disk.
+    /// `path`: a path that it declares to read, opening it itself. `disk`: one that it declares to
+    /// be its disk, and has opened as the file plugin has. `endpoint`: one that it declares to
+    /// connect to. `early`: whether it connects to the first in `after_fork`, too, and logs what
+    /// comes. `serialize`: whether all requests take one lock, which clients share. `diskless`:
+    /// whether there is no RAM disk.
     fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         match key {
             "path" => self.paths.push(value.absolute_path()?),

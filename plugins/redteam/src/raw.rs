@@ -41,7 +41,8 @@ pub(crate) fn fault() -> nix::Result<String> {
 /// Nothing in this process may rely on what was there.
 pub(crate) fn fill(start: usize, length: usize, byte: impl Fn(usize) -> u8) {
     for index in 0..length {
-        // SAFETY: the caller has found a writable mapping there; whatever relies on its content is the victim.
+        // SAFETY: the caller has found a writable mapping there; whatever relies on its content is
+        // the victim.
         unsafe { ((start + index) as *mut u8).write_volatile(byte(index)) };
     }
 }

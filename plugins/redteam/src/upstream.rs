@@ -28,7 +28,8 @@ pub(crate) fn endpoint(text: &str) -> Result<Endpoint> {
     }
 }
 
-/// `NUMBER,MILLISECONDS`: all that the endpoint of this number sends, when it is connected to in that time.
+/// `NUMBER,MILLISECONDS`: all that the endpoint of this number sends, when it is connected to in
+/// that time.
 ///
 /// # Errors
 /// Those of [`endpoints::connect`].

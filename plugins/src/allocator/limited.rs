@@ -1,7 +1,8 @@
 //! `allocator=NAME,max=SIZE`: a limit on the memory that a disk uses, whatever its size.
 //!
-//! The inner allocator knows what is used (of a memfd the kernel counts the pages), so there is no counter that a killed worker
-//! could leave wrong. A shared mutex is held from the check to the end of the write.
+//! The inner allocator knows what is used (of a memfd the kernel counts the pages), so there is no
+//! counter that a killed worker could leave wrong. A shared mutex is held from the check to the end
+//! of the write.
 
 use std::os::fd::BorrowedFd;
 
@@ -10,7 +11,7 @@ use nbdkit_api::{Errno, Error, Extents, Isolation, Result};
 
 use super::Allocator;
 
-/// See the module's text.
+/// An allocator with a limit on the memory that it uses.
 #[derive(Debug)]
 pub(super) struct Limited {
     inner: Box<dyn Allocator>,
@@ -61,7 +62,8 @@ impl Allocator for Limited {
         self.inner.write(buf, offset)
     }
 
-    // Zeroing a part of a compressed page changes its size, so it must not come between check and write.
+    // Zeroing a part of a compressed page changes its size, so it must not come between check and
+    // write.
     fn zero(&self, count: u64, offset: u64) -> Result<()> {
         if self.inner.is_preallocated() {
             return self.inner.zero(count, offset);

@@ -1,9 +1,9 @@
-//! `allocator=malloc[,mlock=BOOL]`: a memfd of which every page is allocated before the first client
-//! comes, so that writing cannot fail for lack of memory later.
+//! `allocator=malloc[,mlock=BOOL]`: a memfd of which every page is allocated before the first
+//! client comes, so that writing cannot fail for lack of memory later.
 //!
 //! With `mlock=true` the template maps the whole memfd and locks the mapping. Locks are not
-//! inherited by fork(2), but they need not be: a page stays in memory as long as one mapping of it is
-//! locked, and the template outlives all workers. Locking needs CAP_IPC_LOCK or a sufficient
+//! inherited by fork(2), but they need not be: a page stays in memory as long as one mapping of it
+//! is locked, and the template outlives all workers. Locking needs CAP_IPC_LOCK or a sufficient
 //! RLIMIT_MEMLOCK when the server starts, and nothing afterwards.
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -39,7 +39,7 @@ pub(super) fn parse(parameters: &[&str]) -> Result<Kind> {
     Ok(Kind::Malloc { mlock })
 }
 
-/// See the module's text.
+/// A disk in a memfd, all of which is allocated at the start.
 #[derive(Debug)]
 pub(super) struct Malloc {
     file: SharedFile,

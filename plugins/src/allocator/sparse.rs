@@ -1,9 +1,10 @@
 //! `allocator=sparse`: a memfd. The kernel keeps the pages that were written, finds holes and
 //! gives punched pages back; the workers share it because they inherit its descriptor.
 //!
-//! Clients see nbdkit's pages of 32 KiB: one of whose blocks the kernel has is allocated as a whole, and one that is
-//! allocated and holds nothing but zeroes is zeroes, not a hole. nbdkit also frees a page that a trim of a part of it leaves
-//! without other bytes than zeroes; here it stays zeroes, since another client may be writing to it.
+//! Clients see nbdkit's pages of 32 KiB: one of whose blocks the kernel has is allocated as a
+//! whole, and one that is allocated and holds nothing but zeroes is zeroes, not a hole. nbdkit also
+//! frees a page that a trim of a part of it leaves without other bytes than zeroes; here it stays
+//! zeroes, since another client may be writing to it.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -12,10 +13,11 @@ use nbdkit_api::{ExtentKind, Extents, Isolation, Result};
 
 use super::{Allocator, PAGE};
 
-/// Bytes of the kernel's pages, where memory is counted. Where they are larger, more is counted by the page that a write begins.
+/// Bytes of the kernel's pages, where memory is counted. Where they are larger, more is counted by
+/// the page that a write begins.
 const KERNEL_PAGE: u64 = 4096;
 
-/// See the module's text.
+/// A disk in a memfd, whose holes take no memory.
 #[derive(Debug)]
 pub(super) struct Sparse {
     file: SharedFile,
@@ -28,8 +30,8 @@ impl Sparse {
         Ok(Sparse { file: SharedFile::in_memory(name, 0)?, size: 0 })
     }
 
-    /// The next range of whole pages, from `at`, the beginning of a page, that the kernel has blocks of; `None` if there is
-    /// none before `end`. It may reach beyond `end`.
+    /// The next range of whole pages, from `at`, the beginning of a page, that the kernel has
+    /// blocks of; `None` if there is none before `end`. It may reach beyond `end`.
     fn allocated(&self, at: u64, end: u64) -> Result<Option<(u64, u64)>> {
         let mut found = Extents::new(at, end);
         self.file.extents(end - at, at, true, &mut found)?;

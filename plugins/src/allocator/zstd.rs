@@ -15,13 +15,15 @@ use super::Allocator;
 /// Bytes of a page, and the preferred block size.
 const PAGE: usize = 32 << 10;
 
-/// What a stored page uses besides its content, about: its entry in the map, malloc's header. Bytes.
+/// What a stored page uses besides its content, about: its entry in the map, malloc's header.
+/// Bytes.
 const OVERHEAD: u64 = 64;
 
-/// Locks among which the pages are divided, so that requests for different pages can be served at once.
+/// Locks among which the pages are divided, so that requests for different pages can be served at
+/// once.
 const SHARDS: usize = 16;
 
-/// See the module's text.
+/// A disk of compressed pages, in this process's memory.
 pub(super) struct Zstd {
     shards: [Mutex<Shard>; SHARDS],
 }
@@ -34,8 +36,8 @@ impl std::fmt::Debug for Zstd {
 
 /// Every [`SHARDS`]th page.
 struct Shard {
-    /// By number. A page that is not there is a hole; an empty one is all zeroes; one of [`PAGE`] bytes did not become
-    /// smaller by compression and is stored as it is.
+    /// By number. A page that is not there is a hole; an empty one is all zeroes; one of [`PAGE`]
+    /// bytes did not become smaller by compression and is stored as it is.
     pages: BTreeMap<u64, Box<[u8]>>,
     /// Bytes that they take.
     used: u64,
@@ -52,7 +54,8 @@ struct Piece {
     to: usize,
 }
 
-/// Divides `count` bytes from `offset` among pages. They lie within the disk, which ends before 2^63.
+/// Divides `count` bytes from `offset` among pages. They lie within the disk, which ends before
+/// 2^63.
 fn pieces(count: usize, offset: u64) -> impl Iterator<Item = Piece> {
     let end = offset + count as u64;
     let mut at = offset;
@@ -146,7 +149,8 @@ impl Zstd {
         self.shards[(page % SHARDS as u64) as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The numbers of the stored pages in `first ..= last`, ascending, and whether they have data or zeroes.
+    /// The numbers of the stored pages in `first ..= last`, ascending, and whether they have data
+    /// or zeroes.
     fn stored(&self, first: u64, last: u64) -> Vec<(u64, ExtentKind)> {
         let mut found = Vec::new();
         for shard in 0..SHARDS as u64 {

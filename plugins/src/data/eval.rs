@@ -15,7 +15,8 @@ use super::image::{Content, Image, MAX_SIZE};
 use super::parser;
 use super::source::{self, File, Source};
 
-/// Most expressions that are evaluated, counting again what stands in a variable for every use of it.
+/// Most expressions that are evaluated, counting again what stands in a variable for every use of
+/// it.
 const MAX_STEPS: u32 = 1 << 20;
 /// Deepest nesting of expressions and variables. A variable that contains itself ends here.
 const MAX_DEPTH: u32 = 400;
@@ -64,8 +65,8 @@ impl Scope<'_> {
 }
 
 impl Evaluator<'_> {
-    /// Evaluates a list in a scope of its own. Whoever takes only the first `want` bytes of the result
-    /// says so, and an endless source is read no further; the result may be shorter then.
+    /// Evaluates a list in a scope of its own. Whoever takes only the first `want` bytes of the
+    /// result says so, and an endless source is read no further; the result may be shorter then.
     fn list(
         &mut self,
         list: &[Expr],

@@ -112,7 +112,8 @@ const SMALL: &[(&str, &str)] = &[
     ("", ""),
 ];
 
-/// Longer ones: `data=`, `size=` (if not empty), the length and the FNV-1a hash of what nbdkit 1.32.5 serves.
+/// Longer ones: `data=`, `size=` (if not empty), the length and the FNV-1a hash of what nbdkit
+/// 1.32.5 serves.
 #[rustfmt::skip]
 const LARGE: &[(&str, &str, usize, u64)] = &[
     (" ( 0x55 0xAA )*2048 ", "", 4096, 0x5d7a959530ef3325),
@@ -128,7 +129,8 @@ const LARGE: &[(&str, &str, usize, u64)] = &[
     ("(((1 2 3)*3 @11 4)*5 6)*1234", "", 75274, 0x39c44a3c018cb065),
 ];
 
-/// Texts that nbdkit 1.32.5 refuses too, with our message: nbdkit's but for some of the offsets and the last.
+/// Texts that nbdkit 1.32.5 refuses too, with our message: nbdkit's but for some of the offsets and
+/// the last.
 #[rustfmt::skip]
 const REFUSED: &[(&str, &str)] = &[
     ("256", "data parameter BYTE must be in the range 0..255"),

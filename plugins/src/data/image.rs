@@ -67,8 +67,8 @@ impl Image {
         self.size = self.size.max(size);
     }
 
-    /// Puts bytes `from .. from + length` of `image` at `at`, over what is there. The ranges must have
-    /// been checked: `from + length` against the image, `at + length` against [`MAX_SIZE`].
+    /// Puts bytes `from .. from + length` of `image` at `at`, over what is there. The ranges must
+    /// have been checked: `from + length` against the image, `at + length` against [`MAX_SIZE`].
     pub(super) fn put(&mut self, at: u64, image: &Rc<Image>, from: u64, length: u64) -> Result<()> {
         self.extend_to(at + length);
         self.erase(at, length);

@@ -1,8 +1,9 @@
 //! `cache=none`: keeps what clients read and write from filling the page cache.
 //!
-//! Pages that were read are dropped at once. Written pages can be dropped only when they are
-//! on disk, and waiting for each would make every write synchronous: so write-out is started with each
-//! write, and waited for when seven younger writes stand behind it, at which time it is usually done.
+//! Pages that were read are dropped at once. Written pages can be dropped only when they are on
+//! disk, and waiting for each would make every write synchronous: so write-out is started with each
+//! write, and waited for when seven younger writes stand behind it, at which time it is usually
+//! done.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -63,9 +64,9 @@ const LARGEST_FOLIO: u64 = 2 << 20;
 
 /// Drops clean pages. Advice: it does not matter if it fails.
 ///
-/// The folio that a small request ends in is usually still to be used by the next one, and no range of a
-/// small request covers a whole folio. So the range begins a folio earlier: each is dropped by the
-/// first request that reaches its end.
+/// The folio that a small request ends in is usually still to be used by the next one, and no range
+/// of a small request covers a whole folio. So the range begins a folio earlier: each is dropped by
+/// the first request that reaches its end.
 pub(super) fn drop_pages(fd: BorrowedFd<'_>, offset: u64, count: u64) {
     let start = offset.saturating_sub(LARGEST_FOLIO);
     let end = offset.saturating_add(count);

@@ -29,7 +29,7 @@ pub(super) struct Hints {
     pub(super) advice: PosixFadviseAdvice,
 }
 
-/// See the module's text.
+/// One open file or block device.
 #[derive(Debug)]
 pub(super) struct Disk {
     file: Lent,
@@ -132,7 +132,8 @@ impl Connection for Disk {
         Ok(Fua::Native)
     }
 
-    // All workers share the kernel's page cache, and fdatasync(2) is for the file, not for the descriptor.
+    // All workers share the kernel's page cache, and fdatasync(2) is for the file, not for the
+    // descriptor.
     fn can_multi_conn(&self) -> Result<bool> {
         Ok(true)
     }

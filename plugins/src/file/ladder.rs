@@ -59,7 +59,7 @@ fn fallocate_range(file: &File, flags: FallocateFlags, offset: u64, count: u64) 
 /// The name of the operation that failed, and why.
 pub(super) type Failure = (&'static str, Errno);
 
-/// See the module's text. One per open file.
+/// What an open file can do of the ways to trim and zero it, as far as is known. One per open file.
 #[derive(Debug, Default)]
 pub(super) struct Ladder {
     /// Sector size in bytes of a block device; `None` for a regular file.
@@ -133,8 +133,8 @@ impl Ladder {
         if may_trim && punch_hole()? {
             return Ok(true);
         }
-        // No discard follows, although the device could then forget the zeroes: what it reads as afterwards
-        // is not defined, and these must be zeroes.
+        // No discard follows, although the device could then forget the zeroes: what it reads as
+        // afterwards is not defined, and these must be zeroes.
         if try_step(&self.no_zero_range, "fallocate: FALLOC_FL_ZERO_RANGE", || {
             file.zero_range(offset, count)
         })? {

@@ -92,7 +92,8 @@ impl Source {
                     return Err(Error::msg(format!("dirfd is not a directory: dirfd={number}")));
                 }
                 let link = PathBuf::from(format!("/proc/self/fd/{}", raw(&fd)));
-                // The sandbox opens paths; a directory that has none any more is still found by the link.
+                // The sandbox opens paths; a directory that has none any more is still found by the
+                // link.
                 let path = std::fs::read_link(&link).ok().filter(|path| path.is_dir());
                 let path = path.unwrap_or(link);
                 Ok(Source::Directory(Declared::open_directory(fd, path, links)))

@@ -14,7 +14,8 @@ use super::run::{self, Finished, Sink};
 use super::status::{self, Verdict};
 use super::tmpdir::TempDir;
 
-/// Most bytes that a method other than pread may print: room for the longest list of exports or extents.
+/// Most bytes that a method other than pread may print: room for the longest list of exports or
+/// extents.
 const MAX_OUTPUT: usize = 128 << 20;
 
 /// The scripts of one plugin.
@@ -259,7 +260,8 @@ impl<'a> Call<'a> {
     }
 
     fn start_shell(&self, script: &Path, sink: &mut Sink<'_>) -> io::Result<Finished> {
-        // The shell's status for a file that it cannot read is 2, which means "no such method" to us.
+        // The shell's status for a file that it cannot read is 2, which means "no such method" to
+        // us.
         nix::unistd::access(script, AccessFlags::R_OK)?;
         let mut command = Command::new("/bin/sh");
         command.arg(script);

@@ -222,8 +222,8 @@ impl Connection for Handle {
     }
 }
 
-/// Calls a method that a `can_` method promised and whose absence harms nobody: as in nbdkit, what is not
-/// there succeeds.
+/// Calls a method that a `can_` method promised and whose absence harms nobody: as in nbdkit, what
+/// is not there succeeds.
 fn advisory(call: &Call<'_>) -> Result<()> {
     call.action().map(drop)
 }

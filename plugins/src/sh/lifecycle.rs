@@ -34,7 +34,8 @@ fn said(call: &Call<'_>) -> Result<bool> {
     })
 }
 
-/// Asks for the thread model. Without an answer, or with one that means nothing, it is the safe one.
+/// Asks for the thread model. Without an answer, or with one that means nothing, it is the safe
+/// one.
 ///
 /// # Errors
 /// The script's.
@@ -122,8 +123,8 @@ pub(crate) fn dump_plugin(
     }
 }
 
-/// Calls `unload` in the process that made the scripts' directory; in its copies, the workers, nothing ends
-/// but a connection.
+/// Calls `unload` in the process that made the scripts' directory; in its copies, the workers,
+/// nothing ends but a connection.
 pub(crate) fn unload(scripts: &dyn Scripts) {
     if scripts.tmpdir().is_owner()
         && let Err(why) = Call::new(scripts, "unload").answer()

@@ -1,5 +1,5 @@
-//! Runs a program with its three standard streams on pipes, all served at once by poll(2): a script may
-//! write before it has read, or the other way round, and needs no thread of ours.
+//! Runs a program with its three standard streams on pipes, all served at once by poll(2): a script
+//! may write before it has read, or the other way round, and needs no thread of ours.
 //!
 //! Runs in the template and in the workers. The program is the user's; what it prints is bounded,
 //! since what it prints may be up to a client.
@@ -67,11 +67,12 @@ impl Sink<'_> {
     }
 }
 
-/// Runs `command`, feeds it `stdin` (a program that does not read it all does no wrong) and collects what
-/// it prints.
+/// Runs `command`, feeds it `stdin` (a program that does not read it all does no wrong) and
+/// collects what it prints.
 ///
 /// # Errors
-/// It could not be run, the pipes failed, or the call was given up (ESHUTDOWN). That it failed itself is told by its status.
+/// It could not be run, the pipes failed, or the call was given up (ESHUTDOWN). That it failed
+/// itself is told by its status.
 pub(super) fn run(
     command: &mut Command,
     stdin: &[u8],

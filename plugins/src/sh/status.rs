@@ -88,8 +88,8 @@ const NAMES: &[(&str, Errno)] = &[
     ("ESHUTDOWN", Errno::ESHUTDOWN),
 ];
 
-/// Makes an error of `[ERRNO] message`: the first line of what a script printed on standard error. Without
-/// a known name in front it is `default`.
+/// Makes an error of `[ERRNO] message`: the first line of what a script printed on standard error.
+/// Without a known name in front it is `default`.
 fn report(script: &str, stderr: &[u8], default: Errno) -> Error {
     let text = String::from_utf8_lossy(stderr);
     let text = text.trim_end_matches('\n');

@@ -101,8 +101,8 @@ pub(crate) fn exports(output: &[u8], exports: &mut Exports) -> Result<()> {
     Ok(())
 }
 
-/// The extents that `extents` printed, one `OFFSET LENGTH [TYPE]` a line; blank lines and comments are
-/// skipped.
+/// The extents that `extents` printed, one `OFFSET LENGTH [TYPE]` a line; blank lines and comments
+/// are skipped.
 pub(crate) fn extents(output: &[u8], extents: &mut Extents) -> Result<()> {
     for line in utf8(output)?.lines() {
         let mut words = line.split_ascii_whitespace();

@@ -1,5 +1,5 @@
-//! A disk in memory as people write one with the `nbdkit` crate: it is loaded by the tests of plugins in C, which it is
-//! for the server.
+//! A disk in memory as people write one with the `nbdkit` crate: it is loaded by the tests of
+//! plugins in C, which it is for the server.
 #![expect(missing_docs, reason = "the macro defines the entry point")]
 
 use std::sync::{Mutex, PoisonError};

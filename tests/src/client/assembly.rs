@@ -1,6 +1,7 @@
 //! Puts the chunks of one reply together, and holds the server to the rules about them.
 //!
-//! NBD protocol, "Structured reply chunk message", "Structured reply types" and the text of each command.
+//! NBD protocol, "Structured reply chunk message", "Structured reply types" and the text of each
+//! command.
 
 use std::fmt;
 
@@ -73,7 +74,8 @@ impl Reply {
         }
     }
 
-    /// Block status of the only context, neighbours with the same flags joined, clipped to the request.
+    /// Block status of the only context, neighbours with the same flags joined, clipped to the
+    /// request.
     #[must_use]
     pub fn extents(&self) -> Vec<(u64, u64)> {
         let mut joined: Vec<(u64, u64)> = Vec::new();

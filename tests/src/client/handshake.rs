@@ -84,7 +84,8 @@ impl<T: Transport> Client<T> {
     /// Sends an option and receives its replies up to the final one, which is the last of the list.
     ///
     /// # Errors
-    /// Any [`Failure`]; a reply to another option, or an `NBD_REP_ACK` with a payload, is a violation.
+    /// Any [`Failure`]; a reply to another option, or an `NBD_REP_ACK` with a payload, is a
+    /// violation.
     pub fn option(&mut self, option: Opt, payload: &[u8]) -> Result<Vec<OptionReply>> {
         self.send_option(option, payload)?;
         let mut replies = Vec::new();

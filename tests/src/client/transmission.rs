@@ -1,4 +1,5 @@
-//! The transmission phase, from the client's side: requests out, replies back in whatever order they come.
+//! The transmission phase, from the client's side: requests out, replies back in whatever order
+//! they come.
 
 use nbd_protocol::constants::{
     Command, CommandFlags, EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
@@ -97,7 +98,8 @@ impl Ask {
 }
 
 impl<T: Transport> Client<T> {
-    /// Sends a request and returns its cookie. Replies may come in any order: see [`receive`](Self::receive).
+    /// Sends a request and returns its cookie. Replies may come in any order: see
+    /// [`receive`](Self::receive).
     ///
     /// # Errors
     /// Any [`Failure`].
@@ -119,7 +121,8 @@ impl<T: Transport> Client<T> {
         self.next_cookie
     }
 
-    /// Sends a header and payload as they are, in the negotiated form, and expects a reply to the cookie.
+    /// Sends a header and payload as they are, in the negotiated form, and expects a reply to the
+    /// cookie.
     ///
     /// # Errors
     /// Any [`Failure`].

@@ -1,8 +1,10 @@
 //! The shortest line-by-line difference of two transcripts.
 
-/// Lines only in `left`, marked `- `, and only in `right`, marked `+ `, in order; empty if the two are equal.
+/// Lines only in `left`, marked `- `, and only in `right`, marked `+ `, in order; empty if the two
+/// are equal.
 pub(super) fn diff(left: &[String], right: &[String]) -> Vec<String> {
-    // common[i][j]: length of the longest common subsequence of left[i..] and right[j..]. Transcripts are short.
+    // common[i][j]: length of the longest common subsequence of left[i..] and right[j..].
+    // Transcripts are short.
     let mut common = vec![vec![0; right.len() + 1]; left.len() + 1];
     for i in (0..left.len()).rev() {
         for j in (0..right.len()).rev() {

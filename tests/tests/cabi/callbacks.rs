@@ -1,4 +1,5 @@
-//! Which callbacks are called, when, with what, and what becomes of their failures, as Debian's server does it.
+//! Which callbacks are called, when, with what, and what becomes of their failures, as Debian's
+//! server does it.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,8 +13,8 @@ use nbdkit_tests::{Server, TempDir, command};
 
 use crate::support::{compile, exercise, without_sandbox};
 
-/// The lines that `order.c` wrote while `binary` served `script`. Without those about block sizes, which Debian's server asks
-/// for only when the client does.
+/// The lines that `order.c` wrote while `binary` served `script`. Without those about block sizes,
+/// which Debian's server asks for only when the client does.
 fn order(binary: &Binary, arguments: &[&str], script: impl Fn(&mut Session)) -> Vec<String> {
     let log = TempDir::new().join("log");
     std::fs::create_dir_all(log.parent().unwrap()).unwrap();
@@ -25,8 +26,8 @@ fn order(binary: &Binary, arguments: &[&str], script: impl Fn(&mut Session)) -> 
     let mut session = Session::new(server.socket(), server.dir().path());
     script(&mut session);
     drop(session);
-    // A server that is told to stop may not get to close what the last client had open; Debian's does not always. Where an
-    // open fails, nothing is closed, so that this is no condition.
+    // A server that is told to stop may not get to close what the last client had open; Debian's
+    // does not always. Where an open fails, nothing is closed, so that this is no condition.
     let closed = || {
         let lines = lines(&log);
         let count = |callback: &str| lines.iter().filter(|line| line.starts_with(callback)).count();

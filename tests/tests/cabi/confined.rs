@@ -1,5 +1,5 @@
-//! The sandbox around code in C: it holds for every thread that a plugin has started, whenever that was. What it stops is
-//! tried without the layer that stops it, too. Ours only.
+//! The sandbox around code in C: it holds for every thread that a plugin has started, whenever that
+//! was. What it stops is tried without the layer that stops it, too. Ours only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;

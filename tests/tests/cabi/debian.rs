@@ -216,8 +216,9 @@ fn the_memory_plugin_is_shared_between_clients() {
     assert!(server.stop().success());
 }
 
-/// The package cannot be installed beside the qemu-utils that other tests need; `scripts/unpack-guestfs-plugin.sh` unpacks
-/// it, with the libraries that it needs, beside the build.
+/// The package cannot be installed beside the qemu-utils that other tests need;
+/// `scripts/unpack-guestfs-plugin.sh` unpacks it, with the libraries that it needs, beside the
+/// build.
 #[test]
 fn the_guestfs_plugin_loads_and_describes_itself() {
     let binary = Binary::ours();

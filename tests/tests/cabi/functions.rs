@@ -50,7 +50,8 @@ fn parsed_numbers() {
                 arguments.push(format!("{kind}={value}"));
             }
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            // Messages of failures differ in words, and are compared where they are part of the interface.
+            // Messages of failures differ in words, and are compared where they are part of the
+            // interface.
             Row::new(row_name!(), &arguments)
                 .variant(kind)
                 .normalise(|line| line.starts_with("stdout: ").then(|| line.to_owned()))

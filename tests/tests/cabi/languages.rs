@@ -43,8 +43,9 @@ fn a_disk_in_a_script_that_all_clients_share() {
     }
 }
 
-/// libruby may be entered only from the thread that initialised it, which Debian's nbdkit does not heed: there every
-/// client is served by another thread, and the first one crashes the server. A process for each client has one thread.
+/// libruby may be entered only from the thread that initialised it, which Debian's nbdkit does not
+/// heed: there every client is served by another thread, and the first one crashes the server. A
+/// process for each client has one thread.
 #[test]
 fn a_disk_in_ruby() {
     let Some(plugin) = debian_or_skip("ruby") else { return };

@@ -1,5 +1,5 @@
-//! Plugins in C: our headers, every callback and function, errors, crashes, threads; Debian's own, side by side with
-//! Debian's server. The C sources are in `tests/cplugins`, and are compiled here.
+//! Plugins in C: our headers, every callback and function, errors, crashes, threads; Debian's own,
+//! side by side with Debian's server. The C sources are in `tests/cplugins`, and are compiled here.
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
 mod callbacks;

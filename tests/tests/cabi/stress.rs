@@ -1,4 +1,5 @@
-//! Many clients with many requests each, all at once, in one process: what is read is what was written.
+//! Many clients with many requests each, all at once, in one process: what is read is what was
+//! written.
 
 use nbdkit_tests::workout::stress;
 

@@ -16,7 +16,8 @@ pub(crate) fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// What has been compiled, by source and flags. Kept until the tests end, and removed with the build.
+/// What has been compiled, by source and flags. Kept until the tests end, and removed with the
+/// build.
 static COMPILED: LazyLock<Mutex<HashMap<String, String>>> = LazyLock::new(Mutex::default);
 
 /// Compiles `tests/cplugins/SOURCE` with `flags` against our headers, once, to a shared library.

@@ -1,4 +1,5 @@
-//! Thread models of plugins, by the overlap that they measure themselves; and in which process they are.
+//! Thread models of plugins, by the overlap that they measure themselves; and in which process they
+//! are.
 
 use std::collections::HashSet;
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,5 @@
-//! What a plugin in C learns of its client's TLS, in the one process that serves all clients and in one for each.
+//! What a plugin in C learns of its client's TLS, in the one process that serves all clients and in
+//! one for each.
 
 use nbdkit_tests::client::Transport;
 use nbdkit_tests::tempdir::TempDir;

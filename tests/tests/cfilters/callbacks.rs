@@ -1,4 +1,5 @@
-//! Which callbacks are called, when, with what, and what becomes of their failures, as Debian's server does it.
+//! Which callbacks are called, when, with what, and what becomes of their failures, as Debian's
+//! server does it.
 
 use std::path::Path;
 use std::process::Command;
@@ -29,7 +30,8 @@ fn order(binary: &Binary, plugin: &str, arguments: &[&str]) -> Vec<String> {
         .start();
     let mut session = Session::new(server.socket(), server.dir().path());
     exercise(&mut session);
-    // Debian's server hangs up before it closes the last connection's handles, and stops without that if it is told to.
+    // Debian's server hangs up before it closes the last connection's handles, and stops without
+    // that if it is told to.
     let mut before = 0;
     while lines(&log).len() != before {
         before = lines(&log).len();

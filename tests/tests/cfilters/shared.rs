@@ -1,4 +1,5 @@
-//! One address space: who serves when a filter in C is in the stack, what a crash does, and many clients at once.
+//! One address space: who serves when a filter in C is in the stack, what a crash does, and many
+//! clients at once.
 
 use std::time::Instant;
 

@@ -16,7 +16,8 @@ pub(crate) use nbdkit_tests::workout::exercise;
 /// How long anything may take that takes milliseconds on an idle machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What has been compiled, by source and flags. Kept until the tests end, and removed with the build.
+/// What has been compiled, by source and flags. Kept until the tests end, and removed with the
+/// build.
 static COMPILED: LazyLock<Mutex<HashMap<String, String>>> = LazyLock::new(Mutex::default);
 
 /// The flags that find our headers.
@@ -133,7 +134,8 @@ pub(crate) fn transcript(
     session.into_lines()
 }
 
-/// Debian's plugin of this name if it is installed: the same in both servers, whose own plugins are not of the same age.
+/// Debian's plugin of this name if it is installed: the same in both servers, whose own plugins are
+/// not of the same age.
 pub(crate) fn debian_plugin(name: &str) -> Option<String> {
     let triplet = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
     let plugin = [triplet.as_str(), "/usr/lib64", "/usr/lib"]
@@ -147,7 +149,8 @@ pub(crate) fn debian_plugin(name: &str) -> Option<String> {
     plugin
 }
 
-/// Asserts that both servers do the same with the filter and Debian's plugin, which stands behind the filter's argument.
+/// Asserts that both servers do the same with the filter and Debian's plugin, which stands behind
+/// the filter's argument.
 pub(crate) fn compare(
     source: &str,
     flags: &[&str],

@@ -1,12 +1,14 @@
-//! Programs that make or open backups: virtnbdmap of virtnbdbackup (`libvirtnbdbackup/qemu/util.py`), a Proxmox `.vma` mounter, and
-//! what users of borg, restic and others, which read standard input and know no NBD, type.
+//! Programs that make or open backups: virtnbdmap of virtnbdbackup
+//! (`libvirtnbdbackup/qemu/util.py`), a Proxmox `.vma` mounter, and what users of borg, restic and
+//! others, which read standard input and know no NBD, type.
 
 use crate::probe::Need::{Filter, Plugin};
 use crate::row::Ready::Socket;
 use crate::row::{Row, Stop, check, typed};
 use crate::vmware::COMPILE;
 
-/// virtnbdbackup's plugin, which is read-only and takes the disk's blocks from a backup; this one has the whole disk in it.
+/// virtnbdbackup's plugin, which is read-only and takes the disk's blocks from a backup; this one
+/// has the whole disk in it.
 const VIRTNBD: &str = r#"cat >virtnbd-nbdkit-plugin <<'END'
 import nbdkit
 API_VERSION = 2

@@ -1,5 +1,5 @@
-//! guestfish and libguestfs, with a stand-in for guestfish that adds drives as it does: nbdkit-captive(1), guestfs-examples, and the
-//! blog of their author.
+//! guestfish and libguestfs, with a stand-in for guestfish that adds drives as it does:
+//! nbdkit-captive(1), guestfs-examples, and the blog of their author.
 
 use crate::probe::Need::Filter;
 use crate::row::{Row, check, typed};

@@ -1,7 +1,8 @@
 //! KubeVirt: the importer of its Containerized Data Importer, `pkg/image/nbdkit.go`.
 //!
-//! It polls for the pid file, reads through a Unix socket with qemu-img, passes everything that the server says to its own log, and
-//! ends the server with SIGINT. If the importer itself dies, `--exit-with-parent` ends the server.
+//! It polls for the pid file, reads through a Unix socket with qemu-img, passes everything that the
+//! server says to its own log, and ends the server with SIGINT. If the importer itself dies,
+//! `--exit-with-parent` ends the server.
 
 use nix::sys::signal::Signal;
 

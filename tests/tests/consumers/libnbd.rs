@@ -1,5 +1,5 @@
-//! libnbd and its tools, which run the server themselves: nbdinfo(1), nbdcopy(1), nbddump(1), nbdsh(1), nbd_connect_command(3),
-//! nbd_connect_systemd_socket_activation(3).
+//! libnbd and its tools, which run the server themselves: nbdinfo(1), nbdcopy(1), nbddump(1),
+//! nbdsh(1), nbd_connect_command(3), nbd_connect_systemd_socket_activation(3).
 
 use crate::probe::Need::{Filter, Plugin};
 use crate::row::{Row, check, typed};

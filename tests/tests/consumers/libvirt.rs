@@ -1,9 +1,9 @@
-//! libvirt, which starts nbdkit for network disks: `src/qemu/qemu_nbdkit.c` of libvirt 10, and the expected command lines in
-//! `tests/qemunbdkitdata`.
+//! libvirt, which starts nbdkit for network disks: `src/qemu/qemu_nbdkit.c` of libvirt 10, and the
+//! expected command lines in `tests/qemunbdkitdata`.
 //!
-//! It gives secrets through pipes (`password=-FD`), waits for the socket to appear, connects at once to learn whether the disk can
-//! be opened, and ends the server with SIGTERM. Its own shell-less lines are typed for a shell here: what writes into the pipes
-//! is started first.
+//! It gives secrets through pipes (`password=-FD`), waits for the socket to appear, connects at
+//! once to learn whether the disk can be opened, and ends the server with SIGTERM. Its own
+//! shell-less lines are typed for a shell here: what writes into the pipes is started first.
 
 use nix::sys::signal::Signal;
 
@@ -125,7 +125,8 @@ const DISKS: &[Row] = &[
     .prints(&["Images are identical."]),
 ];
 
-/// A pipe with a password in it, whose writer has gone before the server reads, or waits for the server to open its end.
+/// A pipe with a password in it, whose writer has gone before the server reads, or waits for the
+/// server to open its end.
 const FEED_SECRET: &str = "mkfifo secret.pipe
     setsid sh -c 'timeout 60 sh -c \"printf %s secret >secret.pipe\" &' >/dev/null 2>&1 </dev/null";
 

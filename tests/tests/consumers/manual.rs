@@ -1,5 +1,6 @@
-//! Lines of the manual that people copy: nbdkit(1), nbdkit-probing(1), nbdkit-loop(1), nbdkit-client(1), nbdkit-service(1),
-//! nbdkit-tls(1), nbdkit-sh-plugin(3). Ports are free ones, nbd-client is a stand-in without the kernel's module.
+//! Lines of the manual that people copy: nbdkit(1), nbdkit-probing(1), nbdkit-loop(1),
+//! nbdkit-client(1), nbdkit-service(1), nbdkit-tls(1), nbdkit-sh-plugin(3). Ports are free ones,
+//! nbd-client is a stand-in without the kernel's module.
 
 use nix::sys::signal::Signal;
 

@@ -1,9 +1,10 @@
 //! OpenBMC's virtual media service (`openbmc/jsnbd`).
 //!
-//! In proxy mode the browser is the server, and the BMC runs `nbd-client -u SOCKET -n -L -t 30 /dev/nbd0` at a socket of
-//! nbd-proxy's: there is no nbdkit. In legacy mode, for images on https:// and CIFS shares, it runs the lines below
-//! (`ActivatingState::spawnNbdKit`), here with http: and with a stand-in for nbd-client, which needs the kernel's module. The server
-//! ends when nbd-client does.
+//! In proxy mode the browser is the server, and the BMC runs `nbd-client -u SOCKET -n -L -t 30
+//! /dev/nbd0` at a socket of nbd-proxy's: there is no nbdkit. In legacy mode, for images on
+//! https:// and CIFS shares, it runs the lines below (`ActivatingState::spawnNbdKit`), here with
+//! http: and with a stand-in for nbd-client, which needs the kernel's module. The server ends when
+//! nbd-client does.
 
 use crate::probe::Need::Plugin;
 use crate::row::{Row, check, typed};

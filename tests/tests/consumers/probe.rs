@@ -1,5 +1,5 @@
-//! Which plugins and filters the servers have, asked as programs ask: nbdkit-probing(1), "Detect if a plugin is installed",
-//! "Detect if a filter is installed".
+//! Which plugins and filters the servers have, asked as programs ask: nbdkit-probing(1), "Detect if
+//! a plugin is installed", "Detect if a filter is installed".
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,7 +20,8 @@ pub(crate) enum Need {
 
 use Need::{Filter, Plugin};
 
-/// What rows need and this server has not, neither of its own nor as a shared library of Debian's that it can load.
+/// What rows need and this server has not, neither of its own nor as a shared library of Debian's
+/// that it can load.
 const MISSING_HERE: &[Need] = &[
     Filter("blocksize"),
     Filter("cacheextents"),
@@ -49,8 +50,8 @@ impl fmt::Display for Need {
 /// Those of `needs` that are listed as missing in this server.
 ///
 /// # Panics
-/// If one is neither listed nor there. Where the server under test is ours, plugins may be Debian's: without that package a row
-/// is skipped, unless `CI` is set.
+/// If one is neither listed nor there. Where the server under test is ours, plugins may be
+/// Debian's: without that package a row is skipped, unless `CI` is set.
 pub(crate) fn missing(binary: &Binary, needs: &[Need]) -> Vec<String> {
     let mut missing = Vec::new();
     for need in needs {

@@ -1,5 +1,5 @@
-//! qemu's tools and fio, run by the server or against it: nbdkit-captive(1), qemu-img(1), qemu-nbd(8), fio's `examples/nbd.fio`, and
-//! qemu's tests.
+//! qemu's tools and fio, run by the server or against it: nbdkit-captive(1), qemu-img(1),
+//! qemu-nbd(8), fio's `examples/nbd.fio`, and qemu's tests.
 
 use nix::sys::signal::Signal;
 

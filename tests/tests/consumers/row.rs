@@ -18,8 +18,9 @@ use crate::stage::{Stage, has};
 /// Longer than any line takes even on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A command line of some program. In its texts, `{dir}` is the private directory, which is also the current one and has
-/// `disk.img` in it, `{port}` a free TCP port, and `{http}` the address of a web server that has `disk.img` at every path.
+/// A command line of some program. In its texts, `{dir}` is the private directory, which is also
+/// the current one and has `disk.img` in it, `{port}` a free TCP port, and `{http}` the address of
+/// a web server that has `disk.img` at every path.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     by: &'static str,
@@ -48,8 +49,8 @@ enum Act {
 pub(crate) enum Ready {
     /// The file is there.
     PidFile(&'static str),
-    /// The Unix socket is there. Debian's server makes it a moment before it listens, which a client would have to bear with:
-    /// rows wait until it listens.
+    /// The Unix socket is there. Debian's server makes it a moment before it listens, which a
+    /// client would have to bear with: rows wait until it listens.
     Socket(&'static str),
     /// Something listens on `{port}`.
     Port,
@@ -83,13 +84,14 @@ impl Row {
         Row { act: Act::Ends(status), ..self }
     }
 
-    /// The line serves; when it is ready, `client` is run, by a shell, and has to succeed. Then the server is stopped, and
-    /// ends with status 0.
+    /// The line serves; when it is ready, `client` is run, by a shell, and has to succeed. Then the
+    /// server is stopped, and ends with status 0.
     pub(crate) const fn serves(self, ready: Ready, client: &'static str, stop: Stop) -> Row {
         Row { act: Act::Serves { ready, client, stop }, ..self }
     }
 
-    /// The line succeeds and leaves a server in the background; `client` is run, and the server stopped with SIGTERM.
+    /// The line succeeds and leaves a server in the background; `client` is run, and the server
+    /// stopped with SIGTERM.
     pub(crate) const fn forks(self, pid_file: &'static str, client: &'static str) -> Row {
         Row { act: Act::Forks { pid_file, client }, ..self }
     }
@@ -114,7 +116,8 @@ impl Row {
         Row { prints, ..self }
     }
 
-    /// Parts of the standard error of the line, which otherwise has to have no "error:" in it, on this server.
+    /// Parts of the standard error of the line, which otherwise has to have no "error:" in it, on
+    /// this server.
     pub(crate) const fn says(self, says: &'static [&'static str]) -> Row {
         Row { says: Some(says), ..self }
     }
@@ -294,9 +297,10 @@ impl Drop for Served {
     }
 }
 
-/// Whether a Unix socket is there and accepts, without a connection, which the server would have to serve. A socket that was
-/// bound to this path and does not yet listen is in /proc/net/unix, proc(5), without the flag `__SO_ACCEPTCON`; one that was given
-/// its name when it listened is there with another name.
+/// Whether a Unix socket is there and accepts, without a connection, which the server would have to
+/// serve. A socket that was bound to this path and does not yet listen is in /proc/net/unix,
+/// proc(5), without the flag `__SO_ACCEPTCON`; one that was given its name when it listened is
+/// there with another name.
 fn listens_at(path: &Path) -> bool {
     let is_bound_only = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();

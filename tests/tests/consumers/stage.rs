@@ -1,5 +1,5 @@
-//! The surroundings of a row: a private directory with a disk in it, `nbdkit` on the PATH, and stand-ins for clients that need
-//! more than a test can ask of a machine.
+//! The surroundings of a row: a private directory with a disk in it, `nbdkit` on the PATH, and
+//! stand-ins for clients that need more than a test can ask of a machine.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -15,13 +15,16 @@ use crate::row::DEADLINE;
 /// Size of `disk.img` in bytes.
 const DISK: usize = 1 << 20;
 
-/// Where programs of the system are looked for; tests that bring their own may put them on the PATH.
+/// Where programs of the system are looked for; tests that bring their own may put them on the
+/// PATH.
 const SYSTEM: &str = "/usr/bin:/usr/sbin:/bin:/sbin";
 
-/// Programs that `scripts/install-packages.sh test` does not install: without one, its rows are skipped also where `CI` is set.
+/// Programs that `scripts/install-packages.sh test` does not install: without one, its rows are
+/// skipped also where `CI` is set.
 const OPTIONAL: &[&str] = &["ssh-keygen", "sshd", "systemd-socket-activate"];
 
-/// Paths of the web server that answer only to who sends these headers. The password is that of `{dir}/secret`.
+/// Paths of the web server that answer only to who sends these headers. The password is that of
+/// `{dir}/secret`.
 const GUARDED: &[(&str, &[&str])] = &[
     ("agent", &["user-agent: cdi-nbdkit-importer"]),
     // "myname:secret" in Base64, in lower case as the web server compares it.
@@ -31,8 +34,8 @@ const GUARDED: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// nbd-client(8) needs a kernel with the nbd module, and root: this one only connects, and copies the disk to the "device", which
-/// here is a file.
+/// nbd-client(8) needs a kernel with the nbd module, and root: this one only connects, and copies
+/// the disk to the "device", which here is a file.
 const NBD_CLIENT: &str = r#"#!/bin/sh
 uri= device=
 while [ $# -gt 0 ]; do
@@ -47,7 +50,8 @@ done
 nbdcopy "$uri" "$device"
 "#;
 
-/// guestfish(1) starts a virtual machine. This one adds drives as it does, and prints the size and the first bytes of each.
+/// guestfish(1) starts a virtual machine. This one adds drives as it does, and prints the size and
+/// the first bytes of each.
 const GUESTFISH: &str = r#"#!/bin/sh
 while [ $# -gt 0 ]; do
     case "$1" in

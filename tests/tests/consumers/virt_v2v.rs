@@ -1,8 +1,8 @@
-//! virt-v2v: `lib/nbdkit.ml`, `input/nbdkit_curl.ml`, `nbdkit_ssh.ml`, `nbdkit_vddk.ml`, `input_disk.ml`, `output/output.ml`,
-//! `output_null.ml`.
+//! virt-v2v: `lib/nbdkit.ml`, `input/nbdkit_curl.ml`, `nbdkit_ssh.ml`, `nbdkit_vddk.ml`,
+//! `input_disk.ml`, `output/output.ml`, `output_null.ml`.
 //!
-//! It probes before each start, adds some filters only if they are there, polls for the pid file, changes the mode of the socket, and
-//! relies on `--exit-with-parent`.
+//! It probes before each start, adds some filters only if they are there, polls for the pid file,
+//! changes the mode of the socket, and relies on `--exit-with-parent`.
 
 use nix::sys::signal::Signal;
 
@@ -15,7 +15,8 @@ use crate::vmware::COMPILE;
 const READY: crate::row::Ready = PidFile("nbdkit1.pid");
 const STOP: Stop = Stop::Signal(Signal::SIGTERM);
 
-/// A conversion writes into the overlay and reads it back; nothing of that reaches the source. (`lib/utils.ml`: chmod.)
+/// A conversion writes into the overlay and reads it back; nothing of that reaches the source.
+/// (`lib/utils.ml`: chmod.)
 const CONVERT: &str = "chmod 0700 in0 && nbdsh -u 'nbd+unix:///?socket={dir}/in0' \
      -c 'assert h.pread(9, 0) == b\"consumers\"' -c 'h.pwrite(b\"converted\", 0)' -c 'h.flush()' \
      -c 'assert h.pread(9, 0) == b\"converted\"' && head -c 9 disk.img";

@@ -1,9 +1,10 @@
-//! Programs that take disks from VMware with the vddk plugin, and which are not virt-v2v or KubeVirt: Xen Orchestra
-//! (`@xen-orchestra/vmware-explorer/_nbdkit.mjs`), migratekit (`internal/nbdkit/builder.go`), vJailbreak (`nbd/nbdops.go`), and
-//! Xen Orchestra's own client, `@vates/nbd-client`.
+//! Programs that take disks from VMware with the vddk plugin, and which are not virt-v2v or
+//! KubeVirt: Xen Orchestra (`@xen-orchestra/vmware-explorer/_nbdkit.mjs`), migratekit
+//! (`internal/nbdkit/builder.go`), vJailbreak (`nbd/nbdops.go`), and Xen Orchestra's own client,
+//! `@vates/nbd-client`.
 //!
-//! The plugin needs VMware's library and hosts, so its name in the lines is replaced by the path of a stand-in, as KubeVirt's
-//! own tests do (`/opt/testing/libvddk-test-plugin.so`).
+//! The plugin needs VMware's library and hosts, so its name in the lines is replaced by the path of
+//! a stand-in, as KubeVirt's own tests do (`/opt/testing/libvddk-test-plugin.so`).
 
 use nix::sys::signal::Signal;
 

@@ -1,4 +1,5 @@
-//! The command line: standard output, standard error and exit status of commands that end by themselves.
+//! The command line: standard output, standard error and exit status of commands that end by
+//! themselves.
 
 use nbdkit_tests::TempDir;
 use nbdkit_tests::differential::{Row, for_each};
@@ -12,7 +13,8 @@ fn keys(line: &str) -> Option<String> {
     })
 }
 
-/// The same, less what tells how a plugin is built: which callbacks it has and how large its structure is.
+/// The same, less what tells how a plugin is built: which callbacks it has and how large its
+/// structure is.
 fn plugin_keys(line: &str) -> Option<String> {
     let key = keys(line)?;
     // What is a constructor or a destructor in Rust, and the first version of the interface.

@@ -234,7 +234,8 @@ fn log() {
         s.ask(&Ask::flush());
         s.block_status(0, MIB);
         s.disconnect();
-        // The last line is written when the connection is torn down, a moment after the client is gone.
+        // The last line is written when the connection is torn down, a moment after the client is
+        // gone.
         let path = s.dir().join("log");
         let mut text = String::new();
         for _ in 0..400 {

@@ -1,7 +1,8 @@
-//! What Debian's nbdkit does, ours does: rows of a command line and a client's script, run on both and compared.
+//! What Debian's nbdkit does, ours does: rows of a command line and a client's script, run on both
+//! and compared.
 //!
-//! A row is an ordinary test, named after what it is about. Where ours differs on purpose, `tests/differences.txt` lists
-//! the row, the reason, and the lines.
+//! A row is an ordinary test, named after what it is about. Where ours differs on purpose,
+//! `tests/differences.txt` lists the row, the reason, and the lines.
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
 mod command_line;

@@ -1,5 +1,5 @@
-//! Files and links that change while they are served: later clients get what the path leads to then, those who are there
-//! keep what they have.
+//! Files and links that change while they are served: later clients get what the path leads to
+//! then, those who are there keep what they have.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -106,8 +106,8 @@ fn eval_that_is_a_file() {
     });
 }
 
-/// The capabilities that scripts can give, seen in the transmission flags.
-/// Emulated requests reach a script in pieces as large as a plugin may get, since each starts it once more.
+/// The capabilities that scripts can give, seen in the transmission flags. Emulated requests reach
+/// a script in pieces as large as a plugin may get, since each starts it once more.
 #[test]
 fn emulated_requests_come_in_large_pieces() {
     const PIECES: &str = r#"case "$3 $4" in
@@ -125,8 +125,8 @@ fn emulated_requests_come_in_large_pieces() {
     });
 }
 
-/// A client that is promised several connections opens them, and waits for ever for one that is let in only when the
-/// first has gone.
+/// A client that is promised several connections opens them, and waits for ever for one that is let
+/// in only when the first has gone.
 #[test]
 fn multi_conn_by_thread_model() {
     let models =

@@ -116,7 +116,8 @@ fn flags_on_every_command() {
             Ask::trim(0, 512),
             Ask::cache(0, 512),
             Ask::write_zeroes(0, 512),
-            // Where nothing is written: whether a zeroed page is a hole is each server's own affair.
+            // Where nothing is written: whether a zeroed page is a hole is each server's own
+            // affair.
             Ask::block_status(65536, 512),
         ];
         for ask in asks {

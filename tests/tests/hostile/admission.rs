@@ -1,4 +1,5 @@
-//! Who is let in when many come: `--max-connections` and its relations, and a listener that is out of descriptors.
+//! Who is let in when many come: `--max-connections` and its relations, and a listener that is out
+//! of descriptors.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -18,7 +19,8 @@ fn greets(client: &mut Client<UnixStream>, within: Duration) -> bool {
     client.transport().read_exact(&mut [0; 18]).is_ok()
 }
 
-/// Whether the server has hung up, having said no more than its greeting, for which there may have been no time.
+/// Whether the server has hung up, having said no more than its greeting, for which there may have
+/// been no time.
 fn is_ended(client: &mut Client<UnixStream>) -> bool {
     let mut said = Vec::new();
     client.transport().read_to_end(&mut said).is_ok() && [0, 18].contains(&said.len())
@@ -103,7 +105,8 @@ fn silent_connections_give_way_to_clients_that_speak() {
     assert!(lines < 60, "a flood of clients is no flood of lines: {lines}");
 }
 
-/// The one process of all clients says when a handshake is over, and ends the client that it is told to.
+/// The one process of all clients says when a handshake is over, and ends the client that it is
+/// told to.
 #[test]
 fn silent_connections_give_way_where_one_process_serves_all() {
     let server = server(&["--isolation=shared", "memory", "1M"]).start();
@@ -148,15 +151,16 @@ fn connections_opened_and_dropped_in_a_hurry_leave_nothing_behind() {
     assert!(!server.stderr_text().contains("panic"));
 }
 
-/// nbdkit(1) has nothing to say about it; accept(2) does: EMFILE must neither end the server nor make it spin.
+/// nbdkit(1) has nothing to say about it; accept(2) does: EMFILE must neither end the server nor
+/// make it spin.
 #[test]
 fn running_out_of_descriptors_is_survived_reported_and_over_when_clients_leave() {
     let server = server(&["memory", "1M"]).through_shell(r#"ulimit -n 32; exec "$0" "$@""#).start();
     let mut first = open(&server, Headers::Simple);
     let mut many: Vec<_> = (0..60).map(|_| server.connect()).collect();
     let line = server.wait_for_stderr("New clients have to wait");
-    // As many are let in as there are descriptors for. Those on their way to the template count for all processes of a user
-    // who may not exceed limits, other tests' too: unix(7), ETOOMANYREFS.
+    // As many are let in as there are descriptors for. Those on their way to the template count for
+    // all processes of a user who may not exceed limits, other tests' too: unix(7), ETOOMANYREFS.
     assert!(
         line.contains("clients are connected") || line.contains("Too many references"),
         "{line}"
@@ -198,7 +202,8 @@ fn the_soft_limit_of_descriptors_is_raised_and_fewer_clients_than_asked_for_are_
     assert_eq!(workers(&server).len(), clients.len());
 }
 
-/// The one process of all clients has the least room: what of a client's descriptors came is closed, and others go on.
+/// The one process of all clients has the least room: what of a client's descriptors came is
+/// closed, and others go on.
 #[test]
 fn clients_that_do_not_fit_into_a_shared_process_are_refused_and_others_go_on() {
     let server = server(&["--isolation=shared", "memory", "1M"]).start();

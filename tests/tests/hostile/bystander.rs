@@ -21,7 +21,7 @@ pub(crate) enum Work {
     ReadsZeroes(u64),
 }
 
-/// See the module's text.
+/// Another client, which works and checks its data while something happens.
 pub(crate) struct Bystander {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<(Vec<Duration>, Vec<Duration>)>>,

@@ -1,5 +1,6 @@
-//! Accidents: processes killed in the middle of their work, disks that are full or too short. What was flushed is kept,
-//! other clients go on, nothing is left behind, and the client learns what happened.
+//! Accidents: processes killed in the middle of their work, disks that are full or too short. What
+//! was flushed is kept, other clients go on, nothing is left behind, and the client learns what
+//! happened.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -41,8 +42,8 @@ fn names_in(directory: &Path) -> Vec<String> {
     names
 }
 
-/// Writes and flushes 64 KiB at each of ten offsets from `start` on; then a load of writes that nobody waits for, after
-/// `start` + 1 MiB.
+/// Writes and flushes 64 KiB at each of ten offsets from `start` on; then a load of writes that
+/// nobody waits for, after `start` + 1 MiB.
 fn write_and_go_on(client: &mut Connection, start: u64, value: u8) {
     for block in 0..10 {
         succeed(client, &Ask::write(start + block * 64 * KIB, vec![value; 65536]));
@@ -145,7 +146,8 @@ fn a_listener_killed_under_load_leaves_no_process_and_loses_nothing_that_was_flu
     while client.receive().is_ok() {}
     assert_flushed(&server, 0, 9);
     eventually("all have ended", || everyone.iter().all(|pid| !is_alive(*pid)));
-    // The names of socket and pid file stay, as after any kill -9; a new server takes the socket's place.
+    // The names of socket and pid file stay, as after any kill -9; a new server takes the socket's
+    // place.
     assert_eq!(names_in(server.dir().path()), ["disk", "pid", "sock"]);
 }
 

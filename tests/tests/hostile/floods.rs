@@ -12,7 +12,8 @@ use super::bystander::{Bystander, Work};
 use super::processes::{peak_kib, worker_of};
 use super::{KIB, MIB, haggling, open, server};
 
-/// Sends as much as the server takes in a while, collecting whatever it answers or, if not, nothing.
+/// Sends as much as the server takes in a while, collecting whatever it answers or, if not,
+/// nothing.
 fn pour(stream: &mut std::os::unix::net::UnixStream, bytes: &[u8], collect: bool) -> usize {
     let end = Instant::now() + Duration::from_secs(1);
     stream.set_nonblocking(true).expect("set");

@@ -1,7 +1,8 @@
-//! Valid sessions, mutated: whatever bytes a client sends, the server stays up, serves others, and lets the session end.
+//! Valid sessions, mutated: whatever bytes a client sends, the server stays up, serves others, and
+//! lets the session end.
 //!
-//! Deterministic but for timing. `NBDKIT_FUZZ_SEED` (a number) repeats a run, `NBDKIT_FUZZ_SESSIONS` makes it longer, as
-//! `make fuzz` does.
+//! Deterministic but for timing. `NBDKIT_FUZZ_SEED` (a number) repeats a run,
+//! `NBDKIT_FUZZ_SESSIONS` makes it longer, as `make fuzz` does.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -21,8 +22,9 @@ use super::{eventually, server};
 
 const SESSIONS: u64 = 3200;
 const SEED: u64 = 0x4e42_444d_4147_4943;
-/// Where the bystander works: no few mutations of a request of 64 MiB at most, or of its offset, reach there and stay inside the
-/// export, for a mutated write there would be no fault of the server.
+/// Where the bystander works: no few mutations of a request of 64 MiB at most, or of its offset,
+/// reach there and stay inside the export, for a mutated write there would be no fault of the
+/// server.
 const RESERVED: u64 = 125 << 20;
 const SIZE: u64 = 127 << 20;
 /// How much of a session's replies is collected before it hangs up.
@@ -187,12 +189,14 @@ fn mutate(random: &mut Random, session: &mut Session, others: &[Session]) {
     }
 }
 
-/// Sends everything, takes what comes, and waits for the end; false if it hung up first because there was too much.
+/// Sends everything, takes what comes, and waits for the end; false if it hung up first because
+/// there was too much.
 fn play(socket: &Path, session: &Session) -> bool {
     let mut stream = UnixStream::connect(socket).expect("the server accepts");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
     stream.set_write_timeout(Some(Duration::from_millis(500))).expect("set");
-    // A client that does not read may find its writes blocked, or the connection gone: both are fine.
+    // A client that does not read may find its writes blocked, or the connection gone: both are
+    // fine.
     let sent = stream.write_all(&session.concat()).is_ok();
     let _ = stream.shutdown(Shutdown::Write);
     let (mut taken, mut buffer) = (0, vec![0; 65536]);

@@ -1,4 +1,5 @@
-//! nbdkit's security history: what went wrong there must not go wrong here. One test for each entry, by name.
+//! nbdkit's security history: what went wrong there must not go wrong here. One test for each
+//! entry, by name.
 //!
 //! | entry | why there is no test here |
 //! |---|---|
@@ -99,7 +100,8 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
-/// Whatever is put in the clear behind NBD_OPT_STARTTLS, by whoever sits on the line, is neither an option nor part of TLS.
+/// Whatever is put in the clear behind NBD_OPT_STARTTLS, by whoever sits on the line, is neither an
+/// option nor part of TLS.
 #[test]
 fn cve_2021_3716_plaintext_behind_starttls_ends_the_connection() {
     if !tls::is_possible() {

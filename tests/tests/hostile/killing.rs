@@ -1,4 +1,5 @@
-//! The listener can always end a worker: without seeing it in /proc, and before it knows which process it is.
+//! The listener can always end a worker: without seeing it in /proc, and before it knows which
+//! process it is.
 
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use nix::unistd::{Pid, geteuid};
 use super::processes::{is_alive, template, worker_of, workers};
 use super::{eventually, haggling, server};
 
-/// A shell's command for a server that has a /proc of its own, mounted with `options`, and perhaps another user.
+/// A shell's command for a server that has a /proc of its own, mounted with `options`, and perhaps
+/// another user.
 fn with_proc(options: &str, user: &str) -> String {
     format!(
         r#"exec unshare -m sh -c 'mount -t proc -o {options} proc /proc && exec {user} "$0" "$@"' "$0" "$@""#
@@ -53,7 +55,8 @@ fn a_worker_is_killed_where_proc_does_not_show_it() {
     }
 }
 
-/// The template is stopped after it has made the worker and before it reaps it: the listener cannot learn of its end.
+/// The template is stopped after it has made the worker and before it reaps it: the listener cannot
+/// learn of its end.
 #[test]
 fn an_end_that_was_ordered_and_does_not_happen_is_an_error_line() {
     let server = server(&["--max-connections=1", "memory", "1M"]).start();

@@ -1,9 +1,13 @@
-//! Clients and accidents that mean harm: each attack runs while a well-behaved client works on the same server, whose
-//! answers must stay right. How long the slowest of them took is printed, not judged: the machine may be busy.
+//! Clients and accidents that mean harm: each attack runs while a well-behaved client works on the
+//! same server, whose answers must stay right. How long the slowest of them took is printed, not
+//! judged: the machine may be busy.
 //!
-//! - `admission`: who is let in; `newcomers`: how soon; `memory`: what a client can make a worker hold; `floods`: what it can make it do
-//! - `logs`: what clients can do to the log; `killing`: how the listener ends workers; `replacing`: when a template cannot be
-//! - `history`: nbdkit's security history, by name; `faults`: kill -9, full disks; `fuzz`: mutated sessions
+//! - `admission`: who is let in; `newcomers`: how soon; `memory`: what a client can make a worker
+//!   hold; `floods`: what it can make it do
+//! - `logs`: what clients can do to the log; `killing`: how the listener ends workers; `replacing`:
+//!   when a template cannot be
+//! - `history`: nbdkit's security history, by name; `faults`: kill -9, full disks; `fuzz`: mutated
+//!   sessions
 //!
 //! Ours only: Debian's nbdkit is one process, and is known to fall to some of this.
 

@@ -1,5 +1,5 @@
-//! Memory, threads and descriptors of a worker are bounded whatever its client asks for. Bounds are generous: they tell
-//! a bounded server from one that is not.
+//! Memory, threads and descriptors of a worker are bounded whatever its client asks for. Bounds are
+//! generous: they tell a bounded server from one that is not.
 
 use std::time::Duration;
 

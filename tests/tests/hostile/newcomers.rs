@@ -1,5 +1,5 @@
-//! How long an honest newcomer waits for its greeting while others connect from many addresses, say nothing, and connect again
-//! as soon as they are disconnected.
+//! How long an honest newcomer waits for its greeting while others connect from many addresses, say
+//! nothing, and connect again as soon as they are disconnected.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -31,7 +31,8 @@ fn connect_from(address: Ipv4Addr, server: SocketAddr, flags: SockFlag) -> Optio
     }
 }
 
-/// Keeps `each` silent connections from each of `addresses` addresses, until it is told to stop. How many were disconnected.
+/// Keeps `each` silent connections from each of `addresses` addresses, until it is told to stop.
+/// How many were disconnected.
 fn say_nothing(server: SocketAddr, addresses: u8, each: usize, stop: &AtomicBool) -> u64 {
     let all = (0..each).flat_map(|_| 1..=addresses).map(|last| Ipv4Addr::new(127, 0, 1, last));
     let mut silent: Vec<(Ipv4Addr, Option<OwnedFd>)> = all.map(|address| (address, None)).collect();
@@ -132,7 +133,8 @@ fn a_newcomer_is_greeted_while_one_address_keeps_6000_silent_connections() {
     newcomers_among(1, 6000, GENEROUS);
 }
 
-/// On a machine that does nothing else: `cargo test --release -p nbdkit-tests --test hostile -- --ignored --nocapture newcomers`.
+/// On a machine that does nothing else: `cargo test --release -p nbdkit-tests --test hostile --
+/// --ignored --nocapture newcomers`.
 #[test]
 #[ignore = "measures, on a machine that does nothing else"]
 fn measured_newcomers_wait_for_less_than_200_milliseconds() {

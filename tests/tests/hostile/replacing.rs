@@ -1,5 +1,6 @@
-//! A template that has ended and cannot be replaced at once: whoever is served goes on, whoever comes gets an answer, the log
-//! says why without a flood, and all is well again when the reason is gone.
+//! A template that has ended and cannot be replaced at once: whoever is served goes on, whoever
+//! comes gets an answer, the log says why without a flood, and all is well again when the reason is
+//! gone.
 
 use std::fs::{self, Permissions};
 use std::io::Read;
@@ -95,7 +96,8 @@ fn with_disk(arguments: &[&str], as_user: bool) -> Builder {
     builder
 }
 
-/// Lets a process make no other, or as many as it might at the start: the soft limit is for that, prlimit(1).
+/// Lets a process make no other, or as many as it might at the start: the soft limit is for that,
+/// prlimit(1).
 fn let_fork(pid: i32, may: bool) {
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("alive");
     let hard = limits.lines().find_map(|line| {
@@ -197,7 +199,8 @@ fn a_limit_on_processes_ends_nobody() {
     assert!(failed() < 8);
 }
 
-/// The file of the log filter, which is opened when that is configured, has become a FIFO that nobody reads.
+/// The file of the log filter, which is opened when that is configured, has become a FIFO that
+/// nobody reads.
 #[test]
 fn a_configuration_that_hangs_the_second_time_is_given_up() {
     let log = "logfile={dir}/log";

@@ -243,12 +243,14 @@ fn a_signal_that_is_repeated_ends_server_and_command() {
         assert!(Instant::now() < end, "it waits for ever");
     }
     eventually("the command has ended, too", || !alive(command));
-    // Which of several sensible statuses it is, is nobody's promise; that it is one, not a signal, is.
+    // Which of several sensible statuses it is, is nobody's promise; that it is one, not a signal,
+    // is.
     let status = server.wait();
     assert!(status.code().is_some(), "{status}");
 }
 
-/// The template is killed, and while the next one is being configured the command ends, and with it the server.
+/// The template is killed, and while the next one is being configured the command ends, and with it
+/// the server.
 #[test]
 fn a_template_that_is_made_while_the_server_ends_changes_nothing() {
     if debian_lacks("a template") {
@@ -295,8 +297,8 @@ fn a_signal_to_the_whole_terminal_ends_server_and_command() {
     }
 }
 
-/// A shell that starts the server in the background with `--exit-with-parent`, waits for its pid file, says so, and
-/// then lives until it is told to end by one line.
+/// A shell that starts the server in the background with `--exit-with-parent`, waits for its pid
+/// file, says so, and then lives until it is told to end by one line.
 fn parent_of_server(paths: &Paths, options: &str) -> Foreground {
     let script = format!(
         r#""$0" {options} --exit-with-parent -P "$1/pid" null 2>"$1/stderr" &
@@ -365,7 +367,8 @@ fn a_server_that_ends_with_its_parent_removes_its_private_directory() {
     assert!(!Path::new(socket).parent().unwrap().exists(), "{socket}");
 }
 
-/// The listener cannot remove it by itself once it is confined, and a listener that was killed does nothing any more.
+/// The listener cannot remove it by itself once it is confined, and a listener that was killed does
+/// nothing any more.
 #[test]
 fn a_private_directory_is_removed_however_the_server_ends() {
     let disk = Paths::new();

@@ -1,4 +1,5 @@
-//! A listener that is moved into another control group, as libvirt does, takes the other processes along.
+//! A listener that is moved into another control group, as libvirt does, takes the other processes
+//! along.
 
 use std::path::PathBuf;
 
@@ -10,7 +11,8 @@ use crate::support::{connect, debian_lacks, eventually, needs_root, open};
 struct Group(PathBuf);
 
 impl Group {
-    /// Below every hierarchy that is mounted and takes processes: version 2 and the controller pids of version 1.
+    /// Below every hierarchy that is mounted and takes processes: version 2 and the controller pids
+    /// of version 1.
     fn all() -> Vec<Group> {
         let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let usable = |line: &str| {

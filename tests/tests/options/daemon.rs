@@ -150,7 +150,8 @@ fn a_daemon_told_to_end_lets_clients_go_and_leaves_its_files() {
     open(&mut client);
     daemon.stop();
     client.expect_close().expect("closed");
-    // nbdkit(1): "nbdkit does not delete the file when it exits", of the pid file and of the socket.
+    // nbdkit(1): "nbdkit does not delete the file when it exits", of the pid file and of the
+    // socket.
     assert!(paths.path("sock").exists());
     assert!(paths.path("pid").exists());
 }

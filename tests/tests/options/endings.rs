@@ -1,4 +1,5 @@
-//! What the log says of a client that does not say goodbye: what was being done, and what became of the socket.
+//! What the log says of a client that does not say goodbye: what was being done, and what became of
+//! the socket.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -36,7 +37,8 @@ enum Phase {
     Transmission,
 }
 
-/// What the server logs of a client that comes so far, sends `last` and goes. `expected`: what will be in it.
+/// What the server logs of a client that comes so far, sends `last` and goes. `expected`: what will
+/// be in it.
 fn log_of(phase: Phase, last: &[u8], end: End, expected: Option<&str>) -> String {
     let mut server = Server::nbdkit(["memory", "64M"]).tcp().start();
     let mut client: Client<TcpStream> = server.connect_tcp();
@@ -50,7 +52,8 @@ fn log_of(phase: Phase, last: &[u8], end: End, expected: Option<&str>) -> String
     match end {
         Closed => socket.shutdown(Shutdown::Write).unwrap(),
         Reset => {
-            // close(2) then sends a reset, behind which the server still finds what was sent before. socket(7)
+            // close(2) then sends a reset, behind which the server still finds what was sent
+            // before. socket(7)
             let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
             setsockopt(&*socket, Linger, &at_once).unwrap();
         }

@@ -1,5 +1,5 @@
-//! What a start that fails leaves behind: nothing of its own, and all that was there. Limits on the size of files, which are
-//! errors and not the end.
+//! What a start that fails leaves behind: nothing of its own, and all that was there. Limits on the
+//! size of files, which are errors and not the end.
 
 use std::os::unix::fs::FileTypeExt;
 use std::process::Stdio;
@@ -109,8 +109,8 @@ fn a_log_that_may_not_grow_is_not_the_end_of_the_server() {
     assert_eq!(std::fs::metadata(&log).unwrap().len(), 512 << 10);
 }
 
-/// Signals are bits, from 1: SIGXFSZ is 25. proc_pid_status(5). An ignored signal is inherited by a program, a handler is
-/// not.
+/// Signals are bits, from 1: SIGXFSZ is 25. proc_pid_status(5). An ignored signal is inherited by a
+/// program, a handler is not.
 #[test]
 fn programs_meet_the_limit_as_they_would_without_the_server() {
     let paths = Paths::new();

@@ -14,7 +14,8 @@ use crate::support::{
     open, run,
 };
 
-/// A server with these options in a directory where any user may write: Debian's writes its pid file as the new user.
+/// A server with these options in a directory where any user may write: Debian's writes its pid
+/// file as the new user.
 fn server(options: &[&str]) -> Builder {
     let builder = Server::nbdkit(options);
     let anybody = std::fs::Permissions::from_mode(0o777);
@@ -22,8 +23,8 @@ fn server(options: &[&str]) -> Builder {
     builder
 }
 
-/// The same, serving a script that knows this case, a size and zeroes. Not eval: Debian's keeps its scripts in a directory
-/// that the new user may not enter.
+/// The same, serving a script that knows this case, a size and zeroes. Not eval: Debian's keeps its
+/// scripts in a directory that the new user may not enter.
 fn script_server(options: &[&str], case: &str) -> Builder {
     let builder = server(options).args(["sh", "{dir}/script"]);
     let script = builder.dir().join("script");
@@ -42,7 +43,8 @@ fn script_server(options: &[&str], case: &str) -> Builder {
     builder
 }
 
-/// What a shell command that prints a number prints when a plugin runs it for a client: the size of an export.
+/// What a shell command that prints a number prints when a plugin runs it for a client: the size of
+/// an export.
 fn number_printed_by(options: &[&str], command: &str) -> u64 {
     let server = script_server(options, &format!("get_size) {command}")).start();
     let mut client = server.connect();
@@ -92,7 +94,8 @@ fn supplementary_groups_are_dropped() {
     assert_eq!(count, 1);
 }
 
-/// A shell script that starts the server as nobody, in the group disk too, and with these options of setpriv(1).
+/// A shell script that starts the server as nobody, in the group disk too, and with these options
+/// of setpriv(1).
 fn as_a_member_of_disk(more: &str) -> String {
     let nobody = nobody().uid;
     format!(r#"exec setpriv --reuid={nobody} --regid={nobody} --groups=6 {more} "$0" "$@""#)
@@ -297,8 +300,8 @@ fn swap_works_with_a_changed_user() {
     if needs_root("--swap") {
         return;
     }
-    // Workers lock their memory as that user, so the limit has to be raised first, which a root in a container may
-    // not do.
+    // Workers lock their memory as that user, so the limit has to be raised first, which a root in
+    // a container may not do.
     let status = std::fs::read_to_string("/proc/self/status").expect("our own status");
     let effective =
         status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities");

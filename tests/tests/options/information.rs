@@ -1,5 +1,5 @@
-//! Options that print something and end: `--help`, `--version`, `--dump-config`, `--dump-plugin`, the lists of options.
-//! nbdkit-probing(1).
+//! Options that print something and end: `--help`, `--version`, `--dump-config`, `--dump-plugin`,
+//! the lists of options. nbdkit-probing(1).
 
 use std::collections::BTreeMap;
 
@@ -66,7 +66,8 @@ fn help_describes_every_option_in_the_lists() {
 
 #[test]
 fn every_option_in_the_list_is_accepted() {
-    // Each of them before --help, which is not reached if the option is unknown; a value where one is due.
+    // Each of them before --help, which is not reached if the option is unknown; a value where one
+    // is due.
     for option in output(&["--long-options"]).lines() {
         let value = match option {
             "--debug" => "=nbdkit.x=1",

@@ -1,5 +1,5 @@
-//! Which process serves whom, and who waits for whom: `--isolation=shared`, and the thread model of one connection at a
-//! time.
+//! Which process serves whom, and who waits for whom: `--isolation=shared`, and the thread model of
+//! one connection at a time.
 
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};

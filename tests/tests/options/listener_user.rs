@@ -80,7 +80,8 @@ fn a_listener_leaves_root_for_good_and_keeps_the_right_to_signal() {
         ] {
             assert_eq!(status[field], expected, "{field}");
         }
-        // Not dumpable: ptrace(2), "Ptrace access mode checking"; proc(5) says whose its files are then.
+        // Not dumpable: ptrace(2), "Ptrace access mode checking"; proc(5) says whose its files are
+        // then.
         let owner = std::fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid();
         assert_eq!(owner, 0);
         let look = format!("cat /proc/{pid}/environ");
@@ -163,7 +164,8 @@ fn where_the_user_is_not_mapped_the_default_stays_root_and_a_demand_is_an_error(
     assert!(demanded.stderr.contains(said), "{demanded:?}");
 }
 
-/// Where there is no such user, root stays root: a service's log says so, whoever types the command sees nothing new.
+/// Where there is no such user, root stays root: a service's log says so, whoever types the command
+/// sees nothing new.
 #[test]
 fn a_service_whose_listener_stays_root_says_so() {
     if is_skipped() {

@@ -1,4 +1,5 @@
-//! `--log`, `-v`, `-D`, `--name`: what is said, where, and with whose name. nbdkit-service(1), "Logging".
+//! `--log`, `-v`, `-D`, `--name`: what is said, where, and with whose name. nbdkit-service(1),
+//! "Logging".
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -18,7 +19,8 @@ const COMPLAINING: [&str; 3] =
     ["eval", "get_size=echo 1M", "pread=echo EIO the head is stuck >&2; exit 1"];
 const COMPLAINT: &str = "the head is stuck";
 
-/// Serves one client, to whom the plugin's complaint happens, and gives everything on standard error.
+/// Serves one client, to whom the plugin's complaint happens, and gives everything on standard
+/// error.
 fn complain(options: &[&str]) -> String {
     let mut server = Server::nbdkit(options).args(COMPLAINING).start();
     fail_to_read(&server);
@@ -108,7 +110,8 @@ fn debug_lines_go_to_standard_error_whatever_the_log_is() {
     assert_eq!(error, None);
 }
 
-/// A server with /dev/log in a mount namespace of its own, where a socket of ours takes the messages.
+/// A server with /dev/log in a mount namespace of its own, where a socket of ours takes the
+/// messages.
 fn with_system_log(paths: &Paths, arguments: &[&str]) -> (UnixDatagram, Command) {
     let socket = paths.bind_service("devlog");
     let script = r#"
@@ -178,7 +181,8 @@ fn what_is_no_error_is_a_notice() {
     assert!(std::fs::read_to_string(&log).unwrap().contains(noticed));
 }
 
-/// What is noticed while the terminal is still there reaches the log of the time after it, at priority 5, notice.
+/// What is noticed while the terminal is still there reaches the log of the time after it, at
+/// priority 5, notice.
 #[test]
 fn a_daemon_keeps_its_notices_for_the_system_log() {
     if debian_lacks("--sandbox") || needs_root("a /dev/log of one's own") {
@@ -492,7 +496,8 @@ fn a_closed_standard_error_does_not_stop_the_server() {
     assert!(server.wait().unwrap().success());
 }
 
-/// Lines about a connection begin with the plugin's name, whichever layer they come from: people look for that.
+/// Lines about a connection begin with the plugin's name, whichever layer they come from: people
+/// look for that.
 #[test]
 fn a_filter_speaks_in_the_plugin_s_name() {
     let arguments = ["-v", "--filter=error", "memory", "1M", "error-pread-rate=100%"];
@@ -514,7 +519,8 @@ fn a_filter_speaks_in_the_plugin_s_name() {
     }
 }
 
-/// nbdkit(1), `-D`: a flag that nothing has is most likely misspelt, which is said, and the server starts.
+/// nbdkit(1), `-D`: a flag that nothing has is most likely misspelt, which is said, and the server
+/// starts.
 #[test]
 fn debug_flags_that_nothing_has_are_warned_about() {
     let unknown = |name: &str, variable: &str| {

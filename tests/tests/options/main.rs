@@ -1,7 +1,9 @@
-//! What each option of the command line does, seen from outside: by clients, by the process table, by the caller's shell.
+//! What each option of the command line does, seen from outside: by clients, by the process table,
+//! by the caller's shell.
 //!
-//! The differential tests compare words; these start servers and look at what came of the option. The same tests run
-//! against Debian's nbdkit (`NBDKIT_UNDER_TEST=debian`), which skips, with the reason, what it does not have.
+//! The differential tests compare words; these start servers and look at what came of the option.
+//! The same tests run against Debian's nbdkit (`NBDKIT_UNDER_TEST=debian`), which skips, with the
+//! reason, what it does not have.
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
 mod captive;

@@ -1,4 +1,5 @@
-//! Options that change what is offered to clients: `-r`, `-e`, `-o`, `-n`, `--mask-handshake`, `--no-sr`, `--no-mc`.
+//! Options that change what is offered to clients: `-r`, `-e`, `-o`, `-n`, `--mask-handshake`,
+//! `--no-sr`, `--no-mc`.
 
 use nbd_protocol::constants::{HandshakeFlags, Opt, Rep, TransmissionFlags};
 use nbd_protocol::handshake::Greeting;

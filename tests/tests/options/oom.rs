@@ -1,5 +1,5 @@
-//! Whom the kernel kills first when memory is short: /proc/PID/oom_score_adj of each process of a running server.
-//! Debian's nbdkit is one process.
+//! Whom the kernel kills first when memory is short: /proc/PID/oom_score_adj of each process of a
+//! running server. Debian's nbdkit is one process.
 
 use std::fs;
 
@@ -23,7 +23,8 @@ fn scores_below(pid: i32, found: &mut Vec<(String, i32)>) {
     }
 }
 
-/// What all have while a client is served, the listener first. A template may be about to make another worker.
+/// What all have while a client is served, the listener first. A template may be about to make
+/// another worker.
 fn scores(server: &Server) -> Vec<(String, i32)> {
     let pid = server.pid().as_raw();
     let own = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();

@@ -1,5 +1,6 @@
-//! What comes after the plugin's name, and how words of the command line are told apart: keys, magic keys, scripts,
-//! parameter files, getopt's permutation and abbreviations. nbdkit(1), "Plugin configuration".
+//! What comes after the plugin's name, and how words of the command line are told apart: keys,
+//! magic keys, scripts, parameter files, getopt's permutation and abbreviations. nbdkit(1), "Plugin
+//! configuration".
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
@@ -112,15 +113,16 @@ fn a_script_is_the_magic_value_of_sh() {
 #[test]
 fn a_file_that_names_the_server_as_its_interpreter_can_be_executed() {
     let paths = Paths::new();
-    // The kernel appends the path of the script: "nbdkit file ./script -f ...". A plugin that runs its script, sh,
-    // would run this one for ever; the file plugin serves it.
+    // The kernel appends the path of the script: "nbdkit file ./script -f ...". A plugin that runs
+    // its script, sh, would run this one for ever; the file plugin serves it.
     let text = format!("#!{} file\nserved as it is\n", Binary::under_test().path().display());
     // Longer first lines are cut by Linux before 5.1.
     assert!(text.len() < 127, "{text}: build in a shorter path");
     let script = paths.write("script", &text);
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new("/bin/sh");
-    // A thread of ours that forks while the file is open for writing makes it busy for a moment, and sh says so.
+    // A thread of ours that forks while the file is open for writing makes it busy for a moment,
+    // and sh says so.
     command.args(["-c", r#"sleep 0.2; exec "$0" "$@""#, &script]);
     command.args(["-f", "-U", &paths.text("sock"), "-P", &paths.text("pid")]);
     let server = Foreground::start(command.stdin(Stdio::null()));
@@ -180,7 +182,8 @@ fn lines_of_a_parameter_file_are_taken_as_they_are() {
     assert_eq!(size_of(&builder.start()), 2048);
 }
 
-/// nbdkit-data-plugin(1), "Data format": `@` moves the offset, and an example of its manual page begins with it.
+/// nbdkit-data-plugin(1), "Data format": `@` moves the offset, and an example of its manual page
+/// begins with it.
 #[test]
 fn words_with_an_at_sign_that_name_no_file_are_values() {
     for (arguments, expected) in [

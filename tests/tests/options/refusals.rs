@@ -1,4 +1,5 @@
-//! What a machine or this version cannot do is refused with one clear line, before anything is served.
+//! What a machine or this version cannot do is refused with one clear line, before anything is
+//! served.
 
 use nbdkit_tests::Server;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, bind, socket};

@@ -1,4 +1,5 @@
-//! Signals that end a server, with clients and without, one at a time and to the whole terminal. nbdkit(1), "Signals".
+//! Signals that end a server, with clients and without, one at a time and to the whole terminal.
+//! nbdkit(1), "Signals".
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +39,8 @@ fn ending_signals_let_connected_clients_go() {
     }
 }
 
-/// A terminal sends its signals to the whole foreground process group: to every process of the server at once.
+/// A terminal sends its signals to the whole foreground process group: to every process of the
+/// server at once.
 #[test]
 fn a_signal_from_the_terminal_ends_the_server_as_quietly() {
     for signal in ENDING {
@@ -131,7 +133,8 @@ fn sigpipe_is_ignored() {
 
 #[test]
 fn a_signal_that_the_caller_ignores_still_ends_the_server() {
-    // A shell starts background commands with SIGINT and SIGQUIT ignored; nbdkit takes them all the same.
+    // A shell starts background commands with SIGINT and SIGQUIT ignored; nbdkit takes them all the
+    // same.
     let paths = Paths::new();
     let mut shell = std::process::Command::new("/bin/sh");
     shell.args(["-c", r#"trap '' INT QUIT; exec "$0" "$@""#]);
@@ -144,7 +147,8 @@ fn a_signal_that_the_caller_ignores_still_ends_the_server() {
     assert!(server.wait().success());
 }
 
-/// timeout(1) sends its signal to the command and then to the whole process group: the server gets it twice at once.
+/// timeout(1) sends its signal to the command and then to the whole process group: the server gets
+/// it twice at once.
 #[test]
 fn a_signal_that_comes_twice_at_once_ends_the_server_as_quietly() {
     for _ in 0..5 {

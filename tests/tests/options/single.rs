@@ -26,7 +26,8 @@ fn conversation() -> Vec<u8> {
     bytes
 }
 
-/// Feeds the server's standard input by a pipe and gives its exit status and all it wrote to another.
+/// Feeds the server's standard input by a pipe and gives its exit status and all it wrote to
+/// another.
 fn over_pipes(options: &[&str], bytes: &[u8]) -> (Option<i32>, Vec<u8>) {
     let mut child = nbdkit(options)
         .args(["pattern", "1M"])
@@ -54,7 +55,8 @@ fn a_conversation_over_two_pipes() {
         let (status, output) = over_pipes(&[option], &conversation());
         assert_eq!(status, Some(0), "{option}");
         assert!(output.starts_with(b"NBDMAGICIHAVEOPT"), "{option}: {output:02x?}");
-        // The last that comes is the simple reply: magic, no error, cookie 1, eight bytes of pattern at offset 0.
+        // The last that comes is the simple reply: magic, no error, cookie 1, eight bytes of
+        // pattern at offset 0.
         let reply = [&0x6744_6698_u32.to_be_bytes()[..], &[0; 4], &1_u64.to_be_bytes(), &[0; 8]];
         assert!(output.ends_with(&reply.concat()), "{option}: {output:02x?}");
     }
@@ -100,7 +102,8 @@ fn a_client_that_closes_its_direction_gets_its_replies_first() {
     open(&mut client);
     client.send(&Ask::read(0, 512)).expect("sent");
     client.half_close().expect("closed");
-    // The end of the input ends the server, which may cut the delay short: data or ESHUTDOWN, but an answer.
+    // The end of the input ends the server, which may cut the delay short: data or ESHUTDOWN, but
+    // an answer.
     client.receive().expect("a reply");
     client.expect_close().expect("closed");
     server.wait();

@@ -1,5 +1,5 @@
-//! What the tests of options share: command lines run to their end, servers with every stream in view, and a look at
-//! processes by /proc.
+//! What the tests of options share: command lines run to their end, servers with every stream in
+//! view, and a look at processes by /proc.
 
 use std::ffi::OsStr;
 use std::fs::Permissions;
@@ -41,7 +41,8 @@ pub(crate) fn needs_root(what: &str) -> bool {
     ordinary
 }
 
-/// The server under test with these arguments, and nothing in the environment that would mean something to it.
+/// The server under test with these arguments, and nothing in the environment that would mean
+/// something to it.
 pub(crate) fn nbdkit<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I) -> Command {
     let mut command = Command::new(Binary::under_test().path());
     command.args(arguments).env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
@@ -53,8 +54,8 @@ pub(crate) fn run<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I) -> Finished
     command::run(&mut nbdkit(arguments), DEADLINE)
 }
 
-/// Runs the server under test, which must refuse with status 1 and one line on standard error that has all of these
-/// words in it.
+/// Runs the server under test, which must refuse with status 1 and one line on standard error that
+/// has all of these words in it.
 pub(crate) fn assert_refused<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I, words: &[&str]) {
     let mut command = nbdkit(arguments);
     let finished = command::run(&mut command, DEADLINE);
@@ -114,7 +115,8 @@ pub(crate) fn assert_serves<T: Transport>(client: &mut Client<T>) {
     client.expect_close().expect("closed");
 }
 
-/// The fields of /proc/PID/stat after the name, or nothing if there is no such process or only its zombie is left.
+/// The fields of /proc/PID/stat after the name, or nothing if there is no such process or only its
+/// zombie is left.
 pub(crate) fn stat(pid: i32) -> Option<Vec<String>> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<String> = text.rsplit_once(") ")?.1.split(' ').map(str::to_owned).collect();
@@ -126,8 +128,8 @@ pub(crate) fn alive(pid: i32) -> bool {
     stat(pid).is_some()
 }
 
-/// Runs a command that leaves a daemon behind, in the same process group perhaps, to its end and to the end of its
-/// standard streams, which the daemon therefore must not keep.
+/// Runs a command that leaves a daemon behind, in the same process group perhaps, to its end and to
+/// the end of its standard streams, which the daemon therefore must not keep.
 pub(crate) fn launch(command: &mut Command) -> Finished {
     let mut launcher = Foreground::start(command.stdin(Stdio::null()));
     let status = launcher.wait();
@@ -184,7 +186,8 @@ impl Drop for Daemon {
     }
 }
 
-/// A child in the foreground, of whose streams nothing is lost. Killed, with its group, when dropped.
+/// A child in the foreground, of whose streams nothing is lost. Killed, with its group, when
+/// dropped.
 pub(crate) struct Foreground {
     child: Child,
     ended: Option<ExitStatus>,
@@ -346,8 +349,8 @@ impl Paths {
         service
     }
 
-    /// Waits until no process has a socket that is bound to this name. A child of another test has a
-    /// copy of one that was closed, until it executes its program.
+    /// Waits until no process has a socket that is bound to this name. A child of another test has
+    /// a copy of one that was closed, until it executes its program.
     pub(crate) fn await_closed(&self, name: &str) {
         let path = self.text(name);
         eventually("the socket is closed", || {

@@ -194,7 +194,8 @@ fn the_programs_of_the_server_do_not_inherit_the_variables() {
     assert_eq!(client.export().map(|(size, _)| size), Some(1 << 20));
 }
 
-/// sd_notify(3): what the server has become, also to a manager that was restarted meanwhile and has bound its socket anew.
+/// sd_notify(3): what the server has become, also to a manager that was restarted meanwhile and has
+/// bound its socket anew.
 #[test]
 fn a_service_manager_is_told_and_so_is_one_that_was_restarted() {
     if debian_lacks("sd_notify") {

@@ -132,7 +132,8 @@ fn a_port_in_use_is_refused() {
 #[test]
 fn an_address_that_is_not_this_machines_is_refused() {
     let port = free_port().to_string();
-    // 192.0.2.0/24 is for documentation, but a test machine may have one of them: 198.51.100.0/24 is, too.
+    // 192.0.2.0/24 is for documentation, but a test machine may have one of them: 198.51.100.0/24
+    // is, too.
     assert_refused(
         ["-f", "-i", "198.51.100.77", "-p", &port, "null"],
         &["Cannot assign requested address"],
@@ -162,7 +163,8 @@ fn the_port_can_be_used_again_at_once() {
         let stream = TcpStream::connect((V4, port.parse().unwrap())).unwrap();
         let mut client = Client::new(stream);
         open(&mut client);
-        // The server closes first, so its end of the connection is the one that lingers in TIME_WAIT.
+        // The server closes first, so its end of the connection is the one that lingers in
+        // TIME_WAIT.
         assert!(server.stop().success());
         client.expect_close().expect("closed");
     }
@@ -174,7 +176,8 @@ fn small_replies_are_not_held_back() {
     let mut client = Client::new(TcpStream::connect((V4, port)).unwrap());
     open(&mut client);
     let began = std::time::Instant::now();
-    // With Nagle's algorithm on one side and delayed acknowledgement on the other it is 40 ms a piece.
+    // With Nagle's algorithm on one side and delayed acknowledgement on the other it is 40 ms a
+    // piece.
     for _ in 0..200 {
         client.send(&nbdkit_tests::Ask::read(0, 1)).expect("sent");
         client.send(&nbdkit_tests::Ask::read(1, 1)).expect("sent");
@@ -184,7 +187,8 @@ fn small_replies_are_not_held_back() {
     assert!(began.elapsed().as_secs() < 6, "{:?}", began.elapsed());
 }
 
-/// Whether the server's end of the connection has a keepalive timer: `tr` in /proc/net/tcp, proc_net_tcp(5).
+/// Whether the server's end of the connection has a keepalive timer: `tr` in /proc/net/tcp,
+/// proc_net_tcp(5).
 fn has_keepalive(server: SocketAddr, client: SocketAddr) -> bool {
     let hex = |address: SocketAddr| format!("0100007F:{:04X}", address.port());
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();

@@ -24,7 +24,8 @@ fn time_of_reads(options: &[&str], reads: u64) -> Duration {
     began.elapsed()
 }
 
-/// So many that reads of which a few are carried out at a time are told apart from reads at once on the busiest machine.
+/// So many that reads of which a few are carried out at a time are told apart from reads at once on
+/// the busiest machine.
 const MANY: u64 = 16;
 /// How long they take four at a time: longer than at once, even there.
 const FOUR_AT_A_TIME: Duration = Duration::from_secs(2);

@@ -15,7 +15,8 @@ use crate::support::{
     DEADLINE, Foreground, Paths, connect, debian_lacks, eventually, nbdkit, open, pid_in, stat,
 };
 
-/// A process: its first argument, which a title replaces, all arguments, its program's name, its own.
+/// A process: its first argument, which a title replaces, all arguments, its program's name, its
+/// own.
 #[derive(Debug, Clone)]
 struct Process {
     first: String,
@@ -120,7 +121,8 @@ fn whoever_looks_for_the_server_finds_the_listener() {
     let mut client = connect(&paths.path("sock"));
     open(&mut client);
     let others = descendants(listener);
-    // What the pidof of procps compares, and that of sysvinit; with a blank in it, the first argument's rest counts little.
+    // What the pidof of procps compares, and that of sysvinit; with a blank in it, the first
+    // argument's rest counts little.
     for process in others.values() {
         let base = Path::new(&process.first).file_name().unwrap_or_default();
         for name in [base.to_str().unwrap(), &process.program, &process.name] {

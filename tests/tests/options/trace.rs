@@ -1,4 +1,5 @@
-//! `-v`: every request leaves one debug line in each layer, the outermost first, by whatever way its bytes went.
+//! `-v`: every request leaves one debug line in each layer, the outermost first, by whatever way
+//! its bytes went.
 
 use nbdkit_tests::{Ask, Server, TempDir};
 
@@ -37,7 +38,8 @@ fn once_each(asked: &[(u64, u64)]) -> Vec<(String, u64, u64)> {
     asked.iter().flat_map(layers).collect()
 }
 
-/// A server of a file of 8 MiB, every other of whose mebibytes is a hole, below the offset filter; `ask` is its client.
+/// A server of a file of 8 MiB, every other of whose mebibytes is a hole, below the offset filter;
+/// `ask` is its client.
 fn served(ask: impl FnOnce(&Server)) -> String {
     let dir = TempDir::new();
     let file = std::fs::File::create(dir.path().join("disk")).unwrap();

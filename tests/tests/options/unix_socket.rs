@@ -28,8 +28,9 @@ fn private_directories() -> BTreeSet<PathBuf> {
     names.filter(|path| path.to_string_lossy().starts_with("/tmp/nbdkit")).collect()
 }
 
-/// Directories younger than `start`, made by this user, that nobody serves from: those that were left behind. Other
-/// tests make directories in the same place at the same time, which is why one look is not enough.
+/// Directories younger than `start`, made by this user, that nobody serves from: those that were
+/// left behind. Other tests make directories in the same place at the same time, which is why one
+/// look is not enough.
 fn left_behind(before: &BTreeSet<PathBuf>, start: SystemTime) -> Vec<PathBuf> {
     let abandoned = |path: &Path| {
         let Ok(metadata) = std::fs::metadata(path) else { return false };

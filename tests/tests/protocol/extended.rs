@@ -1,4 +1,5 @@
-//! Extended headers, which ours has and Debian's nbdkit has not. NBD protocol, `NBD_OPT_EXTENDED_HEADERS`.
+//! Extended headers, which ours has and Debian's nbdkit has not. NBD protocol,
+//! `NBD_OPT_EXTENDED_HEADERS`.
 
 use nbd_protocol::constants::{Command, CommandFlags, NbdError, Opt, Rep, TransmissionFlags};
 use nbd_protocol::transmission::Request;
@@ -150,7 +151,8 @@ fn an_extended_request_that_was_not_negotiated_ends_the_session() {
     assert_still_serves(&server);
 }
 
-/// The protocol wants the flag on every write; a server that refuses a write without it must still take its payload.
+/// The protocol wants the flag on every write; a server that refuses a write without it must still
+/// take its payload.
 #[test]
 fn a_write_without_the_payload_flag_keeps_the_stream_in_step() {
     if !ours_only(WHAT) {
@@ -252,7 +254,8 @@ fn holes_and_errors_travel_in_extended_chunks() {
         "{:?}",
         reply.chunks
     );
-    // Every reply has an extended header, also that of a command without data: the client checks it.
+    // Every reply has an extended header, also that of a command without data: the client checks
+    // it.
     let error = client.call(&Ask::read(MIB, 1)).expect("a reply").error.expect("an error");
     assert!(!error.message.is_empty());
     assert_eq!(client.call(&Ask::flush()).expect("a reply").error, None);

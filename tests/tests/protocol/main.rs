@@ -1,8 +1,8 @@
-//! The NBD protocol against a real server, by a client that knows every rule and breaks any: each test says in its name
-//! what the server does.
+//! The NBD protocol against a real server, by a client that knows every rule and breaks any: each
+//! test says in its name what the server does.
 //!
-//! What Debian's nbdkit can do was checked against it (`NBDKIT_UNDER_TEST=debian`); what only ours can do, or where
-//! Debian's is known to crash, begins with [`ours_only`].
+//! What Debian's nbdkit can do was checked against it (`NBDKIT_UNDER_TEST=debian`); what only ours
+//! can do, or where Debian's is known to crash, begins with [`ours_only`].
 
 mod extended;
 mod handshake;
@@ -45,7 +45,8 @@ fn haggling(server: &Server) -> Connection {
     client
 }
 
-/// A connection in the transmission phase with these headers, and with `base:allocation` if they permit it.
+/// A connection in the transmission phase with these headers, and with `base:allocation` if they
+/// permit it.
 fn open(server: &Server, headers: Headers) -> Connection {
     let mut client = haggling(server);
     let negotiated = match headers {

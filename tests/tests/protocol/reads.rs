@@ -63,7 +63,8 @@ fn reads_beyond_the_end_are_invalid_and_send_no_data() {
 fn reads_of_nothing_do_not_end_the_session() {
     let server = memory();
     let mut client = open(&server, Headers::Structured);
-    // Success or error is left open by the protocol; a success would have no chunk to carry it but NBD_REPLY_TYPE_NONE.
+    // Success or error is left open by the protocol; a success would have no chunk to carry it but
+    // NBD_REPLY_TYPE_NONE.
     client.call(&Ask::read(0, 0)).expect("a reply");
     assert_eq!(client.call(&Ask::read(0, 1)).expect("a reply").data, [0]);
 }
@@ -150,7 +151,8 @@ fn replies_to_many_reads_belong_to_their_cookies() {
     let server = Server::nbdkit(["pattern", "1G"]).start();
     for headers in [Headers::Simple, Headers::Structured] {
         let mut client = open(&server, headers);
-        // In bursts: with thousands of bytes of replies unread, the server stops taking requests, as it should.
+        // In bursts: with thousands of bytes of replies unread, the server stops taking requests,
+        // as it should.
         for burst in 0..20u64 {
             for number in burst * 25..(burst + 1) * 25 {
                 client.send(&Ask::read(number * 4096, 1 + number % 64)).expect("sent");

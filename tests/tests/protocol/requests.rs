@@ -144,7 +144,8 @@ fn a_fast_zero_that_is_not_fast_returns_enotsup() {
     assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").data, [1; 512]);
 }
 
-/// The loop that emulates zeroing must advance: older nbdkit zeroed the first 64 MiB again and again.
+/// The loop that emulates zeroing must advance: older nbdkit zeroed the first 64 MiB again and
+/// again.
 #[test]
 fn emulated_zeroes_beyond_64_mib_reach_the_end() {
     if !ours_only("a fix for zeroing above 64 MiB") {

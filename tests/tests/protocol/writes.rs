@@ -1,5 +1,5 @@
-//! Large writes to a file, which go there as they come: in whole and in pieces, alone and between other requests, and
-//! of clients that vanish.
+//! Large writes to a file, which go there as they come: in whole and in pieces, alone and between
+//! other requests, and of clients that vanish.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -33,7 +33,8 @@ fn data(seed: usize, length: usize) -> Vec<u8> {
     (0..length).map(|n| (n / 251 + n + seed * 7) as u8).collect()
 }
 
-/// Writes of every size around the limits, a batch of them at a time, with reads and small writes in between.
+/// Writes of every size around the limits, a batch of them at a time, with reads and small writes
+/// in between.
 const WRITES: [(usize, usize); 12] = [
     (0, 131_072),
     (4096, 262_144),
@@ -148,7 +149,8 @@ fn a_large_write_may_come_byte_by_byte() {
     let (server, path) = server(None);
     let mut client = open(&server, Headers::Structured);
     let mut expected = vec![0xee; SIZE];
-    // Crumbs before the payload's middle, in its middle, and at its end; more than a pipe has room for.
+    // Crumbs before the payload's middle, in its middle, and at its end; more than a pipe has room
+    // for.
     for (seed, offset, crumbs) in [(1, 0, 0), (2, 4096, 100_000), (3, 1_000_001, 199_000)] {
         let bytes = data(seed, 200_000);
         expected[offset..offset + bytes.len()].copy_from_slice(&bytes);

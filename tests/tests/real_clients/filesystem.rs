@@ -1,4 +1,5 @@
-//! A file system on a loop device on nbdfuse(1) on our server: made, written, checked, and found again by another client.
+//! A file system on a loop device on nbdfuse(1) on our server: made, written, checked, and found
+//! again by another client.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -58,8 +59,8 @@ impl Drop for Loop {
     }
 }
 
-/// A mounted file system, below a mount that is shared: a server that another test starts meanwhile has mounts of its own, and only
-/// what is shared is unmounted there too. mount_namespaces(7).
+/// A mounted file system, below a mount that is shared: a server that another test starts meanwhile
+/// has mounts of its own, and only what is shared is unmounted there too. mount_namespaces(7).
 struct Mount {
     shared: PathBuf,
     dir: PathBuf,

@@ -1,4 +1,5 @@
-//! The clients that people use, against a running server: libnbd's tools, qemu's, fio, and a mounted file system.
+//! The clients that people use, against a running server: libnbd's tools, qemu's, fio, and a
+//! mounted file system.
 //!
 //! A program that is not installed is a skip that says which; with `CI` set it is a failure.
 

@@ -1,4 +1,5 @@
-//! Attacks on the broker: what a worker says on its channel. There is no layer to leave out: the checks are the code.
+//! Attacks on the broker: what a worker says on its channel. There is no layer to leave out: the
+//! checks are the code.
 
 use nbdkit_tests::Server;
 use nbdkit_tests::red_team::attack;

@@ -1,5 +1,6 @@
-//! Attacks on the machine and on other processes. Each row is made as root with `-u nobody` and as an ordinary user; then
-//! without the layer that stops it, which shows that it is that one, and what comes next.
+//! Attacks on the machine and on other processes. Each row is made as root with `-u nobody` and as
+//! an ordinary user; then without the layer that stops it, which shows that it is that one, and
+//! what comes next.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
@@ -276,8 +277,8 @@ impl Targets {
     }
 }
 
-/// Whether a row can be shown here. Where something is taken away (scripts/surroundings.sh), other layers than the one that is
-/// said to may stop what is attempted without one.
+/// Whether a row can be shown here. Where something is taken away (scripts/surroundings.sh), other
+/// layers than the one that is said to may stop what is attempted without one.
 pub(crate) fn is_shown_here(skip: u32) -> bool {
     skip == 0 || std::env::var_os("NBDKIT_TEST_SURROUNDINGS").is_none()
 }
@@ -287,7 +288,8 @@ fn is_open_here(row: &Row) -> bool {
     landlock_is().as_deref() == Some("0") && (row.opens || row.attack.starts_with("open=/proc/"))
 }
 
-/// Whether an attack on another's file in /proc was stopped: by us, or because it is not shown (`hidepid=`).
+/// Whether an attack on another's file in /proc was stopped: by us, or because it is not shown
+/// (`hidepid=`).
 fn is_refused_by_proc(end: &End) -> bool {
     matches!(end, Fails(EACCES | libc::ENOENT | EPERM))
 }

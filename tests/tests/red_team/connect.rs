@@ -1,4 +1,5 @@
-//! Attacks of a worker whose stack has declared endpoints: on the broker that connects to them, and past it.
+//! Attacks of a worker whose stack has declared endpoints: on the broker that connects to them, and
+//! past it.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -117,7 +118,8 @@ fn silent() -> (TcpListener, Vec<TcpStream>, u16) {
     (listener, queue, port)
 }
 
-/// A socket that is still about to be connected is in the machine's network, and TCP fast open needs no connect(2).
+/// A socket that is still about to be connected is in the machine's network, and TCP fast open
+/// needs no connect(2).
 #[test]
 fn a_socket_of_the_brokers_is_connected_to_nothing_else() {
     let (_listener, _queue, declared) = silent();

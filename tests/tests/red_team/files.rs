@@ -1,5 +1,6 @@
-//! Attacks on files by the worker of a stack that has declared one. A stack that only reads (`-r`, or a filter above that
-//! opens read-only) must have nothing to write to. Each row is made again without the layer that stops it.
+//! Attacks on files by the worker of a stack that has declared one. A stack that only reads (`-r`,
+//! or a filter above that opens read-only) must have nothing to write to. Each row is made again
+//! without the layer that stops it.
 
 use std::fs::{File, Permissions};
 use std::io::{IoSliceMut, Read};
@@ -96,7 +97,8 @@ fn run(starter: Starter) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Has the worker pass the descriptor of its disk to its client, which is on a Unix socket. Returns what arrives.
+/// Has the worker pass the descriptor of its disk to its client, which is on a Unix socket. Returns
+/// what arrives.
 fn descriptor_from(server: &Server) -> Option<File> {
     let mut client = server.connect();
     client.handshake().expect("a greeting");

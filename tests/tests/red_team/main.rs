@@ -1,14 +1,15 @@
-//! A worker whose code is hostile: the red-team plugin (`plugins/redteam`) attacks from inside the sandbox while a
-//! well-behaved client works on, its data checked. Needs `make red-team`.
+//! A worker whose code is hostile: the red-team plugin (`plugins/redteam`) attacks from inside the
+//! sandbox while a well-behaved client works on, its data checked. Needs `make red-team`.
 //!
-//! - `confinement`: attacks on the machine and on other processes, and what happens without the layer that stops them
-//! - `files`: attacks on the disk of a read-only stack; `broker`: on the broker; `connect`: on the network, by the broker or
-//!   past it
+//! - `confinement`: attacks on the machine and on other processes, and what happens without the
+//!   layer that stops them
+//! - `files`: attacks on the disk of a read-only stack; `broker`: on the broker; `connect`: on the
+//!   network, by the broker or past it
 //! - `messages`: attacks on the listener; `shared`: on what clients share
 //! - `proc`: what hardening takes away of /proc
 //! - `terminal`: the terminal of whoever started the server
-//! - `legal`: what must work, and how a worker that just breaks is reported; `upstream`: connecting to what was declared, with
-//!   `names` of the test's own
+//! - `legal`: what must work, and how a worker that just breaks is reported; `upstream`: connecting
+//!   to what was declared, with `names` of the test's own
 
 mod broker;
 #[path = "../hostile/bystander.rs"]

@@ -1,4 +1,5 @@
-//! Attacks on the listener: what a worker says on its channel. There is no layer to leave out: the checks are the code.
+//! Attacks on the listener: what a worker says on its channel. There is no layer to leave out: the
+//! checks are the code.
 
 use std::fs::Permissions;
 use std::os::fd::AsRawFd;
@@ -20,7 +21,8 @@ use crate::{eventually, may_mount, server};
 
 #[test]
 fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
-    // Little-endian, as nbdkit-ipc's golden bytes have it: the variant, then an error without a layer, connection 0, no text.
+    // Little-endian, as nbdkit-ipc's golden bytes have it: the variant, then an error without a
+    // layer, connection 0, no text.
     let log = format!("000000000000000000{}", "00".repeat(16));
     let layer =
         format!("0000000000000000010101000000000000{}{}", "41".repeat(257), "00".repeat(16));
@@ -98,7 +100,8 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
     }
 }
 
-/// A transcript as TLS 1.3 has it, signed once; then once more, and before that something that is no transcript.
+/// A transcript as TLS 1.3 has it, signed once; then once more, and before that something that is
+/// no transcript.
 #[test]
 fn a_worker_gets_one_signature_and_only_of_a_handshake() {
     if !tls::is_possible() {
@@ -246,7 +249,8 @@ fn sender(service: &UnixDatagram) -> Option<u32> {
     })
 }
 
-/// What a listener that was taken over is to services of the machine that take uid 0 for root, by a socket that it has.
+/// What a listener that was taken over is to services of the machine that take uid 0 for root, by a
+/// socket that it has.
 #[test]
 fn a_listener_is_not_root_to_unix_services() {
     if !geteuid().is_root() {

@@ -1,5 +1,5 @@
-//! Names for a server alone: it runs in a mount namespace where /etc/hosts, resolv.conf and nsswitch.conf are the test's, and a
-//! DNS server of the test's answers on an address of loopback.
+//! Names for a server alone: it runs in a mount namespace where /etc/hosts, resolv.conf and
+//! nsswitch.conf are the test's, and a DNS server of the test's answers on an address of loopback.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -28,7 +28,7 @@ pub(crate) enum Answer {
     Unknown,
 }
 
-/// See the module's text.
+/// Files of the resolver, and a DNS server, of a test's own.
 pub(crate) struct Files {
     dir: TempDir,
     silent: Arc<AtomicU32>,

@@ -1,4 +1,5 @@
-//! Hardening that takes /proc away, in whole or in part, takes no layer of ours away. Root only: it mounts.
+//! Hardening that takes /proc away, in whole or in part, takes no layer of ours away. Root only: it
+//! mounts.
 
 use std::fs::read_to_string;
 use std::os::unix::fs::chown;
@@ -58,7 +59,8 @@ fn whatever_becomes_of_proc_everybody_who_serves_is_confined() {
             client.go("", &[]).expect("a reply");
             assert_eq!(client.call(&Ask::read(0, 1)).expect("served").data, [7], "{what}");
             let listener = server.pid().as_raw();
-            // The spawner may be without no_new_privs, since the templates that it makes would inherit that.
+            // The spawner may be without no_new_privs, since the templates that it makes would
+            // inherit that.
             let is_spawner =
                 |pid: &i32| ["nbdkit:spawner", "nbdkit-spawner"].contains(&&*name(*pid));
             let ours = || -> Vec<i32> {

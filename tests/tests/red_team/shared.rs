@@ -1,5 +1,6 @@
-//! Attacks on what clients share: a worker fills every shared word with garbage while others work. The disk may be
-//! damaged, requests may fail, and new clients may be refused; nobody crashes, hangs, or takes the server with it.
+//! Attacks on what clients share: a worker fills every shared word with garbage while others work.
+//! The disk may be damaged, requests may fail, and new clients may be refused; nobody crashes,
+//! hangs, or takes the server with it.
 
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};

@@ -63,7 +63,8 @@ pub(crate) fn descendants(pid: i32) -> Vec<i32> {
     children.flat_map(|pid| [vec![pid], descendants(pid)].concat()).collect()
 }
 
-/// The number of its session, field 6 of proc_pid_stat(5). A controlling terminal is that of one session.
+/// The number of its session, field 6 of proc_pid_stat(5). A controlling terminal is that of one
+/// session.
 fn session(pid: i32) -> i32 {
     let stat = read_to_string(format!("/proc/{pid}/stat")).expect("alive");
     let fields = stat.rsplit_once(')').expect("a name").1;

@@ -1,5 +1,5 @@
-//! What must work: a plugin whose disk is somewhere else connects to what it has declared, by the broker or by itself, wherever
-//! that has gone meanwhile.
+//! What must work: a plugin whose disk is somewhere else connects to what it has declared, by the
+//! broker or by itself, wherever that has gone meanwhile.
 
 use std::fs::Permissions;
 use std::io::Write;
@@ -19,7 +19,8 @@ use crate::confinement::{Starter, builder, children};
 use crate::names::{self, Answer};
 use crate::{eventually, may_mount, server};
 
-/// Sends `text` to everybody who connects, as long as the process lives or the port is not bound anew.
+/// Sends `text` to everybody who connects, as long as the process lives or the port is not bound
+/// anew.
 fn tcp_server(address: impl Into<SocketAddr>, text: &'static str) -> u16 {
     let listener = TcpListener::bind(address.into()).expect("a port");
     let port = listener.local_addr().expect("bound").port();
@@ -248,7 +249,8 @@ fn tcp_server_once(address: impl Into<SocketAddr>, text: &'static str) {
     });
 }
 
-/// By DNS, as glibc asks it: with an answer that fits, one that is too long for UDP, and none. Files are opened meanwhile.
+/// By DNS, as glibc asks it: with an answer that fits, one that is too long for UDP, and none.
+/// Files are opened meanwhile.
 #[test]
 fn names_are_resolved_by_dns() {
     let Some(names) = names::Files::new() else { return };

@@ -1,9 +1,11 @@
-//! The workers' sandbox from outside: what /proc says of template, worker and every thread, and what happens when a
-//! worker tries what it may not. Each layer has a test that sees it gone with `--sandbox=off`. Ours only.
+//! The workers' sandbox from outside: what /proc says of template, worker and every thread, and
+//! what happens when a worker tries what it may not. Each layer has a test that sees it gone with
+//! `--sandbox=off`. Ours only.
 //!
 //! `spawner`: the process that makes new templates.
 //!
-//! Forbidden calls are made by the red-team plugin: an export `syscall=NUMBER,...`. See also `red_team`.
+//! Forbidden calls are made by the red-team plugin: an export `syscall=NUMBER,...`. See also
+//! `red_team`.
 
 mod spawner;
 
@@ -20,7 +22,8 @@ use nbdkit_tests::server::Builder;
 use nbdkit_tests::{Ask, Client, Server};
 use nix::unistd::{Uid, User, geteuid};
 
-/// x86-64 numbers, arch/x86/entry/syscalls/syscall_64.tbl; the tests that use them run on that machine only.
+/// x86-64 numbers, arch/x86/entry/syscalls/syscall_64.tbl; the tests that use them run on that
+/// machine only.
 const GETPID: u32 = 39;
 const SOCKET: u32 = 41;
 const CLONE: u32 = 56;
@@ -110,7 +113,8 @@ fn assert_confined(pid: i32, filters: u32, user: Uid, capabilities: &str) {
         for set in ["CapInh", "CapAmb"] {
             assert_eq!(field(set), NONE, "{set}: {status:?}");
         }
-        // An ordinary user may not empty it, and does not need to: nothing is gained by exec any more.
+        // An ordinary user may not empty it, and does not need to: nothing is gained by exec any
+        // more.
         if geteuid().is_root() {
             assert_eq!(field("CapBnd"), NONE, "{status:?}");
         }
@@ -368,7 +372,8 @@ fn arguments_are_held_against_the_list() {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn the_same_calls_pass_without_a_sandbox_and_fail_softly_in_compat() {
-    // ESRCH: there is nothing to trace under that number. EPERM: the filter. EBADF: it got as far as the descriptor.
+    // ESRCH: there is nothing to trace under that number. EPERM: the filter. EBADF: it got as far
+    // as the descriptor.
     let off = caller(&["--sandbox=off"]);
     assert_eq!(call(&off, PTRACE, &[16, 0x7fff_fff0]), Errno(3));
     assert_eq!(call(&off, FCNTL, &[u64::from(u32::MAX), 8, 1]), Errno(9));
@@ -377,8 +382,8 @@ fn the_same_calls_pass_without_a_sandbox_and_fail_softly_in_compat() {
     assert_eq!(call(&compat, FCNTL, &[u64::from(u32::MAX), 8, 1]), Errno(9));
 }
 
-/// What compat refuses in another way than by the list of what no server of disks calls. Without a sandbox the kernel
-/// answers.
+/// What compat refuses in another way than by the list of what no server of disks calls. Without a
+/// sandbox the kernel answers.
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn compat_refuses_namespaces_by_every_number_and_families_and_the_terminals_input() {
@@ -416,7 +421,8 @@ fn compat_refuses_namespaces_by_every_number_and_families_and_the_terminals_inpu
     }
 }
 
-/// As on a kernel that lacks something: `-D nbdkit.lacks` and `nbdkit.landlock` of nbdkit-worker/src/sandbox/skip.rs.
+/// As on a kernel that lacks something: `-D nbdkit.lacks` and `nbdkit.landlock` of
+/// nbdkit-worker/src/sandbox/skip.rs.
 fn on_a_kernel(flag: &str, options: &[&str]) -> Builder {
     let builder = Server::nbdkit(["-v", "-D", flag]).binary(Binary::red_team());
     builder.args(options).args(["redteam", "path=/etc/hostname"])

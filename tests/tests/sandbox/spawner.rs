@@ -1,4 +1,5 @@
-//! The spawner: what it holds, when it ends, what it may not call; and that the templates that it makes are as the first was.
+//! The spawner: what it holds, when it ends, what it may not call; and that the templates that it
+//! makes are as the first was.
 
 use std::os::unix::fs::chown;
 
@@ -8,7 +9,8 @@ use nix::unistd::{Pid, User, geteuid};
 
 use crate::{NONE, children, connected, eventually, server, statuses, template};
 
-/// The children of the listener that are called so, by themselves or by the file that they have just begun to execute.
+/// The children of the listener that are called so, by themselves or by the file that they have
+/// just begun to execute.
 pub(crate) fn children_called(server: &Server, name: &str) -> Vec<i32> {
     let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
     let is = |its: String| [name, &name.replace(':', "-")].contains(&its.trim());
@@ -64,7 +66,8 @@ fn rights(pid: i32) -> Vec<String> {
     fields.iter().map(|field| format!("{field} {}", status[*field])).collect()
 }
 
-/// The listener and all that descends from it, and whether each has a filter in each thread. Not what scripts run.
+/// The listener and all that descends from it, and whether each has a filter in each thread. Not
+/// what scripts run.
 fn filtered(server: &Server) -> Vec<(String, bool)> {
     let mut all = vec![server.pid().as_raw()];
     let mut next = 0;
@@ -101,8 +104,9 @@ fn assert_all_filtered(server: &Server, what: &str) {
 /// Root that may not administer the machine, as in containers.
 const WITHOUT_RIGHT: &str = "setpriv --bounding-set=-sys_admin";
 
-/// Whoever starts the server, and how it is confined: a process without a filter is none that serves clients, or waits to. A
-/// template that replaces another has the rights of that, and serves.
+/// Whoever starts the server, and how it is confined: a process without a filter is none that
+/// serves clients, or waits to. A template that replaces another has the rights of that, and
+/// serves.
 #[test]
 fn no_process_is_without_a_filter_and_new_templates_are_as_the_first() {
     let plugin = std::fs::read_dir("/usr/lib")

@@ -1,5 +1,5 @@
-//! What confines scripts: `--sandbox=programs`, the default, and `--sandbox=strict` with `--allow-path` and `--allow-net`.
-//! Ours only.
+//! What confines scripts: `--sandbox=programs`, the default, and `--sandbox=strict` with
+//! `--allow-path` and `--allow-net`. Ours only.
 
 use std::net::TcpListener;
 

@@ -1,6 +1,6 @@
-//! The examples of nbdkit-sh-plugin(3), nbdkit-eval-plugin(1), nbdkit-log-filter(1) and nbdkit-exportname-filter(1), and
-//! what else people paste into scripts: as root, as root who becomes nobody and as an ordinary user, here and with Debian's
-//! server.
+//! The examples of nbdkit-sh-plugin(3), nbdkit-eval-plugin(1), nbdkit-log-filter(1) and
+//! nbdkit-exportname-filter(1), and what else people paste into scripts: as root, as root who
+//! becomes nobody and as an ordinary user, here and with Debian's server.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -22,9 +22,11 @@ struct Example<'a> {
     stdin: Option<&'a str>,
     setup: &'a dyn Fn(&TempDir),
     session: &'a dyn Fn(&mut Session),
-    /// What is waited for on standard error before the server is stopped: Debian's does not wait for its log scripts.
+    /// What is waited for on standard error before the server is stopped: Debian's does not wait
+    /// for its log scripts.
     last: &'a str,
-    /// A line of the transcript that shows that the example did what it is there for, for each who runs it.
+    /// A line of the transcript that shows that the example did what it is there for, for each who
+    /// runs it.
     proof: &'a dyn Fn(Starter) -> &'a str,
 }
 
@@ -52,8 +54,8 @@ impl Example<'_> {
         lines.iter().map(anonymous).collect()
     }
 
-    /// Who becomes nobody is held against Debian's server started by nobody: Debian's eval keeps its scripts where only root
-    /// finds them.
+    /// Who becomes nobody is held against Debian's server started by nobody: Debian's eval keeps
+    /// its scripts where only root finds them.
     fn compare(&self) {
         let Some(debian) = Binary::debian() else {
             assert!(std::env::var_os("CI").is_none(), "CI must have Debian's nbdkit, the oracle");
@@ -311,7 +313,8 @@ fn log_scripts() {
     .compare();
 }
 
-/// nbdkit-log-filter(1): "Strings and lists are shell-quoted", and a list is an array of the shell that runs the script.
+/// nbdkit-log-filter(1): "Strings and lists are shell-quoted", and a list is an array of the shell
+/// that runs the script.
 #[test]
 fn a_log_script_gets_lists_as_arrays_in_bash() {
     Example {
@@ -381,8 +384,8 @@ fn descriptions_that_a_script_prints() {
     .compare();
 }
 
-/// A script that says only the name of an errno, nbdkit-sh-plugin(3), "Exit codes": nbdkit logs a line without a text,
-/// ours has the errno's.
+/// A script that says only the name of an errno, nbdkit-sh-plugin(3), "Exit codes": nbdkit logs a
+/// line without a text, ours has the errno's.
 #[test]
 fn a_script_that_prints_an_errno_alone_leaves_a_line() {
     let line_of = |binary: Binary| {

@@ -1,5 +1,5 @@
-//! Scripts end with the call that nobody waits for any more, with their worker and with the server, and with them whatever
-//! they have left in the background. Ours only: nbdkit leaves them running.
+//! Scripts end with the call that nobody waits for any more, with their worker and with the server,
+//! and with them whatever they have left in the background. Ours only: nbdkit leaves them running.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -29,7 +29,8 @@ const LONG: &str = "600";
 fn start(options: &[&str]) -> Waiting {
     let builder = Server::nbdkit(options).binary(Binary::ours()).args(["sh", "{dir}/script"]);
     let dir = builder.dir().path().to_owned();
-    // A child, a grandchild whose parent has gone, one with a session of its own and its child: each tells its number.
+    // A child, a grandchild whose parent has gone, one with a session of its own and its child:
+    // each tells its number.
     let cases = format!(
         "get_size) echo 1M ;;
         thread_model) echo parallel ;;
@@ -106,7 +107,8 @@ fn scripts_end_with_a_killed_worker_and_other_clients_go_on() {
     }
 }
 
-/// The listener gives clients five seconds; the script gets no more, however clients are divided over processes.
+/// The listener gives clients five seconds; the script gets no more, however clients are divided
+/// over processes.
 #[test]
 fn scripts_end_with_a_stopped_server_which_does_not_wait_for_them() {
     for isolation in ["--isolation=connection", "--isolation=shared"] {
@@ -174,7 +176,8 @@ fn a_script_goes_on_when_its_client_vanishes_and_ends_with_the_server() {
     waiting.assert_ends();
 }
 
-/// What a script of the configuration phase starts serves all clients, and ends with the server, also with --run.
+/// What a script of the configuration phase starts serves all clients, and ends with the server,
+/// also with --run.
 #[test]
 fn what_get_ready_starts_lives_as_long_as_the_server() {
     for run in [false, true] {

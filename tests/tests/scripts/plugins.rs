@@ -1,4 +1,5 @@
-//! Plugins that are scripts, `nbdkit-NAME-plugin`: Debian has example4 and S3. nbdkit-plugin(3), nbdkit-probing(1).
+//! Plugins that are scripts, `nbdkit-NAME-plugin`: Debian has example4 and S3. nbdkit-plugin(3),
+//! nbdkit-probing(1).
 
 use std::process::Command;
 
@@ -67,7 +68,8 @@ fn example4_serves_a_disk() {
     assert_eq!(found, expected);
 }
 
-/// By path Debian's takes libraries only, and its sh plugin executes such a script, which executes nbdkit, and so on.
+/// By path Debian's takes libraries only, and its sh plugin executes such a script, which executes
+/// nbdkit, and so on.
 #[test]
 fn a_script_for_the_sh_plugin_is_found_by_path_and_read_by_the_shell() {
     if !Binary::under_test().is_ours() {

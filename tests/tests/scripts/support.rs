@@ -54,8 +54,8 @@ impl Starter {
         vec![Starter::Caller, Starter::Dropped]
     }
 
-    /// A server with these arguments in a directory that everybody may write to, which is its current one. `stdin`: a file
-    /// there.
+    /// A server with these arguments in a directory that everybody may write to, which is its
+    /// current one. `stdin`: a file there.
     pub(crate) fn server(self, binary: Binary, arguments: &[&str], stdin: Option<&str>) -> Builder {
         let mut builder = Server::nbdkit([] as [&str; 0]).binary(binary);
         if self == Starter::Dropped {

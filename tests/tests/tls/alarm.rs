@@ -1,4 +1,5 @@
-//! Clients that cause many signatures, which a worker that was taken over would need for others' handshakes.
+//! Clients that cause many signatures, which a worker that was taken over would need for others'
+//! handshakes.
 
 use super::Pki;
 

@@ -1,5 +1,6 @@
-//! Clients without a key of their own that keep the server busy: handshakes that are never finished, each of which takes a
-//! signature, and what is refused without TLS, each of which is a line in the log.
+//! Clients without a key of their own that keep the server busy: handshakes that are never
+//! finished, each of which takes a signature, and what is refused without TLS, each of which is a
+//! line in the log.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -40,8 +41,8 @@ fn half_open(server: SocketAddr, hello: &[u8]) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// How long clients of another address take to be served with TLS while `each` handshakes of each of 8
-/// threads are half open, and new ones come.
+/// How long clients of another address take to be served with TLS while `each` handshakes of each
+/// of 8 threads are half open, and new ones come.
 fn served_among(each: usize) -> (Vec<Duration>, usize) {
     let pki = Pki::with(KeyType::Rsa).expect("the tools");
     let flooded = pki.server(&["--tls=require", "memory", "1M"]).tcp().start();
@@ -108,7 +109,8 @@ fn a_client_gets_tls_while_another_peer_leaves_handshakes_half_open() {
     assert!(times[times.len() / 2] < Duration::from_secs(5), "{times:?}");
 }
 
-/// On a machine that does nothing else: `cargo test --release -p nbdkit-tests --test tls -- --ignored --nocapture half_open`.
+/// On a machine that does nothing else: `cargo test --release -p nbdkit-tests --test tls --
+/// --ignored --nocapture half_open`.
 #[test]
 #[ignore = "measures, on a machine that does nothing else"]
 fn measured_among_300_half_open_handshakes() {

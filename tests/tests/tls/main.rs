@@ -1,9 +1,14 @@
-//! TLS: certificates and keys as users make them, the clients that people use, and what must hold whatever they do.
+//! TLS: certificates and keys as users make them, the clients that people use, and what must hold
+//! whatever they do.
 //!
-//! - `startup`: what is loaded from where, and what is said when it is not there; `clients`: libnbd's and qemu's
-//! - `peers`: who is let in with `--tls-verify-peer`, and what plugins and filters learn; `psk`: pre-shared keys
-//! - `alarm`: clients that cause many signatures; `flood`: that leave handshakes half open, or fill the log
-//! - `options`: the protocol before and after NBD_OPT_STARTTLS; `memory`: where the private key is and where not
+//! - `startup`: what is loaded from where, and what is said when it is not there; `clients`:
+//!   libnbd's and qemu's
+//! - `peers`: who is let in with `--tls-verify-peer`, and what plugins and filters learn; `psk`:
+//!   pre-shared keys
+//! - `alarm`: clients that cause many signatures; `flood`: that leave handshakes half open, or fill
+//!   the log
+//! - `options`: the protocol before and after NBD_OPT_STARTTLS; `memory`: where the private key is
+//!   and where not
 
 mod alarm;
 mod clients;

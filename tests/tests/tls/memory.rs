@@ -1,5 +1,5 @@
-//! The private key is in the listener and nowhere else: the whole memory of template and worker is searched from outside,
-//! as root, in the middle of a session.
+//! The private key is in the listener and nowhere else: the whole memory of template and worker is
+//! searched from outside, as root, in the middle of a session.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,7 +10,8 @@ use nix::unistd::geteuid;
 
 use super::{Pki, must};
 
-/// What is looked for at once. Windows of the secret that are not windows of what is public as well.
+/// What is looked for at once. Windows of the secret that are not windows of what is public as
+/// well.
 const WINDOW: usize = 16;
 
 /// The children of a process.
@@ -88,7 +89,8 @@ fn secrets(key: &str) -> Vec<Vec<u8>> {
     secrets
 }
 
-/// All windows of the secrets, as they are and with their bytes reversed, which is how bignums lie in memory.
+/// All windows of the secrets, as they are and with their bytes reversed, which is how bignums lie
+/// in memory.
 pub(super) fn windows(secrets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut needles = Vec::new();
     for secret in secrets {

@@ -28,7 +28,8 @@ fn what_was_negotiated_in_the_clear_is_forgotten() {
             let again = client.set_meta_context("", &["base:allocation"]).expect("a reply");
             assert_eq!(again.end.reply, Rep::ERR_INVALID, "{headers:?}");
             client.go("", &[]).expect("a reply");
-            // A structured or extended reply would be a violation to this client, which expects simple ones.
+            // A structured or extended reply would be a violation to this client, which expects
+            // simple ones.
             let reply = client.call(&Ask::read(0, 512)).expect("a simple reply");
             assert_eq!(reply.data, [0; 512]);
         }

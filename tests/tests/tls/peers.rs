@@ -1,5 +1,5 @@
-//! Who is let in with `--tls-verify-peer`, and what filters learn about clients. nbdkit-tls(1), "Issuing and checking
-//! client certificates"; nbdkit-ip-filter(1).
+//! Who is let in with `--tls-verify-peer`, and what filters learn about clients. nbdkit-tls(1),
+//! "Issuing and checking client certificates"; nbdkit-ip-filter(1).
 
 use nbdkit_tests::Server;
 use nbdkit_tests::binary::Binary;
@@ -57,8 +57,8 @@ fn only_certificates_of_the_authority_are_let_in() {
     assert!(admitted(&pki, &server, "alice"));
 }
 
-/// What `openssl x509 -req` makes has no extensions and is of version 1. nbdkit serves with one, and so do we; a
-/// client's is refused, with the reason and the remedy.
+/// What `openssl x509 -req` makes has no extensions and is of version 1. nbdkit serves with one,
+/// and so do we; a client's is refused, with the reason and the remedy.
 #[test]
 fn certificates_of_version_1_serve_and_are_refused_from_clients_with_the_reason() {
     let Some(pki) = pki() else { return };
@@ -95,7 +95,8 @@ fn revoked_certificates_are_not_let_in() {
     let _ = server.wait_for_stderr("Revoked");
 }
 
-/// GnuTLS, as nbdkit uses it, goes on with a list that is out of date. So do we, but not in silence, and not if we are told.
+/// GnuTLS, as nbdkit uses it, goes on with a list that is out of date. So do we, but not in
+/// silence, and not if we are told.
 #[test]
 fn a_list_that_is_out_of_date_still_revokes_and_can_be_made_to_refuse_everybody() {
     let Some(pki) = pki() else { return };

@@ -1,4 +1,5 @@
-//! Pre-shared keys: psktool's file, libnbd and qemu. nbdkit-tls(1), "TLS with Pre-Shared Keys (PSK)".
+//! Pre-shared keys: psktool's file, libnbd and qemu. nbdkit-tls(1), "TLS with Pre-Shared Keys
+//! (PSK)".
 
 use std::path::Path;
 
@@ -51,7 +52,8 @@ fn libnbd_s_tools_connect_and_copy() {
     }
 }
 
-/// It takes as long to load as all the rest, and is code that others need not have in their address space.
+/// It takes as long to load as all the rest, and is code that others need not have in their address
+/// space.
 #[test]
 fn only_the_program_for_pre_shared_keys_has_openssl() {
     let Some(keys) = keys() else { return };

@@ -1,4 +1,5 @@
-//! What is loaded from where, and what is said when it is not there. nbdkit-tls(1), "Default TLS behaviour".
+//! What is loaded from where, and what is said when it is not there. nbdkit-tls(1), "Default TLS
+//! behaviour".
 
 use nbdkit_tests::Server;
 use nbdkit_tests::binary::Binary;
@@ -10,7 +11,8 @@ use std::process::Command;
 
 use super::{DEADLINE, Pki, has, must};
 
-/// Runs the server with a captive command that prints how TLS is, and returns its output and what it said.
+/// Runs the server with a captive command that prints how TLS is, and returns its output and what
+/// it said.
 fn captive(arguments: &[&str], environment: &[(&str, &Path)]) -> (Option<i32>, String, String) {
     let mut command = Command::new(Binary::ours().path());
     command.args(arguments).args(["-U", "-", "null", "--run", "echo \"tls=$tls $uri\""]);

@@ -8,7 +8,7 @@ use nbdkit_ipc::{FromBroker, ToBroker};
 
 use super::{Channels, Link};
 
-/// See the module's text.
+/// The worker's side of connecting to declared endpoints by the broker.
 #[derive(Debug)]
 pub(crate) struct Connecting {
     endpoints: Vec<Endpoint>,

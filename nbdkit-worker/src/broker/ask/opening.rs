@@ -13,7 +13,7 @@ use nbdkit_ipc::{FromBroker, ToBroker};
 
 use super::{Answer, Channels, Link};
 
-/// See the module's text.
+/// The worker's side of opening declared paths by the broker.
 #[derive(Debug)]
 pub(crate) struct Opening {
     declared: Vec<Declared>,

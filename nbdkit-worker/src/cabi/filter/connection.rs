@@ -25,7 +25,7 @@ use super::table::{Handle, Table};
 /// of its own.
 static NO_HANDLE: u8 = 0;
 
-/// See the module's text.
+/// A client's handle of a C filter.
 pub(super) struct CFilterConnection {
     callbacks: Arc<Callbacks>,
     /// What `open` returned.

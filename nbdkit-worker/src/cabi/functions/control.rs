@@ -15,8 +15,8 @@ extern "C" fn nbdkit_export_name() -> *const c_char {
         fail(&Error::msg("nbdkit_export_name: no connection in this thread"));
         return std::ptr::null();
     };
-    // The connection, which outlives the callback that we are in, holds it too. Before an export is picked there is
-    // no name yet.
+    // The connection, which outlives the callback that we are in, holds it too. Before an export is
+    // picked there is no name yet.
     served.export.as_ref().map_or(c"".as_ptr(), |export| export.as_ptr())
 }
 

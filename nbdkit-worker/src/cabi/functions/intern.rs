@@ -1,5 +1,5 @@
-//! Copies of strings that live as long as the server, or, made while a client is served, as the connection.
-//! nbdkit-plugin(3), "String lifetime".
+//! Copies of strings that live as long as the server, or, made while a client is served, as the
+//! connection. nbdkit-plugin(3), "String lifetime".
 
 use std::ffi::{CStr, CString, c_char};
 use std::sync::{Mutex, PoisonError};

@@ -1,4 +1,5 @@
-//! Lists of extents and exports, which C sees as pointers to what it cannot look into: [`Extents`] and [`CExports`].
+//! Lists of extents and exports, which C sees as pointers to what it cannot look into: [`Extents`]
+//! and [`CExports`].
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
@@ -77,7 +78,8 @@ impl CExports {
 /// The list of extents behind a pointer.
 ///
 /// # Safety
-/// `extents` is null, or one that we gave out and that is still there, and nothing else uses it now.
+/// `extents` is null, or one that we gave out and that is still there, and nothing else uses it
+/// now.
 pub(in super::super) unsafe fn extents<'a>(extents: *mut c_void) -> Option<&'a mut Extents> {
     // SAFETY: what we gave out is an Extents; the rest is the caller's promise.
     unsafe { extents.cast::<Extents>().as_mut() }
@@ -175,7 +177,8 @@ unsafe fn list_of<'a>(list: *mut c_void) -> Result<&'a mut CExports> {
 /// Adds an export.
 ///
 /// # Safety
-/// `list` is a list of exports that nothing else uses now; the strings are null or end with a null byte.
+/// `list` is a list of exports that nothing else uses now; the strings are null or end with a null
+/// byte.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_add_export(
     list: *mut c_void,
@@ -231,7 +234,8 @@ unsafe extern "C" fn nbdkit_exports_count(list: *const c_void) -> usize {
     unsafe { list.cast::<CExports>().as_ref() }.map_or(0, |list| list.list.len())
 }
 
-/// The export number `index`, whose strings live until the list changes; nulls if there are not as many.
+/// The export number `index`, whose strings live until the list changes; nulls if there are not as
+/// many.
 ///
 /// # Safety
 /// `list` is a list of exports, and nothing changes it now.

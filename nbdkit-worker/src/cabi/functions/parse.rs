@@ -1,4 +1,5 @@
-//! Parsing parameters, [`nbdkit_api::parse`] for C. Results are left alone on failure and may be null.
+//! Parsing parameters, [`nbdkit_api::parse`] for C. Results are left alone on failure and may be
+//! null.
 
 use std::ffi::{c_char, c_double, c_int, c_uint};
 

@@ -12,7 +12,8 @@ use super::{allocated, context, fail, minus_one};
 /// The bytes of a structure.
 fn bytes_of<T: Copy>(structure: &T) -> Vec<u8> {
     let start = std::ptr::from_ref(structure).cast::<u8>();
-    // SAFETY: as many bytes as the structure has. Those used here are made of zeroes, so that padding is set too.
+    // SAFETY: as many bytes as the structure has. Those used here are made of zeroes, so that
+    // padding is set too.
     unsafe { std::slice::from_raw_parts(start, size_of::<T>()) }.to_vec()
 }
 
@@ -110,7 +111,8 @@ extern "C" fn nbdkit_peer_gid() -> i64 {
     credentials("nbdkit_peer_gid", |(_, _, gid)| gid.into())
 }
 
-/// A text about the client, for the caller to free; null with errno ENOPROTOOPT if there is none to be had.
+/// A text about the client, for the caller to free; null with errno ENOPROTOOPT if there is none to
+/// be had.
 fn about(function: &str, text: impl Fn(&Client) -> Option<String>) -> *mut c_char {
     match context::client(function).map(|client| text(&client)) {
         Ok(Some(text)) => allocated(text.as_bytes()),

@@ -1,11 +1,14 @@
-//! What of the machine programs and resolvers find where the system keeps it, each with its reason. Data only.
+//! What of the machine programs and resolvers find where the system keeps it, each with its reason.
+//! Data only.
 //!
-//! Not /etc as a whole: it has keys, passwords and the configuration of other services, of which permissions keep a server that
-//! stays root from none. `--allow-path` adds what a program needs besides.
+//! Not /etc as a whole: it has keys, passwords and the configuration of other services, of which
+//! permissions keep a server that stays root from none. `--allow-path` adds what a program needs
+//! besides.
 //!
-//! A rule is for the file that has the name at the start: one that is renamed to it later (as useradd(8), editors and DHCP
-//! clients do) is not readable. Directories keep their rule, whatever is put into them. A link needs no rule, only what it
-//! leads to: so those of /etc/alternatives work, which lead into /usr.
+//! A rule is for the file that has the name at the start: one that is renamed to it later (as
+//! useradd(8), editors and DHCP clients do) is not readable. Directories keep their rule, whatever
+//! is put into them. A link needs no rule, only what it leads to: so those of /etc/alternatives
+//! work, which lead into /usr.
 
 #![forbid(unsafe_code)]
 
@@ -56,7 +59,8 @@ pub(super) const VERSIONED: &[&str] = &[
     "python3",                  // python: sitecustomize.py is a link to here
 ];
 
-/// What TLS and its libraries read: programs by themselves, for they fail early otherwise, and on the network. No private keys.
+/// What TLS and its libraries read: programs by themselves, for they fail early otherwise, and on
+/// the network. No private keys.
 #[rustfmt::skip]
 pub(super) const TLS: &[&str] = &[
     "/etc/ssl/openssl.cnf",     // libcrypto

@@ -1,10 +1,11 @@
-//! What may be connected to, and how a connection begins: one rule, for the broker and for processes that connect by
-//! themselves.
+//! What may be connected to, and how a connection begins: one rule, for the broker and for
+//! processes that connect by themselves.
 //!
-//! A name never leads to a link-local, multicast, broadcast or unspecified address: whoever answers for a name could send the
-//! server to services that trust whatever comes from the machine or its link (169.254.169.254 of clouds). An address that the
-//! operator has written out is connected to, whatever it is. Loopback and private addresses are what disks are served from
-//! and are not refused.
+//! A name never leads to a link-local, multicast, broadcast or unspecified address: whoever answers
+//! for a name could send the server to services that trust whatever comes from the machine or its
+//! link (169.254.169.254 of clouds). An address that the operator has written out is connected to,
+//! whatever it is. Loopback and private addresses are what disks are served from and are not
+//! refused.
 
 #![forbid(unsafe_code)]
 
@@ -24,7 +25,8 @@ use crate::error::{Errno, Error};
 /// Most addresses of a name that are tried.
 pub const MOST_ADDRESSES: usize = 16;
 
-/// Keepalive of TCP: after how long without a byte the other end is probed, and how long until the next probe, seconds.
+/// Keepalive of TCP: after how long without a byte the other end is probed, and how long until the
+/// next probe, seconds.
 const IDLE: u32 = 60;
 const INTERVAL: u32 = 15;
 /// How long probes, or data that were sent, may go without an answer, milliseconds.
@@ -80,8 +82,8 @@ impl From<Errno> for Failure {
     }
 }
 
-/// Whether finding the addresses of `endpoint`, or beginning a connection, may wait for somebody: a resolver, or the file
-/// system that a socket is in.
+/// Whether finding the addresses of `endpoint`, or beginning a connection, may wait for somebody: a
+/// resolver, or the file system that a socket is in.
 pub fn may_wait(endpoint: &Endpoint) -> bool {
     match endpoint {
         Endpoint::Tcp { host, .. } => literal(host).is_none(),
@@ -90,7 +92,8 @@ pub fn may_wait(endpoint: &Endpoint) -> bool {
     }
 }
 
-/// What `endpoint` leads to now, in the order in which it is to be tried (getaddrinfo(3), RFC 6724): at least one address.
+/// What `endpoint` leads to now, in the order in which it is to be tried (getaddrinfo(3), RFC
+/// 6724): at least one address.
 ///
 /// # Errors
 /// The resolver's; EACCES if all that a name leads to is refused.
@@ -150,8 +153,8 @@ fn may_be_led_to_v4(address: Ipv4Addr) -> bool {
     !(unspecified || address.is_link_local() || address.is_multicast() || address.is_broadcast())
 }
 
-/// The address of IPv4 that an address of IPv6 stands for: mapped (::ffff:0:0/96), or by a translator (64:ff9b::/96, RFC 6052;
-/// 2002::/16, RFC 3056).
+/// The address of IPv4 that an address of IPv6 stands for: mapped (::ffff:0:0/96), or by a
+/// translator (64:ff9b::/96, RFC 6052; 2002::/16, RFC 3056).
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let of = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
     match address.segments() {
@@ -163,11 +166,12 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Begins a connection to the `attempt`th address, or to the first behind it that does not fail at once. Waits for nobody but
-/// the file system that a Unix socket is in.
+/// Begins a connection to the `attempt`th address, or to the first behind it that does not fail at
+/// once. Waits for nobody but the file system that a Unix socket is in.
 ///
 /// # Errors
-/// EADDRNOTAVAIL: there are not so many; EAGAIN: a Unix socket's backlog is full; the kernel's for the last address.
+/// EADDRNOTAVAIL: there are not so many; EAGAIN: a Unix socket's backlog is full; the kernel's for
+/// the last address.
 pub fn begin(addresses: &[Address], attempt: u32) -> Result<Begun, Failure> {
     let mut last = Errno::EADDRNOTAVAIL;
     let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
@@ -188,7 +192,8 @@ fn begin_one(address: &Address) -> nix::Result<OwnedFd> {
         Address::Ip(address) => {
             let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
             let fd = stream(family, Some(SockProtocol::Tcp))?;
-            // A request must not wait for the next, and whoever is gone without a word must be noticed. tcp(7)
+            // A request must not wait for the next, and whoever is gone without a word must be
+            // noticed. tcp(7)
             let _ = setsockopt(&fd, sockopt::TcpNoDelay, &true);
             let _ = setsockopt(&fd, sockopt::KeepAlive, &true);
             let _ = setsockopt(&fd, sockopt::TcpKeepIdle, &IDLE);

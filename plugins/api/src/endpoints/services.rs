@@ -1,6 +1,7 @@
 //! Ports by number, or by a service's name in /etc/services. services(5).
 //!
-//! Read here and not by getservbyname(3), so that a port is a number before the sandbox closes, which allows it alone.
+//! Read here and not by getservbyname(3), so that a port is a number before the sandbox closes,
+//! which allows it alone.
 
 #![forbid(unsafe_code)]
 

@@ -137,7 +137,8 @@ fn a_full_backlog_is_waited_for_until_the_deadline() {
     });
 }
 
-/// The kernel answers no SYN where the queue of connections that nobody has accepted is full. listen(2)
+/// The kernel answers no SYN where the queue of connections that nobody has accepted is full.
+/// listen(2)
 #[test]
 fn nobody_is_waited_for_longer_than_the_deadline() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

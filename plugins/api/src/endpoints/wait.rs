@@ -13,7 +13,8 @@ use crate::error::Errno;
 /// How long to wait, and for whom.
 #[derive(Debug, Clone, Copy)]
 pub struct Wait<'a> {
-    /// The client being served: without it there is nothing to wait for. `None`: there is none in particular.
+    /// The client being served: without it there is nothing to wait for. `None`: there is none in
+    /// particular.
     pub client: Option<&'a Client>,
     /// When to give up.
     pub deadline: Instant,
@@ -34,7 +35,8 @@ impl Wait<'_> {
     /// Waits until `fd` has one of `events`, or an error.
     ///
     /// # Errors
-    /// ETIMEDOUT; ESHUTDOWN if the client has closed its connection or the server stops, which closes it too; poll(2)'s.
+    /// ETIMEDOUT; ESHUTDOWN if the client has closed its connection or the server stops, which
+    /// closes it too; poll(2)'s.
     pub fn ready(&self, fd: BorrowedFd<'_>, events: PollFlags) -> Result<(), Errno> {
         /// Of one call, milliseconds: i32::MAX of them are 24 days.
         const LONGEST: u128 = 1 << 30;

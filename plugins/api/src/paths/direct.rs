@@ -1,5 +1,5 @@
-//! What may be opened for a client: a regular file or a block device, without waiting for anybody. One rule, for the broker
-//! and for processes that open by themselves.
+//! What may be opened for a client: a regular file or a block device, without waiting for anybody.
+//! One rule, for the broker and for processes that open by themselves.
 
 #![forbid(unsafe_code)]
 
@@ -102,8 +102,8 @@ pub fn directory(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Failure> {
     Ok(openat(dir, path, flags, Mode::empty())?)
 }
 
-/// Opens `path` beneath `dir`, with `write` for writing too if that is permitted. `links`: whether it may be a symbolic
-/// link.
+/// Opens `path` beneath `dir`, with `write` for writing too if that is permitted. `links`: whether
+/// it may be a symbolic link.
 ///
 /// # Errors
 /// It is of another type; ELOOP for a link; the kernel's.
@@ -118,8 +118,8 @@ pub fn file(dir: BorrowedFd<'_>, path: &Path, write: bool, links: bool) -> Resul
         return Err(Failure::Os(Errno::ELOOP));
     }
     let expected = type_of(&stat).ok_or(Failure::WrongType)?;
-    // Opening has effects of its own on pipes and terminals, so the type was looked at first; should
-    // the file have become a pipe in between, O_NONBLOCK prevents waiting for its other end.
+    // Opening has effects of its own on pipes and terminals, so the type was looked at first;
+    // should the file have become a pipe in between, O_NONBLOCK prevents waiting for its other end.
     let mut flags = OFlag::O_CLOEXEC | OFlag::O_NOCTTY | no_link;
     if expected == Type::Regular {
         flags |= OFlag::O_NONBLOCK;

@@ -1,12 +1,15 @@
-//! Files that the template has opened before it was confined, so that usually nobody has to be asked: a client's worker
-//! looks what the path leads to now, and if it is what was kept, uses that.
+//! Files that the template has opened before it was confined, so that usually nobody has to be
+//! asked: a client's worker looks what the path leads to now, and if it is what was kept, uses
+//! that.
 //!
-//! An open file description carries state: its position, read-ahead, and above all which write error fsync(2) has
-//! reported and which it has still to report. Two clients that shared one could lose an error. So several descriptions of
-//! each file are kept, numbered alike (a *slot*), and a slot belongs to one client at a time; who finds none free asks the
-//! broker for a description of its own.
+//! An open file description carries state: its position, read-ahead, and above all which write
+//! error fsync(2) has reported and which it has still to report. Two clients that shared one could
+//! lose an error. So several descriptions of each file are kept, numbered alike (a *slot*), and a
+//! slot belongs to one client at a time; who finds none free asks the broker for a description of
+//! its own.
 //!
-//! Only regular files are kept: one that keeps a block device open keeps the machine from reconfiguring it.
+//! Only regular files are kept: one that keeps a block device open keeps the machine from
+//! reconfiguring it.
 
 #![forbid(unsafe_code)]
 
@@ -29,7 +32,8 @@ const FILLERS: usize = 32;
 /// Most of all files together; a disk made of more files keeps fewer of each.
 const MOST_OF_ALL: usize = 256;
 
-/// What the answer of open(2) depends on, as far as stat(2) tells: which file, and who may do what with it.
+/// What the answer of open(2) depends on, as far as stat(2) tells: which file, and who may do what
+/// with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
     device: u64,
@@ -63,7 +67,7 @@ struct Entry {
     taken: AtomicU64,
 }
 
-/// See the module's text.
+/// Declared files that the template keeps open, with a description for each client.
 #[derive(Debug)]
 pub struct Kept {
     entries: RwLock<Vec<Arc<Entry>>>,
@@ -77,12 +81,13 @@ impl Kept {
         Kept { entries: RwLock::default(), ours: AtomicU64::new(u64::MAX) }
     }
 
-    /// Opens what is declared and can be kept. What cannot be opened now is left to the broker, later.
+    /// Opens what is declared and can be kept. What cannot be opened now is left to the broker,
+    /// later.
     pub fn new(declared: &[Declared]) -> Kept {
         let mut entries: Vec<Entry> = Vec::new();
         let slots = (MOST_OF_ALL / declared.len().max(1)).min(MOST_KEPT);
-        // Takes the numbers that are free among others, so that what follows gets one after the other, and those of other
-        // slots are closed by few calls.
+        // Takes the numbers that are free among others, so that what follows gets one after the
+        // other, and those of other slots are closed by few calls.
         let stdin = std::io::stdin();
         let _fillers: Vec<_> =
             (0..FILLERS).map_while(|_| stdin.as_fd().try_clone_to_owned().ok()).collect();
@@ -100,8 +105,8 @@ impl Kept {
         Kept { entries: RwLock::new(entries), ours: AtomicU64::new(u64::MAX) }
     }
 
-    /// The descriptors, as ranges of numbers, that are not of `slot`. Empty if there are so many ranges that closing them is
-    /// not worth it.
+    /// The descriptors, as ranges of numbers, that are not of `slot`. Empty if there are so many
+    /// ranges that closing them is not worth it.
     pub fn of_other_slots(&self, slot: Option<u32>) -> Vec<RangeInclusive<RawFd>> {
         const MOST_RANGES: usize = 8;
         let entries = self.read();
@@ -131,8 +136,8 @@ impl Kept {
         self.ours.store(slot.map_or(0, |slot| 1 << slot), Ordering::Relaxed);
     }
 
-    /// Closes what is not at its path any more, so that it does not take up space after its removal. Must not be called in a
-    /// process that has been given a slot.
+    /// Closes what is not at its path any more, so that it does not take up space after its
+    /// removal. Must not be called in a process that has been given a slot.
     pub fn forget_replaced(&self) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|entry| entry.is_current());
@@ -200,8 +205,8 @@ impl Entry {
     }
 }
 
-/// What was kept of `declared`, for one client, and whether it is writable; `None` if its path leads elsewhere now, or if
-/// none is free.
+/// What was kept of `declared`, for one client, and whether it is writable; `None` if its path
+/// leads elsewhere now, or if none is free.
 pub(super) fn lend(kept: &Kept, declared: &Declared) -> Option<(Lent, bool)> {
     let entries = kept.read();
     let entry = entries.iter().find(|entry| entry.path == declared.path)?;

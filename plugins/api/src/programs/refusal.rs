@@ -1,5 +1,6 @@
-//! When a script fails under `--sandbox=strict` in a way that looks like the sandbox, the log says so, once for each
-//! connection: the script's own words ("Permission denied") do not tell who denied it.
+//! When a script fails under `--sandbox=strict` in a way that looks like the sandbox, the log says
+//! so, once for each connection: the script's own words ("Permission denied") do not tell who
+//! denied it.
 
 #![forbid(unsafe_code)]
 
@@ -26,8 +27,9 @@ pub fn confined_strictly() -> bool {
     STRICT.load(Ordering::Relaxed)
 }
 
-/// Whether a script's complaint may be about what the sandbox refuses: paths by Landlock (EACCES; EPERM for links and
-/// names that it does not let be moved), system calls by seccomp (ENOSYS), sockets by either.
+/// Whether a script's complaint may be about what the sandbox refuses: paths by Landlock (EACCES;
+/// EPERM for links and names that it does not let be moved), system calls by seccomp (ENOSYS),
+/// sockets by either.
 pub fn looks_refused(complaint: &[u8]) -> bool {
     const WORDS: [&[u8]; 8] = [
         b"ermission denied",
@@ -42,7 +44,8 @@ pub fn looks_refused(complaint: &[u8]) -> bool {
     WORDS.iter().any(|word| complaint.windows(word.len()).any(|window| window == *word))
 }
 
-/// A script has failed, saying `complaint`. If the sandbox may be why, says so in the log, once for each connection.
+/// A script has failed, saying `complaint`. If the sandbox may be why, says so in the log, once for
+/// each connection.
 pub fn explain_refusal(complaint: &[u8]) {
     if !confined_strictly() || !looks_refused(complaint) {
         return;

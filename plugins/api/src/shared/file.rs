@@ -14,7 +14,8 @@ use nix::unistd::{Whence, ftruncate, lseek64};
 use crate::error::{Errno, Error, Result, ResultExt};
 use crate::extents::{ExtentKind, Extents};
 
-/// See the module's text. All methods may be called from any process and thread at once.
+/// A file that several processes read and write. All methods may be called from any process and
+/// thread at once.
 #[derive(Debug)]
 pub struct SharedFile {
     file: File,
@@ -150,8 +151,8 @@ impl SharedFile {
         }
     }
 
-    /// Adds what the file system knows of `offset .. offset + count` to `extents`: data, or holes that
-    /// read as zeroes. The range must lie within the file. With `one`, stops after the first.
+    /// Adds what the file system knows of `offset .. offset + count` to `extents`: data, or holes
+    /// that read as zeroes. The range must lie within the file. With `one`, stops after the first.
     ///
     /// # Errors
     /// EIO; those of [`Extents::add`].
@@ -190,14 +191,16 @@ fn unlinked(dir: &Path) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Beyond, SEEK_DATA finds nothing in a memfd, whatever there is: the end of the last page is no file offset.
+/// Beyond, SEEK_DATA finds nothing in a memfd, whatever there is: the end of the last page is no
+/// file offset.
 const SEEKABLE: u64 = i64::MAX as u64 / 4096 * 4096;
 
 /// Describes `offset .. offset + count` of any file by SEEK_DATA and SEEK_HOLE.
 /// Moves the descriptor's file position, which nothing else may depend on.
 ///
 /// # Errors
-/// Those of lseek(2) (EINVAL or EOPNOTSUPP where seeking for holes is unknown), of [`Extents::add`].
+/// Those of lseek(2) (EINVAL or EOPNOTSUPP where seeking for holes is unknown), of
+/// [`Extents::add`].
 pub fn seek_extents(
     fd: BorrowedFd<'_>,
     count: u64,
@@ -215,8 +218,8 @@ pub fn seek_extents(
         let data = match seek(at, Whence::SeekData) {
             Ok(data) => data,
             Err(Errno::ENXIO) => {
-                // Nothing but hole up to the end of the file. What lies beyond, if it shrank under us, is no hole: reading
-                // it must fail.
+                // Nothing but hole up to the end of the file. What lies beyond, if it shrank under
+                // us, is no hole: reading it must fail.
                 let size = lseek64(fd, 0, Whence::SeekEnd).or_error(|| "lseek SEEK_END")? as u64;
                 if size < end {
                     if size > at {

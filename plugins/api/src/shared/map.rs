@@ -1,8 +1,8 @@
 //! Atomic words in memory that all processes map.
 //!
-//! The one place that maps memory. Soundness rests on two things: a mapping is made here, page-aligned and
-//! of a length known to this module, and lives as long as the value that holds it; and what it is seen
-//! as, atomics, is valid whatever bytes another process puts there.
+//! The one place that maps memory. Soundness rests on two things: a mapping is made here,
+//! page-aligned and of a length known to this module, and lives as long as the value that holds it;
+//! and what it is seen as, atomics, is valid whatever bytes another process puts there.
 
 #![expect(unsafe_code, reason = "maps memory and hands out references into it")]
 
@@ -18,8 +18,8 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use crate::error::{Errno, Error, Result, ResultExt};
 use crate::shared::SharedFile;
 
-/// An array of atomic words shared with every process forked from now on. All zero at first; pages that
-/// nobody touched cost nothing.
+/// An array of atomic words shared with every process forked from now on. All zero at first; pages
+/// that nobody touched cost nothing.
 #[derive(Debug)]
 pub struct SharedWords {
     start: NonNull<AtomicU64>,
@@ -38,7 +38,8 @@ impl SharedWords {
     /// ENOMEM.
     pub fn new(words: usize) -> Result<SharedWords> {
         let length = length(words)?;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing of ours.
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing of
+        // ours.
         let start = unsafe {
             mmap_anonymous(
                 None,
@@ -53,8 +54,8 @@ impl SharedWords {
     /// `words` words that stand in `file` from byte `offset`, a multiple of the page size. The
     /// file is grown to hold them. Processes that map the same place share it, whenever they do.
     ///
-    /// A memfd can never be shrunk from then on: touching a page beyond its end would be SIGBUS in all
-    /// processes that map it.
+    /// A memfd can never be shrunk from then on: touching a page beyond its end would be SIGBUS in
+    /// all processes that map it.
     ///
     /// # Errors
     /// ENOMEM, ENOSPC, EINVAL for an unaligned offset.
@@ -96,8 +97,8 @@ impl Deref for SharedWords {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: `start` was mapped in `new` or `in_file` for `words` words, page-aligned, and is unmapped
-        // only in `drop`; every bit pattern is a valid AtomicU64.
+        // SAFETY: `start` was mapped in `new` or `in_file` for `words` words, page-aligned, and is
+        // unmapped only in `drop`; every bit pattern is a valid AtomicU64.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.words) }
     }
 }

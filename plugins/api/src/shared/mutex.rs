@@ -1,12 +1,14 @@
 //! A few shared words under a mutex that survives the death of its holder.
 //!
-//! Not a pthread robust mutex: glibc keeps list pointers inside one and follows them on unlock, so a worker that its client
-//! has taken over could write anywhere in the others through it. Here shared memory holds one 32-bit [`State`]; the worst
-//! that a hostile holder can do is not to let go.
+//! Not a pthread robust mutex: glibc keeps list pointers inside one and follows them on unlock, so
+//! a worker that its client has taken over could write anywhere in the others through it. Here
+//! shared memory holds one 32-bit [`State`]; the worst that a hostile holder can do is not to let
+//! go.
 //!
-//! Nor a priority-inheritance futex: it names its holder by a thread id, and if that thread was killed and its number was
-//! given to a stranger, everybody waits for the stranger. Here a holder is a process that holds the record lock of its own
-//! number ([`super::presence`]), which the kernel releases with it, and nobody but a user of the same mutexes can have.
+//! Nor a priority-inheritance futex: it names its holder by a thread id, and if that thread was
+//! killed and its number was given to a stranger, everybody waits for the stranger. Here a holder
+//! is a process that holds the record lock of its own number ([`super::presence`]), which the
+//! kernel releases with it, and nobody but a user of the same mutexes can have.
 
 #![expect(unsafe_code, reason = "the futex system call")]
 
@@ -29,8 +31,9 @@ const PATIENCE: Duration = Duration::from_millis(20);
 pub struct SharedMutex<const N: usize> {
     /// Word 0 is the futex (its low half on little-endian machines), the rest is the data.
     words: SharedWords,
-    /// Which of this process's threads may try: so that a mutex held in this process's name is held by nobody, if another
-    /// thread may try. A fork has its own; it must be made while no thread holds the mutex.
+    /// Which of this process's threads may try: so that a mutex held in this process's name is held
+    /// by nobody, if another thread may try. A fork has its own; it must be made while no thread
+    /// holds the mutex.
     turn: Mutex<()>,
     presence: &'static Presence,
 }
@@ -54,7 +57,8 @@ impl<const N: usize> SharedMutex<N> {
         unsafe { &*word.cast::<AtomicU32>() }
     }
 
-    /// Waits until no other thread holds the mutex. The words are written back when the result is dropped.
+    /// Waits until no other thread holds the mutex. The words are written back when the result is
+    /// dropped.
     pub fn lock(&self) -> Locked<'_, N> {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let (held, recovered) = acquire(self.futex(), self.presence);
@@ -78,8 +82,8 @@ pub struct Locked<'a, const N: usize> {
 }
 
 impl<const N: usize> Locked<'_, N> {
-    /// True if the last holder died or panicked: its changes were not written back, so the words are as
-    /// they were before it took the mutex, but what it did elsewhere may be half done.
+    /// True if the last holder died or panicked: its changes were not written back, so the words
+    /// are as they were before it took the mutex, but what it did elsewhere may be half done.
     pub fn recovered(&self) -> bool {
         self.recovered
     }
@@ -111,8 +115,9 @@ impl<const N: usize> Drop for Locked<'_, N> {
     }
 }
 
-/// What the futex holds: the process that holds the mutex (0: nobody), how often it has changed hands, whether the last holder
-/// left without writing back, and whether somebody may wait. Any value may stand there: the memory is everybody's.
+/// What the futex holds: the process that holds the mutex (0: nobody), how often it has changed
+/// hands, whether the last holder left without writing back, and whether somebody may wait. Any
+/// value may stand there: the memory is everybody's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct State(u32);
 
@@ -153,7 +158,8 @@ fn acquire(futex: &AtomicU32, presence: &Presence) -> (State, bool) {
     let mut waited = false;
     let mut dead = None;
     loop {
-        // Held in this process's name, it was left by an earlier process of this number: this thread has the turn.
+        // Held in this process's name, it was left by an earlier process of this number: this
+        // thread has the turn.
         let free = seen.holder() == 0 || seen.holder() == me || dead == Some(seen);
         if free {
             let mine = seen.taken_by(me, waited || seen.waited_for());
@@ -188,7 +194,8 @@ fn exchange(futex: &AtomicU32, from: State, to: State) -> std::result::Result<()
         .map_err(State)
 }
 
-/// Lets the futex go, `failed` without having written back, unless somebody wrote over it; wakes one who waits.
+/// Lets the futex go, `failed` without having written back, unless somebody wrote over it; wakes
+/// one who waits.
 fn release(futex: &AtomicU32, held: State, failed: bool) {
     let mut seen = State(futex.load(Ordering::Relaxed));
     loop {
@@ -210,7 +217,8 @@ fn release(futex: &AtomicU32, held: State, failed: bool) {
 /// Waits while the futex is `value`, so long at most.
 fn wait(futex: &AtomicU32, value: u32, patience: Duration) -> std::result::Result<(), Errno> {
     let timeout = libc::timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
-    // SAFETY: the word is mapped for as long as the reference lives, and is only read; the timeout is a structure of ours.
+    // SAFETY: the word is mapped for as long as the reference lives, and is only read; the timeout
+    // is a structure of ours.
     let result = unsafe {
         libc::syscall(libc::SYS_futex, futex.as_ptr(), libc::FUTEX_WAIT, value, &raw const timeout)
     };

@@ -1,6 +1,6 @@
-//! Which processes are there: each holds the record lock (fcntl(2), F_SETLK) of the byte that has its process id as offset,
-//! in a file that is shared by fork. The kernel releases it when the process ends, however it ends, and a process that
-//! merely has the same number does not have it.
+//! Which processes are there: each holds the record lock (fcntl(2), F_SETLK) of the byte that has
+//! its process id as offset, in a file that is shared by fork. The kernel releases it when the
+//! process ends, however it ends, and a process that merely has the same number does not have it.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::error::{Result, ResultExt};
 
-/// See the module's text.
+/// A record lock for each process that uses a shared object, which the kernel drops with it.
 #[derive(Debug)]
 pub(super) struct Presence {
     file: OwnedFd,
@@ -46,7 +46,8 @@ impl Presence {
         let me = std::process::id();
         if self.entered.load(Ordering::Relaxed) != me {
             let lock = record(me, libc::F_WRLCK);
-            // It fails only if another process has taken our lock, which then stands for us; and is tried again.
+            // It fails only if another process has taken our lock, which then stands for us; and is
+            // tried again.
             if fcntl(&self.file, FcntlArg::F_SETLK(&lock)).is_ok() {
                 self.entered.store(me, Ordering::Relaxed);
             }
