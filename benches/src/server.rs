@@ -1,5 +1,5 @@
-//! The servers under measurement: how each is told to serve one thing, started, found ready, and
-//! stopped.
+//! The servers under measurement: the command line of each, how it is started, when it is
+//! ready, and how it is stopped.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};

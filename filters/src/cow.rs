@@ -3,8 +3,8 @@
 //!
 //! The template makes the overlay; workers share it. Per export name there is a table with a word
 //! for each block (`table`, `exports`); the data of all exports lies in one unlinked file
-//! (`overlay`). A worker may be killed at any moment: a block's data is written before its word
-//! says so.
+//! (`overlay`). A worker may be killed at any moment, so a block's data is written before its word
+//! in the table.
 
 mod blocks;
 mod exports;

@@ -9,7 +9,7 @@ use crate::der::{Der, SEQUENCE};
 const VERSION: u8 = 0xa0;
 
 /// Why a certificate of version 1 is refused, and the remedy. `openssl x509 -req` makes one unless
-/// it is told of an extension.
+/// an extension is requested.
 pub const VERSION_1: &str = "X.509 version 1, which cannot say what the certificate is for; issue one of version 3, \
                              for instance with certtool(1), or with 'openssl x509 -req ... -extfile FILE' where FILE \
                              says 'keyUsage=digitalSignature'";

@@ -201,8 +201,8 @@ impl Quota {
         Ok(())
     }
 
-    /// Stores a block's state together with the account: see the module's text. The caller holds
-    /// `account`.
+    /// Stores a block's state and the new account, in an order that a killed worker cannot leave
+    /// inconsistent. The caller holds `account`.
     fn store(
         &self,
         cursor: &mut Cursor<'_>,

@@ -18,7 +18,7 @@ use nbdkit_api::{Errno, Error, Result, ResultExt};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getpid, gettid};
 
-/// How long a thread may take to do as it is told.
+/// How long a thread may take to restrict itself after the signal.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The signal by which glibc itself has threads change their user. It is the one (with that of

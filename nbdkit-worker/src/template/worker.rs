@@ -18,8 +18,8 @@ use crate::log::TemplateLink;
 use crate::{log, privileges, process};
 
 /// Serves the client that came with `serve` and returns the exit status. `template_link` is the
-/// template's own, on which a worker has nothing to say. `fds`: control channel, channel to the
-/// broker if `serve` says so, client's socket, client's output if that is another.
+/// template's own, on which a worker sends nothing. `fds`: control channel, channel to the broker
+/// if `serve.broker` is set, client's socket, client's output if that is another.
 pub(super) fn run(
     service: &Service,
     template_link: Option<Arc<TemplateLink>>,

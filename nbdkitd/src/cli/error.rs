@@ -68,8 +68,8 @@ impl Fault {
 
 /// A refused command line. `Display` gives the text for standard error, without the last newline.
 ///
-/// The process ends with [`EXIT_FAILURE`]. When [`wants_usage`](Self::wants_usage) says so, the
-/// usage summary is printed to standard output too, which is where nbdkit prints it.
+/// The process ends with [`EXIT_FAILURE`]. If [`wants_usage`](Self::wants_usage), the usage summary
+/// is printed to standard output too, which is where nbdkit prints it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CliError {
     text: String,

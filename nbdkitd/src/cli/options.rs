@@ -147,7 +147,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     row(OptionId::Isolation, None, &["isolation"], &["isolation"],
         Argument::Equals("connection|shared"), "one process for each client, or one for all of them"),
     row(OptionId::KeepAlive, None, &["keepalive", "keep-alive"], &["keepalive"],
-        Argument::None, "probe idle TCP connections when tcp(7) says so"),
+        Argument::None, "probe idle TCP connections at the intervals of tcp(7)"),
     row(OptionId::ListenerUser, None, &["listener-user"], &["listener-user"],
         Argument::Equals("USER"), "the user of the process that accepts clients"),
     row(OptionId::Log, None, &["log"], &["log"],

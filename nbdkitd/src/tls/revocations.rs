@@ -106,6 +106,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(next_update(&list(&[], &[this])), None, "it does not say so");
+        assert_eq!(next_update(&list(&[], &[this])), None, "there is no nextUpdate");
     }
 }

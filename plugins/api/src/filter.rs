@@ -116,7 +116,7 @@ pub trait Filter: Send + Sync {
     }
 
     /// What connections will touch, this filter's and those of the layers `below`, asked after
-    /// `get_ready`. A filter that opens what is below it read-only says so here:
+    /// `get_ready`. A filter that opens the layer below read-only returns
     /// [`Needs::read_only`].
     fn needs(&self, below: Needs) -> Needs {
         below

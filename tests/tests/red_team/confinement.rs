@@ -346,6 +346,15 @@ pub(crate) fn carry_out(server: &Server, text: &str) -> (End, String) {
     (end, outcome)
 }
 
+/// Runs the rows of a table with a server that root has started.
+pub(crate) fn as_root(run: fn(Starter)) {
+    if geteuid().is_root() {
+        run(Starter::Root);
+    } else {
+        eprintln!("SKIPPED: takes root");
+    }
+}
+
 /// Carries an attack out while another client works on, whose data is checked. `attack`: what the
 /// other client's failure is reported with.
 pub(crate) fn carry_out_beside(
@@ -357,7 +366,7 @@ pub(crate) fn carry_out_beside(
     let bystander = Bystander::start(server, attack, work);
     let (end, words) = carry_out(server, text);
     bystander.finish();
-    println!("{text}: {words}");
+    println!("{text}: {end:?}: {words}");
     end
 }
 
@@ -397,7 +406,6 @@ fn run(starter: Starter) {
             };
             let work = Work::Writes(4096);
             let end = carry_out_beside(&server, row.attack, &text, work);
-            println!("{starter:?} without {skip}: {text}: {end:?}");
             if !as_expected(&end) {
                 wrong.push(differs(starter, *skip, &text, &end, expected));
             }
@@ -409,11 +417,7 @@ fn run(starter: Starter) {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn every_attack_of_a_worker_of_root_is_stopped_by_the_layer_that_is_said_to() {
-    if geteuid().is_root() {
-        run(Starter::Root);
-    } else {
-        eprintln!("SKIPPED: takes root");
-    }
+    as_root(run);
 }
 
 #[test]

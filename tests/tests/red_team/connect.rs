@@ -14,7 +14,7 @@ use nix::unistd::geteuid;
 
 use crate::bystander::{Bystander, Work};
 use crate::confinement::{
-    CALLS, End, NAMESPACES, PATHS, Starter, builder, carry_out, carry_out_beside, differs,
+    CALLS, End, NAMESPACES, PATHS, Starter, as_root, builder, carry_out, carry_out_beside, differs,
     is_shown_here,
 };
 use crate::{eventually, server};
@@ -192,11 +192,7 @@ fn run(starter: Starter) {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn a_worker_of_root_makes_no_socket_of_its_own() {
-    if geteuid().is_root() {
-        run(Starter::Root);
-    } else {
-        eprintln!("SKIPPED: takes root");
-    }
+    as_root(run);
 }
 
 #[test]

@@ -10,12 +10,11 @@ use std::os::unix::fs::PermissionsExt;
 use nbd_protocol::constants::Opt;
 use nbdkit_tests::Server;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use nix::unistd::geteuid;
 use nix::{cmsg_space, libc};
 
 use crate::bystander::Work;
 use crate::confinement::{
-    CALLS, End, PATHS, Starter, builder, carry_out_beside, differs, is_shown_here,
+    CALLS, End, PATHS, Starter, as_root, builder, carry_out_beside, differs, is_shown_here,
 };
 
 use End::{Fails, Refused, Succeeds};
@@ -144,11 +143,7 @@ fn a_worker_passes_its_descriptors_to_nobody() {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn a_worker_of_root_reaches_no_file_but_by_its_descriptor() {
-    if geteuid().is_root() {
-        run(Starter::Root);
-    } else {
-        eprintln!("SKIPPED: takes root");
-    }
+    as_root(run);
 }
 
 #[test]

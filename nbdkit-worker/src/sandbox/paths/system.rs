@@ -19,7 +19,7 @@ pub(super) const PROGRAMS: &[&str] =
 /// What programs read.
 #[rustfmt::skip]
 pub(super) const READABLE: &[&str] = &[
-    "/proc",                    // what they are told about themselves
+    "/proc",                    // /proc/self, /proc/meminfo: shells, libraries
     "/dev/random",              // seeds
     "/dev/urandom",             // seeds
     "/etc/ld.so.cache",         // dynamic linker: where libraries are
@@ -121,7 +121,7 @@ mod tests {
             "/etc/NetworkManager/system-connections/a",
             "/run/secrets/a",
             "/var/lib/a",
-            "/root/.ssh/id_ed25519",
+            "/home/user/.ssh/id_ed25519",
         ] {
             let beneath = all().find(|path| Path::new(secret).starts_with(path));
             assert_eq!(beneath, None, "{secret}");
