@@ -15,6 +15,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2};
 
+use crate::error::SystemError;
+
 /// The two processes after [`fork`].
 pub(crate) enum Forked {
     /// The process that was started, with its exit status.
@@ -47,9 +49,9 @@ impl Report {
 ///
 /// # Errors
 /// Those of pipe(2) and fork(2).
-pub(crate) fn fork(program: &str) -> io::Result<Forked> {
-    let (outcome, report) = pipe2(OFlag::O_CLOEXEC)?;
-    match process::fork()? {
+pub(crate) fn fork(program: &str) -> Result<Forked, SystemError> {
+    let (outcome, report) = pipe2(OFlag::O_CLOEXEC).map_err(SystemError::in_call("pipe"))?;
+    match process::fork().map_err(SystemError::in_call("fork"))? {
         None => Ok(Forked::Server(Report(report))),
         Some(server) => {
             drop(report);
@@ -85,15 +87,12 @@ fn wait(program: &str, server: Pid, outcome: OwnedFd) -> ExitCode {
 ///
 /// # Errors
 /// Which call failed.
-pub(crate) fn leave_terminal(keep_stderr: bool) -> Result<(), String> {
-    let failed = |call: &'static str| {
-        move |errno: nix::errno::Errno| format!("{call}: {}", crate::strerror(errno))
-    };
-    nix::unistd::setsid().map_err(failed("setsid"))?;
-    nix::unistd::chdir("/").map_err(failed("chdir: /"))?;
+pub(crate) fn leave_terminal(keep_stderr: bool) -> Result<(), SystemError> {
+    nix::unistd::setsid().map_err(SystemError::in_call("setsid"))?;
+    nix::unistd::chdir("/").map_err(SystemError::on("chdir", "/"))?;
     if !keep_stderr {
         let null = open_null()?;
-        nix::unistd::dup2_stderr(&null).map_err(failed("dup2"))?;
+        nix::unistd::dup2_stderr(&null).map_err(SystemError::in_call("dup2"))?;
     }
     Ok(())
 }
@@ -102,17 +101,14 @@ pub(crate) fn leave_terminal(keep_stderr: bool) -> Result<(), String> {
 ///
 /// # Errors
 /// Which call failed.
-pub(crate) fn release_standard_streams() -> Result<(), String> {
+pub(crate) fn release_standard_streams() -> Result<(), SystemError> {
     let null = open_null()?;
     nix::unistd::dup2_stdin(&null)
         .and_then(|()| nix::unistd::dup2_stdout(&null))
-        .map_err(|errno| format!("dup2: {}", crate::strerror(errno)))
+        .map_err(SystemError::in_call("dup2"))
 }
 
-fn open_null() -> Result<File, String> {
-    File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .map_err(|error| format!("open: /dev/null: {}", crate::errno_text(&error)))
+fn open_null() -> Result<File, SystemError> {
+    let path = "/dev/null";
+    File::options().read(true).write(true).open(path).map_err(SystemError::on("open", path))
 }

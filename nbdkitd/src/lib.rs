@@ -24,6 +24,7 @@ mod connections;
 mod daemon;
 mod datagram;
 mod descriptors;
+mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod identity;
@@ -56,6 +57,7 @@ use cli::command_line::{Action, CommandLine, Options, Sandbox, ServiceMode, Stac
 use cli::error::EXIT_FAILURE;
 use cli::{build_info, options};
 use daemon::Forked;
+use error::{StartError, SystemError};
 use log::Log;
 use serve::{End, FirstStart, Plan, Server};
 use template::TemplateSpec;
@@ -82,14 +84,14 @@ pub fn main() -> ExitCode {
         return print(&answer);
     }
     let program = command.program.clone();
-    run(command, parent).unwrap_or_else(|line| {
-        eprintln!("{program}: error: {line}");
+    run(command, parent).unwrap_or_else(|error| {
+        eprintln!("{program}: error: {error}");
         ExitCode::from(EXIT_FAILURE)
     })
 }
 
-/// Runs what needs the plugin. An error is one line for the user.
-fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, String> {
+/// Runs what needs the plugin.
+fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, StartError> {
     let CommandLine { program, action, options, .. } = command;
     let (stack, purpose, mode) = match action {
         Action::PluginHelp(stack) => (stack, Purpose::Help, None),
@@ -111,7 +113,7 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     };
     // Then the fork: from here on this is the process that serves.
     let report = if mode.is_some() && !options.foreground {
-        match daemon::fork(&program).map_err(|error| format!("fork: {}", errno_text(&error)))? {
+        match daemon::fork(&program)? {
             Forked::Launcher(status) => return Ok(status),
             Forked::Server(report) => Some(report),
         }
@@ -121,15 +123,17 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Strin
     if options.exit_with_parent {
         preflight::exit_with_parent(parent)?;
     }
-    let identity = identity::identity(options.user.as_deref(), options.group.as_deref())?;
+    let identity = identity::identity(options.user.as_deref(), options.group.as_deref())
+        .map_err(StartError::Confine)?;
     let sandboxed = options.sandbox != Some(Sandbox::Off);
     let listener_user =
-        identity::listener_user(options.listener_user.as_deref(), sandboxed, identity)?;
+        identity::listener_user(options.listener_user.as_deref(), sandboxed, identity)
+            .map_err(StartError::Confine)?;
     let log = Log::new(&program, &options)?;
     let single = mode == Some(ServiceMode::Stdin);
     let streams = if single {
         // They are the client's: nothing else may read or write them.
-        let streams = Streams::keep().map_err(|error| format!("dup: {}", errno_text(&error)))?;
+        let streams = Streams::keep().map_err(SystemError::in_call("dup"))?;
         daemon::release_standard_streams()?;
         Some(streams)
     } else {

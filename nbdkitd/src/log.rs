@@ -25,6 +25,7 @@ use nbdkit_ipc::messages::LogRecord;
 
 use crate::admission::PeerKey;
 use crate::cli::command_line::{LogDestination, Options};
+use crate::error::SystemError;
 use destination::Destination;
 pub(crate) use format::{Speaker, escape, line as format_line};
 pub(crate) use nbdkit_ipc::messages::Level;
@@ -53,7 +54,7 @@ impl Log {
     ///
     /// # Errors
     /// The file cannot be opened; the text is for standard error.
-    pub(crate) fn new(program: &str, options: &Options) -> Result<Log, String> {
+    pub(crate) fn new(program: &str, options: &Options) -> Result<Log, SystemError> {
         let destination = Destination::open(&options.log)?;
         Ok(Log {
             prefix: match &options.name {

@@ -45,6 +45,7 @@ use signal_hook_mio::v1_0::Signals;
 use crate::captive::Streams;
 use crate::cli::command_line::{Options, ServiceMode};
 use crate::daemon::Report;
+use crate::error::{StartError, SystemError};
 use crate::identity::{Identity, ListenerUser};
 use crate::log::Log;
 use crate::made::MadeFile;
@@ -134,8 +135,8 @@ impl Server {
     /// Starts the first template.
     ///
     /// # Errors
-    /// One line for the user.
-    pub(crate) fn start(plan: Plan, log: Log) -> Result<Server, String> {
+    /// The listener cannot make what it needs, or the template cannot be started.
+    pub(crate) fn start(plan: Plan, log: Log) -> Result<Server, StartError> {
         let mut server = Server::new(plan, log, Stage::Configuring)?;
         server.introduce();
         server.keep_terminal()?;
@@ -145,20 +146,16 @@ impl Server {
     }
 
     /// A server without a template.
-    fn new(mut plan: Plan, log: Log, stage: Stage) -> Result<Server, String> {
-        let failed = |call: &'static str| {
-            move |error: io::Error| format!("{call}: {}", crate::errno_text(&error))
-        };
-        let poll = Poll::new().map_err(failed("epoll_create"))?;
+    fn new(mut plan: Plan, log: Log, stage: Stage) -> Result<Server, SystemError> {
+        let poll = Poll::new().map_err(SystemError::in_call("epoll_create"))?;
         let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM])
-            .map_err(failed("sigaction"))?;
+            .map_err(SystemError::in_call("sigaction"))?;
         poll.registry()
             .register(&mut signals, SIGNALS, Interest::READABLE)
-            .map_err(failed("epoll_ctl"))?;
+            .map_err(SystemError::in_call("epoll_ctl"))?;
         // Workers whose template has ended become children of the listener.
-        prctl::set_child_subreaper(true).map_err(|errno| {
-            format!("prctl: PR_SET_CHILD_SUBREAPER: {}", crate::strerror(errno))
-        })?;
+        prctl::set_child_subreaper(true)
+            .map_err(SystemError::in_call("prctl: PR_SET_CHILD_SUBREAPER"))?;
         let now = Instant::now();
         Ok(Server {
             first: plan.first.take(),

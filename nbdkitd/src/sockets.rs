@@ -16,13 +16,17 @@ mod vsock;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 
-pub(crate) use activation::adopt;
+pub(crate) use activation::{ActivationError, adopt};
 pub(crate) use keepalive::keep_alive;
-use label::SocketLabel;
+use label::{LabelError, SocketLabel};
 pub(crate) use peer::{is_tcp, peer};
+use tcp::TcpError;
+use thiserror::Error;
 pub(crate) use unix::PrivateDirectory;
+use vsock::VsockError;
 
 use crate::cli::command_line::ServiceMode;
+use crate::error::SystemError;
 use crate::log::Log;
 use crate::made::MadeFile;
 
@@ -44,16 +48,33 @@ impl Listening {
     }
 }
 
+/// Why there are no listening sockets.
+#[derive(Debug, Error)]
+pub(crate) enum ListenError {
+    /// A Unix socket, or the directory for it.
+    #[error(transparent)]
+    Unix(#[from] SystemError),
+    /// `--vsock`.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// TCP.
+    #[error(transparent)]
+    Tcp(#[from] TcpError),
+    /// `--selinux-label`.
+    #[error(transparent)]
+    Label(#[from] LabelError),
+}
+
 /// Opens the sockets for `mode`, or takes those that were `adopted`.
 ///
 /// # Errors
-/// One line for the user.
+/// No socket could be opened, or not with the label.
 pub(crate) fn open(
     mode: &ServiceMode,
     adopted: Vec<OwnedFd>,
     label: Option<&OsStr>,
     log: &Log,
-) -> Result<Listening, String> {
+) -> Result<Listening, ListenError> {
     let label = label.map(SocketLabel::set).transpose()?;
     let listening = match mode {
         ServiceMode::SocketActivation { count } => {
@@ -77,9 +98,9 @@ pub(crate) fn open(
             tcp::listen(address.as_deref(), port.as_ref(), *family, log)?
         }
     };
-    if let Err(line) = label.map(SocketLabel::reset).transpose() {
+    if let Err(error) = label.map(SocketLabel::reset).transpose() {
         listening.made.into_iter().for_each(MadeFile::remove);
-        return Err(line);
+        return Err(error.into());
     }
     Ok(listening)
 }

@@ -27,6 +27,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::error::ProgramError;
 use crate::strerror;
 use crate::template::{self, Template, TemplateSpec};
 
@@ -63,13 +64,13 @@ impl Spawner {
     /// removed at the end. `gains`: see [`SpawnerSetup`].
     ///
     /// # Errors
-    /// One line for the user.
+    /// The program cannot be started.
     pub(crate) fn start(
         spec: &TemplateSpec,
         service: Option<&EnterService>,
         private: Option<&Path>,
         gains: bool,
-    ) -> Result<Spawner, String> {
+    ) -> Result<Spawner, ProgramError> {
         let template = spec.program();
         let program = Program {
             path: template::installed("nbdkit-spawner"),
@@ -77,9 +78,7 @@ impl Spawner {
             directory: None,
             ..template.clone()
         };
-        let failed = |error: io::Error| {
-            format!("cannot start {}: {}", program.path.display(), crate::errno_text(&error))
-        };
+        let failed = |cause| ProgramError::of(&program, cause);
         // Signals that a terminal sends to all processes must not kill the spawner before it
         // ignores them. It inherits the mask, and lifts it.
         let usual = SigSet::thread_get_mask().map_err(|errno| failed(errno.into()))?;
@@ -108,10 +107,7 @@ impl Spawner {
             .chain([ToSpawner::SetupEnd]);
         for message in messages {
             // The spawner does nothing but read these messages, so this does not wait for long.
-            spawner.link.send(&message, &[]).map_err(|error| match error.raw_os_error() {
-                Some(libc::EMSGSIZE) => template::TOO_LONG.to_owned(),
-                _ => failed(error),
-            })?;
+            spawner.link.send(&message, &[]).map_err(failed)?;
         }
         Ok(spawner)
     }

@@ -27,15 +27,12 @@ use nix::unistd::Pid;
 
 use crate::cli::command_line::{Isolation, Options, Sandbox, Stack};
 use crate::cli::{build_info, options};
+use crate::error::ProgramError;
 use crate::notify;
 use crate::tls::Tls;
 
 /// Most requests of one client that run at the same time, without `-t`. nbdkit(1).
 const DEFAULT_THREADS: u32 = 16;
-
-/// The error of a parameter that does not fit a message: one from a file may be longer than any on
-/// a command line.
-pub(crate) const TOO_LONG: &str = "a parameter is too long";
 
 /// Environment variables for the listener alone, which other processes do not inherit.
 pub(crate) const LISTENER_VARIABLES: [&str; 4] =
@@ -173,16 +170,16 @@ impl TemplateSpec {
     /// Starts the first template and begins to configure it.
     ///
     /// # Errors
-    /// One line for the user.
-    pub(crate) fn start(&self) -> Result<Template, String> {
+    /// The program cannot be started.
+    pub(crate) fn start(&self) -> Result<Template, ProgramError> {
         self.execute(Origin::FirstStart, self.messages())
     }
 
     /// Starts a template in the place of one that has ended.
     ///
     /// # Errors
-    /// One line for the user.
-    pub(crate) fn start_again(&self, service: &EnterService) -> Result<Template, String> {
+    /// The program cannot be started.
+    pub(crate) fn start_again(&self, service: &EnterService) -> Result<Template, ProgramError> {
         let service = ToTemplate::EnterService(service.clone());
         self.execute(Origin::Rebuild, self.messages().chain([service]))
     }
@@ -191,17 +188,12 @@ impl TemplateSpec {
         &self,
         origin: Origin,
         messages: impl Iterator<Item = ToTemplate>,
-    ) -> Result<Template, String> {
-        let failed = |error: io::Error| {
-            format!("cannot start {}: {}", self.program.path.display(), crate::errno_text(&error))
-        };
+    ) -> Result<Template, ProgramError> {
+        let failed = |cause| ProgramError::of(&self.program, cause);
         let (pid, link) = self.program.start(&LISTENER_VARIABLES).map_err(failed)?;
         let mut template = Template::new(pid, link, origin);
         template.outbox.extend(messages);
-        template.flush().map_err(|error| match error.raw_os_error() {
-            Some(libc::EMSGSIZE) => TOO_LONG.to_owned(),
-            _ => failed(error),
-        })?;
+        template.flush().map_err(failed)?;
         Ok(template)
     }
 
@@ -496,7 +488,7 @@ mod tests {
         let mut spec = spec(&[]);
         spec.program.path = "/no/such/nbdkit-worker".into();
         assert_eq!(
-            spec.start().err().unwrap(),
+            spec.start().err().unwrap().to_string(),
             "cannot start /no/such/nbdkit-worker: No such file or directory"
         );
     }

@@ -2,13 +2,14 @@
 //! it, and keeps the secret part. Workers speak TLS and ask the listener to sign; it never reads a
 //! byte that a client sent.
 //!
-//! - `certificates`: the files and where they are looked for; `revocations`: when a list is out of
+//! - `file`: reading one; `certificates`: the files and where they are looked for; `revocations`: when a list is out of
 //!   date; `scalar`: keys as GnuTLS writes them; `psk`: the file of pre-shared keys
 //! - `keys`: the secret part, and answers to workers; `transcript`: what may be signed
 
 #![forbid(unsafe_code)]
 
 mod certificates;
+mod file;
 #[cfg(test)]
 mod handshakes;
 mod keys;
@@ -24,15 +25,44 @@ use jiff::Timestamp;
 use nbdkit_ipc::KeyId;
 use nbdkit_ipc::keys::{Algorithms, Credentials, MAX_PIECE, PieceKind, TlsPiece};
 use nix::sys::prctl;
+use thiserror::Error;
 
 use crate::cli::command_line::{self, CrlExpiry, Options, TlsMode, TlsVersion};
+use crate::error::SystemError;
 use crate::log::Log;
-use certificates::{Certificates, Missing};
+use certificates::{Certificates, CertificatesError, Missing};
 
 pub(crate) use keys::{Checked, Keys};
+use priority::PriorityError;
+use psk::PskError;
 
 /// The message where nbdkit(1) has a warning or an error of several lines.
 const REMEDY: &str = "Try --tls-certificates=/path/to/certificates, or see \"Default location of certificates\" in nbdkit-tls(1)";
+
+/// Why TLS cannot be had as the options want it.
+#[derive(Debug, Error)]
+pub(crate) enum TlsError {
+    /// `--tls-priority`.
+    #[error(
+        "--tls-priority={text}: {why}: TLS 1.2 and 1.3 with authenticated encryption is all there is"
+    )]
+    Priority { text: String, why: PriorityError },
+    /// `--tls-min-version`.
+    #[error("--tls-min-version=1.3: --tls-priority leaves out TLS 1.3")]
+    MinVersion,
+    /// `--tls-psk`.
+    #[error(transparent)]
+    Psk(#[from] PskError),
+    /// `--tls-certificates`, or where certificates usually are.
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
+    /// There are none.
+    #[error("--tls=require but could not load TLS certificates: {0}. {REMEDY}")]
+    Required(Missing),
+    /// The keys cannot be kept out of core files.
+    #[error(transparent)]
+    Dumpable(SystemError),
+}
 
 /// For the fuzz targets: whether a worker gets a signature of this.
 pub fn is_signed(scheme: u16, message: &[u8]) -> bool {
@@ -60,16 +90,20 @@ pub(crate) struct Tls {
 /// Loads what the options name; `None` if TLS is off. nbdkit-tls(1), "Default TLS behaviour".
 ///
 /// # Errors
-/// One line: TLS is required and there are no keys, or files are there and cannot be used.
-pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Option<Tls>, String> {
+/// TLS is required and there are no keys, or files are there and cannot be used.
+pub(crate) fn load(
+    all: &Options,
+    root_directory: &Path,
+    log: &Log,
+) -> Result<Option<Tls>, TlsError> {
     let options = &all.tls;
     if options.mode == Some(TlsMode::Off) {
         return Ok(None);
     }
     let algorithms = match &options.priority {
-        Some(text) => priority::parse(text).map_err(|why| {
-            format!("--tls-priority={text}: {why}: TLS 1.2 and 1.3 with authenticated encryption is all there is")
-        })?,
+        Some(text) => {
+            priority::parse(text).map_err(|why| TlsError::Priority { text: text.clone(), why })?
+        }
         None => Algorithms::ALL,
     };
     let algorithms = at_least(options.min_version, algorithms)?;
@@ -96,7 +130,7 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
         let given = options.certificates.as_ref().map(Path::new);
         let (directory, certificates) = match certificates::find(given, root_directory)? {
             Ok(found) => found,
-            Err(missing) => return without(options, &missing, log).map(|()| None),
+            Err(missing) => return without(options, missing, log).map(|()| None),
         };
         log.debug(|| format!("successfully loaded TLS certificates from {}", directory.display()));
         log.debug(|| "TLS enabled using: X.509 certificates".to_owned());
@@ -107,7 +141,8 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
     };
     // Keys must not reach a core file, nor another process of the same user.
     prctl::set_dumpable(false)
-        .map_err(|errno| format!("prctl: PR_SET_DUMPABLE: {}", crate::strerror(errno)))?;
+        .map_err(SystemError::in_call("prctl: PR_SET_DUMPABLE"))
+        .map_err(TlsError::Dumpable)?;
     Ok(Some(loaded))
 }
 
@@ -146,10 +181,13 @@ fn with_certificates(
 }
 
 /// `--tls-min-version`.
-fn at_least(version: Option<TlsVersion>, mut algorithms: Algorithms) -> Result<Algorithms, String> {
+fn at_least(
+    version: Option<TlsVersion>,
+    mut algorithms: Algorithms,
+) -> Result<Algorithms, TlsError> {
     if version == Some(TlsVersion::V1_3) {
         if !algorithms.tls_1_3 {
-            return Err("--tls-min-version=1.3: --tls-priority leaves out TLS 1.3".to_owned());
+            return Err(TlsError::MinVersion);
         }
         algorithms.tls_1_2 = false;
     }
@@ -173,11 +211,9 @@ fn warn_of_overdue_lists(expiry: CrlExpiry, certificates: &Certificates, log: &L
 }
 
 /// There are no certificates: an error, a warning or nothing.
-fn without(options: &command_line::Tls, missing: &Missing, log: &Log) -> Result<(), String> {
+fn without(options: &command_line::Tls, missing: Missing, log: &Log) -> Result<(), TlsError> {
     match options.mode {
-        Some(TlsMode::Require) => {
-            Err(format!("--tls=require but could not load TLS certificates: {missing}. {REMEDY}"))
-        }
+        Some(TlsMode::Require) => Err(TlsError::Required(missing)),
         Some(TlsMode::On) => {
             log.error(&format!(
                 "warning: --tls=on but could not load TLS certificates: {missing}. TLS is disabled. {REMEDY}"

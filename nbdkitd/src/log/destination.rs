@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use nbdkit_ipc::messages::Level;
 
 use crate::cli::command_line::LogDestination;
+use crate::error::SystemError;
 use crate::sys::refusal;
 
 use super::output::Output;
@@ -40,7 +41,7 @@ impl Destination {
     ///
     /// # Errors
     /// A file that cannot be opened, for standard error.
-    pub(super) fn open(wanted: &LogDestination) -> Result<Destination, String> {
+    pub(super) fn open(wanted: &LogDestination) -> Result<Destination, SystemError> {
         Ok(match wanted {
             LogDestination::Default | LogDestination::Stderr => Destination::Stderr,
             LogDestination::Syslog => Destination::syslog(),
@@ -52,9 +53,7 @@ impl Destination {
                 // A FIFO without a reader is an error, and one with a slow reader does not stop the
                 // server.
                 options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-                let file = options.open(path).map_err(|error| {
-                    format!("--log: {}: {}", path.display(), crate::errno_text(&error))
-                })?;
+                let file = options.open(path).map_err(SystemError::on("--log", path.display()))?;
                 Destination::File(Output::new(file))
             }
         })
@@ -138,6 +137,6 @@ mod tests {
     fn a_file_that_cannot_be_opened_is_named() {
         let path = std::path::PathBuf::from("/no/such/dir/log");
         let error = Destination::open(&LogDestination::File(path)).err().unwrap();
-        assert_eq!(error, "--log: /no/such/dir/log: No such file or directory");
+        assert_eq!(error.to_string(), "--log: /no/such/dir/log: No such file or directory");
     }
 }

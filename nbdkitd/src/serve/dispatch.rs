@@ -37,8 +37,8 @@ impl Server {
         if !self.slot.take_ready() {
             return;
         }
-        if let Err(line) = self.slot.flush() {
-            return self.fail(line);
+        if let Err(error) = self.slot.flush() {
+            return self.fail(&error.to_string());
         }
         for _ in 0..MESSAGES_AT_ONCE {
             match self.slot.receive() {

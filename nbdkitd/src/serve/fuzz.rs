@@ -47,7 +47,7 @@ impl Listener {
     pub fn new(connections: u64, shared: bool) -> Result<Listener, String> {
         let options =
             Options { log: LogDestination::File(PathBuf::from("/dev/null")), ..Options::default() };
-        let log = Log::new("nbdkit", &options)?;
+        let log = Log::new("nbdkit", &options).map_err(|error| error.to_string())?;
         let stack = Stack { filters: Vec::new(), plugin: "null".into(), parameters: Vec::new() };
         let plan = Plan {
             spec: TemplateSpec::new(&stack, &options, Purpose::Serve, true, None),
@@ -64,7 +64,8 @@ impl Listener {
         };
         let failed = |error: std::io::Error| error.to_string();
         // Later than start-up, which would change this process.
-        let mut server = Server::new(plan, log, Stage::Serving)?;
+        let mut server =
+            Server::new(plan, log, Stage::Serving).map_err(|error| error.to_string())?;
         let (link, template) = Channel::pair().map_err(failed)?;
         server.slot.set(Template::new(NOBODY, link, Origin::Rebuild));
         let isolation = if shared { Isolation::Shared } else { Isolation::Connection };

@@ -29,7 +29,8 @@ impl Server {
                         self.context.log().debug(|| format!("the listener has become user {name}"));
                         if self.context.plan().options.exit_with_parent {
                             // The change of user has cleared it.
-                            preflight::exit_with_parent(parent)?;
+                            preflight::exit_with_parent(parent)
+                                .map_err(|error| error.to_string())?;
                         }
                         return Ok(());
                     }

@@ -15,8 +15,8 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
 use super::{PRINTED, Server};
+use crate::error::SystemError;
 use crate::log::{Log, Quota, Verdict, escape};
-use crate::strerror;
 
 /// How much is read at a time, bytes: as much as a pipe holds, so that a process that prints too
 /// much is not blocked at each page.
@@ -86,19 +86,19 @@ impl Server {
     /// are any.
     ///
     /// # Errors
-    /// One line for the user.
-    pub(super) fn keep_terminal(&mut self) -> Result<(), String> {
+    /// Those of pipe(2) and epoll_ctl(2).
+    pub(super) fn keep_terminal(&mut self) -> Result<(), SystemError> {
         if !io::stderr().is_terminal() {
             return Ok(());
         }
         // Their end blocks if the pipe is full; the listener's does not if it is empty.
-        let failed = |errno| format!("pipe: {}", strerror(errno));
-        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
+        let failed = SystemError::in_call("pipe");
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(&failed)?;
         nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(failed)?;
         self.context
             .register(ours.as_raw_fd(), PRINTED, Interest::READABLE)
-            .map_err(|error| format!("epoll_ctl: {}", crate::errno_text(&error)))?;
+            .map_err(SystemError::in_call("epoll_ctl"))?;
         self.context.plan_mut().spec.print_to(theirs);
         self.printed = Some(Printed {
             pipe: ours.into(),

@@ -24,8 +24,9 @@ use nix::unistd::Pid;
 use super::TEMPLATE;
 use super::context::Context;
 use super::workers::Workers;
+use crate::error::{ProgramError, SystemError};
 use crate::log::{Quota, Speaker};
-use crate::template::{Incoming, Origin, TOO_LONG, Template};
+use crate::template::{Incoming, Origin, Template};
 use broker::BrokerSlot;
 use cgroup::Groups;
 pub(super) use replace::{Death, Maker};
@@ -82,12 +83,16 @@ impl TemplateSlot {
     /// Puts a template into the slot and begins to poll its channel.
     ///
     /// # Errors
-    /// One line for the user; the template was killed.
-    pub(super) fn install(&mut self, template: Template, context: &Context) -> Result<(), String> {
+    /// epoll_ctl(2)'s; the template was killed.
+    pub(super) fn install(
+        &mut self,
+        template: Template,
+        context: &Context,
+    ) -> Result<(), SystemError> {
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = context.register(template.raw_fd(), TEMPLATE, interest) {
             template.kill();
-            return Err(format!("epoll_ctl: {}", crate::errno_text(&error)));
+            return Err(SystemError::in_call("epoll_ctl")(error));
         }
         self.set(template);
         Ok(())
@@ -190,12 +195,11 @@ impl TemplateSlot {
     /// Sends the template what is queued for it.
     ///
     /// # Errors
-    /// One line for the user: a parameter does not fit a message. Other errors mean that the
-    /// template has ended.
-    pub(super) fn flush(&mut self) -> Result<(), &'static str> {
+    /// A parameter does not fit a message. Other errors mean that the template has ended.
+    pub(super) fn flush(&mut self) -> Result<(), ProgramError> {
         match self.template.as_mut().map(Template::flush) {
             Some(Err(error)) if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) => {
-                Err(TOO_LONG)
+                Err(ProgramError::ParameterTooLong)
             }
             _ => Ok(()),
         }

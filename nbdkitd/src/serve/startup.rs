@@ -17,9 +17,10 @@ use crate::captive::{Captive, Streams};
 use crate::cli::build_info::{NBDKIT_VERSION, OWN_VERSION};
 use crate::cli::command_line::{ServiceMode, TcpPort, TlsMode};
 use crate::cli::uri;
+use crate::error::{StartError, SystemError};
 use crate::notify::State;
 use crate::template::Origin;
-use crate::{confine, daemon, errno_text, pid_file, privileges, sockets};
+use crate::{confine, daemon, pid_file, privileges, sockets};
 
 impl Server {
     /// The first debug lines.
@@ -51,8 +52,8 @@ impl Server {
                     return self.slot.violation(UNEXPECTED, &self.context);
                 };
                 self.slot.set_configured(configured);
-                if let Err(line) = self.listen(first) {
-                    return self.fail(&line);
+                if let Err(error) = self.listen(first) {
+                    return self.fail(&error.to_string());
                 }
                 self.shutdown.set_stage(Stage::Entering);
                 self.slot.enter_service(TemplateSlot::service(&self.context));
@@ -78,7 +79,7 @@ impl Server {
     }
 
     /// Opens the listening sockets, prints the URI, and gives up the standard streams.
-    fn listen(&mut self, first: FirstStart) -> Result<(), String> {
+    fn listen(&mut self, first: FirstStart) -> Result<(), StartError> {
         let plan = self.context.plan();
         let Some(mode) = &plan.mode else { return Ok(()) };
         let FirstStart { adopted } = first;
@@ -96,15 +97,14 @@ impl Server {
             sockets::keep_alive(&socket, self.context.plan().options.keepalive);
             self.acceptor
                 .add_socket(socket, &self.context)
-                .map_err(|error| format!("epoll_ctl: {}", errno_text(&error)))?;
+                .map_err(SystemError::in_call("epoll_ctl"))?;
         }
         self.print_uri()?;
         if self.context.plan().options.run.is_some() {
-            let streams =
-                Streams::keep().map_err(|error| format!("dup: {}", errno_text(&error)))?;
+            let streams = Streams::keep().map_err(SystemError::in_call("dup"))?;
             self.shutdown.keep_streams(streams);
         }
-        daemon::release_standard_streams()
+        Ok(daemon::release_standard_streams()?)
     }
 
     fn private_socket(&self) -> &Path {
@@ -116,7 +116,7 @@ impl Server {
         self.context.plan().tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode)
     }
 
-    fn print_uri(&self) -> Result<(), String> {
+    fn print_uri(&self) -> Result<(), SystemError> {
         let Some(mode) = &self.context.plan().mode else { return Ok(()) };
         let options = &self.context.plan().options;
         let Some(endpoint) = mode.endpoint(self.private_socket()) else {
@@ -132,7 +132,7 @@ impl Server {
             stdout
                 .write_all(uri::print_uri(&uri).as_bytes())
                 .and_then(|()| stdout.flush())
-                .map_err(|error| format!("standard output: {}", errno_text(&error)))?;
+                .map_err(SystemError::in_call("standard output"))?;
         }
         Ok(())
     }
@@ -155,8 +155,8 @@ impl Server {
             }
         }
         self.shutdown.set_stage(Stage::Serving);
-        if let Err(line) = self.enter_service() {
-            return self.fail(&line);
+        if let Err(error) = self.enter_service() {
+            return self.fail(&error.to_string());
         }
         self.manager.notify(State::Ready);
         self.slot.replace_if_broker_lost(Stage::Serving, &self.workers);
@@ -166,7 +166,7 @@ impl Server {
     }
 
     /// All that others see of the server being ready.
-    fn enter_service(&mut self) -> Result<(), String> {
+    fn enter_service(&mut self) -> Result<(), StartError> {
         if self.context.plan().report.is_some() {
             self.context
                 .log()
@@ -174,12 +174,12 @@ impl Server {
         }
         if let Some(path) = &self.context.plan().options.pid_file {
             let made = pid_file::write(path)
-                .map_err(|error| format!("{}: {}", path.display(), errno_text(&error)))?;
+                .map_err(|cause| StartError::PidFile { path: path.clone(), cause })?;
             self.made.extend(made);
             self.context.log().debug(|| format!("written pidfile {}", path.display()));
         }
         // Here rather than last: an error must still reach the user.
-        privileges::reduce(self.context.is_sandboxed())?;
+        privileges::reduce(self.context.is_sandboxed()).map_err(StartError::Confine)?;
         let report = self.context.plan_mut().report.take();
         if report.is_some() {
             daemon::leave_terminal(self.context.log().verbose())?;
@@ -188,14 +188,13 @@ impl Server {
         if let Some(streams) = self.shutdown.take_streams() {
             let script = self.run_script();
             let captive = Captive::start(&script, streams, self.context.plan().unprotected)
-                .map_err(|error| format!("--run: /bin/sh: {}", errno_text(&error)))?;
+                .map_err(SystemError::on("--run", "/bin/sh"))?;
             self.shutdown.set_captive(captive);
         }
-        let gone = "the process that started the server is gone";
         // While the files of a start that fails can be removed. From the sandbox on they stay, as
         // in nbdkit.
         if report.as_ref().is_some_and(|report| !report.is_awaited()) {
-            return Err(gone.to_owned());
+            return Err(StartError::LauncherGone);
         }
         // After the command of --run was started, which may use select(2).
         self.acceptor.fit_descriptors(&self.context);
@@ -203,20 +202,20 @@ impl Server {
         self.confine()?;
         self.made.clear();
         if let Some(report) = report {
-            report.ready().map_err(|_| gone.to_owned())?;
+            report.ready().map_err(|_| StartError::LauncherGone)?;
         }
         Ok(())
     }
 
     /// Confines the listener. Must not yet be called while there are programs to be started.
-    fn confine(&mut self) -> Result<(), String> {
+    fn confine(&mut self) -> Result<(), StartError> {
         if !self.context.is_sandboxed() {
             return Ok(());
         }
         self.slot.start_spawner(self.acceptor.private_mut(), &self.context)?;
         // After all that was executed.
-        self.leave_root()?;
-        confine::confine(self.context.log())
+        self.leave_root().map_err(StartError::Confine)?;
+        confine::confine(self.context.log()).map_err(StartError::Confine)
     }
 
     fn run_script(&self) -> OsString {

@@ -6,8 +6,26 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use thiserror::Error;
+
+use crate::error::SystemError;
+
 /// The attribute of this thread alone. proc_pid_attr(5).
 const ATTRIBUTE: &str = "/proc/thread-self/attr/sockcreate";
+
+/// What libselinux calls it, after the option.
+const CALL: &str = "selinux-label: setsockcreatecon";
+
+/// Why the sockets do not get the label.
+#[derive(Debug, Error)]
+pub(crate) enum LabelError {
+    /// SELinux is off, or does not know the label or permit it.
+    #[error("{0}. The option needs a system with SELinux enabled.")]
+    Set(SystemError),
+    /// The label stays in force for what this thread makes.
+    #[error(transparent)]
+    Reset(SystemError),
+}
 
 /// The label is in force until [`reset`](Self::reset), at the latest until this is dropped.
 #[must_use]
@@ -18,16 +36,12 @@ impl SocketLabel {
     ///
     /// # Errors
     /// SELinux is off, or does not know the label or permit it.
-    pub(super) fn set(label: &OsStr) -> Result<SocketLabel, String> {
+    pub(super) fn set(label: &OsStr) -> Result<SocketLabel, LabelError> {
         let mut value = label.as_bytes().to_vec();
         value.push(0);
-        std::fs::write(ATTRIBUTE, value).map_err(|error| {
-            format!(
-                "selinux-label: setsockcreatecon: {}: {}. The option needs a system with SELinux enabled.",
-                label.to_string_lossy(),
-                crate::errno_text(&error)
-            )
-        })?;
+        std::fs::write(ATTRIBUTE, value)
+            .map_err(SystemError::on(CALL, label.to_string_lossy()))
+            .map_err(LabelError::Set)?;
         Ok(SocketLabel(()))
     }
 
@@ -35,10 +49,10 @@ impl SocketLabel {
     ///
     /// # Errors
     /// The kernel's.
-    pub(super) fn reset(self) -> Result<(), String> {
-        std::fs::write(ATTRIBUTE, [0]).map_err(|error| {
-            format!("selinux-label: setsockcreatecon: {}", crate::errno_text(&error))
-        })
+    pub(super) fn reset(self) -> Result<(), LabelError> {
+        std::fs::write(ATTRIBUTE, [0])
+            .map_err(SystemError::in_call(CALL))
+            .map_err(LabelError::Reset)
     }
 }
 

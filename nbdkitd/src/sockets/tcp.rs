@@ -11,10 +11,27 @@ use nix::sys::socket::{
     self, AddressFamily as Family, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6,
     SockaddrLike, SockaddrStorage, getsockname, setsockopt, sockopt,
 };
+use thiserror::Error;
 
 use super::Listening;
 use crate::cli::command_line::{AddressFamily, NBD_PORT, TcpPort};
+use crate::error::SystemError;
 use crate::log::Log;
+use crate::sys::resolve::{ResolveError, resolve};
+
+/// Why no TCP port is listened on.
+#[derive(Debug, Error)]
+pub(crate) enum TcpError {
+    /// The name of the interface or the service means nothing.
+    #[error("getaddrinfo: {host}: {service}: {why}")]
+    Resolve { host: String, service: String, why: ResolveError },
+    /// It means no address.
+    #[error("unable to bind to any TCP/IP sockets: {host}:{service}: no address")]
+    NoAddress { host: String, service: String },
+    /// No address could be listened on; this is why the last one could not.
+    #[error("unable to bind to any TCP/IP sockets: {0}")]
+    Bind(SystemError),
+}
 
 /// Listens on every address that `address` and `port` mean. Addresses that are in use, or of a
 /// family that the kernel lacks, are passed over as long as there is another.
@@ -26,12 +43,15 @@ pub(super) fn listen(
     port: Option<&TcpPort>,
     family: AddressFamily,
     log: &Log,
-) -> Result<Listening, String> {
+) -> Result<Listening, TcpError> {
     let service = port.map_or_else(|| OsString::from(NBD_PORT.to_string()), TcpPort::text);
     let host = address.map_or_else(|| "<any>".into(), OsStr::to_string_lossy);
     let shown = |service: &OsStr| format!("{host}:{}", service.to_string_lossy());
-    let addresses = crate::sys::resolve::resolve(address, &service, family)
-        .map_err(|text| format!("getaddrinfo: {host}: {}: {text}", service.to_string_lossy()))?;
+    let addresses = resolve(address, &service, family).map_err(|why| TcpError::Resolve {
+        host: host.to_string(),
+        service: service.to_string_lossy().into_owned(),
+        why,
+    })?;
 
     let any_port = port == Some(&TcpPort::Number(0));
     let mut listening = Listening::on(Vec::new());
@@ -49,14 +69,20 @@ pub(super) fn listen(
                 }
             }
             Err((call, errno)) => {
-                log.debug(|| format!("{call}: {address}: {} (ignored)", crate::strerror(errno)));
-                failure = Some(format!("{call}: {address}: {}", crate::strerror(errno)));
+                let error = SystemError::on(call, address)(errno);
+                log.debug(|| format!("{error} (ignored)"));
+                failure = Some(error);
             }
         }
     }
     if listening.sockets.is_empty() {
-        let why = failure.unwrap_or_else(|| format!("{}: no address", shown(&service)));
-        return Err(format!("unable to bind to any TCP/IP sockets: {why}"));
+        return Err(match failure {
+            Some(error) => TcpError::Bind(error),
+            None => TcpError::NoAddress {
+                host: host.to_string(),
+                service: service.to_string_lossy().into_owned(),
+            },
+        });
     }
     log.debug(|| {
         let service = listening.port.map_or(service, |port| port.to_string().into());
@@ -92,7 +118,7 @@ mod tests {
     use super::*;
     use crate::cli::command_line::Options;
 
-    fn listen_at(address: &str, port: u16, family: AddressFamily) -> Result<Listening, String> {
+    fn listen_at(address: &str, port: u16, family: AddressFamily) -> Result<Listening, TcpError> {
         let log = Log::new("nbdkit", &Options::default()).unwrap();
         listen(Some(OsStr::new(address)), Some(&TcpPort::Number(port)), family, &log)
     }
@@ -111,7 +137,7 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let error = listen_at("127.0.0.1", port, AddressFamily::V4).err().unwrap();
         assert_eq!(
-            error,
+            error.to_string(),
             format!(
                 "unable to bind to any TCP/IP sockets: bind: 127.0.0.1:{port}: Address already in use"
             )
@@ -120,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_address_must_be_of_the_family() {
-        let error = listen_at("::1", 0, AddressFamily::V4).err().unwrap();
+        let error = listen_at("::1", 0, AddressFamily::V4).err().unwrap().to_string();
         assert!(error.starts_with("getaddrinfo: ::1: 0: "), "{error}");
     }
 }

@@ -12,8 +12,13 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, Sockadd
 use nix::sys::stat::Mode;
 use nix::unistd::{linkat, unlink};
 
+use crate::error::SystemError;
+
 /// The longest path that clients can connect to, bytes. unix(7).
 const MAX_PATH: usize = 107;
+
+/// The private directory of `-U -`. mkdtemp(3).
+const TEMPLATE: &str = "/tmp/nbdkitXXXXXX";
 
 /// Listens at `path`, which must not exist yet; who may connect is up to the umask. As in nbdkit,
 /// the socket is left behind when the server ends.
@@ -24,14 +29,14 @@ const MAX_PATH: usize = 107;
 ///
 /// # Errors
 /// One line with the path.
-pub(super) fn listen(path: &Path) -> Result<OwnedFd, String> {
+pub(super) fn listen(path: &Path) -> Result<OwnedFd, SystemError> {
     let listening = match listen_beside(path) {
         // Where files cannot be linked, or there is no room for another name, the path comes first.
         Ok(None) => UnixAddr::new(path).and_then(|address| listen_at(&address)),
         Ok(Some(fd)) => Ok(fd),
         Err(errno) => Err(errno),
     };
-    listening.map_err(|errno| refused(path, errno))
+    listening.map_err(SystemError::on("bind", path.display()))
 }
 
 /// Listens in a private directory, which no client knows yet: the path may appear before the socket
@@ -39,15 +44,11 @@ pub(super) fn listen(path: &Path) -> Result<OwnedFd, String> {
 ///
 /// # Errors
 /// One line with the path.
-pub(super) fn listen_in(directory: &PrivateDirectory) -> Result<OwnedFd, String> {
+pub(super) fn listen_in(directory: &PrivateDirectory) -> Result<OwnedFd, SystemError> {
     let path = directory.socket();
     UnixAddr::new(path)
         .and_then(|address| listen_at(&address))
-        .map_err(|errno| refused(path, errno))
-}
-
-fn refused(path: &Path, errno: Errno) -> String {
-    format!("bind: {}: {}", path.display(), crate::strerror(errno))
+        .map_err(SystemError::on("bind", path.display()))
 }
 
 /// As [`listen`], by link(2); `None` if that is not possible.
@@ -108,9 +109,9 @@ impl PrivateDirectory {
     ///
     /// # Errors
     /// mkdtemp's.
-    pub(super) fn new() -> Result<PrivateDirectory, String> {
-        let directory = nix::unistd::mkdtemp("/tmp/nbdkitXXXXXX")
-            .map_err(|errno| format!("mkdtemp: /tmp/nbdkitXXXXXX: {}", crate::strerror(errno)))?;
+    pub(super) fn new() -> Result<PrivateDirectory, SystemError> {
+        let directory =
+            nix::unistd::mkdtemp(TEMPLATE).map_err(SystemError::on("mkdtemp", TEMPLATE))?;
         let socket = directory.join(private::SOCKET);
         Ok(PrivateDirectory { directory, socket, left_to_spawner: false })
     }
@@ -149,7 +150,7 @@ mod tests {
         let path = directory.socket().to_owned();
         let _listener = listen_in(&directory).unwrap();
         std::os::unix::net::UnixStream::connect(&path).unwrap();
-        let again = listen(&path).unwrap_err();
+        let again = listen(&path).unwrap_err().to_string();
         assert_eq!(again, format!("bind: {}: Address already in use", path.display()));
         drop(directory);
         assert!(!path.exists() && !path.parent().unwrap().exists());
@@ -184,7 +185,7 @@ mod tests {
         let path = directory.path().join("sock");
         std::os::unix::fs::symlink("nowhere", &path).unwrap();
         assert_eq!(
-            listen(&path).unwrap_err(),
+            listen(&path).unwrap_err().to_string(),
             format!("bind: {}: Address already in use", path.display())
         );
         assert_eq!(entries(directory.path()), std::slice::from_ref(&path));
@@ -230,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_missing_directory_is_named() {
-        let error = listen(Path::new("/no/such/s")).unwrap_err();
+        let error = listen(Path::new("/no/such/s")).unwrap_err().to_string();
         assert_eq!(error, "bind: /no/such/s: No such file or directory");
     }
 }

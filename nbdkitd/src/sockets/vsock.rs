@@ -8,21 +8,35 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, VsockAddr};
 
+use thiserror::Error;
+
 use crate::cli::command_line::NBD_PORT;
+use crate::error::SystemError;
 use crate::log::Log;
+
+/// Why no vsock port is listened on.
+#[derive(Debug, Error)]
+pub(crate) enum VsockError {
+    /// The kernel has no such sockets.
+    #[error("{0}. The kernel has no vsock; is the module vsock loaded?")]
+    NotSupported(SystemError),
+    /// Another failure.
+    #[error(transparent)]
+    System(SystemError),
+}
 
 /// Listens on any context id.
 ///
 /// # Errors
-/// One line; a kernel without vsock has one of its own.
-pub(super) fn listen(port: Option<u32>, log: &Log) -> Result<OwnedFd, String> {
+/// The kernel's; one without vsock has a line of its own.
+pub(super) fn listen(port: Option<u32>, log: &Log) -> Result<OwnedFd, VsockError> {
     let port = port.unwrap_or_else(|| NBD_PORT.into());
     let socket = try_listen(port).map_err(|(call, errno)| match errno {
-        Errno::EAFNOSUPPORT => format!(
-            "{call}: AF_VSOCK: {}. The kernel has no vsock; is the module vsock loaded?",
-            crate::strerror(errno)
-        ),
-        _ => format!("{call}: AF_VSOCK: port {port}: {}", crate::strerror(errno)),
+        Errno::EAFNOSUPPORT => VsockError::NotSupported(SystemError::on(call, "AF_VSOCK")(errno)),
+        _ => {
+            let object = format!("AF_VSOCK: port {port}");
+            VsockError::System(SystemError::on(call, object)(errno))
+        }
     })?;
     log.debug(|| format!("bound to vsock any:{port}"));
     Ok(socket)

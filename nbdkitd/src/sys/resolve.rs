@@ -9,21 +9,35 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 
+use thiserror::Error;
+
 use crate::cli::command_line::AddressFamily;
+
+/// Why a name or service is resolved to nothing.
+#[derive(Debug, Error)]
+pub(crate) enum ResolveError {
+    /// C strings cannot hold it.
+    #[error("Name contains a NUL byte")]
+    Nul,
+    /// EAI_SYSTEM.
+    #[error("{}", crate::errno_text(.0))]
+    System(io::Error),
+    /// The resolver's own text. gai_strerror(3).
+    #[error("{0}")]
+    Resolver(String),
+}
 
 /// The addresses to listen on for `host` (`None`: all interfaces) and the port or service name
 /// `service`.
 ///
 /// # Errors
-/// The resolver's messages.
+/// What the resolver says.
 pub(crate) fn resolve(
     host: Option<&OsStr>,
     service: &OsStr,
     family: AddressFamily,
-) -> Result<Vec<SocketAddr>, String> {
-    let c_string = |text: &OsStr| {
-        CString::new(text.as_bytes()).map_err(|_| "Name contains a NUL byte".to_owned())
-    };
+) -> Result<Vec<SocketAddr>, ResolveError> {
+    let c_string = |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| ResolveError::Nul);
     let host = host.map(c_string).transpose()?;
     let service = c_string(service)?;
     // SAFETY: all bytes zero is a valid addrinfo: integers and null pointers.
@@ -46,12 +60,12 @@ pub(crate) fn resolve(
         )
     };
     if code == libc::EAI_SYSTEM {
-        return Err(crate::errno_text(&io::Error::last_os_error()));
+        return Err(ResolveError::System(io::Error::last_os_error()));
     }
     if code != 0 {
         // SAFETY: gai_strerror returns a constant string for every number.
         let text = unsafe { CStr::from_ptr(libc::gai_strerror(code)) };
-        return Err(text.to_string_lossy().into_owned());
+        return Err(ResolveError::Resolver(text.to_string_lossy().into_owned()));
     }
     let mut addresses = Vec::new();
     let mut entry = list;
@@ -104,10 +118,10 @@ mod tests {
             resolve(Some(OsStr::new(host)), OsStr::new(service), family)
         };
         assert_eq!(
-            resolve("127.0.0.1", "10809", AddressFamily::Any),
-            Ok(vec!["127.0.0.1:10809".parse().unwrap()])
+            resolve("127.0.0.1", "10809", AddressFamily::Any).unwrap(),
+            ["127.0.0.1:10809".parse().unwrap()]
         );
-        assert_eq!(resolve("::1", "5", AddressFamily::V6), Ok(vec!["[::1]:5".parse().unwrap()]));
+        assert_eq!(resolve("::1", "5", AddressFamily::V6).unwrap(), ["[::1]:5".parse().unwrap()]);
         assert!(resolve("::1", "5", AddressFamily::V4).is_err());
         assert!(resolve("127.0.0.1", "no-such-service", AddressFamily::Any).is_err());
     }

@@ -6,7 +6,6 @@
     reason = "descriptor numbers become OwnedFds; SO_PEERSEC has no safe wrapper"
 )]
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
@@ -22,14 +21,13 @@ const MAX_LABEL: usize = 4096;
 ///
 /// # Errors
 /// EBADF with the number that is not open.
-pub(crate) fn adopt(first: RawFd, count: u32) -> Result<Vec<OwnedFd>, (RawFd, io::Error)> {
+pub(crate) fn adopt(first: RawFd, count: u32) -> Result<Vec<OwnedFd>, (RawFd, Errno)> {
     let mut adopted = Vec::new();
     for number in (first..).take(count as usize) {
         // SAFETY: borrowed for one fcntl(2), which fails with EBADF if the number is no open
         // descriptor.
         let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-        fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-            .map_err(|errno| (number, errno.into()))?;
+        fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| (number, errno))?;
         // SAFETY: the descriptor is open (checked above), and by this function's contract nothing
         // else in the process owns it.
         adopted.push(unsafe { OwnedFd::from_raw_fd(number) });
@@ -76,9 +74,7 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_is_not_open_is_not_adopted() {
-        let (number, error) = adopt(1_000_000, 1).unwrap_err();
-        assert_eq!(number, 1_000_000);
-        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        assert_eq!(adopt(1_000_000, 1).unwrap_err(), (1_000_000, Errno::EBADF));
     }
 
     #[test]

@@ -9,8 +9,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +19,9 @@ use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::sign::SigningKey;
-use zeroize::Zeroizing;
+use thiserror::Error;
+
+use super::file::{FileError, Unusable, read};
 
 /// Longest file of certificates or keys, bytes.
 const MAX_CERTIFICATES: u64 = 4 << 20;
@@ -41,23 +42,37 @@ pub(super) struct Certificates {
 }
 
 /// The files that were not found, each with its error.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Missing(Vec<String>);
+#[derive(Debug)]
+pub(crate) struct Missing(Vec<FileError>);
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join(", "))
+        for (index, error) in self.0.iter().enumerate() {
+            write!(f, "{}{error}", if index > 0 { ", " } else { "" })?;
+        }
+        Ok(())
     }
+}
+
+/// Why there are no certificates.
+#[derive(Debug, Error)]
+pub(crate) enum CertificatesError {
+    /// The files are there and cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// They can be used, but not together.
+    #[error("{}, {}: the certificate and the key do not match", certificate.display(), key.display())]
+    Mismatch { certificate: PathBuf, key: PathBuf },
 }
 
 /// Loads the certificates in `given`, or else in the first usual directory that has them.
 ///
 /// # Errors
-/// One line: the files are there and cannot be used.
+/// The files are there and cannot be used.
 pub(super) fn find(
     given: Option<&Path>,
     root_directory: &Path,
-) -> Result<Result<(PathBuf, Certificates), Missing>, String> {
+) -> Result<Result<(PathBuf, Certificates), Missing>, CertificatesError> {
     let home = std::env::var_os("HOME");
     let mut missing = Vec::new();
     for directory in directories(given, root_directory, geteuid().is_root(), home.as_deref()) {
@@ -89,15 +104,18 @@ fn directories(
 /// Loads one directory; or the first file that is missing. A directory that may not even be looked
 /// into, `$HOME` of another user for instance, counts as one without files, unless the user has
 /// `named` it.
-fn load(directory: &Path, named: bool) -> Result<Result<Certificates, String>, String> {
+fn load(
+    directory: &Path,
+    named: bool,
+) -> Result<Result<Certificates, FileError>, CertificatesError> {
     let path = |name: &str| directory.join(name);
     let (ca, cert, key) = (path("ca-cert.pem"), path("server-cert.pem"), path("server-key.pem"));
     for path in [&ca, &cert, &key] {
         if let Err(error) = path.metadata() {
-            let what = format!("{}: {}", path.display(), crate::errno_text(&error));
             let missing =
                 is_missing(&error) || !named && error.kind() == ErrorKind::PermissionDenied;
-            return if missing { Ok(Err(what)) } else { Err(what) };
+            let error = FileError::at(path)(error);
+            return if missing { Ok(Err(error)) } else { Err(error.into()) };
         }
     }
     let authorities = certificates(&ca)?;
@@ -116,72 +134,54 @@ fn is_missing(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-/// The bytes of a file that may be secret.
-pub(super) fn read(path: &Path, most: u64) -> Result<Zeroizing<Vec<u8>>, String> {
-    let failed =
-        |error: std::io::Error| format!("{}: {}", path.display(), crate::errno_text(&error));
-    let file = File::open(path).map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len().min(most);
-    // Large enough from the start: a buffer that is moved while it grows would leave copies of the
-    // key.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(length as usize + 1));
-    file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > most {
-        return Err(format!("{}: longer than {most} bytes", path.display()));
-    }
-    Ok(bytes)
-}
-
-fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, String> {
+fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, FileError> {
     let bytes = read(path, MAX_CERTIFICATES)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    let found = found.map_err(|error| format!("{}: not PEM: {error}", path.display()))?;
+    let found = found.map_err(FileError::at(path))?;
     if found.is_empty() {
-        return Err(format!("{}: there is no certificate in it", path.display()));
+        return Err(FileError::at(path)(Unusable::Lacks("certificate")));
     }
     Ok(found.iter().map(|der| der.to_vec()).collect())
 }
 
-fn revocations(path: &Path) -> Result<Vec<Vec<u8>>, String> {
+fn revocations(path: &Path) -> Result<Vec<Vec<u8>>, FileError> {
     let bytes = read(path, MAX_REVOCATIONS)?;
     let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
-    let found = found.map_err(|error| format!("{}: not PEM: {error}", path.display()))?;
+    let found = found.map_err(FileError::at(path))?;
     if found.is_empty() {
-        return Err(format!("{}: there is no revocation list in it", path.display()));
+        return Err(FileError::at(path)(Unusable::Lacks("revocation list")));
     }
     Ok(found.iter().map(|der| der.to_vec()).collect())
 }
 
 /// The private key, which must be that of the first certificate.
-fn private_key(path: &Path, cert: &Path, chain: &[Vec<u8>]) -> Result<Arc<dyn SigningKey>, String> {
+fn private_key(
+    path: &Path,
+    cert: &Path,
+    chain: &[Vec<u8>],
+) -> Result<Arc<dyn SigningKey>, CertificatesError> {
     let bytes = read(path, MAX_CERTIFICATES)?;
-    let der = PrivateKeyDer::from_pem_slice(&bytes)
-        .map_err(|_| format!("{}: no private key, or one that takes a password", path.display()))?;
-    let der = match super::scalar::mended(&der) {
-        Some(mended) => {
+    let der =
+        PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| FileError::at(path)(Unusable::NoKey))?;
+    let der = match super::scalar::padded(&der) {
+        Some(padded) => {
             wipe(der);
-            mended
+            padded
         }
         None => der,
     };
-    let key = any_supported_type(&der).map_err(|_| {
-        format!(
-            "{}: not a private key that can be used (RSA of 2048 to 8192 bits, ECDSA on P-256 or P-384, or Ed25519)",
-            path.display()
-        )
-    })?;
+    let key = any_supported_type(&der).map_err(|_| FileError::at(path)(Unusable::KeyKind))?;
     wipe(der);
     let Some(fields) = chain.first().and_then(|der| Fields::of(der)) else {
-        return Err(format!("{}: not a certificate that can be used", cert.display()));
+        return Err(FileError::at(cert)(Unusable::NoCertificate).into());
     };
     // Not rustls's own comparison: it does not read certificates of version 1, which clients take
     // all the same.
     if key.public_key().is_none_or(|public| *public != *fields.public_key_info) {
-        return Err(format!(
-            "{}, {}: the certificate and the key do not match",
-            cert.display(),
-            path.display()
-        ));
+        return Err(CertificatesError::Mismatch {
+            certificate: cert.to_owned(),
+            key: path.to_owned(),
+        });
     }
     Ok(key)
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use nbdkit_ipc::keys::Algorithms;
+use thiserror::Error;
 
 /// Names whose removal has no effect, since they are never offered.
 const ABSENT: &[&str] = &[
@@ -48,12 +49,28 @@ const PRESENT: &[&str] = &[
     "SIGN-ALL",
 ];
 
+/// Why a priority string is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum PriorityError {
+    /// A name that is not known, or not offered here.
+    #[error("'{0}' is not served here")]
+    NotServed(String),
+    /// A name that is always offered.
+    #[error("'-{0}' cannot be taken away here")]
+    NotRemovable(String),
+    /// Every version is taken away.
+    #[error("no version of TLS is left; there are VERS-TLS1.2 and VERS-TLS1.3")]
+    NoVersion,
+    /// Every cipher is taken away.
+    #[error("no cipher is left; there are AES-128-GCM, AES-256-GCM and CHACHA20-POLY1305")]
+    NoCipher,
+}
+
 /// The algorithms that a priority string leaves.
 ///
 /// # Errors
-/// One line without the option's name: a name that is not known or not supported here, or nothing
-/// is left.
-pub(super) fn parse(text: &str) -> Result<Algorithms, String> {
+/// A name that is not known or not supported here, or nothing is left.
+pub(super) fn parse(text: &str) -> Result<Algorithms, PriorityError> {
     let mut chosen = Algorithms::ALL;
     for (index, word) in text.split([':', ',']).map(str::trim).enumerate() {
         let modifier = word.split_at_checked(1);
@@ -65,21 +82,20 @@ pub(super) fn parse(text: &str) -> Result<Algorithms, String> {
             (_, "%SERVER_PRECEDENCE") => {}
             (Some(("+", name)), _) => change(&mut chosen, name, true)?,
             (Some(("-" | "!", name)), _) => change(&mut chosen, name, false)?,
-            _ => return Err(format!("'{word}' is not served here")),
+            _ => return Err(PriorityError::NotServed(word.to_owned())),
         }
     }
     if !chosen.tls_1_2 && !chosen.tls_1_3 {
-        return Err("no version of TLS is left; there are VERS-TLS1.2 and VERS-TLS1.3".to_owned());
+        return Err(PriorityError::NoVersion);
     }
     if !chosen.aes_128_gcm && !chosen.aes_256_gcm && !chosen.chacha20_poly1305 {
-        return Err("no cipher is left; there are AES-128-GCM, AES-256-GCM and CHACHA20-POLY1305"
-            .to_owned());
+        return Err(PriorityError::NoCipher);
     }
     Ok(chosen)
 }
 
 /// Adds or removes an algorithm.
-fn change(chosen: &mut Algorithms, name: &str, on: bool) -> Result<(), String> {
+fn change(chosen: &mut Algorithms, name: &str, on: bool) -> Result<(), PriorityError> {
     match name {
         "VERS-ALL" | "VERS-TLS-ALL" => {
             chosen.tls_1_2 = on;
@@ -99,8 +115,8 @@ fn change(chosen: &mut Algorithms, name: &str, on: bool) -> Result<(), String> {
         // In nbdkit's own default, beside the exchanges that there are.
         "DHE-PSK" => {}
         _ if on && PRESENT.contains(&name) || !on && ABSENT.contains(&name) => {}
-        _ if on => return Err(format!("'+{name}' is not served here")),
-        _ => return Err(format!("'-{name}' cannot be taken away here")),
+        _ if on => return Err(PriorityError::NotServed(format!("+{name}"))),
+        _ => return Err(PriorityError::NotRemovable(name.to_owned())),
     }
     Ok(())
 }
@@ -148,7 +164,7 @@ mod tests {
             ("NORMAL:-VERS-ALL", "version"),
             ("NORMAL:-CIPHER-ALL", "cipher"),
         ] {
-            let why = parse(text).unwrap_err();
+            let why = parse(text).unwrap_err().to_string();
             assert!(why.contains(word), "{text}: {why}");
         }
     }

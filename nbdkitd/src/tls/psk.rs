@@ -5,15 +5,39 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nbdkit_ipc::keys::{MAX_IDENTITY, MAX_PSK, Secret};
+use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::certificates::read;
+use super::file::{FileError, read};
 
 /// Longest file, bytes.
 const MAX_FILE: u64 = 16 << 20;
+
+/// Why a file of keys cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum PskError {
+    /// It cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A line is no key.
+    #[error("{}:{line}: {why}", path.display())]
+    Line { path: PathBuf, line: usize, why: &'static str },
+    /// No line is a key.
+    #[error("{}: there is no key in it", .0.display())]
+    Empty(PathBuf),
+}
+
+/// What is wrong with the text of a file of keys.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoKeys {
+    /// A line, counted from 1, is no key.
+    Line(usize, &'static str),
+    /// No line is a key.
+    Empty,
+}
 
 /// The keys by identity.
 pub(crate) struct PskFile(HashMap<Vec<u8>, Zeroizing<Vec<u8>>>);
@@ -28,20 +52,26 @@ impl PskFile {
 /// Reads the file.
 ///
 /// # Errors
-/// One line: the file cannot be read, or which of its lines is no key.
-pub(super) fn load(path: &Path) -> Result<PskFile, String> {
+/// The file cannot be read, or which of its lines is no key.
+pub(super) fn load(path: &Path) -> Result<PskFile, PskError> {
     let bytes = read(path, MAX_FILE)?;
-    parse(&bytes).map_err(|what| format!("{}:{what}", path.display()))
+    parse(&bytes).map_err(|error| {
+        let path = path.to_owned();
+        match error {
+            NoKeys::Line(line, why) => PskError::Line { path, line, why },
+            NoKeys::Empty => PskError::Empty(path),
+        }
+    })
 }
 
-pub(super) fn parse(bytes: &[u8]) -> Result<PskFile, String> {
+pub(super) fn parse(bytes: &[u8]) -> Result<PskFile, NoKeys> {
     let mut keys = HashMap::new();
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.is_empty() {
             continue;
         }
-        let wrong = |what: &str| format!("{}: {what}", index + 1);
+        let wrong = |why| NoKeys::Line(index + 1, why);
         let colon = line
             .iter()
             .rposition(|byte| *byte == b':')
@@ -63,7 +93,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<PskFile, String> {
         // As in GnuTLS, the first counts.
         keys.entry(identity).or_insert(key);
     }
-    if keys.is_empty() { Err(" there is no key in it".to_owned()) } else { Ok(PskFile(keys)) }
+    if keys.is_empty() { Err(NoKeys::Empty) } else { Ok(PskFile(keys)) }
 }
 
 fn hexadecimal(digits: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
@@ -94,13 +124,13 @@ mod tests {
     #[test]
     fn a_line_that_is_no_key_is_named() {
         for (text, error) in [
-            (&b""[..], " there is no key in it"),
-            (b"alice", "1: expected IDENTITY:KEY as psktool(1) writes it"),
-            (b"a:00\nb:0", "2: the key is not hexadecimal"),
-            (b"a:zz", "1: the key is not hexadecimal"),
-            (b"a:", "1: the key is empty or too long"),
-            (b":00", "1: the identity is empty or too long"),
-            (b"#0:00", "1: the identity is not hexadecimal"),
+            (&b""[..], NoKeys::Empty),
+            (b"alice", NoKeys::Line(1, "expected IDENTITY:KEY as psktool(1) writes it")),
+            (b"a:00\nb:0", NoKeys::Line(2, "the key is not hexadecimal")),
+            (b"a:zz", NoKeys::Line(1, "the key is not hexadecimal")),
+            (b"a:", NoKeys::Line(1, "the key is empty or too long")),
+            (b":00", NoKeys::Line(1, "the identity is empty or too long")),
+            (b"#0:00", NoKeys::Line(1, "the identity is not hexadecimal")),
         ] {
             assert_eq!(parse(text).err().unwrap(), error);
         }

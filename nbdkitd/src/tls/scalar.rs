@@ -13,7 +13,7 @@ const PUBLIC: u8 = 0xa1;
 
 /// The key with a scalar of the right length; `None` if it is no key on a curve, or its length is
 /// right.
-pub(super) fn mended(key: &PrivateKeyDer<'_>) -> Option<PrivateKeyDer<'static>> {
+pub(super) fn padded(key: &PrivateKeyDer<'_>) -> Option<PrivateKeyDer<'static>> {
     match key {
         PrivateKeyDer::Sec1(key) => {
             let der = sec1(key.secret_sec1_der())?;

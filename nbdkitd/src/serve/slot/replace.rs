@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use super::TemplateSlot;
 use super::cgroup::Groups;
 use super::schedule::START_LIMIT;
-use crate::errno_text;
+use crate::error::{StartError, SystemError};
 use crate::log::Level;
 use crate::serve::SPAWNER;
 use crate::serve::context::Context;
@@ -64,12 +64,12 @@ impl TemplateSlot {
     /// itself starts no template.
     ///
     /// # Errors
-    /// One line for the user.
+    /// The program cannot be started, or its channel not be polled.
     pub(in crate::serve) fn start_spawner(
         &mut self,
         private: Option<&mut PrivateDirectory>,
         context: &Context,
-    ) -> Result<(), String> {
+    ) -> Result<(), StartError> {
         self.maker = Maker::Nobody;
         let plan = context.plan();
         let replaces = self.configured.as_ref().is_some_and(|configured| configured.replaceable)
@@ -86,7 +86,7 @@ impl TemplateSlot {
         private.into_iter().for_each(PrivateDirectory::leave_to_spawner);
         context
             .register(spawner.raw_fd(), SPAWNER, Interest::READABLE)
-            .map_err(|error| format!("epoll_ctl: {}", errno_text(&error)))?;
+            .map_err(SystemError::in_call("epoll_ctl"))?;
         self.maker = Maker::Spawner(spawner);
         // Without /proc the other processes do not follow the listener.
         self.groups = Groups::of_this_process().ok();
@@ -171,18 +171,20 @@ impl TemplateSlot {
         if !self.schedule.begin_if_due(now) {
             return Ok(());
         }
-        let begun = match &self.maker {
+        let begun: Result<(), StartError> = match &self.maker {
             Maker::Ourselves => {
                 let template = context.plan().spec.start_again(&Self::service(context));
-                template.and_then(|template| self.install(template, context))
+                template
+                    .map_err(StartError::from)
+                    .and_then(|template| self.install(template, context).map_err(StartError::from))
             }
             Maker::Spawner(spawner) => {
-                spawner.ask().map_err(|error| format!("spawner: {}", errno_text(&error)))
+                spawner.ask().map_err(|error| SystemError::in_call("spawner")(error).into())
             }
             Maker::Nobody => return Err(NO_MAKER),
         };
-        if let Err(why) = begun {
-            self.attempt_failed(&why, clients, now, context);
+        if let Err(error) = begun {
+            self.attempt_failed(&error.to_string(), clients, now, context);
         }
         Ok(())
     }
@@ -264,8 +266,8 @@ impl TemplateSlot {
             Answer::Template(template) => {
                 let now = Instant::now();
                 self.schedule.answered(now);
-                if let Err(why) = self.install(*template, context) {
-                    self.attempt_failed(&why, clients, now, context);
+                if let Err(error) = self.install(*template, context) {
+                    self.attempt_failed(&error.to_string(), clients, now, context);
                 }
             }
             Answer::Failed(why) if self.awaits_spawner(stage) => {
