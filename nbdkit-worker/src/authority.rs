@@ -9,10 +9,9 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
-use nbdkit_ipc::{Channel, FromTemplate, FromWorker, Received, RecvError, StackId, ToWorker};
+use nbdkit_ipc::{FromTemplate, FromWorker, Received, RecvError, StackId, ToWorker};
 use nix::errno::Errno;
 
-use crate::broker::ask::Link;
 use crate::log::{TemplateLink, WorkerLink};
 use crate::process;
 
@@ -33,11 +32,11 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// A channel to the broker; `None` if there is none, or the listener is gone.
-    pub(crate) fn broker(&self) -> Option<Link> {
+    /// A worker's end of a channel to the broker; `None` if there is none, or the listener is gone.
+    pub(crate) fn broker(&self) -> Option<OwnedFd> {
         let (answer, fds) = self.question(&FromWorker::Broker { stack: StackId::ONLY })?;
         matches!(answer, ToWorker::Broker).then_some(())?;
-        fds.into_iter().next().map(Channel::from_fd)
+        fds.into_iter().next()
     }
 
     /// The listener's answer to a question.
@@ -125,6 +124,7 @@ impl Authority for SharedListener {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nbdkit_ipc::Channel;
     use nbdkit_ipc::messages::ToTemplate;
     use std::os::fd::AsFd;
     use std::sync::atomic::{AtomicU32, Ordering};

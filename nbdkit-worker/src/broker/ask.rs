@@ -44,7 +44,7 @@ pub(crate) fn ask_by(listener: Arc<Listener>, first: Option<OwnedFd>) {
 /// A channel for a worker.
 fn new_channel() -> Option<Link> {
     let first = FIRST.lock().unwrap_or_else(PoisonError::into_inner).take();
-    first.or_else(|| LISTENER.get()?.broker())
+    first.or_else(|| LISTENER.get()?.broker().map(Channel::from_fd))
 }
 
 type Answer = (FromBroker, Option<OwnedFd>);

@@ -17,7 +17,7 @@ use super::export::{Export, TlsSatisfied};
 use super::haggling::{Haggling, ReceivedOption};
 use super::input::Input;
 use super::negotiated::{Features, Negotiated};
-use super::options::AwaitOption;
+use super::options::{AwaitOption, Next};
 use super::{Connection, During, End};
 
 /// Takes a client from its first byte to an open export. Bytes that it sent beyond the handshake
@@ -71,14 +71,18 @@ fn newstyle<'a>(
 ) -> Result<(Negotiated, Export, Input), End> {
     let mut state = AwaitClientFlags::greet(connection, input)?.client_flags()?;
     loop {
-        match state.option()? {
-            Next::Await(next) => state = next,
-            Next::Serve(mut haggling, negotiated, export) => {
-                (connection.on_serving)(&negotiated.export);
-                haggling.flush()?;
-                return Ok((negotiated, *export, haggling.input));
-            }
-        }
+        state = match state {
+            State::StartTls(it) => it.option()?,
+            State::Option(it) => match it.option()? {
+                Next::Await(it) => State::Option(it),
+                Next::Restart(haggling) => State::new(haggling),
+                Next::Serve(mut haggling, negotiated, export) => {
+                    (connection.on_serving)(&negotiated.export);
+                    haggling.flush()?;
+                    return Ok((negotiated, *export, haggling.input));
+                }
+            },
+        };
     }
 }
 
@@ -122,42 +126,27 @@ impl<'a> AwaitClientFlags<'a> {
 }
 
 /// A client in option haggling.
-pub(super) enum State<'a> {
+enum State<'a> {
     /// TLS is required and not in use.
     StartTls(AwaitStartTls<'a>),
     /// Every option is permitted.
     Option(AwaitOption<'a>),
 }
 
-/// What follows an option.
-pub(super) enum Next<'a> {
-    /// The next option.
-    Await(State<'a>),
-    /// The transmission phase, once the replies are sent.
-    Serve(Haggling<'a>, Negotiated, Box<Export>),
-}
-
 impl<'a> State<'a> {
     /// The state in which haggling begins, and begins again behind STARTTLS: nothing that was
     /// negotiated before holds any more, but for the client's flags. NBD protocol, "TLS support".
-    pub(super) fn new(haggling: Haggling<'a>) -> State<'a> {
+    fn new(haggling: Haggling<'a>) -> State<'a> {
         match TlsSatisfied::check(haggling.connection) {
             Some(satisfied) => State::Option(AwaitOption::new(haggling, satisfied)),
             None => State::StartTls(AwaitStartTls { haggling }),
-        }
-    }
-
-    fn option(self) -> Result<Next<'a>, End> {
-        match self {
-            State::StartTls(state) => state.option().map(Next::Await),
-            State::Option(state) => state.option(),
         }
     }
 }
 
 /// A client that has to negotiate TLS before anything else (`--tls=require`). It can leave or start
 /// TLS; it has no [`TlsSatisfied`] to open an export with.
-pub(super) struct AwaitStartTls<'a> {
+struct AwaitStartTls<'a> {
     haggling: Haggling<'a>,
 }
 

@@ -12,7 +12,6 @@ use nbdkit_api::{Exports, debug};
 use super::End;
 use super::export::{Export, TlsSatisfied};
 use super::haggling::{Haggling, ReceivedOption};
-use super::handshake::{Next, State};
 use super::negotiated::{Features, Negotiated};
 
 /// The id of `base:allocation` in block status replies.
@@ -20,6 +19,16 @@ pub(super) const BASE_ALLOCATION_ID: u32 = 1;
 
 /// Replies gathered before they are sent, bytes: a long list of exports needs no more memory.
 const FLUSH_AT: usize = 64 * 1024;
+
+/// What follows an option.
+pub(super) enum Next<'a> {
+    /// Another option.
+    Await(AwaitOption<'a>),
+    /// TLS has begun, and haggling begins again.
+    Restart(Haggling<'a>),
+    /// The transmission phase, once the replies are sent.
+    Serve(Haggling<'a>, Negotiated, Box<Export>),
+}
 
 /// A client that may negotiate everything and open an export.
 pub(super) struct AwaitOption<'a> {
@@ -44,13 +53,13 @@ impl<'a> AwaitOption<'a> {
     /// The connection ends.
     pub(super) fn option(mut self) -> Result<Next<'a>, End> {
         let Some(ReceivedOption { option, payload }) = self.haggling.receive()? else {
-            return Ok(Next::Await(State::Option(self)));
+            return Ok(Next::Await(self));
         };
         let picked = match option {
             Opt::ABORT => return Err(self.haggling.abort()),
             Opt::STARTTLS => {
                 if self.start_tls(&payload)? {
-                    return Ok(Next::Await(State::new(self.haggling)));
+                    return Ok(Next::Restart(self.haggling));
                 }
                 None
             }
@@ -77,7 +86,7 @@ impl<'a> AwaitOption<'a> {
             return Ok(Next::Serve(self.haggling, negotiated, Box::new(export)));
         }
         self.haggling.flush()?;
-        Ok(Next::Await(State::Option(self)))
+        Ok(Next::Await(self))
     }
 
     /// What holds for transmission if this export is picked: a meta context counts only for the

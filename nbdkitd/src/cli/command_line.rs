@@ -8,11 +8,10 @@
 
 use std::ffi::OsString;
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::parameters::Parameter;
-use super::uri::Endpoint;
 
 /// The port when `-p` is not given, for TCP and for vsock. NBD protocol; IANA.
 pub(crate) const NBD_PORT: u16 = 10809;
@@ -105,20 +104,6 @@ pub(crate) enum ServiceMode {
 }
 
 impl ServiceMode {
-    /// What the URI is made of; `None` with `-s` and socket activation, which have no URI.
-    ///
-    /// `private_socket` is the path that was made up for [`UnixPrivate`](Self::UnixPrivate), and is
-    /// not looked at otherwise.
-    pub(crate) fn endpoint<'a>(&'a self, private_socket: &'a Path) -> Option<Endpoint<'a>> {
-        match self {
-            Self::SocketActivation { .. } | Self::Stdin => None,
-            Self::Unix(path) => Some(Endpoint::Unix(path)),
-            Self::UnixPrivate => Some(Endpoint::Unix(private_socket)),
-            Self::Vsock { port } => Some(Endpoint::Vsock(*port)),
-            Self::Tcp { port, .. } => Some(Endpoint::Tcp(port.as_ref())),
-        }
-    }
-
     /// How debug output names it.
     pub(crate) fn name(&self) -> &'static str {
         match self {

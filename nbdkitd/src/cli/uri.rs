@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use super::command_line::{TcpPort, Tls, TlsMode};
+use super::command_line::{ServiceMode, TcpPort, Tls, TlsMode};
 
 /// Where clients can reach the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,22 @@ pub(crate) enum Endpoint<'a> {
     Tcp(Option<&'a TcpPort>),
     /// AF_VSOCK, the local CID; the port only if `-p` was given.
     Vsock(Option<u32>),
+}
+
+impl ServiceMode {
+    /// What the URI is made of; `None` with `-s` and socket activation, which have no URI.
+    ///
+    /// `private_socket` is the path that was made up for [`UnixPrivate`](Self::UnixPrivate), and is
+    /// not looked at otherwise.
+    pub(crate) fn endpoint<'a>(&'a self, private_socket: &'a Path) -> Option<Endpoint<'a>> {
+        match self {
+            Self::SocketActivation { .. } | Self::Stdin => None,
+            Self::Unix(path) => Some(Endpoint::Unix(path)),
+            Self::UnixPrivate => Some(Endpoint::Unix(private_socket)),
+            Self::Vsock { port } => Some(Endpoint::Vsock(*port)),
+            Self::Tcp { port, .. } => Some(Endpoint::Tcp(port.as_ref())),
+        }
+    }
 }
 
 /// The URI. Pure ASCII, without blanks.
