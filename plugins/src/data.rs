@@ -25,7 +25,7 @@ use std::sync::Arc;
 use nbdkit_api::{Connection, Error, Isolation, Open, Plugin, Result, ResultExt, Value, debug};
 
 use crate::allocator::{self, Allocator, Kind, Strategy};
-use crate::memory::Handle;
+use crate::memory;
 use image::{Content, Image};
 
 /// The plugin: parameters and, once it is ready, the disk.
@@ -183,7 +183,7 @@ impl Plugin for Data {
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         match &self.disk {
-            Some((disk, size)) => Ok(Box::new(Handle::new(disk, *size)?)),
+            Some((disk, size)) => memory::open(disk, *size),
             None => Err(Error::msg("data: not ready")),
         }
     }

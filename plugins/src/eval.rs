@@ -9,17 +9,14 @@ mod tests;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nbdkit_api::{
-    Client, Connection, Error, Exports, Needs, Open, Plugin, Result, ThreadModel, Value,
-};
+use nbdkit_api::{Error, Result, ThreadModel, Value};
 
 use crate::sh::call::{Found, Program, Scripts, Start, lacks_shebang};
-use crate::sh::connection::Handle;
 use crate::sh::lifecycle;
+use crate::sh::plugin::{ScriptPlugin, Source};
 use crate::sh::tmpdir::TempDir;
 
 /// The parameters that are scripts, sorted. Any other is one for the `config` script.
@@ -69,14 +66,15 @@ const IMPLIED: &[(&str, &str, &[u8])] = &[
     ("can_zero", "zero", b""),
 ];
 
-/// The plugin: its scripts, once there is one.
+/// The plugin.
+pub(crate) type Eval = ScriptPlugin<Parameters>;
+
+/// Where its methods come from: parameters, of which there may be none yet.
 #[derive(Default)]
-pub struct Eval {
-    fragments: Option<Arc<Fragments>>,
-}
+pub(crate) struct Parameters(Option<Arc<Fragments>>);
 
 /// One script for each method.
-struct Fragments {
+pub(crate) struct Fragments {
     scripts: BTreeMap<&'static str, Fragment>,
     tmpdir: TempDir,
 }
@@ -114,75 +112,26 @@ impl Scripts for Fragments {
     }
 }
 
-impl Eval {
-    fn fragments(&self) -> Result<&Fragments> {
-        self.fragments.as_deref().ok_or_else(no_size)
-    }
-
+impl Parameters {
     /// The scripts while they are being collected, when nobody else refers to them.
     fn collecting(&mut self) -> Result<&mut Fragments> {
-        let fragments = match self.fragments.take() {
+        let fragments = match self.0.take() {
             Some(fragments) => fragments,
             None => Arc::new(Fragments { scripts: BTreeMap::new(), tmpdir: TempDir::new()? }),
         };
-        Arc::get_mut(self.fragments.insert(fragments))
+        Arc::get_mut(self.0.insert(fragments))
             .ok_or_else(|| Error::msg("eval: parameter after the first connection"))
     }
 }
 
-fn no_size() -> Error {
-    Error::msg("the get_size method is required")
-}
+impl Source for Parameters {
+    type Scripts = Fragments;
 
-impl Plugin for Eval {
-    fn name(&self) -> &str {
-        "eval"
-    }
-
-    fn callbacks(&self) -> &'static [&'static str] {
-        &[
-            "longname",
-            "dump_plugin",
-            "config",
-            "config_complete",
-            "config_help",
-            "thread_model",
-            "get_ready",
-            "after_fork",
-            "preconnect",
-            "list_exports",
-            "default_export",
-            "open",
-            "export_description",
-            "get_size",
-            "block_size",
-            "can_write",
-            "can_flush",
-            "is_rotational",
-            "can_trim",
-            "can_zero",
-            "can_fast_zero",
-            "can_extents",
-            "can_fua",
-            "can_multi_conn",
-            "can_cache",
-            "pread",
-            "pwrite",
-            "flush",
-            "trim",
-            "zero",
-            "extents",
-            "cache",
-        ]
-    }
-
-    fn longname(&self) -> Option<&str> {
-        Some("nbdkit eval plugin")
-    }
-
-    fn config_help(&self) -> Option<&str> {
-        Some("get_size=' SCRIPT '\npread=' SCRIPT '\n[etc]")
-    }
+    const NAME: &'static str = "eval";
+    const LONGNAME: &'static str = "nbdkit eval plugin";
+    const MAGIC_CONFIG_KEY: Option<&'static str> = None;
+    const CONFIG_HELP: &'static str = "get_size=' SCRIPT '\npread=' SCRIPT '\n[etc]";
+    const THREAD_MODEL: ThreadModel = ThreadModel::SerializeAllRequests;
 
     fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         let fragments = self.collecting()?;
@@ -211,78 +160,20 @@ impl Plugin for Eval {
         )))
     }
 
-    fn config_complete(&mut self) -> Result<()> {
-        let fragments = self.fragments()?;
+    fn check_complete(&self) -> Result<()> {
+        let fragments = self.0.as_ref().ok_or_else(Self::missing)?;
         // A script for missing methods may well have this one.
-        if !["get_size", "missing"].iter().any(|name| fragments.scripts.contains_key(name)) {
-            return Err(no_size());
+        if ["get_size", "missing"].iter().any(|name| fragments.scripts.contains_key(name)) {
+            return Ok(());
         }
-        lifecycle::step(fragments, "config_complete")
+        Err(Self::missing())
     }
 
-    fn thread_model(&self) -> Result<ThreadModel> {
-        match &self.fragments {
-            Some(fragments) => lifecycle::thread_model(&**fragments),
-            None => Ok(ThreadModel::SerializeAllRequests),
-        }
+    fn scripts(&self) -> Option<&Arc<Fragments>> {
+        self.0.as_ref()
     }
 
-    fn get_ready(&mut self) -> Result<()> {
-        lifecycle::step(self.fragments()?, "get_ready")
-    }
-
-    fn after_fork(&self) -> Result<()> {
-        lifecycle::step(self.fragments()?, "after_fork")
-    }
-
-    fn dump_plugin(&self, out: &mut dyn Write) -> std::io::Result<()> {
-        lifecycle::dump_plugin(self.fragments.as_deref().map(|all| all as &dyn Scripts), out)
-    }
-
-    fn needs(&self, _readonly: bool) -> Needs {
-        let mut needs = Needs::nothing().programs().shutdown();
-        if let Some(fragments) = &self.fragments {
-            needs.merge(fragments.tmpdir.needs());
-        }
-        needs
-    }
-
-    fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
-        lifecycle::preconnect(self.fragments()?, client, readonly)
-    }
-
-    fn list_exports(
-        &self,
-        client: &Arc<Client>,
-        readonly: bool,
-        exports: &mut Exports,
-    ) -> Result<()> {
-        lifecycle::list_exports(self.fragments()?, client, readonly, exports)
-    }
-
-    fn default_export(&self, client: &Arc<Client>, readonly: bool) -> Result<Option<String>> {
-        lifecycle::default_export(self.fragments()?, client, readonly)
-    }
-
-    fn temporary(&self) -> Vec<PathBuf> {
-        self.fragments.iter().map(|fragments| fragments.tmpdir.path().to_owned()).collect()
-    }
-
-    /// `$tmpdir` is the scripts' memory, and a new one is empty.
-    fn keeps_state(&self) -> bool {
-        true
-    }
-
-    fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
-        let fragments = self.fragments.clone().ok_or_else(no_size)?;
-        Ok(Box::new(Handle::open(&(fragments as Arc<dyn Scripts>), open)?))
-    }
-}
-
-impl Drop for Eval {
-    fn drop(&mut self) {
-        if let Some(fragments) = &self.fragments {
-            lifecycle::unload(&**fragments);
-        }
+    fn missing() -> Error {
+        Error::msg("the get_size method is required")
     }
 }

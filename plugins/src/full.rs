@@ -1,10 +1,9 @@
 //! nbdkit-full-plugin(1): a sparse disk whose host has no space left. Reads as zeroes; whatever
 //! changes it fails with ENOSPC.
 
-use nbdkit_api::{
-    Blocking, Cache, Connection, Errno, Error, ExtentKind, Extents, Flags, Open, Plugin, Result,
-    Value,
-};
+use nbdkit_api::{Connection, Errno, Error, ExtentKind, Extents, Open, Plugin, Result, Value};
+
+use crate::simple::{Abilities, Disk, Simple};
 
 /// The plugin: just a size.
 #[derive(Debug, Default)]
@@ -60,11 +59,11 @@ impl Plugin for Full {
     }
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
-        Ok(Box::new(Handle { size: self.size.unwrap_or(0) }))
+        Ok(Box::new(Simple(NoSpace { size: self.size.unwrap_or(0) })))
     }
 }
 
-struct Handle {
+struct NoSpace {
     size: u64,
 }
 
@@ -73,61 +72,40 @@ fn no_space() -> Error {
     Error::silent(Errno::ENOSPC)
 }
 
-impl Connection for Handle {
-    fn size(&self) -> Result<u64> {
-        Ok(self.size)
+impl Disk for NoSpace {
+    /// Zeroes are left to the server, which writes them and so fails as well.
+    const ABILITIES: Abilities = Abilities { zero: false, flush: false, ..Abilities::ALL };
+
+    fn size(&self) -> u64 {
+        self.size
     }
 
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    // Zeroes are left to the server, which writes them and so fails as well.
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Cache> {
-        Ok(Cache::Native)
-    }
-
-    fn pread(&self, buf: &mut [u8], _offset: u64) -> Result<()> {
+    fn read(&self, buf: &mut [u8], _offset: u64) -> Result<()> {
         buf.fill(0);
         Ok(())
     }
 
-    fn pwrite(&self, _buf: &[u8], _offset: u64, _flags: Flags) -> Result<()> {
+    fn write(&self, _buf: &[u8], _offset: u64) -> Result<()> {
         Err(no_space())
     }
 
-    fn trim(&self, _count: u64, _offset: u64, _flags: Flags) -> Result<()> {
+    fn zero(&self, _count: u64, _offset: u64) -> Result<()> {
         Err(no_space())
     }
 
-    fn extents(&self, count: u64, offset: u64, _flags: Flags, extents: &mut Extents) -> Result<()> {
+    fn extents(&self, count: u64, offset: u64, _one: bool, extents: &mut Extents) -> Result<()> {
         extents.add(offset, count, ExtentKind::SPARSE)
-    }
-
-    fn blocking(&self) -> Blocking {
-        Blocking::Never
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nbdkit_api::Flags;
 
     #[test]
     fn changes_return_enospc_and_reads_zeroes() {
-        let disk = Handle { size: 10 };
+        let disk = Simple(NoSpace { size: 10 });
         assert_eq!(disk.pwrite(b"x", 0, Flags::empty()).unwrap_err().errno(), Errno::ENOSPC);
         assert_eq!(disk.trim(1, 0, Flags::empty()).unwrap_err().errno(), Errno::ENOSPC);
         assert!(!disk.can_zero().unwrap());

@@ -1,14 +1,15 @@
 //! nbdkit-memory-plugin(1): a RAM disk that all clients share.
 
 use std::io::Write;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use nbdkit_api::{
-    BlockSize, Blocking, Cache, Connection, Error, Extents, FileRange, Flags, Fua, Isolation, Open,
-    Plugin, Result, Value, log,
+    BlockSize, Blocking, Connection, Error, Extents, Isolation, Open, Plugin, Result, Value, log,
 };
 
 use crate::allocator::{self, Allocator, Strategy};
+use crate::simple::{Abilities, Disk, Simple};
 
 /// The plugin: a size and, once it is ready, the disk.
 #[derive(Debug, Default)]
@@ -100,99 +101,54 @@ impl Plugin for Memory {
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         match (&self.disk, self.size) {
-            (Some(disk), Some(size)) => Ok(Box::new(Handle::new(disk, size)?)),
+            (Some(disk), Some(size)) => open(disk, size),
             _ => Err(Error::msg("memory: not ready")),
         }
     }
 }
 
-/// One client of a disk that an allocator keeps.
-pub(crate) struct Handle {
-    pub(crate) disk: Arc<dyn Allocator>,
-    pub(crate) size: u64,
+/// A disk that an allocator keeps, for one client.
+struct Allocated {
+    disk: Arc<dyn Allocator>,
+    size: u64,
 }
 
-impl Handle {
-    /// A client of `disk`, which has `size` bytes.
-    ///
-    /// # Errors
-    /// EIO.
-    pub(crate) fn new(disk: &Arc<dyn Allocator>, size: u64) -> Result<Handle> {
-        if log::verbose() {
-            log::debug(&format!("allocator: {} bytes of memory are in use", disk.used()?));
-        }
-        Ok(Handle { disk: Arc::clone(disk), size })
+/// A client of `disk`, which has `size` bytes.
+///
+/// # Errors
+/// EIO.
+pub(crate) fn open(disk: &Arc<dyn Allocator>, size: u64) -> Result<Box<dyn Connection>> {
+    if log::verbose() {
+        log::debug(&format!("allocator: {} bytes of memory are in use", disk.used()?));
     }
+    Ok(Box::new(Simple(Allocated { disk: Arc::clone(disk), size })))
 }
 
-impl Connection for Handle {
-    fn size(&self) -> Result<u64> {
-        Ok(self.size)
+impl Disk for Allocated {
+    const ABILITIES: Abilities = Abilities::ALL;
+
+    fn size(&self) -> u64 {
+        self.size
     }
 
-    fn block_size(&self) -> Result<BlockSize> {
-        Ok(BlockSize { minimum: 1, preferred: self.disk.preferred_block_size(), maximum: u32::MAX })
+    fn block_size(&self) -> BlockSize {
+        BlockSize { minimum: 1, preferred: self.disk.preferred_block_size(), maximum: u32::MAX }
     }
 
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    // There is no storage more stable than the memory that the bytes are in already.
-    fn can_fua(&self) -> Result<Fua> {
-        Ok(Fua::Native)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Cache> {
-        Ok(Cache::Native)
-    }
-
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.disk.read(buf, offset)
     }
 
-    fn pwrite(&self, buf: &[u8], offset: u64, _flags: Flags) -> Result<()> {
+    fn write(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.disk.write(buf, offset)
     }
 
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn trim(&self, count: u64, offset: u64, _flags: Flags) -> Result<()> {
+    fn zero(&self, count: u64, offset: u64) -> Result<()> {
         self.disk.zero(count, offset)
     }
 
-    fn zero(&self, count: u64, offset: u64, _flags: Flags) -> Result<()> {
-        self.disk.zero(count, offset)
-    }
-
-    fn extents(&self, count: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.disk.extents(count, offset, flags.contains(Flags::REQ_ONE), extents)
+    fn extents(&self, count: u64, offset: u64, one: bool, extents: &mut Extents) -> Result<()> {
+        self.disk.extents(count, offset, one, extents)
     }
 
     fn blocking(&self) -> Blocking {
@@ -201,18 +157,15 @@ impl Connection for Handle {
         if never { Blocking::Never } else { Blocking::Short }
     }
 
-    fn try_pread(&self, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        self.disk.as_file().map(|_| self.pread(buf, offset))
-    }
-
-    fn file_range(&self, _count: u32, offset: u64) -> Option<FileRange<'_>> {
-        Some(FileRange { fd: self.disk.as_file()?, offset, in_memory: None })
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.disk.as_file()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nbdkit_api::Flags;
 
     fn open(parameters: &[(&str, &str)]) -> Result<Box<dyn Connection>> {
         let mut plugin = Memory::default();

@@ -1,8 +1,8 @@
 //! nbdkit-null-plugin(1): a disk that drops what is written and reads as zeroes.
 
-use nbdkit_api::{
-    Blocking, Cache, Connection, ExtentKind, Extents, Flags, Fua, Open, Plugin, Result, Value,
-};
+use nbdkit_api::{Connection, Error, ExtentKind, Extents, Open, Plugin, Result, Value};
+
+use crate::simple::{Abilities, Disk, Simple};
 
 /// The plugin: just a size.
 #[derive(Debug, Default)]
@@ -55,88 +55,41 @@ impl Plugin for Null {
     fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         match key {
             "size" => self.size = value.size()?,
-            _ => return Err(nbdkit_api::Error::unknown_parameter(key)),
+            _ => return Err(Error::unknown_parameter(key)),
         }
         Ok(())
     }
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
-        Ok(Box::new(Handle { size: self.size }))
+        Ok(Box::new(Simple(Nothing { size: self.size })))
     }
 }
 
-struct Handle {
+struct Nothing {
     size: u64,
 }
 
-impl Connection for Handle {
-    fn size(&self) -> Result<u64> {
-        Ok(self.size)
+impl Disk for Nothing {
+    const ABILITIES: Abilities = Abilities::ALL;
+
+    fn size(&self) -> u64 {
+        self.size
     }
 
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_fua(&self) -> Result<Fua> {
-        Ok(Fua::Native)
-    }
-
-    // Nothing is kept, so every connection sees the same.
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Cache> {
-        Ok(Cache::Native)
-    }
-
-    fn pread(&self, buf: &mut [u8], _offset: u64) -> Result<()> {
+    fn read(&self, buf: &mut [u8], _offset: u64) -> Result<()> {
         buf.fill(0);
         Ok(())
     }
 
-    fn pwrite(&self, _buf: &[u8], _offset: u64, _flags: Flags) -> Result<()> {
+    fn write(&self, _buf: &[u8], _offset: u64) -> Result<()> {
         Ok(())
     }
 
-    fn flush(&self) -> Result<()> {
+    fn zero(&self, _count: u64, _offset: u64) -> Result<()> {
         Ok(())
     }
 
-    fn trim(&self, _count: u64, _offset: u64, _flags: Flags) -> Result<()> {
-        Ok(())
-    }
-
-    fn zero(&self, _count: u64, _offset: u64, _flags: Flags) -> Result<()> {
-        Ok(())
-    }
-
-    fn extents(&self, count: u64, offset: u64, _flags: Flags, extents: &mut Extents) -> Result<()> {
+    fn extents(&self, count: u64, offset: u64, _one: bool, extents: &mut Extents) -> Result<()> {
         extents.add(offset, count, ExtentKind::SPARSE)
-    }
-
-    fn blocking(&self) -> Blocking {
-        Blocking::Never
     }
 }

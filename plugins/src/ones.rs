@@ -1,9 +1,8 @@
 //! nbdkit-ones-plugin(1): a disk on which every byte is the same, and writes are dropped.
 
-use nbdkit_api::{
-    Blocking, Cache, Connection, Error, ExtentKind, Extents, Flags, Fua, Open, Plugin, Result,
-    Value,
-};
+use nbdkit_api::{Connection, Error, ExtentKind, Extents, Open, Plugin, Result, Value};
+
+use crate::simple::{Abilities, Disk, Simple};
 
 /// The plugin: a size and the byte.
 #[derive(Debug)]
@@ -73,91 +72,38 @@ impl Plugin for Ones {
     }
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
-        Ok(Box::new(Handle { size: self.size, byte: self.byte }))
+        Ok(Box::new(Simple(Constant { size: self.size, byte: self.byte })))
     }
 }
 
-struct Handle {
+struct Constant {
     size: u64,
     byte: u8,
 }
 
-impl Connection for Handle {
-    fn size(&self) -> Result<u64> {
-        Ok(self.size)
+impl Disk for Constant {
+    const ABILITIES: Abilities = Abilities::ALL;
+
+    fn size(&self) -> u64 {
+        self.size
     }
 
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_fua(&self) -> Result<Fua> {
-        Ok(Fua::Native)
-    }
-
-    // Nothing is kept, so every connection sees the same.
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Cache> {
-        Ok(Cache::Native)
-    }
-
-    fn pread(&self, buf: &mut [u8], _offset: u64) -> Result<()> {
+    fn read(&self, buf: &mut [u8], _offset: u64) -> Result<()> {
         buf.fill(self.byte);
         Ok(())
     }
 
-    fn pwrite(&self, _buf: &[u8], _offset: u64, _flags: Flags) -> Result<()> {
+    fn write(&self, _buf: &[u8], _offset: u64) -> Result<()> {
         Ok(())
     }
 
-    fn flush(&self) -> Result<()> {
+    fn zero(&self, _count: u64, _offset: u64) -> Result<()> {
         Ok(())
     }
 
-    fn trim(&self, _count: u64, _offset: u64, _flags: Flags) -> Result<()> {
-        Ok(())
-    }
-
-    fn zero(&self, _count: u64, _offset: u64, _flags: Flags) -> Result<()> {
-        Ok(())
-    }
-
-    // All of the disk in one extent: it is the same everywhere.
-    fn extents(
-        &self,
-        _count: u64,
-        _offset: u64,
-        _flags: Flags,
-        extents: &mut Extents,
-    ) -> Result<()> {
+    // All of the disk in one extent: its bytes are equal.
+    fn extents(&self, _count: u64, _offset: u64, _one: bool, extents: &mut Extents) -> Result<()> {
         extents.add(0, self.size, ExtentKind::DATA)
-    }
-
-    fn blocking(&self) -> Blocking {
-        Blocking::Never
     }
 }
 

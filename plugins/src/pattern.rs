@@ -1,8 +1,9 @@
 //! nbdkit-pattern-plugin(1): a read-only disk on which every 8 bytes are their offset, as a 64-bit
 //! big-endian number.
 
-use nbdkit_api::{Blocking, Cache, Connection, Error, Open, Plugin, Result, Value};
+use nbdkit_api::{Connection, Error, Open, Plugin, Result, Value};
 
+use crate::simple::{Abilities, Disk, Simple};
 use crate::words;
 
 /// The plugin: just a size.
@@ -37,34 +38,24 @@ impl Plugin for Pattern {
     }
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
-        Ok(Box::new(Handle { size: self.size }))
+        Ok(Box::new(Simple(Offsets { size: self.size })))
     }
 }
 
-struct Handle {
+struct Offsets {
     size: u64,
 }
 
-impl Connection for Handle {
-    fn size(&self) -> Result<u64> {
-        Ok(self.size)
+impl Disk for Offsets {
+    const ABILITIES: Abilities = Abilities::READ;
+
+    fn size(&self) -> u64 {
+        self.size
     }
 
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Cache> {
-        Ok(Cache::Native)
-    }
-
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         words::fill(buf, offset, u64::to_be_bytes);
         Ok(())
-    }
-
-    fn blocking(&self) -> Blocking {
-        Blocking::Never
     }
 }
 
@@ -74,17 +65,17 @@ mod tests {
 
     #[test]
     fn each_word_is_its_big_endian_offset() {
-        let disk = Handle { size: i64::MAX as u64 };
+        let disk = Offsets { size: i64::MAX as u64 };
         let mut buf = [0xaa; 20];
-        disk.pread(&mut buf, 0x25).unwrap();
+        disk.read(&mut buf, 0x25).unwrap();
         assert_eq!(buf, [0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0x28, 0, 0, 0, 0, 0, 0, 0, 0x30, 0]);
     }
 
     #[test]
     fn the_last_word_of_the_largest_disk_is_cut() {
-        let disk = Handle { size: i64::MAX as u64 };
+        let disk = Offsets { size: i64::MAX as u64 };
         let mut buf = [0; 7];
-        disk.pread(&mut buf, i64::MAX as u64 - 7).unwrap();
+        disk.read(&mut buf, i64::MAX as u64 - 7).unwrap();
         assert_eq!(buf, [0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
     }
 }

@@ -3,8 +3,9 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use nbdkit_api::{Blocking, Cache, Connection, Errno, Error, Flags, Open, Plugin, Result, Value};
+use nbdkit_api::{Connection, Errno, Error, Open, Plugin, Result, Value};
 
+use crate::simple::{Abilities, Disk, Simple};
 use crate::words;
 
 /// The plugin: a size and the seed, which is random unless given.
@@ -66,11 +67,11 @@ impl Plugin for Random {
     }
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
-        Ok(Box::new(Handle { size: self.size, seed: self.seed }))
+        Ok(Box::new(Simple(Noise { size: self.size, seed: self.seed })))
     }
 }
 
-struct Handle {
+struct Noise {
     size: u64,
     seed: u32,
 }
@@ -88,43 +89,19 @@ fn word(seed: u32, offset: u64) -> [u8; 8] {
     mix(start.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15))).to_le_bytes()
 }
 
-impl Handle {
-    fn not_sparse() -> Error {
-        Error::new(Errno::EIO, "attempt to trim or zero non-sparse random disk")
-    }
-}
+impl Disk for Noise {
+    const ABILITIES: Abilities = Abilities { flush: false, extents: false, ..Abilities::ALL };
 
-impl Connection for Handle {
-    fn size(&self) -> Result<u64> {
-        Ok(self.size)
+    fn size(&self) -> u64 {
+        self.size
     }
 
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Cache> {
-        Ok(Cache::Native)
-    }
-
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         words::fill(buf, offset, |at| word(self.seed, at));
         Ok(())
     }
 
-    fn pwrite(&self, buf: &[u8], offset: u64, _flags: Flags) -> Result<()> {
+    fn write(&self, buf: &[u8], offset: u64) -> Result<()> {
         if !words::matches(buf, offset, |at| word(self.seed, at)) {
             return Err(Error::new(Errno::EIO, "data written does not match expected"));
         }
@@ -132,16 +109,8 @@ impl Connection for Handle {
     }
 
     // A copying program that trims or zeroes has taken data for a hole.
-    fn trim(&self, _count: u64, _offset: u64, _flags: Flags) -> Result<()> {
-        Err(Handle::not_sparse())
-    }
-
-    fn zero(&self, _count: u64, _offset: u64, _flags: Flags) -> Result<()> {
-        Err(Handle::not_sparse())
-    }
-
-    fn blocking(&self) -> Blocking {
-        Blocking::Never
+    fn zero(&self, _count: u64, _offset: u64) -> Result<()> {
+        Err(Error::new(Errno::EIO, "attempt to trim or zero non-sparse random disk"))
     }
 }
 
@@ -151,7 +120,7 @@ mod tests {
 
     fn read(seed: u32, offset: u64, count: usize) -> Vec<u8> {
         let mut buf = vec![0; count];
-        Handle { size: 1 << 40, seed }.pread(&mut buf, offset).unwrap();
+        Noise { size: 1 << 40, seed }.read(&mut buf, offset).unwrap();
         buf
     }
 
@@ -183,12 +152,12 @@ mod tests {
 
     #[test]
     fn only_what_is_there_already_can_be_written() {
-        let disk = Handle { size: 1000, seed: 5 };
+        let disk = Noise { size: 1000, seed: 5 };
         let mut data = read(5, 11, 100);
-        disk.pwrite(&data, 11, Flags::empty()).unwrap();
+        disk.write(&data, 11).unwrap();
         data[99] ^= 1;
-        let why = disk.pwrite(&data, 11, Flags::empty()).unwrap_err();
+        let why = disk.write(&data, 11).unwrap_err();
         assert_eq!(why.message(), "data written does not match expected");
-        assert_eq!(disk.trim(1, 0, Flags::empty()).unwrap_err().errno(), Errno::EIO);
+        assert_eq!(disk.zero(1, 0).unwrap_err().errno(), Errno::EIO);
     }
 }

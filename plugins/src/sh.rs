@@ -1,11 +1,12 @@
 //! nbdkit-sh-plugin(3): every method is a run of one script or program.
 //!
 //! Loading and configuration happen in the template, requests in the workers, which run the
-//! program under their own sandbox. [`call`] and its neighbours serve the eval plugin too.
+//! program under their own sandbox. [`plugin`] and its neighbours serve the eval plugin too.
 
 pub(crate) mod call;
 pub(crate) mod connection;
 pub(crate) mod lifecycle;
+pub(crate) mod plugin;
 mod run;
 pub(crate) mod status;
 #[cfg(test)]
@@ -13,34 +14,33 @@ mod tests;
 pub(crate) mod text;
 pub(crate) mod tmpdir;
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nbdkit_api::{
-    Access, Client, Connection, Error, Exports, Needs, Open, Plugin, Result, ResultExt,
-    ThreadModel, Value, quoted, shebang,
-};
+use nbdkit_api::{Access, Error, Needs, Result, ResultExt, ThreadModel, Value, quoted, shebang};
 
 use call::{Call, Found, Program, Scripts, Start, chomp, lacks_shebang};
-use connection::Handle;
+use plugin::{ScriptPlugin, Source};
 use tmpdir::TempDir;
 
 /// Longest inline script, bytes.
 const MAX_INLINE: u64 = 16 << 20;
 
-/// The plugin: the script, once its parameter was given.
+/// The plugin.
+pub(crate) type Sh = ScriptPlugin<File>;
+
+/// Where its methods come from: the script, once its parameter was given.
 #[derive(Default)]
-pub struct Sh {
+pub(crate) struct File {
     script: Option<Arc<Script>>,
     /// What the script's `magic_config_key` printed.
     magic: Option<String>,
 }
 
 /// One script for all methods.
-struct Script {
+pub(crate) struct Script {
     path: PathBuf,
     start: Start<'static>,
     tmpdir: TempDir,
@@ -88,17 +88,13 @@ fn is_for_nbdkit(path: &Path) -> bool {
     /// The kernel's limit on such a line, bytes.
     const LONGEST: u64 = 256;
     let mut beginning = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut beginning));
+    let read =
+        std::fs::File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut beginning));
     let line = read.ok().and_then(|_| shebang::line(&beginning));
     line.is_some_and(|line| shebang::language(line).is_ok())
 }
 
-impl Sh {
-    /// The script; the server has checked by `config_complete` that there is one.
-    fn script(&self) -> Result<&Script> {
-        self.script.as_deref().ok_or_else(|| Error::msg("missing script parameter"))
-    }
-
+impl File {
     /// Takes `script=`, the first parameter: loads the script.
     fn load(&mut self, value: Value<'_>) -> Result<()> {
         let script = Script::new(value)?;
@@ -113,62 +109,15 @@ impl Sh {
     }
 }
 
-impl Plugin for Sh {
-    fn name(&self) -> &str {
-        "sh"
-    }
+impl Source for File {
+    type Scripts = Script;
 
-    fn callbacks(&self) -> &'static [&'static str] {
-        &[
-            "longname",
-            "dump_plugin",
-            "config",
-            "config_complete",
-            "config_help",
-            "thread_model",
-            "get_ready",
-            "after_fork",
-            "preconnect",
-            "list_exports",
-            "default_export",
-            "open",
-            "export_description",
-            "get_size",
-            "block_size",
-            "can_write",
-            "can_flush",
-            "is_rotational",
-            "can_trim",
-            "can_zero",
-            "can_fast_zero",
-            "can_extents",
-            "can_fua",
-            "can_multi_conn",
-            "can_cache",
-            "pread",
-            "pwrite",
-            "flush",
-            "trim",
-            "zero",
-            "extents",
-            "cache",
-        ]
-    }
-
-    fn longname(&self) -> Option<&str> {
-        Some("nbdkit shell script plugin")
-    }
-
-    fn magic_config_key(&self) -> Option<&str> {
-        Some("script")
-    }
-
-    fn config_help(&self) -> Option<&str> {
-        Some(
-            "script=<FILENAME>     (required) The shell script to run.\n\
-             [other arguments may be used by the plugin that you load]",
-        )
-    }
+    const NAME: &'static str = "sh";
+    const LONGNAME: &'static str = "nbdkit shell script plugin";
+    const MAGIC_CONFIG_KEY: Option<&'static str> = Some("script");
+    const CONFIG_HELP: &'static str = "script=<FILENAME>     (required) The shell script to run.\n\
+         [other arguments may be used by the plugin that you load]";
+    const THREAD_MODEL: ThreadModel = ThreadModel::Parallel;
 
     fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         let Some(script) = &self.script else {
@@ -198,76 +147,23 @@ impl Plugin for Sh {
         )))
     }
 
-    fn config_complete(&mut self) -> Result<()> {
-        lifecycle::step(self.script()?, "config_complete")
+    /// The server has checked that there is a script.
+    fn check_complete(&self) -> Result<()> {
+        Ok(())
     }
 
-    fn thread_model(&self) -> Result<ThreadModel> {
-        // Without a script the plugin itself is asked about (`--dump-plugin`).
+    fn scripts(&self) -> Option<&Arc<Script>> {
+        self.script.as_ref()
+    }
+
+    fn missing() -> Error {
+        Error::msg("missing script parameter")
+    }
+
+    fn needs(&self, of_all: Needs) -> Needs {
         match &self.script {
-            Some(script) => lifecycle::thread_model(&**script),
-            None => Ok(ThreadModel::Parallel),
-        }
-    }
-
-    fn get_ready(&mut self) -> Result<()> {
-        lifecycle::step(self.script()?, "get_ready")
-    }
-
-    fn after_fork(&self) -> Result<()> {
-        lifecycle::step(self.script()?, "after_fork")
-    }
-
-    fn dump_plugin(&self, out: &mut dyn Write) -> std::io::Result<()> {
-        lifecycle::dump_plugin(self.script.as_deref().map(|script| script as &dyn Scripts), out)
-    }
-
-    fn needs(&self, _readonly: bool) -> Needs {
-        let mut needs = Needs::nothing().programs().shutdown();
-        if let Some(script) = &self.script {
-            needs = needs.path(&script.path, Access::Read);
-            needs.merge(script.tmpdir.needs());
-        }
-        needs
-    }
-
-    fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
-        lifecycle::preconnect(self.script()?, client, readonly)
-    }
-
-    fn list_exports(
-        &self,
-        client: &Arc<Client>,
-        readonly: bool,
-        exports: &mut Exports,
-    ) -> Result<()> {
-        lifecycle::list_exports(self.script()?, client, readonly, exports)
-    }
-
-    fn default_export(&self, client: &Arc<Client>, readonly: bool) -> Result<Option<String>> {
-        lifecycle::default_export(self.script()?, client, readonly)
-    }
-
-    fn temporary(&self) -> Vec<PathBuf> {
-        self.script.iter().map(|script| script.tmpdir.path().to_owned()).collect()
-    }
-
-    /// `$tmpdir` is the scripts' memory, and a new one is empty.
-    fn keeps_state(&self) -> bool {
-        true
-    }
-
-    fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
-        self.script()?;
-        let script = self.script.clone().ok_or_else(|| Error::msg("missing script parameter"))?;
-        Ok(Box::new(Handle::open(&(script as Arc<dyn Scripts>), open)?))
-    }
-}
-
-impl Drop for Sh {
-    fn drop(&mut self) {
-        if let Some(script) = &self.script {
-            lifecycle::unload(&**script);
+            Some(script) => of_all.path(&script.path, Access::Read),
+            None => of_all,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! nbdkit-zero-plugin(1): a disk of no bytes, for testing corner cases.
 
-use nbdkit_api::{Blocking, Cache, Connection, Errno, Error, Open, Plugin, Result};
+use nbdkit_api::{Connection, Errno, Error, Open, Plugin, Result};
+
+use crate::simple::{Abilities, Disk, Simple};
 
 /// The plugin; there is nothing to configure.
 #[derive(Debug, Default)]
@@ -20,31 +22,21 @@ impl Plugin for Zero {
     }
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
-        Ok(Box::new(Handle))
+        Ok(Box::new(Simple(Empty)))
     }
 }
 
-struct Handle;
+struct Empty;
 
-impl Connection for Handle {
-    fn size(&self) -> Result<u64> {
-        Ok(0)
-    }
+impl Disk for Empty {
+    const ABILITIES: Abilities = Abilities::READ;
 
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Cache> {
-        Ok(Cache::Native)
+    fn size(&self) -> u64 {
+        0
     }
 
     // No request lies within the disk, so this can only be a mistake of the server.
-    fn pread(&self, _buf: &mut [u8], _offset: u64) -> Result<()> {
+    fn read(&self, _buf: &mut [u8], _offset: u64) -> Result<()> {
         Err(Error::new(Errno::EINVAL, "pread: the disk is empty"))
-    }
-
-    fn blocking(&self) -> Blocking {
-        Blocking::Never
     }
 }

@@ -81,7 +81,7 @@ fn scripts_share_a_directory_that_goes_with_the_plugin() {
         ("unload", "cp $tmpdir/seen $tmpdir.unloaded"),
     ])
     .unwrap();
-    let tmpdir = plugin.fragments().unwrap().tmpdir.path().to_owned();
+    let tmpdir = plugin.scripts().unwrap().tmpdir.path().to_owned();
     let seen = std::fs::read_to_string(tmpdir.join("seen")).unwrap();
     assert_eq!(seen, format!("{}/config config some-key value of it", tmpdir.display()));
     drop(plugin);

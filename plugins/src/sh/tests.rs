@@ -23,7 +23,7 @@ fn configured(parameters: &[(&str, &str)]) -> Result<(Sh, PathBuf)> {
         plugin.config(key, Value::new(*value))?;
     }
     plugin.config_complete()?;
-    let tmpdir = plugin.script()?.tmpdir.path().to_owned();
+    let tmpdir = plugin.scripts()?.tmpdir.path().to_owned();
     Ok((plugin, tmpdir))
 }
 
