@@ -12,6 +12,7 @@ pub mod client;
 pub mod command;
 pub mod differential;
 pub mod http;
+pub mod processes;
 pub mod red_team;
 pub mod server;
 pub mod single;

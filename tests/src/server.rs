@@ -378,6 +378,11 @@ impl Drop for Server {
     }
 }
 
+/// Our server with these arguments, whatever is under test.
+pub fn ours(arguments: &[&str]) -> Builder {
+    Server::nbdkit(arguments).binary(Binary::ours())
+}
+
 /// A TCP port of the loopback interface that was free a moment ago.
 ///
 /// # Panics

@@ -5,11 +5,12 @@
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::{Rep, TransmissionFlags};
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::processes::{children_called, descriptors, eventually};
 use nbdkit_tests::server::Builder;
 use nbdkit_tests::{Ask, Client, Server};
 use nix::sys::signal::{Signal, kill};
@@ -54,34 +55,10 @@ fn builder(starter: Starter, arguments: &[&str]) -> Builder {
     }
 }
 
-/// Waits until `condition` holds.
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// The children of a process that are called so.
-fn children(pid: i32, name: &str) -> Vec<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let text = text.unwrap_or_default();
-    let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
-    let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    pids.filter(|pid| comm(pid).is_ok_and(|its| its.trim() == name)).collect()
-}
-
-fn template(server: &Server) -> i32 {
-    let found = || children(server.pid().as_raw(), "nbdkit:template");
-    eventually("a template", || found().len() == 1);
-    found()[0]
-}
-
 fn broker(server: &Server) -> i32 {
-    let template = template(server);
-    eventually("a broker", || children(template, "nbdkit:broker").len() == 1);
-    children(template, "nbdkit:broker")[0]
+    let template = server.template();
+    eventually("a broker", || children_called(template, "nbdkit:broker").len() == 1);
+    children_called(template, "nbdkit:broker")[0]
 }
 
 /// Whether a process is there, and not only waits to be reaped.
@@ -145,7 +122,7 @@ fn a_file_that_was_replaced_is_served_whoever_started_the_server() {
         // The first has what it had.
         assert_eq!(first.call(&Ask::read(0, 1)).expect("a reply").data, [1]);
         // A new template keeps the new file.
-        kill_hard(template(&server));
+        kill_hard(server.template());
         let _ = server.wait_for_stderr("clients are accepted again");
         assert_eq!(visit(&server, "", None), Some(3), "{starter:?}");
         put(&disk, 4);
@@ -166,7 +143,7 @@ fn links_of_a_directory_follow_one_rule_whenever_they_were_made() {
         symlink(&outside, disks.join("after")).expect("made");
         for template_is_new in [false, true] {
             if template_is_new {
-                kill_hard(template(&server));
+                kill_hard(server.template());
                 let _ = server.wait_for_stderr("clients are accepted again");
             }
             for link in ["before", "after"] {
@@ -255,14 +232,6 @@ fn a_file_that_may_not_be_written_any_more_is_read_only_for_later_clients() {
     assert_eq!(is_read_only(), Some(false));
 }
 
-/// What the descriptors of a process lead to. Whoever is not root may not look.
-fn descriptors(pid: i32) -> Vec<PathBuf> {
-    std::fs::read_dir(format!("/proc/{pid}/fd"))
-        .expect("alive")
-        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-        .collect()
-}
-
 #[test]
 fn a_removed_file_takes_up_no_space_once_its_clients_have_gone() {
     if !geteuid().is_root() {
@@ -274,10 +243,10 @@ fn a_removed_file_takes_up_no_space_once_its_clients_have_gone() {
     put(&disk, 1);
     let server = builder.start();
     let mut client = opened(&server, "").expect("opened");
-    let template = template(&server);
+    let template = server.template();
     let holds = |pid| descriptors(pid).iter().any(|it| it.to_string_lossy().contains("/disk"));
     assert!(holds(template) && !holds(broker(&server)) && !holds(server.pid().as_raw()));
-    let [worker] = children(template, "nbdkit:worker")[..] else { panic!("one worker") };
+    let [worker] = children_called(template, "nbdkit:worker")[..] else { panic!("one worker") };
     let of_worker = descriptors(worker).into_iter().filter(|it| it.ends_with("disk")).count();
     assert_eq!(of_worker, 1);
     std::fs::remove_file(&disk).expect("removed");
@@ -309,7 +278,7 @@ fn a_client_in_the_handshake_outlives_template_and_broker() {
     let mut client = server.connect();
     client.handshake().expect("a greeting");
     assert_eq!(client.info("a", &[]).expect("a reply").end.reply, Rep::ACK);
-    let (template, broker) = (template(&server), broker(&server));
+    let (template, broker) = (server.template(), broker(&server));
     kill_hard(template);
     let _ = server.wait_for_stderr("clients are accepted again");
     eventually("its broker ends", || !lives(broker));
@@ -360,7 +329,7 @@ fn nothing_is_left_however_the_server_ends() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let mut server = with_directory(&["file", "dir={dir}/disks"]).start();
         let _client = opened(&server, "a").expect("opened");
-        let (template, broker) = (template(&server), broker(&server));
+        let (template, broker) = (server.template(), broker(&server));
         let started = Instant::now();
         server.signal(signal);
         let status = server.wait();
@@ -402,7 +371,7 @@ fn there_is_a_broker_only_where_one_is_needed() {
         let server = builder.start();
         assert!(visit(&server, "", None).is_some(), "{arguments:?}");
         // It takes its name when it runs.
-        let found = || children(template(&server), "nbdkit:broker").len();
+        let found = || children_called(server.template(), "nbdkit:broker").len();
         eventually(&format!("{expected}: {arguments:?}"), || found() == expected);
     }
 }

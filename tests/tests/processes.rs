@@ -7,11 +7,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nbd_protocol::constants::Rep;
 use nbdkit_tests::binary::Binary;
-use nbdkit_tests::{Ask, Client, Server};
+use nbdkit_tests::processes::{descriptors, eventually};
+use nbdkit_tests::{Ask, Server};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -54,16 +54,6 @@ fn descendants(ancestor: i32) -> BTreeSet<Process> {
     found
 }
 
-/// What the descriptors of a process point to.
-fn descriptors(pid: i32) -> Vec<PathBuf> {
-    let mut targets: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))
-        .expect("a living process of ours")
-        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-        .collect();
-    targets.sort();
-    targets
-}
-
 fn listener(server: &Server) -> i32 {
     server.pid().as_raw()
 }
@@ -79,23 +69,6 @@ fn family(server: &Server) -> (Process, Vec<Process>) {
     (template, workers)
 }
 
-/// Waits until `condition` holds.
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// A client that has opened the default export.
-fn connected(server: &Server) -> Client<UnixStream> {
-    let mut client = server.connect();
-    client.handshake().expect("a greeting");
-    assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
-    client
-}
-
 /// Whoever is not root may not look at the descriptors of confined processes, not even of their
 /// own.
 fn start(arguments: &[&str]) -> Server {
@@ -106,7 +79,7 @@ fn start(arguments: &[&str]) -> Server {
 #[test]
 fn every_client_has_a_process_of_its_own() {
     let server = start(&["memory", "1M"]);
-    let mut clients: Vec<_> = (0..3).map(|_| connected(&server)).collect();
+    let mut clients: Vec<_> = (0..3).map(|_| server.connected("")).collect();
     let (template, workers) = family(&server);
     assert_eq!(process(listener(&server)).expect("alive").executable, "nbdkit");
     assert_eq!(template.executable, "nbdkit-worker");
@@ -125,7 +98,7 @@ fn every_client_has_a_process_of_its_own() {
 fn the_listener_holds_no_client_after_the_hand_over() {
     let server = start(&["memory", "1M"]);
     // Whoever is served finds the server completely started.
-    let _first = connected(&server);
+    let _first = server.connected("");
     let (template, workers) = family(&server);
     let handed_over = |worker: i32| {
         // The worker must have a socket that neither listener nor template has.
@@ -135,7 +108,7 @@ fn the_listener_holds_no_client_after_the_hand_over() {
         descriptors(listener(&server)).len()
     };
     let with_one = handed_over(workers[0].pid);
-    let second = connected(&server);
+    let second = server.connected("");
     let (_, both) = family(&server);
     let new = both.iter().find(|it| it.pid != workers[0].pid).expect("another worker");
     // The two descriptors more that the listener has are the worker's control channel and the
@@ -165,7 +138,7 @@ fn two_hundred_clients_leave_nothing_behind() {
     let server = start(&["--filter=cow", "memory", "16M"]);
     // A client that is served has found the server completely started. The listener has two
     // descriptors for its worker: the control channel and the handle on the process.
-    let mut first = connected(&server);
+    let mut first = server.connected("");
     let (template, _) = family(&server);
     let open = || (descriptors(listener(&server)).len(), descriptors(template.pid).len());
     let (listener_serving, template_serving) = open();
@@ -173,7 +146,7 @@ fn two_hundred_clients_leave_nothing_behind() {
     first.disconnect().expect("sent");
     eventually("the listener closes what it had for the first worker", || open() == before);
     for round in 0..200 {
-        let mut client = connected(&server);
+        let mut client = server.connected("");
         assert_eq!(
             client.call(&Ask::write(round * 4096, vec![1; 4096])).expect("a reply").error,
             None
@@ -192,9 +165,9 @@ fn two_hundred_clients_leave_nothing_behind() {
 #[test]
 fn a_killed_worker_takes_only_its_own_client_with_it() {
     let server = start(&["memory", "1M"]);
-    let mut survivor = connected(&server);
+    let mut survivor = server.connected("");
     let (_, first) = family(&server);
-    let mut victim = connected(&server);
+    let mut victim = server.connected("");
     let (_, both) = family(&server);
     let is_new = |worker: &&Process| first.iter().all(|known| known.pid != worker.pid);
     let killed = both.iter().find(is_new).expect("a second worker");
@@ -202,7 +175,7 @@ fn a_killed_worker_takes_only_its_own_client_with_it() {
     kill(Pid::from_raw(killed.pid), Signal::SIGKILL).expect("killed");
     victim.expect_close().expect("closed");
     assert_eq!(survivor.call(&Ask::read(0, 6)).expect("a reply").data, b"before");
-    assert_eq!(connected(&server).call(&Ask::read(0, 6)).expect("a reply").data, b"before");
+    assert_eq!(server.connected("").call(&Ask::read(0, 6)).expect("a reply").data, b"before");
     let text = server.wait_for_stderr("killed by signal 9");
     assert!(text.contains("[2]"), "the report names the connection: {text}");
 }
@@ -210,10 +183,10 @@ fn a_killed_worker_takes_only_its_own_client_with_it() {
 #[test]
 fn killing_workers_under_load_harms_nobody_else() {
     let server = start(&["--filter=cow", "memory", "4M"]);
-    let mut survivor = connected(&server);
+    let mut survivor = server.connected("");
     let (_, mine) = family(&server);
     for round in 0..20_u64 {
-        let mut victim = connected(&server);
+        let mut victim = server.connected("");
         for block in 0..8 {
             victim.send(&Ask::write(block * 65536, vec![round as u8; 65536])).expect("sent");
         }
@@ -231,7 +204,7 @@ fn killing_workers_under_load_harms_nobody_else() {
 #[test]
 fn the_template_is_made_anew_when_it_dies() {
     let server = start(&["null", "1M"]);
-    let mut client = connected(&server);
+    let mut client = server.connected("");
     let (template, _) = family(&server);
     kill(Pid::from_raw(template.pid), Signal::SIGKILL).expect("killed");
     eventually("there is another template", || {
@@ -243,13 +216,13 @@ fn the_template_is_made_anew_when_it_dies() {
         })
     });
     assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
-    assert_eq!(connected(&server).call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
+    assert_eq!(server.connected("").call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
 }
 
 #[test]
 fn nothing_outlives_a_killed_listener() {
     let mut server = start(&["memory", "1M"]);
-    let mut client = connected(&server);
+    let mut client = server.connected("");
     let everyone = descendants(listener(&server));
     assert_eq!(everyone.len(), 2);
     server.signal(Signal::SIGKILL);
@@ -263,7 +236,7 @@ fn nothing_outlives_a_killed_listener() {
 #[test]
 fn stopping_the_server_finishes_running_requests() {
     let mut server = start(&["--filter=delay", "memory", "1M", "wdelay=500ms"]);
-    let mut client = connected(&server);
+    let mut client = server.connected("");
     client.send(&Ask::write(0, *b"late")).expect("sent");
     std::thread::sleep(Duration::from_millis(100));
     server.signal(Signal::SIGTERM);
@@ -279,7 +252,7 @@ fn the_programs_run_as_the_user_that_was_asked_for() {
         return;
     }
     let server = start(&["-u", "nobody", "-g", "nogroup", "memory", "1M"]);
-    let client = connected(&server);
+    let client = server.connected("");
     let nobody = nix::unistd::User::from_name("nobody").expect("looked up").expect("nobody exists");
     let (template, workers) = family(&server);
     for pid in workers.iter().map(|worker| worker.pid).chain([template.pid]) {
@@ -299,7 +272,7 @@ fn the_programs_run_as_the_user_that_was_asked_for() {
 #[test]
 fn an_idle_connection_keeps_one_socket() {
     let server = start(&["null", "1M"]);
-    let mut client = connected(&server);
+    let mut client = server.connected("");
     let ours = client.transport().as_raw_fd();
     assert!(ours > 2);
     let (_, workers) = family(&server);
@@ -312,7 +285,7 @@ fn an_idle_connection_keeps_one_socket() {
 fn a_worker_gives_back_what_an_idle_client_does_not_need_and_serves_it_again() {
     // A disk that takes no memory itself.
     let server = start(&["null", "64M"]);
-    let mut client = connected(&server);
+    let mut client = server.connected("");
     let (_, workers) = family(&server);
     for round in 0..3 {
         let written = vec![round; 4 << 20];
@@ -335,7 +308,7 @@ fn anonymous_memory(pid: i32) -> u64 {
 #[test]
 fn a_template_that_holds_data_is_not_made_anew() {
     let mut server = start(&["memory", "1M"]);
-    let mut client = connected(&server);
+    let mut client = server.connected("");
     assert_eq!(client.call(&Ask::write(0, *b"kept")).expect("a reply").error, None);
     let (template, _) = family(&server);
     kill(Pid::from_raw(template.pid), Signal::SIGKILL).expect("killed");
@@ -349,7 +322,7 @@ fn a_template_that_holds_data_is_not_made_anew() {
 #[test]
 fn a_worker_has_no_channel_but_its_own() {
     let server = start(&["null", "1M"]);
-    let _client = connected(&server);
+    let _client = server.connected("");
     let (template, workers) = family(&server);
     let sockets = |pid| -> BTreeSet<PathBuf> {
         let targets = descriptors(pid).into_iter();
@@ -365,7 +338,7 @@ fn a_serving_listener_keeps_the_right_to_signal_and_nothing_else() {
         return;
     }
     let server = start(&["-u", "nobody", "null", "1M"]);
-    let mut client = connected(&server);
+    let mut client = server.connected("");
     assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
     let status =
         std::fs::read_to_string(format!("/proc/{}/status", listener(&server))).expect("alive");
@@ -391,7 +364,7 @@ fn a_serving_listener_keeps_the_right_to_signal_and_nothing_else() {
                 && process.state != 'Z'
         })
     });
-    assert_eq!(connected(&server).call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
+    assert_eq!(server.connected("").call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
 }
 
 /// Where mounts do not propagate, as in many containers.
@@ -414,7 +387,7 @@ fn a_file_system_that_is_unmounted_is_released_while_a_client_has_another_disk()
             }
             Err(finished) => panic!("{}", finished.stderr),
         };
-        let mut client = connected(&server);
+        let mut client = server.connected("");
         let pid = server.pid().to_string();
         let stick = server.dir().join("stick");
         let seen_by_server = format!("/proc/{pid}/root{}/file", stick.display());
@@ -431,6 +404,6 @@ fn a_file_system_that_is_unmounted_is_released_while_a_client_has_another_disk()
         };
         eventually("the file system is released", is_gone);
         assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
-        assert_eq!(connected(&server).call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
+        assert_eq!(server.connected("").call(&Ask::read(0, 512)).expect("a reply").data, [0; 512]);
     }
 }

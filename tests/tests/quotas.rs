@@ -8,19 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::{NbdError, Rep};
-use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::Failure;
-use nbdkit_tests::server::Builder;
+use nbdkit_tests::server::ours;
 use nbdkit_tests::{Ask, Client, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-
-fn server(arguments: &[&str]) -> Builder {
-    Server::nbdkit(arguments).binary(Binary::ours())
-}
 
 fn open(server: &Server, export: &str) -> Client<UnixStream> {
     try_open(server, export).expect("an open export")
@@ -49,29 +44,9 @@ fn read(client: &mut Client<UnixStream>, offset: u64, length: u64) -> Vec<u8> {
     reply.data
 }
 
-fn children(pid: i32) -> Vec<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    text.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
-fn named(pids: impl IntoIterator<Item = i32>, name: &str) -> Vec<i32> {
-    let is = |pid: &i32| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|it| it.trim_end() == name)
-    };
-    pids.into_iter().filter(is).collect()
-}
-
-fn template(server: &Server) -> i32 {
-    named(children(server.pid().as_raw()), "nbdkit:template")[0]
-}
-
-fn workers(server: &Server) -> Vec<i32> {
-    named(children(template(server)), "nbdkit:worker")
-}
-
 /// Bytes that a file of the template's takes which has this in its name.
 fn taken(server: &Server, name: &str) -> u64 {
-    let fds = std::fs::read_dir(format!("/proc/{}/fd", template(server))).expect("root may look");
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", server.template())).expect("root may look");
     let paths = fds.map(|fd| fd.expect("an entry").path());
     let mut found = paths.filter(|path| {
         std::fs::read_link(path).is_ok_and(|link| link.to_string_lossy().contains(name))
@@ -94,7 +69,7 @@ const ISOLATIONS: [&str; 2] = ["--isolation=connection", "--isolation=shared"];
 #[test]
 fn whoever_fills_the_overlay_of_an_export_is_told_so_and_others_go_on() {
     for isolation in ISOLATIONS {
-        let server = server(&[isolation, "--filter=cow", "memory", "64M"])
+        let server = ours(&[isolation, "--filter=cow", "memory", "64M"])
             .args(["cow-block-size=4k", "cow-max=1M"])
             .start();
         let (mut greedy, mut other) = (open(&server, "a"), open(&server, "a"));
@@ -120,7 +95,7 @@ fn whoever_fills_the_overlay_of_an_export_is_told_so_and_others_go_on() {
 #[test]
 fn a_connection_and_all_exports_together_have_limits_too() {
     for isolation in ISOLATIONS {
-        let server = server(&[isolation, "--filter=cow", "memory", "64M"])
+        let server = ours(&[isolation, "--filter=cow", "memory", "64M"])
             .args(["cow-block-size=4k", "cow-max-connection=64k", "cow-max-total=160k"])
             .start();
         let mut first = open(&server, "a");
@@ -145,7 +120,7 @@ fn whoever_fills_a_disk_in_memory_is_told_so_and_others_go_on() {
         ("--isolation=shared", &["memory", "64M", "allocator=zstd,max=1M"]),
     ];
     for (isolation, stack) in stacks {
-        let server = server(&["-v", isolation]).args(stack).start();
+        let server = ours(&["-v", isolation]).args(stack).start();
         let (mut greedy, mut other) = (open(&server, ""), open(&server, ""));
         let noise: Vec<u8> =
             (0..64 * KIB).map(|n| ((n * n % 65_521) >> 5) as u8 ^ n as u8).collect();
@@ -228,7 +203,7 @@ fn kill_at_random(server: &Server, blocks: u64, size: u64) {
         // Those that come last are killed, too.
         while Instant::now() < end + Duration::from_secs(1) {
             std::thread::sleep(Duration::from_micros(2000 + dice.below(20_000)));
-            for worker in workers(server) {
+            for worker in server.workers() {
                 if dice.below(2) == 0 {
                     let _ = kill(Pid::from_raw(worker), Signal::SIGKILL);
                 }
@@ -236,9 +211,9 @@ fn kill_at_random(server: &Server, blocks: u64, size: u64) {
         }
         // Until nobody waits for a client any more.
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !workers(server).is_empty() {
+        while !server.workers().is_empty() {
             assert!(Instant::now() < deadline, "workers stay");
-            for worker in workers(server) {
+            for worker in server.workers() {
                 let _ = kill(Pid::from_raw(worker), Signal::SIGKILL);
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -279,7 +254,7 @@ fn the_account_of_an_overlay_is_exact_after_workers_were_killed_at_random() {
     // So large that most workers are killed while they fill one.
     const BLOCK: u64 = 256 * KIB;
     const MAX: u64 = 100 * BLOCK;
-    let server = server(&["--filter=cow", "memory", "256M"])
+    let server = ours(&["--filter=cow", "memory", "256M"])
         .args(["cow-block-size=256k", "cow-max=25M"])
         .through_shell(&temporary_files_in("-t tmpfs -o size=64M"))
         .start();
@@ -305,7 +280,7 @@ fn the_account_of_a_disk_in_memory_is_exact_after_workers_were_killed_at_random(
     }
     const PAGE: u64 = 4 * KIB;
     const MAX: u64 = 100 * PAGE;
-    let server = server(&["memory", "4M", "allocator=sparse,max=400k"]).start();
+    let server = ours(&["memory", "4M", "allocator=sparse,max=400k"]).start();
     kill_at_random(&server, 256, PAGE);
     let held = taken(&server, "memfd:memory");
     assert!(held <= MAX, "{held}");
@@ -323,7 +298,7 @@ fn a_full_file_system_is_enospc_for_whoever_needs_more_of_it() {
     }
     for on_read in ["false", "true"] {
         let on_read = format!("cow-on-read={on_read}");
-        let server = server(&["--filter=cow", "pattern", "64M", "cow-block-size=4k", &on_read])
+        let server = ours(&["--filter=cow", "pattern", "64M", "cow-block-size=4k", &on_read])
             .through_shell(&temporary_files_in("-t tmpfs -o size=1M"))
             .start();
         let (mut greedy, mut other) = (open(&server, ""), open(&server, ""));
@@ -351,7 +326,7 @@ fn room_that_the_file_system_does_not_take_back_stays_taken() {
         return;
     }
     // It cannot punch holes.
-    let server = server(&["--filter=cow", "memory", "64M", "cow-block-size=4k", "cow-max=64k"])
+    let server = ours(&["--filter=cow", "memory", "64M", "cow-block-size=4k", "cow-max=64k"])
         .through_shell(&temporary_files_in("-t ramfs"))
         .start();
     let mut client = open(&server, "");

@@ -8,17 +8,6 @@ use nbdkit_tests::{Ask, Server};
 
 use crate::support::{DEADLINE, compile, connected, debian_plugin, read, served_again};
 
-/// The children of the template: workers, one for each client unless it serves them itself.
-fn workers(server: &Server) -> usize {
-    let children = |pid: &str| {
-        let path = format!("/proc/{pid}/task/{pid}/children");
-        std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
-    };
-    let template = children(&server.pid().to_string());
-    let template = template.split(' ').next().unwrap().to_owned();
-    children(&template).split_whitespace().count()
-}
-
 #[test]
 fn a_filter_in_c_on_a_builtin_plugin_is_served_by_one_process_with_the_compat_sandbox() {
     let filter = format!("--filter={}", compile("every.c", &[]));
@@ -26,13 +15,13 @@ fn a_filter_in_c_on_a_builtin_plugin_is_served_by_one_process_with_the_compat_sa
         let arguments = isolation.into_iter().chain(["-v", &*filter, "null", "1M"]);
         let server = Server::nbdkit(arguments).start();
         let _clients = [connected(&server), connected(&server)];
-        assert_eq!(workers(&server), processes, "{isolation:?}");
+        assert_eq!(server.workers().len(), processes, "{isolation:?}");
         let line = server.wait_for_stderr("sandbox=compat");
         assert!(line.contains("does not declare what it needs"), "{line}");
     }
     let server = Server::nbdkit(["null", "1M"]).start();
     let _client = connected(&server);
-    assert_eq!(workers(&server), 1);
+    assert_eq!(server.workers().len(), 1);
     assert!(!server.stderr_text().contains("compat"));
 }
 

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::TransmissionFlags;
 use nbdkit_tests::client::Headers;
+use nbdkit_tests::processes::eventually;
+use nbdkit_tests::server::ours;
 use nbdkit_tests::{Ask, Client, Server};
 
 use super::bystander::{Bystander, Work};
-use super::processes::{template, workers};
-use super::{eventually, open, server, succeed};
+use super::{open, succeed};
 
 /// Whether the server has greeted, within a while.
 fn greets(client: &mut Client<UnixStream>, within: Duration) -> bool {
@@ -31,7 +32,7 @@ const NOW: Duration = Duration::from_millis(300);
 
 #[test]
 fn clients_beyond_the_limit_wait_until_another_leaves() {
-    let server = server(&["--max-connections=3", "memory", "1M"]).start();
+    let server = ours(&["--max-connections=3", "memory", "1M"]).start();
     let mut served: Vec<_> = (0..3).map(|_| open(&server, Headers::Simple)).collect();
     let mut waiting = server.connect();
     assert!(!greets(&mut waiting, NOW), "it waits");
@@ -53,7 +54,7 @@ fn several_connections_are_promised_only_where_more_than_one_is_let_in() {
         (&["--max-connections-per-peer=1", "memory", "1M"], false),
         (&["--isolation=shared", "--max-connections=1", "memory", "1M"], false),
     ] {
-        let server = server(options).start();
+        let server = ours(options).start();
         let client = open(&server, Headers::Simple);
         assert_eq!(client.offers(TransmissionFlags::CAN_MULTI_CONN), promised, "{options:?}");
     }
@@ -61,7 +62,7 @@ fn several_connections_are_promised_only_where_more_than_one_is_let_in() {
 
 #[test]
 fn a_peer_beyond_its_limit_is_disconnected_and_the_line_says_who() {
-    let server = server(&["--max-connections-per-peer=2", "memory", "1M"]).start();
+    let server = ours(&["--max-connections-per-peer=2", "memory", "1M"]).start();
     let mut first = open(&server, Headers::Simple);
     let second = open(&server, Headers::Simple);
     server.connect().expect_close().expect("closed without a word");
@@ -69,13 +70,13 @@ fn a_peer_beyond_its_limit_is_disconnected_and_the_line_says_who() {
     assert!(line.contains("uid"), "{line}");
     succeed(&mut first, &Ask::read(0, 512));
     drop(second);
-    eventually("the place is free again", || workers(&server).len() == 1);
+    eventually("the place is free again", || server.workers().len() == 1);
     eventually("a new client is served", || greets(&mut server.connect(), SOON));
 }
 
 #[test]
 fn tcp_peers_are_told_apart_by_address_and_not_by_port() {
-    let server = server(&["--max-connections-per-peer=1", "memory", "1M"]).tcp().start();
+    let server = ours(&["--max-connections-per-peer=1", "memory", "1M"]).tcp().start();
     let mut first = server.connect_tcp();
     first.handshake().expect("served");
     server.connect_tcp().expect_close().expect("closed");
@@ -86,7 +87,7 @@ fn tcp_peers_are_told_apart_by_address_and_not_by_port() {
 /// No `--timeout`, and still nobody who says nothing keeps anybody out.
 #[test]
 fn silent_connections_give_way_to_clients_that_speak() {
-    let server = server(&["memory", "1M"]).start();
+    let server = ours(&["memory", "1M"]).start();
     let mut served = open(&server, Headers::Simple);
     let bystander = Bystander::start(&server, "500 silent connections", Work::Writes(4096));
     let mut silent = Vec::new();
@@ -94,7 +95,7 @@ fn silent_connections_give_way_to_clients_that_speak() {
         silent.push(server.connect());
     }
     // A quarter of 1024 are handshakes, half of those of one peer.
-    eventually("the oldest are ended", || workers(&server).len() <= 128 + 3);
+    eventually("the oldest are ended", || server.workers().len() <= 128 + 3);
     succeed(&mut served, &Ask::read(0, 512));
     succeed(&mut open(&server, Headers::Structured), &Ask::read(0, 512));
     assert!(silent.iter_mut().take(300).all(is_ended), "the oldest ended");
@@ -109,7 +110,7 @@ fn silent_connections_give_way_to_clients_that_speak() {
 /// told to.
 #[test]
 fn silent_connections_give_way_where_one_process_serves_all() {
-    let server = server(&["--isolation=shared", "memory", "1M"]).start();
+    let server = ours(&["--isolation=shared", "memory", "1M"]).start();
     let mut served = open(&server, Headers::Simple);
     let mut silent: Vec<_> = (0..200).map(|_| server.connect()).collect();
     // A quarter of 1024 are handshakes, half of those of one peer.
@@ -123,7 +124,7 @@ fn silent_connections_give_way_where_one_process_serves_all() {
 
 #[test]
 fn silent_connections_in_all_places_give_them_up_after_a_second() {
-    let server = server(&["--max-connections=8", "memory", "1M"]).start();
+    let server = ours(&["--max-connections=8", "memory", "1M"]).start();
     let mut served = open(&server, Headers::Simple);
     let _silent: Vec<_> = (0..20).map(|_| server.connect()).collect();
     let begin = Instant::now();
@@ -136,7 +137,7 @@ fn silent_connections_in_all_places_give_them_up_after_a_second() {
 
 #[test]
 fn connections_opened_and_dropped_in_a_hurry_leave_nothing_behind() {
-    let server = server(&["memory", "1M"]).start();
+    let server = ours(&["memory", "1M"]).start();
     let bystander = Bystander::start(&server, "1000 dropped connections", Work::Writes(4096));
     for _ in 0..1000 {
         drop(server.connect());
@@ -145,9 +146,9 @@ fn connections_opened_and_dropped_in_a_hurry_leave_nothing_behind() {
     let open_files =
         || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).expect("alive").count();
     std::thread::sleep(Duration::from_millis(300));
-    eventually("all workers end", || workers(&server).len() <= 1 && open_files() < 20);
+    eventually("all workers end", || server.workers().len() <= 1 && open_files() < 20);
     bystander.finish();
-    eventually("the bystander's end too", || workers(&server).is_empty());
+    eventually("the bystander's end too", || server.workers().is_empty());
     assert!(!server.stderr_text().contains("panic"));
 }
 
@@ -155,7 +156,7 @@ fn connections_opened_and_dropped_in_a_hurry_leave_nothing_behind() {
 /// make it spin.
 #[test]
 fn running_out_of_descriptors_is_survived_reported_and_over_when_clients_leave() {
-    let server = server(&["memory", "1M"]).through_shell(r#"ulimit -n 32; exec "$0" "$@""#).start();
+    let server = ours(&["memory", "1M"]).through_shell(r#"ulimit -n 32; exec "$0" "$@""#).start();
     let mut first = open(&server, Headers::Simple);
     let mut many: Vec<_> = (0..60).map(|_| server.connect()).collect();
     let line = server.wait_for_stderr("New clients have to wait");
@@ -193,23 +194,23 @@ fn running_out_of_descriptors_is_survived_reported_and_over_when_clients_leave()
 /// select(2) is what the soft limit is low for.
 #[test]
 fn the_soft_limit_of_descriptors_is_raised_and_fewer_clients_than_asked_for_are_a_notice() {
-    let server = server(&["-v", "memory", "1M"])
+    let server = ours(&["-v", "memory", "1M"])
         .through_shell(r#"ulimit -Sn 40; ulimit -Hn 300; exec "$0" "$@""#)
         .start();
     let line = server.wait_for_stderr("(--max-connections)");
     assert!(line.contains("notice: the limit of 300 descriptors"), "{line}");
     let clients: Vec<_> = (0..60).map(|_| open(&server, Headers::Simple)).collect();
-    assert_eq!(workers(&server).len(), clients.len());
+    assert_eq!(server.workers().len(), clients.len());
 }
 
 /// The one process of all clients has the least room: what of a client's descriptors came is
 /// closed, and others go on.
 #[test]
 fn clients_that_do_not_fit_into_a_shared_process_are_refused_and_others_go_on() {
-    let server = server(&["--isolation=shared", "memory", "1M"]).start();
+    let server = ours(&["--isolation=shared", "memory", "1M"]).start();
     let mut first = open(&server, Headers::Simple);
     succeed(&mut first, &Ask::write(0, vec![7; 512]));
-    let template = nix::unistd::Pid::from_raw(template(&server));
+    let template = nix::unistd::Pid::from_raw(server.template());
     // An ordinary user's own process cannot be looked into, since it is not dumpable.
     let Ok(open_files) = std::fs::read_dir(format!("/proc/{template}/fd")) else {
         assert!(!nix::unistd::geteuid().is_root(), "the template has ended");

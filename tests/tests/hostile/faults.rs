@@ -7,18 +7,20 @@ use std::path::Path;
 
 use nbd_protocol::constants::NbdError;
 use nbdkit_tests::client::Headers;
+use nbdkit_tests::processes::{children, eventually, is_alive};
+use nbdkit_tests::server::ours;
 use nbdkit_tests::{Ask, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::bystander::{Bystander, Work};
-use super::processes::{children, is_alive, kill_9, template, worker_of, workers};
-use super::{Connection, KIB, MIB, eventually, open, server, succeed};
+use super::processes::{kill_9, worker_of};
+use super::{Connection, KIB, MIB, open, succeed};
 
 /// A server of a file of 64 MiB, and whatever else it is to be started with.
 fn file_server(more: &[&str]) -> Server {
     let arguments = [more, &["file", "{dir}/disk"]].concat();
-    let builder = server(&arguments);
+    let builder = ours(&arguments);
     let file = std::fs::File::create(builder.dir().join("disk")).expect("created");
     file.set_len(64 * MIB).expect("resized");
     builder.start()
@@ -79,7 +81,7 @@ fn a_worker_killed_under_load_loses_nothing_that_was_flushed() {
     for round in 0..10 {
         assert_flushed(&server, round * 4 * MIB, u8::try_from(round + 1).expect("small"));
     }
-    eventually("no worker is left", || workers(&server).is_empty());
+    eventually("no worker is left", || server.workers().is_empty());
     assert_eq!(names_in(server.dir().path()), ["disk", "pid", "sock"]);
     assert!(server.stop().success());
     // Like nbdkit's, these two stay.
@@ -93,7 +95,7 @@ fn a_template_killed_under_load_is_replaced_and_its_workers_go_on() {
     for round in 0..3 {
         let bystander =
             Bystander::start(&server, "kill -9 of the template", Work::ReadsZeroes(60 * MIB));
-        let old = template(&server);
+        let old = server.template();
         write_and_go_on(&mut client, round * 4 * MIB, 7);
         kill_9(old);
         for _ in 0..20 {
@@ -115,7 +117,7 @@ fn a_template_killed_under_load_is_replaced_and_its_workers_go_on() {
 #[test]
 fn clients_that_a_template_takes_with_it_are_served_by_the_next() {
     let mut server = file_server(&[]);
-    let (old, idle) = (template(&server), sockets_of(&server));
+    let (old, idle) = (server.template(), sockets_of(&server));
     kill(Pid::from_raw(old), Signal::SIGSTOP).expect("a process of ours");
     let mut clients: Vec<_> = (0..5).map(|_| server.connect()).collect();
     // Each client's and its control channel's; it may have been about to make those to the spawner.
@@ -129,7 +131,7 @@ fn clients_that_a_template_takes_with_it_are_served_by_the_next() {
     }
     eventually("it has closed its sockets", || sockets_of(&server) < idle + 8);
     drop(clients);
-    eventually("no worker is left", || workers(&server).is_empty());
+    eventually("no worker is left", || server.workers().is_empty());
     assert!(server.stop().success());
 }
 
@@ -138,8 +140,8 @@ fn a_listener_killed_under_load_leaves_no_process_and_loses_nothing_that_was_flu
     let mut server = file_server(&[]);
     let mut client = open(&server, Headers::Structured);
     write_and_go_on(&mut client, 0, 9);
-    let template = template(&server);
-    let everyone = [workers(&server), vec![template]].concat();
+    let template = server.template();
+    let everyone = [server.workers(), vec![template]].concat();
     assert_eq!(everyone.len(), 2);
     server.signal(Signal::SIGKILL);
     let _ = server.wait();
@@ -154,7 +156,7 @@ fn a_listener_killed_under_load_leaves_no_process_and_loses_nothing_that_was_flu
 #[test]
 fn temporary_directories_of_scripts_and_private_sockets_go_with_the_server() {
     for killed in ["worker", "nothing"] {
-        let builder = server(&["eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero"]);
+        let builder = ours(&["eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero"]);
         let tmp = builder.dir().join("tmp");
         let builder = builder.env("TMPDIR", tmp.clone());
         std::fs::create_dir(&tmp).expect("made");
@@ -200,7 +202,7 @@ fn a_full_disk_under_the_file_plugin_is_enospc_and_what_was_written_stays() {
     if !may_mount() {
         return;
     }
-    let server = server(&["file", "{dir}/small/disk"]).through_shell(SMALL_DISK).start();
+    let server = ours(&["file", "{dir}/small/disk"]).through_shell(SMALL_DISK).start();
     let mut client = open(&server, Headers::Structured);
     assert_eq!(fill(&mut client, 128), Some(NbdError::NoSpc));
     assert_eq!(succeed(&mut client, &Ask::read(0, 65536)), vec![1; 65536]);
@@ -215,7 +217,7 @@ fn a_full_disk_under_the_cow_overlay_is_enospc_and_what_was_written_stays() {
     if !may_mount() {
         return;
     }
-    let builder = server(&["--filter=cow", "memory", "8M"]).through_shell(SMALL_DISK);
+    let builder = ours(&["--filter=cow", "memory", "8M"]).through_shell(SMALL_DISK);
     let tmp = builder.dir().join("small");
     let server = builder.env("TMPDIR", tmp).start();
     let mut client = open(&server, Headers::Structured);
@@ -227,7 +229,7 @@ fn a_full_disk_under_the_cow_overlay_is_enospc_and_what_was_written_stays() {
 /// setrlimit(2): EFBIG, and SIGXFSZ, which must not end the worker.
 #[test]
 fn a_limit_on_file_sizes_is_enospc() {
-    let builder = server(&["file", "{dir}/disk"]);
+    let builder = ours(&["file", "{dir}/disk"]);
     let file = std::fs::File::create(builder.dir().join("disk")).expect("created");
     file.set_len(8 * MIB).expect("resized");
     // In blocks of 512 bytes.
@@ -269,7 +271,7 @@ fn errors_of_a_plugin_arrive_as_what_they_are() {
     ] {
         let script = format!("pwrite=echo {word} no >&2; exit 1");
         let server =
-            server(&["eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero", &script]).start();
+            ours(&["eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero", &script]).start();
         let mut client = open(&server, Headers::Structured);
         let reply = client.call(&Ask::write(0, vec![1; 512])).expect("a reply");
         assert_eq!(reply.nbd_error(), Some(expected), "{word}: {reply}");

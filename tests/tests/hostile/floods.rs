@@ -7,10 +7,11 @@ use nbd_protocol::constants::{Command, CommandFlags, Opt};
 use nbd_protocol::handshake::{MetaContextRequest, encode_option};
 use nbd_protocol::transmission::Request;
 use nbdkit_tests::client::Headers;
+use nbdkit_tests::server::ours;
 
 use super::bystander::{Bystander, Work};
 use super::processes::{peak_kib, worker_of};
-use super::{KIB, MIB, haggling, open, server};
+use super::{KIB, MIB, haggling, open};
 
 /// Sends as much as the server takes in a while, collecting whatever it answers or, if not,
 /// nothing.
@@ -32,7 +33,7 @@ fn pour(stream: &mut std::os::unix::net::UnixStream, bytes: &[u8], collect: bool
 
 #[test]
 fn a_flood_of_every_option() {
-    let server = server(&["memory", "64M"]).start();
+    let server = ours(&["memory", "64M"]).start();
     let bystander = Bystander::start(&server, "flood of options", Work::Writes(MIB));
     let mut bytes = Vec::new();
     let mut queries = Vec::new();
@@ -59,7 +60,7 @@ fn a_flood_of_requests_good_and_bad() {
     for plugin in ["memory", "file"] {
         let (parameter, name) =
             if plugin == "file" { ("{dir}/disk", "flood, file") } else { ("64M", "flood, memory") };
-        let builder = server(&[plugin, parameter]);
+        let builder = ours(&[plugin, parameter]);
         std::fs::write(builder.dir().join("disk"), vec![0; 64 << 20]).expect("written");
         let server = builder.start();
         let bystander = Bystander::start(&server, name, Work::Writes(60 * MIB));

@@ -15,10 +15,10 @@ use nbd_protocol::handshake::{InfoRequest, MetaContextRequest, encode_option};
 use nbd_protocol::transmission::{BlockStatusPayload, Request};
 use nbdkit_tests::Server;
 use nbdkit_tests::client::Headers;
+use nbdkit_tests::processes::eventually;
+use nbdkit_tests::server::ours;
 
 use super::bystander::{Bystander, Work};
-use super::processes::workers;
-use super::{eventually, server};
 
 const SESSIONS: u64 = 3200;
 const SEED: u64 = 0x4e42_444d_4147_4943;
@@ -227,7 +227,7 @@ fn mutated_sessions_harm_nobody() {
         ("fuzz, shared", &["--isolation=shared", "memory", "127M"]),
     ]
     .map(|(name, arguments)| {
-        let builder = server(arguments);
+        let builder = ours(arguments);
         let disk = std::fs::File::create(builder.dir().join("disk")).expect("created");
         (&disk).write_all(&[1; 1 << 20]).expect("written");
         disk.set_len(SIZE).expect("resized");
@@ -255,7 +255,7 @@ fn mutated_sessions_harm_nobody() {
 
 /// Nothing panicked, nothing was killed, nobody is left, and the server ends as it should.
 fn assert_in_order(name: &str, server: &mut Server) {
-    eventually("all workers end", || workers(server).is_empty());
+    eventually("all workers end", || server.workers().is_empty());
     assert!(server.stop().success(), "{name}");
     let text = server.stderr_text_after_end();
     for trouble in ["panic", "killed by signal", "exited with status", "protocol violation"] {

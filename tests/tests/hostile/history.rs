@@ -20,17 +20,18 @@ use nbd_protocol::handshake::{InfoRequest, MetaContextRequest, encode_option};
 use nbd_protocol::transmission::Request;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::{Failure, Headers};
+use nbdkit_tests::server::ours;
 use nbdkit_tests::{Ask, TempDir, command, tls};
 
 use super::bystander::{Bystander, Work};
-use super::{Connection, GIB, MIB, haggling, open, server, succeed};
+use super::{Connection, GIB, MIB, haggling, open, succeed};
 
 /// Without a sandbox, since the tests have the scripts write where they can see it.
 const SCRIPT: [&str; 4] =
     ["--sandbox=off", "eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero"];
 
 fn script(more: &[&str]) -> nbdkit_tests::server::Builder {
-    server(&[&SCRIPT[..], more].concat())
+    ours(&[&SCRIPT[..], more].concat())
 }
 
 #[test]
@@ -53,7 +54,7 @@ fn cve_2019_14850_nothing_is_opened_before_an_export_is_picked() {
 /// Every order of these options, each given twice in a row, then a session that works.
 #[test]
 fn cve_2019_14851_options_in_any_order() {
-    let server = server(&["memory", "1M"]).start();
+    let server = ours(&["memory", "1M"]).start();
     let bystander = Bystander::start(&server, "options in any order", Work::Writes(65536));
     let mut info = Vec::new();
     InfoRequest::encode(&mut info, "", &[]);
@@ -111,7 +112,7 @@ fn cve_2021_3716_plaintext_behind_starttls_ends_the_connection() {
     let authority = tls::Authority::new(&pki.join("ca"), "CA");
     authority.issue_server(&pki.join("server"), tls::KeyType::Ecdsa);
     let certificates = format!("--tls-certificates={}", pki.join("server").display());
-    let server = server(&[&certificates, "--tls=on", "memory", "1M"]).start();
+    let server = ours(&[&certificates, "--tls=on", "memory", "1M"]).start();
     let mut starttls = Vec::new();
     encode_option(&mut starttls, Opt::STARTTLS, &[]);
     for (option, payload) in [
@@ -141,7 +142,7 @@ fn cve_2021_3716_plaintext_behind_starttls_ends_the_connection() {
 /// Without TLS a refusal changes nothing, and what follows is read as it comes.
 #[test]
 fn starttls_is_refused_and_what_was_negotiated_before_stays() {
-    let server = server(&["memory", "1M"]).start();
+    let server = ours(&["memory", "1M"]).start();
     let mut client = haggling(&server);
     client.structured_replies().expect("a reply");
     client.set_meta_context("", &["base:allocation"]).expect("a reply");
@@ -158,7 +159,7 @@ fn cve_2025_47711_block_status_of_exactly_4_gib_minus_1() {
         let second = format!("echo {first} {}", 8 * GIB - first);
         let extents = format!("extents=echo 0 {first} hole,zero; {second}");
         let server =
-            server(&["eval", "get_size=echo 8G", "pread=head -c $3 /dev/zero", &extents]).start();
+            ours(&["eval", "get_size=echo 8G", "pread=head -c $3 /dev/zero", &extents]).start();
         for flags in [CommandFlags::empty(), CommandFlags::REQ_ONE] {
             let mut client = open(&server, Headers::Structured);
             let reply = client.call(&Ask::block_status(0, COUNT).flags(flags)).expect("a reply");
@@ -178,7 +179,7 @@ fn cve_2025_47711_block_status_of_exactly_4_gib_minus_1() {
 #[test]
 fn cve_2025_47711_with_a_plugin_whose_only_extent_is_8_gib() {
     for arguments in [["memory", "8G"], ["null", "8G"], ["full", "8G"]] {
-        let server = server(&arguments).start();
+        let server = ours(&arguments).start();
         let mut client = open(&server, Headers::Structured);
         for count in [4 * GIB - 1, 4 * GIB - 2, 4 * GIB - 65536, 4 * GIB - 65535] {
             for offset in [0, 1, 4 * GIB] {
@@ -204,7 +205,7 @@ fn unknown_options_with_a_payload_do_not_desynchronise_the_stream() {
     let require = [certificates.as_str(), "--tls=require", "memory", "1M"];
     let arguments = [&plain[..], &require].into_iter().take(1 + usize::from(authority.is_some()));
     for arguments in arguments {
-        let server = server(arguments).start();
+        let server = ours(arguments).start();
         let mut client = haggling(&server);
         for length in [0, 1, 4096, 65535, 65536, 1 << 20, 16 << 20] {
             // A payload that would be an option, were it read as one.
@@ -226,7 +227,7 @@ fn unknown_options_with_a_payload_do_not_desynchronise_the_stream() {
 #[test]
 fn hanging_up_inside_any_request_harms_nobody() {
     for plugin in [["memory", "1M"], ["file", "{dir}/disk"]] {
-        let builder = server(&plugin);
+        let builder = ours(&plugin);
         std::fs::write(builder.dir().join("disk"), vec![0; 1 << 20]).expect("written");
         let server = builder.start();
         let bystander = Bystander::start(&server, "hanging up", Work::Writes(4096));
@@ -248,7 +249,7 @@ fn hanging_up_inside_any_request_harms_nobody() {
 /// 1.36: a double free in the file plugin there.
 #[test]
 fn hanging_up_in_negotiation_under_the_file_plugin_harms_nobody() {
-    let builder = server(&["file", "dir={dir}"]);
+    let builder = ours(&["file", "dir={dir}"]);
     std::fs::write(builder.dir().join("disk"), vec![0; 1 << 20]).expect("written");
     let server = builder.start();
     for name in ["disk", "", "nothing", "../disk", "sock"] {
@@ -274,7 +275,7 @@ fn hanging_up_in_negotiation_under_the_file_plugin_harms_nobody() {
 #[test]
 fn control_characters_of_a_client_do_not_reach_the_log() {
     const EVIL: &str = "a\x1b]0;owned\x07\r\nnbdkit: error: forged";
-    let mut server = server(&["-v", "file", "dir={dir}"]).start();
+    let mut server = ours(&["-v", "file", "dir={dir}"]).start();
     let mut client = haggling(&server);
     client.info(EVIL, &[]).expect("a reply");
     client.list_meta_context(EVIL, &[EVIL]).expect("a reply");
@@ -361,7 +362,7 @@ fn ip_rules_after_a_security_rule_count() {
         (["deny=all", "allow=anyipv4,anyipv6,anyvsock"], false),
         ([&format!("allow={user}"), "deny=all"], true),
     ] {
-        let server = server(&["--filter=ip", "null", "1M", rules[0], rules[1]]).start();
+        let server = ours(&["--filter=ip", "null", "1M", rules[0], rules[1]]).start();
         let mut client = server.connect();
         assert_eq!(admitted(&mut client), allowed, "{rules:?}");
     }
@@ -386,7 +387,7 @@ fn clients_of_unknown_families_do_not_slip_past_deny_all() {
 fn a_denied_client_learns_no_export_names() {
     for rules in [&["deny=all"][..], &["deny=all", "allow=anyipv4"]] {
         let arguments = [&["--filter=ip", "info", "mode=exportname"][..], rules].concat();
-        let server = server(&arguments).start();
+        let server = ours(&arguments).start();
         let mut client = server.connect();
         let listed = client.handshake().and_then(|_| client.list());
         assert!(listed.is_err() || listed.is_ok_and(|list| list.exports.is_empty()));
@@ -413,7 +414,7 @@ fn an_export_name_is_never_shell_text() {
 /// 1.44.1: beyond 64 MiB old data stayed there.
 #[test]
 fn zeroing_more_than_64_mib_by_writes_leaves_no_old_data() {
-    let server = server(&["--filter=nozero", "memory", "200M", "zeromode=emulate"]).start();
+    let server = ours(&["--filter=nozero", "memory", "200M", "zeromode=emulate"]).start();
     let mut client = open(&server, Headers::Extended);
     let marks = [MIB, 63 * MIB, 64 * MIB - 1, 64 * MIB, 65 * MIB, 128 * MIB, 149 * MIB, 151 * MIB];
     for mark in marks {
@@ -429,7 +430,7 @@ fn zeroing_more_than_64_mib_by_writes_leaves_no_old_data() {
 /// A server that is told to stop in the middle of all this still ends in order.
 #[test]
 fn the_server_ends_in_order_while_clients_misbehave() {
-    let mut server = server(&["memory", "64M"]).start();
+    let mut server = ours(&["memory", "64M"]).start();
     let mut uncollected = open(&server, Headers::Simple);
     for _ in 0..16 {
         uncollected.send(&Ask::read(0, MIB)).expect("sent");

@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use nbdkit_tests::Server;
+use nbdkit_tests::processes::{eventually, is_alive};
+use nbdkit_tests::server::ours;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
-use super::processes::{is_alive, template, worker_of, workers};
-use super::{eventually, haggling, server};
+use super::haggling;
+use super::processes::worker_of;
 
 /// A shell's command for a server that has a /proc of its own, mounted with `options`, and perhaps
 /// another user.
@@ -48,7 +50,7 @@ fn a_worker_is_killed_where_proc_does_not_show_it() {
             continue;
         }
         println!("{options} {user}");
-        let server = server(&["--max-connections=1", "memory", "1M"]);
+        let server = ours(&["--max-connections=1", "memory", "1M"]);
         let shell = format!("chown 65534 {{dir}}; {}", with_proc(options, user));
         let server = server.through_shell(&shell).start();
         a_stopped_worker_is_killed_for_a_newcomer(&server);
@@ -59,10 +61,10 @@ fn a_worker_is_killed_where_proc_does_not_show_it() {
 /// learn of its end.
 #[test]
 fn an_end_that_was_ordered_and_does_not_happen_is_an_error_line() {
-    let server = server(&["--max-connections=1", "memory", "1M"]).start();
+    let server = ours(&["--max-connections=1", "memory", "1M"]).start();
     let _silent = server.connect();
-    eventually("there is a worker", || workers(&server).len() == 1);
-    let template = Pid::from_raw(template(&server));
+    eventually("there is a worker", || server.workers().len() == 1);
+    let template = Pid::from_raw(server.template());
     kill(template, Signal::SIGSTOP).expect("a process of ours");
     let _newcomer = server.connect();
     let line = server.wait_for_stderr("has not ended");

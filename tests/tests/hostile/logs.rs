@@ -6,11 +6,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::processes::eventually;
+use nbdkit_tests::server::ours;
 use nbdkit_tests::tempdir::TempDir;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-use super::{eventually, server};
 
 /// With `-v`, at the end of a pipe that is full.
 #[test]
@@ -46,7 +46,7 @@ fn a_log_that_nobody_reads_stops_neither_clients_nor_the_end_of_the_server() {
 
 #[test]
 fn clients_that_come_again_and_again_do_not_fill_the_log() {
-    let server = server(&["memory", "1M"]).start();
+    let server = ours(&["memory", "1M"]).start();
     const CLIENTS: usize = 1500;
     let begin = Instant::now();
     for _ in 0..CLIENTS {

@@ -25,12 +25,9 @@ mod processes;
 mod replacing;
 
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::Rep;
-use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::Headers;
-use nbdkit_tests::server::Builder;
 use nbdkit_tests::{Ask, Client, Server};
 
 const KIB: u64 = 1 << 10;
@@ -38,10 +35,6 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 type Connection = Client<UnixStream>;
-
-fn server(arguments: &[&str]) -> Builder {
-    Server::nbdkit(arguments).binary(Binary::ours())
-}
 
 /// A connection after the greeting.
 fn haggling(server: &Server) -> Connection {
@@ -71,13 +64,4 @@ fn succeed(client: &mut Connection, ask: &Ask) -> Vec<u8> {
     let reply = client.call(ask).expect("a reply");
     assert_eq!(reply.error, None, "{ask:?}");
     reply.data
-}
-
-/// Waits until `condition` holds.
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

@@ -7,12 +7,14 @@ use nbd_protocol::constants::{Command, CommandFlags, Opt};
 use nbd_protocol::handshake::InfoRequest;
 use nbd_protocol::transmission::Request;
 use nbdkit_tests::client::{Failure, Headers, Transport};
+use nbdkit_tests::processes::{eventually, is_alive};
 use nbdkit_tests::server::Builder;
+use nbdkit_tests::server::ours;
 use nbdkit_tests::{Ask, Server};
 
 use super::bystander::{Bystander, Work};
 use super::processes::{peak_kib, threads, worker_of};
-use super::{GIB, KIB, MIB, open, server, succeed};
+use super::{GIB, KIB, MIB, open, succeed};
 
 /// A sparse file in the server's directory.
 fn sparse_file(builder: &Builder, size: u64) -> std::fs::File {
@@ -22,7 +24,7 @@ fn sparse_file(builder: &Builder, size: u64) -> std::fs::File {
 }
 
 fn file_server(size: u64) -> Server {
-    let builder = server(&["file", "{dir}/disk"]);
+    let builder = ours(&["file", "{dir}/disk"]);
     sparse_file(&builder, size);
     builder.start()
 }
@@ -49,13 +51,13 @@ fn read_without_collecting(server: &Server, what: &'static str) {
 
 #[test]
 fn sixteen_reads_of_32_mib_never_collected_from_memory() {
-    read_without_collecting(&server(&["memory", "64M"]).start(), "16 reads uncollected, memory");
+    read_without_collecting(&ours(&["memory", "64M"]).start(), "16 reads uncollected, memory");
 }
 
 #[test]
 fn sixteen_reads_of_32_mib_never_collected_from_a_file() {
     // Holes are not sent, so the file needs data.
-    let builder = server(&["file", "{dir}/disk"]);
+    let builder = ours(&["file", "{dir}/disk"]);
     std::fs::write(builder.dir().join("disk"), vec![1; 64 << 20]).expect("written");
     read_without_collecting(&builder.start(), "16 reads uncollected, file");
 }
@@ -84,13 +86,13 @@ fn announce_without_sending(server: &Server, what: &'static str) {
 
 #[test]
 fn a_write_that_is_announced_and_never_sent_takes_no_memory() {
-    announce_without_sending(&server(&["memory", "64M"]).start(), "64 MiB announced, memory");
+    announce_without_sending(&ours(&["memory", "64M"]).start(), "64 MiB announced, memory");
     announce_without_sending(&file_server(64 * MIB), "64 MiB announced, file");
 }
 
 #[test]
 fn writes_that_are_too_long_are_thrown_away_as_they_come() {
-    let server = server(&["memory", "256M"]).start();
+    let server = ours(&["memory", "256M"]).start();
     let (worker, mut client) = worker_of(&server, || open(&server, Headers::Structured));
     let reply = client.call(&Ask::write(0, vec![1; 100 << 20])).expect("a reply");
     assert!(reply.error.is_some());
@@ -103,7 +105,7 @@ fn writes_that_are_too_long_are_thrown_away_as_they_come() {
 /// Requests that wait in the stack, on threads: what they carry is bounded together.
 #[test]
 fn slow_writes_of_32_mib_wait_in_the_socket_and_not_in_memory() {
-    let server = server(&["--filter=delay", "memory", "64M", "wdelay=60"]).start();
+    let server = ours(&["--filter=delay", "memory", "64M", "wdelay=60"]).start();
     let (worker, mut greedy) = worker_of(&server, || open(&server, Headers::Structured));
     greedy.transport().set_timeout(Duration::from_millis(500)).expect("set");
     let write = Ask::write(0, vec![1; 32 << 20]);
@@ -118,7 +120,7 @@ fn slow_writes_of_32_mib_wait_in_the_socket_and_not_in_memory() {
 fn block_status_of_a_file_in_pieces() {
     use std::os::unix::fs::FileExt;
     const PIECES: u64 = 20_000;
-    let builder = server(&["file", "{dir}/disk"]);
+    let builder = ours(&["file", "{dir}/disk"]);
     let file = sparse_file(&builder, 8 * GIB);
     for piece in 0..PIECES {
         file.write_at(&[1], piece * 2 * 64 * KIB).expect("written");
@@ -147,7 +149,7 @@ fn ten_thousand_exports_listed_to_clients_that_do_not_read() {
     let list = "list_exports=cat {dir}/names";
     let size = "get_size=echo 1M";
     // The script reads a file that a sandbox would keep from it.
-    let builder = server(&["--sandbox=off", "eval", size, "pread=head -c $3 /dev/zero", list]);
+    let builder = ours(&["--sandbox=off", "eval", size, "pread=head -c $3 /dev/zero", list]);
     std::fs::write(builder.dir().join("names"), format!("NAMES\n{}", names.concat()))
         .expect("written");
     let server = builder.start();
@@ -168,7 +170,7 @@ fn ten_thousand_exports_listed_to_clients_that_do_not_read() {
 
 #[test]
 fn info_again_and_again_leaves_nothing_behind() {
-    let server = server(&["--filter=cow", "memory", "64M"]).start();
+    let server = ours(&["--filter=cow", "memory", "64M"]).start();
     let bystander = Bystander::start(&server, "INFO repeated", Work::Writes(MIB));
     let (worker, mut client) = worker_of(&server, || super::haggling(&server));
     // Not shown to an ordinary user, since the worker is not dumpable.
@@ -223,7 +225,7 @@ fn half_open_connections_end_or_wait_without_harm() {
     client.half_close().expect("closed");
     assert_eq!(client.receive().expect("a reply").data, [0; 4096]);
     client.expect_close().expect("the server closes as well");
-    super::eventually("the worker ends", || !super::processes::is_alive(worker));
+    eventually("the worker ends", || !is_alive(worker));
     // Half a request and silence costs a small worker, no more.
     let (worker, mut client) = worker_of(&server, || open(&server, Headers::Structured));
     client.send_raw(&[0x25, 0x60, 0x95]).expect("sent");

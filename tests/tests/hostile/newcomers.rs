@@ -9,14 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nbdkit_tests::Server;
+use nbdkit_tests::server::ours;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, recv, setsockopt, socket, sockopt,
 };
-
-use super::server;
 
 /// A connection from an address of this machine, under way; Linux has all of 127.0.0.0/8.
 fn connect_from(address: Ipv4Addr, server: SocketAddr, flags: SockFlag) -> Option<OwnedFd> {
@@ -93,7 +92,7 @@ fn newcomers_among(addresses: u8, each: usize, most: Duration) {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raised");
     // Ours to be connected to from several addresses.
-    let server: Server = server(&["memory", "1M"]).tcp().start();
+    let server: Server = ours(&["memory", "1M"]).tcp().start();
     let address = server.address();
     let stop = AtomicBool::new(false);
     let (times, ended) = std::thread::scope(|scope| {

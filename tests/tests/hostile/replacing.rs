@@ -11,13 +11,15 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nbdkit_tests::client::Headers;
+use nbdkit_tests::processes::{children, eventually, is_alive};
 use nbdkit_tests::server::Builder;
+use nbdkit_tests::server::ours;
 use nbdkit_tests::{Ask, Server};
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkfifo};
 
-use super::processes::{children, is_alive, kill_9, template, workers};
-use super::{Connection, MIB, eventually, open, server, succeed};
+use super::processes::kill_9;
+use super::{Connection, MIB, open, succeed};
 
 /// How long anything may take here, but for what waits for a limit of the server's own.
 const DEADLINE: Duration = Duration::from_secs(40);
@@ -83,7 +85,7 @@ fn spawner(server: &Server) -> i32 {
 
 /// With a disk of 1 MiB in its directory. As an ordinary user, if limits of such a one are tested.
 fn with_disk(arguments: &[&str], as_user: bool) -> Builder {
-    let mut builder = server(arguments);
+    let mut builder = ours(arguments);
     let dir = builder.dir().path().to_owned();
     fs::write(dir.join("disk"), vec![0; MIB as usize]).expect("written");
     for path in [dir.clone(), dir.join("disk")] {
@@ -120,7 +122,7 @@ fn a_moved_image_ends_nobody_and_is_served_again_when_it_is_back() {
     let (disk, elsewhere) = (server.dir().join("disk"), server.dir().join("elsewhere"));
     let mut client = open(&server, Headers::Structured);
     fs::rename(&disk, &elsewhere).expect("renamed");
-    kill_9(template(&server));
+    kill_9(server.template());
     let asking = std::thread::scope(|scope| {
         let asking = scope.spawn(|| answer(&server));
         work_until(&mut client, "the newcomer has an answer", || asking.is_finished());
@@ -160,7 +162,7 @@ fn waits_for_its_image(option: &str) {
     let mut client = open(&server, Headers::Simple);
     let (disk, elsewhere) = (server.dir().join("disk"), server.dir().join("elsewhere"));
     fs::rename(&disk, &elsewhere).expect("renamed");
-    kill_9(template(&server));
+    kill_9(server.template());
     if option == "--isolation=shared" {
         client.expect_close().expect("closed");
     }
@@ -179,7 +181,7 @@ fn waits_for_its_image(option: &str) {
 fn a_limit_on_processes_ends_nobody() {
     let server = with_disk(&["file", "{dir}/disk"], true).start();
     let mut client = open(&server, Headers::Structured);
-    let old = template(&server);
+    let old = server.template();
     let_fork(old, false);
     assert_eq!(answer(&server), Answer::Disconnected, "the template cannot fork");
     let _ = server.wait_for_stderr("fork: Resource temporarily unavailable");
@@ -209,7 +211,7 @@ fn a_configuration_that_hangs_the_second_time_is_given_up() {
     let mut client = open(&server, Headers::Structured);
     fs::remove_file(&path).expect("removed");
     mkfifo(&path, Mode::from_bits_truncate(0o666)).expect("made");
-    kill_9(template(&server));
+    kill_9(server.template());
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| answer(&server));
         work_until(&mut client, "the newcomer has an answer", || asking.is_finished());
@@ -228,12 +230,12 @@ fn a_configuration_that_hangs_the_second_time_is_given_up() {
 fn a_template_that_dies_again_and_again_is_no_longer_replaced_and_clients_go_on() {
     let mut server = with_disk(&["-v", "file", "{dir}/disk"], false).start();
     let mut client = open(&server, Headers::Structured);
-    let worker = workers(&server)[0];
+    let worker = server.workers()[0];
     for death in 0..6 {
         work_until(&mut client, "another template serves", || {
             count(&server, "notice: the template was replaced") == death
         });
-        kill_9(template(&server));
+        kill_9(server.template());
     }
     work_until(&mut client, "that is too often", || {
         count(&server, "the template ended too often: it is replaced in ") == 1
@@ -252,7 +254,7 @@ fn a_template_that_dies_again_and_again_without_a_client_ends_the_server() {
         eventually("another template serves", || {
             count(&server, "notice: the template was replaced") == death
         });
-        kill_9(template(&server));
+        kill_9(server.template());
     }
     assert_eq!(server.wait().code(), Some(1));
     let text = server.stderr_text_after_end();
@@ -266,7 +268,7 @@ fn without_a_spawner_the_server_ends_with_its_last_client() {
     kill_9(spawner(&server));
     let _ = server.wait_for_stderr("the spawner has ended");
     assert_eq!(answer(&server), Answer::Greeting);
-    kill_9(template(&server));
+    kill_9(server.template());
     let _ = server.wait_for_stderr("no more clients are served");
     work_for(&mut client, Duration::from_secs(3));
     assert!(UnixStream::connect(server.socket()).is_err(), "nobody listens any more");
@@ -280,7 +282,7 @@ fn a_template_that_runs_scripts_is_replaced_more_than_once() {
     let script = "logscript=true";
     let server = with_disk(&["--filter=log", "file", "{dir}/disk", script], false).start();
     for _ in 0..2 {
-        kill_9(template(&server));
+        kill_9(server.template());
         assert_eq!(answer(&server), Answer::Greeting);
         assert!(Path::new(&format!("/proc/{}", spawner(&server))).exists());
     }

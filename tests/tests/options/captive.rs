@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use nbdkit_tests::Ask;
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::processes::{eventually, is_alive};
 use nbdkit_tests::server::free_port;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::{
-    Foreground, Paths, alive, assert_serves, connect, debian_lacks, eventually, line_in, nbdkit,
-    pid_in, run,
+    Foreground, Paths, assert_serves, connect, debian_lacks, line_in, nbdkit, pid_in, run,
 };
 
 /// Every variable that nbdkit-captive(1) lists, one a line, and whether `tls` is set at all.
@@ -199,7 +199,7 @@ fn a_signal_to_the_server_waits_for_the_command() {
         server.signal(signal);
         // Time enough to end, if it would.
         std::thread::sleep(Duration::from_millis(300));
-        assert!(alive(command) && server.try_wait().is_none(), "{signal}");
+        assert!(is_alive(command) && server.try_wait().is_none(), "{signal}");
         paths.write("stop", "");
         assert_eq!(server.wait().code(), Some(7), "{signal}: {}", server.stderr());
         assert_eq!(server.stderr(), "", "{signal}");
@@ -242,7 +242,7 @@ fn a_signal_that_is_repeated_ends_server_and_command() {
         std::thread::sleep(Duration::from_millis(100));
         assert!(Instant::now() < end, "it waits for ever");
     }
-    eventually("the command has ended, too", || !alive(command));
+    eventually("the command has ended, too", || !is_alive(command));
     // Which of several sensible statuses it is, is nobody's promise; that it is one, not a signal,
     // is.
     let status = server.wait();
@@ -290,7 +290,7 @@ fn a_signal_to_the_whole_terminal_ends_server_and_command() {
     let command = pid_in(&paths.path("command"));
     server.signal_group(Signal::SIGINT);
     server.wait();
-    eventually("the command has ended, too", || !alive(command));
+    eventually("the command has ended, too", || !is_alive(command));
     // The command's own end may be told, nothing else.
     for line in server.stderr().lines() {
         assert!(line.contains("external command was killed by signal 2"), "{line}");
@@ -337,7 +337,7 @@ fn the_server_ends_with_a_parent_that_exits() {
         assert_serves(&mut connect(&paths.path("sock")));
         paths.write("stop", "");
         assert!(parent.wait().success());
-        eventually("the server ends", || !alive(server.0));
+        eventually("the server ends", || !is_alive(server.0));
     }
 }
 
@@ -349,7 +349,7 @@ fn the_server_ends_with_a_parent_that_is_killed() {
     assert_serves(&mut connect(&paths.path("sock")));
     parent.signal(Signal::SIGKILL);
     parent.wait();
-    eventually("the server ends", || !alive(server.0));
+    eventually("the server ends", || !is_alive(server.0));
     assert_eq!(std::fs::read_to_string(paths.path("stderr")).unwrap(), "");
 }
 
@@ -363,7 +363,7 @@ fn a_server_that_ends_with_its_parent_removes_its_private_directory() {
     let socket = log[start..].split_whitespace().next().unwrap();
     assert!(Path::new(socket).exists());
     paths.write("stop", "");
-    eventually("the server ends", || !alive(server.0));
+    eventually("the server ends", || !is_alive(server.0));
     assert!(!Path::new(socket).parent().unwrap().exists(), "{socket}");
 }
 

@@ -4,8 +4,9 @@
 use std::path::PathBuf;
 
 use nbdkit_tests::Server;
+use nbdkit_tests::processes::{descendants, eventually};
 
-use crate::support::{connect, debian_lacks, eventually, needs_root, open};
+use crate::support::{connect, debian_lacks, needs_root, open};
 
 /// A group of our own. Removed when dropped, when it is empty.
 struct Group(PathBuf);
@@ -45,14 +46,7 @@ impl Drop for Group {
 
 /// All that descends from the listener, and the listener.
 fn family(listener: i32) -> Vec<i32> {
-    let mut family = vec![listener];
-    let mut next = 0;
-    while let Some(parent) = family.get(next) {
-        let path = format!("/proc/{parent}/task/{parent}/children");
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        family.extend(text.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
-        next += 1;
-    }
+    let mut family = [vec![listener], descendants(listener)].concat();
     family.sort_unstable();
     family
 }

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use nbdkit_tests::Server;
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::processes::{eventually, is_alive};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    DEADLINE, Daemon, Foreground, Paths, alive, assert_refused, assert_serves, connect,
-    debian_lacks, launch, nbdkit, needs_root, open, pid_in, run, stat,
+    DEADLINE, Daemon, Foreground, Paths, assert_refused, assert_serves, connect, debian_lacks,
+    launch, nbdkit, needs_root, open, pid_in, run, stat,
 };
 
 /// Starts a daemon on `sock` with the pid file `pid`; the command must succeed and say nothing.
@@ -111,7 +112,7 @@ fn the_callers_standard_streams_are_released() {
     // Nobody is left to read it. Rust's runtime ignores SIGPIPE.
     let broken = stdin.write_all(b"x").expect_err("a pipe without readers");
     assert_eq!(broken.kind(), std::io::ErrorKind::BrokenPipe);
-    assert!(alive(daemon.pid()));
+    assert!(is_alive(daemon.pid()));
 }
 
 #[test]
@@ -163,7 +164,7 @@ fn an_older_pid_file_is_overwritten() {
     let mut server =
         Foreground::nbdkit(["-f", "-U", &paths.text("sock"), "-P", &paths.text("pid"), "null"]);
     let expected = format!("{}\n", server.pid());
-    crate::support::eventually("the pid is written", || {
+    eventually("the pid is written", || {
         std::fs::read_to_string(paths.path("pid")).unwrap() == expected
     });
     assert!(server.try_wait().is_none());

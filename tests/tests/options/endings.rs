@@ -10,12 +10,13 @@ use nbd_protocol::constants::{Command, CommandFlags, Opt};
 use nbd_protocol::handshake::encode_option;
 use nbd_protocol::transmission::Request;
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::processes::eventually;
 use nbdkit_tests::{Ask, Client, Server, command};
 use nix::sys::signal::Signal;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Linger;
 
-use crate::support::{DEADLINE, debian_lacks, eventually, needs_root, open};
+use crate::support::{DEADLINE, debian_lacks, needs_root, open};
 
 /// How a client goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,10 +5,11 @@ use std::os::unix::fs::FileTypeExt;
 use std::process::Stdio;
 
 use nbd_protocol::constants::NbdError;
+use nbdkit_tests::processes::eventually;
 use nbdkit_tests::{Ask, Server};
 use nix::sys::signal::Signal;
 
-use crate::support::{Foreground, Paths, connect, debian_lacks, eventually, nbdkit, open, run};
+use crate::support::{Foreground, Paths, connect, debian_lacks, nbdkit, open, run};
 
 #[test]
 fn the_socket_and_the_pid_file_of_a_start_that_fails_are_gone() {

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::processes::{descendants, eventually};
 use nbdkit_tests::server::Builder;
 use nbdkit_tests::{Ask, Client, Server};
 use nix::unistd::{Group, User};
@@ -10,8 +11,7 @@ use nix::unistd::{Group, User};
 use nbd_protocol::constants::Rep;
 
 use crate::support::{
-    DEADLINE, Paths, assert_refused, assert_serves, debian_lacks, eventually, line_in, needs_root,
-    open, run,
+    DEADLINE, Paths, assert_refused, assert_serves, debian_lacks, line_in, needs_root, open, run,
 };
 
 /// A server with these options in a directory where any user may write: Debian's writes its pid
@@ -240,19 +240,7 @@ fn locked(pid: i32) -> u64 {
 
 /// A process and all below it.
 fn family(pid: i32) -> Vec<i32> {
-    let children = |pid: i32| -> Vec<i32> {
-        let path = format!("/proc/{pid}/task/{pid}/children");
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-    };
-    let mut all = vec![pid];
-    let mut next = 0;
-    while let Some(pid) = all.get(next) {
-        let below = children(*pid);
-        all.extend(below);
-        next += 1;
-    }
-    all
+    [vec![pid], descendants(pid)].concat()
 }
 
 #[test]

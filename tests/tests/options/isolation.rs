@@ -7,17 +7,11 @@ use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::Rep;
 use nbdkit_tests::client::{Failure, Transport};
+use nbdkit_tests::processes::{children, eventually};
 use nbdkit_tests::{Ask, Client, Server};
 use nix::sys::signal::Signal;
 
-use crate::support::{alive, connect, debian_lacks, eventually, open};
-
-/// Living children of a process.
-fn children(pid: i32) -> Vec<i32> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| alive(*pid)).collect()
-}
+use crate::support::{connect, debian_lacks, open};
 
 /// How many processes serve: all that descend from the listener, without it.
 fn serving(server: &Server) -> usize {

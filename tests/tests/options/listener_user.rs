@@ -7,6 +7,7 @@ use std::process::Command;
 
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::command;
+use nbdkit_tests::processes::eventually;
 use nbdkit_tests::{Server, TempDir};
 use nix::sys::signal::Signal;
 use nix::unistd::{User, geteuid};
@@ -218,7 +219,7 @@ fn a_listener_of_another_user_ends_what_is_roots() {
     server.signal(Signal::SIGTERM);
     let _ = server.wait();
     let gone = || !std::path::Path::new(&format!("/proc/{command}")).exists();
-    crate::support::eventually("the command was ended", gone);
+    eventually("the command was ended", gone);
 }
 
 /// Log files and pid files are opened before.
@@ -232,17 +233,11 @@ fn files_that_only_root_may_write_are_written() {
     let server = Server::nbdkit(["--listener-user=daemon", &log, "memory", "1M"]).start();
     assert_serves(&mut server.connect());
     let mut server = server;
-    nix::sys::signal::kill(template(&server), Signal::SIGKILL).expect("ours");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.template()), Signal::SIGKILL)
+        .expect("ours");
     assert_eq!(server.wait().code(), Some(1));
     let log = std::fs::read_to_string(directory.join("log")).unwrap();
     assert!(log.contains("was killed by SIGKILL"), "{log}");
-}
-
-fn template(server: &Server) -> nix::unistd::Pid {
-    let pid = server.pid();
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let child = children.split_whitespace().next().expect("a template");
-    nix::unistd::Pid::from_raw(child.parse().unwrap())
 }
 
 /// An ordinary user's stays that user's, without a word.

@@ -7,11 +7,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::processes::{eventually, is_alive};
 use nbdkit_tests::{Ask, Server};
 
 use crate::support::{
-    DEADLINE, Daemon, Paths, assert_refused, assert_serves, connect, debian_lacks, eventually,
-    launch, nbdkit, needs_root, open, run,
+    DEADLINE, Daemon, Paths, assert_refused, assert_serves, connect, debian_lacks, launch, nbdkit,
+    needs_root, open, run,
 };
 
 /// A plugin whose reads fail with this complaint.
@@ -491,7 +492,7 @@ fn a_closed_standard_error_does_not_stop_the_server() {
         assert!(client.call(&Ask::read(0, 512)).expect("a reply").error.is_some());
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert!(crate::support::alive(pid));
+    assert!(is_alive(pid));
     _daemon.stop();
     assert!(server.wait().unwrap().success());
 }

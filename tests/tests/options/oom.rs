@@ -4,9 +4,10 @@
 use std::fs;
 
 use nbdkit_tests::Server;
+use nbdkit_tests::processes::eventually;
 use nix::unistd::geteuid;
 
-use crate::support::{debian_lacks, eventually, needs_root};
+use crate::support::{debian_lacks, needs_root};
 
 const USER: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups";
 

@@ -16,6 +16,7 @@ use nbd_protocol::constants::Rep;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::Transport;
 use nbdkit_tests::command::{self, Finished};
+use nbdkit_tests::processes::{eventually, is_alive};
 use nbdkit_tests::{Ask, Client, TempDir};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -69,15 +70,6 @@ pub(crate) fn assert_refused<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I, 
     }
 }
 
-/// Waits until `condition` holds.
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Waits for a file with a whole line in it, and gives its text.
 pub(crate) fn line_in(path: &Path) -> String {
     let text = || std::fs::read_to_string(path).unwrap_or_default();
@@ -123,11 +115,6 @@ pub(crate) fn stat(pid: i32) -> Option<Vec<String>> {
     (fields.first()? != "Z").then_some(fields)
 }
 
-/// Whether the process runs.
-pub(crate) fn alive(pid: i32) -> bool {
-    stat(pid).is_some()
-}
-
 /// Runs a command that leaves a daemon behind, in the same process group perhaps, to its end and to
 /// the end of its standard streams, which the daemon therefore must not keep.
 pub(crate) fn launch(command: &mut Command) -> Finished {
@@ -163,7 +150,7 @@ impl Daemon {
     /// Ends it with SIGTERM and waits.
     pub(crate) fn stop(&self) {
         self.signal(Signal::SIGTERM);
-        eventually("the daemon ends", || !alive(self.pid));
+        eventually("the daemon ends", || !is_alive(self.pid));
     }
 
     fn signal(&self, signal: Signal) {
@@ -179,7 +166,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.signal(Signal::SIGTERM);
         let end = Instant::now() + Duration::from_secs(5);
-        while alive(self.pid) && Instant::now() < end {
+        while is_alive(self.pid) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.signal(Signal::SIGKILL);

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 
 use nbdkit_tests::Client;
+use nbdkit_tests::processes::eventually;
 use nbdkit_tests::server::{Server, free_port};
 
-use crate::support::{assert_refused, assert_serves, debian_lacks, eventually, open};
+use crate::support::{assert_refused, assert_serves, debian_lacks, open};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);

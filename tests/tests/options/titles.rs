@@ -8,11 +8,12 @@ use std::process::Command;
 
 use nbdkit_tests::Client;
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::processes::{descendants, eventually};
 use nbdkit_tests::server::free_port;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    DEADLINE, Foreground, Paths, connect, debian_lacks, eventually, nbdkit, open, pid_in, stat,
+    DEADLINE, Foreground, Paths, connect, debian_lacks, nbdkit, open, pid_in, stat,
 };
 
 /// A process: its first argument, which a title replaces, all arguments, its program's name, its
@@ -40,23 +41,13 @@ fn process(pid: i32) -> Option<Process> {
 }
 
 /// What descends from a process, without it.
-fn descendants(ancestor: i32) -> BTreeMap<i32, Process> {
-    let mut found = BTreeMap::new();
-    let mut parents = vec![ancestor];
-    while let Some(parent) = parents.pop() {
-        let path = format!("/proc/{parent}/task/{parent}/children");
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        for child in text.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-            parents.push(child);
-            found.extend(process(child).map(|process| (child, process)));
-        }
-    }
-    found
+fn family(ancestor: i32) -> BTreeMap<i32, Process> {
+    descendants(ancestor).into_iter().filter_map(|pid| Some((pid, process(pid)?))).collect()
 }
 
 fn titles(listener: i32) -> Vec<String> {
     let mut titles: Vec<_> =
-        descendants(listener).into_values().map(|process| process.arguments.join(" ")).collect();
+        family(listener).into_values().map(|process| process.arguments.join(" ")).collect();
     titles.sort();
     titles
 }
@@ -120,7 +111,7 @@ fn whoever_looks_for_the_server_finds_the_listener() {
     let listener = pid_in(&paths.path("pid"));
     let mut client = connect(&paths.path("sock"));
     open(&mut client);
-    let others = descendants(listener);
+    let others = family(listener);
     // What the pidof of procps compares, and that of sysvinit; with a blank in it, the first
     // argument's rest counts little.
     for process in others.values() {
@@ -160,7 +151,7 @@ fn a_sign_for_systemd_is_every_processes() {
     assert_titles(listener, &signed);
     // So has a template that was made later.
     let is_template = |process: &&(i32, Process)| process.1.name == "nbdkit:template";
-    let template = || descendants(listener).into_iter().find(|process| is_template(&process));
+    let template = || family(listener).into_iter().find(|process| is_template(&process));
     let first = template().expect("a template").0;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), Signal::SIGKILL).unwrap();
     eventually("another template", || template().is_some_and(|(pid, _)| pid != first));
@@ -179,7 +170,7 @@ fn no_process_outlives_the_listener_not_even_as_a_zombie() {
         let listener = pid_in(&paths.path("pid"));
         drop(connect(&paths.path("sock")));
         eventually("a spawner", || titles(listener).contains(&"nbdkit: spawner".to_owned()));
-        let others = descendants(listener);
+        let others = family(listener);
         server.signal(Signal::SIGTERM);
         assert!(server.wait().success());
         for pid in others.keys() {

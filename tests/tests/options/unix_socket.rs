@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use nbdkit_tests::Server;
+use nbdkit_tests::processes::eventually;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Foreground, Paths, assert_refused, assert_serves, connect, debian_lacks, eventually, launch,
-    nbdkit, needs_root, run,
+    Foreground, Paths, assert_refused, assert_serves, connect, debian_lacks, launch, nbdkit,
+    needs_root, run,
 };
 
 /// Where a running server of `-U -` listens: its --run command told us.

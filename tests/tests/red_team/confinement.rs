@@ -7,13 +7,14 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
 use nbdkit_tests::Server;
+use nbdkit_tests::processes::{children_called, eventually};
 use nbdkit_tests::red_team::attack;
 use nbdkit_tests::server::{Builder, landlock_is};
 use nix::libc;
 use nix::unistd::{User, geteuid};
 
 use crate::bystander::{Bystander, Work};
-use crate::{eventually, server};
+use crate::server;
 
 /// What is left out: `-D nbdkit.skip`, nbdkit-worker/src/sandbox/skip.rs.
 pub(crate) const NAMESPACES: u32 = 1;
@@ -316,15 +317,6 @@ fn start(starter: Starter, skip: u32, opens: bool) -> Server {
     if opens { builder.arg("path=/etc/hostname").start() } else { builder.start() }
 }
 
-/// The children of a process that are called so.
-pub(crate) fn children(pid: i32, name: &str) -> Vec<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let text = text.unwrap_or_default();
-    let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
-    let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    pids.filter(|pid| comm(pid).is_ok_and(|its| its.trim() == name)).collect()
-}
-
 pub(crate) fn carry_out(server: &Server, text: &str) -> (End, String) {
     let Some(outcome) = attack(server, text) else {
         // How it ended is in the log, if it was refused; or it is not, and then nothing comes.
@@ -392,12 +384,12 @@ fn run(starter: Starter) {
             let mut sibling = server.connect();
             sibling.handshake().expect("a greeting");
             sibling.go("", &[]).expect("a reply");
-            let [template] = children(server.pid().as_raw(), "nbdkit:template")[..] else {
+            let [template] = children_called(server.pid().as_raw(), "nbdkit:template")[..] else {
                 panic!("one template")
             };
             let mut workers = Vec::new();
-            eventually("a worker", || !children(template, "nbdkit:worker").is_empty());
-            workers.extend(children(template, "nbdkit:worker"));
+            eventually("a worker", || !children_called(template, "nbdkit:worker").is_empty());
+            workers.extend(children_called(template, "nbdkit:worker"));
             let text = targets.aim(row.attack, &server, workers[0]);
             let as_expected = |end: &End| match expected {
                 Fails(EACCES) if text.starts_with("open=/proc/") => is_refused_by_proc(end),

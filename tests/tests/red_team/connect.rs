@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use nbdkit_tests::Server;
+use nbdkit_tests::processes::eventually;
 use nbdkit_tests::red_team::attack;
 use nix::libc;
 use nix::sys::socket::Backlog;
@@ -17,7 +18,7 @@ use crate::confinement::{
     CALLS, End, NAMESPACES, PATHS, Starter, as_root, builder, carry_out, carry_out_beside, differs,
     is_shown_here,
 };
-use crate::{eventually, server};
+use crate::server;
 
 use End::{Fails, Refused, Succeeds};
 

@@ -28,7 +28,9 @@ fn a_worker_that_breaks_is_reported_as_what_it_was() {
     ] {
         let before = server.stderr_text().matches(line).count();
         assert_eq!(attack(&server, way), None, "{way}");
-        crate::eventually(way, || server.stderr_text().matches(line).count() > before);
+        nbdkit_tests::processes::eventually(way, || {
+            server.stderr_text().matches(line).count() > before
+        });
     }
     let _ = server.wait_for_stderr("panic: ");
     bystander.finish();

@@ -25,8 +25,6 @@ mod shared;
 mod terminal;
 mod upstream;
 
-use std::time::{Duration, Instant};
-
 use nbdkit_tests::Server;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::server::Builder;
@@ -40,13 +38,4 @@ fn server(arguments: &[&str]) -> Builder {
 fn may_mount() -> bool {
     let output = std::process::Command::new("unshare").args(["-m", "true"]).output();
     output.is_ok_and(|output| output.status.success())
-}
-
-/// Waits until `condition` holds.
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
+use nbdkit_tests::processes::eventually;
 use nbdkit_tests::red_team::attack;
 use nbdkit_tests::tempdir::TempDir;
 use nbdkit_tests::tls::{self, Authority, KeyType};
@@ -17,7 +18,7 @@ use nix::unistd::{User, geteuid};
 
 use crate::bystander::{Bystander, Work};
 use crate::confinement::CALLS;
-use crate::{eventually, may_mount, server};
+use crate::{may_mount, server};
 
 #[test]
 fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nbdkit_tests::TempDir;
+use nbdkit_tests::processes::eventually;
 use nbdkit_tests::server::Builder;
 
-use crate::{eventually, may_mount};
+use crate::may_mount;
 
 /// How long the resolver waits for an answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(25);

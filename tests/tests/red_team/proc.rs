@@ -5,11 +5,12 @@ use std::fs::read_to_string;
 use std::os::unix::fs::chown;
 
 use nbdkit_tests::Ask;
+use nbdkit_tests::processes::{descendants, eventually};
 use nbdkit_tests::server::landlock_is;
 use nix::unistd::User;
 
-use crate::terminal::{descendants, name};
-use crate::{eventually, may_mount, server};
+use crate::terminal::name;
+use crate::{may_mount, server};
 
 /// Filtered, and without new privileges.
 const CONFINED: [&str; 2] = ["2", "1"];

@@ -5,13 +5,14 @@ use std::io::Read;
 use std::sync::{Arc, Mutex};
 
 use nbdkit_tests::Server;
+use nbdkit_tests::processes::{descendants, eventually};
 use nbdkit_tests::red_team::attack;
 use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::unistd::geteuid;
 
 use crate::confinement::is_shown_here;
-use crate::{eventually, server};
+use crate::server;
 
 /// A terminal, and what was printed to it.
 struct Terminal {
@@ -54,13 +55,6 @@ impl Terminal {
     fn text(&self) -> String {
         self.printed.lock().expect("whole").clone()
     }
-}
-
-/// Everybody who descends from a process.
-pub(crate) fn descendants(pid: i32) -> Vec<i32> {
-    let children = read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-    children.flat_map(|pid| [vec![pid], descendants(pid)].concat()).collect()
 }
 
 /// The number of its session, field 6 of proc_pid_stat(5). A controlling terminal is that of one

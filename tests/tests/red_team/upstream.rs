@@ -10,14 +10,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nbdkit_tests::Server;
+use nbdkit_tests::processes::{children_called, eventually};
 use nbdkit_tests::red_team::attack;
 use nbdkit_tests::server::{Builder, landlock_is};
 use nix::unistd::geteuid;
 
 use crate::bystander::{Bystander, Work};
-use crate::confinement::{Starter, builder, children};
+use crate::confinement::{Starter, builder};
 use crate::names::{self, Answer};
-use crate::{eventually, may_mount, server};
+use crate::{may_mount, server};
 
 /// Sends `text` to everybody who connects, as long as the process lives or the port is not bound
 /// anew.
@@ -166,8 +167,8 @@ fn template_and_workers_have_no_network_and_the_broker_has() {
     client.handshake().expect("a greeting");
     client.go("", &[]).expect("a reply");
     let only = |pid: i32, name: &str| {
-        eventually(name, || children(pid, name).len() == 1);
-        children(pid, name)[0]
+        eventually(name, || children_called(pid, name).len() == 1);
+        children_called(pid, name)[0]
     };
     let template = only(server.pid().as_raw(), "nbdkit:template");
     let (broker, worker) = (only(template, "nbdkit:broker"), only(template, "nbdkit:worker"));
@@ -270,10 +271,12 @@ fn names_are_resolved_by_dns() {
             if options.contains(&"--sandbox=compat") {
                 continue;
             }
-            let [template] = children(server.pid().as_raw(), "nbdkit:template")[..] else {
+            let [template] = children_called(server.pid().as_raw(), "nbdkit:template")[..] else {
                 panic!("one template")
             };
-            let [broker] = children(template, "nbdkit:broker")[..] else { panic!("one broker") };
+            let [broker] = children_called(template, "nbdkit:broker")[..] else {
+                panic!("one broker")
+            };
             let maps = std::fs::read_to_string(format!("/proc/{broker}/maps")).expect("alive");
             let code: Vec<&str> = maps.lines().filter(|line| line.contains("r-xp")).collect();
             assert!(code.iter().any(|line| line.contains("libc.so")), "{maps}");

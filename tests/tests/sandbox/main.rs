@@ -12,14 +12,13 @@ mod spawner;
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
 
-use nbd_protocol::constants::Rep;
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::processes::{children, children_called, eventually};
 use nbdkit_tests::red_team::attack;
 use nbdkit_tests::server::Builder;
-use nbdkit_tests::{Ask, Client, Server};
+use nbdkit_tests::server::ours;
+use nbdkit_tests::{Ask, Server};
 use nix::unistd::{Uid, User, geteuid};
 
 /// x86-64 numbers, arch/x86/entry/syscalls/syscall_64.tbl; the tests that use them run on that
@@ -43,29 +42,6 @@ const BPF: u32 = 321;
 const CLONE3: u32 = 435;
 const OPEN: u32 = 2;
 
-fn server(arguments: &[&str]) -> Builder {
-    Server::nbdkit(arguments).binary(Binary::ours())
-}
-
-/// The children of a process, by /proc.
-fn children(pid: i32) -> Vec<i32> {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("alive");
-    let children = threads
-        .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
-    children
-        .flat_map(|line| line.split(' ').filter_map(|n| n.parse().ok()).collect::<Vec<_>>())
-        .collect()
-}
-
-fn template(server: &Server) -> i32 {
-    let named = |pid: &i32| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm"))
-            .is_ok_and(|it| it == "nbdkit:template\n")
-    };
-    let children = children(server.pid().as_raw());
-    children.into_iter().find(named).expect("a template")
-}
-
 /// The fields of /proc/PID/task/TID/status, for each thread. Without those that end meanwhile: a
 /// thread of the pool, or a program that a script runs.
 fn statuses(pid: i32) -> Vec<BTreeMap<String, String>> {
@@ -77,22 +53,6 @@ fn statuses(pid: i32) -> Vec<BTreeMap<String, String>> {
         pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
     };
     texts.map(fields).collect()
-}
-
-/// Waits until `condition` holds.
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn connected(server: &Server, export: &str) -> Client<UnixStream> {
-    let mut client = server.connect();
-    client.handshake().expect("a greeting");
-    assert_eq!(client.go(export, &[]).expect("a reply").end.reply, Rep::ACK);
-    client
 }
 
 /// Whoever owns /proc/PID/ns of a process that is not dumpable is root. proc(5).
@@ -141,12 +101,12 @@ const NONE: &str = "0000000000000000";
 #[test]
 fn template_and_worker_and_every_thread_are_confined() {
     // Requests that wait make the pool start threads.
-    let server = server(&["--filter=delay", "memory", "1M", "rdelay=200ms"]).start();
-    let mut client = connected(&server, "");
+    let server = ours(&["--filter=delay", "memory", "1M", "rdelay=200ms"]).start();
+    let mut client = server.connected("");
     for _ in 0..4 {
         client.send(&Ask::read(0, 512)).expect("sent");
     }
-    let template = template(&server);
+    let template = server.template();
     let [worker] = children(template)[..] else { panic!("one worker") };
     eventually("a second thread", || statuses(worker).len() > 1);
     assert_confined(template, 3, geteuid(), NONE);
@@ -159,10 +119,10 @@ fn root_that_becomes_nobody_keeps_nothing() {
         eprintln!("skipped: takes root");
         return;
     }
-    let server = server(&["-u", "nobody", "null", "1M"]).start();
-    let _client = connected(&server, "");
+    let server = ours(&["-u", "nobody", "null", "1M"]).start();
+    let _client = server.connected("");
     let nobody = User::from_name("nobody").expect("users").expect("a nobody").uid;
-    let template = template(&server);
+    let template = server.template();
     let [worker] = children(template)[..] else { panic!("one worker") };
     for pid in [template, worker] {
         let filters = if pid == worker { 4 } else { 3 };
@@ -179,9 +139,9 @@ fn root_gives_workers_namespaces_of_their_own() {
         return;
     }
     let shares = |option: &str| {
-        let server = server(&[option, "null", "1M"]).start();
-        let _client = connected(&server, "");
-        let [worker] = children(template(&server))[..] else { panic!("one worker") };
+        let server = ours(&[option, "null", "1M"]).start();
+        let _client = server.connected("");
+        let [worker] = children(server.template())[..] else { panic!("one worker") };
         ["net", "ipc", "uts", "mnt"].map(|name| {
             let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{name}"));
             of(&worker.to_string()).expect("alive") == of("self").expect("us")
@@ -200,26 +160,26 @@ fn a_file_of_another_user_is_served_with_one_capability_of_the_broker() {
         eprintln!("skipped: takes root");
         return;
     }
-    let builder = server(&["file", "{dir}/disk"]);
+    let builder = ours(&["file", "{dir}/disk"]);
     let path = builder.dir().join("disk");
     std::fs::write(&path, [7; 4096]).expect("written");
     let nobody = User::from_name("nobody").expect("users").expect("a nobody");
     std::os::unix::fs::chown(&path, Some(nobody.uid.as_raw()), None).expect("given away");
     std::fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("closed");
     let server = builder.start();
-    let mut client = connected(&server, "");
+    let mut client = server.connected("");
     assert_eq!(client.call(&Ask::read(0, 4)).expect("a reply").data, [7; 4]);
     assert_eq!(client.call(&Ask::write(0, *b"w")).expect("a reply").error, None);
     assert_eq!(holders(&server), "0000000000000002", "CAP_DAC_OVERRIDE is number 1");
-    let read_only = self::server(&["-r", "file"]).arg(&path).start();
-    let mut client = connected(&read_only, "");
+    let read_only = ours(&["-r", "file"]).arg(&path).start();
+    let mut client = read_only.connected("");
     assert_eq!(client.call(&Ask::read(0, 4)).expect("a reply").data, [b'w', 7, 7, 7]);
     assert_eq!(holders(&read_only), "0000000000000004", "CAP_DAC_READ_SEARCH is number 2");
 }
 
 /// The capabilities of the broker, where nobody else has any.
 fn holders(server: &Server) -> String {
-    let template = template(server);
+    let template = server.template();
     let brokers = || -> Vec<i32> {
         let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
         let is = |pid: &i32| comm(pid).is_ok_and(|its| its.trim() == "nbdkit:broker");
@@ -240,10 +200,10 @@ fn holders(server: &Server) -> String {
 #[test]
 fn the_listener_is_confined_once_it_serves_and_not_without_a_sandbox() {
     let state = |option: &str| {
-        let server = server(&[option, "null", "1M"]).start();
-        let _client = connected(&server, "");
+        let server = ours(&[option, "null", "1M"]).start();
+        let _client = server.connected("");
         let status = statuses(server.pid().as_raw()).remove(0);
-        let spawners = spawner::children_called(&server, "nbdkit:spawner").len();
+        let spawners = children_called(server.pid().as_raw(), "nbdkit:spawner").len();
         (status["NoNewPrivs"].clone(), status["Seccomp"].clone(), spawners)
     };
     assert_eq!(state("--sandbox=strict"), ("1".to_owned(), "2".to_owned(), 1));
@@ -253,9 +213,9 @@ fn the_listener_is_confined_once_it_serves_and_not_without_a_sandbox() {
 
 #[test]
 fn without_a_sandbox_none_of_it_is_there_and_the_log_says_so() {
-    let server = server(&["-v", "--sandbox=off", "null", "1M"]).start();
-    let _client = connected(&server, "");
-    let [worker] = children(template(&server))[..] else { panic!("one worker") };
+    let server = ours(&["-v", "--sandbox=off", "null", "1M"]).start();
+    let _client = server.connected("");
+    let [worker] = children(server.template())[..] else { panic!("one worker") };
     let status = &statuses(worker)[0];
     assert_eq!((&*status["NoNewPrivs"], &*status["Seccomp"]), ("0", "0"));
     assert!(is_dumpable(worker, geteuid()));
@@ -264,9 +224,9 @@ fn without_a_sandbox_none_of_it_is_there_and_the_log_says_so() {
 
 #[test]
 fn compat_refuses_a_list_and_keeps_paths_open() {
-    let server = server(&["--sandbox=compat", "null", "1M"]).start();
-    let _client = connected(&server, "");
-    let template = template(&server);
+    let server = ours(&["--sandbox=compat", "null", "1M"]).start();
+    let _client = server.connected("");
+    let template = server.template();
     let status = &statuses(template)[0];
     assert_eq!((&*status["NoNewPrivs"], &*status["Seccomp"]), ("1", "2"));
     assert_eq!(status["Seccomp_filters"], "3");
@@ -306,13 +266,13 @@ fn caller(options: &[&str]) -> Server {
 #[cfg(target_arch = "x86_64")]
 fn a_forbidden_call_costs_its_client_only_and_is_named() {
     let server = caller(&["--filter=nozero"]);
-    let mut bystander = connected(&server, "");
+    let mut bystander = server.connected("");
     assert_eq!(call(&server, PTRACE, &[]), Refused);
     let line = server.wait_for_stderr("refused system call");
     assert!(line.contains("101 (ptrace) to the worker (pid "), "{line}");
     assert!(line.contains("client pid ") && line.contains("stack nozero redteam)"), "{line}");
     assert_eq!(bystander.call(&Ask::read(0, 512)).expect("served still").data, [0; 512]);
-    assert_eq!(connected(&server, "").call(&Ask::read(0, 1)).expect("a new client").data, [0]);
+    assert_eq!(server.connected("").call(&Ask::read(0, 1)).expect("a new client").data, [0]);
     let lines = server.stderr_text();
     assert_eq!(lines.lines().filter(|line| line.contains("error")).count(), 1, "{lines}");
 }
@@ -439,7 +399,7 @@ fn a_layer_that_the_kernel_lacks_is_said_and_ends_the_start_where_all_are_demand
     ] {
         let server = on_a_kernel(flag, &[]).start();
         let notices = |text: &str| text.matches(words).count();
-        let _client = connected(&server, "");
+        let _client = server.connected("");
         let _ = server.wait_for_stderr(words);
         assert_eq!(notices(&server.stderr_text()), 1, "{flag}");
         let finished = on_a_kernel(flag, &["--sandbox=strict"]).try_start().expect_err(flag);
@@ -473,7 +433,7 @@ fn a_forbidden_call_in_a_shared_process_is_named_and_the_process_replaced() {
     let line = server.wait_for_stderr("refused system call");
     assert!(line.contains("101 (ptrace) to the template (pid "), "{line}");
     let _ = server.wait_for_stderr("the template was replaced");
-    assert_eq!(connected(&server, "").call(&Ask::read(0, 1)).expect("served").data, [0]);
+    assert_eq!(server.connected("").call(&Ask::read(0, 1)).expect("served").data, [0]);
 }
 
 /// A script that tries to reach a file beside its own directory.
@@ -481,7 +441,7 @@ fn scripted(option: &str) -> (Vec<u8>, String) {
     let script = "case $1 in get_size) echo 512;; \
         pread) (cat \"$secret\" 2>/dev/null || printf refused; : > \"$tmpdir/made\" && printf made) \
         | dd bs=512 conv=sync count=1 iflag=fullblock 2>/dev/null;; *) exit 2;; esac";
-    let builder = server(&[option, "sh", "{dir}/script"]);
+    let builder = ours(&[option, "sh", "{dir}/script"]);
     let secret = builder.dir().join("secret");
     std::fs::write(&secret, "secret").expect("written");
     let path = builder.dir().join("script");
@@ -489,7 +449,7 @@ fn scripted(option: &str) -> (Vec<u8>, String) {
         .expect("written");
     std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("executable");
     let mut server = builder.start();
-    let mut client = connected(&server, "");
+    let mut client = server.connected("");
     let data = client.call(&Ask::read(0, 512)).expect("a reply").data;
     drop(client);
     assert!(server.stop().success());

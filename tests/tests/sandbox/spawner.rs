@@ -3,34 +3,33 @@
 
 use std::os::unix::fs::chown;
 
+use nbdkit_tests::processes::{children, children_called, eventually};
+use nbdkit_tests::server::ours;
 use nbdkit_tests::{Ask, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
 
-use crate::{NONE, children, connected, eventually, server, statuses, template};
-
-/// The children of the listener that are called so, by themselves or by the file that they have
-/// just begun to execute.
-pub(crate) fn children_called(server: &Server, name: &str) -> Vec<i32> {
-    let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    let is = |its: String| [name, &name.replace(':', "-")].contains(&its.trim());
-    let children = children(server.pid().as_raw()).into_iter();
-    children.filter(|pid| comm(pid).is_ok_and(is)).collect()
-}
+use crate::{NONE, statuses};
 
 /// The spawner: made after the pid file, and before the first client is served.
 fn spawner(server: &Server) -> i32 {
-    eventually("a spawner", || !children_called(server, "nbdkit:spawner").is_empty());
-    let _served = connected(server, "");
-    children_called(server, "nbdkit:spawner")[0]
+    eventually("a spawner", || {
+        !children_called(server.pid().as_raw(), "nbdkit:spawner").is_empty()
+    });
+    let _served = server.connected("");
+    children_called(server.pid().as_raw(), "nbdkit:spawner")[0]
 }
 
 #[test]
 fn the_spawner_holds_nothing_but_its_channel_and_is_there_only_to_replace_templates() {
-    let disk = server(&["memory", "1M"]).start();
-    let _served = connected(&disk, "");
-    assert_eq!(children_called(&disk, "nbdkit:spawner"), [], "a RAM disk is not made anew");
-    let mut server = server(&["null", "1M"]).start();
+    let disk = ours(&["memory", "1M"]).start();
+    let _served = disk.connected("");
+    assert_eq!(
+        children_called(disk.pid().as_raw(), "nbdkit:spawner"),
+        [],
+        "a RAM disk is not made anew"
+    );
+    let mut server = ours(&["null", "1M"]).start();
     let spawner = spawner(&server);
     // As soon as it has learned what a template is.
     eventually("no capabilities", || statuses(spawner)[0]["CapPrm"] == NONE);
@@ -40,8 +39,8 @@ fn the_spawner_holds_nothing_but_its_channel_and_is_there_only_to_replace_templa
     let end = |pid| kill(Pid::from_raw(pid), Signal::SIGKILL).expect("ours");
     end(spawner);
     let _ = server.wait_for_stderr("the spawner has ended");
-    assert_eq!(connected(&server, "").call(&Ask::read(0, 1)).expect("served").data, [0]);
-    end(template(&server));
+    assert_eq!(server.connected("").call(&Ask::read(0, 1)).expect("served").data, [0]);
+    end(server.template());
     assert_eq!(server.wait().code(), Some(1));
     let _ = server.wait_for_stderr("there is nobody to make a new one");
 }
@@ -49,7 +48,7 @@ fn the_spawner_holds_nothing_but_its_channel_and_is_there_only_to_replace_templa
 #[test]
 fn the_spawner_ends_with_the_listener_however_that_ends() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        let mut server = server(&["null", "1M"]).start();
+        let mut server = ours(&["null", "1M"]).start();
         let spawner = spawner(&server);
         server.signal(signal);
         let _ = server.wait();
@@ -89,7 +88,7 @@ fn filtered(server: &Server) -> Vec<(String, bool)> {
 
 /// The spawner may just have been started.
 fn assert_all_filtered(server: &Server, what: &str) {
-    let _client = connected(server, "");
+    let _client = server.connected("");
     let of = |found: &[(String, bool)], name| {
         found.iter().filter(|it| it.0 == name && it.1).count() == 1
     };
@@ -136,7 +135,7 @@ fn no_process_is_without_a_filter_and_new_templates_are_as_the_first() {
     for (number, stack) in stacks.iter().enumerate() {
         for (prefix, options) in starts {
             let what = format!("{prefix} {options:?} {stack:?}");
-            let builder = server(&[options, *stack].concat());
+            let builder = ours(&[options, *stack].concat());
             let disk = builder.dir().join("disk");
             std::fs::write(&disk, [0; 4096]).expect("written");
             for path in [builder.dir().path(), &disk].into_iter().filter(|_| geteuid().is_root()) {
@@ -150,14 +149,14 @@ fn no_process_is_without_a_filter_and_new_templates_are_as_the_first() {
             if has_filter {
                 assert_all_filtered(&server, &what);
             }
-            let first = template(&server);
+            let first = server.template();
             let had = rights(first);
             kill(Pid::from_raw(first), Signal::SIGKILL).expect("ours");
             let _ = server.wait_for_stderr("was killed by SIGKILL");
-            let read = connected(&server, "").call(&Ask::read(0, 512)).expect("served").data;
+            let read = server.connected("").call(&Ask::read(0, 512)).expect("served").data;
             assert_eq!(read, [0; 512], "{what}");
-            assert_ne!(template(&server), first, "{what}");
-            assert_eq!(rights(template(&server)), had, "{what}");
+            assert_ne!(server.template(), first, "{what}");
+            assert_eq!(rights(server.template()), had, "{what}");
             if has_filter {
                 assert_all_filtered(&server, &format!("after a replacement: {what}"));
             }

@@ -9,7 +9,7 @@ use nbdkit_tests::server::Builder;
 use nbdkit_tests::{Ask, Server, TempDir, command};
 use nix::unistd::geteuid;
 
-use crate::support::{DEADLINE, Starter, connected, has, write, write_script};
+use crate::support::{DEADLINE, Starter, has, write, write_script};
 
 const HINT: &str = "the sandbox may have refused this";
 
@@ -29,7 +29,7 @@ fn reading(options: &[&str], command: &str) -> Builder {
 /// Whether two reads work, and what was logged.
 fn outcome(builder: Builder) -> (bool, String) {
     let mut server = builder.start();
-    let mut client = connected(&server);
+    let mut client = server.connected("");
     let mut read = || client.call(&Ask::read(0, 512)).expect("a reply").error.is_none();
     let works = read();
     assert_eq!(works, read());
@@ -129,7 +129,7 @@ fn the_hint_comes_once_for_each_connection() {
         let builder = reading(&["--sandbox=strict", &isolation], "cat {dir}/beside");
         let mut server = builder.start();
         for _ in 0..2 {
-            let mut client = connected(&server);
+            let mut client = server.connected("");
             for _ in 0..3 {
                 assert!(client.call(&Ask::read(0, 512)).expect("a reply").error.is_some());
             }
@@ -194,7 +194,7 @@ fn what_would_allow_nothing_is_refused() {
     let line = "nbdkit: error: --allow-path: /no/such: No such file or directory\n";
     assert_eq!((finished.status.code(), &*finished.stderr), (Some(1), line));
     let builder = Server::nbdkit(["--allow-path={dir}", "null", "1M"]).binary(Binary::ours());
-    drop(connected(&builder.start()));
+    drop(builder.start().connected(""));
 }
 
 /// What `grep` finds in /proc/self/status, in a script of a server that is started so.
@@ -209,7 +209,7 @@ fn status(starter: Starter, options: &[&str]) -> Vec<String> {
     write_script(builder.dir(), "script", "/bin/sh", &cases);
     let out = builder.dir().join("out");
     let mut server = builder.start();
-    let mut client = connected(&server);
+    let mut client = server.connected("");
     assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").error, None);
     let text = std::fs::read_to_string(out).expect("written");
     drop(client);
@@ -249,7 +249,7 @@ fn programs_are_in_the_servers_namespaces() {
     let builder = reading(&["-v"], command);
     let file = builder.dir().join("ns");
     let mut server = builder.start();
-    assert_eq!(connected(&server).call(&Ask::read(0, 1)).expect("a reply").error, None);
+    assert_eq!(server.connected("").call(&Ask::read(0, 1)).expect("a reply").error, None);
     let found = std::fs::read_to_string(file).expect("written");
     let own = ["net", "mnt", "uts", "ipc"]
         .map(|name| std::fs::read_link(format!("/proc/self/ns/{name}")).expect("ours"));

@@ -9,12 +9,13 @@ use std::process::{Command, Stdio};
 
 use nbd_protocol::constants::Rep;
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::processes::eventually;
 use nbdkit_tests::transcript::Session;
 use nbdkit_tests::{Ask, Client, TempDir};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Starter, connected, eventually, has, set_mode, write, write_script};
+use crate::support::{Starter, has, set_mode, write, write_script};
 
 /// A command line, what is there when it runs, and what a client does then.
 struct Example<'a> {
@@ -391,7 +392,7 @@ fn a_script_that_prints_an_errno_alone_leaves_a_line() {
     let line_of = |binary: Binary| {
         let arguments = ["eval", "get_size=echo 1M", "pread=echo ENOSPC >&2; exit 1"];
         let mut server = Starter::Caller.server(binary, &arguments, None).start();
-        let mut client = connected(&server);
+        let mut client = server.connected("");
         let error = client.call(&Ask::read(0, 512)).expect("a reply").error;
         drop(client);
         server.stop();

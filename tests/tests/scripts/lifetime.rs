@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use nbd_protocol::constants::{Opt, Rep};
 use nbdkit_tests::binary::Binary;
+use nbdkit_tests::processes::eventually;
 use nbdkit_tests::{Ask, Client, Server, TempDir};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{connected, eventually, write_script};
+use crate::support::write_script;
 
 /// A server, a client that waits for a script, and the processes of that script.
 struct Waiting {
@@ -44,7 +45,7 @@ fn start(options: &[&str]) -> Waiting {
     );
     write_script(builder.dir(), "script", "/bin/sh", &cases);
     let server = builder.start();
-    let mut client = connected(&server);
+    let mut client = server.connected("");
     client.send(&Ask::read(0, 512)).expect("sent");
     let waiting = Waiting { server, client: Some(client), dir };
     eventually("the script waits", || waiting.alive().len() == 5);
@@ -146,7 +147,7 @@ fn scripts_end_with_a_killed_template_that_ran_them() {
 #[test]
 fn scripts_end_with_a_worker_whose_template_was_killed_before() {
     let waiting = start(&[]);
-    let mut other = connected(&waiting.server);
+    let mut other = waiting.server.connected("");
     let worker = waiting.pid("worker").expect("written");
     let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).expect("alive");
     let parent = stat.rsplit(')').next().and_then(|rest| rest.split(' ').nth(2)?.parse().ok());
@@ -197,7 +198,7 @@ fn what_get_ready_starts_lives_as_long_as_the_server() {
         );
         write_script(builder.dir(), "script", "/bin/sh", &cases);
         let server = builder.start();
-        let client = connected(&server);
+        let client = server.connected("");
         let mut waiting = Waiting { server, client: Some(client), dir };
         let (helper, opened) =
             (waiting.pid("helper").expect("it"), waiting.pid("opened").expect("it"));

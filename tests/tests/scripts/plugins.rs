@@ -7,7 +7,7 @@ use nbdkit_tests::binary::Binary;
 use nbdkit_tests::command::{self, Finished};
 use nbdkit_tests::{Ask, Server, TempDir};
 
-use crate::support::{DEADLINE, connected, write};
+use crate::support::{DEADLINE, write};
 
 fn run(binary: &Binary, arguments: &[&str]) -> Finished {
     command::run(Command::new(binary.path()).args(arguments), DEADLINE)
@@ -59,7 +59,7 @@ fn example4_serves_a_disk() {
     let Some(debian) = debian_with("example4") else { return };
     let [found, expected] = [Binary::under_test(), debian].map(|binary| {
         let server = Server::nbdkit(["example4", "size=65536"]).binary(binary).start();
-        let mut client = connected(&server);
+        let mut client = server.connected("");
         assert_eq!(client.export().expect("an export").0, 65536);
         assert_eq!(client.call(&Ask::read(4096, 512)).expect("a reply").data, [0; 512]);
         let written = client.call(&Ask::write(4096, *b"perl")).expect("a reply").error;
@@ -86,7 +86,7 @@ fn a_script_for_the_sh_plugin_is_found_by_path_and_read_by_the_shell() {
             assert!(dumped.stdout.lines().any(|it| it == line), "{shebang}: {dumped:?}");
         }
         let server = builder.start();
-        let client = connected(&server);
+        let client = server.connected("");
         assert_eq!(client.export().expect("an export").0, 4660);
     }
 }

@@ -1,16 +1,14 @@
 //! Who runs a server, and scripts for it.
 
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nbd_protocol::constants::Rep;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::command;
 use nbdkit_tests::server::Builder;
-use nbdkit_tests::{Client, Server, TempDir};
+use nbdkit_tests::{Server, TempDir};
 use nix::unistd::{User, geteuid};
 
 /// How long anything may take that takes a moment on an idle machine.
@@ -86,15 +84,6 @@ pub(crate) fn write_script(dir: &TempDir, name: &str, interpreter: &str, cases: 
     write(dir, name, &text, 0o755);
 }
 
-/// Waits until `condition` holds.
-pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Whether a program of this name is there; says if not.
 pub(crate) fn has(program: &str) -> bool {
     let found = Command::new("/bin/sh").arg("-c").arg(format!("command -v {program}")).output();
@@ -103,12 +92,4 @@ pub(crate) fn has(program: &str) -> bool {
         eprintln!("SKIPPED: there is no {program}");
     }
     found
-}
-
-/// A client of the default export.
-pub(crate) fn connected(server: &Server) -> Client<UnixStream> {
-    let mut client = server.connect();
-    client.handshake().expect("a greeting");
-    assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
-    client
 }

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use nbdkit_tests::processes::children;
 use nbdkit_tests::tls::KeyType;
 use nbdkit_tests::{Ask, Server};
 use nix::unistd::geteuid;
@@ -13,12 +14,6 @@ use super::{Pki, must};
 /// What is looked for at once. Windows of the secret that are not windows of what is public as
 /// well.
 const WINDOW: usize = 16;
-
-/// The children of a process.
-fn children(pid: i32) -> Vec<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    text.expect("a process").split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
-}
 
 /// Every readable byte of a process, map by map.
 fn memory(pid: i32, mut each: impl FnMut(&[u8])) -> u64 {
