@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2};
 
-use crate::error::SystemError;
+use crate::system_error::SystemError;
 
 /// The two processes after [`fork`].
 pub(crate) enum Forked {

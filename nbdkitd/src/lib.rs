@@ -38,6 +38,7 @@ mod serve;
 mod sockets;
 mod spawner;
 mod sys;
+mod system_error;
 mod template;
 mod tls;
 
@@ -57,9 +58,10 @@ use cli::command_line::{Action, CommandLine, Options, Sandbox, ServiceMode, Stac
 use cli::error::EXIT_FAILURE;
 use cli::{build_info, options};
 use daemon::Forked;
-use error::{StartError, SystemError};
+use error::StartError;
 use log::Log;
 use serve::{End, FirstStart, Plan, Server};
+use system_error::SystemError;
 use template::TemplateSpec;
 
 /// The program.

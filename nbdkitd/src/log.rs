@@ -25,7 +25,7 @@ use nbdkit_ipc::messages::LogRecord;
 
 use crate::admission::PeerKey;
 use crate::cli::command_line::{LogDestination, Options};
-use crate::error::SystemError;
+use crate::system_error::SystemError;
 use destination::Destination;
 pub(crate) use format::{Speaker, escape, line as format_line};
 pub(crate) use nbdkit_ipc::messages::Level;

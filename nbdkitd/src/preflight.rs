@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 use thiserror::Error;
 
-use crate::error::SystemError;
+use crate::system_error::SystemError;
 
 /// Why this process is not tied to its parent.
 #[derive(Debug, Error)]

@@ -26,9 +26,9 @@ pub(crate) use unix::PrivateDirectory;
 use vsock::VsockError;
 
 use crate::cli::command_line::ServiceMode;
-use crate::error::SystemError;
 use crate::log::Log;
 use crate::made::MadeFile;
+use crate::system_error::SystemError;
 
 /// The listening sockets, and what was created for them.
 pub(crate) struct Listening {

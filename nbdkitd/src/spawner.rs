@@ -27,8 +27,8 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::error::ProgramError;
 use crate::strerror;
+use crate::template::ProgramError;
 use crate::template::{self, Template, TemplateSpec};
 
 /// How long the spawner may take to remove the private directory. It takes longer only if it is

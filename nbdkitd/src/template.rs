@@ -24,15 +24,37 @@ use nbdkit_ipc::{Channel, FromTemplate, RecvError, StackId, ToTemplate, title};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use thiserror::Error;
 
 use crate::cli::command_line::{Isolation, Options, Sandbox, Stack};
 use crate::cli::{build_info, options};
-use crate::error::ProgramError;
 use crate::notify;
 use crate::tls::Tls;
 
 /// Most requests of one client that run at the same time, without `-t`. nbdkit(1).
 const DEFAULT_THREADS: u32 = 16;
+
+/// A program of this project's that could not be started, or not be sent its configuration.
+#[derive(Debug, Error)]
+pub(crate) enum ProgramError {
+    /// It cannot be executed, or has ended.
+    #[error("cannot start {}: {}", path.display(), crate::errno_text(cause))]
+    Start { path: PathBuf, cause: io::Error },
+    /// A parameter does not fit a message: one from a file may be longer than any on a command
+    /// line.
+    #[error("a parameter is too long")]
+    ParameterTooLong,
+}
+
+impl ProgramError {
+    /// What follows from the failure to start `program`, or to send to it.
+    pub(crate) fn of(program: &Program, cause: io::Error) -> ProgramError {
+        match cause.raw_os_error() {
+            Some(libc::EMSGSIZE) => ProgramError::ParameterTooLong,
+            _ => ProgramError::Start { path: program.path.clone(), cause },
+        }
+    }
+}
 
 /// Environment variables for the listener alone, which other processes do not inherit.
 pub(crate) const LISTENER_VARIABLES: [&str; 4] =

@@ -2,8 +2,9 @@
 //! it, and keeps the secret part. Workers speak TLS and ask the listener to sign; it never reads a
 //! byte that a client sent.
 //!
-//! - `file`: reading one; `certificates`: the files and where they are looked for; `revocations`: when a list is out of
-//!   date; `scalar`: keys as GnuTLS writes them; `psk`: the file of pre-shared keys
+//! - `file`: reading one; `certificates`: the files and where they are looked for; `revocations`:
+//!   when a list is out of date; `scalar`: keys as GnuTLS writes them; `psk`: the file of
+//!   pre-shared keys
 //! - `keys`: the secret part, and answers to workers; `transcript`: what may be signed
 
 #![forbid(unsafe_code)]
@@ -28,8 +29,8 @@ use nix::sys::prctl;
 use thiserror::Error;
 
 use crate::cli::command_line::{self, CrlExpiry, Options, TlsMode, TlsVersion};
-use crate::error::SystemError;
 use crate::log::Log;
+use crate::system_error::SystemError;
 use certificates::{Certificates, CertificatesError, Missing};
 
 pub(crate) use keys::{Checked, Keys};

@@ -57,7 +57,8 @@ pub(crate) struct Connecting {
     running: Vec<(u64, u64)>,
     threads: usize,
     jobs: Sender<Question>,
-    /// The threads' ends: the queue of questions, the queue of answers, and the event for the latter.
+    /// The threads' ends: the queue of questions, the queue of answers, and the event for the
+    /// latter.
     taken: Arc<Mutex<Receiver<Question>>>,
     done: Sender<(u64, Outcome)>,
     finished: Receiver<(u64, Outcome)>,

@@ -10,8 +10,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use nbdkit_ipc::messages::Level;
 
 use crate::cli::command_line::LogDestination;
-use crate::error::SystemError;
 use crate::sys::refusal;
+use crate::system_error::SystemError;
 
 use super::output::Output;
 use super::syslog::Syslog;

@@ -15,8 +15,8 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
 use super::{PRINTED, Server};
-use crate::error::SystemError;
 use crate::log::{Log, Quota, Verdict, escape};
+use crate::system_error::SystemError;
 
 /// How much is read at a time, bytes: as much as a pipe holds, so that a process that prints too
 /// much is not blocked at each page.

@@ -17,8 +17,9 @@ use crate::captive::{Captive, Streams};
 use crate::cli::build_info::{NBDKIT_VERSION, OWN_VERSION};
 use crate::cli::command_line::{ServiceMode, TcpPort, TlsMode};
 use crate::cli::uri;
-use crate::error::{StartError, SystemError};
+use crate::error::StartError;
 use crate::notify::State;
+use crate::system_error::SystemError;
 use crate::template::Origin;
 use crate::{confine, daemon, pid_file, privileges, sockets};
 

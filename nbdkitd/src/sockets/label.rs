@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use thiserror::Error;
 
-use crate::error::SystemError;
+use crate::system_error::SystemError;
 
 /// The attribute of this thread alone. proc_pid_attr(5).
 const ATTRIBUTE: &str = "/proc/thread-self/attr/sockcreate";

@@ -15,9 +15,9 @@ use thiserror::Error;
 
 use super::Listening;
 use crate::cli::command_line::{AddressFamily, NBD_PORT, TcpPort};
-use crate::error::SystemError;
 use crate::log::Log;
 use crate::sys::resolve::{ResolveError, resolve};
+use crate::system_error::SystemError;
 
 /// Why no TCP port is listened on.
 #[derive(Debug, Error)]

@@ -12,7 +12,7 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, Sockadd
 use nix::sys::stat::Mode;
 use nix::unistd::{linkat, unlink};
 
-use crate::error::SystemError;
+use crate::system_error::SystemError;
 
 /// The longest path that clients can connect to, bytes. unix(7).
 const MAX_PATH: usize = 107;

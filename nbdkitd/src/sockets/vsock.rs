@@ -11,8 +11,8 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, Sockadd
 use thiserror::Error;
 
 use crate::cli::command_line::NBD_PORT;
-use crate::error::SystemError;
 use crate::log::Log;
+use crate::system_error::SystemError;
 
 /// Why no vsock port is listened on.
 #[derive(Debug, Error)]

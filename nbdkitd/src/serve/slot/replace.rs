@@ -15,13 +15,14 @@ use nix::unistd::Pid;
 use super::TemplateSlot;
 use super::cgroup::Groups;
 use super::schedule::START_LIMIT;
-use crate::error::{StartError, SystemError};
+use crate::error::StartError;
 use crate::log::Level;
 use crate::serve::SPAWNER;
 use crate::serve::context::Context;
 use crate::serve::shutdown::Stage;
 use crate::sockets::PrivateDirectory;
 use crate::spawner::{Answer, Spawner};
+use crate::system_error::SystemError;
 
 /// Nobody is left who could start a template.
 const NO_MAKER: &str = "there is nobody to make a new one";
