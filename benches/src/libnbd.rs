@@ -103,7 +103,7 @@ pub(crate) fn copy_as(uri: &str, size: u64, access: Access) -> Result<Tally, Fai
     copy_with(uri, size, u64::from(access.block), &options)
 }
 
-/// Bytes of a request of nbdcopy, unless it is told otherwise.
+/// Bytes of a request of nbdcopy, unless given.
 const DEFAULT_REQUEST: u64 = 256 * 1024;
 
 fn copy_with(uri: &str, size: u64, request: u64, options: &[String]) -> Result<Tally, Failure> {

@@ -147,7 +147,7 @@ impl Load {
         Ok(Load { client, access, random: Random::new(seed), next: 0, receive, written })
     }
 
-    /// Runs for a time, then waits for what is in flight. Data read is checked as `check` says.
+    /// Runs for a time, then waits for what is in flight. Data read is checked by `check`.
     pub(crate) fn run(&mut self, time: Duration, check: Check) -> Result<Tally, Failure> {
         self.drive(self.access, Until::Elapsed(time), check)
     }

@@ -178,7 +178,7 @@ impl Replies {
             if partial.len() < needed {
                 break;
             }
-            // Four bytes are only the magic of a header, which says how long the header is.
+            // Four bytes are only the magic of a header, which determines how long the header is.
             if needed > 4 {
                 self.act(&partial, done)?;
                 partial.clear();

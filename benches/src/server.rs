@@ -108,7 +108,7 @@ impl Server {
         fixtures: &Fixtures,
     ) -> Result<Server, Failure> {
         let mut server = Server::launch(kind, ours, export, transport, fixtures)?;
-        // A connection alone says nothing: the kernel takes it as soon as the socket listens.
+        // A connection alone proves nothing: the kernel takes it as soon as the socket listens.
         server.wait_for(|server| Client::greeted(&server.address))?;
         Ok(server)
     }
@@ -203,7 +203,7 @@ impl Server {
         }
     }
 
-    /// What the server said, or else what the client saw.
+    /// The server's message, or else the client's.
     pub(crate) fn complaint(&self, failure: &Failure) -> String {
         let log = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
         let line = log.lines().find(|line| line.contains("error")).or_else(|| log.lines().last());

@@ -1,5 +1,5 @@
-//! Holds what each filter says about its data path, [`OpenLayer::data_path`], against what the
-//! filter does to random requests. Requests that are said to pass are carried out without the
+//! Compares what each filter declares about its data path, [`OpenLayer::data_path`], with what the
+//! filter does to random requests. Requests that are declared to pass are carried out without the
 //! filter, so a wrong word loses or corrupts data.
 
 use std::sync::Arc;
@@ -56,10 +56,10 @@ enum Share {
 }
 
 /// Makes random requests to `filter`, which stands on `disk`. Returns which reads and which writes
-/// were said to pass.
+/// were declared to pass.
 ///
 /// # Errors
-/// A request was said to pass, but the filter did something else.
+/// A request was declared to pass, but the filter did something else.
 fn check(disk: &Disk, filter: &Next) -> Result<(Share, Share), String> {
     let mut random = Random(1);
     let (mut reads, mut writes) = (Tally::default(), Tally::default());
@@ -196,7 +196,7 @@ fn every_filter_does_to_data_what_it_says() {
     }
 }
 
-/// What a filter does although it says that all requests pass.
+/// What a filter does although it declares that all requests pass.
 #[derive(Debug, Clone, Copy)]
 enum Lie {
     None,

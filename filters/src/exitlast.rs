@@ -1,7 +1,7 @@
 //! nbdkit-exitlast-filter(1): stops the server when the last client has gone.
 //!
-//! A worker that is killed cannot say that it was the last; the template then notices that nobody
-//! is there any more.
+//! A worker that is killed cannot report that it was the last; the template then notices that
+//! nobody is there any more.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

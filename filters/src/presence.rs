@@ -5,7 +5,7 @@
 //! such locks belong to a process, are not inherited over fork and end with it. So a worker killed
 //! in mid-flight leaks nothing, and one that its client has taken over can at most keep places
 //! while it lives. Several connections may be served by one process, whose own locks never
-//! conflict; these are told apart by a list in ordinary memory.
+//! conflict; these are distinguished by a list in ordinary memory.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;

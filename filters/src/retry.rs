@@ -116,7 +116,7 @@ impl From<Error> for Failure {
 }
 
 impl Handle {
-    /// Makes attempts until one succeeds, as often as the parameters say.
+    /// Makes attempts until one succeeds, as often as the parameters allow.
     fn retry(&self, next: &Next, mut attempt: impl FnMut() -> Result<(), Failure>) -> Result<()> {
         let mut delays = self.parameters.delays().zip(1..);
         loop {

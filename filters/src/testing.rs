@@ -9,7 +9,7 @@ use nbdkit_api::{
     Flags, Fua, Layer, Next, Open, Plugin, Result, Stack, Value,
 };
 
-/// A disk in memory and what the plugin on it says about itself.
+/// A disk in memory and the answers of the plugin on it.
 pub(crate) struct Disk {
     pub(crate) data: Mutex<Vec<u8>>,
     pub(crate) calls: Mutex<Vec<String>>,
@@ -237,7 +237,7 @@ pub(crate) fn layer(disk: &Arc<Disk>, filters: &[&str], params: &[(&str, &str)])
     layer
 }
 
-/// What the configuration of `filter` says about a bad parameter.
+/// The error of `filter` for a bad parameter.
 pub(crate) fn config_error(filter: &str, params: &[(&str, &str)]) -> String {
     let disk = Arc::new(Disk::new(1 << 20));
     try_stack(&disk, &[filter], params).unwrap_err().message().to_owned()

@@ -304,7 +304,7 @@ mod tests {
         assert_eq!((received.message.as_str(), received.fds.len(), received.lost), ("x", 0, true));
         let received = b.recv().unwrap();
         assert_eq!((received.message.as_str(), received.lost), ("y", false));
-        // What came of the two was closed.
+        // Those of the two that arrived were closed.
         let received = b.recv().unwrap();
         assert_eq!((received.message.as_str(), received.fds.len(), received.lost), ("z", 1, false));
         setrlimit(Resource::RLIMIT_NOFILE, usual, most).unwrap();

@@ -12,7 +12,7 @@ use crate::messages::ToTemplate;
 /// Sent by the listener to its spawner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToSpawner {
-    /// Start a template, which enters service at once. Only if the setup says `replaces`. Answer:
+    /// Start a template, which enters service at once. Only if the setup has `replaces`. Answer:
     /// `Started` or `Failed`.
     Start {
         /// The stack that the template is to configure.

@@ -239,7 +239,7 @@ fn serve(link: &BrokerLink, ended: &SignalFd, mut orphan: bool, mut desk: Desk) 
         if ready.is_err_and(|errno| errno != Errno::EINTR) {
             return;
         }
-        // At the end, whoever was on the way is to be heard.
+        // At the end, messages in flight are still handled.
         let has_ended = fds[1].any().unwrap_or(false);
         more = has_ended || fds[0].any().unwrap_or(true);
         let ready: Vec<bool> = fds[askers..].iter().map(|fd| fd.any() == Some(true)).collect();

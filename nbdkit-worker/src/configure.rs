@@ -48,7 +48,7 @@ pub(crate) fn load(configure: &Configure) -> Result<Stack> {
             Owner::Knows(flags) if !flags.contains(&flag.as_str()) => {
                 log::warning(&unknown_flag(name, flag));
             }
-            // A module in C has had its own by now, and what it lacks was said then.
+            // A module in C has got its own by now, with a warning about each that it lacks.
             Owner::Knows(_) | Owner::InC => {}
         }
         log::set_flag(name, flag, *value);
@@ -90,7 +90,7 @@ fn owner_of(stack: &Stack, name: &str) -> Owner {
     }
 }
 
-/// What is said of a debug flag that its module does not have, in nbdkit's words.
+/// The warning about a debug flag that its module does not have, nbdkit's text.
 pub(crate) fn unknown_flag(name: &str, flag: &str) -> String {
     let variable = cabi::library::debug_variable(name, flag);
     format!("-D {name}.{flag}: {name} does not contain a global variable called {variable}")

@@ -80,7 +80,7 @@ impl Broker {
         self.0.admit(connection, link);
     }
 
-    /// What the loop does when everybody may have said something.
+    /// One turn of the loop, with all channels readable.
     pub fn turn(&mut self) {
         let count = self.0.poll().0.len();
         self.0.mark(&vec![true; count]);

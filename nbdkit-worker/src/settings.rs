@@ -10,7 +10,7 @@ use nbdkit_ipc::messages::{Configure, Protocol};
 
 use crate::tls::Tls;
 
-/// What the command line says about connections.
+/// The options of the command line about connections.
 #[derive(Debug)]
 pub(crate) struct Settings {
     /// `-r`.

@@ -38,7 +38,7 @@ use crate::tls::{MakeSessions, Material, Tls};
 use crate::{configure, describe, privileges, process};
 use replaced::Replaced;
 
-/// Why the template ends early. What there is to say has been said to the listener.
+/// Why the template ends early. The reason has been sent to the listener.
 struct Failed;
 
 /// Runs the template on its link to the listener until the server ends.
@@ -386,8 +386,8 @@ impl Service {
         }
     }
 
-    /// Makes a worker for every client until the listener says `Quiesce` or is gone, then waits for
-    /// the workers to end.
+    /// Makes a worker for every client until the listener sends `Quiesce` or is gone, then waits
+    /// for the workers to end.
     fn run_forking(&mut self) {
         // std makes this when it is asked for; made here, it is not made anew in every worker.
         let _ = std::thread::current();

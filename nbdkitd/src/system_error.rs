@@ -16,7 +16,7 @@ pub(crate) struct SystemError {
 }
 
 impl SystemError {
-    /// `call` failed, and there is nothing to say about what it was called for. For `map_err`.
+    /// `call` failed, and no object is worth naming. For `map_err`.
     pub(crate) fn in_call<E: Into<io::Error>>(call: &'static str) -> impl Fn(E) -> SystemError {
         move |cause| SystemError { call, object: None, cause: cause.into() }
     }

@@ -281,7 +281,7 @@ pub(crate) struct Template {
     reaped: bool,
     /// It has started a broker.
     has_broker: bool,
-    /// Why it has not come to serve.
+    /// Why it failed to start.
     failure: Option<String>,
 }
 
@@ -356,13 +356,13 @@ impl Template {
         self.has_broker = true;
     }
 
-    /// Sets why the template has not come to serve: its own error, or the listener's reason to kill
+    /// Sets why the template failed to start: its own error, or the listener's reason to kill
     /// it.
     pub(crate) fn set_failure(&mut self, why: impl Into<String>) {
         self.failure = Some(why.into());
     }
 
-    /// Why the template has not come to serve, if that is known.
+    /// Why the template failed to start, if that is known.
     pub(crate) fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
     }

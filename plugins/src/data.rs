@@ -39,7 +39,7 @@ pub struct Data {
     disk: Option<(Arc<dyn Allocator>, u64)>,
 }
 
-/// The one parameter that says what is on the disk.
+/// The parameter with the content of the disk.
 #[derive(Debug)]
 enum Source {
     /// `data=`

@@ -1,4 +1,4 @@
-//! nbdkit-info-plugin(1): a read-only disk that holds what the client said, or something about
+//! nbdkit-info-plugin(1): a read-only disk that holds the export name, or something about
 //! the client or the server.
 
 mod base64;

@@ -60,7 +60,7 @@ impl Drop for Fixture {
     }
 }
 
-/// Two workers that say anything: who, with how many descriptors, and a packet; again and again.
+/// Two workers that send anything: who, with how many descriptors, and a packet; again and again.
 ///
 /// # Panics
 /// If something is opened or connected to that was not declared, or not as it was.
@@ -108,7 +108,7 @@ fn session(fixture: &Fixture, data: &[u8]) {
     }
 }
 
-/// It is the only address of the only endpoint, and somebody there has it.
+/// It is the only address of the only endpoint, and a listener there has it.
 fn check_connection(fixture: &Fixture, message: &FromBroker, stream: &TcpStream) {
     assert_eq!(*message, FromBroker::Connecting { next: None });
     let (accepted, _) = fixture.port.accept().expect("a connection");

@@ -31,8 +31,8 @@ pub(crate) fn send(to: BorrowedFd<'_>, packet: &[u8], fds: usize) -> bool {
     sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(packet)], control, flags, None).is_ok()
 }
 
-/// A message of any direction: the first byte says which, the second how many descriptors come with
-/// it, the rest is the packet. What is understood must be said alike.
+/// A message of any direction: the first byte chooses which, the second how many descriptors come
+/// with it, the rest is the packet. What decodes must encode to the same bytes.
 ///
 /// # Panics
 /// If it is not.
@@ -77,7 +77,7 @@ trait RoundTrip: Sized + Debug + PartialEq {
     fn say(&self, end: &Channel<Self, Self>);
 }
 
-// A duration, in what the listener says, may have a second's worth of nanoseconds and more.
+// A duration, in a message of the listener, may have a second's worth of nanoseconds and more.
 round_trip!(FromTemplate: true, FromWorker: true, ToTemplate: false, ToWorker: true);
 round_trip!(ToBroker: true, FromBroker: true, ToBrokerLink: true, FromBrokerLink: true);
 

@@ -6,7 +6,7 @@
 //! toolchain.
 //!
 //! - [`handshake`], [`transmission`]: whole sessions, and what the replies must be
-//! - [`broker`]: whoever asks for files
+//! - [`broker`]: requests for files
 //! - [`channel`]: the control channel in both directions, and the listener that hears it
 //! - [`texts`]: parsers of what comes from command lines, scripts and the environment
 //! - [`shared`]: memory that hostile workers share, and what disks in memory must keep

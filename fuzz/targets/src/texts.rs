@@ -34,7 +34,7 @@ pub fn protocol(data: &[u8]) {
 }
 
 /// A command line, an argument on each line; after an empty line the parameter file that every
-/// `--parameters-from` or the like finds. The first byte says whether sockets were passed: the
+/// `--parameters-from` or the like finds. The first byte chooses whether sockets were passed: the
 /// first two arguments are then the variables.
 ///
 /// # Panics
@@ -177,7 +177,7 @@ pub fn script_output(data: &[u8]) {
 }
 
 /// What TLS brings beside its own records: certificates of clients, transcripts that workers want
-/// signed, and files of pre-shared keys. The first byte says which.
+/// signed, and files of pre-shared keys. The first byte chooses which.
 ///
 /// # Panics
 /// If one of them does, or if a transcript is signed that has the length of none.
@@ -199,7 +199,7 @@ pub fn tls(data: &[u8]) {
 /// Rules of the ip filter: a client, and then the rules.
 ///
 /// # Panics
-/// If a rule does, or if everybody is somebody else.
+/// If parsing a rule does, or if a peer matches rules and not the same rules with `any`.
 pub fn ip_rules(data: &[u8]) {
     let mut input = Input(data);
     let kind = input.u8();

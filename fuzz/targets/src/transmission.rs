@@ -2,7 +2,7 @@
 //! stack and whether the rest is what the client sends, or a list of operations that become
 //! requests.
 //!
-//! A strict client reads the replies, and a model of the disk knows what they must say.
+//! A strict client reads the replies, and a model of the disk knows what they must contain.
 
 mod model;
 mod requests;

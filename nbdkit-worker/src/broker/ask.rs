@@ -3,7 +3,7 @@
 //!
 //! A worker gets its channel from the listener, which makes it: with its client, where every client
 //! needs one, or when it asks for the first time; a template that serves all clients has some from
-//! the beginning. Answers are believed as the listener's are.
+//! the beginning. Answers are trusted as the listener's are.
 
 #![forbid(unsafe_code)]
 
@@ -80,7 +80,7 @@ impl Channels {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a channel that is free; waits for one as long as `wait` says.
+    /// Takes a channel that is free; waits for one as `wait` permits.
     fn take(&self, wait: Option<&Wait<'_>>) -> Result<Option<Asked>, Errno> {
         let mut free = self.lock();
         loop {

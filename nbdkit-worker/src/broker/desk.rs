@@ -27,7 +27,7 @@ use super::rate::Rate;
 /// one when it needs it.
 pub(super) const MOST_CHANNELS: usize = 512;
 
-/// A channel of somebody who may ask.
+/// A worker's channel.
 struct Asker {
     /// Which client's worker; 0 for a template that serves all.
     connection: u64,
@@ -48,7 +48,7 @@ struct Asker {
     ready: bool,
     /// Until when it has to wait.
     waits: Option<Instant>,
-    /// The log has said that it asks too often.
+    /// A line about its rate was logged.
     reported: bool,
 }
 

@@ -13,7 +13,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 /// A write that took longer, apart from copying, may have waited for a device. Ten times what a
 /// hand-off to the pool costs on a slow machine, and less than a scheduler's time slice. It only
-/// decides which writes are examined: whether one waited is the kernel's count to say.
+/// decides which writes are examined: whether one waited is in the kernel's counters.
 const LONG: Duration = Duration::from_micros(500);
 /// Time allowed for copying, nanoseconds per byte: half a GB/s, several times slower than the
 /// memory of any machine.

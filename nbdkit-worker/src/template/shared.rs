@@ -25,7 +25,7 @@ use crate::log::TemplateLink;
 /// The clients being served, so that they can be ended.
 type Clients = Mutex<HashMap<u64, (Arc<Client>, Socket)>>;
 
-/// Serves clients until the listener says `Quiesce` or is gone, then ends them and waits for their
+/// Serves clients until the listener sends `Quiesce` or is gone, then ends them and waits for their
 /// threads.
 pub(super) fn run(service: &Service) {
     let Some(link) = &service.link else { return };
@@ -203,8 +203,8 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
     });
 }
 
-/// Waits, after `Quiesce`, until the client has ended (`over`) or is to be ended: the listener says
-/// so, or is gone and the client may wait for a script.
+/// Waits, after `Quiesce`, until the client has ended (`over`) or is to be ended: the listener
+/// sends so, or is gone and the client may wait for a script.
 fn listener_is_tired(service: &Service, link: &TemplateLink, over: &AtomicBool) -> bool {
     /// How often is looked whether the client has ended, milliseconds.
     const LOOK: u16 = 20;

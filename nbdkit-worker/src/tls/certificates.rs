@@ -94,7 +94,7 @@ impl Certificates {
                     .map_err(|error| Error::msg(format!("ca-cert.pem: {error}")))?;
             }
             let revocations = from.revocations.into_iter().map(CertificateRevocationListDer::from);
-            // A list says nothing about what other authorities have signed.
+            // A list does not cover certificates of other authorities.
             let mut verifier =
                 WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                     .with_crls(revocations)

@@ -24,7 +24,7 @@ use super::session::{Failure, Session, Sessions};
 use crate::authority::Authority;
 
 /// TLS 1.2 with an exchange of ephemeral keys first, so that a key that becomes known later does
-/// not reveal what was said.
+/// not reveal what was sent.
 fn ciphers(allowed: Algorithms) -> Vec<&'static str> {
     let Algorithms { aes_128_gcm, aes_256_gcm, chacha20_poly1305, static_psk, .. } = allowed;
     let all = [
@@ -113,7 +113,7 @@ impl PreSharedKeys {
                 Ok(ssl.ex_data(asker).map_or(0, |asker: &Asker| asker.key(identity, key)))
             });
             let keys = PreSharedKeys { context: context.build(), asker };
-            // What fails here fails for clients, who are told.
+            // A failure here is one of each client, and is reported to it.
             let _ = rehearse(&keys);
             Ok(keys)
         };

@@ -1,4 +1,4 @@
-//! Checks clients' certificates with webpki, and says in plain words why a certificate of X.509
+//! Checks clients' certificates with webpki, and reports in plain words why a certificate of X.509
 //! version 1 is refused.
 //!
 //! webpki reads no such certificate, except an authority's own. nbdkit's GnuTLS takes one from a

@@ -43,7 +43,7 @@ impl ServiceMode {
 
 /// The URI. Pure ASCII, without blanks.
 ///
-/// `tls_mode` is what came of `--tls` and of looking for certificates; only [`TlsMode::Require`]
+/// `tls_mode` is the mode after looking for certificates; only [`TlsMode::Require`]
 /// changes the scheme and adds the certificates or keys in `tls`.
 pub(crate) fn uri(endpoint: Endpoint<'_>, export: &OsStr, tls_mode: TlsMode, tls: &Tls) -> String {
     let require = tls_mode == TlsMode::Require;

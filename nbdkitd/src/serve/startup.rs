@@ -112,7 +112,7 @@ impl Server {
         self.acceptor.private().map_or(Path::new(""), |directory| directory.socket())
     }
 
-    /// What came of `--tls` and of looking for certificates.
+    /// The TLS mode after looking for certificates.
     fn tls_mode(&self) -> TlsMode {
         self.context.plan().tls.as_ref().map_or(TlsMode::Off, |tls| tls.mode)
     }

@@ -31,7 +31,7 @@ pub(crate) enum ResolveError {
 /// `service`.
 ///
 /// # Errors
-/// What the resolver says.
+/// The name or the service does not resolve.
 pub(crate) fn resolve(
     host: Option<&OsStr>,
     service: &OsStr,

@@ -116,7 +116,7 @@ pub fn connect(client: Option<&Client>, endpoint: &Endpoint, deadline: Instant) 
         Err(why) => {
             let mut error = why.into_error();
             crate::error!("{endpoint}: {}", error.message());
-            // It has been said, and with the place.
+            // The error has been logged, with the place.
             let _ = error.take_for_log();
             Err(error)
         }
@@ -196,7 +196,7 @@ fn established(fd: &OwnedFd, wait: &Wait<'_>) -> Result<(), Errno> {
 /// Who connects for a process that may not.
 pub trait Broker: Send + Sync {
     /// Begins a connection: the `attempt`th address of `endpoint`, or the first behind it that does
-    /// not fail at once. Waits no longer than `wait` says.
+    /// not fail at once. Waits no longer than `wait` permits.
     ///
     /// # Errors
     /// Those of [`direct`]; ETIMEDOUT, ESHUTDOWN; EIO if there is no answer.

@@ -15,7 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why a callback failed.
 ///
 /// An empty message means that the failure needs no line in the log: a filter that refuses
-/// a request on purpose, or a layer that has already said what it had to say.
+/// a request on purpose, or a layer that has already logged the reason.
 #[derive(Debug, Clone)]
 pub struct Error {
     errno: Errno,
@@ -57,7 +57,7 @@ impl Error {
         Error::msg(format!("unknown parameter '{}'", key.escape_default()))
     }
 
-    /// What the client is told, before translation to an NBD error.
+    /// The errno for the client, before translation to an NBD error.
     pub fn errno(&self) -> Errno {
         self.errno
     }
@@ -69,7 +69,7 @@ impl Error {
         self
     }
 
-    /// The line for the log, without prefix; empty if there is nothing to say.
+    /// The line for the log, without prefix; empty for none.
     pub fn message(&self) -> &str {
         &self.message
     }

@@ -15,8 +15,8 @@ use crate::types::{BlockSize, Blocking, Cache, DataPath, Direction, FileRange, F
 /// filter with a thread of its own gives the thread a clone, and ends the thread in `finalize`. The
 /// layer below checks ranges and caches answers, so `next.size()` and `next.can_*()` may be called
 /// at any time. As the thread model permits, data methods are called from several threads at once.
-/// The contract of each method is that of [`Connection`](crate::Connection); the text here says how
-/// a filter's differs.
+/// The contract of each method is that of [`Connection`](crate::Connection); the text here is about
+/// how a filter's differs.
 #[expect(
     clippy::missing_errors_doc,
     reason = "each has the errors of the method of the same name in Connection"

@@ -1,4 +1,4 @@
-//! What there is to say about a plugin or filter that is a file of its own, for `--help` and
+//! A plugin or filter that is a file of its own, as it is described by `--help` and
 //! `--dump-plugin`. nbdkit-probing(1).
 
 use std::path::PathBuf;

@@ -394,7 +394,7 @@ pub trait Connection: IntoLayer + Send + Sync {
         Err(Error::new(Errno::EOPNOTSUPP, "plugin does not support extents"))
     }
 
-    /// Prefetches the range; called only if `can_cache` said [`Cache::Native`].
+    /// Prefetches the range; called only if `can_cache` returned [`Cache::Native`].
     ///
     /// # Errors
     /// The request fails.

@@ -1,4 +1,4 @@
-//! Text of others in messages: what clients and users said, with C's escapes, as nbdkit writes it.
+//! Text of clients and users in messages, with C's escapes, as nbdkit writes it.
 
 use std::fmt;
 

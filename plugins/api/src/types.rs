@@ -66,7 +66,7 @@ pub enum Fua {
 }
 
 /// What a layer does about writing zeroes, `NBDKIT_ZERO_*`. A plugin answers only
-/// `Emulate` or `Native`; `None` can be said by a filter only.
+/// `Emulate` or `Native`; `None` is for filters only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Zero {
     /// Not advertised at all.

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use crate::shared::Region;
 use crate::{channel, disk, raw, shared, system};
 
-/// What came of it: `ok`, with more after a space; `errno NUMBER`; `unknown`.
+/// Its result: `ok`, with more after a space; `errno NUMBER`; `unknown`.
 pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>) -> String {
     let (name, argument) = attack.split_once('=').unwrap_or((attack, ""));
     let number = || argument.parse::<i64>().unwrap_or(0);

@@ -2,7 +2,7 @@
 //! program: `nbdkit-worker` has it only if it is built with the feature `red-team`.
 //!
 //! The export `""` is a small RAM disk that all clients share. Any other name is an attack,
-//! `NAME=ARGUMENT,...`, made by the worker when the export is opened; what came of it is the
+//! `NAME=ARGUMENT,...`, made by the worker when the export is opened; the result is the
 //! export's content. A worker that the sandbox ends cannot say so, which is what the tests look for
 //! then.
 //!
@@ -140,7 +140,7 @@ impl Connection for Disk {
     }
 }
 
-/// What came of an attack, as text.
+/// The result of an attack, as text.
 struct Outcome(String);
 
 impl Connection for Outcome {

@@ -60,7 +60,7 @@ impl Allocator for Malloc {
         if size == 0 {
             return Ok(());
         }
-        // The kernel takes a memfd page by page until it kills somebody for lack of memory,
+        // The kernel takes a memfd page by page until the OOM killer kills a process,
         // where malloc(3) would have refused the whole at once.
         if let Some(available) = available_memory()
             && size > available
@@ -148,7 +148,7 @@ impl Allocator for Malloc {
     }
 }
 
-/// Bytes of memory and swap that can still be had, from /proc/meminfo; `None` if it cannot be told.
+/// Bytes of memory and swap that can still be had, from /proc/meminfo; `None` if it cannot be read.
 fn available_memory() -> Option<u64> {
     available_in(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }

@@ -62,7 +62,7 @@ impl File {
 }
 
 /// Opens `name`. What is not a regular file is read at once, no further than the first `want`
-/// bytes, which is all that somebody will look at.
+/// bytes, which is all that is read.
 ///
 /// # Errors
 /// It cannot be opened or read, or yields more than the bound and `want` is no help.

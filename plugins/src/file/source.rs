@@ -130,7 +130,7 @@ impl Source {
     }
 
     /// The names of the files that can be served from a directory, in the directory's order;
-    /// `None` if this is no directory. Names that are not UTF-8 cannot be said in NBD.
+    /// `None` if this is no directory. Names that are not UTF-8 cannot be sent in NBD.
     ///
     /// # Errors
     /// It cannot be read.

@@ -25,7 +25,7 @@ pub(crate) fn is_in_memory(fd: BorrowedFd<'_>, offset: u64) -> bool {
 }
 
 /// Starts writing out the range's dirty pages and, with `wait`, waits until that is done.
-/// sync_file_range(2); says nothing about the file's metadata.
+/// sync_file_range(2); does not cover the file's metadata.
 ///
 /// # Errors
 /// EIO, ENOSPC, ESPIPE.
@@ -52,7 +52,8 @@ pub(super) fn sync_range(
 /// # Errors
 /// EBADF if there is no such descriptor, EMFILE.
 pub(super) fn duplicate(number: RawFd) -> nix::Result<OwnedFd> {
-    // SAFETY: duplicating takes nothing from whoever owns `number`, and fails if nobody does.
+    // SAFETY: duplicating takes nothing from the owner of `number`, and fails with EBADF if it is
+    // not open.
     let fd = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
     // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

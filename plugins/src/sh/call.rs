@@ -1,4 +1,4 @@
-//! Calling a method of a script: which program runs, with which arguments, and what comes of it.
+//! Calling a method of a script: which program runs, with which arguments, and the result.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -250,7 +250,7 @@ impl<'a> Call<'a> {
         result.map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
             if errno == Errno::ESHUTDOWN {
-                // Given up, and somebody else says why.
+                // Given up; the reason is reported elsewhere.
                 return Error::silent(errno);
             }
             programs::explain_refusal(nbdkit_api::strerror(errno).as_bytes());

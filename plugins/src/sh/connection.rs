@@ -67,7 +67,7 @@ impl Handle {
     }
 }
 
-/// The flags as `pwrite`, `trim` and `zero` are told them.
+/// The flags as `pwrite`, `trim` and `zero` get them.
 fn names(flags: Flags) -> String {
     let names = [
         (Flags::FUA, "fua"),
@@ -196,7 +196,7 @@ impl Connection for Handle {
         if self.range("zero", count, offset).arg(&flags).action()? {
             return Ok(());
         }
-        // There is no such method, whatever can_zero said: the server writes zeroes.
+        // There is no such method, whatever can_zero returned: the server writes zeroes.
         Err(Error::silent(Errno::EOPNOTSUPP))
     }
 

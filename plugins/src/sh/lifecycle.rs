@@ -27,7 +27,7 @@ pub(crate) fn step(scripts: &dyn Scripts, method: &'static str) -> Result<()> {
     said(&Call::new(scripts, method)).map(drop)
 }
 
-/// The server ends with this error, so unlike in a request it must say something.
+/// The server ends with this error, so unlike in a request it must not be empty.
 fn said(call: &Call<'_>) -> Result<bool> {
     call.action().map_err(|why| {
         if why.message().is_empty() { call.error(&why).with_errno(why.errno()) } else { why }

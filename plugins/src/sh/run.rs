@@ -72,7 +72,7 @@ impl Sink<'_> {
 ///
 /// # Errors
 /// It could not be run, the pipes failed, or the call was given up (ESHUTDOWN). That it failed
-/// itself is told by its status.
+/// itself is known by its status.
 pub(super) fn run(
     command: &mut Command,
     stdin: &[u8],
@@ -82,7 +82,7 @@ pub(super) fn run(
     let mut program = programs::start(command)?;
     let talked = talk(&mut program, stdin, sink);
     if talked.is_err() {
-        // Without pipes nobody would ever notice that it has something to say.
+        // Without pipes its output would never be noticed.
         program.kill();
     }
     let status = program.wait()?;
@@ -123,7 +123,7 @@ fn talk(
         if program.is_given_up() {
             return Err(nix::Error::ESHUTDOWN.into());
         }
-        // Each is tried; the ones that are not ready say so.
+        // Each is tried; those that are not ready return EAGAIN.
         if let Some(pipe) = &mut stdin {
             match progress(pipe.write(input)) {
                 Ok(Some(length)) => input = &input[length..],

@@ -1,4 +1,4 @@
-//! What a script says by its exit status and on standard error.
+//! The meaning of a script's exit status and standard error.
 //! nbdkit-sh-plugin(3), "Exit codes"; codes 4 to 8 are those of nbdkit 1.34.
 
 use std::os::unix::process::ExitStatusExt;

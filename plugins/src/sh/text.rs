@@ -116,8 +116,8 @@ pub(crate) fn extents(output: &[u8], extents: &mut Extents) -> Result<()> {
     Ok(())
 }
 
-/// A number or a list of words. As in nbdkit what is not known is not an error: it says no more
-/// than "data", which is always safe to say.
+/// A number or a list of words. As in nbdkit an unknown word is not an error: it counts as "data",
+/// which is always safe.
 fn extent_kind(text: &str) -> ExtentKind {
     if let Ok(bits) = text.parse::<u32>() {
         return ExtentKind::from_bits_truncate(bits);

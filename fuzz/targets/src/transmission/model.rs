@@ -1,4 +1,4 @@
-//! What the disk holds, and so what replies must say.
+//! The content of the disk, and so of replies.
 
 use std::ops::Range;
 

@@ -40,7 +40,7 @@ fn worker(desk: &mut Desk, connection: u64) -> Worker {
     worker
 }
 
-/// What the loop does when everybody may have said something.
+/// One turn of the loop, with all channels readable.
 fn turn(desk: &mut Desk) {
     let count = desk.poll().0.len();
     desk.mark(&vec![true; count]);

@@ -1,6 +1,6 @@
 //! By whom a template that ended is replaced, and what follows from an attempt that fails: the
-//! clients that are served go on, and the listener retries. [`schedule`](super::schedule) says
-//! when.
+//! clients that are served go on, and the listener retries, when [`schedule`](super::schedule)
+//! decides.
 
 #![forbid(unsafe_code)]
 
@@ -40,7 +40,7 @@ pub(in crate::serve) enum Maker {
 /// What follows from the end of a template that has served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::serve) enum Death {
-    /// The schedule says when it is replaced.
+    /// It is replaced when the schedule decides.
     Replace,
     /// It cannot be replaced, for this reason.
     StopAccepting(&'static str),
@@ -203,7 +203,7 @@ impl TemplateSlot {
         }
     }
 
-    /// An error that a template logs before it serves is why it does not come to serve.
+    /// An error that a template logs before it serves is the reason of its failure to start.
     pub(super) fn note_failure(&mut self, record: &LogRecord) {
         /// Characters. The template's own line has all of it.
         const MOST: usize = 200;

@@ -173,7 +173,7 @@ impl Backend {
         })
     }
 
-    /// Whether `extents` can say more than "all data".
+    /// Whether `extents` can answer more than "all data".
     ///
     /// # Errors
     /// Those of the layer.

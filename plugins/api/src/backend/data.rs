@@ -130,7 +130,7 @@ impl Backend {
     /// Flags: REQ_ONE. A layer without extents counts as data.
     ///
     /// # Errors
-    /// The layer's; EINVAL outside the disk or if the layer said nothing about `offset`.
+    /// The layer's; EINVAL outside the disk or if the layer's extents do not cover `offset`.
     pub fn extents(
         &self,
         count: u64,

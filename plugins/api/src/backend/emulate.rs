@@ -25,7 +25,7 @@ pub(crate) fn zero(
     }
     let last_flags = flags & Flags::FUA;
     let flags = if fua == Fua::Native { last_flags } else { Flags::empty() };
-    // Untouched zero pages: the kernel backs them with one page until somebody writes.
+    // Untouched zero pages: the kernel backs them with one page until they are written.
     let zeroes = vec![0; count.min(MAX_PIECE) as usize];
     let mut done = 0;
     while done < count {

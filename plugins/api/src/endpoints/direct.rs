@@ -82,7 +82,7 @@ impl From<Errno> for Failure {
     }
 }
 
-/// Whether finding the addresses of `endpoint`, or beginning a connection, may wait for somebody: a
+/// Whether finding the addresses of `endpoint`, or beginning a connection, may block: a
 /// resolver, or the file system that a socket is in.
 pub fn may_wait(endpoint: &Endpoint) -> bool {
     match endpoint {
@@ -192,7 +192,7 @@ fn begin_one(address: &Address) -> nix::Result<OwnedFd> {
         Address::Ip(address) => {
             let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
             let fd = stream(family, Some(SockProtocol::Tcp))?;
-            // A request must not wait for the next, and whoever is gone without a word must be
+            // A request must not wait for the next, and a dead peer must be
             // noticed. tcp(7)
             let _ = setsockopt(&fd, sockopt::TcpNoDelay, &true);
             let _ = setsockopt(&fd, sockopt::KeepAlive, &true);

@@ -11,10 +11,10 @@ use std::sync::{Mutex, PoisonError};
 /// Whether programs of this process are confined to declared paths.
 static STRICT: AtomicBool = AtomicBool::new(false);
 
-/// Connections that have been told.
-static TOLD: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+/// Connections with a line in the log.
+static LOGGED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
 
-/// Most connections that are remembered; beyond, some are told again.
+/// Most connections that are remembered; beyond, some get another line.
 const MOST: usize = 4096;
 
 /// Notes that programs are confined to declared paths from now on.
@@ -52,12 +52,12 @@ pub fn explain_refusal(complaint: &[u8]) {
     }
     let connection = crate::log::speaker().connection;
     {
-        let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
-        if !told.insert(connection) {
+        let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+        if !logged.insert(connection) {
             return;
         }
-        if told.len() > MOST {
-            told.pop_first();
+        if logged.len() > MOST {
+            logged.pop_first();
         }
     }
     crate::error!(
