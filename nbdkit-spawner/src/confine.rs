@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 use caps::{CapSet, Capability};
-use nbdkit_sandbox_policy::{Action, Program, are_supported, compile, install, lists};
+use nbdkit_sandbox::{Action, Program, are_supported, compile, install, lists};
 use nix::sys::prctl;
 
 /// Installs the filter, where that changes nothing else for a template. Called before capabilities
@@ -26,7 +26,7 @@ pub(crate) fn confine(gains: bool) -> Result<(), String> {
     let filter = filter().map_err(|error| error.to_string())?;
     let has = |set, capability| caps::has_cap(None, set, capability).unwrap_or(false);
     if has(CapSet::Effective, Capability::CAP_SYS_ADMIN) {
-        return nbdkit_sandbox_policy::install_by_right(&filter).map_err(|error| error.to_string());
+        return nbdkit_sandbox::install_by_right(&filter).map_err(|error| error.to_string());
     }
     if !gains || prctl::get_no_new_privs() == Ok(true) {
         return install(&filter).map_err(|error| error.to_string());
@@ -34,7 +34,7 @@ pub(crate) fn confine(gains: bool) -> Result<(), String> {
     Ok(())
 }
 
-fn filter() -> Result<Program, nbdkit_sandbox_policy::Broken> {
+fn filter() -> Result<Program, nbdkit_sandbox::Broken> {
     compile(&[lists::NEVER, lists::TERMINAL], Action::Allow, Action::Fail(libc::EPERM))
 }
 

@@ -218,7 +218,7 @@ pub(crate) fn set_channel(channel: impl AsFd, is_worker: bool) {
 /// None that a kernel has for this.
 pub(crate) fn report_refusals() -> nbdkit_api::Result<()> {
     // SAFETY: it reads atomics, and calls send(2) and _exit(2): all async-signal-safe.
-    unsafe { nbdkit_sandbox_policy::on_refusal(refused) }.or_error(|| "sigaction: SIGSYS")
+    unsafe { nbdkit_sandbox::on_refusal(refused) }.or_error(|| "sigaction: SIGSYS")
 }
 
 /// A system call was refused: says which, and ends the process.

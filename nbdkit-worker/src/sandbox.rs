@@ -24,7 +24,7 @@ mod skip;
 
 use nbdkit_api::{Access, Error, Isolation, Needs, Network, Result, ResultExt, debug};
 use nbdkit_ipc::messages::{Allowed, Sandbox as Level};
-use nbdkit_sandbox_policy::{Program, landlock_lacks};
+use nbdkit_sandbox::{Program, landlock_lacks};
 
 use crate::privileges::{self, Files};
 use crate::process;

@@ -15,7 +15,7 @@ use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus,
 };
-use nbdkit_sandbox_policy::{Action, are_supported, compile, install};
+use nbdkit_sandbox::{Action, are_supported, compile, install};
 
 use crate::log::Log;
 use crate::sys::refusal;
@@ -94,7 +94,7 @@ mod tests {
         std::thread::spawn(move || {
             nix::sys::prctl::set_no_new_privs().unwrap();
             // The listener has one thread, this is another, which has to end.
-            let end = [nbdkit_sandbox_policy::any(libc::SYS_exit)];
+            let end = [nbdkit_sandbox::any(libc::SYS_exit)];
             let lists = [policy::LISTENER, &end];
             install(&compile(&lists, Action::Fail(libc::EDOM), Action::Allow).unwrap()).unwrap();
             assert!(std::fs::read_to_string("/proc/self/stat").is_ok());

@@ -14,7 +14,7 @@ use landlock::{
 };
 use nbdkit_api::endpoints::direct::may_wait;
 use nbdkit_api::{Endpoint, Errno, Error, Result, ResultExt};
-use nbdkit_sandbox_policy::{Action, Line, Program, compile, install};
+use nbdkit_sandbox::{Action, Line, Program, compile, install};
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::desk::MOST_CHANNELS;
@@ -109,7 +109,7 @@ pub(super) fn close(plan: &Plan<'_>) -> Result<()> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn failed(error: nbdkit_sandbox_policy::Broken) -> Error {
+fn failed(error: nbdkit_sandbox::Broken) -> Error {
     Error::new(Errno::EINVAL, error.to_string())
 }
 

@@ -1,5 +1,5 @@
 //! The lists: what may be called, by need, each line with its reason. Data only; [`super::filter`]
-//! compiles it. What is refused at the other levels is in [`nbdkit_sandbox_policy::lists`].
+//! compiles it. What is refused at the other levels is in [`nbdkit_sandbox::lists`].
 //!
 //! Adding a line is a decision about every worker of that need. What is bounded here is bounded
 //! because the call does more than we want of it: new processes by clone, code by mmap, signals to
@@ -8,8 +8,8 @@
 #![forbid(unsafe_code)]
 
 use libc as c;
-use nbdkit_sandbox_policy::Test::{Has, Is, IsNot, Lacks};
-use nbdkit_sandbox_policy::{Line, NEW_NAMESPACES, Test, any, with};
+use nbdkit_sandbox::Test::{Has, Is, IsNot, Lacks};
+use nbdkit_sandbox::{Line, NEW_NAMESPACES, Test, any, with};
 
 const THREAD: u64 = c::CLONE_THREAD as u64;
 /// Flags of an open file that would change what the next client reads and writes, which may be

@@ -35,7 +35,7 @@ pub(crate) fn log_to(fd: RawFd, address: Option<UnixAddr>, head: &str) {
 pub(crate) fn report() -> nix::Result<()> {
     // SAFETY: it reads statics that are set, and calls write(2), sendto(2) and _exit(2): all
     // async-signal-safe.
-    unsafe { nbdkit_sandbox_policy::on_refusal(refused) }
+    unsafe { nbdkit_sandbox::on_refusal(refused) }
 }
 
 /// A system call was refused.
