@@ -14,6 +14,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nbdkit_common::errno_text;
 use nbdkit_ipc::messages::Applies;
 
 use super::error::Fault;
@@ -124,7 +125,7 @@ impl Expansion<'_> {
             && !resembles_value
             && !is_missing(error)
         {
-            return Err(refused(&path, &cause(error)));
+            return Err(refused(&path, &errno_text(error)));
         }
         if applies == Applies::Always && (resembles_value || contents.is_err()) {
             self.parameters.push(Parameter::new(argument, Applies::WithMagicKey));
@@ -133,7 +134,7 @@ impl Expansion<'_> {
         match contents {
             Ok(contents) => self.include(&path, &contents, depth + 1, within),
             Err(error) => {
-                let text = refusal(&path, &cause(&error)).into();
+                let text = refusal(&path, &errno_text(&error)).into();
                 let applies = Applies::RefusedWithoutMagicKey;
                 self.parameters.push(Parameter { key: None, value: text, applies });
                 Ok(())
@@ -174,14 +175,6 @@ fn refusal(path: &Path, cause: &str) -> String {
 
 fn refused(path: &Path, cause: &str) -> Fault {
     Fault::error(refusal(path, cause))
-}
-
-/// The text of an error, as from strerror(3), without Rust's `(os error N)`.
-fn cause(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(
-        || error.to_string(),
-        |code| nix::errno::Errno::from_raw(code).desc().to_owned(),
-    )
 }
 
 #[cfg(test)]
