@@ -5,8 +5,8 @@
 
 use libc as c;
 
-use crate::Test::{Has, Is};
-use crate::{Line, any, with};
+use crate::seccomp::Test::{Has, Is};
+use crate::seccomp::{Line, any, with};
 
 /// What no stack needs, neither while it serves nor while it starts. Refused (EPERM) to code that
 /// declares nothing (`--sandbox=compat`, `programs`), and to the spawner, whose filters a new

@@ -243,7 +243,7 @@ fn enter(
     if capabilities {
         privileges::limit_bounding_set(service, &sandbox.files())?;
         // Threads need the right to do that, too, which another user does not have.
-        process::threads::confine_as_this_one(None)?;
+        nbdkit_sandbox::threads::confine(None).map_err(sandbox::failed)?;
     }
     privileges::become_user(service, swap)?;
     if capabilities {

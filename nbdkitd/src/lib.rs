@@ -49,6 +49,7 @@ use std::process::ExitCode;
 use nbdkit_common::{errno_text, strerror};
 use nbdkit_ipc::messages::Purpose;
 use nbdkit_ipc::oom;
+use nbdkit_sandbox::signals::survive_file_size_limit;
 use nix::unistd::getppid;
 
 use captive::Streams;
@@ -63,7 +64,7 @@ use template::TemplateSpec;
 /// The program.
 pub fn main() -> ExitCode {
     let parent = getppid();
-    sys::process::survive_file_size_limit();
+    survive_file_size_limit();
     let command = match cli::from_env() {
         Ok(command) => command,
         Err(error) => {

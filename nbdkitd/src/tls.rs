@@ -23,7 +23,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use nbdkit_ipc::KeyId;
 use nbdkit_ipc::keys::{Algorithms, Credentials, MAX_PIECE, PieceKind, TlsPiece};
-use nix::sys::prctl;
+use nbdkit_sandbox::process::forbid_dumps;
 
 use crate::cli::command_line::{self, CrlExpiry, Options, TlsMode, TlsVersion};
 use crate::log::Log;
@@ -106,8 +106,7 @@ pub(crate) fn load(all: &Options, root_directory: &Path, log: &Log) -> Result<Op
         with_certificates(mode, options, certificates, algorithms)
     };
     // Keys must not reach a core file, nor another process of the same user.
-    prctl::set_dumpable(false)
-        .map_err(|errno| format!("prctl: PR_SET_DUMPABLE: {}", crate::strerror(errno)))?;
+    forbid_dumps().map_err(|error| error.to_string())?;
     Ok(Some(loaded))
 }
 

@@ -7,8 +7,8 @@
 #![forbid(unsafe_code)]
 
 use libc as c;
-use nbdkit_sandbox::Test::{Has, Is, Lacks};
-use nbdkit_sandbox::{Line, NEW_NAMESPACES, any, with};
+use nbdkit_sandbox::seccomp::Test::{Has, Is, Lacks};
+use nbdkit_sandbox::seccomp::{Line, NEW_NAMESPACES, any, with};
 
 const EXEC: u64 = c::PROT_EXEC as u64;
 

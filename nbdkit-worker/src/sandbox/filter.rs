@@ -8,10 +8,13 @@
 #![forbid(unsafe_code)]
 
 use nbdkit_api::needs::Network;
-use nbdkit_api::{Errno, Error, Needs, Result};
-use nbdkit_sandbox::{Action, Broken, Line, Program, Test, compile, compile_with, lists};
+use nbdkit_api::{Needs, Result};
+use nbdkit_sandbox::lists;
+use nbdkit_sandbox::seccomp::{
+    Action, Line, Program, Test, compile, compile_with, install_in_all_threads, with_number,
+};
 
-use super::policy;
+use super::{failed, policy};
 
 /// What the template installs for a stack with these needs, and all forks inherit.
 ///
@@ -88,7 +91,7 @@ pub(super) fn worker(needs: &Needs, shared: bool) -> Result<Program> {
 
 /// What [`worker`] has made, for the process that calls this.
 pub(super) fn of_this_process(filter: &Program) -> Program {
-    nbdkit_sandbox::with_number(filter, SOME_PROCESS, std::process::id())
+    with_number(filter, SOME_PROCESS, std::process::id())
 }
 
 /// What even code that declares nothing has no business with.
@@ -109,12 +112,7 @@ pub(super) fn compat() -> Result<Vec<Program>> {
 /// # Errors
 /// The kernel does not let us; a thread has a filter of its own.
 pub(super) fn install(filter: &Program) -> Result<()> {
-    nbdkit_sandbox::install_in_all_threads(filter).map_err(failed)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn failed(error: Broken) -> Error {
-    Error::new(Errno::EINVAL, error.to_string())
+    install_in_all_threads(filter).map_err(failed)
 }
 
 #[cfg(test)]
@@ -181,7 +179,7 @@ mod tests {
     fn a_filter_refuses_what_is_listed_with_the_errno_of_its_list() {
         let errno = std::thread::spawn(|| {
             nix::sys::prctl::set_no_new_privs().unwrap();
-            nbdkit_sandbox::install(compat().unwrap().last().unwrap()).unwrap();
+            nbdkit_sandbox::seccomp::install(compat().unwrap().last().unwrap()).unwrap();
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS).err()
         });
         assert_eq!(errno.join().unwrap(), Some(nix::Error::EPERM));

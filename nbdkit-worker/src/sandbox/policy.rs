@@ -8,8 +8,8 @@
 #![forbid(unsafe_code)]
 
 use libc as c;
-use nbdkit_sandbox::Test::{Has, Is, IsNot, Lacks};
-use nbdkit_sandbox::{Line, NEW_NAMESPACES, Test, any, with};
+use nbdkit_sandbox::seccomp::Test::{Has, Is, IsNot, Lacks};
+use nbdkit_sandbox::seccomp::{Line, NEW_NAMESPACES, Test, any, with};
 
 const THREAD: u64 = c::CLONE_THREAD as u64;
 /// Flags of an open file that would change what the next client reads and writes, which may be

@@ -7,8 +7,8 @@
 
 use libc as c;
 use nbdkit_ipc::process::Process;
-use nbdkit_sandbox::Test::{Is, Lacks};
-use nbdkit_sandbox::{Line, any, with};
+use nbdkit_sandbox::seccomp::Test::{Is, Lacks};
+use nbdkit_sandbox::seccomp::{Line, any, with};
 
 const EXEC: u64 = c::PROT_EXEC as u64;
 
