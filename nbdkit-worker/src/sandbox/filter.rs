@@ -21,7 +21,8 @@ use super::{failed, policy};
 /// # Errors
 /// EINVAL: a list is wrong.
 pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
-    let mut lists = vec![policy::BASE, policy::TEMPLATE];
+    let mut lists = policy::EVERY_STACK.to_vec();
+    lists.push(policy::TEMPLATE);
     if needs.threads || needs.programs || needs.network > Network::None {
         lists.push(policy::THREADS);
     }
@@ -103,7 +104,7 @@ pub(super) fn compat() -> Result<Vec<Program>> {
     Ok(vec![
         refused(&[policy::ABSENT], libc::ENOSYS)?,
         refused(&[policy::FAMILIES], libc::EAFNOSUPPORT)?,
-        refused(&[lists::NEVER, lists::STARTING, lists::TERMINAL], libc::EPERM)?,
+        refused(&[lists::NEVER, policy::STARTING, lists::TERMINAL], libc::EPERM)?,
     ])
 }
 
@@ -158,7 +159,11 @@ mod tests {
     #[test]
     fn what_is_given_up_was_there_and_what_is_absent_is_not_refused_otherwise() {
         let listed = |call: i64| {
-            [policy::BASE, policy::TEMPLATE].into_iter().flatten().any(|line| line.call == call)
+            policy::EVERY_STACK
+                .into_iter()
+                .chain([policy::TEMPLATE])
+                .flatten()
+                .any(|line| line.call == call)
         };
         for line in [
             policy::GIVEN_UP,
