@@ -6,5 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod errno;
+mod isolation;
+mod peer;
 
 pub use errno::{errno_text, strerror};
+pub use isolation::Isolation;
+pub use peer::{Peer, PeerAddress};
