@@ -8,6 +8,7 @@ use std::io::{self, IoSlice};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use nbdkit_common::strerror;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, send, sendmsg, setsockopt,
@@ -82,7 +83,7 @@ impl fmt::Display for RecvError {
             RecvError::Closed => f.write_str("the other end is closed"),
             RecvError::Empty => f.write_str("no message"),
             RecvError::Violation(what) => f.write_str(what),
-            RecvError::Io(errno) => f.write_str(errno.desc()),
+            RecvError::Io(errno) => f.write_str(&strerror(*errno)),
         }
     }
 }

@@ -6,9 +6,9 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use nbdkit_common::{Isolation, Peer, PeerAddress};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::StackId;
@@ -271,45 +271,59 @@ pub enum Sandbox {
     Programs,
 }
 
-/// `-D NAME.FLAG=VALUE`.
+/// `-D NAME.FLAG=VALUE`. nbdkit-plugin(3), "Debug flags".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DebugFlag {
-    /// Plugin, filter or `nbdkit`.
+    /// The plugin, the filter, or `nbdkit`; not empty.
     pub name: String,
-    /// Name of the flag.
+    /// The flag; not empty, may contain dots.
     pub flag: String,
     /// Its value.
     pub value: i32,
 }
 
-/// What the handshake offers.
+impl DebugFlag {
+    /// Whether the flag is one of the server's own.
+    pub fn is_server(&self) -> bool {
+        self.name == "nbdkit"
+    }
+}
+
+/// What the handshake offers to clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Protocol {
-    /// Handshake flags that may be advertised (`--mask-handshake`).
+    /// `--mask-handshake`: the handshake flags that may be advertised.
     pub mask_handshake: u32,
     /// False with `--no-mc`.
     pub meta_contexts: bool,
-    /// True with `-o`.
+    /// `-o`, unless `-n` came later.
     pub oldstyle: bool,
     /// False with `--no-sr`.
     pub structured_replies: bool,
 }
 
-/// How clients are divided over processes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Isolation {
-    /// A process for each client.
-    Connection,
-    /// One process, a thread for each client.
-    Shared,
+impl Default for Protocol {
+    fn default() -> Protocol {
+        Protocol {
+            mask_handshake: u32::MAX,
+            meta_contexts: true,
+            oldstyle: false,
+            structured_replies: true,
+        }
+    }
 }
 
-/// A parameter from the command line.
+/// A parameter of the plugin and the filters, from the command line. nbdkit(1), "Plugin
+/// configuration".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parameter {
-    /// The part before the `=`; `None` for a bare value.
+    /// The key: a letter, then letters, digits, `_`, `-` and `.`, all ASCII.
+    ///
+    /// `None` marks a bare value. The template, which knows the plugin, gives it the key
+    /// `magic_config_key`. A plugin without one takes the first parameter of all as `script` and
+    /// refuses any later bare value with `expecting key=value on the command line but got: VALUE`.
     pub key: Option<String>,
-    /// The part after the `=`.
+    /// What follows the first `=`, or the whole of a bare value. May be empty; holds no NUL.
     pub value: OsString,
     /// The plugins that it applies to.
     pub applies: Applies,
@@ -374,46 +388,6 @@ pub struct Serve {
     pub peer: Peer,
     /// Whether the worker's end of a channel to the broker is attached.
     pub broker: bool,
-}
-
-/// A client's address and credentials, as of accept(2).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
-    /// Its address.
-    pub address: PeerAddress,
-    /// Process, user and group id; Unix domain sockets only.
-    pub credentials: Option<(i32, u32, u32)>,
-    /// SELinux label or the like.
-    pub security_context: Option<String>,
-}
-
-/// A client's address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PeerAddress {
-    /// TCP.
-    Inet(SocketAddr),
-    /// Unix domain socket.
-    Unix,
-    /// AF_VSOCK.
-    Vsock {
-        /// Context id.
-        cid: u32,
-        /// Port.
-        port: u32,
-    },
-    /// Standard input and output, or something that has no address.
-    Unknown,
-}
-
-impl std::fmt::Display for PeerAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            PeerAddress::Inet(address) => address.fmt(f),
-            PeerAddress::Unix => f.write_str("unix"),
-            PeerAddress::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
-            PeerAddress::Unknown => f.write_str("stdin"),
-        }
-    }
 }
 
 /// Longest text of a log record, bytes. The sender truncates longer ones, the receiver refuses
@@ -523,6 +497,38 @@ mod tests {
         let start = [4, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 7, 8];
         let sign = encode(&FromWorker::Key(request)).unwrap();
         assert_eq!(sign, [&start[..], &[1, 0, 0, 0, 0, 0, 0, 0, b'A']].concat());
+    }
+
+    /// Types that the command line and plugins have too. If these bytes change, so must `VERSION`.
+    #[test]
+    fn shared_types_keep_their_bytes() {
+        let number = |bytes: Option<Vec<u8>>| {
+            let bytes = bytes.unwrap();
+            (bytes[0], bytes.len())
+        };
+        assert_eq!(number(encode(&Isolation::Connection)), (0, 4));
+        assert_eq!(number(encode(&Isolation::Shared)), (1, 4));
+        let sandboxes = [Sandbox::Strict, Sandbox::Compat, Sandbox::Off, Sandbox::Programs];
+        assert_eq!(sandboxes.map(|it| encode(&it).unwrap()[0]), [0, 1, 2, 3]);
+        let peer = |address| Peer {
+            address,
+            credentials: Some((1, 2, 3)),
+            security_context: Some("x".to_owned()),
+        };
+        let end =
+            [&[1, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0][..], &[1, 1, 0, 0, 0, 0, 0, 0, 0, b'x']];
+        let end = end.concat();
+        for (address, start) in [
+            (
+                PeerAddress::Inet(([127, 0, 0, 1], 7).into()),
+                &[0, 0, 0, 0, 0, 0, 0, 0, 127, 0, 0, 1, 7, 0][..],
+            ),
+            (PeerAddress::Unix, &[1, 0, 0, 0]),
+            (PeerAddress::Vsock { cid: 2, port: 7 }, &[2, 0, 0, 0, 2, 0, 0, 0, 7, 0, 0, 0]),
+            (PeerAddress::Unknown, &[3, 0, 0, 0]),
+        ] {
+            assert_eq!(encode(&peer(address)).unwrap(), [start, &end].concat());
+        }
     }
 
     #[test]

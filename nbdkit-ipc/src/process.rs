@@ -1,87 +1,13 @@
-//! fork(2), closing descriptors and exiting in a fork, and handles (pidfd) on processes.
+//! Handles (pidfd) on processes, as messages carry them.
 
-#![expect(
-    unsafe_code,
-    reason = "fork, _exit, descriptors of the parent, and the pidfd system calls"
-)]
+#![expect(unsafe_code, reason = "the pidfd system calls")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
-use nix::unistd::{ForkResult, Pid};
-
-/// fork(2). Returns the child's id, or `None` in the child.
-///
-/// # Errors
-/// EAGAIN, ENOMEM; EBUSY if this process has more than one thread, because the child would have
-/// only this one and the locks that others have taken.
-pub fn fork() -> nix::Result<Option<Pid>> {
-    // A directory has a link for itself, one from its parent, and one from each subdirectory: each
-    // thread.
-    if std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3) {
-        return Err(Errno::EBUSY);
-    }
-    // SAFETY: the process is single-threaded (checked above, and nothing in between starts a
-    // thread), so the child may go on as if nothing had happened.
-    match unsafe { nix::unistd::fork() }? {
-        ForkResult::Parent { child } => Ok(Some(child)),
-        ForkResult::Child => Ok(None),
-    }
-}
-
-/// Exits at once, without destructors: in a fork, what they would remove belongs to the parent.
-pub fn exit_now(status: i32) -> ! {
-    // SAFETY: _exit has no preconditions and does not return.
-    unsafe { libc::_exit(status) }
-}
-
-/// In a fork, or at the start of a program: closes all descriptors but the standard streams and
-/// `kept`.
-///
-/// # Errors
-/// None that a kernel has for this.
-pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
-    let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
-    kept.sort_unstable();
-    let mut first = libc::STDERR_FILENO + 1;
-    for end in kept.into_iter().chain([RawFd::MAX]) {
-        if first < end {
-            close_range(first, end - 1)?;
-        }
-        first = end.saturating_add(1);
-    }
-    Ok(())
-}
-
-/// In a fork, or at the start of a program: closes descriptors of the parent that the process does
-/// not need.
-///
-/// # Errors
-/// None that a kernel has for this.
-pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
-    // SAFETY: takes numbers. By contract with the callers, forks that end without dropping anything
-    // they have inherited and programs that have just begun, nothing of what owned these
-    // descriptors is used or dropped any more.
-    let closed = unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
-    match Errno::result(closed) {
-        // Before Linux 5.9: one by one. The limit was lowered when fewer were open.
-        Err(Errno::ENOSYS) => {
-            let (most, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
-            let last = last.min(RawFd::try_from(most).unwrap_or(RawFd::MAX));
-            for number in first..=last {
-                // SAFETY: takes a number. As for close_range(2) above, the callers uphold that
-                // nothing which owned these descriptors is used or dropped any more.
-                unsafe { libc::close(number) };
-            }
-            Ok(())
-        }
-        other => other.map(drop),
-    }
-}
+use nix::unistd::Pid;
 
 /// A handle on a process, which never refers to another one. pidfd_open(2).
 #[derive(Debug)]
@@ -196,14 +122,5 @@ mod tests {
     fn a_descriptor_that_is_no_handle_is_refused() {
         let null = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(Process::from_fd(null.into()).identity(), Err(Errno::EBADF));
-    }
-
-    #[test]
-    fn a_process_with_threads_does_not_fork() {
-        let (stop, stopped) = std::sync::mpsc::channel::<()>();
-        let thread = std::thread::spawn(move || stopped.recv().is_ok());
-        assert_eq!(fork(), Err(Errno::EBUSY));
-        drop(stop);
-        thread.join().unwrap();
     }
 }

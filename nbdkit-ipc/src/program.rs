@@ -12,7 +12,6 @@ use std::process::Command;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -63,12 +62,6 @@ impl Program {
         let child = command.spawn()?;
         Ok((Pid::from_raw(child.id().cast_signed()), ours))
     }
-}
-
-/// The signals that a terminal or a service manager sends to all processes at once. Only the
-/// listener acts on them.
-pub fn signals_of_all() -> SigSet {
-    SigSet::from_iter([Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP])
 }
 
 /// The program `name`, beside the running one or in `libexecdir`. Never found by `PATH`.

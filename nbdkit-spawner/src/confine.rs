@@ -9,8 +9,9 @@
 
 #![forbid(unsafe_code)]
 
-use caps::{CapSet, Capability};
-use nbdkit_sandbox_policy::{Action, Program, are_supported, compile, install, lists};
+use nbdkit_sandbox::capabilities::{self, Capability};
+use nbdkit_sandbox::lists;
+use nbdkit_sandbox::seccomp::{Action, Program, are_supported, compile, install, install_by_right};
 use nix::sys::prctl;
 
 /// Installs the filter, where that changes nothing else for a template. Called before capabilities
@@ -24,9 +25,8 @@ pub(crate) fn confine(gains: bool) -> Result<(), String> {
         return Ok(());
     }
     let filter = filter().map_err(|error| error.to_string())?;
-    let has = |set, capability| caps::has_cap(None, set, capability).unwrap_or(false);
-    if has(CapSet::Effective, Capability::CAP_SYS_ADMIN) {
-        return nbdkit_sandbox_policy::install_by_right(&filter).map_err(|error| error.to_string());
+    if capabilities::has(Capability::CAP_SYS_ADMIN).unwrap_or(false) {
+        return install_by_right(&filter).map_err(|error| error.to_string());
     }
     if !gains || prctl::get_no_new_privs() == Ok(true) {
         return install(&filter).map_err(|error| error.to_string());
@@ -34,7 +34,7 @@ pub(crate) fn confine(gains: bool) -> Result<(), String> {
     Ok(())
 }
 
-fn filter() -> Result<Program, nbdkit_sandbox_policy::Broken> {
+fn filter() -> nbdkit_sandbox::Result<Program> {
     compile(&[lists::NEVER, lists::TERMINAL], Action::Allow, Action::Fail(libc::EPERM))
 }
 

@@ -12,11 +12,10 @@
 //! do not name what is executed: a listener that was taken over can start more templates, but only
 //! with that configuration.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod cgroup;
 mod confine;
-mod process;
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -24,19 +23,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::{env, io};
 
-use caps::CapSet;
-use nbdkit_ipc::process::{close_all_but, exit_now, fork};
 use nbdkit_ipc::program::Program;
 use nbdkit_ipc::spawner::SpawnerSetup;
 use nbdkit_ipc::{
     Channel, FromSpawner, FromTemplate, Received, RecvError, StackId, ToSpawner, ToTemplate,
     inherited, private, title,
 };
+use nbdkit_sandbox::process::{close_all_but, end_with_parent, exit_now, fork};
+use nbdkit_sandbox::{capabilities, signals};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, getppid, setsid};
+use nix::unistd::{Pid, setsid};
 
 /// The spawner's end of its channel.
 type Link = Channel<FromSpawner, ToSpawner>;
@@ -75,7 +74,7 @@ fn run(link: &Link) -> ExitCode {
     let _ = setsid();
     // Descriptors that the caller of the server has left open may be meant for the plugin, and are
     // the template's.
-    if process::leave_signals_to_listener().is_err() || close_all_but(&[link.as_fd()]).is_err() {
+    if leave_signals_to_listener().is_err() || close_all_but(&[link.as_fd()]).is_err() {
         return ExitCode::FAILURE;
     }
     let Some(ToSpawner::Setup(mut setup)) = receive(link) else { return ExitCode::FAILURE };
@@ -167,14 +166,15 @@ impl Spawner {
     /// While the template is being configured, which may take long, the spawner is killed if the
     /// listener ends.
     fn start_template(&self, link: &Link) {
-        if end_with(self.listener).is_err() {
+        if end_with_parent(self.listener, Signal::SIGKILL).is_err() {
             return;
         }
         let spawner = Pid::this();
         match fork() {
             Ok(Some(maker)) => await_answer(maker, link),
             Ok(None) => {
-                let started = end_with(spawner).and_then(|()| self.start());
+                let tied = end_with_parent(spawner, Signal::SIGKILL);
+                let started = tied.map_err(io::Error::from).and_then(|()| self.start());
                 let _ = match started {
                     Ok((pid, theirs)) => link.send(
                         &FromSpawner::Started { stack: StackId::ONLY, pid: pid.as_raw() },
@@ -216,20 +216,22 @@ fn failure(error: &io::Error) -> FromSpawner {
     FromSpawner::Failed { stack: StackId::ONLY, errno: error.raw_os_error().unwrap_or(libc::EIO) }
 }
 
-/// Makes the kernel kill this process when its parent ends. ESRCH if it has ended already.
-fn end_with(parent: Pid) -> io::Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+/// Has the signals that are sent to all processes at once, which the listener has blocked until
+/// now, do nothing.
+fn leave_signals_to_listener() -> nix::Result<()> {
+    let signals = signals::of_all_processes();
+    signals::catch(&signals)?;
+    signals.thread_unblock()
 }
 
 /// Drops all capabilities. With no_new_privs the permitted ones stay: an executed template gets no
 /// more than its caller has. execve(2).
-fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
-    let gains = prctl::get_no_new_privs() == Ok(false);
-    [CapSet::Inheritable, CapSet::Effective]
-        .into_iter()
-        .chain(gains.then_some(CapSet::Permitted))
-        .try_for_each(|set| caps::clear(None, set))
+fn drop_capabilities() -> nbdkit_sandbox::Result<()> {
+    if prctl::get_no_new_privs() == Ok(false) {
+        return capabilities::keep([]).map(drop);
+    }
+    capabilities::clear_inheritable()?;
+    capabilities::lower_effective([])
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ fn run(pre_shared_keys: Option<tls::MakeSessions>) -> ExitCode {
     };
     let inherited = inherited(number);
     title::adopt();
-    process::survive_file_size_limit();
+    nbdkit_sandbox::signals::survive_file_size_limit();
     match inherited {
         Ok(fd) => template::run(Channel::from_fd(fd), pre_shared_keys),
         Err(error) => {

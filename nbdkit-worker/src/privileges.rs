@@ -8,18 +8,17 @@
 
 use std::path::{Path, PathBuf};
 
-use caps::errors::CapsError;
-use caps::{CapSet, Capability, CapsHashSet};
 use nbdkit_api::{Access, Errno, Error, Result, ResultExt};
 use nbdkit_ipc::messages::EnterService;
+use nbdkit_sandbox::capabilities::{self, Capability, CapsHashSet};
+use nbdkit_sandbox::credentials::Credentials;
+use nbdkit_sandbox::process::{forbid_dumps, forbid_new_privileges};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::mman::{MlockAllFlags, mlockall};
-use nix::sys::prctl;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use nix::unistd::{
-    AccessFlags, Gid, Uid, faccessat, fchownat, geteuid, getresgid, getresuid, setgroups,
-    setresgid, setresuid,
-};
+use nix::unistd::{AccessFlags, Gid, Uid, faccessat, fchownat, geteuid};
+
+use crate::sandbox::failed;
 
 /// Takes the user and group of the command line for good; supplementary groups go.
 ///
@@ -37,33 +36,16 @@ pub(crate) fn become_user(service: &EnterService, swap: bool) -> Result<()> {
     // Not only root may: a service manager may have given us the right (ambient capabilities).
     // Whoever asks for a group does not get it with others besides, as in nbdkit; whoever may not
     // change groups keeps its own with its own user.
-    let may = || caps::has_cap(None, CapSet::Effective, Capability::CAP_SETGID);
-    let another =
-        service.user.is_some() && (geteuid().is_root() || may().map_err(|error| failed(&error))?);
-    if service.group.is_some() || another {
-        let only: Vec<Gid> = service.group.map(Gid::from_raw).into_iter().collect();
-        setgroups(&only).or_error(|| "setgroups")?;
-    }
-    if let Some(group) = service.group {
-        let gid = Gid::from_raw(group);
-        setresgid(gid, gid, gid).or_error(|| format!("setgid: {group}"))?;
-    }
-    if let Some(user) = service.user {
-        let uid = Uid::from_raw(user);
-        setresuid(uid, uid, uid).or_error(|| format!("setuid: {user}"))?;
-        if user != 0 && (setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok()) {
-            return Err(Error::new(Errno::EPERM, "root privileges could be regained after setuid"));
-        }
-    }
-    let (uids, gids) =
-        (getresuid().or_error(|| "getresuid")?, getresgid().or_error(|| "getresgid")?);
-    let kept = |want: Option<u32>, have: [u32; 3]| want.is_none_or(|want| have == [want; 3]);
-    if !kept(service.user, [uids.real, uids.effective, uids.saved].map(Uid::as_raw))
-        || !kept(service.group, [gids.real, gids.effective, gids.saved].map(Gid::as_raw))
-    {
-        return Err(Error::new(Errno::EPERM, "user and group did not change as asked"));
-    }
-    Ok(())
+    let may = || capabilities::has(Capability::CAP_SETGID).map_err(failed);
+    let another = service.user.is_some() && (geteuid().is_root() || may()?);
+    let group = service.group.map(Gid::from_raw);
+    let wanted = Credentials {
+        user: service.user.map(Uid::from_raw),
+        group,
+        groups: (group.is_some() || another).then(|| group.into_iter().collect()),
+    };
+    wanted.take().map_err(failed)?;
+    wanted.check().map_err(failed)
 }
 
 /// Gives a temporary file, or a directory and what is in it, to the user that the server becomes.
@@ -132,19 +114,11 @@ const OF_PROGRAMS: [Capability; 5] = [
 /// # Errors
 /// The system's.
 pub(crate) fn limit_bounding_set(service: &EnterService, files: &Files) -> Result<()> {
-    if !caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(|e| failed(&e))? {
-        return Ok(());
-    }
     let mut keep = CapsHashSet::new();
     if stays_root(service) && matches!(files, Files::OfPrograms) {
         keep.extend(OF_PROGRAMS);
     }
-    for capability in caps::read(None, CapSet::Bounding).map_err(|e| failed(&e))? {
-        if !keep.contains(&capability) {
-            caps::drop(None, CapSet::Bounding, capability).map_err(|e| failed(&e))?;
-        }
-    }
-    empty(CapSet::Bounding, &keep)
+    capabilities::limit_bounding_set(&keep).map_err(failed)
 }
 
 fn stays_root(service: &EnterService) -> bool {
@@ -161,10 +135,8 @@ fn stays_root(service: &EnterService) -> bool {
 /// EPERM if a capability is left or could be had back.
 pub(crate) fn drop_capabilities(files: &Files, locks: bool, besides: &[Capability]) -> Result<()> {
     let paths = if let Files::Declared(paths) = files { &paths[..] } else { &[] };
-    let held = caps::read(None, CapSet::Permitted).map_err(|e| failed(&e))?;
     let with: Vec<bool> = each_entry(paths).map(|(path, access)| opens(&path, access)).collect();
-    caps::clear(None, CapSet::Ambient).or_else(unless_old_kernel).map_err(|e| failed(&e))?;
-    caps::clear(None, CapSet::Effective).map_err(|e| failed(&e))?;
+    capabilities::lower_effective([]).map_err(failed)?;
     let mut keep: CapsHashSet = match files {
         Files::Declared(_) => [].into(),
         Files::Any => OVERRULING.into(),
@@ -183,17 +155,7 @@ pub(crate) fn drop_capabilities(files: &Files, locks: bool, besides: &[Capabilit
     if locks && getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft != RLIM_INFINITY) {
         keep.insert(Capability::CAP_IPC_LOCK);
     }
-    keep.retain(|capability| held.contains(capability));
-    caps::clear(None, CapSet::Inheritable).map_err(|e| failed(&e))?;
-    caps::set(None, CapSet::Permitted, &keep).map_err(|e| failed(&e))?;
-    caps::set(None, CapSet::Effective, &keep).map_err(|e| failed(&e))?;
-    for set in [CapSet::Permitted, CapSet::Effective] {
-        empty(set, &keep)?;
-    }
-    empty(CapSet::Inheritable, &CapsHashSet::new())?;
-    if caps::raise(None, CapSet::Permitted, Capability::CAP_SYS_ADMIN).is_ok() {
-        return Err(Error::new(Errno::EPERM, "capabilities could be regained after dropping them"));
-    }
+    let keep = capabilities::keep(keep).map_err(failed)?;
     for capability in keep.iter().filter(|it| !besides.contains(it)) {
         nbdkit_api::debug!(
             "sandbox: {capability} is kept, since the command line asks for what needs it"
@@ -221,23 +183,6 @@ fn opens(path: &PathBuf, access: Access) -> bool {
     faccessat(AT_FDCWD, path, mode, AtFlags::AT_EACCESS).is_ok()
 }
 
-/// Ambient capabilities are younger (Linux 4.3) than the rest.
-fn unless_old_kernel(error: CapsError) -> std::result::Result<(), CapsError> {
-    if caps::read(None, CapSet::Ambient).is_err() { Ok(()) } else { Err(error) }
-}
-
-fn empty(set: CapSet, but: &CapsHashSet) -> Result<()> {
-    let left = caps::read(None, set).map_err(|e| failed(&e))?;
-    if left.is_subset(but) {
-        return Ok(());
-    }
-    Err(Error::new(Errno::EPERM, format!("capabilities could not be dropped: {left:?}")))
-}
-
-fn failed(error: &CapsError) -> Error {
-    Error::new(Errno::EPERM, error.to_string())
-}
-
 /// Bytes of data that this process has now, as RLIMIT_DATA counts them; 0 if nobody knows.
 /// proc_pid_status(5).
 pub(crate) fn data() -> u64 {
@@ -263,8 +208,8 @@ pub(crate) fn forbid_file_growth() -> Result<()> {
 /// # Errors
 /// The system's; EPERM if it could be undone.
 pub(crate) fn lock_down(descriptors: Option<u64>, memory: Option<u64>) -> Result<()> {
-    prctl::set_no_new_privs().or_error(|| "prctl: PR_SET_NO_NEW_PRIVS")?;
-    prctl::set_dumpable(false).or_error(|| "prctl: PR_SET_DUMPABLE")?;
+    forbid_new_privileges().map_err(failed)?;
+    forbid_dumps().map_err(failed)?;
     let limits = [
         (Resource::RLIMIT_CORE, Some(0), "RLIMIT_CORE"),
         (Resource::RLIMIT_MSGQUEUE, Some(0), "RLIMIT_MSGQUEUE"),
@@ -280,11 +225,6 @@ pub(crate) fn lock_down(descriptors: Option<u64>, memory: Option<u64>) -> Result
         if more > limit && setrlimit(resource, more, more).is_ok() {
             return Err(Error::new(Errno::EPERM, format!("{name} could be raised again")));
         }
-    }
-    let locked = prctl::get_no_new_privs().or_error(|| "prctl: PR_GET_NO_NEW_PRIVS")?
-        && !prctl::get_dumpable().or_error(|| "prctl: PR_GET_DUMPABLE")?;
-    if !locked {
-        return Err(Error::new(Errno::EPERM, "no_new_privs and dumpable did not change as asked"));
     }
     Ok(())
 }

@@ -3,15 +3,15 @@
 
 #![expect(unsafe_code, reason = "fork, _exit, signal handlers, madvise, malloc_trim")]
 
-pub(crate) mod threads;
-
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use nbdkit_api::ResultExt;
-pub(crate) use nbdkit_ipc::process::{close_all_but, close_range, exit_now, fork};
 use nbdkit_ipc::{WorkerExit, refusal};
+pub(crate) use nbdkit_sandbox::process::{
+    close_all_but, close_range, exit_now, fork, is_single_threaded,
+};
+use nbdkit_sandbox::{seccomp, signals};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit};
@@ -19,13 +19,6 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, gettid};
-
-/// Whether this is the process's only thread, as far as can be told.
-pub(crate) fn is_single_threaded() -> bool {
-    // A directory has a link for itself, one from its parent, and one from each subdirectory: each
-    // thread.
-    !std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() != 3)
-}
 
 /// Waits for a child to end, at most so many milliseconds.
 pub(crate) fn wait_for(child: Pid, milliseconds: u16) {
@@ -151,26 +144,12 @@ pub(crate) fn release_stack() {
     }
 }
 
-extern "C" fn ignore(_signal: libc::c_int) {}
-
-/// Makes a file that may not grow further (`ulimit -f`) an error of one request or of the start,
-/// EFBIG, and not the end of the process. A handler and not SIG_IGN, which programs that plugins
-/// run would inherit. setrlimit(2).
-pub(crate) fn survive_file_size_limit() {
-    let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::SA_RESTART, SigSet::empty());
-    // SAFETY: the handler does nothing, which is safe in any context.
-    let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
-}
-
-/// Makes the signals that a terminal or a service manager sends to all processes at once do nothing
-/// here: the listener gets them too and tells everyone what to do. A handler and not SIG_IGN, which
-/// programs that plugins run would inherit.
+/// Has the signals that a terminal or a service manager sends to all processes at once do nothing:
+/// the listener gets them too, and sends messages. And has SIGIO end the client of a worker, see
+/// [`end_client_on_message`].
 pub(crate) fn leave_signals_to_listener() {
-    let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::SA_RESTART, SigSet::empty());
-    for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP] {
-        // SAFETY: the handler does nothing, which is safe in any context.
-        let _ = unsafe { sigaction(signal, &action) };
-    }
+    // These can be caught, so this does not fail.
+    let _ = signals::catch(&signals::of_all_processes());
     let hang_up =
         SigAction::new(SigHandler::Handler(stop_reading), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler only touches atomics and calls shutdown(2), which is async-signal-safe.
@@ -218,7 +197,7 @@ pub(crate) fn set_channel(channel: impl AsFd, is_worker: bool) {
 /// None that a kernel has for this.
 pub(crate) fn report_refusals() -> nbdkit_api::Result<()> {
     // SAFETY: it reads atomics, and calls send(2) and _exit(2): all async-signal-safe.
-    unsafe { nbdkit_sandbox_policy::on_refusal(refused) }.or_error(|| "sigaction: SIGSYS")
+    unsafe { seccomp::on_refusal(refused) }.or_error(|| "sigaction: SIGSYS")
 }
 
 /// A system call was refused: says which, and ends the process.

@@ -22,13 +22,14 @@ mod paths;
 mod policy;
 mod skip;
 
-use nbdkit_api::{Access, Error, Isolation, Needs, Network, Result, ResultExt, debug};
+use nbdkit_api::{Access, Errno, Error, Isolation, Needs, Network, Result, ResultExt, debug};
 use nbdkit_ipc::messages::{Allowed, Sandbox as Level};
-use nbdkit_sandbox_policy::{Program, landlock_lacks};
+use nbdkit_sandbox::landlock::lacks;
+use nbdkit_sandbox::seccomp::Program;
+use nbdkit_sandbox::threads::{self, Statuses};
 
 use crate::privileges::{self, Files};
 use crate::process;
-use crate::process::threads::{self, Statuses};
 use paths::Rules;
 use skip::landlock;
 pub(crate) use skip::{Layer, has_filters, skips};
@@ -231,7 +232,7 @@ impl Sandbox {
             )?;
             return Ok(None);
         }
-        if let Some(lacks) = landlock_lacks(version) {
+        if let Some(lacks) = lacks(version) {
             say(&format!(
                 "Landlock of this kernel is version {version}, which does not restrict: {lacks}"
             ));
@@ -254,21 +255,21 @@ impl Sandbox {
     /// Puts paths and filters in force. First other threads get what this one has already, and the
     /// paths; last all are checked.
     fn install(&self, filters: &[Program], rules: Option<Rules>) -> Result<()> {
-        threads::confine_as_this_one(rules.as_ref().and_then(Rules::of_others))?;
-        let statuses = Statuses::open()?;
+        threads::confine(rules.as_ref().and_then(Rules::of_others)).map_err(failed)?;
+        let statuses = Statuses::open().map_err(failed)?;
         rules.map_or(Ok(()), Rules::restrict)?;
         if skips(Layer::Calls) {
-            return statuses.check(false);
+            return statuses.check(false).map_err(failed);
         }
         if !self.filters {
             self.missing("this kernel has no seccomp filters: system calls are not restricted")?;
-            return statuses.check(false);
+            return statuses.check(false).map_err(failed);
         }
         for filter in filters {
             filter::install(filter)?;
         }
         debug!("sandbox: {} seccomp filters installed", filters.len());
-        statuses.check(true)
+        statuses.check(true).map_err(failed)
     }
 
     /// Takes away what the template needed to make this process, a fork of it, or, with isolation
@@ -282,6 +283,11 @@ impl Sandbox {
             None => Ok(()),
         }
     }
+}
+
+/// The error of a layer, as one of the start.
+pub(crate) fn failed(error: impl std::fmt::Display) -> Error {
+    Error::new(Errno::EPERM, error.to_string())
 }
 
 /// As `--sandbox` has it.

@@ -20,9 +20,7 @@ use nbdkit_api::paths::{self, Kept};
 use nbdkit_api::{
     Isolation, Layer, ResultExt, Stack, ThreadModel, endpoints, log::error as log_error, strerror,
 };
-use nbdkit_ipc::messages::{
-    self, Configure, Configured, EnterService, Hello, Parameter, Purpose, Serve,
-};
+use nbdkit_ipc::messages::{Configure, Configured, EnterService, Hello, Parameter, Purpose, Serve};
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::{FromTemplate, Received, RecvError, StackId, ToTemplate};
 use nix::errno::Errno;
@@ -112,12 +110,9 @@ fn get_ready(
     }
 
     let usual = stack.default_isolation();
-    let wanted = configure.isolation.map_or(usual, |isolation| match isolation {
-        messages::Isolation::Connection => Isolation::Connection,
-        messages::Isolation::Shared => Isolation::Shared,
-    });
+    let wanted = configure.isolation.unwrap_or(usual);
     let isolation = match (configure.isolation, stack.isolation()) {
-        (Some(messages::Isolation::Connection), Isolation::Shared) => {
+        (Some(Isolation::Connection), Isolation::Shared) => {
             log_error("--isolation=connection: this plugin keeps its state in one process");
             return Err(Failed);
         }
@@ -132,10 +127,7 @@ fn get_ready(
     let told = Configured {
         stack: configure.stack,
         one_client: model == ThreadModel::SerializeConnections,
-        isolation: match isolation {
-            Isolation::Connection => messages::Isolation::Connection,
-            Isolation::Shared => messages::Isolation::Shared,
-        },
+        isolation,
         replaceable,
         may_shutdown,
         programs,
@@ -243,7 +235,7 @@ fn enter(
     if capabilities {
         privileges::limit_bounding_set(service, &sandbox.files())?;
         // Threads need the right to do that, too, which another user does not have.
-        process::threads::confine_as_this_one(None)?;
+        nbdkit_sandbox::threads::confine(None).map_err(sandbox::failed)?;
     }
     privileges::become_user(service, swap)?;
     if capabilities {

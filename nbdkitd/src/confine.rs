@@ -11,11 +11,8 @@ mod policy;
 
 use std::path::Path;
 
-use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus,
-};
-use nbdkit_sandbox_policy::{Action, are_supported, compile, install};
+use nbdkit_sandbox::landlock::{self, Restricts, Rules};
+use nbdkit_sandbox::seccomp::{Action, are_supported, compile, install};
 
 use crate::log::Log;
 use crate::sys::refusal;
@@ -29,7 +26,7 @@ const READABLE: [&str; 3] = ["/proc", "/etc/localtime", "/usr/share/zoneinfo"];
 /// # Errors
 /// The kernel supports a layer and refuses to install it; one line for the user.
 pub(crate) fn confine(log: &Log) -> Result<(), String> {
-    restrict_paths(log).map_err(|error| format!("landlock: {error}"))?;
+    restrict_paths(log).map_err(|error| error.to_string())?;
     if !are_supported() {
         log.notice(
             "this kernel has no seccomp filters: system calls of the listener are not restricted",
@@ -43,31 +40,18 @@ pub(crate) fn confine(log: &Log) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-fn restrict_paths(log: &Log) -> Result<(), RulesetError> {
+fn restrict_paths(log: &Log) -> nbdkit_sandbox::Result<()> {
     // Neither signals nor abstract sockets are scoped: the listener kills workers, and a service
     // manager may use an abstract socket.
-    let mut ruleset = Ruleset::default()
-        .handle_access(AccessFs::from_all(ABI::V5))?
-        .handle_access(AccessNet::from_all(ABI::V4))?
-        .create()?;
+    let mut rules = Rules::new(landlock::version(), Restricts { tcp: true, scopes: false })?;
     for path in READABLE {
-        ruleset = allow(ruleset, Path::new(path), AccessFs::ReadFile | AccessFs::ReadDir)?;
+        // A path that does not exist needs no rule.
+        rules.allow(Path::new(path), landlock::READ)?;
     }
-    if ruleset.restrict_self()?.ruleset == RulesetStatus::NotEnforced {
+    if !rules.restrict()? {
         log.notice("this kernel has no Landlock: paths of the listener are not restricted");
     }
     Ok(())
-}
-
-fn allow(
-    ruleset: RulesetCreated,
-    path: &Path,
-    rights: BitFlags<AccessFs>,
-) -> Result<RulesetCreated, RulesetError> {
-    // Paths that do not exist need no rule.
-    let Ok(fd) = PathFd::new(path) else { return Ok(ruleset) };
-    let rights = if path.is_dir() { rights } else { rights & AccessFs::from_file(ABI::V5) };
-    ruleset.add_rule(PathBeneath::new(fd, rights))
 }
 
 #[cfg(test)]
@@ -94,7 +78,7 @@ mod tests {
         std::thread::spawn(move || {
             nix::sys::prctl::set_no_new_privs().unwrap();
             // The listener has one thread, this is another, which has to end.
-            let end = [nbdkit_sandbox_policy::any(libc::SYS_exit)];
+            let end = [nbdkit_sandbox::seccomp::any(libc::SYS_exit)];
             let lists = [policy::LISTENER, &end];
             install(&compile(&lists, Action::Fail(libc::EDOM), Action::Allow).unwrap()).unwrap();
             assert!(std::fs::read_to_string("/proc/self/stat").is_ok());

@@ -9,7 +9,7 @@
 
 use std::ffi::OsStr;
 
-use caps::{CapSet, Capability};
+use nbdkit_sandbox::capabilities::{self, Capability};
 use nix::unistd::{Gid, Group, Uid, User, geteuid, getgroups, getresgid, getresuid};
 
 use crate::cli::build_info::LISTENER_USER;
@@ -138,7 +138,7 @@ pub(crate) fn identity(user: Option<&OsStr>, group: Option<&OsStr>) -> Result<Id
 }
 
 fn has(capability: Capability) -> bool {
-    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+    capabilities::has(capability).unwrap_or(false)
 }
 
 /// Whether this process has supplementary groups that are not this one.

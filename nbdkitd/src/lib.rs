@@ -48,9 +48,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use nbdkit_common::{errno_text, strerror};
 use nbdkit_ipc::messages::Purpose;
 use nbdkit_ipc::oom;
-use nix::errno::Errno;
+use nbdkit_sandbox::signals::survive_file_size_limit;
 use nix::unistd::getppid;
 
 use captive::Streams;
@@ -67,7 +68,7 @@ use template::TemplateSpec;
 /// The program.
 pub fn main() -> ExitCode {
     let parent = getppid();
-    sys::process::survive_file_size_limit();
+    survive_file_size_limit();
     let command = match cli::from_env() {
         Ok(command) => command,
         Err(error) => {
@@ -220,33 +221,9 @@ fn print(text: &OsStr) -> ExitCode {
     }
 }
 
-/// The text of an error, as from strerror(3), without a number.
-fn errno_text(error: &io::Error) -> String {
-    let text = error.to_string();
-    match error.raw_os_error() {
-        Some(number) => text.trim_end_matches(&format!(" (os error {number})")).to_owned(),
-        None => text,
-    }
-}
-
-/// strerror(3). The texts of nix are not always those of the C library.
-fn strerror(errno: Errno) -> String {
-    errno_text(&io::Error::from(errno))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn error_texts_are_those_of_the_c_library() {
-        assert_eq!(strerror(Errno::EBADF), "Bad file descriptor");
-        assert_eq!(
-            errno_text(&io::Error::from_raw_os_error(libc::ENOENT)),
-            "No such file or directory"
-        );
-        assert_eq!(errno_text(&io::Error::other("own")), "own");
-    }
 
     #[test]
     fn a_plugin_is_named_by_its_name_or_file() {

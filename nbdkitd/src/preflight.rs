@@ -2,9 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use nix::sys::prctl;
+use nbdkit_sandbox::process::end_with_parent;
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getppid};
+use nix::unistd::Pid;
 use thiserror::Error;
 
 use crate::system_error::SystemError;
@@ -26,11 +27,8 @@ pub(crate) enum ParentError {
 /// # Errors
 /// The parent has ended already.
 pub(crate) fn exit_with_parent(parent: Pid) -> Result<(), ParentError> {
-    prctl::set_pdeathsig(Signal::SIGTERM)
-        .map_err(SystemError::in_call("prctl: PR_SET_PDEATHSIG"))?;
-    // The parent may have ended before prctl(2).
-    if getppid() != parent {
-        return Err(ParentError::Exited);
-    }
-    Ok(())
+    end_with_parent(parent, Signal::SIGTERM).map_err(|errno| match errno {
+        Errno::ESRCH => ParentError::Exited,
+        errno => SystemError::in_call("prctl: PR_SET_PDEATHSIG")(errno).into(),
+    })
 }

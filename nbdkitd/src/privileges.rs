@@ -7,11 +7,12 @@
 
 #![forbid(unsafe_code)]
 
-use caps::errors::CapsError;
-use caps::{CapSet, Capability, CapsHashSet};
+use nbdkit_sandbox::capabilities::{self, Capability, CapsHashSet};
+use nbdkit_sandbox::credentials::{Credentials, Refused};
+use nbdkit_sandbox::process::forbid_dumps;
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::unistd::{Gid, Uid, getresgid, getresuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid};
 
 /// The capability of a serving listener.
 pub(crate) const KEPT: Capability = Capability::CAP_KILL;
@@ -50,9 +51,7 @@ pub(crate) fn reduce(leaves: bool) -> Result<(), String> {
     if prctl::get_no_new_privs() == Ok(true) {
         // The permitted set limits what executed programs get: the command of --run, the spawner
         // and through it templates, or without a sandbox templates. execve(2)
-        return held(kept)
-            .and_then(|kept| caps::set(None, CapSet::Effective, &kept))
-            .map_err(failed);
+        return capabilities::lower_effective(kept).map_err(|error| error.to_string());
     }
     keep(kept)
 }
@@ -72,13 +71,7 @@ pub(crate) fn settle() -> Result<(), String> {
 /// # Errors
 /// The system's; one line for the user.
 pub(crate) fn empty_bounding_set() -> Result<(), String> {
-    let empty = || {
-        if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
-            caps::clear(None, CapSet::Bounding)?;
-        }
-        Ok(())
-    };
-    empty().map_err(failed)
+    capabilities::limit_bounding_set(&CapsHashSet::new()).map_err(|error| error.to_string())
 }
 
 /// Becomes another user for good, with its primary group alone and [`KEPT`]. The caller has to set
@@ -87,60 +80,33 @@ pub(crate) fn empty_bounding_set() -> Result<(), String> {
 /// # Errors
 /// [`NotLeft`].
 pub(crate) fn leave_root(account: Account) -> Result<(), NotLeft> {
-    let Account { user, group } = account;
-    let other = |call: &'static str| {
-        move |errno: Errno| NotLeft::Failed(format!("{call}: {}", crate::strerror(errno)))
+    let wanted = Credentials {
+        user: Some(account.user),
+        group: Some(account.group),
+        groups: Some(Vec::new()),
+    };
+    let keep_capabilities = |kept| {
+        prctl::set_keepcaps(kept).map_err(|errno| {
+            NotLeft::Failed(format!("prctl: PR_SET_KEEPCAPS: {}", crate::strerror(errno)))
+        })
     };
     // setuid(2) would drop the capabilities.
-    prctl::set_keepcaps(true).map_err(other("prctl: PR_SET_KEEPCAPS"))?;
-    setgroups(&[]).map_err(NotLeft::Unmapped)?;
-    setresgid(group, group, group).map_err(NotLeft::Unmapped)?;
-    setresuid(user, user, user).map_err(other("setresuid"))?;
-    prctl::set_keepcaps(false).map_err(other("prctl: PR_SET_KEEPCAPS"))?;
+    keep_capabilities(true)?;
+    wanted.take().map_err(|refused| match refused {
+        Refused::Groups(errno) | Refused::Group(_, errno) => NotLeft::Unmapped(errno),
+        Refused::User(..) => NotLeft::Failed(refused.to_string()),
+    })?;
+    keep_capabilities(false)?;
     settle().map_err(NotLeft::Failed)?;
-    // Other processes of the user must not read or trace this one.
-    prctl::set_dumpable(false).map_err(other("prctl: PR_SET_DUMPABLE"))?;
-    check(account).map_err(NotLeft::Failed)
-}
-
-/// Checks that [`leave_root`] cannot be undone.
-fn check(account: Account) -> Result<(), String> {
-    let root = Uid::from_raw(0);
-    if setresuid(root, root, root).is_ok() {
-        return Err("root's user id could be regained".to_owned());
-    }
-    let (uids, gids) =
-        getresuid().and_then(|uids| Ok((uids, getresgid()?))).map_err(crate::strerror)?;
-    let is_other = [uids.real, uids.effective, uids.saved] == [account.user; 3]
-        && [gids.real, gids.effective, gids.saved] == [account.group; 3]
-        && prctl::get_dumpable() == Ok(false);
-    if is_other { Ok(()) } else { Err("the user did not change as asked".to_owned()) }
-}
-
-/// Drops all capabilities but these, as far as the process has them, and checks that the others
-/// cannot be regained.
-fn keep(kept: impl IntoIterator<Item = Capability>) -> Result<(), String> {
-    let reduce = || {
-        let kept = held(kept)?;
-        // Ambient capabilities go with the inheritable ones.
-        caps::clear(None, CapSet::Inheritable)?;
-        caps::set(None, CapSet::Effective, &kept)?;
-        caps::set(None, CapSet::Permitted, &kept)
+    let check = || {
+        // Other processes of the user must not read or trace this one.
+        forbid_dumps()?;
+        wanted.check()
     };
-    reduce().map_err(failed)?;
-    if caps::raise(None, CapSet::Permitted, Capability::CAP_SYS_ADMIN).is_ok() {
-        return Err("capabilities could be regained after dropping them".to_owned());
-    }
-    Ok(())
+    check().map_err(|error| NotLeft::Failed(error.to_string()))
 }
 
-/// Those of these that this process has.
-fn held(capabilities: impl IntoIterator<Item = Capability>) -> Result<CapsHashSet, CapsError> {
-    let held = caps::read(None, CapSet::Permitted)?;
-    Ok(capabilities.into_iter().filter(|capability| held.contains(capability)).collect())
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn failed(error: CapsError) -> String {
-    format!("capabilities: {error}")
+/// Drops all capabilities but these, as far as the process has them.
+fn keep(kept: impl IntoIterator<Item = Capability>) -> Result<(), String> {
+    capabilities::keep(kept).map(drop).map_err(|error| error.to_string())
 }

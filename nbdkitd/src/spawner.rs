@@ -18,9 +18,10 @@ use std::path::Path;
 
 use nbdkit_ipc::messages::EnterService;
 use nbdkit_ipc::process::Process;
-use nbdkit_ipc::program::{Program, signals_of_all};
+use nbdkit_ipc::program::Program;
 use nbdkit_ipc::spawner::SpawnerSetup;
 use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, StackId, ToSpawner, ToTemplate};
+use nbdkit_sandbox::signals;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -82,7 +83,7 @@ impl Spawner {
         // Signals that a terminal sends to all processes must not kill the spawner before it
         // ignores them. It inherits the mask, and lifts it.
         let usual = SigSet::thread_get_mask().map_err(|errno| failed(errno.into()))?;
-        let _ = signals_of_all().thread_block();
+        let _ = signals::of_all_processes().thread_block();
         let started = program.start::<ToSpawner, FromSpawner>(&template::LISTENER_VARIABLES);
         let _ = usual.thread_set_mask();
         let (pid, link) = started.map_err(failed)?;

@@ -26,7 +26,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use thiserror::Error;
 
-use crate::cli::command_line::{Isolation, Options, Sandbox, Stack};
+use crate::cli::command_line::{Options, Stack};
 use crate::cli::{build_info, options};
 use crate::notify;
 use crate::tls::Tls;
@@ -86,43 +86,21 @@ impl TemplateSpec {
         stdio_safe: bool,
         tls: Option<&Tls>,
     ) -> TemplateSpec {
-        let protocol = &options.protocol;
         let configure = Configure {
             stack: StackId::ONLY,
             purpose,
             filters: stack.filters.clone(),
             plugin: stack.plugin.clone(),
             verbose: options.verbose,
-            debug_flags: options
-                .debug_flags
-                .iter()
-                .map(|flag| messages::DebugFlag {
-                    name: flag.name.clone(),
-                    flag: flag.flag.clone(),
-                    value: flag.value,
-                })
-                .collect(),
+            debug_flags: options.debug_flags.clone(),
             readonly: options.readonly,
             threads: options.threads.map_or(DEFAULT_THREADS, std::num::NonZero::get),
-            protocol: messages::Protocol {
-                mask_handshake: protocol.mask_handshake,
-                meta_contexts: protocol.meta_contexts,
-                oldstyle: protocol.oldstyle,
-                structured_replies: protocol.structured_replies,
-            },
+            protocol: options.protocol,
             timeout: options.timeout,
             stdio_safe,
             swap: options.swap,
-            isolation: options.isolation.map(|isolation| match isolation {
-                Isolation::Connection => messages::Isolation::Connection,
-                Isolation::Shared => messages::Isolation::Shared,
-            }),
-            sandbox: options.sandbox.map(|sandbox| match sandbox {
-                Sandbox::Strict => messages::Sandbox::Strict,
-                Sandbox::Compat => messages::Sandbox::Compat,
-                Sandbox::Off => messages::Sandbox::Off,
-                Sandbox::Programs => messages::Sandbox::Programs,
-            }),
+            isolation: options.isolation,
+            sandbox: options.sandbox,
             tls: tls.map(|tls| tls.configure.clone()),
             introduction: introduction(purpose),
             one_client: options.max_connections == Some(1)
@@ -136,15 +114,6 @@ impl TemplateSpec {
                 network: options.allow_net,
             },
         };
-        let parameters = stack
-            .parameters
-            .iter()
-            .map(|parameter| Parameter {
-                key: parameter.key.clone(),
-                value: parameter.value.clone(),
-                applies: parameter.applies,
-            })
-            .collect();
         let program = Program {
             path: installed(worker_program(&configure)),
             title: format!("template {}", title::name(crate::plugin_name(stack))),
@@ -157,7 +126,7 @@ impl TemplateSpec {
             program,
             configure,
             certificates: tls.map(|tls| tls.pieces.clone()).unwrap_or_default(),
-            parameters,
+            parameters: stack.parameters.clone(),
         }
     }
 

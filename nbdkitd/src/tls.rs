@@ -25,12 +25,11 @@ use std::path::Path;
 use jiff::Timestamp;
 use nbdkit_ipc::KeyId;
 use nbdkit_ipc::keys::{Algorithms, Credentials, MAX_PIECE, PieceKind, TlsPiece};
-use nix::sys::prctl;
+use nbdkit_sandbox::process::forbid_dumps;
 use thiserror::Error;
 
 use crate::cli::command_line::{self, CrlExpiry, Options, TlsMode, TlsVersion};
 use crate::log::Log;
-use crate::system_error::SystemError;
 use certificates::{Certificates, CertificatesError, Missing};
 
 pub(crate) use keys::{Checked, Keys};
@@ -62,7 +61,7 @@ pub(crate) enum TlsError {
     Required(Missing),
     /// The keys cannot be kept out of core files.
     #[error(transparent)]
-    Dumpable(SystemError),
+    Dumpable(nbdkit_sandbox::Error),
 }
 
 /// For the fuzz targets: whether a worker gets a signature of this.
@@ -141,9 +140,7 @@ pub(crate) fn load(
         with_certificates(mode, options, certificates, algorithms)
     };
     // Keys must not reach a core file, nor another process of the same user.
-    prctl::set_dumpable(false)
-        .map_err(SystemError::in_call("prctl: PR_SET_DUMPABLE"))
-        .map_err(TlsError::Dumpable)?;
+    forbid_dumps().map_err(TlsError::Dumpable)?;
     Ok(Some(loaded))
 }
 

@@ -10,8 +10,8 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use nbdkit_sandbox_policy::Test::Has;
-use nbdkit_sandbox_policy::{Action, Line, any, compile, install, with};
+use nbdkit_sandbox::seccomp::Test::Has;
+use nbdkit_sandbox::seccomp::{Action, Line, any, compile, install, with};
 use nix::libc as c;
 
 /// EPERM.

@@ -7,20 +7,17 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use caps::Capability;
-use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
-};
 use nbdkit_api::endpoints::direct::may_wait;
-use nbdkit_api::{Endpoint, Errno, Error, Result, ResultExt};
-use nbdkit_sandbox_policy::{Action, Line, Program, compile, install};
+use nbdkit_api::{Endpoint, Error, Result, ResultExt};
+use nbdkit_sandbox::capabilities::Capability;
+use nbdkit_sandbox::landlock::{self, AccessFs, BitFlags, Restricts, Rules};
+use nbdkit_sandbox::seccomp::{Action, Line, Program, compile, install};
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::desk::MOST_CHANNELS;
 use super::{Plan, policy};
 use crate::privileges::Files;
-use crate::sandbox::{Layer, has_filters, skips};
+use crate::sandbox::{Layer, failed, has_filters, skips};
 use crate::{privileges, process};
 
 /// Descriptors besides channels: standard streams, its own, one that is being opened; with room to
@@ -92,9 +89,7 @@ pub(super) fn close(plan: &Plan<'_>) -> Result<()> {
     process::report_refusals()?;
     if !skips(Layer::Paths) {
         let opens = (!plan.declared().is_empty()).then(|| plan.writes());
-        let status = restrict(opens, plan.endpoints())
-            .map_err(|error| Error::new(Errno::EPERM, format!("landlock: {error}")))?;
-        if status == RulesetStatus::NotEnforced {
+        if !restrict(opens, plan.endpoints()).map_err(failed)? {
             nbdkit_api::debug!("sandbox: no Landlock for the broker");
         }
     }
@@ -106,11 +101,6 @@ pub(super) fn close(plan: &Plan<'_>) -> Result<()> {
         install(&filter).map_err(failed)?;
     }
     Ok(())
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn failed(error: nbdkit_sandbox_policy::Broken) -> Error {
-    Error::new(Errno::EINVAL, error.to_string())
 }
 
 /// What fails, which libraries try and go on without; and last what may be called, which is not to
@@ -159,32 +149,24 @@ fn filters(writes: bool, endpoints: &[Endpoint]) -> Result<Vec<Program>> {
 /// `endpoints` and of DNS only, and none listened on.
 ///
 /// Descriptors keep the rights that they were opened with: what a worker gets cannot be truncated.
-fn restrict(
-    opens: Option<bool>,
-    endpoints: &[Endpoint],
-) -> std::result::Result<RulesetStatus, RulesetError> {
-    let reading = AccessFs::ReadFile | AccessFs::ReadDir;
-    let (places, rights) = match opens {
+///
+/// Returns whether Landlock is in force.
+fn restrict(opens: Option<bool>, endpoints: &[Endpoint]) -> nbdkit_sandbox::Result<bool> {
+    let (paths, rights) = match opens {
         Some(writes) => {
             let writing = if writes { AccessFs::WriteFile.into() } else { BitFlags::EMPTY };
-            (&["/"][..], reading | AccessFs::IoctlDev | writing)
+            (&["/"][..], landlock::READ | AccessFs::IoctlDev | writing)
         }
-        None => (&RESOLVER[..], reading),
+        None => (&RESOLVER[..], landlock::READ),
     };
-    let mut ruleset = Ruleset::default()
-        .handle_access(AccessFs::from_all(ABI::V5))?
-        .handle_access(AccessNet::from_all(ABI::V4))?
-        .scope(Scope::from_all(ABI::V6))?
-        .create()?;
-    for place in places {
-        if let Ok(place) = PathFd::new(Path::new(place)) {
-            ruleset = ruleset.add_rule(PathBeneath::new(place, rights))?;
-        }
+    let mut rules = Rules::new(landlock::version(), Restricts { tcp: true, scopes: true })?;
+    for path in paths {
+        rules.allow(Path::new(path), rights)?;
     }
     for port in ports(endpoints) {
-        ruleset = ruleset.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
+        rules.allow_connect(port)?;
     }
-    Ok(ruleset.restrict_self()?.ruleset)
+    rules.restrict()
 }
 
 /// The ports that TCP connects to: those of DNS, too, whose answers may be too long for UDP.
@@ -202,6 +184,7 @@ fn ports(endpoints: &[Endpoint]) -> BTreeSet<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::errno::Errno;
     use nix::fcntl::{OFlag, open};
     use nix::sys::stat::Mode;
 
@@ -243,7 +226,7 @@ mod tests {
         let shown = path.clone();
         let outcome = std::thread::spawn(move || {
             nix::sys::prctl::set_no_new_privs().unwrap();
-            if restrict(Some(false), &[]).unwrap() == RulesetStatus::NotEnforced {
+            if !restrict(Some(false), &[]).unwrap() {
                 return None;
             }
             let opened = |flags| open(&shown, flags, Mode::empty()).err();
@@ -272,7 +255,8 @@ mod tests {
         let endpoint = Endpoint::Tcp { host: "127.0.0.1".into(), port };
         let outcome = std::thread::spawn(move || {
             nix::sys::prctl::set_no_new_privs().unwrap();
-            if restrict(None, &[endpoint]).unwrap() != RulesetStatus::FullyEnforced {
+            // Landlock restricts TCP since version 4.
+            if !restrict(None, &[endpoint]).unwrap() || landlock::version() < 4 {
                 return None;
             }
             let connected = |port| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();

@@ -7,8 +7,8 @@
 #![forbid(unsafe_code)]
 
 use libc as c;
-use nbdkit_sandbox_policy::Test::{Has, Is, Lacks};
-use nbdkit_sandbox_policy::{Line, NEW_NAMESPACES, any, with};
+use nbdkit_sandbox::seccomp::Test::{Has, Is, Lacks};
+use nbdkit_sandbox::seccomp::{Line, NEW_NAMESPACES, any, with};
 
 const EXEC: u64 = c::PROT_EXEC as u64;
 
@@ -20,60 +20,60 @@ const MORE_THAN_READ: u64 = MORE_THAN_OPEN | (c::O_WRONLY | c::O_RDWR) as u64;
 
 /// Opening, for a stack that writes.
 pub(super) const WRITING: &[Line] = &[
-    with(c::SYS_openat, &[Lacks(2, MORE_THAN_OPEN)]), // what was asked for
+    with(c::SYS_openat, &[Lacks(2, MORE_THAN_OPEN)]), // direct::file, for Open: a declared path
 ];
 
 /// Opening, for a stack that only reads.
 pub(super) const READING: &[Line] = &[
-    with(c::SYS_openat, &[Lacks(2, MORE_THAN_READ)]), // what was asked for
+    with(c::SYS_openat, &[Lacks(2, MORE_THAN_READ)]), // direct::file, for Open: a declared path
 ];
 
 /// Every broker.
 #[rustfmt::skip]
 pub(super) const BROKER: &[Line] = &[
-    // Questions and answers.
+    // Requests and answers.
     #[cfg(target_arch = "x86_64")]
     any(c::SYS_poll),             // the loop
-    any(c::SYS_ppoll),            // the same where there is no poll
-    any(c::SYS_recvmsg),          // questions, channels
-    any(c::SYS_sendmsg),          // answers, log lines
-    any(c::SYS_sendto),           // the last words of a refused process
-    any(c::SYS_read),             // a signal: the template has ended
-    any(c::SYS_close),            // what was handed over
+    any(c::SYS_ppoll),            // the loop: glibc poll(3) on machines without a poll system call
+    any(c::SYS_recvmsg),          // Open and Connect of workers; their channels from the listener
+    any(c::SYS_sendmsg),          // descriptors for workers, log lines
+    any(c::SYS_sendto),           // report_refusals: the message of a refused process
+    any(c::SYS_read),             // signalfd: the template has ended
+    any(c::SYS_close),            // descriptors that were sent; channels that ended
 
     // What a path leads to.
-    any(c::SYS_newfstatat),       // its type, before it is opened
-    any(c::SYS_fstat),            // and afterwards
-    any(c::SYS_statx),            // the same by std
-    any(c::SYS_fstatfs),          // nothing of /proc
+    any(c::SYS_newfstatat),       // direct::file: its type, before it is opened
+    any(c::SYS_fstat),            // direct::file: its type, when it is open
+    any(c::SYS_statx),            // std metadata
+    any(c::SYS_fstatfs),          // direct::file: nothing of /proc is a disk
     with(c::SYS_fcntl, &[Is(1, c::F_GETFD as u64)]), // debug builds of std check before close
 
     // Memory: never code.
-    with(c::SYS_mmap, &[Lacks(2, EXEC)]),     // malloc
+    with(c::SYS_mmap, &[Lacks(2, EXEC)]),     // malloc: large blocks
     with(c::SYS_mprotect, &[Lacks(2, EXEC)]), // malloc's arenas
-    any(c::SYS_munmap),           // the end of those
-    any(c::SYS_mremap),           // realloc
-    any(c::SYS_madvise),          // malloc gives back
-    any(c::SYS_brk),              // malloc
+    any(c::SYS_munmap),           // malloc gives large blocks back
+    any(c::SYS_mremap),           // realloc of large blocks
+    any(c::SYS_madvise),          // malloc gives memory back
+    any(c::SYS_brk),              // malloc: small blocks
     any(c::SYS_futex),            // std's locks; one thread never waits
 
     // A panic, an abort, the end.
     any(c::SYS_rt_sigprocmask),   // abort(3)
-    any(c::SYS_rt_sigaction),     // abort takes its handler away
-    any(c::SYS_rt_sigreturn),     // end of a handler
+    any(c::SYS_rt_sigaction),     // abort resets SIGABRT
+    any(c::SYS_rt_sigreturn),     // the kernel's return from a handler
     any(c::SYS_sigaltstack),      // std's guard against overflow of the stack
     any(c::SYS_getpid),           // abort; the first debug line
-    any(c::SYS_getppid),          // whether the template has ended already
+    any(c::SYS_getppid),          // start: whether the template has ended already
     any(c::SYS_gettid),           // abort
     with(c::SYS_tgkill, &[Is(2, c::SIGABRT as u64)]), // abort
-    any(c::SYS_restart_syscall),  // what the kernel does after a stop
-    any(c::SYS_exit_group),       // the end
+    any(c::SYS_restart_syscall),  // the kernel continues an interrupted wait
+    any(c::SYS_exit_group),       // exit_now
 
     // Facts.
-    any(c::SYS_clock_gettime),    // how often somebody asks; mostly done without a system call
-    any(c::SYS_getrandom),        // hash tables
-    with(c::SYS_prlimit64, &[Is(0, 0), Lacks(2, u64::MAX)]), // no new limit (a pointer): how many descriptors; stack of the main thread
-    any(c::SYS_getcwd),           // paths in a panic's backtrace
+    any(c::SYS_clock_gettime),    // rate: how often somebody asks, where the vDSO has no clock
+    any(c::SYS_getrandom),        // std hash tables
+    with(c::SYS_prlimit64, &[Is(0, 0), Lacks(2, u64::MAX)]), // channels: how many descriptors; pthread_getattr_np. This process, no new limit (a pointer)
+    any(c::SYS_getcwd),           // std: paths in the backtrace of a panic
 ];
 
 /// Types of sockets, as connect and glibc's resolver ask for them.

@@ -8,17 +8,21 @@
 #![forbid(unsafe_code)]
 
 use nbdkit_api::needs::Network;
-use nbdkit_api::{Errno, Error, Needs, Result};
-use nbdkit_sandbox_policy::{Action, Broken, Line, Program, Test, compile, compile_with, lists};
+use nbdkit_api::{Needs, Result};
+use nbdkit_sandbox::lists;
+use nbdkit_sandbox::seccomp::{
+    Action, Line, Program, Test, compile, compile_with, install_in_all_threads, with_number,
+};
 
-use super::policy;
+use super::{failed, policy};
 
 /// What the template installs for a stack with these needs, and all forks inherit.
 ///
 /// # Errors
 /// EINVAL: a list is wrong.
 pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
-    let mut lists = vec![policy::BASE, policy::TEMPLATE];
+    let mut lists = policy::EVERY_STACK.to_vec();
+    lists.push(policy::TEMPLATE);
     if needs.threads || needs.programs || needs.network > Network::None {
         lists.push(policy::THREADS);
     }
@@ -88,7 +92,7 @@ pub(super) fn worker(needs: &Needs, shared: bool) -> Result<Program> {
 
 /// What [`worker`] has made, for the process that calls this.
 pub(super) fn of_this_process(filter: &Program) -> Program {
-    nbdkit_sandbox_policy::with_number(filter, SOME_PROCESS, std::process::id())
+    with_number(filter, SOME_PROCESS, std::process::id())
 }
 
 /// What even code that declares nothing has no business with.
@@ -100,7 +104,7 @@ pub(super) fn compat() -> Result<Vec<Program>> {
     Ok(vec![
         refused(&[policy::ABSENT], libc::ENOSYS)?,
         refused(&[policy::FAMILIES], libc::EAFNOSUPPORT)?,
-        refused(&[lists::NEVER, lists::STARTING, lists::TERMINAL], libc::EPERM)?,
+        refused(&[lists::NEVER, policy::STARTING, lists::TERMINAL], libc::EPERM)?,
     ])
 }
 
@@ -109,12 +113,7 @@ pub(super) fn compat() -> Result<Vec<Program>> {
 /// # Errors
 /// The kernel does not let us; a thread has a filter of its own.
 pub(super) fn install(filter: &Program) -> Result<()> {
-    nbdkit_sandbox_policy::install_in_all_threads(filter).map_err(failed)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn failed(error: Broken) -> Error {
-    Error::new(Errno::EINVAL, error.to_string())
+    install_in_all_threads(filter).map_err(failed)
 }
 
 #[cfg(test)]
@@ -160,7 +159,11 @@ mod tests {
     #[test]
     fn what_is_given_up_was_there_and_what_is_absent_is_not_refused_otherwise() {
         let listed = |call: i64| {
-            [policy::BASE, policy::TEMPLATE].into_iter().flatten().any(|line| line.call == call)
+            policy::EVERY_STACK
+                .into_iter()
+                .chain([policy::TEMPLATE])
+                .flatten()
+                .any(|line| line.call == call)
         };
         for line in [
             policy::GIVEN_UP,
@@ -181,7 +184,7 @@ mod tests {
     fn a_filter_refuses_what_is_listed_with_the_errno_of_its_list() {
         let errno = std::thread::spawn(|| {
             nix::sys::prctl::set_no_new_privs().unwrap();
-            nbdkit_sandbox_policy::install(compat().unwrap().last().unwrap()).unwrap();
+            nbdkit_sandbox::seccomp::install(compat().unwrap().last().unwrap()).unwrap();
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS).err()
         });
         assert_eq!(errno.join().unwrap(), Some(nix::Error::EPERM));

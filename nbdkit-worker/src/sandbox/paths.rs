@@ -12,19 +12,17 @@ mod system;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, RestrictSelfAttr,
-    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
-};
 use nbdkit_api::exports::MAX_EXPORTS;
 use nbdkit_api::needs::Network;
 use nbdkit_api::paths::Declared;
-use nbdkit_api::{Access, Errno, Error, Needs, Result, ResultExt, debug};
-use nix::sys::stat::{SFlag, fstat};
+use nbdkit_api::{Access, Needs, Result, debug};
+use nbdkit_sandbox::landlock::{self, AccessFs, BitFlags, READ, Restricts};
+
+use super::failed;
 
 /// The rules of a stack, not yet in force.
 pub(super) struct Rules {
-    rules: RulesetCreated,
+    rules: landlock::Rules,
     /// How many paths they are for.
     paths: usize,
     /// For the threads that the kernel does not restrict with the one that asks for it.
@@ -35,105 +33,74 @@ impl Rules {
     /// # Errors
     /// EPERM: the kernel has Landlock and does not take the rules.
     pub(super) fn new(needs: &Needs) -> Result<Rules> {
-        /// The first version that has LANDLOCK_RESTRICT_SELF_TSYNC.
-        const ALL_THREADS: u32 = 8;
         let version = super::landlock();
-        let abi = ABI::from(version.cast_signed());
-        let mut rules = ruleset(needs, abi).map_err(failed)?;
-        let mut others = None;
-        // Asked for where it is not there, it would count as a restriction that is missing.
-        if version >= ALL_THREADS {
-            rules = rules.all_threads(true).map_err(failed)?;
-        } else {
-            others = rules.try_clone().or_error(|| "landlock: dup")?.into();
+        let restricts = Restricts { tcp: needs.network < Network::Inet, scopes: true };
+        let mut rules = landlock::Rules::new(version, restricts).map_err(failed)?;
+        for (path, rights) in allowed(needs) {
+            if !rules.allow(&path, rights).map_err(failed)? {
+                debug!("sandbox: no rule for {}, which cannot be opened", path.display());
+            }
         }
+        let others = rules.for_all_threads(version).map_err(failed)?;
         Ok(Rules { rules, paths: needs.paths.len(), others })
     }
 
-    /// What every other thread has to put in force before [`Rules::restrict`] is called.
+    /// The rules for [`threads::confine`](nbdkit_sandbox::threads::confine), where every other
+    /// thread has to put them in force before [`Rules::restrict`] is called.
     pub(super) fn of_others(&self) -> Option<BorrowedFd<'_>> {
         self.others.as_ref().map(AsFd::as_fd)
     }
 
-    /// Restricts this thread and all that come from it.
+    /// Restricts this thread and what it starts.
     ///
     /// # Errors
-    /// EPERM: the kernel does not let us.
+    /// EPERM: the kernel does not put the rules in force.
     pub(super) fn restrict(self) -> Result<()> {
-        let status = self.rules.restrict_self().map_err(failed)?;
-        match status.ruleset {
-            RulesetStatus::NotEnforced => Err(Error::new(Errno::EPERM, "landlock: not in force")),
-            _ => {
-                debug!("sandbox: Landlock, {} paths", self.paths);
-                Ok(())
-            }
-        }
+        self.rules.restrict().map_err(failed)?;
+        debug!("sandbox: Landlock, {} paths", self.paths);
+        Ok(())
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn failed(error: RulesetError) -> Error {
-    Error::new(Errno::EPERM, format!("landlock: {error}"))
-}
-
-/// What to restrict is asked for as far as `abi` has it, of what we know ([`ABI::V6`]).
-fn ruleset(needs: &Needs, abi: ABI) -> std::result::Result<RulesetCreated, RulesetError> {
-    let abi = abi.min(ABI::V6);
-    let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(abi))?;
-    let (scope, net) = (Scope::from_all(abi), AccessNet::from_all(abi));
-    if !scope.is_empty() {
-        ruleset = ruleset.scope(scope)?;
-    }
-    if needs.network < Network::Inet && !net.is_empty() {
-        ruleset = ruleset.handle_access(net)?;
-    }
-    let mut ruleset = ruleset.create()?;
-    let allow = |ruleset, path: &Path, rights| allow(ruleset, path, rights, abi);
-    // A script is a path to be read, and what it puts into its directory may be a program too.
-    let run = if needs.programs { AccessFs::Execute.into() } else { BitFlags::EMPTY };
+/// The paths that this stack may open, and how.
+fn allowed(needs: &Needs) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
+    let mut allowed = Vec::new();
     // Without a broker, what it would have opened is opened here.
     let declared: &[_] = if needs.paths_are_brokered() { &[] } else { &needs.declared };
     for declared in declared {
-        let rights = if declared.writable { open_for_writing() } else { read() };
-        ruleset = allow(ruleset, &declared.path, rights | AccessFs::IoctlDev)?;
-        for target in link_targets(declared) {
-            ruleset = allow(ruleset, &target, rights | AccessFs::IoctlDev)?;
-        }
+        let rights = if declared.writable { open_for_writing() } else { READ };
+        let paths = std::iter::once(declared.path.clone()).chain(link_targets(declared));
+        allowed.extend(paths.map(|path| (path, rights | AccessFs::IoctlDev)));
     }
+    // A script is a path to be read, and what it puts into its directory may be a program too.
+    let run = if needs.programs { AccessFs::Execute.into() } else { BitFlags::EMPTY };
     for (path, access) in &needs.paths {
         let rights = match access {
             Access::Look => continue,
             Access::RemoveDirs => AccessFs::RemoveDir.into(),
-            Access::Read => read() | run,
+            Access::Read => READ | run,
             Access::Write => write() | run,
         };
-        ruleset = allow(ruleset, path, rights)?;
+        allowed.push((path.to_path_buf(), rights));
     }
+    let mut of_system = |list, rights| {
+        allowed.extend(there(list).map(|path| (path.to_path_buf(), rights)));
+    };
     if needs.programs {
-        for path in there(system::PROGRAMS) {
-            ruleset = allow(ruleset, path, read() | AccessFs::Execute)?;
-        }
-        for path in there(system::READABLE).chain(there(system::TLS)) {
-            ruleset = allow(ruleset, path, read())?;
-        }
-        for path in versioned() {
-            ruleset = allow(ruleset, &path, read())?;
-        }
-        for path in there(system::DEVICES) {
-            let rights = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
-            ruleset = allow(ruleset, path, rights)?;
-        }
+        of_system(system::PROGRAMS, READ | AccessFs::Execute);
+        of_system(system::READABLE, READ);
+        of_system(system::TLS, READ);
+        let written = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
+        of_system(system::DEVICES, written);
     }
     if needs.network == Network::Inet {
-        for path in there(system::RESOLVER).chain(there(system::TLS)) {
-            ruleset = allow(ruleset, path, read())?;
-        }
+        of_system(system::RESOLVER, READ);
+        of_system(system::TLS, READ);
     }
-    Ok(ruleset)
-}
-
-fn read() -> BitFlags<AccessFs> {
-    AccessFs::ReadFile | AccessFs::ReadDir
+    if needs.programs {
+        allowed.extend(versioned().into_iter().map(|path| (path, READ)));
+    }
+    allowed
 }
 
 /// Those of a list that this machine has.
@@ -164,13 +131,12 @@ fn link_targets(declared: &Declared) -> Vec<PathBuf> {
 }
 
 fn open_for_writing() -> BitFlags<AccessFs> {
-    read() | AccessFs::WriteFile | AccessFs::Truncate
+    READ | AccessFs::WriteFile | AccessFs::Truncate
 }
 
 /// All but devices: nobody needs to make those.
 fn write() -> BitFlags<AccessFs> {
-    read()
-        | AccessFs::WriteFile
+    READ | AccessFs::WriteFile
         | AccessFs::Truncate
         | AccessFs::IoctlDev
         | AccessFs::RemoveDir
@@ -181,25 +147,4 @@ fn write() -> BitFlags<AccessFs> {
         | AccessFs::MakeFifo
         | AccessFs::MakeSym
         | AccessFs::Refer
-}
-
-fn allow(
-    ruleset: RulesetCreated,
-    path: &Path,
-    rights: BitFlags<AccessFs>,
-    abi: ABI,
-) -> std::result::Result<RulesetCreated, RulesetError> {
-    let Ok(fd) = PathFd::new(path) else {
-        debug!("sandbox: no rule for {}, which cannot be opened", path.display());
-        return Ok(ruleset);
-    };
-    let is_directory = fstat(fd.as_fd()).is_ok_and(|stat| {
-        SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
-    });
-    let of_kind = if is_directory { AccessFs::from_all(abi) } else { AccessFs::from_file(abi) };
-    let rights = rights & of_kind;
-    if rights.is_empty() {
-        return Ok(ruleset);
-    }
-    ruleset.add_rule(PathBeneath::new(fd, rights))
 }

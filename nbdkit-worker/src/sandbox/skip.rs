@@ -34,12 +34,12 @@ pub(crate) const fn skips(_: Layer) -> bool {
 
 /// Whether this kernel has filters.
 pub(crate) fn has_filters() -> bool {
-    !lacks(Layer::Calls) && nbdkit_sandbox_policy::are_supported()
+    !lacks(Layer::Calls) && nbdkit_sandbox::seccomp::are_supported()
 }
 
 /// Which version of Landlock this kernel has; 0: none.
 pub(crate) fn landlock() -> u32 {
-    let version = nbdkit_sandbox_policy::landlock();
+    let version = nbdkit_sandbox::landlock::version();
     if lacks(Layer::Paths) { 0 } else { version.min(landlock_at_most()) }
 }
 

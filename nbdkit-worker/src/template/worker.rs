@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
-use nbdkit_api::client::{self, Client};
+use nbdkit_api::client::Client;
 use nbdkit_ipc::messages::{self, Serve};
 use nbdkit_ipc::{Channel, FromWorker, StackId, WorkerExit, title};
 
@@ -100,19 +100,5 @@ fn entitle(address: &messages::PeerAddress, export: Option<&str>) {
 pub(super) fn client(serve: &Serve, socket: &Socket) -> Arc<Client> {
     let cut = socket.clone();
     let input = Some(Arc::clone(socket.input()));
-    Client::new(serve.connection, peer(&serve.peer), input, Box::new(move || cut.cut()))
-}
-
-/// The peer as plugins see it.
-fn peer(peer: &messages::Peer) -> client::Peer {
-    client::Peer {
-        address: match peer.address {
-            messages::PeerAddress::Inet(address) => client::PeerAddress::Inet(address),
-            messages::PeerAddress::Unix => client::PeerAddress::Unix,
-            messages::PeerAddress::Vsock { cid, port } => client::PeerAddress::Vsock { cid, port },
-            messages::PeerAddress::Unknown => client::PeerAddress::Unknown,
-        },
-        credentials: peer.credentials,
-        security_context: peer.security_context.clone(),
-    }
+    Client::new(serve.connection, serve.peer.clone(), input, Box::new(move || cut.cut()))
 }

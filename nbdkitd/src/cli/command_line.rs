@@ -11,7 +11,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::parameters::Parameter;
+pub(crate) use nbdkit_ipc::messages::{DebugFlag, Isolation, Parameter, Protocol, Sandbox};
 
 /// The port when `-p` is not given, for TCP and for vsock. NBD protocol; IANA.
 pub(crate) const NBD_PORT: u16 = 10809;
@@ -234,30 +234,6 @@ pub(crate) enum KeepAlive {
     Off,
 }
 
-/// What the handshake offers to clients.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Protocol {
-    /// `--mask-handshake`: the handshake flags that may be advertised.
-    pub(crate) mask_handshake: u32,
-    /// False with `--no-mc`.
-    pub(crate) meta_contexts: bool,
-    /// `-o`, unless `-n` came later.
-    pub(crate) oldstyle: bool,
-    /// False with `--no-sr`.
-    pub(crate) structured_replies: bool,
-}
-
-impl Default for Protocol {
-    fn default() -> Self {
-        Self {
-            mask_handshake: u32::MAX,
-            meta_contexts: true,
-            oldstyle: false,
-            structured_replies: true,
-        }
-    }
-}
-
 /// The TLS options. Paths are as given, perhaps relative.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Tls {
@@ -308,29 +284,6 @@ pub(crate) enum TlsVersion {
     V1_3,
 }
 
-/// How clients are kept apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Isolation {
-    /// A process for each.
-    Connection,
-    /// Threads of one process.
-    Shared,
-}
-
-/// How serving processes are confined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sandbox {
-    /// To what the stack declares: paths, and system calls on an allow-list.
-    Strict,
-    /// All system calls but those on a deny-list, for plugins that may call anything.
-    Compat,
-    /// Not at all, for debugging.
-    Off,
-    /// As unprivileged programs are: the paths and the network of the final user, for stacks that
-    /// run scripts.
-    Programs,
-}
-
 /// `--allow-path=PATH[:rw]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AllowedPath {
@@ -338,22 +291,4 @@ pub(crate) struct AllowedPath {
     pub(crate) path: PathBuf,
     /// Whether it may be written too.
     pub(crate) write: bool,
-}
-
-/// `-D NAME.FLAG=VALUE`. nbdkit-plugin(3), "Debug flags".
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct DebugFlag {
-    /// The plugin, the filter, or `nbdkit`; not empty.
-    pub(crate) name: String,
-    /// The flag; not empty, may contain dots.
-    pub(crate) flag: String,
-    /// What it is set to.
-    pub(crate) value: i32,
-}
-
-impl DebugFlag {
-    /// Whether the flag is one of the server's own.
-    pub(crate) fn is_server(&self) -> bool {
-        self.name == "nbdkit"
-    }
 }

@@ -14,7 +14,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nbdkit_ipc::messages::Applies;
+use nbdkit_common::errno_text;
+use nbdkit_ipc::messages::{Applies, Parameter};
 
 use super::error::Fault;
 
@@ -32,35 +33,18 @@ const MAX_FILES: usize = 256;
 /// Reads a whole file of at most [`MAX_FILE`] bytes.
 pub(crate) type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<Vec<u8>>;
 
-/// One parameter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Parameter {
-    /// The key: a letter, then letters, digits, `_`, `-` and `.`, all ASCII.
-    ///
-    /// `None` marks a bare value. The template, which knows the plugin, gives it the key
-    /// `magic_config_key`. A plugin without one takes the first parameter of all as `script` and
-    /// refuses any later bare value with `expecting key=value on the command line but got: VALUE`.
-    pub(crate) key: Option<String>,
-    /// What follows the first `=`, or the whole of a bare value. May be empty; holds no NUL.
-    pub(crate) value: OsString,
-    /// For which plugins.
-    pub(crate) applies: Applies,
-}
-
-impl Parameter {
-    /// Splits `KEY=VALUE`; anything that does not begin with a legal key and `=` is a bare value.
-    pub(crate) fn new(argument: &OsStr, applies: Applies) -> Self {
-        let bytes = argument.as_bytes();
-        let split = bytes.iter().position(|byte| *byte == b'=').map(|at| bytes.split_at(at));
-        if let Some((key, [_, value @ ..])) = split
-            && is_key(key)
-            && let Ok(key) = str::from_utf8(key)
-        {
-            let value = OsStr::from_bytes(value).to_owned();
-            return Self { key: Some(key.to_owned()), value, applies };
-        }
-        Self { key: None, value: argument.to_owned(), applies }
+/// Splits `KEY=VALUE`; anything that does not begin with a legal key and `=` is a bare value.
+pub(crate) fn parameter(argument: &OsStr, applies: Applies) -> Parameter {
+    let bytes = argument.as_bytes();
+    let split = bytes.iter().position(|byte| *byte == b'=').map(|at| bytes.split_at(at));
+    if let Some((key, [_, value @ ..])) = split
+        && is_key(key)
+        && let Ok(key) = str::from_utf8(key)
+    {
+        let value = OsStr::from_bytes(value).to_owned();
+        return Parameter { key: Some(key.to_owned()), value, applies };
     }
+    Parameter { key: None, value: argument.to_owned(), applies }
 }
 
 fn is_key(key: &[u8]) -> bool {
@@ -110,7 +94,7 @@ impl Expansion<'_> {
         applies: Applies,
     ) -> Result<(), Fault> {
         let [b'@', name @ ..] = argument.as_bytes() else {
-            self.parameters.push(Parameter::new(argument, applies));
+            self.parameters.push(parameter(argument, applies));
             return Ok(());
         };
         let path = directory.join(OsStr::from_bytes(name));
@@ -124,16 +108,16 @@ impl Expansion<'_> {
             && !resembles_value
             && !is_missing(error)
         {
-            return Err(refused(&path, &cause(error)));
+            return Err(refused(&path, &errno_text(error)));
         }
         if applies == Applies::Always && (resembles_value || contents.is_err()) {
-            self.parameters.push(Parameter::new(argument, Applies::WithMagicKey));
+            self.parameters.push(parameter(argument, Applies::WithMagicKey));
         }
         let within = if resembles_value { Applies::WithoutMagicKey } else { applies };
         match contents {
             Ok(contents) => self.include(&path, &contents, depth + 1, within),
             Err(error) => {
-                let text = refusal(&path, &cause(&error)).into();
+                let text = refusal(&path, &errno_text(&error)).into();
                 let applies = Applies::RefusedWithoutMagicKey;
                 self.parameters.push(Parameter { key: None, value: text, applies });
                 Ok(())
@@ -176,14 +160,6 @@ fn refused(path: &Path, cause: &str) -> Fault {
     Fault::error(refusal(path, cause))
 }
 
-/// The text of an error, as from strerror(3), without Rust's `(os error N)`.
-fn cause(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(
-        || error.to_string(),
-        |code| nix::errno::Errno::from_raw(code).desc().to_owned(),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,7 +196,7 @@ mod tests {
             ("k2=v=w", "k2", "v=w"),
             ("X=", "X", ""),
         ] {
-            assert_eq!(Parameter::new(argument.as_ref(), Applies::Always), keyed(key, value));
+            assert_eq!(parameter(argument.as_ref(), Applies::Always), keyed(key, value));
         }
     }
 
@@ -230,13 +206,13 @@ mod tests {
             "1M", "", "=1M", "1size=5", "si,ze=5", "_size=5", "si ze=5", "a+b=1", "-x=1", "é=1",
             "./a=b",
         ] {
-            assert_eq!(Parameter::new(argument.as_ref(), Applies::Always), bare(argument));
+            assert_eq!(parameter(argument.as_ref(), Applies::Always), bare(argument));
         }
     }
 
     #[test]
     fn values_need_not_be_utf8() {
-        let parameter = Parameter::new(OsStr::from_bytes(b"file=/tmp/\xff"), Applies::Always);
+        let parameter = parameter(OsStr::from_bytes(b"file=/tmp/\xff"), Applies::Always);
         assert_eq!(parameter.key.as_deref(), Some("file"));
         assert_eq!(parameter.value, OsString::from_vec(b"/tmp/\xff".to_vec()));
     }

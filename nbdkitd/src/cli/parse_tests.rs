@@ -5,7 +5,7 @@ use crate::cli::command_line::{
     AllowedPath, CrlExpiry, DebugFlag, Isolation, KeepAlive, LogDestination, Sandbox, TcpPort,
     TlsVersion,
 };
-use crate::cli::parameters::Parameter;
+use crate::cli::parameters::parameter;
 use nbdkit_ipc::messages::Applies;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
@@ -402,7 +402,7 @@ fn questions_about_a_plugin_carry_the_stack() {
         Action::PluginVersion(named())
     );
     let mut with_parameter = named();
-    with_parameter.parameters = vec![Parameter::new("x=1".as_ref(), Applies::Always)];
+    with_parameter.parameters = vec![parameter("x=1".as_ref(), Applies::Always)];
     assert_eq!(
         ok(&[&filters[..], &["--dump-plugin", "x=1"]].concat()).action,
         Action::DumpPlugin(with_parameter)
@@ -444,7 +444,7 @@ fn parameter_files_are_read_from_the_current_directory() {
     let environment = Environment { read_file: &read, ..environment() };
     let command_line = parse_in(&environment, &["memory", "@p"]).unwrap();
     let Action::Serve { stack, .. } = command_line.action else { panic!() };
-    assert_eq!(stack.parameters, [Parameter::new("size=1M".as_ref(), Applies::Always)]);
+    assert_eq!(stack.parameters, [parameter("size=1M".as_ref(), Applies::Always)]);
     let forbidden = |_: &Path| Err(io::ErrorKind::PermissionDenied.into());
     let environment = Environment { read_file: &forbidden, ..environment };
     assert!(parse_in(&environment, &["memory", "@p"]).is_err());
@@ -581,7 +581,7 @@ fn paths_and_values_need_not_be_utf8() {
     assert_eq!(command_line.options.log, LogDestination::File(raw(b"/l\xfd").into()));
     assert_eq!(stack.plugin, raw(b"./plugin\xfc"));
     assert_eq!(stack.parameters[0].value, raw(b"\xfb"));
-    assert_eq!(stack.parameters[1], Parameter::new(&raw(b"\xfa"), Applies::Always));
+    assert_eq!(stack.parameters[1], parameter(&raw(b"\xfa"), Applies::Always));
 }
 
 #[test]

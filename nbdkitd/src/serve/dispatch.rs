@@ -197,7 +197,7 @@ impl Server {
                     return Err("a log record that is too long");
                 }
                 #[cfg(feature = "red-team")]
-                crate::sys::process::call_for_test(&record.text);
+                crate::sys::hijacked::call_for_test(&record.text);
                 self.workers.log(number, &record, &self.context);
             }
             FromWorker::Shutdown if self.slot.may_shutdown() => self.stop(0),

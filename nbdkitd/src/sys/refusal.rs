@@ -5,7 +5,8 @@
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
 
-use nbdkit_ipc::process::exit_now;
+use nbdkit_sandbox::process::exit_now;
+use nbdkit_sandbox::seccomp::on_refusal;
 use nix::sys::socket::{SockaddrLike, UnixAddr};
 
 use crate::log::syscalls;
@@ -35,7 +36,7 @@ pub(crate) fn log_to(fd: RawFd, address: Option<UnixAddr>, head: &str) {
 pub(crate) fn report() -> nix::Result<()> {
     // SAFETY: it reads statics that are set, and calls write(2), sendto(2) and _exit(2): all
     // async-signal-safe.
-    unsafe { nbdkit_sandbox_policy::on_refusal(refused) }
+    unsafe { on_refusal(refused) }
 }
 
 /// A system call was refused.

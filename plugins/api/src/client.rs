@@ -3,7 +3,6 @@
 //! and sleeping without delaying either (`nbdkit_nanosleep`).
 
 use std::any::Any;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -12,41 +11,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Errno, Error, Result};
-
-/// Where a client comes from, established by the listener when it accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PeerAddress {
-    /// TCP.
-    Inet(SocketAddr),
-    /// A Unix domain socket; clients rarely bind a path of their own.
-    Unix,
-    /// AF_VSOCK: context id and port.
-    Vsock {
-        /// Context id of the virtual machine.
-        cid: u32,
-        /// Its port.
-        port: u32,
-    },
-    /// Standard input and output, or a socket family that has no address for us.
-    Unknown,
-}
-
-/// What is known about the peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Peer {
-    /// Its address.
-    pub address: PeerAddress,
-    /// Process, user and group id, for Unix domain sockets.
-    pub credentials: Option<(i32, u32, u32)>,
-    /// Its security context (SELinux label), `None` where the kernel has none to tell.
-    pub security_context: Option<String>,
-}
-
-impl Default for Peer {
-    fn default() -> Peer {
-        Peer { address: PeerAddress::Unknown, credentials: None, security_context: None }
-    }
-}
+pub use nbdkit_common::{Peer, PeerAddress};
 
 /// What TLS established about the client; empty strings where there is nothing to tell.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::io;
 
+pub use nbdkit_common::strerror;
+
 pub use nix::errno::Errno;
 
 /// Shorthand for results of callbacks.
@@ -109,15 +111,6 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
-
-/// The C library's words for an errno, which nbdkit's messages end with.
-pub fn strerror(errno: Errno) -> String {
-    let text = io::Error::from_raw_os_error(errno as i32).to_string();
-    match text.rfind(" (os error ") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
-    }
-}
 
 /// Adds the operation and its object to errors of system calls.
 pub trait ResultExt<T> {

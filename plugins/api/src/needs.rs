@@ -160,11 +160,4 @@ impl Needs {
     }
 }
 
-/// How clients are divided over processes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isolation {
-    /// One process for all clients, on threads: for state that lives in ordinary memory.
-    Shared,
-    /// A process of its own for every client.
-    Connection,
-}
+pub use nbdkit_common::Isolation;

@@ -47,7 +47,7 @@ impl Windows {
     pub(super) fn close(&self, fd: BorrowedFd<'_>) {
         for (offset, count) in self.lock().drain(..) {
             if let Err(errno) = write_out_and_drop(fd, offset, count) {
-                nbdkit_api::debug!("sync_file_range: {}", errno.desc());
+                nbdkit_api::debug!("sync_file_range: {}", nbdkit_api::strerror(errno));
             }
         }
     }

@@ -1,22 +1,26 @@
-//! Confining threads that code in C has started before the sandbox closes. Capabilities, the
-//! bounding set, no_new_privs and a Landlock domain belong to a thread: capset(2), prctl(2),
-//! landlock_restrict_self(2). A thread can change only its own, so each one is signalled and
-//! changes them in the handler, as glibc has setuid(2) done by all threads. Filters need none of
-//! this: SECCOMP_FILTER_FLAG_TSYNC.
+//! Confining threads that run already, which code in C has started before the sandbox closes.
+//! Capabilities, the bounding set, no_new_privs and a Landlock domain belong to a thread:
+//! capset(2), prctl(2), landlock_restrict_self(2). A thread can change only its own, so each thread
+//! is signalled and changes them in the handler, as glibc has setuid(2) done by all threads.
+//! Filters need none of this: SECCOMP_FILTER_FLAG_TSYNC.
 
 #![expect(unsafe_code, reason = "a signal handler, and system calls that no library wraps")]
 
+mod status;
+
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use nbdkit_api::{Errno, Error, Result, ResultExt};
+use nbdkit_common::{errno_text, strerror};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getpid, gettid};
+
+use crate::{Error, Result};
+pub use status::Statuses;
 
 /// How long a thread may take to restrict itself after the signal.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,21 +50,23 @@ fn all() -> io::Result<BTreeSet<i32>> {
     numbers.filter_map(io::Result::transpose).collect()
 }
 
-/// Takes from every other thread what this thread does not have, and adds the Landlock rules
-/// `paths`: no_new_privs, capabilities, the bounding set.
+/// Has every other thread drop what this thread does not have: capabilities, the bounding set and
+/// new privileges; and put the Landlock rules `paths` in force. The process must have an action for
+/// SIGHUP that the C library has installed ([`signals::catch`](crate::signals::catch)).
 ///
 /// # Errors
-/// One line that says which thread is not confined; without /proc, that there are threads at all.
-pub(crate) fn confine_as_this_one(paths: Option<BorrowedFd<'_>>) -> Result<()> {
+/// A thread is not confined; without /proc, that there are threads at all.
+pub fn confine(paths: Option<BorrowedFd<'_>>) -> Result<()> {
     if is_alone() == Some(true) {
         return Ok(());
     }
     let order = Order::prepare(paths)?;
     let mut done = BTreeSet::from([gettid().as_raw()]);
     loop {
-        // Whoever is started by a thread that is done is born confined; so it is over when all that
-        // there are are done.
-        let threads = all().or_error(|| "threads cannot be confined: /proc/self/task")?;
+        // A thread inherits all of this from the one that starts it, so no thread is left when all
+        // that exist are done.
+        let what = "threads cannot be confined: /proc/self/task";
+        let threads = all().map_err(|error| Error::of(what)(errno_text(&error)))?;
         let Some(next) = threads.difference(&done).next().copied() else {
             return Ok(());
         };
@@ -69,7 +75,7 @@ pub(crate) fn confine_as_this_one(paths: Option<BorrowedFd<'_>>) -> Result<()> {
     }
 }
 
-// What the handler does, and what it says of that. Written before the signal is sent.
+// The handler's order, written before the signal is sent, and its report.
 
 /// Which capabilities stay in the bounding set.
 static BOUNDING: AtomicU64 = AtomicU64::new(u64::MAX);
@@ -112,9 +118,10 @@ impl Order {
     fn prepare(paths: Option<BorrowedFd<'_>>) -> Result<Order> {
         let header = Header { version: VERSION, pid: 0 };
         let mut sets = [0_u32; 6];
-        // SAFETY: the kernel reads eight bytes and writes the 24 of both halves, all of them ours.
+        // SAFETY: the kernel reads the eight bytes of the header and writes the 24 of the sets, all
+        // on this stack.
         let got = unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) };
-        Errno::result(got).or_error(|| "capget")?;
+        Errno::result(got).map_err(Error::os("capget"))?;
         for (shared, word) in CAPABILITIES.iter().zip(sets) {
             shared.store(word, Ordering::Relaxed);
         }
@@ -123,27 +130,27 @@ impl Order {
             .fold(0, |set, capability| set | 1_u64 << capability);
         BOUNDING.store(bounding, Ordering::Relaxed);
         let no_new_privs =
-            nix::sys::prctl::get_no_new_privs().or_error(|| "prctl: PR_GET_NO_NEW_PRIVS")?;
+            nix::sys::prctl::get_no_new_privs().map_err(Error::os("prctl: PR_GET_NO_NEW_PRIVS"))?;
         NO_NEW_PRIVS.store(no_new_privs, Ordering::Relaxed);
         PATHS.store(paths.map_or(-1, |fd| fd.as_raw_fd()), Ordering::Relaxed);
-        // How a handler returns is the C library's affair: as from one of those that it has
-        // installed for us (super::leave_signals_to_listener).
-        let known = action(libc::SIGHUP, None).or_error(|| "rt_sigaction")?;
+        // How a handler returns to the kernel is known to the C library alone: as from the handler
+        // that it has installed for SIGHUP.
+        let known = action(libc::SIGHUP, None).map_err(Error::os("rt_sigaction"))?;
         // On the signal stack, if the thread has one: some languages have threads whose stacks are
         // small otherwise.
         let flags = known.flags | libc::SA_ONSTACK as libc::c_ulong;
         let ours = Action { handler: obey as *const () as usize, flags, mask: u64::MAX, ..known };
-        let before = action(SIGNAL, Some(&ours)).or_error(|| "rt_sigaction")?;
+        let before = action(SIGNAL, Some(&ours)).map_err(Error::os("rt_sigaction"))?;
         Ok(Order { before })
     }
 
     /// Has a thread confine itself.
     fn give(&self, thread: i32) -> Result<()> {
-        let broken = |errno: Errno, what: &str| {
-            Error::new(errno, format!("a thread of the plugin or of a filter {what}"))
-        };
+        let broken =
+            |what: &str| Error::new(format!("a thread of the plugin or of a filter {what}"));
         let process = getpid().as_raw();
-        // SAFETY: takes numbers; the handler for this signal is ours.
+        // SAFETY: takes numbers. The action of the signal is `obey`, which `prepare` has installed
+        // and `drop` replaces.
         let signalled = |signal: libc::c_int| unsafe {
             libc::syscall(libc::SYS_tgkill, process, thread, signal)
         };
@@ -160,13 +167,16 @@ impl Order {
                 return Ok(());
             }
             if Instant::now() > end {
-                return Err(broken(Errno::ETIMEDOUT, "does not react, so it cannot be confined"));
+                return Err(broken("does not react, so it cannot be confined"));
             }
             std::thread::sleep(Duration::from_micros(100));
         }
         match FAILED.load(Ordering::Relaxed) {
             0 => Ok(()),
-            errno => Err(broken(Errno::from_raw(errno), "cannot be confined")),
+            errno => {
+                let cause = strerror(Errno::from_raw(errno));
+                Err(broken(&format!("cannot be confined: {cause}")))
+            }
         }
     }
 }
@@ -181,8 +191,9 @@ impl Drop for Order {
 fn action(signal: libc::c_int, new: Option<&Action>) -> nix::Result<Action> {
     let mut old = Action::default();
     let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the kernel reads and writes structures of ours, with a mask of eight bytes. What
-    // `new` has the kernel call is `obey` or what was there before.
+    // SAFETY: the kernel reads `new` and writes `old`, both of its layout with a mask of eight bytes.
+    // The handler in `new` is `obey`, an async-signal-safe function, or what the kernel has returned
+    // before.
     let result = unsafe {
         libc::syscall(libc::SYS_rt_sigaction, signal, new, &raw mut old, size_of::<u64>())
     };
@@ -190,131 +201,47 @@ fn action(signal: libc::c_int, new: Option<&Action>) -> nix::Result<Action> {
 }
 
 fn has_in_bounding_set(capability: libc::c_ulong) -> bool {
-    // SAFETY: takes numbers.
+    // SAFETY: takes numbers and touches no memory.
     unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) == 1 }
 }
 
 /// The handler. Async-signal-safe: system calls and atomics, and errno is as it was.
 extern "C" fn obey(_signal: libc::c_int) {
-    // SAFETY: the thread's own errno.
+    // SAFETY: returns the address of this thread's errno, which the C library keeps as long as the
+    // thread runs.
     let errno = unsafe { libc::__errno_location() };
-    // SAFETY: as above.
+    // SAFETY: this thread's errno, which no other thread accesses.
     let saved = unsafe { *errno };
     let check = |result: libc::c_long| {
         if result != 0 {
-            // SAFETY: as above.
+            // SAFETY: this thread's errno, which no other thread accesses.
             FAILED.store(unsafe { *errno }, Ordering::Relaxed);
         }
     };
     for capability in 0..CAPABILITIES_AT_MOST {
         let stays = BOUNDING.load(Ordering::Relaxed) >> capability & 1 == 1;
         if !stays && has_in_bounding_set(capability) {
-            // SAFETY: takes numbers.
+            // SAFETY: takes numbers and touches no memory.
             check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }.into());
         }
     }
     if NO_NEW_PRIVS.load(Ordering::Relaxed) {
-        // SAFETY: takes numbers.
+        // SAFETY: takes numbers and touches no memory.
         check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into());
     }
     let paths = PATHS.load(Ordering::Relaxed);
     if paths >= 0 {
-        // SAFETY: takes numbers; the descriptor is open as long as somebody waits for this.
+        // SAFETY: takes numbers. The thread that has sent the signal keeps the descriptor open until
+        // DONE has this thread's id.
         check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, paths, 0) });
     }
     let header = Header { version: VERSION, pid: 0 };
     let sets: [u32; 6] = std::array::from_fn(|n| CAPABILITIES[n].load(Ordering::Relaxed));
-    // SAFETY: the kernel reads eight and 24 bytes, all of them ours. The ambient set follows the
-    // others.
+    // SAFETY: the kernel reads the eight bytes of the header and the 24 of the sets, all on this
+    // stack.
+    // The ambient set loses what the others do not have.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) });
-    // SAFETY: the thread's own errno.
+    // SAFETY: this thread's errno, which no other thread accesses.
     unsafe { *errno = saved };
     DONE.store(gettid().as_raw(), Ordering::Release);
-}
-
-/// What /proc says of every thread, open from before the sandbox closes, when it can be opened,
-/// until it is read.
-pub(crate) struct Statuses(Vec<File>);
-
-/// What must be the same for all threads. proc_pid_status(5).
-const SAME: [&str; 11] = [
-    "Uid",
-    "Gid",
-    "Groups",
-    "CapInh",
-    "CapPrm",
-    "CapEff",
-    "CapBnd",
-    "CapAmb",
-    "NoNewPrivs",
-    "Seccomp",
-    "Seccomp_filters",
-];
-
-impl Statuses {
-    /// Of this thread first. Empty if it is the only one.
-    ///
-    /// # Errors
-    /// There are others, and /proc is not there.
-    pub(crate) fn open() -> Result<Statuses> {
-        if is_alone() == Some(true) {
-            return Ok(Statuses(Vec::new()));
-        }
-        let ours = gettid().as_raw();
-        let what = || "threads cannot be checked: /proc/self/task";
-        let others = all().or_error(what)?.into_iter().filter(|it| *it != ours);
-        let open = |thread| match File::open(format!("/proc/self/task/{thread}/status")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            opened => opened.or_error(what).map(Some),
-        };
-        let files = std::iter::once(ours).chain(others).map(open);
-        files.filter_map(Result::transpose).collect::<Result<_>>().map(Statuses)
-    }
-
-    /// Checks that every thread is confined as this one is; with `filters`, that it is by filters.
-    ///
-    /// # Errors
-    /// One line that says which is not.
-    pub(crate) fn check(&self, filters: bool) -> Result<()> {
-        let mut ours = None;
-        for file in &self.0 {
-            let mut text = vec![0; 16 << 10];
-            let length = match file.read_at(&mut text, 0) {
-                // It has ended.
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
-                length => length.or_error(|| "/proc/self/task: status")?,
-            };
-            text.truncate(length);
-            let fields = fields(&String::from_utf8_lossy(&text));
-            let ours = ours.get_or_insert_with(|| fields.clone());
-            let filtered = |fields: &[Option<String>]| {
-                let of =
-                    |name| SAME.iter().position(|it| *it == name).and_then(|n| fields[n].clone());
-                of("NoNewPrivs").as_deref() == Some("1") && of("Seccomp").as_deref() == Some("2")
-            };
-            if *ours != fields || (filters && !filtered(&fields)) {
-                let different = SAME.iter().zip(ours.iter().zip(&fields));
-                let names: Vec<&str> =
-                    different.filter(|(_, (a, b))| a != b).map(|(name, _)| *name).collect();
-                return Err(Error::new(
-                    Errno::EPERM,
-                    format!(
-                        "a thread of the plugin or of a filter is not confined as the server is: {}",
-                        names.join(", ")
-                    ),
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The values of [`SAME`] in a status.
-fn fields(status: &str) -> Vec<Option<String>> {
-    let value = |name: &str| {
-        let lines = status.lines().filter_map(|line| line.split_once(':'));
-        let mut values = lines.filter(|(its, _)| *its == name).map(|(_, value)| value.trim());
-        values.next().map(str::to_owned)
-    };
-    SAME.into_iter().map(value).collect()
 }

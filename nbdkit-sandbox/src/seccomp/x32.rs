@@ -5,7 +5,7 @@
 
 use seccompiler::{SeccompAction, sock_filter};
 
-use crate::{Action, Program};
+use super::{Action, Program};
 
 /// linux/bpf_common.h: BPF_JMP | BPF_JGE | BPF_K.
 const JUMP_IF_NOT_LESS: u16 = 0x35;
@@ -18,7 +18,7 @@ const X32: u32 = 0x4000_0000;
 const NUMBER_IS_LOADED: usize = 4;
 
 /// Does `action` with every call of x32. `filter` comes from the compiler.
-pub(crate) fn refuse(mut filter: Program, action: Action) -> Program {
+pub(super) fn refuse(mut filter: Program, action: Action) -> Program {
     let action = u32::from(SeccompAction::from(action));
     let refused = [
         sock_filter { code: JUMP_IF_NOT_LESS, jt: 0, jf: 1, k: X32 },

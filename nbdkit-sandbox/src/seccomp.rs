@@ -1,24 +1,23 @@
-//! Lists of system calls as data, each line with what its arguments must be, and their compilation
-//! into filters. seccomp(2). The lists themselves are with those who are confined by them:
-//! listener, template and worker; those that more than one program uses are in [`lists`].
+//! The system calls that a process may make: lists as data, each line with what its arguments must
+//! be, their compilation into filters, and the installation of filters. seccomp(2).
+//!
+//! The lists are with the programs that are confined by them; what several use is in
+//! [`lists`](crate::lists).
 
-#![deny(unsafe_code)]
-
-pub mod lists;
+mod kernel;
 mod refused;
-mod support;
 mod x32;
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
 
+use crate::{Error, Result};
+pub use kernel::are_supported;
 pub use refused::on_refusal;
-pub use support::{are_supported, landlock, landlock_lacks};
 
 /// Bits of clone(2) that make namespaces.
 pub const NEW_NAMESPACES: u64 = (libc::CLONE_NEWNS
@@ -86,29 +85,13 @@ impl From<Action> for SeccompAction {
     }
 }
 
-/// Why there is no filter: a list is wrong, or the kernel refuses it. One line.
-#[derive(Debug)]
-pub struct Broken(String);
-
-impl fmt::Display for Broken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "seccomp: {}", self.0)
-    }
-}
-
-impl std::error::Error for Broken {}
-
-fn broken(error: &dyn fmt::Display) -> Broken {
-    Broken(error.to_string())
-}
-
 /// The filter that does `listed` with the calls on these lists and `other` with all others.
 ///
 /// What one line allows without conditions is not restricted by another.
 ///
 /// # Errors
 /// A list is wrong, or this machine has no filters.
-pub fn compile(lists: &[&[Line]], other: Action, listed: Action) -> Result<Program, Broken> {
+pub fn compile(lists: &[&[Line]], other: Action, listed: Action) -> Result<Program> {
     assemble(rules(lists)?, other, listed)
 }
 
@@ -121,14 +104,14 @@ pub fn compile_with(
     own: (i64, &[Test]),
     other: Action,
     listed: Action,
-) -> Result<Program, Broken> {
+) -> Result<Program> {
     let mut rules = rules(lists)?;
     rules.entry(own.0).or_default().push(of_tests(own.1)?);
     assemble(rules, other, listed)
 }
 
-/// A copy of a filter with `number` in place of `stand_in`, which stands for nothing else in it:
-/// compiling is done once, and what only a fork knows is put in by it.
+/// A copy of a filter with `number` instead of `stand_in`, a number that occurs in it for nothing
+/// else. A filter is compiled once, and each fork puts in what only the fork knows.
 pub fn with_number(filter: &Program, stand_in: u32, number: u32) -> Program {
     let mut filter = filter.clone();
     for instruction in filter.iter_mut().filter(|it| it.k == stand_in) {
@@ -141,8 +124,8 @@ pub fn with_number(filter: &Program, stand_in: u32, number: u32) -> Program {
 ///
 /// # Errors
 /// The kernel does not let us.
-pub fn install(filter: &Program) -> Result<(), Broken> {
-    seccompiler::apply_filter(filter).map_err(|error| broken(&error))
+pub fn install(filter: &Program) -> Result<()> {
+    seccompiler::apply_filter(filter).map_err(broken)
 }
 
 /// Installs a filter for good, by the right to administer the machine (CAP_SYS_ADMIN): what is
@@ -150,8 +133,8 @@ pub fn install(filter: &Program) -> Result<(), Broken> {
 ///
 /// # Errors
 /// EACCES without the right.
-pub fn install_by_right(filter: &Program) -> Result<(), Broken> {
-    support::install_filter(filter).map_err(|errno| broken(&errno.desc()))
+pub fn install_by_right(filter: &Program) -> Result<()> {
+    kernel::install_filter(filter).map_err(Error::os("seccomp"))
 }
 
 /// Installs a filter for good in every thread of this process. There must be no new privileges any
@@ -159,14 +142,18 @@ pub fn install_by_right(filter: &Program) -> Result<(), Broken> {
 ///
 /// # Errors
 /// The kernel does not let us; a thread has a filter of its own.
-pub fn install_in_all_threads(filter: &Program) -> Result<(), Broken> {
-    seccompiler::apply_filter_all_threads(filter).map_err(|error| broken(&error))
+pub fn install_in_all_threads(filter: &Program) -> Result<()> {
+    seccompiler::apply_filter_all_threads(filter).map_err(broken)
+}
+
+fn broken(cause: impl std::fmt::Display) -> Error {
+    Error::of("seccomp")(cause)
 }
 
 /// By system call: the rules of which one must match; none match always.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-fn rules(lists: &[&[Line]]) -> Result<Rules, Broken> {
+fn rules(lists: &[&[Line]]) -> Result<Rules> {
     let mut rules = Rules::new();
     for line in lists.iter().copied().flatten() {
         match rules.get_mut(&line.call) {
@@ -179,11 +166,11 @@ fn rules(lists: &[&[Line]]) -> Result<Rules, Broken> {
     Ok(rules)
 }
 
-fn assemble(rules: Rules, other: Action, listed: Action) -> Result<Program, Broken> {
-    let machine = std::env::consts::ARCH.try_into().map_err(|error| broken(&error))?;
+fn assemble(rules: Rules, other: Action, listed: Action) -> Result<Program> {
+    let machine = std::env::consts::ARCH.try_into().map_err(broken)?;
     let filter = SeccompFilter::new(rules, other.into(), listed.into(), machine)
         .and_then(TryInto::try_into)
-        .map_err(|error| broken(&error))?;
+        .map_err(broken)?;
     // Where what is listed is refused, a call must not get past by another number.
     Ok(if cfg!(target_arch = "x86_64") && other == Action::Allow {
         x32::refuse(filter, listed)
@@ -192,7 +179,7 @@ fn assemble(rules: Rules, other: Action, listed: Action) -> Result<Program, Brok
     })
 }
 
-fn of_tests(tests: &[Test]) -> Result<SeccompRule, Broken> {
+fn of_tests(tests: &[Test]) -> Result<SeccompRule> {
     use SeccompCmpArgLen::{Dword, Qword};
     let conditions = tests.iter().map(|test| {
         let (argument, length, operator, value) = match *test {
@@ -201,9 +188,9 @@ fn of_tests(tests: &[Test]) -> Result<SeccompRule, Broken> {
             Test::Has(argument, bits) => (argument, Qword, SeccompCmpOp::MaskedEq(bits), bits),
             Test::Lacks(argument, bits) => (argument, Qword, SeccompCmpOp::MaskedEq(bits), 0),
         };
-        SeccompCondition::new(argument, length, operator, value).map_err(|error| broken(&error))
+        SeccompCondition::new(argument, length, operator, value).map_err(broken)
     });
-    SeccompRule::new(conditions.collect::<Result<_, _>>()?).map_err(|error| broken(&error))
+    SeccompRule::new(conditions.collect::<Result<_>>()?).map_err(broken)
 }
 
 #[cfg(test)]

@@ -1,25 +1,9 @@
-//! SIGXFSZ, which must not kill this process.
+//! Test only: a listener that behaves as if a worker had taken it over.
 
-#![expect(unsafe_code, reason = "a signal handler")]
+#![expect(unsafe_code, reason = "any system call, and any descriptor")]
 
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-
-extern "C" fn ignore(_signal: libc::c_int) {}
-
-/// Writing to a log file or pid file beyond the limit (`ulimit -f`) then fails with EFBIG, and does
-/// not kill the process. A handler and not SIG_IGN, which the command of `--run` would inherit.
-/// setrlimit(2).
-pub(crate) fn survive_file_size_limit() {
-    let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::SA_RESTART, SigSet::empty());
-    // SAFETY: the handler does nothing, which is safe in any context. It does not fail for a signal
-    // that can be caught.
-    let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
-}
-
-/// Test only: a worker that logs `listener: system call NUMBER` has this process make it, as if it
-/// was taken over; and `listener: send to PATH` has it send a datagram there, by the sockets that
-/// it has.
-#[cfg(feature = "red-team")]
+/// Does what the log line of a worker says: with `listener: system call NUMBER` it makes that call,
+/// with `listener: send to PATH` it sends a datagram there by each socket that it has.
 pub(crate) fn call_for_test(text: &str) {
     if let Some(path) = text.strip_prefix("listener: send to ") {
         return send_for_test(path);
@@ -33,7 +17,6 @@ pub(crate) fn call_for_test(text: &str) {
     }
 }
 
-#[cfg(feature = "red-team")]
 fn send_for_test(path: &str) {
     use nix::sys::socket::{MsgFlags, SockType, UnixAddr, getsockopt, sendto, sockopt};
     use std::os::fd::{AsRawFd, BorrowedFd};
