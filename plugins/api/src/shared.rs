@@ -15,6 +15,7 @@ mod access;
 mod blocks;
 mod exports;
 pub mod file;
+mod futex;
 pub mod map;
 pub mod mutex;
 mod presence;

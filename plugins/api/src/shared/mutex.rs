@@ -10,18 +10,18 @@
 //! is a process that holds the record lock of its own number ([`super::presence`]), which the
 //! kernel releases with it, and nobody but a user of the same mutexes can have.
 
-#![expect(unsafe_code, reason = "the futex system call")]
+#![cfg_attr(not(test), forbid(unsafe_code))]
 
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
 
 use crate::error::Result;
-use crate::shared::SharedWords;
 use crate::shared::presence::{self, Presence};
+use crate::shared::{SharedWords, futex};
 
 /// After so long a waiter looks whether the holder lives.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -52,9 +52,7 @@ impl<const N: usize> SharedMutex<N> {
     }
 
     fn futex(&self) -> &AtomicU32 {
-        let word: *const AtomicU64 = &self.words[0];
-        // SAFETY: the 8 bytes of word 0 are only ever used as this one aligned 32-bit atomic.
-        unsafe { &*word.cast::<AtomicU32>() }
+        futex::in_word(&self.words[0])
     }
 
     /// Waits until no other thread holds the mutex. The words are written back when the result is
@@ -180,7 +178,7 @@ fn acquire(futex: &AtomicU32, presence: &Presence) -> (State, bool) {
             }
         }
         waited = true;
-        let timed_out = wait(futex, seen.0, PATIENCE) == Err(Errno::ETIMEDOUT);
+        let timed_out = futex::wait(futex, seen.0, PATIENCE) == Err(Errno::ETIMEDOUT);
         let now = State(futex.load(Ordering::Relaxed));
         dead = (timed_out && now == seen && !presence.is_here(seen.holder())).then_some(seen);
         seen = now;
@@ -210,24 +208,8 @@ fn release(futex: &AtomicU32, held: State, failed: bool) {
         }
     }
     if seen.waited_for() {
-        wake(futex);
+        futex::wake(futex, 1);
     }
-}
-
-/// Waits while the futex is `value`, so long at most.
-fn wait(futex: &AtomicU32, value: u32, patience: Duration) -> std::result::Result<(), Errno> {
-    let timeout = libc::timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
-    // SAFETY: the word is mapped for as long as the reference lives, and is only read; the timeout
-    // is a structure of ours.
-    let result = unsafe {
-        libc::syscall(libc::SYS_futex, futex.as_ptr(), libc::FUTEX_WAIT, value, &raw const timeout)
-    };
-    Errno::result(result).map(drop)
-}
-
-fn wake(futex: &AtomicU32) {
-    // SAFETY: as above; the address is all that is used.
-    unsafe { libc::syscall(libc::SYS_futex, futex.as_ptr(), libc::FUTEX_WAKE, 1) };
 }
 
 #[cfg(test)]
@@ -239,6 +221,7 @@ mod tests {
     use nix::sys::wait::waitpid;
     use nix::unistd::{ForkResult, fork};
 
+    #[expect(unsafe_code, reason = "fork")]
     /// A process of the same mutexes, which does this and ends.
     fn in_a_fork(body: impl FnOnce()) -> nix::unistd::Pid {
         // SAFETY: the child makes system calls and stores to memory, and ends without returning.
