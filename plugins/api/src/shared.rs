@@ -13,6 +13,8 @@
 
 mod access;
 mod blocks;
+#[cfg(test)]
+mod deaths;
 mod exports;
 pub mod file;
 mod futex;

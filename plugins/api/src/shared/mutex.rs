@@ -10,10 +10,10 @@
 //! is a process that holds the record lock of its own number ([`super::presence`]), which the
 //! kernel releases with it, and nobody but a user of the same mutexes can have.
 
-#![cfg_attr(not(test), forbid(unsafe_code))]
+#![forbid(unsafe_code)]
 
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,15 +21,20 @@ use nix::errno::Errno;
 
 use crate::error::Result;
 use crate::shared::presence::{self, Presence};
-use crate::shared::{SharedWords, futex};
+use crate::shared::{SharedWords, access, futex};
 
 /// After so long a waiter looks whether the holder lives.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// Where the number of the bank is among the words, and where the banks begin.
+const BANK: usize = 1;
+const BANKS: usize = 2;
+
 /// `N` words that one thread of one process at a time sees and changes.
 #[derive(Debug)]
 pub struct SharedMutex<const N: usize> {
-    /// Word 0 is the futex (its low half on little-endian machines), the rest is the data.
+    /// The futex, the number of the bank that is in force, and two banks of data. A holder writes
+    /// the other bank, and then its number: killed in between, it has changed nothing.
     words: SharedWords,
     /// Which of this process's threads may try: so that a mutex held in this process's name is held
     /// by nobody, if another thread may try. A fork has its own; it must be made while no thread
@@ -44,11 +49,19 @@ impl<const N: usize> SharedMutex<N> {
     /// # Errors
     /// ENOMEM, EMFILE.
     pub fn new(words: [u64; N]) -> Result<SharedMutex<N>> {
-        let map = SharedWords::new(N + 1)?;
-        for (shared, word) in map[1..].iter().zip(words) {
+        let mutex = SharedMutex {
+            words: SharedWords::new(BANKS + 2 * N)?,
+            turn: Mutex::new(()),
+            presence: presence::of_mutexes()?,
+        };
+        for (shared, word) in mutex.bank(0).iter().zip(words) {
             shared.store(word, Ordering::Relaxed);
         }
-        Ok(SharedMutex { words: map, turn: Mutex::new(()), presence: presence::of_mutexes()? })
+        Ok(mutex)
+    }
+
+    fn bank(&self, number: u64) -> &[AtomicU64] {
+        &self.words[BANKS + (number & 1) as usize * N..][..N]
     }
 
     fn futex(&self) -> &AtomicU32 {
@@ -60,11 +73,12 @@ impl<const N: usize> SharedMutex<N> {
     pub fn lock(&self) -> Locked<'_, N> {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let (held, recovered) = acquire(self.futex(), self.presence);
+        let bank = access::load(&self.words[BANK]);
         let mut values = [0; N];
-        for (value, word) in values.iter_mut().zip(&self.words[1..]) {
-            *value = word.load(Ordering::Relaxed);
+        for (value, word) in values.iter_mut().zip(self.bank(bank)) {
+            *value = access::peek(word);
         }
-        Locked { mutex: self, values, held, recovered, _turn: turn }
+        Locked { mutex: self, values, bank, held, recovered, _turn: turn }
     }
 }
 
@@ -73,6 +87,8 @@ impl<const N: usize> SharedMutex<N> {
 pub struct Locked<'a, const N: usize> {
     mutex: &'a SharedMutex<N>,
     values: [u64; N],
+    /// The bank that they come from.
+    bank: u64,
     /// The state as this holder has made it.
     held: State,
     recovered: bool,
@@ -80,8 +96,9 @@ pub struct Locked<'a, const N: usize> {
 }
 
 impl<const N: usize> Locked<'_, N> {
-    /// True if the last holder died or panicked: its changes were not written back, so the words
-    /// are as they were before it took the mutex, but what it did elsewhere may be half done.
+    /// True if the last holder died or panicked. The words are as they were before it took the
+    /// mutex or, if it died while it let go, as it has left them: all of them. What it did elsewhere
+    /// may be half done.
     pub fn recovered(&self) -> bool {
         self.recovered
     }
@@ -105,9 +122,11 @@ impl<const N: usize> Drop for Locked<'_, N> {
     fn drop(&mut self) {
         let failed = std::thread::panicking();
         if !failed {
-            for (word, value) in self.mutex.words[1..].iter().zip(self.values) {
-                word.store(value, Ordering::Relaxed);
+            let other = !self.bank & 1;
+            for (word, value) in self.mutex.bank(other).iter().zip(self.values) {
+                access::put(word, value);
             }
+            access::store(&self.mutex.words[BANK], other);
         }
         release(self.mutex.futex(), self.held, failed);
     }
@@ -186,10 +205,10 @@ fn acquire(futex: &AtomicU32, presence: &Presence) -> (State, bool) {
 }
 
 fn exchange(futex: &AtomicU32, from: State, to: State) -> std::result::Result<(), State> {
-    futex
-        .compare_exchange(from.0, to.0, Ordering::Acquire, Ordering::Relaxed)
-        .map(drop)
-        .map_err(State)
+    access::step();
+    let result = futex.compare_exchange(from.0, to.0, Ordering::Acquire, Ordering::Relaxed);
+    access::step();
+    result.map(drop).map_err(State)
 }
 
 /// Lets the futex go, `failed` without having written back, unless somebody wrote over it; wakes
@@ -202,7 +221,10 @@ fn release(futex: &AtomicU32, held: State, failed: bool) {
             break;
         }
         let free = seen.0 & State::TURNS | if failed { State::FAILED } else { 0 };
-        match futex.compare_exchange(seen.0, free, Ordering::Release, Ordering::Relaxed) {
+        access::step();
+        let result = futex.compare_exchange(seen.0, free, Ordering::Release, Ordering::Relaxed);
+        access::step();
+        match result {
             Ok(_) => break,
             Err(now) => seen = State(now),
         }
@@ -218,28 +240,13 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
-    use nix::sys::wait::waitpid;
-    use nix::unistd::{ForkResult, fork};
-
-    #[expect(unsafe_code, reason = "fork")]
-    /// A process of the same mutexes, which does this and ends.
-    fn in_a_fork(body: impl FnOnce()) -> nix::unistd::Pid {
-        // SAFETY: the child makes system calls and stores to memory, and ends without returning.
-        match unsafe { fork() }.unwrap() {
-            ForkResult::Parent { child } => child,
-            ForkResult::Child => {
-                body();
-                // SAFETY: has no preconditions.
-                unsafe { libc::_exit(0) }
-            }
-        }
-    }
+    use crate::shared::deaths::{self, Child};
 
     #[test]
     fn increments_from_many_threads_and_processes_are_not_lost() {
         let mutex = Arc::new(SharedMutex::new([0, 5]).unwrap());
         let add = |mutex: &SharedMutex<2>| (0..5_000).for_each(|_| mutex.lock()[0] += 1);
-        let processes: Vec<_> = (0..3).map(|_| in_a_fork(|| add(&mutex))).collect();
+        let processes: Vec<_> = (0..3).map(|_| Child::new(|| add(&mutex))).collect();
         let threads: Vec<_> = (0..3)
             .map(|_| {
                 let mutex = Arc::clone(&mutex);
@@ -250,7 +257,7 @@ mod tests {
             thread.join().unwrap();
         }
         for process in processes {
-            waitpid(process, None).unwrap();
+            process.join();
         }
         assert_eq!(*mutex.lock(), [30_000, 5]);
     }
@@ -258,12 +265,12 @@ mod tests {
     #[test]
     fn the_death_of_the_holder_is_noticed() {
         let mutex = SharedMutex::new([1]).unwrap();
-        let holder = in_a_fork(|| {
+        let holder = Child::new(|| {
             let mut locked = mutex.lock();
             locked[0] = 2;
             std::mem::forget(locked);
         });
-        waitpid(holder, None).unwrap();
+        holder.join();
         let locked = mutex.lock();
         assert!(locked.recovered());
         assert_eq!(*locked, [1]);
@@ -292,7 +299,7 @@ mod tests {
     fn a_living_holder_is_waited_for() {
         let mutex = SharedMutex::new([0]).unwrap();
         let (read, write) = nix::unistd::pipe().unwrap();
-        let holder = in_a_fork(|| {
+        let holder = Child::new(|| {
             let mut locked = mutex.lock();
             nix::unistd::write(&write, b"x").unwrap();
             // Longer than a waiter takes to look.
@@ -303,7 +310,7 @@ mod tests {
         let locked = mutex.lock();
         assert_eq!((*locked, locked.recovered()), ([7], false));
         drop(locked);
-        waitpid(holder, None).unwrap();
+        holder.join();
     }
 
     #[test]
@@ -318,5 +325,59 @@ mod tests {
         let locked = mutex.lock();
         assert!(locked.recovered());
         assert_eq!(*locked, [1]);
+    }
+
+    /// Both words change together, whenever a holder dies.
+    fn dies<const N: usize>(make: impl Fn() -> (SharedMutex<N>, Option<Child>)) {
+        let add = |mutex: &SharedMutex<N>| mutex.lock().iter_mut().for_each(|word| *word += 1);
+        deaths::at_every_step(
+            make,
+            |(mutex, _)| add(mutex),
+            |(mutex, holder), how| {
+                // Whoever waited for the dead one, and whoever comes later.
+                let other = Child::new(|| add(&mutex));
+                add(&mutex);
+                other.join();
+                let holders = u64::from(holder.is_some());
+                holder.into_iter().for_each(Child::join);
+                let words = *mutex.lock();
+                let others = words.iter().all(|word| *word == words[0]);
+                let added = words.iter().all(|word| (2..=3).contains(&(word - holders)));
+                assert!(others && added, "{how}: {words:?}");
+                assert!(!mutex.lock().recovered(), "{how}");
+            },
+        );
+    }
+
+    #[test]
+    fn a_holder_that_dies_at_any_step_changes_all_words_or_none() {
+        deaths::alone(
+            "shared::mutex::tests::a_holder_that_dies_at_any_step_changes_all_words_or_none",
+            || {
+                dies(|| (SharedMutex::new([0; 3]).unwrap(), None));
+                dies(|| (SharedMutex::new([]).unwrap(), None));
+            },
+        );
+    }
+
+    #[test]
+    fn a_waiter_that_dies_at_any_step_holds_up_nobody() {
+        deaths::alone(
+            "shared::mutex::tests::a_waiter_that_dies_at_any_step_holds_up_nobody",
+            || {
+                dies(|| {
+                    let mutex = SharedMutex::new([0; 3]).unwrap();
+                    let (read, write) = nix::unistd::pipe().unwrap();
+                    let holder = Child::new(|| {
+                        let mut locked = mutex.lock();
+                        nix::unistd::write(&write, b"x").unwrap();
+                        std::thread::sleep(PATIENCE + PATIENCE / 2);
+                        locked.iter_mut().for_each(|word| *word += 1);
+                    });
+                    nix::unistd::read(&read, &mut [0]).unwrap();
+                    (mutex, Some(holder))
+                });
+            },
+        );
     }
 }
