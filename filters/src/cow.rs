@@ -2,12 +2,11 @@
 //! never written below can be written by them all and looks the same to them all.
 //!
 //! The template makes the overlay; workers share it. Per export name there is a table with a word
-//! for each block (`table`, `exports`); the data of all exports lies in one unlinked file
+//! for each block (`table`); the data of all exports lies in one unlinked file
 //! (`overlay`). A worker may be killed at any moment, so a block's data is written before its word
 //! in the table.
 
 mod blocks;
-mod exports;
 pub(crate) mod fuzz;
 mod overlay;
 mod quota;

@@ -24,6 +24,7 @@ pub mod noparallel;
 pub mod nozero;
 pub mod offset;
 mod presence;
+pub mod readahead;
 pub mod retry;
 mod shell;
 pub mod stats;
@@ -53,6 +54,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("noparallel", || Box::new(noparallel::NoParallel::default())),
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
+    ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("retry", || Box::new(retry::Retry::default())),
     ("stats", || Box::new(stats::Stats::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),

@@ -83,9 +83,9 @@ impl Blocks {
     /// The blocks of an export whose disk has `size` bytes.
     ///
     /// # Errors
-    /// Those of [`Overlay::table`].
+    /// Those of [`SharedBlockMaps::open`](nbdkit_api::shared::SharedBlockMaps::open).
     pub(super) fn new(overlay: Arc<Overlay>, export: &str, size: u64) -> Result<Blocks> {
-        let (number, table) = overlay.table(export, size)?;
+        let (number, table) = overlay.tables.open(export, size)?;
         let quota = Quota::new(&overlay, number);
         Ok(Blocks { overlay, table, size, quota })
     }

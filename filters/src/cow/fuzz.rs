@@ -24,7 +24,7 @@ pub enum Place {
     Counts(usize),
     /// The account of this export.
     Accounts(usize),
-    /// This word of `pending`.
+    /// This note of those who move blocks.
     Moves(usize),
 }
 
@@ -56,19 +56,19 @@ impl Shared {
     pub fn scribble(&self, place: Place, word: u64) -> Result<()> {
         match place {
             Place::Table(block) => {
-                self.0.tables.write_at(&word.to_ne_bytes(), block.saturating_mul(8))?;
+                self.0.tables.scribble_map(block, word)?;
             }
             Place::Free => self.0.free[0].store(word, Ordering::Relaxed),
-            Place::Exports(at) => self.0.exports.scribble(at, word)?,
+            Place::Exports(at) => self.0.tables.scribble_list(at, word)?,
             Place::Accounts(number) => {
                 if let Some(accounts) = &self.0.accounts {
                     accounts.blocks[number % accounts.blocks.len()].store(word, Ordering::Relaxed);
                 }
             }
             Place::Moves(index) => {
-                self.0.pending[index % self.0.pending.len()].store(word, Ordering::Relaxed);
+                self.0.locks.scribble(index, word);
             }
-            Place::Counts(index) => self.0.exports.scribble_counts(index, word),
+            Place::Counts(index) => self.0.tables.scribble_counts(index, word),
         }
         Ok(())
     }

@@ -1,18 +1,15 @@
 //! What all clients share: the file with the data of the overlay in clusters of the size of a
 //! block, the tables that say which block is where, and the locks for moving blocks.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use nbdkit_api::shared::{Locked, SharedFile, SharedMutex, SharedWords};
+use nbdkit_api::shared::{
+    BlockLock, BlockLocks, BlockState, SharedBlockMaps, SharedFile, SharedWords, Unfinished,
+};
 use nbdkit_api::{Errno, Error, Result};
 
-use super::exports::{ALL_TABLES, ExportTables};
 use super::quota::{Accounts, Limits};
 use super::table::{Block, Table};
-
-/// Locks; blocks that are moved at the same time should rarely have the same one.
-const STRIPES: usize = 64;
 
 /// The overlay of all exports: clusters, tables, locks.
 #[derive(Debug)]
@@ -21,27 +18,20 @@ pub(super) struct Overlay {
     clusters: SharedFile,
     /// The number of the first cluster that was never used.
     pub(super) free: SharedWords,
-    pub(super) exports: ExportTables,
-    pub(super) tables: Arc<SharedFile>,
-    stripes: Vec<SharedMutex<0>>,
-    /// For each stripe two words: the cluster that its holder fills or frees, plus one, or 0; and
-    /// the position of the block's word in the file of the tables. Read by the next holder if that
-    /// one was killed.
-    pub(super) pending: SharedWords,
+    pub(super) tables: SharedBlockMaps,
+    /// A holder notes the cluster that it fills or frees.
+    pub(super) locks: BlockLocks,
     /// If there are limits.
     pub(super) accounts: Option<Accounts>,
     /// Whether the file system can punch holes.
     frees: bool,
 }
 
-/// A stripe that is locked for moving one block.
+/// A block that is locked for moving it.
 #[derive(Debug)]
 pub(super) struct Stripe<'a> {
     overlay: &'a Overlay,
-    number: usize,
-    /// Of the block.
-    word: u64,
-    _locked: Locked<'a, 0>,
+    lock: BlockLock<'a>,
 }
 
 impl Stripe<'_> {
@@ -56,24 +46,13 @@ impl Stripe<'_> {
         cluster: u64,
         change: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        let [pending, word] = self.overlay.pending_of(self.number);
-        word.store(self.word, Ordering::Relaxed);
-        // Release: the word above is visible first.
-        pending.store(cluster.saturating_add(1), Ordering::Release);
-        let result = change();
-        match &result {
-            Ok(_) => pending.store(0, Ordering::Release),
-            Err(_) => self.overlay.reclaim(self.number),
-        }
-        result
+        self.lock.change(cluster, change, |unfinished| self.overlay.reclaim(unfinished))
     }
 
     /// Leaves `cluster` pending, as a killed worker does.
     #[cfg(test)]
     pub(super) fn abandon(self, cluster: u64) {
-        let [pending, word] = self.overlay.pending_of(self.number);
-        word.store(self.word, Ordering::Relaxed);
-        pending.store(cluster + 1, Ordering::Relaxed);
+        self.lock.abandon(cluster);
     }
 }
 
@@ -100,11 +79,8 @@ impl Overlay {
             frees: clusters.punch_hole(0, block_size).is_ok(),
             clusters,
             free: SharedWords::new(1)?,
-            exports: ExportTables::new()?,
-            // As long as it will ever be, so that no worker ever changes its length.
-            tables: Arc::new(SharedFile::in_memory("cow-tables", ALL_TABLES)?),
-            stripes: (0..STRIPES).map(|_| SharedMutex::new([])).collect::<Result<_>>()?,
-            pending: SharedWords::new(2 * STRIPES)?,
+            tables: SharedBlockMaps::new("cow", block_size)?,
+            locks: BlockLocks::new()?,
             accounts: limits.any().then(|| Accounts::new(limits)).transpose()?,
         })
     }
@@ -124,59 +100,21 @@ impl Overlay {
         self.frees
     }
 
-    /// The number and the table of an export whose disk has `size` bytes.
-    ///
-    /// # Errors
-    /// Those of [`ExportTables::find`].
-    pub(super) fn table(&self, export: &str, size: u64) -> Result<(usize, Table)> {
-        let blocks = size.div_ceil(self.block_size);
-        let (number, base) = self.exports.find(export, size, blocks)?;
-        Ok((number, Table::new(Arc::clone(&self.tables), base, blocks)))
-    }
-
-    /// The table of an export that was opened before.
-    ///
-    /// # Errors
-    /// EIO.
-    pub(super) fn table_of(&self, number: usize) -> Result<Table> {
-        let (size, base) = self.exports.get(number, self.block_size)?;
-        Ok(Table::new(Arc::clone(&self.tables), base, size.div_ceil(self.block_size)))
-    }
-
     /// Holds up others who want to move this block.
     pub(super) fn lock(&self, table: &Table, block: u64) -> Stripe<'_> {
-        // The base is a multiple of a power of two; its upper bits tell tables apart.
-        let mixed = (table.base() >> 20).wrapping_add(block);
-        let number = (mixed % STRIPES as u64) as usize;
-        let locked = self.stripes[number].lock();
-        if self.pending_of(number)[0].load(Ordering::Acquire) != 0 {
-            // The last holder was killed.
-            self.reclaim(number);
-        }
-        Stripe { overlay: self, number, word: table.word(block), _locked: locked }
+        let lock = self.locks.lock(table, block, |unfinished| self.reclaim(unfinished));
+        Stripe { overlay: self, lock }
     }
 
-    /// The two words of a stripe in `pending`.
-    fn pending_of(&self, stripe: usize) -> [&AtomicU64; 2] {
-        [&self.pending[2 * stripe], &self.pending[2 * stripe + 1]]
-    }
-
-    /// Frees the pending cluster of a stripe unless the table refers to it. The caller holds the
-    /// stripe.
-    fn reclaim(&self, stripe: usize) {
-        let [pending, word] = self.pending_of(stripe);
-        let Some(cluster) = pending.load(Ordering::Acquire).checked_sub(1) else { return };
-        let mut bytes = [0; size_of::<u64>()];
-        let at = word.load(Ordering::Relaxed).checked_mul(bytes.len() as u64);
-        let read = at.map(|at| self.tables.read_at(&mut bytes, at));
-        let state = Block::decode(u64::from_ne_bytes(bytes));
+    /// Frees the cluster of a change that was not completed unless the table refers to it.
+    fn reclaim(&self, unfinished: Unfinished) {
+        let cluster = unfinished.note;
         // If the word cannot be read, the cluster is kept.
-        let is_used = !matches!(read, Some(Ok(())))
-            || matches!(state, Ok(Block::Present(it) | Block::Unfreed(it)) if it == cluster);
-        if !is_used {
-            let _ = self.free(cluster);
+        let Some(word) = self.tables.word_at(unfinished.position) else { return };
+        match Block::decode(word) {
+            Ok(Block::Present(it) | Block::Unfreed(it)) if it == cluster => {}
+            _ => drop(self.free(cluster)),
         }
-        pending.store(0, Ordering::Release);
     }
 
     /// The number of a cluster that was never used. If it is not used now either, it is lost, which

@@ -19,7 +19,7 @@ use nbdkit_api::shared::{Locked, SharedMutex, SharedWords};
 use nbdkit_api::{Errno, Error, Result};
 
 use super::overlay::Overlay;
-use super::table::{Block, Cursor};
+use super::table::{self, Block, Cursor};
 
 /// An account that a worker is changing, or was changing when it was killed.
 const UNKNOWN: u64 = u64::MAX;
@@ -107,7 +107,7 @@ impl Quota {
         if known != UNKNOWN {
             return Ok(known);
         }
-        let count = self.overlay.table_of(number)?.count()?;
+        let count = table::count(&self.overlay.tables.get(number)?)?;
         word.store(count, Ordering::Relaxed);
         Ok(count)
     }
@@ -126,7 +126,7 @@ impl Quota {
         }
         if let Some(most) = accounts.limits.total {
             let mut sum = more.saturating_add(reserved);
-            for number in 0..self.overlay.exports.count() {
+            for number in 0..self.overlay.tables.count() {
                 sum = sum.saturating_add(self.count(number)?);
             }
             if sum > most {

@@ -170,7 +170,7 @@ fn the_reservation_of_a_killed_worker_is_cleared() {
 #[test]
 fn the_cluster_that_a_killed_worker_was_filling_is_freed() {
     let (_disk, below, overlay, blocks) = bare(6);
-    let table = overlay.table("", 64 * BLOCK).unwrap().1;
+    let table = overlay.tables.open::<Block>("", 64 * BLOCK).unwrap().1;
     blocks.write(&below, Data::Bytes(&[1; BLOCK as usize]), 0).unwrap();
     let Block::Present(published) = table.cursor().load(0).unwrap().0 else { panic!("written") };
     for (block, cluster, left) in [
@@ -182,7 +182,7 @@ fn the_cluster_that_a_killed_worker_was_filling_is_freed() {
         overlay.lock(&table, block).abandon(cluster);
         drop(overlay.lock(&table, block));
         assert_eq!(used(&overlay), left, "{block}");
-        assert_eq!(overlay.pending[0].load(Ordering::Relaxed), 0);
+        assert!(overlay.locks.are_clean());
     }
     // Killed after the table was changed, before the cluster was freed.
     table.cursor().store(0, Block::Trimmed(Some(published))).unwrap();

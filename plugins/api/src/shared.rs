@@ -3,17 +3,29 @@
 //!
 //! - [`SharedFile`]: bytes, sparse, in memory (memfd) or in an unlinked temporary file.
 //! - [`SharedWords`]: an array of atomic 64-bit words.
+//! - [`SharedBlockMaps`], [`SharedBlockMap`]: for each export a word per block of its disk, and
+//!   [`BlockLocks`] for changing what a word stands for.
 //! - [`SharedMutex`]: a few words under a lock that a killed worker cannot wedge (`presence`: who
 //!   is alive).
 //!
 //! Make them up to `get_ready`; what is made later is seen by one process only. Another worker may
 //! have been taken over by its client: what is read from shared state is checked like any input.
 
+mod access;
+mod blocks;
+#[cfg(test)]
+mod deaths;
+mod exports;
 pub mod file;
+mod futex;
 pub mod map;
 pub mod mutex;
 mod presence;
+mod stripes;
 
+pub use blocks::{BlockCursor, BlockState, Present, SharedBlockMap};
+pub use exports::SharedBlockMaps;
 pub use file::{SharedFile, seek_extents};
 pub use map::SharedWords;
 pub use mutex::{Locked, SharedMutex};
+pub use stripes::{BlockLock, BlockLocks, Unfinished};

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::probe::Need::{Filter, Plugin};
 use crate::row::Ready::PidFile;
-use crate::row::{Row, Stop, check, typed};
+use crate::row::{Row, SERIAL, Stop, check, typed};
 use crate::vmware::COMPILE;
 
 const READY: crate::row::Ready = PidFile("nbdkit.pid");
@@ -31,7 +31,8 @@ const ROWS: &[Row] = &[
     .needs(&[Plugin("curl"), Filter("readahead"), Filter("retry")])
     .tools(&["qemu-img"])
     .serves(READY, IMPORT, STOP)
-    .prints(IMPORTED),
+    .prints(IMPORTED)
+    .says(SERIAL),
     typed(
         "CDI: StartNbdkit of its first version with a curl plugin, before filters",
         "nbdkit --foreground --readonly --exit-with-parent -U {dir}/nbdkit.sock --pidfile {dir}/nbdkit.pid \
@@ -60,7 +61,8 @@ const ROWS: &[Row] = &[
     .tools(&["qemu-img", "xz"])
     .before("xz -k disk.img")
     .serves(READY, IMPORT, STOP)
-    .prints(IMPORTED),
+    .prints(IMPORTED)
+    .says(SERIAL),
     typed(
         "CDI: AddFilter(NbdkitGzipFilter)",
         "nbdkit --foreground --readonly --exit-with-parent -U {dir}/nbdkit.sock --pidfile {dir}/nbdkit.pid \
@@ -70,7 +72,8 @@ const ROWS: &[Row] = &[
     .tools(&["qemu-img"])
     .before("gzip -k disk.img")
     .serves(READY, IMPORT, STOP)
-    .prints(IMPORTED),
+    .prints(IMPORTED)
+    .says(SERIAL),
     typed(
         "CDI: AddFilter(NbdkitTarFilter), for registry images",
         "nbdkit --foreground --readonly --exit-with-parent -U {dir}/nbdkit.sock --pidfile {dir}/nbdkit.pid \

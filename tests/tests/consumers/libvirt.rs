@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::probe::Need::{Filter, Plugin};
 use crate::row::Ready::Socket;
-use crate::row::{Row, Stop, check, typed};
+use crate::row::{Row, SERIAL, Stop, check, typed};
 
 const STOP: Stop = Stop::Signal(Signal::SIGTERM);
 
@@ -93,7 +93,8 @@ const DISKS: &[Row] = &[
     .needs(&[Plugin("curl"), Filter("readahead")])
     .tools(&["qemu-img"])
     .serves(Socket("nbdkit-disk-0.socket"), COMPARE, STOP)
-    .prints(&["Images are identical."]),
+    .prints(&["Images are identical."])
+    .says(SERIAL),
     typed(
         "libvirt: disk-network-ssh-password.args.disk0, and nobody listens there",
         "nbdkit --unix {dir}/nbdkit-disk-0.socket --foreground ssh host=127.0.0.1 port={port} path={dir}/disk.img \

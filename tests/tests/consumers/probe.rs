@@ -30,7 +30,6 @@ const MISSING_HERE: &[Need] = &[
     Filter("multi-conn"),
     Filter("partition"),
     Filter("rate"),
-    Filter("readahead"),
     Filter("tar"),
     Filter("xz"),
 ];

@@ -128,6 +128,9 @@ impl Row {
     }
 }
 
+/// What the readahead filter says where requests come one at a time, such as on curl and retry.
+pub(crate) const SERIAL: &[&str] = &["readahead: warning: underlying plugin does not support"];
+
 /// Runs every row on Debian's server and on the one under test, all of them even if some fail.
 pub(crate) fn check(rows: &[Row]) {
     let under_test = Binary::under_test();

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use crate::libvirt::SSHD;
 use crate::probe::Need::{Filter, Plugin};
 use crate::row::Ready::PidFile;
-use crate::row::{Row, Stop, check, typed};
+use crate::row::{Row, SERIAL, Stop, check, typed};
 use crate::vmware::COMPILE;
 
 const READY: crate::row::Ready = PidFile("nbdkit1.pid");
@@ -149,7 +149,8 @@ const RUNS: &[Row] = &[
     .tools(&["nbdsh", "sshd", "ssh-keygen"])
     .before(SSHD)
     .serves(READY, CONVERT_AND_END_SSHD, STOP)
-    .prints(&["consumers"]),
+    .prints(&["consumers"])
+    .says(SERIAL),
     typed(
         "virt-v2v -it vddk, with no more filters than cow",
         "nbdkit --exit-with-parent --foreground --pidfile {dir}/nbdkit1.pid --unix {dir}/in0 --threads 16 \

@@ -9,6 +9,7 @@ mod command_line;
 mod filters;
 mod handshake;
 mod plugins;
+mod readahead;
 mod replaced;
 mod retry;
 mod scripts;
@@ -24,6 +25,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("handshake.rs"),
         include_str!("plugins.rs"),
         include_str!("replaced.rs"),
+        include_str!("readahead.rs"),
         include_str!("retry.rs"),
         include_str!("scripts.rs"),
         include_str!("transmission.rs"),

@@ -10,7 +10,7 @@
 //! is a process that holds the record lock of its own number ([`super::presence`]), which the
 //! kernel releases with it, and nobody but a user of the same mutexes can have.
 
-#![expect(unsafe_code, reason = "the futex system call")]
+#![forbid(unsafe_code)]
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -20,16 +20,21 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::error::Result;
-use crate::shared::SharedWords;
 use crate::shared::presence::{self, Presence};
+use crate::shared::{SharedWords, access, futex};
 
 /// After so long a waiter looks whether the holder lives.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// Where the number of the bank is among the words, and where the banks begin.
+const BANK: usize = 1;
+const BANKS: usize = 2;
+
 /// `N` words that one thread of one process at a time sees and changes.
 #[derive(Debug)]
 pub struct SharedMutex<const N: usize> {
-    /// Word 0 is the futex (its low half on little-endian machines), the rest is the data.
+    /// The futex, the number of the bank that is in force, and two banks of data. A holder writes
+    /// the other bank, and then its number: killed in between, it has changed nothing.
     words: SharedWords,
     /// Which of this process's threads may try: so that a mutex held in this process's name is held
     /// by nobody, if another thread may try. A fork has its own; it must be made while no thread
@@ -44,17 +49,23 @@ impl<const N: usize> SharedMutex<N> {
     /// # Errors
     /// ENOMEM, EMFILE.
     pub fn new(words: [u64; N]) -> Result<SharedMutex<N>> {
-        let map = SharedWords::new(N + 1)?;
-        for (shared, word) in map[1..].iter().zip(words) {
+        let mutex = SharedMutex {
+            words: SharedWords::new(BANKS + 2 * N)?,
+            turn: Mutex::new(()),
+            presence: presence::of_mutexes()?,
+        };
+        for (shared, word) in mutex.bank(0).iter().zip(words) {
             shared.store(word, Ordering::Relaxed);
         }
-        Ok(SharedMutex { words: map, turn: Mutex::new(()), presence: presence::of_mutexes()? })
+        Ok(mutex)
+    }
+
+    fn bank(&self, number: u64) -> &[AtomicU64] {
+        &self.words[BANKS + (number & 1) as usize * N..][..N]
     }
 
     fn futex(&self) -> &AtomicU32 {
-        let word: *const AtomicU64 = &self.words[0];
-        // SAFETY: the 8 bytes of word 0 are only ever used as this one aligned 32-bit atomic.
-        unsafe { &*word.cast::<AtomicU32>() }
+        futex::in_word(&self.words[0])
     }
 
     /// Waits until no other thread holds the mutex. The words are written back when the result is
@@ -62,11 +73,12 @@ impl<const N: usize> SharedMutex<N> {
     pub fn lock(&self) -> Locked<'_, N> {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let (held, recovered) = acquire(self.futex(), self.presence);
+        let bank = access::load(&self.words[BANK]);
         let mut values = [0; N];
-        for (value, word) in values.iter_mut().zip(&self.words[1..]) {
-            *value = word.load(Ordering::Relaxed);
+        for (value, word) in values.iter_mut().zip(self.bank(bank)) {
+            *value = access::peek(word);
         }
-        Locked { mutex: self, values, held, recovered, _turn: turn }
+        Locked { mutex: self, values, bank, held, recovered, _turn: turn }
     }
 }
 
@@ -75,6 +87,8 @@ impl<const N: usize> SharedMutex<N> {
 pub struct Locked<'a, const N: usize> {
     mutex: &'a SharedMutex<N>,
     values: [u64; N],
+    /// The bank that they come from.
+    bank: u64,
     /// The state as this holder has made it.
     held: State,
     recovered: bool,
@@ -82,8 +96,9 @@ pub struct Locked<'a, const N: usize> {
 }
 
 impl<const N: usize> Locked<'_, N> {
-    /// True if the last holder died or panicked: its changes were not written back, so the words
-    /// are as they were before it took the mutex, but what it did elsewhere may be half done.
+    /// True if the last holder died or panicked. The words are as they were before it took the
+    /// mutex or, if it died while it let go, as it has left them: all of them. What it did elsewhere
+    /// may be half done.
     pub fn recovered(&self) -> bool {
         self.recovered
     }
@@ -107,9 +122,11 @@ impl<const N: usize> Drop for Locked<'_, N> {
     fn drop(&mut self) {
         let failed = std::thread::panicking();
         if !failed {
-            for (word, value) in self.mutex.words[1..].iter().zip(self.values) {
-                word.store(value, Ordering::Relaxed);
+            let other = !self.bank & 1;
+            for (word, value) in self.mutex.bank(other).iter().zip(self.values) {
+                access::put(word, value);
             }
+            access::store(&self.mutex.words[BANK], other);
         }
         release(self.mutex.futex(), self.held, failed);
     }
@@ -180,7 +197,7 @@ fn acquire(futex: &AtomicU32, presence: &Presence) -> (State, bool) {
             }
         }
         waited = true;
-        let timed_out = wait(futex, seen.0, PATIENCE) == Err(Errno::ETIMEDOUT);
+        let timed_out = futex::wait(futex, seen.0, PATIENCE) == Err(Errno::ETIMEDOUT);
         let now = State(futex.load(Ordering::Relaxed));
         dead = (timed_out && now == seen && !presence.is_here(seen.holder())).then_some(seen);
         seen = now;
@@ -188,10 +205,10 @@ fn acquire(futex: &AtomicU32, presence: &Presence) -> (State, bool) {
 }
 
 fn exchange(futex: &AtomicU32, from: State, to: State) -> std::result::Result<(), State> {
-    futex
-        .compare_exchange(from.0, to.0, Ordering::Acquire, Ordering::Relaxed)
-        .map(drop)
-        .map_err(State)
+    access::step();
+    let result = futex.compare_exchange(from.0, to.0, Ordering::Acquire, Ordering::Relaxed);
+    access::step();
+    result.map(drop).map_err(State)
 }
 
 /// Lets the futex go, `failed` without having written back, unless somebody wrote over it; wakes
@@ -204,30 +221,17 @@ fn release(futex: &AtomicU32, held: State, failed: bool) {
             break;
         }
         let free = seen.0 & State::TURNS | if failed { State::FAILED } else { 0 };
-        match futex.compare_exchange(seen.0, free, Ordering::Release, Ordering::Relaxed) {
+        access::step();
+        let result = futex.compare_exchange(seen.0, free, Ordering::Release, Ordering::Relaxed);
+        access::step();
+        match result {
             Ok(_) => break,
             Err(now) => seen = State(now),
         }
     }
     if seen.waited_for() {
-        wake(futex);
+        futex::wake(futex, 1);
     }
-}
-
-/// Waits while the futex is `value`, so long at most.
-fn wait(futex: &AtomicU32, value: u32, patience: Duration) -> std::result::Result<(), Errno> {
-    let timeout = libc::timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
-    // SAFETY: the word is mapped for as long as the reference lives, and is only read; the timeout
-    // is a structure of ours.
-    let result = unsafe {
-        libc::syscall(libc::SYS_futex, futex.as_ptr(), libc::FUTEX_WAIT, value, &raw const timeout)
-    };
-    Errno::result(result).map(drop)
-}
-
-fn wake(futex: &AtomicU32) {
-    // SAFETY: as above; the address is all that is used.
-    unsafe { libc::syscall(libc::SYS_futex, futex.as_ptr(), libc::FUTEX_WAKE, 1) };
 }
 
 #[cfg(test)]
@@ -236,27 +240,13 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
-    use nix::sys::wait::waitpid;
-    use nix::unistd::{ForkResult, fork};
-
-    /// A process of the same mutexes, which does this and ends.
-    fn in_a_fork(body: impl FnOnce()) -> nix::unistd::Pid {
-        // SAFETY: the child makes system calls and stores to memory, and ends without returning.
-        match unsafe { fork() }.unwrap() {
-            ForkResult::Parent { child } => child,
-            ForkResult::Child => {
-                body();
-                // SAFETY: has no preconditions.
-                unsafe { libc::_exit(0) }
-            }
-        }
-    }
+    use crate::shared::deaths::{self, Child};
 
     #[test]
     fn increments_from_many_threads_and_processes_are_not_lost() {
         let mutex = Arc::new(SharedMutex::new([0, 5]).unwrap());
         let add = |mutex: &SharedMutex<2>| (0..5_000).for_each(|_| mutex.lock()[0] += 1);
-        let processes: Vec<_> = (0..3).map(|_| in_a_fork(|| add(&mutex))).collect();
+        let processes: Vec<_> = (0..3).map(|_| Child::new(|| add(&mutex))).collect();
         let threads: Vec<_> = (0..3)
             .map(|_| {
                 let mutex = Arc::clone(&mutex);
@@ -267,7 +257,7 @@ mod tests {
             thread.join().unwrap();
         }
         for process in processes {
-            waitpid(process, None).unwrap();
+            process.join();
         }
         assert_eq!(*mutex.lock(), [30_000, 5]);
     }
@@ -275,12 +265,12 @@ mod tests {
     #[test]
     fn the_death_of_the_holder_is_noticed() {
         let mutex = SharedMutex::new([1]).unwrap();
-        let holder = in_a_fork(|| {
+        let holder = Child::new(|| {
             let mut locked = mutex.lock();
             locked[0] = 2;
             std::mem::forget(locked);
         });
-        waitpid(holder, None).unwrap();
+        holder.join();
         let locked = mutex.lock();
         assert!(locked.recovered());
         assert_eq!(*locked, [1]);
@@ -309,7 +299,7 @@ mod tests {
     fn a_living_holder_is_waited_for() {
         let mutex = SharedMutex::new([0]).unwrap();
         let (read, write) = nix::unistd::pipe().unwrap();
-        let holder = in_a_fork(|| {
+        let holder = Child::new(|| {
             let mut locked = mutex.lock();
             nix::unistd::write(&write, b"x").unwrap();
             // Longer than a waiter takes to look.
@@ -320,7 +310,7 @@ mod tests {
         let locked = mutex.lock();
         assert_eq!((*locked, locked.recovered()), ([7], false));
         drop(locked);
-        waitpid(holder, None).unwrap();
+        holder.join();
     }
 
     #[test]
@@ -335,5 +325,59 @@ mod tests {
         let locked = mutex.lock();
         assert!(locked.recovered());
         assert_eq!(*locked, [1]);
+    }
+
+    /// Both words change together, whenever a holder dies.
+    fn dies<const N: usize>(make: impl Fn() -> (SharedMutex<N>, Option<Child>)) {
+        let add = |mutex: &SharedMutex<N>| mutex.lock().iter_mut().for_each(|word| *word += 1);
+        deaths::at_every_step(
+            make,
+            |(mutex, _)| add(mutex),
+            |(mutex, holder), how| {
+                // Whoever waited for the dead one, and whoever comes later.
+                let other = Child::new(|| add(&mutex));
+                add(&mutex);
+                other.join();
+                let holders = u64::from(holder.is_some());
+                holder.into_iter().for_each(Child::join);
+                let words = *mutex.lock();
+                let others = words.iter().all(|word| *word == words[0]);
+                let added = words.iter().all(|word| (2..=3).contains(&(word - holders)));
+                assert!(others && added, "{how}: {words:?}");
+                assert!(!mutex.lock().recovered(), "{how}");
+            },
+        );
+    }
+
+    #[test]
+    fn a_holder_that_dies_at_any_step_changes_all_words_or_none() {
+        deaths::alone(
+            "shared::mutex::tests::a_holder_that_dies_at_any_step_changes_all_words_or_none",
+            || {
+                dies(|| (SharedMutex::new([0; 3]).unwrap(), None));
+                dies(|| (SharedMutex::new([]).unwrap(), None));
+            },
+        );
+    }
+
+    #[test]
+    fn a_waiter_that_dies_at_any_step_holds_up_nobody() {
+        deaths::alone(
+            "shared::mutex::tests::a_waiter_that_dies_at_any_step_holds_up_nobody",
+            || {
+                dies(|| {
+                    let mutex = SharedMutex::new([0; 3]).unwrap();
+                    let (read, write) = nix::unistd::pipe().unwrap();
+                    let holder = Child::new(|| {
+                        let mut locked = mutex.lock();
+                        nix::unistd::write(&write, b"x").unwrap();
+                        std::thread::sleep(PATIENCE + PATIENCE / 2);
+                        locked.iter_mut().for_each(|word| *word += 1);
+                    });
+                    nix::unistd::read(&read, &mut [0]).unwrap();
+                    (mutex, Some(holder))
+                });
+            },
+        );
     }
 }
