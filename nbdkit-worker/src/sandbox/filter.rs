@@ -25,7 +25,7 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
     if needs.network > Network::None {
         lists.push(policy::UNIX);
     }
-    if needs.network == Network::Inet {
+    if needs.network >= Network::Ports {
         lists.push(policy::INET);
     }
     if needs.programs {
@@ -41,15 +41,20 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
         refused(&[policy::ABSENT], libc::ENOSYS)?,
     ];
     // A filter that looks at arguments costs each call; only where there are such sockets.
-    if needs.endpoints_are_brokered() && needs.network < Network::Inet {
+    let bound_to_ports = needs.network == Network::Ports;
+    let bound_to_broker = needs.endpoints_are_brokered() && needs.network < Network::Ports;
+    if bound_to_broker || bound_to_ports {
         filters.push(refused(&[policy::FAST_OPEN], libc::EOPNOTSUPP)?);
+    }
+    if bound_to_ports {
+        filters.push(refused(&[policy::OTHER_TRANSPORTS], libc::EPROTONOSUPPORT)?);
     }
     if needs.programs {
         filters.push(refused(&[lists::TERMINAL], libc::EPERM)?);
         return Ok(filters);
     }
     let mut inaccessible = vec![policy::SHARED_MEMORY];
-    if !needs.opens_itself() && !opens_declared(needs) && needs.network < Network::Inet {
+    if !needs.opens_itself() && !opens_declared(needs) && needs.network < Network::Ports {
         inaccessible.push(policy::OPENING);
     }
     filters.push(refused(&inaccessible, libc::EACCES)?);
@@ -124,7 +129,7 @@ mod tests {
     /// All that a stack can need, one by one and together.
     fn stacks() -> Vec<Needs> {
         let mut stacks = vec![Needs::nothing()];
-        for network in [Network::Unix, Network::Inet] {
+        for network in [Network::Unix, Network::Ports, Network::Inet] {
             stacks.push(Needs::nothing().network(network));
         }
         stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Read));
@@ -133,6 +138,7 @@ mod tests {
         stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Look));
         stacks.push(Needs::nothing().programs());
         stacks.push(Needs::nothing().threads());
+        stacks.push(Needs::nothing().trust_roots());
         let all = stacks.iter().cloned().reduce(|mut all, needs| {
             all.merge(needs);
             all

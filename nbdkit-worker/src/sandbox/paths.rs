@@ -13,8 +13,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, RestrictSelfAttr,
-    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd,
+    RestrictSelfAttr, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError,
+    RulesetStatus, Scope,
 };
 use nbdkit_api::exports::MAX_EXPORTS;
 use nbdkit_api::needs::Network;
@@ -76,6 +77,9 @@ fn failed(error: RulesetError) -> Error {
     Error::new(Errno::EPERM, format!("landlock: {error}"))
 }
 
+/// The TCP port of name servers. RFC 7766.
+const DNS: u16 = 53;
+
 /// What to restrict is asked for as far as `abi` has it, of what we know ([`ABI::V6`]).
 fn ruleset(needs: &Needs, abi: ABI) -> std::result::Result<RulesetCreated, RulesetError> {
     let abi = abi.min(ABI::V6);
@@ -124,9 +128,20 @@ fn ruleset(needs: &Needs, abi: ABI) -> std::result::Result<RulesetCreated, Rules
             ruleset = allow(ruleset, path, rights)?;
         }
     }
-    if needs.network == Network::Inet {
-        for path in there(system::RESOLVER).chain(there(system::TLS)) {
+    if needs.network >= Network::Ports {
+        for path in there(system::RESOLVER) {
             ruleset = allow(ruleset, path, read())?;
+        }
+    }
+    if needs.network == Network::Inet || needs.trust_roots {
+        for path in there(system::TLS) {
+            ruleset = allow(ruleset, path, read())?;
+        }
+    }
+    if needs.network == Network::Ports && !net.is_empty() {
+        // Long answers of name servers come by TCP.
+        for port in needs.tcp_ports.iter().copied().chain([DNS]) {
+            ruleset = ruleset.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
         }
     }
     Ok(ruleset)

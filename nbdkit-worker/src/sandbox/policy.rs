@@ -248,14 +248,28 @@ const NO_FAMILY_OF_SERVERS: &[Test] = &[
     IsNot(0, c::AF_VSOCK as u64),
 ];
 
-/// To fail with EOPNOTSUPP where a broker connects, as where it is switched off: a socket that is
-/// not connected yet, or any more, would connect to another address without connect(2), which
-/// Landlock would notice. tcp(7), TCP fast open.
+/// To fail with EOPNOTSUPP where a broker connects or ports are declared, as where it is switched
+/// off: a socket that is not connected yet, or any more, would connect to another address without
+/// connect(2), which Landlock would notice. tcp(7), TCP fast open.
 #[rustfmt::skip]
 pub(super) const FAST_OPEN: &[Line] = &[
-    with(c::SYS_sendto, &[Has(3, c::MSG_FASTOPEN as u64)]),  // past what the broker connects to
-    with(c::SYS_sendmsg, &[Has(2, c::MSG_FASTOPEN as u64)]), // past what the broker connects to
+    with(c::SYS_sendto, &[Has(3, c::MSG_FASTOPEN as u64)]),  // past what is declared
+    with(c::SYS_sendmsg, &[Has(2, c::MSG_FASTOPEN as u64)]), // past what is declared
 ];
+
+/// To fail with EPROTONOSUPPORT where TCP ports are declared: Landlock restricts the ports of TCP
+/// sockets only.
+#[rustfmt::skip]
+pub(super) const OTHER_TRANSPORTS: &[Line] = &[
+    with(c::SYS_socket, &[Is(0, c::AF_INET as u64), IsNot(2, 0), IsNot(2, TCP), IsNot(2, UDP)]),  // MPTCP, SCTP
+    with(c::SYS_socket, &[Is(0, c::AF_INET6 as u64), IsNot(2, 0), IsNot(2, TCP), IsNot(2, UDP)]), // MPTCP, SCTP
+    with(c::SYS_socket, &[Is(0, c::AF_INET as u64), Has(1, NO_STREAM_OR_DATAGRAM)]),  // SCTP, DCCP by their types
+    with(c::SYS_socket, &[Is(0, c::AF_INET6 as u64), Has(1, NO_STREAM_OR_DATAGRAM)]), // SCTP, DCCP by their types
+];
+const TCP: u64 = c::IPPROTO_TCP as u64;
+const UDP: u64 = c::IPPROTO_UDP as u64;
+/// A bit that SOCK_SEQPACKET, SOCK_DCCP and SOCK_RDM have, and SOCK_STREAM and SOCK_DGRAM have not.
+const NO_STREAM_OR_DATAGRAM: u64 = 4;
 
 /// Need: threads of a plugin's own, and how such threads usually wait.
 #[rustfmt::skip]
