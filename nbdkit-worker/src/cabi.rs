@@ -10,6 +10,7 @@
 //! - [`search`]: which file a short name stands for;
 //! - [`library`]: opening it, its entry point and its debug flags;
 //! - [`table`]: the structure that it returns;
+//! - [`declaration`]: what it says that it needs, if it does;
 //! - [`plugin`] and [`connection`]: its callbacks as traits;
 //! - [`filter`]: the same for filters, with what they call the layer below by;
 //! - [`context`]: for whom a callback runs, and what it says about its failure;
@@ -17,6 +18,7 @@
 
 mod connection;
 mod context;
+mod declaration;
 mod filter;
 mod functions;
 pub(crate) mod library;

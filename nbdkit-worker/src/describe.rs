@@ -98,6 +98,7 @@ pub(crate) fn dump_plugin(stack: &Stack, model: ThreadModel) -> io::Result<()> {
         writeln!(out, "magic_config_key={key}")?;
     }
     plugin_callbacks(plugin, &mut out)?;
+    confinement(stack, &mut out)?;
     plugin.dump_plugin(&mut out)?;
     for filter in stack.filters() {
         writeln!(out, "{}_path={}", filter.name(), path(filter.file()).display())?;
@@ -111,4 +112,23 @@ pub(crate) fn dump_plugin(stack: &Stack, model: ThreadModel) -> io::Result<()> {
 fn plugin_callbacks(plugin: &dyn Plugin, out: &mut dyn Write) -> io::Result<()> {
     let members = plugin.file().map_or(plugin.callbacks(), |file| &file.members);
     members.iter().try_for_each(|member| writeln!(out, "has_{member}=1"))
+}
+
+/// How the stack is confined unless the command line says otherwise, and what it needs, as far as
+/// that is known before `config_complete`. Keys that nbdkit does not have.
+fn confinement(stack: &Stack, out: &mut dyn Write) -> io::Result<()> {
+    let needs = stack.needs(false);
+    writeln!(out, "sandbox={}", needs.level().as_str())?;
+    let isolation = stack.default_isolation().min(stack.isolation());
+    writeln!(out, "isolation={}", isolation.as_str())?;
+    let flags = [
+        ("programs", needs.programs),
+        ("shutdown", needs.shutdown && !needs.undeclared),
+        ("threads", needs.threads),
+        ("trust_roots", needs.trust_roots),
+    ];
+    for (flag, _) in flags.iter().filter(|(_, needed)| *needed) {
+        writeln!(out, "needs_{flag}=1")?;
+    }
+    Ok(())
 }

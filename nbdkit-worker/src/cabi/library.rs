@@ -61,6 +61,14 @@ impl Module {
         Ok(table)
     }
 
+    /// The address of an object of the library's; `None` if it has none of this name.
+    pub(super) fn data(&self, symbol: &str) -> Option<*const c_void> {
+        // SAFETY: the address of a symbol, whatever it is of; nothing is read here.
+        unsafe { self.library.get::<*const c_void>(symbol) }
+            .ok()
+            .map(|object| object.into_raw().cast_const())
+    }
+
     /// Sets the debug flags of the module `name`: global variables of the library.
     /// nbdkit-plugin(3), "Debug Flags".
     pub(super) fn set_debug_flags(&self, name: &str, flags: &[DebugFlag]) {

@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use nbdkit_api::needs::Network;
-use nbdkit_api::{Errno, Error, Needs, Result};
+use nbdkit_api::{Access, Errno, Error, Needs, Result};
 use nbdkit_sandbox_policy::{Action, Broken, Line, Program, Test, compile, compile_with, lists};
 
 use super::policy;
@@ -34,6 +34,12 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
         lists.push(policy::FILE);
     } else if needs.paths_are_brokered() {
         lists.push(policy::BROKERED);
+    }
+    if needs.paths.iter().any(|(_, access)| *access == Access::Write) {
+        lists.push(policy::TREE);
+    }
+    if needs.in_file {
+        lists.push(policy::IN_FILE);
     }
     let unknown = if needs.programs { Action::Fail(libc::ENOSYS) } else { Action::Trap };
     let mut filters = vec![
@@ -132,13 +138,15 @@ mod tests {
         for network in [Network::Unix, Network::Ports, Network::Inet] {
             stacks.push(Needs::nothing().network(network));
         }
-        stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Read));
+        stacks.push(Needs::nothing().path("/", Access::Read));
         stacks.push(Needs::nothing().declare(nbdkit_api::paths::Declared::file("/")));
         stacks.push(Needs::nothing().connect_to(nbdkit_api::Endpoint::unix("/").unwrap()));
-        stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Look));
+        stacks.push(Needs::nothing().path("/", Access::Look));
         stacks.push(Needs::nothing().programs());
         stacks.push(Needs::nothing().threads());
         stacks.push(Needs::nothing().trust_roots());
+        stacks.push(Needs { in_file: true, ..Needs::nothing() });
+        stacks.push(Needs::nothing().path("/", Access::Write));
         let all = stacks.iter().cloned().reduce(|mut all, needs| {
             all.merge(needs);
             all

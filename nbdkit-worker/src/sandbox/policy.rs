@@ -204,6 +204,52 @@ pub(super) const FILE: &[Line] = &[
     any(c::SYS_getcwd),           // the same
 ];
 
+/// Need: paths that are written by themselves: code in files, `--allow-path=PATH:rw`. Landlock
+/// restricts what they reach.
+#[rustfmt::skip]
+pub(super) const TREE: &[Line] = &[
+    any(c::SYS_mkdirat),          // mkdir(3)
+    any(c::SYS_unlinkat),         // unlink(3), rmdir(3)
+    any(c::SYS_renameat),         // glibc's rename(3) elsewhere than on x86_64
+    any(c::SYS_renameat2),        // std's and newer libraries' rename
+    any(c::SYS_linkat),           // a temporary file gets its name
+    any(c::SYS_symlinkat),        // symlink(3)
+    any(c::SYS_utimensat),        // touch
+    any(c::SYS_fchmod),           // modes of what was created
+    #[cfg(target_arch = "x86_64")] any(c::SYS_mkdir),   // glibc's mkdir(3)
+    #[cfg(target_arch = "x86_64")] any(c::SYS_rmdir),   // glibc's rmdir(3)
+    #[cfg(target_arch = "x86_64")] any(c::SYS_unlink),  // glibc's unlink(3)
+    #[cfg(target_arch = "x86_64")] any(c::SYS_rename),  // glibc's rename(3)
+    #[cfg(target_arch = "x86_64")] any(c::SYS_link),    // glibc's link(3)
+    #[cfg(target_arch = "x86_64")] any(c::SYS_symlink), // glibc's symlink(3)
+];
+
+/// Need: code in a file. What libraries in C call and what leads nowhere beyond the process.
+#[rustfmt::skip]
+pub(super) const IN_FILE: &[Line] = &[
+    any(c::SYS_dup),              // fdopen of a copy
+    any(c::SYS_dup3),             // glibc's dup2 elsewhere than on x86_64
+    #[cfg(target_arch = "x86_64")] any(c::SYS_dup2),    // glibc's dup2
+    with(c::SYS_fcntl, &[Is(1, c::F_DUPFD as u64)]),    // dup by number
+    with(c::SYS_fcntl, &[Is(1, c::F_SETLKW as u64)]),   // locks of files that are open
+    any(c::SYS_pselect6),         // libraries that wait for sockets
+    #[cfg(target_arch = "x86_64")] any(c::SYS_select),  // libraries that wait for sockets
+    any(c::SYS_eventfd2),         // libraries that wake themselves
+    any(c::SYS_getcwd),           // realpath(3)
+    any(c::SYS_readlinkat),       // realpath(3)
+    #[cfg(target_arch = "x86_64")] any(c::SYS_readlink), // realpath(3)
+    #[cfg(target_arch = "x86_64")] any(c::SYS_time),    // time(2) without a vDSO
+    #[cfg(target_arch = "x86_64")] any(c::SYS_pause),   // pause(3)
+    any(c::SYS_times),            // clock(3), profilers
+    with(c::SYS_getrusage, &[Is(0, c::RUSAGE_SELF as u64)]), // how much memory and time were used
+    any(c::SYS_getcpu),           // allocators
+    any(c::SYS_mincore),          // allocators
+    any(c::SYS_membarrier),       // lock-free libraries
+    any(c::SYS_getpriority),      // libraries ask
+    any(c::SYS_sched_getparam),   // thread attributes
+    any(c::SYS_sched_getscheduler), // thread attributes
+];
+
 /// Need: what a broker opens (the file and split plugins).
 #[rustfmt::skip]
 pub(super) const BROKERED: &[Line] = &[

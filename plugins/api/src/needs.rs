@@ -60,6 +60,8 @@ pub struct Needs {
     pub threads: bool,
     /// May stop the server for all clients (`nbdkit_shutdown`).
     pub shutdown: bool,
+    /// Has code of a file, which makes the calls that libraries in C make.
+    pub in_file: bool,
     /// Runs code that does not say what it needs: it cannot be confined strictly.
     pub undeclared: bool,
 }
@@ -72,7 +74,7 @@ impl Needs {
 
     /// What code needs that does not say: anything.
     pub fn undeclared() -> Needs {
-        Needs { undeclared: true, shutdown: true, ..Needs::default() }
+        Needs { undeclared: true, in_file: true, shutdown: true, ..Needs::default() }
     }
 
     /// One more path that [`paths::open`](crate::paths::open) opens.
@@ -193,6 +195,7 @@ impl Needs {
         self.programs |= other.programs;
         self.threads |= other.threads;
         self.shutdown |= other.shutdown;
+        self.in_file |= other.in_file;
         self.undeclared |= other.undeclared;
     }
 }

@@ -6,6 +6,7 @@ mod callbacks;
 mod confined;
 mod crashes;
 mod debian;
+mod declared;
 mod functions;
 mod headers;
 mod languages;
