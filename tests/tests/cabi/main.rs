@@ -7,6 +7,7 @@ mod confined;
 mod crashes;
 mod debian;
 mod declared;
+mod examples;
 mod functions;
 mod headers;
 mod languages;
