@@ -69,11 +69,13 @@ fn version_of(plugin: &dyn Plugin) -> Option<&str> {
     plugin.version().or_else(|| plugin.file().is_none().then_some(COMPATIBILITY))
 }
 
-/// Where a module's code is: its file, or this program.
-fn path(file: Option<&ModuleFile>) -> PathBuf {
+/// Where a module is: its file, or of a built-in one the file that is installed for it, or this
+/// program.
+fn path(what: &str, name: &str, file: Option<&ModuleFile>) -> PathBuf {
+    let program = || std::fs::read_link("/proc/self/exe").unwrap_or_default();
     match file {
         Some(file) => file.path.clone(),
-        None => std::fs::read_link("/proc/self/exe").unwrap_or_default(),
+        None => cabi::search::stand_in(what, name).unwrap_or_else(program),
     }
 }
 
@@ -82,7 +84,7 @@ pub(crate) fn dump_plugin(stack: &Stack, model: ThreadModel) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let plugin = stack.plugin();
     let file = plugin.file();
-    writeln!(out, "path={}", path(file).display())?;
+    writeln!(out, "path={}", path("plugin", plugin.name(), file).display())?;
     writeln!(out, "name={}", plugin.name())?;
     if let Some(version) = version_of(plugin) {
         writeln!(out, "version={version}")?;
@@ -101,8 +103,9 @@ pub(crate) fn dump_plugin(stack: &Stack, model: ThreadModel) -> io::Result<()> {
     confinement(stack, &mut out)?;
     plugin.dump_plugin(&mut out)?;
     for filter in stack.filters() {
-        writeln!(out, "{}_path={}", filter.name(), path(filter.file()).display())?;
-        writeln!(out, "{}_name={}", filter.name(), filter.name())?;
+        let name = filter.name();
+        writeln!(out, "{name}_path={}", path("filter", name, filter.file()).display())?;
+        writeln!(out, "{name}_name={name}")?;
         filter.dump_plugin(&mut out)?;
     }
     out.flush()

@@ -78,6 +78,9 @@ pub(crate) fn load_filter(
     flags: &[DebugFlag],
 ) -> Result<Box<dyn Filter>> {
     let module = Module::open("filter", name, path)?;
+    if module.stands_for_built_in() {
+        return module.built_in("filter", nbdkit_filters::load);
+    }
     let pointer = module.init("filter_init")?;
     // SAFETY: a filter's entry point returns a pointer to its table, by the interface.
     let marker = unsafe { table::marker(pointer) };

@@ -96,6 +96,9 @@ pub(crate) fn load_plugin(
     flags: &[DebugFlag],
 ) -> Result<Box<dyn Plugin>> {
     let module = Module::open("plugin", name, path)?;
+    if module.stands_for_built_in() {
+        return module.built_in("plugin", nbdkit_plugins::load);
+    }
     let table = module.init("plugin_init")?;
     // SAFETY: a plugin's entry point returns a pointer to its table, by the interface.
     let table = unsafe { PluginTable::copy(table) };

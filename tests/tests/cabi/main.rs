@@ -10,6 +10,7 @@ mod declared;
 mod examples;
 mod functions;
 mod headers;
+mod installed;
 mod languages;
 mod old;
 mod rust;
