@@ -64,6 +64,8 @@ extern "C" {
 #define NBDKITD_TRUST_ROOTS (1 << 4)
 /* What clients write is in memory of the process: a process that has crashed is not replaced by one without it. */
 #define NBDKITD_KEEPS_STATE (1 << 5)
+/* Connects to Unix domain sockets wherever they are. Rather than this, declare them. */
+#define NBDKITD_UNIX_SOCKETS (1 << 6)
 
 /* What is done beneath a path: open for reading and list, or also write, truncate, create and remove. */
 #define NBDKITD_READ  1
@@ -89,6 +91,9 @@ struct nbdkitd_needs {
    * restricts the port, from Linux 6.7 on, and not the address.
    */
   int (*tcp) (const struct nbdkitd_needs *needs, const char *host, unsigned port);
+
+  /* Flags that depend on the configuration, besides those of the structure. */
+  int (*flags) (const struct nbdkitd_needs *needs, uint64_t flags);
 };
 
 /* Whether the server has this function: for those that are added after version 1 came out. */

@@ -123,8 +123,8 @@ fn get_ready(
         }
         (_, possible) => possible.min(wanted),
     };
-    let replaceable = !stack.keeps_state();
     let needs = stack.checked_needs(configure.readonly).map_err(failed)?;
+    let replaceable = !stack.keeps_state();
     let (may_shutdown, programs, undeclared) = (needs.shutdown, needs.programs, needs.undeclared);
     let sandbox = Sandbox::new(configure.sandbox, needs, isolation);
     let mut sandbox = sandbox.allowing(&configure.allowed).map_err(failed)?;

@@ -4,12 +4,12 @@
 
 typedef char size_is_40[sizeof (struct nbdkitd_declaration) == 40 ? 1 : -1];
 typedef char needs_is_at_24[offsetof (struct nbdkitd_declaration, needs) == 24 ? 1 : -1];
-typedef char functions_are_32[sizeof (struct nbdkitd_needs) == 32 ? 1 : -1];
+typedef char functions_are_40[sizeof (struct nbdkitd_needs) == 40 ? 1 : -1];
 
 static int
 confine_needs (const struct nbdkitd_needs *needs, int readonly)
 {
-  return NBDKITD_HAS (needs, tcp) ? needs->path (needs, "/", readonly ? NBDKITD_READ : NBDKITD_WRITE) : -1;
+  return NBDKITD_HAS (needs, flags) ? needs->path (needs, "/", readonly ? NBDKITD_READ : NBDKITD_WRITE) : -1;
 }
 
 const struct nbdkitd_declaration nbdkitd_declaration = {

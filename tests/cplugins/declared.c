@@ -5,7 +5,7 @@
  * with a member that is N. -DOLD: an older one, that ends before warm_up. -DSILENT: needs fails without a word. -DIGNORE:
  * needs returns 0 whatever the server said. -DLOUD: warm_up fails.
  *
- * read=PATH, write=PATH, unix=PATH, tcp=PORT: declare that; "read=" and "tcp=" a null pointer. many=N: N paths.
+ * read=PATH, write=PATH, unix=PATH, tcp=PORT, flags=N: declare that; "read=" and "tcp=" a null pointer. many=N: N paths.
  *
  * "open PATH", "create PATH", "unlink PATH", "connect PORT" (of 127.0.0.1), "socket FAMILY TYPE PROTOCOL", "fork",
  * "shutdown", "pid" (which is not an errno).
@@ -67,7 +67,7 @@ declared_needs (const struct nbdkitd_needs *needs, int readonly)
   int failed = 0, i;
   unsigned n;
 
-  if (!NBDKITD_HAS (needs, tcp) || needs->struct_size != sizeof *needs) {
+  if (!NBDKITD_HAS (needs, flags) || needs->struct_size != sizeof *needs) {
     nbdkit_error ("the server's structure is of %d bytes", (int) needs->struct_size);
     return -1;
   }
@@ -78,6 +78,7 @@ declared_needs (const struct nbdkitd_needs *needs, int readonly)
     case 'r': failed |= needs->path (needs, value, NBDKITD_READ); break;
     case 'w': failed |= needs->path (needs, value, readonly ? NBDKITD_READ : NBDKITD_WRITE); break;
     case 'x': failed |= needs->path (needs, value, 77); break;
+    case 'f': failed |= needs->flags (needs, value != NULL ? strtoull (value, NULL, 0) : 0); break;
     case 'u': failed |= needs->unix_socket (needs, value); break;
     case 't': failed |= needs->tcp (needs, value != NULL ? "localhost" : NULL, value != NULL ? atoi (value) : 1); break;
     }

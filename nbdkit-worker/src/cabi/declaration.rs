@@ -8,64 +8,24 @@
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
+use nbdkit_abi::declaration::{self as abi, Flags, Functions, NeedsCallback, WarmUp};
 use nbdkit_api::{Access, Endpoint, Error, Isolation, Needs, Network, Result, quoted};
 
 use super::context;
 use super::library::Module;
 use super::plugin::{flush_streams, named};
 
-/// `NBDKITD_DECLARATION_VERSION`.
-const VERSION: u32 = 1;
-
 /// The symbol.
 const SYMBOL: &str = "nbdkitd_declaration";
-
-bitflags::bitflags! {
-    /// `NBDKITD_THREADS` and so on.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    struct Flags: u64 {
-        const THREADS = 1;
-        const PROGRAMS = 2;
-        const SHUTDOWN = 4;
-        const NETWORK = 8;
-        const TRUST_ROOTS = 16;
-        const KEEPS_STATE = 32;
-    }
-}
-
-type NeedsCallback = unsafe extern "C" fn(*const Functions, c_int) -> c_int;
-type WarmUp = unsafe extern "C" fn() -> c_int;
-
-/// `struct nbdkitd_declaration`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Table {
-    version: u32,
-    struct_size: u32,
-    flags: u64,
-    isolation: u32,
-    reserved: u32,
-    needs: Option<NeedsCallback>,
-    warm_up: Option<WarmUp>,
-}
-
-#[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<Table>() == 40 && std::mem::offset_of!(Table, needs) == 24);
-
-/// `struct nbdkitd_needs`.
-#[repr(C)]
-struct Functions {
-    struct_size: u64,
-    path: unsafe extern "C" fn(*const Functions, *const c_char, c_int) -> c_int,
-    unix_socket: unsafe extern "C" fn(*const Functions, *const c_char) -> c_int,
-    tcp: unsafe extern "C" fn(*const Functions, *const c_char, c_uint) -> c_int,
-}
 
 /// A declaration that has been checked.
 pub(super) struct Declaration {
     isolation: Isolation,
     flags: Flags,
+    /// What `needs` has declared besides.
+    configured: OnceLock<Flags>,
     needs: Option<NeedsCallback>,
     warm_up: Option<WarmUp>,
     /// For messages.
@@ -80,9 +40,9 @@ impl Declaration {
     pub(super) fn of(module: &Module) -> Result<Option<Declaration>> {
         let Some(table) = module.data(SYMBOL) else { return Ok(None) };
         // SAFETY: a module's object of this name is the structure, by the interface.
-        let table = unsafe { Table::copy(table) };
+        let table = unsafe { copy(table) };
         let declaration = table
-            .and_then(Table::check)
+            .and_then(check)
             .map_err(|why| Error::msg(format!("{}: {SYMBOL}: {why}", module.path.display())))?;
         Ok(Some(Declaration { path: module.path.clone(), ..declaration }))
     }
@@ -94,21 +54,13 @@ impl Declaration {
 
     /// Whether what clients write is in the memory of the process.
     pub(super) fn keeps_state(&self) -> bool {
-        self.flags.contains(Flags::KEEPS_STATE)
+        let configured = self.configured.get().copied().unwrap_or(Flags::empty());
+        (self.flags | configured).contains(Flags::KEEPS_STATE)
     }
 
     /// What is known before the module is configured.
     pub(super) fn needs(&self) -> Needs {
-        let any = self.flags.contains(Flags::NETWORK);
-        Needs {
-            in_file: true,
-            threads: self.flags.contains(Flags::THREADS),
-            programs: self.flags.contains(Flags::PROGRAMS),
-            shutdown: self.flags.contains(Flags::SHUTDOWN),
-            trust_roots: self.flags.contains(Flags::TRUST_ROOTS),
-            network: if any { Network::Inet } else { Network::None },
-            ..Needs::nothing()
-        }
+        needs_of(self.flags)
     }
 
     /// What the configured module needs: asks it for paths and endpoints.
@@ -128,7 +80,11 @@ impl Declaration {
         match (gathered.refused, failure) {
             (Some(why), _) => Err(Error::msg(format!("{}: {SYMBOL}: {why}", self.path.display()))),
             (None, Some(error)) => Err(error),
-            (None, None) => Ok(gathered.needs),
+            (None, None) => {
+                let _ = self.configured.set(gathered.flags);
+                gathered.needs.merge(needs_of(gathered.flags));
+                Ok(gathered.needs)
+            }
         }
     }
 
@@ -147,67 +103,100 @@ impl Declaration {
     }
 }
 
-impl Table {
-    /// Copies as much of the structure as there is; what an older module does not have is zero.
-    ///
-    /// # Errors
-    /// The size cannot be that of such a structure; a member that is not known here is not zero.
-    ///
-    /// # Safety
-    /// `table` points to a `struct nbdkitd_declaration`: its first two members, and as many bytes
-    /// as the second says.
-    unsafe fn copy(table: *const c_void) -> Result<Table, String> {
-        /// Up to the first callback: a structure without any.
-        const LEAST: usize = std::mem::offset_of!(Table, needs);
-        /// More than there will ever be.
-        const MOST: usize = 4096;
-        // SAFETY: the first two members are there, as the caller promises; neither need be aligned
-        // for this.
-        let [version, size] = unsafe { table.cast::<[u32; 2]>().read_unaligned() };
-        if version != VERSION {
-            return Err(format!(
-                "version {version} is not known to this server, which knows {VERSION}"
-            ));
-        }
-        let size = size as usize;
-        if !(LEAST..=MOST).contains(&size) {
-            return Err(format!("a size of {size} bytes is not that of a declaration"));
-        }
-        // SAFETY: so many bytes are there, as the caller promises, and nobody changes them.
-        let bytes = unsafe { std::slice::from_raw_parts(table.cast::<u8>(), size) };
-        let known = size.min(size_of::<Table>());
-        if bytes[known..].iter().any(|byte| *byte != 0) {
-            return Err("it asks for something that this server does not know".to_owned());
-        }
-        let mut copy = std::mem::MaybeUninit::<Table>::zeroed();
-        // SAFETY: `known` bytes are within both, and the copy is elsewhere. All bits zero are a
-        // valid value of every member, and so is what the module put there.
-        unsafe {
-            copy.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), known);
-            Ok(copy.assume_init())
-        }
+/// What the flags stand for.
+fn needs_of(flags: Flags) -> Needs {
+    let network = if flags.contains(Flags::NETWORK) {
+        Network::Inet
+    } else if flags.contains(Flags::UNIX_SOCKETS) {
+        Network::Unix
+    } else {
+        Network::None
+    };
+    Needs {
+        in_file: true,
+        threads: flags.contains(Flags::THREADS),
+        programs: flags.contains(Flags::PROGRAMS),
+        shutdown: flags.contains(Flags::SHUTDOWN),
+        trust_roots: flags.contains(Flags::TRUST_ROOTS),
+        network,
+        ..Needs::nothing()
     }
+}
 
-    /// Checks what the members say.
-    ///
-    /// # Errors
-    /// A flag or a kind of isolation that is not known here.
-    fn check(self) -> Result<Declaration, String> {
-        let Some(flags) = Flags::from_bits(self.flags) else {
-            let unknown = self.flags & !Flags::all().bits();
-            return Err(format!("flags {unknown:#x} are not known to this server"));
-        };
-        let isolation = match self.isolation {
-            1 => Isolation::Shared,
-            2 => Isolation::Connection,
-            other => return Err(format!("isolation {other} is not known to this server")),
-        };
-        if self.reserved != 0 {
-            return Err("it asks for something that this server does not know".to_owned());
-        }
-        let Table { needs, warm_up, .. } = self;
-        Ok(Declaration { isolation, flags, needs, warm_up, path: PathBuf::new() })
+/// Flags, if all are known here.
+///
+/// # Errors
+/// The others.
+fn known(flags: u64) -> Result<Flags, String> {
+    let unknown = flags & !Flags::all().bits();
+    Flags::from_bits(flags)
+        .ok_or_else(|| format!("flags {unknown:#x} are not known to this server"))
+}
+
+/// Copies as much of the structure as there is; what an older module does not have is zero.
+///
+/// # Errors
+/// The size cannot be that of such a structure; a member that is not known here is not zero.
+///
+/// # Safety
+/// `table` points to a `struct nbdkitd_declaration`: its first two members, and as many bytes
+/// as the second says.
+unsafe fn copy(table: *const c_void) -> Result<abi::Declaration, String> {
+    /// Up to the first callback: a structure without any.
+    const LEAST: usize = std::mem::offset_of!(abi::Declaration, needs);
+    /// More than there will ever be.
+    const MOST: usize = 4096;
+    // SAFETY: the first two members are there, as the caller promises; neither need be aligned
+    // for this.
+    let [version, size] = unsafe { table.cast::<[u32; 2]>().read_unaligned() };
+    if version != abi::VERSION {
+        return Err(format!(
+            "version {version} is not known to this server, which knows {}",
+            abi::VERSION
+        ));
     }
+    let size = size as usize;
+    if !(LEAST..=MOST).contains(&size) {
+        return Err(format!("a size of {size} bytes is not that of a declaration"));
+    }
+    // SAFETY: so many bytes are there, as the caller promises, and nobody changes them.
+    let bytes = unsafe { std::slice::from_raw_parts(table.cast::<u8>(), size) };
+    let known = size.min(size_of::<abi::Declaration>());
+    if bytes[known..].iter().any(|byte| *byte != 0) {
+        return Err("it asks for something that this server does not know".to_owned());
+    }
+    let mut copy = std::mem::MaybeUninit::<abi::Declaration>::zeroed();
+    // SAFETY: `known` bytes are within both, and the copy is elsewhere. All bits zero are a
+    // valid value of every member, and so is what the module put there.
+    unsafe {
+        copy.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), known);
+        Ok(copy.assume_init())
+    }
+}
+
+/// Checks what the members say.
+///
+/// # Errors
+/// A flag or a kind of isolation that is not known here.
+fn check(table: abi::Declaration) -> Result<Declaration, String> {
+    let flags = known(table.flags)?;
+    let isolation = match table.isolation {
+        abi::ISOLATION_SHARED => Isolation::Shared,
+        abi::ISOLATION_CONNECTION => Isolation::Connection,
+        other => return Err(format!("isolation {other} is not known to this server")),
+    };
+    if table.reserved != 0 {
+        return Err("it asks for something that this server does not know".to_owned());
+    }
+    let abi::Declaration { needs, warm_up, .. } = table;
+    Ok(Declaration {
+        isolation,
+        flags,
+        configured: OnceLock::new(),
+        needs,
+        warm_up,
+        path: PathBuf::new(),
+    })
 }
 
 /// What the callback has declared so far.
@@ -216,6 +205,7 @@ struct Gathered {
     /// What the module sees.
     functions: Functions,
     needs: Needs,
+    flags: Flags,
     count: usize,
     /// The first thing that cannot be used.
     refused: Option<String>,
@@ -223,9 +213,9 @@ struct Gathered {
 
 impl Gathered {
     fn new(needs: Needs) -> Gathered {
-        let functions =
-            Functions { struct_size: size_of::<Functions>() as u64, path, unix_socket, tcp };
-        Gathered { functions, needs, count: 0, refused: None }
+        let struct_size = size_of::<Functions>() as u64;
+        let functions = Functions { struct_size, path, unix_socket, tcp, flags };
+        Gathered { functions, needs, flags: Flags::empty(), count: 0, refused: None }
     }
 
     /// Adds what `declare` makes of the needs so far. Returns what C gets.
@@ -285,8 +275,8 @@ unsafe extern "C" fn path(needs: *const Functions, path: *const c_char, access: 
             return Err(format!("a path of {} bytes is too long", path.as_os_str().len()));
         }
         match access {
-            1 => Ok(needs.path(path, Access::Read)),
-            2 => Ok(needs.path(path, Access::Write)),
+            abi::READ => Ok(needs.path(path, Access::Read)),
+            abi::WRITE => Ok(needs.path(path, Access::Write)),
             other => Err(format!("access {other} to {shown} is not known to this server")),
         }
     })
@@ -331,4 +321,22 @@ unsafe extern "C" fn tcp(needs: *const Functions, host: *const c_char, port: c_u
             _ => Err(format!("there is no TCP port {port} of {host}")),
         }
     })
+}
+
+/// `nbdkitd_needs.flags`.
+///
+/// # Safety
+/// As [`path`], without a string.
+unsafe extern "C" fn flags(needs: *const Functions, flags: u64) -> c_int {
+    // SAFETY: what the callback was given is the beginning of a Gathered that may be written.
+    let Some(gathered) = (unsafe { needs.cast_mut().cast::<Gathered>().as_mut() }) else {
+        return -1;
+    };
+    let mut more = Flags::empty();
+    let result = gathered.add(|needs| {
+        more = known(flags)?;
+        Ok(needs)
+    });
+    gathered.flags |= more;
+    result
 }

@@ -2,4 +2,5 @@
 //! server that reads them (`nbdkit-worker/src/cabi/`) and plugins in files that fill them
 //! (`plugins/export/`). Layouts and numbers, and no code that calls anything.
 
+pub mod declaration;
 pub mod plugin;

@@ -65,6 +65,7 @@ fn a_malformed_declaration_is_one_line_and_no_server() {
         (&[], &["many=513"], "more than 512 paths and endpoints are declared"),
         (&[], &["many=1000000"], "more than 512 paths and endpoints are declared"),
         (&[], &["unix=sock"], "sock: the path is not absolute"),
+        (&[], &["flags=0x80"], "flags 0x80 are not known to this server"),
         (&[], &["tcp="], "a host has no name"),
         (&[], &["tcp=0"], "there is no TCP port 0 of localhost"),
         (&[], &["tcp=65536"], "there is no TCP port 65536 of localhost"),
@@ -167,6 +168,10 @@ fn only_a_module_that_declares_it_stops_the_server() {
     // The reply may or may not come before the end.
     let _ = connect(&declared).call(&Ask::write(0, "shutdown"));
     assert!(declared.wait().success());
+    // A flag that depends on the configuration.
+    let mut configured = server(&[], &["flags=4"]);
+    let _ = connect(&configured).call(&Ask::write(0, "shutdown"));
+    assert!(configured.wait().success());
     let undeclared = server(&[], &[]);
     let mut client = connect(&undeclared);
     let _ = client.call(&Ask::write(0, "shutdown"));
