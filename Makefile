@@ -31,12 +31,22 @@ export NBDKIT_LISTENER_USER = $(LISTENER_USER)
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 RELEASE = $(TARGET)/release
 
-.PHONY: all build run test surroundings bench red-team listener-user fuzz fuzz-sessions lint install clean
+# What is installed for each built-in plugin and filter: see plugins/built-in.
+BUILT_IN_FILE ?= $(RELEASE)/libnbdkit_built_in.so
+
+.PHONY: all build built-in run test surroundings bench red-team listener-user fuzz fuzz-sessions lint install install-files clean
 
 all: build
 
 build:
 	$(CARGO) build $(CARGOFLAGS) --release --workspace --exclude nbdkit-bench --bins
+	$(MAKE) --no-print-directory built-in
+
+# The file that stands for a built-in module, a shared library of a few kilobytes. PROFILE= makes it in target/debug.
+built-in: PROFILE ?= --release
+built-in:
+	$(CARGO) rustc $(CARGOFLAGS) $(PROFILE) -p nbdkit-built-in --crate-type cdylib -- \
+	    -C panic=abort -C strip=symbols -C link-arg=-nostdlib
 
 # Makes a small ext4 image with a file in it, serves it, and has a real client read that file back.
 run:
@@ -119,6 +129,13 @@ lint:
 	$(CARGO) tree $(CARGOFLAGS) --manifest-path fuzz/Cargo.toml > /dev/null
 
 install: build
+	$(MAKE) --no-print-directory install-files
+
+# As install, of what has been built: RELEASE is where the programs are. Each built-in module gets a file where libvirt,
+# scripts and people look for it. The worker knows their names; who builds for another machine gives them as
+# BUILT_IN="plugin file filter cow ...".
+install-files: BUILT_IN ?= $(shell $(RELEASE)/nbdkit-worker --built-in)
+install-files:
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(UNITDIR)
 	install -m 755 $(RELEASE)/nbdkit $(DESTDIR)$(SBINDIR)/nbdkit
 	install -m 755 $(RELEASE)/nbdkit-worker $(RELEASE)/nbdkit-worker-psk $(RELEASE)/nbdkit-spawner $(DESTDIR)$(LIBEXECDIR)/
@@ -131,6 +148,12 @@ install: build
 	    include/nbdkit.pc.in > $(DESTDIR)$(PKGCONFIGDIR)/nbdkit.pc
 	sed 's|@SBINDIR@|$(SBINDIR)|g' systemd/nbdkit@.service > $(DESTDIR)$(UNITDIR)/nbdkit@.service
 	install -m 644 systemd/nbdkit@.socket $(DESTDIR)$(UNITDIR)/nbdkit@.socket
+	set -e; set -- $(BUILT_IN); [ $$# -gt 0 ]; \
+	while [ $$# -gt 0 ]; do \
+	    case $$1 in plugin) directory=$(PLUGINDIR) ;; filter) directory=$(FILTERDIR) ;; *) exit 1 ;; esac; \
+	    install -m 644 $(BUILT_IN_FILE) "$(DESTDIR)$$directory/nbdkit-$$2-$$1.so"; \
+	    shift 2; \
+	done
 
 clean:
 	$(CARGO) clean

@@ -9,7 +9,8 @@
 //!
 //! - [`search`]: which file a short name stands for;
 //! - [`library`]: opening it, its entry point and its debug flags;
-//! - [`table`]: the structure that it returns;
+//! - [`table`]: the structure that it returns, which is in a crate of its own;
+//! - [`declaration`]: what it says that it needs, if it does;
 //! - [`plugin`] and [`connection`]: its callbacks as traits;
 //! - [`filter`]: the same for filters, with what they call the layer below by;
 //! - [`context`]: for whom a callback runs, and what it says about its failure;
@@ -17,12 +18,14 @@
 
 mod connection;
 mod context;
+mod declaration;
 mod filter;
 mod functions;
 pub(crate) mod library;
 mod plugin;
 pub(crate) mod search;
-mod table;
+
+use nbdkit_abi::plugin as table;
 
 pub(crate) use filter::load_filter;
 pub(crate) use plugin::load_plugin;

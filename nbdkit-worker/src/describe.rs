@@ -69,11 +69,13 @@ fn version_of(plugin: &dyn Plugin) -> Option<&str> {
     plugin.version().or_else(|| plugin.file().is_none().then_some(COMPATIBILITY))
 }
 
-/// Where a module's code is: its file, or this program.
-fn path(file: Option<&ModuleFile>) -> PathBuf {
+/// Where a module is: its file, or of a built-in one the file that is installed for it, or this
+/// program.
+fn path(what: &str, name: &str, file: Option<&ModuleFile>) -> PathBuf {
+    let program = || std::fs::read_link("/proc/self/exe").unwrap_or_default();
     match file {
         Some(file) => file.path.clone(),
-        None => std::fs::read_link("/proc/self/exe").unwrap_or_default(),
+        None => cabi::search::stand_in(what, name).unwrap_or_else(program),
     }
 }
 
@@ -82,7 +84,7 @@ pub(crate) fn dump_plugin(stack: &Stack, model: ThreadModel) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let plugin = stack.plugin();
     let file = plugin.file();
-    writeln!(out, "path={}", path(file).display())?;
+    writeln!(out, "path={}", path("plugin", plugin.name(), file).display())?;
     writeln!(out, "name={}", plugin.name())?;
     if let Some(version) = version_of(plugin) {
         writeln!(out, "version={version}")?;
@@ -98,10 +100,12 @@ pub(crate) fn dump_plugin(stack: &Stack, model: ThreadModel) -> io::Result<()> {
         writeln!(out, "magic_config_key={key}")?;
     }
     plugin_callbacks(plugin, &mut out)?;
+    confinement(stack, &mut out)?;
     plugin.dump_plugin(&mut out)?;
     for filter in stack.filters() {
-        writeln!(out, "{}_path={}", filter.name(), path(filter.file()).display())?;
-        writeln!(out, "{}_name={}", filter.name(), filter.name())?;
+        let name = filter.name();
+        writeln!(out, "{name}_path={}", path("filter", name, filter.file()).display())?;
+        writeln!(out, "{name}_name={name}")?;
         filter.dump_plugin(&mut out)?;
     }
     out.flush()
@@ -111,4 +115,23 @@ pub(crate) fn dump_plugin(stack: &Stack, model: ThreadModel) -> io::Result<()> {
 fn plugin_callbacks(plugin: &dyn Plugin, out: &mut dyn Write) -> io::Result<()> {
     let members = plugin.file().map_or(plugin.callbacks(), |file| &file.members);
     members.iter().try_for_each(|member| writeln!(out, "has_{member}=1"))
+}
+
+/// How the stack is confined unless the command line says otherwise, and what it needs, as far as
+/// that is known before `config_complete`. Keys that nbdkit does not have.
+fn confinement(stack: &Stack, out: &mut dyn Write) -> io::Result<()> {
+    let needs = stack.needs(false);
+    writeln!(out, "sandbox={}", needs.level().as_str())?;
+    let isolation = stack.default_isolation().min(stack.isolation());
+    writeln!(out, "isolation={}", isolation.as_str())?;
+    let flags = [
+        ("programs", needs.programs),
+        ("shutdown", needs.shutdown && !needs.undeclared),
+        ("threads", needs.threads),
+        ("trust_roots", needs.trust_roots),
+    ];
+    for (flag, _) in flags.iter().filter(|(_, needed)| *needed) {
+        writeln!(out, "needs_{flag}=1")?;
+    }
+    Ok(())
 }

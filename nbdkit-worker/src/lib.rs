@@ -25,6 +25,7 @@ mod settings;
 mod template;
 mod tls;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use nbdkit_ipc::{Channel, inherited, title};
@@ -41,7 +42,10 @@ pub fn main_with_pre_shared_keys() -> ExitCode {
 }
 
 fn run(pre_shared_keys: Option<tls::MakeSessions>) -> ExitCode {
-    let mut args = std::env::args().skip(1);
+    let mut args = std::env::args().skip(1).peekable();
+    if args.peek().is_some_and(|first| first == "--built-in") {
+        return print_built_in();
+    }
     let (Some(Ok(number)), None) = (args.next().map(|arg| arg.parse()), args.next()) else {
         eprintln!("nbdkit-worker: this program is started by nbdkit and is of no use on its own");
         return ExitCode::FAILURE;
@@ -53,6 +57,20 @@ fn run(pre_shared_keys: Option<tls::MakeSessions>) -> ExitCode {
         Ok(fd) => template::run(Channel::from_fd(fd), pre_shared_keys),
         Err(error) => {
             eprintln!("nbdkit-worker: control channel {number}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// For "make install": the kind and the name of each built-in module, a line each.
+fn print_built_in() -> ExitCode {
+    let plugins = nbdkit_plugins::names().map(|name| format!("plugin {name}\n"));
+    let filters = nbdkit_filters::names().map(|name| format!("filter {name}\n"));
+    let lines: String = plugins.chain(filters).collect();
+    match std::io::stdout().write_all(lines.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nbdkit-worker: standard output: {error}");
             ExitCode::FAILURE
         }
     }

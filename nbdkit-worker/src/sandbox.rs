@@ -49,18 +49,14 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// `wanted`: what the command line says. Otherwise a stack of built-in modules, which declares
-    /// its needs, is confined strictly, one of them that runs programs as programs can be, and one
-    /// with code that does not declare its needs as far as code can be of which nothing is known.
+    /// `wanted`: what the command line says; otherwise the level follows from the needs
+    /// ([`Needs::level`]).
     pub(crate) fn new(wanted: Option<Level>, needs: Needs, isolation: Isolation) -> Sandbox {
-        let usual = if needs.undeclared {
-            Level::Compat
-        } else if needs.programs {
-            Level::Programs
-        } else {
-            Level::Strict
-        };
-        let level = wanted.unwrap_or(usual);
+        let level = wanted.unwrap_or(match needs.level() {
+            nbdkit_api::Level::Strict => Level::Strict,
+            nbdkit_api::Level::Programs => Level::Programs,
+            nbdkit_api::Level::Compat => Level::Compat,
+        });
         match level {
             Level::Off => say("--sandbox=off: clients are served without a sandbox"),
             Level::Compat if needs.undeclared => {
@@ -69,6 +65,7 @@ impl Sandbox {
             Level::Programs => debug!("sandbox=programs: scripts work as the final user's do"),
             Level::Compat | Level::Strict => {}
         }
+        debug!("sandbox={} isolation={}", name(level), isolation.as_str());
         let shared = isolation == Isolation::Shared;
         let demanded = wanted == Some(Level::Strict);
         Sandbox { level, demanded, needs, shared, filters: has_filters(), given_up: None }

@@ -118,8 +118,8 @@ fn get_ready(
         }
         (_, possible) => possible.min(wanted),
     };
+    let needs = stack.checked_needs(configure.readonly).map_err(failed)?;
     let replaceable = !stack.keeps_state();
-    let needs = stack.needs(configure.readonly);
     let (may_shutdown, programs, undeclared) = (needs.shutdown, needs.programs, needs.undeclared);
     let sandbox = Sandbox::new(configure.sandbox, needs, isolation);
     let mut sandbox = sandbox.allowing(&configure.allowed).map_err(failed)?;
@@ -257,6 +257,7 @@ fn enter(
         (broker, links.opening)
     });
     layer.after_fork()?;
+    layer.warm_up()?;
     let broker = broker.map(|(broker, links)| (broker, open_through(links, sandbox)));
     if capabilities && broker.is_some() {
         privileges::drop_capabilities(&sandbox.files(), swap, &[])?;

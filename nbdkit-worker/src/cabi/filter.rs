@@ -34,6 +34,7 @@ pub(super) use self::next::with;
 pub(super) use self::table::NextPointer;
 use self::table::{BackendPointer, Head, Middle, Table};
 use super::context::{Served, enter, failure};
+use super::declaration::Declaration;
 use super::functions::keep_forever;
 use super::functions::lists::CExports;
 use super::library::Module;
@@ -57,6 +58,7 @@ unsafe impl Sync for Callbacks {}
 struct CFilter {
     callbacks: Arc<Callbacks>,
     file: ModuleFile,
+    declaration: Option<Declaration>,
     name: String,
     longname: Option<String>,
     description: Option<String>,
@@ -76,6 +78,9 @@ pub(crate) fn load_filter(
     flags: &[DebugFlag],
 ) -> Result<Box<dyn Filter>> {
     let module = Module::open("filter", name, path)?;
+    if module.stands_for_built_in() {
+        return module.built_in("filter", nbdkit_filters::load);
+    }
     let pointer = module.init("filter_init")?;
     // SAFETY: a filter's entry point returns a pointer to its table, by the interface.
     let marker = unsafe { table::marker(pointer) };
@@ -138,6 +143,7 @@ impl CFilter {
                 "filter.name must begin with an ASCII alphanumeric and contain only those and dashes",
             );
         }
+        let declaration = Declaration::of(module)?;
         let file = ModuleFile {
             path: module.path.clone(),
             api_version: head.api_version,
@@ -148,6 +154,7 @@ impl CFilter {
         Ok(CFilter {
             callbacks: Arc::new(Callbacks { head, table }),
             file,
+            declaration,
             name,
             longname,
             description,
@@ -292,14 +299,35 @@ impl Filter for CFilter {
         dump(self.middle().and_then(|middle| middle.dump_plugin), out)
     }
 
+    fn warm_up(&self) -> Result<()> {
+        self.declaration.as_ref().map_or(Ok(()), Declaration::warm_up)
+    }
+
     fn needs(&self, mut below: Needs) -> Needs {
-        below.merge(Needs::undeclared());
+        let own = self.declaration.as_ref().map_or_else(Needs::undeclared, Declaration::needs);
+        below.merge(own);
         below
+    }
+
+    fn checked_needs(&self, mut below: Needs, readonly: bool) -> Result<Needs> {
+        match &self.declaration {
+            Some(declaration) => below.merge(declaration.checked_needs(readonly)?),
+            None => below = self.needs(below),
+        }
+        Ok(below)
+    }
+
+    fn isolation(&self) -> Isolation {
+        self.declaration.as_ref().map_or(Isolation::Connection, Declaration::isolation)
     }
 
     /// Code that was written for one process may keep what it likes in its memory.
     fn default_isolation(&self) -> Isolation {
-        Isolation::Shared
+        self.declaration.as_ref().map_or(Isolation::Shared, Declaration::isolation)
+    }
+
+    fn keeps_state(&self) -> bool {
+        self.declaration.as_ref().is_some_and(Declaration::keeps_state)
     }
 
     fn preconnect(&self, below: &Arc<Layer>, client: &Arc<Client>, readonly: bool) -> Result<()> {

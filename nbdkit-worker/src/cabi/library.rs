@@ -61,6 +61,35 @@ impl Module {
         Ok(table)
     }
 
+    /// The address of an object of the library's; `None` if it has none of this name.
+    pub(super) fn data(&self, symbol: &str) -> Option<*const c_void> {
+        // SAFETY: the address of a symbol, whatever it is of; nothing is read here.
+        unsafe { self.library.get::<*const c_void>(symbol) }
+            .ok()
+            .map(|object| object.into_raw().cast_const())
+    }
+
+    /// Whether this is the file that `make install` puts where people look for a built-in plugin or
+    /// filter, `plugins/built-in`.
+    pub(super) fn stands_for_built_in(&self) -> bool {
+        self.data("nbdkitd_built_in").is_some()
+    }
+
+    /// What such a file stands for, by its name: `NAME` of `nbdkit-NAME-plugin.so`, with `load`,
+    /// which knows those that there are.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub(super) fn built_in<T>(&self, what: &str, load: impl Fn(&str) -> Option<T>) -> Result<T> {
+        let name = self.path.file_name().and_then(OsStr::to_str).and_then(|name| {
+            name.strip_prefix("nbdkit-")?.strip_suffix(".so")?.strip_suffix(what)?.strip_suffix('-')
+        });
+        name.and_then(load).ok_or_else(|| {
+            let path = self.path.display();
+            Error::msg(format!("{path}: no built-in {what} has this name (nbdkit-NAME-{what}.so)"))
+        })
+    }
+
     /// Sets the debug flags of the module `name`: global variables of the library.
     /// nbdkit-plugin(3), "Debug Flags".
     pub(super) fn set_debug_flags(&self, name: &str, flags: &[DebugFlag]) {

@@ -16,6 +16,7 @@ use nbdkit_ipc::messages::DebugFlag;
 
 use super::connection::CConnection;
 use super::context::{self, Served};
+use super::declaration::Declaration;
 use super::functions::keep_forever;
 use super::functions::lists::CExports;
 use super::library::Module;
@@ -74,6 +75,7 @@ impl Callbacks {
 struct CPlugin {
     callbacks: Arc<Callbacks>,
     file: ModuleFile,
+    declaration: Option<Declaration>,
     thread_model_limit: ThreadModel,
     name: String,
     longname: Option<String>,
@@ -94,6 +96,9 @@ pub(crate) fn load_plugin(
     flags: &[DebugFlag],
 ) -> Result<Box<dyn Plugin>> {
     let module = Module::open("plugin", name, path)?;
+    if module.stands_for_built_in() {
+        return module.built_in("plugin", nbdkit_plugins::load);
+    }
     let table = module.init("plugin_init")?;
     // SAFETY: a plugin's entry point returns a pointer to its table, by the interface.
     let table = unsafe { PluginTable::copy(table) };
@@ -154,6 +159,7 @@ impl CPlugin {
         let Some(thread_model_limit) = ThreadModel::from_number(table.thread_model_limit) else {
             return refuse(&format!("unknown thread model {}", table.thread_model_limit));
         };
+        let declaration = Declaration::of(module)?;
         let file = ModuleFile {
             path: module.path.clone(),
             api_version: table.api_version,
@@ -164,6 +170,7 @@ impl CPlugin {
         Ok(CPlugin {
             callbacks: Arc::new(Callbacks { table }),
             file,
+            declaration,
             thread_model_limit,
             name,
             longname,
@@ -317,13 +324,32 @@ impl Plugin for CPlugin {
         dump(self.callbacks.table.dump_plugin, out)
     }
 
+    fn warm_up(&self) -> Result<()> {
+        self.declaration.as_ref().map_or(Ok(()), Declaration::warm_up)
+    }
+
     fn needs(&self, _readonly: bool) -> Needs {
-        Needs::undeclared()
+        self.declaration.as_ref().map_or_else(Needs::undeclared, Declaration::needs)
+    }
+
+    fn checked_needs(&self, readonly: bool) -> Result<Needs> {
+        match &self.declaration {
+            Some(declaration) => declaration.checked_needs(readonly),
+            None => Ok(self.needs(readonly)),
+        }
+    }
+
+    fn isolation(&self) -> Isolation {
+        self.declaration.as_ref().map_or(Isolation::Connection, Declaration::isolation)
     }
 
     /// Code that was written for one process may keep what it likes in its memory.
     fn default_isolation(&self) -> Isolation {
-        Isolation::Shared
+        self.declaration.as_ref().map_or(Isolation::Shared, Declaration::isolation)
+    }
+
+    fn keeps_state(&self) -> bool {
+        self.declaration.as_ref().is_some_and(Declaration::keeps_state)
     }
 
     fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {

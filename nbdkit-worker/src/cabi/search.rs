@@ -38,14 +38,17 @@ pub(crate) fn filter(name: &OsStr) -> PathBuf {
     first("filter", ".so", name, option_env!("NBDKIT_FILTERDIR"))
 }
 
+/// The file that stands for a built-in module, `what` being `plugin` or `filter`, if it is where
+/// "make install" puts it.
+pub(crate) fn stand_in(what: &str, name: &str) -> Option<PathBuf> {
+    let directory = directories(what, own(what)).next()?;
+    Some(directory.join(format!("nbdkit-{name}-{what}.so"))).filter(|path| path.exists())
+}
+
 /// The names of what is installed, `what` being `plugin` or `filter`, in alphabetical order.
 pub(crate) fn installed(what: &str) -> Vec<String> {
-    let own = match what {
-        "plugin" => option_env!("NBDKIT_PLUGINDIR"),
-        _ => option_env!("NBDKIT_FILTERDIR"),
-    };
     let suffix = format!("-{what}");
-    let mut names: Vec<String> = directories(what, own)
+    let mut names: Vec<String> = directories(what, own(what))
         .filter_map(|directory| std::fs::read_dir(directory).ok())
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -59,6 +62,14 @@ pub(crate) fn installed(what: &str) -> Vec<String> {
     names.sort_unstable();
     names.dedup();
     names
+}
+
+/// Our own directory, if the build says where it is.
+fn own(what: &str) -> Option<&'static str> {
+    match what {
+        "plugin" => option_env!("NBDKIT_PLUGINDIR"),
+        _ => option_env!("NBDKIT_FILTERDIR"),
+    }
 }
 
 /// Our own directory, then the distribution's.

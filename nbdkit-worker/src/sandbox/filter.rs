@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use nbdkit_api::needs::Network;
-use nbdkit_api::{Needs, Result};
+use nbdkit_api::{Access, Needs, Result};
 use nbdkit_sandbox::lists;
 use nbdkit_sandbox::seccomp::{
     Action, Line, Program, Test, compile, compile_with, install_in_all_threads, with_number,
@@ -23,13 +23,16 @@ use super::{failed, policy};
 pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
     let mut lists = policy::EVERY_STACK.to_vec();
     lists.push(policy::TEMPLATE);
+    if needs.in_file || needs.programs {
+        lists.push(policy::IN_FILE);
+    }
     if needs.threads || needs.programs || needs.network > Network::None {
         lists.push(policy::THREADS);
     }
     if needs.network > Network::None {
         lists.push(policy::UNIX);
     }
-    if needs.network == Network::Inet {
+    if needs.network >= Network::Ports {
         lists.push(policy::INET);
     }
     if needs.programs {
@@ -39,21 +42,29 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
     } else if needs.paths_are_brokered() {
         lists.push(policy::BROKERED);
     }
+    if needs.paths.iter().any(|(_, access)| *access == Access::Write) {
+        lists.push(policy::TREE);
+    }
     let unknown = if needs.programs { Action::Fail(libc::ENOSYS) } else { Action::Trap };
     let mut filters = vec![
         compile(&lists, unknown, Action::Allow).map_err(failed)?,
         refused(&[policy::ABSENT], libc::ENOSYS)?,
     ];
     // A filter that looks at arguments costs each call; only where there are such sockets.
-    if needs.endpoints_are_brokered() && needs.network < Network::Inet {
+    let bound_to_ports = needs.network == Network::Ports;
+    let bound_to_broker = needs.endpoints_are_brokered() && needs.network < Network::Ports;
+    if bound_to_broker || bound_to_ports {
         filters.push(refused(&[policy::FAST_OPEN], libc::EOPNOTSUPP)?);
+    }
+    if bound_to_ports {
+        filters.push(refused(&[policy::OTHER_TRANSPORTS], libc::EPROTONOSUPPORT)?);
     }
     if needs.programs {
         filters.push(refused(&[lists::TERMINAL], libc::EPERM)?);
         return Ok(filters);
     }
     let mut inaccessible = vec![policy::SHARED_MEMORY];
-    if !needs.opens_itself() && !opens_declared(needs) && needs.network < Network::Inet {
+    if !needs.opens_itself() && !opens_declared(needs) && needs.network < Network::Ports {
         inaccessible.push(policy::OPENING);
     }
     filters.push(refused(&inaccessible, libc::EACCES)?);
@@ -123,15 +134,18 @@ mod tests {
     /// All that a stack can need, one by one and together.
     fn stacks() -> Vec<Needs> {
         let mut stacks = vec![Needs::nothing()];
-        for network in [Network::Unix, Network::Inet] {
+        for network in [Network::Unix, Network::Ports, Network::Inet] {
             stacks.push(Needs::nothing().network(network));
         }
-        stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Read));
+        stacks.push(Needs::nothing().path("/", Access::Read));
         stacks.push(Needs::nothing().declare(nbdkit_api::paths::Declared::file("/")));
         stacks.push(Needs::nothing().connect_to(nbdkit_api::Endpoint::unix("/").unwrap()));
-        stacks.push(Needs::nothing().path("/", nbdkit_api::Access::Look));
+        stacks.push(Needs::nothing().path("/", Access::Look));
         stacks.push(Needs::nothing().programs());
         stacks.push(Needs::nothing().threads());
+        stacks.push(Needs::nothing().trust_roots());
+        stacks.push(Needs { in_file: true, ..Needs::nothing() });
+        stacks.push(Needs::nothing().path("/", Access::Write));
         let all = stacks.iter().cloned().reduce(|mut all, needs| {
             all.merge(needs);
             all

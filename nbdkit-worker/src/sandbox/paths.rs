@@ -20,6 +20,9 @@ use nbdkit_sandbox::landlock::{self, AccessFs, BitFlags, READ, Restricts};
 
 use super::failed;
 
+/// The TCP port of name servers. RFC 7766.
+const DNS: u16 = 53;
+
 /// The rules of a stack, not yet in force.
 pub(super) struct Rules {
     rules: landlock::Rules,
@@ -39,6 +42,12 @@ impl Rules {
         for (path, rights) in allowed(needs) {
             if !rules.allow(&path, rights).map_err(failed)? {
                 debug!("sandbox: no rule for {}, which cannot be opened", path.display());
+            }
+        }
+        if needs.network == Network::Ports {
+            // Long answers of name servers come by TCP.
+            for port in needs.tcp_ports.iter().copied().chain([DNS]) {
+                rules.allow_connect(port).map_err(failed)?;
             }
         }
         let others = rules.for_all_threads(version).map_err(failed)?;
@@ -93,8 +102,10 @@ fn allowed(needs: &Needs) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
         let written = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
         of_system(system::DEVICES, written);
     }
-    if needs.network == Network::Inet {
+    if needs.network >= Network::Ports {
         of_system(system::RESOLVER, READ);
+    }
+    if needs.network == Network::Inet || needs.trust_roots {
         of_system(system::TLS, READ);
     }
     if needs.programs {

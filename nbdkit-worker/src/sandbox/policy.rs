@@ -19,21 +19,24 @@ mod runtime;
 mod shared;
 mod template;
 mod threads;
+mod tree;
 
 use nbdkit_sandbox::seccomp::Line;
 
 pub(super) use compat::{FAMILIES, STARTING};
 pub(super) use files::{BROKERED, FILE, OPENING};
-pub(super) use network::{FAST_OPEN, INET, UNIX};
+pub(super) use in_file::IN_FILE;
+pub(super) use network::{FAST_OPEN, INET, OTHER_TRANSPORTS, UNIX};
 pub(super) use programs::PROGRAMS;
 pub(super) use runtime::ABSENT;
 pub(super) use shared::SHARED_MEMORY;
 pub(super) use template::{CHILDREN, GIVEN_UP, PASSING, TEMPLATE};
 pub(super) use threads::THREADS;
+pub(super) use tree::TREE;
 
 /// Every stack: it serves a client from what is open, and shares state with other workers.
-pub(super) const EVERY_STACK: [&[Line]; 5] =
-    [client::CLIENT, disk::DISK, shared::SHARED, runtime::RUNTIME, in_file::IN_FILE];
+pub(super) const EVERY_STACK: [&[Line]; 4] =
+    [client::CLIENT, disk::DISK, shared::SHARED, runtime::RUNTIME];
 
 /// The bit of clone(2) that makes a thread and not a process.
 const THREAD: u64 = libc::CLONE_THREAD as u64;

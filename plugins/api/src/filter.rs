@@ -83,6 +83,14 @@ pub trait Filter: Send + Sync {
         Ok(())
     }
 
+    /// See [`Plugin::warm_up`](crate::Plugin::warm_up).
+    ///
+    /// # Errors
+    /// The server stops.
+    fn warm_up(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Called once in the template after the last client has gone, before the layer below.
     fn cleanup(&self, below: &Arc<Layer>) {
         let _ = below;
@@ -120,6 +128,17 @@ pub trait Filter: Send + Sync {
     /// [`Needs::read_only`].
     fn needs(&self, below: Needs) -> Needs {
         below
+    }
+
+    /// As [`needs`](Self::needs), of code whose declaration has to be checked: see
+    /// [`Plugin::checked_needs`](crate::Plugin::checked_needs). `readonly`: no client may write
+    /// (`-r`).
+    ///
+    /// # Errors
+    /// The declaration cannot be used; the server does not start.
+    fn checked_needs(&self, below: Needs, readonly: bool) -> Result<Needs> {
+        let _ = readonly;
+        Ok(self.needs(below))
     }
 
     /// How clients may be divided over processes as far as this filter is concerned.

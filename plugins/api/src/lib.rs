@@ -44,7 +44,7 @@ pub use extents::{Extent, ExtentKind, Extents};
 pub use filter::{Filter, NextConfig, Slot};
 pub use layer::OpenLayer;
 pub use module::ModuleFile;
-pub use needs::{Access, Isolation, Needs, Network};
+pub use needs::{Access, Isolation, Level, Needs, Network};
 pub use next::Next;
 pub use plugin::{Connection, Open, Plugin};
 pub use quote::quoted;

@@ -1,5 +1,6 @@
 //! What the processes of a stack may touch, as data: the sandbox opens these and nothing else.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::endpoints::Endpoint;
@@ -19,8 +20,9 @@ pub enum Access {
     RemoveDirs,
 }
 
-/// Which sockets a worker may make by itself: what `--allow-net` allows. What a plugin connects to
-/// it declares ([`Needs::connect_to`]).
+/// Which sockets a worker may make by itself: what `--allow-net` allows, and what code in a file
+/// declares, which cannot ask a broker. What a built-in plugin connects to it declares
+/// ([`Needs::connect_to`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Network {
     /// None.
@@ -28,6 +30,8 @@ pub enum Network {
     None,
     /// Unix domain sockets.
     Unix,
+    /// TCP to [`Needs::tcp_ports`], UDP and name resolution, and Unix domain sockets.
+    Ports,
     /// TCP, UDP and name resolution, and Unix domain sockets.
     Inet,
 }
@@ -46,12 +50,18 @@ pub struct Needs {
     pub paths: Vec<(PathBuf, Access)>,
     /// Sockets.
     pub network: Network,
+    /// The TCP ports that code connects to by itself, where `network` is [`Network::Ports`].
+    pub tcp_ports: BTreeSet<u16>,
+    /// Reads the system's certificates of authorities: a library that speaks TLS.
+    pub trust_roots: bool,
     /// Runs programs: fork and exec of what the system's directories hold.
     pub programs: bool,
     /// Starts threads of its own (those of the server's pool do not count).
     pub threads: bool,
     /// May stop the server for all clients (`nbdkit_shutdown`).
     pub shutdown: bool,
+    /// Has code of a file, which makes the calls that libraries in C make.
+    pub in_file: bool,
     /// Runs code that does not say what it needs: it cannot be confined strictly.
     pub undeclared: bool,
 }
@@ -64,7 +74,7 @@ impl Needs {
 
     /// What code needs that does not say: anything.
     pub fn undeclared() -> Needs {
-        Needs { undeclared: true, shutdown: true, ..Needs::default() }
+        Needs { undeclared: true, in_file: true, shutdown: true, ..Needs::default() }
     }
 
     /// One more path that [`paths::open`](crate::paths::open) opens.
@@ -109,7 +119,20 @@ impl Needs {
     /// Whether code of the stack opens paths in other ways than by
     /// [`paths::open`](crate::paths::open).
     pub fn opens_itself(&self) -> bool {
-        self.programs || self.paths.iter().any(|(_, access)| *access > Access::Look)
+        self.programs
+            || self.trust_roots
+            || self.paths.iter().any(|(_, access)| *access > Access::Look)
+    }
+
+    /// How closely a stack with these needs can be confined. The one place where that is decided.
+    pub fn level(&self) -> Level {
+        if self.undeclared {
+            Level::Compat
+        } else if self.programs {
+            Level::Programs
+        } else {
+            Level::Strict
+        }
     }
 
     /// One more path.
@@ -147,17 +170,86 @@ impl Needs {
         self
     }
 
+    /// May connect to this TCP port by itself, and look up names.
+    #[must_use]
+    pub fn tcp_port(mut self, port: u16) -> Needs {
+        self.tcp_ports.insert(port);
+        self.network(Network::Ports)
+    }
+
+    /// May read the system's certificates of authorities.
+    #[must_use]
+    pub fn trust_roots(mut self) -> Needs {
+        self.trust_roots = true;
+        self
+    }
+
     /// The union with another layer's needs.
     pub fn merge(&mut self, other: Needs) {
         self.declared.extend(other.declared);
         self.endpoints.extend(other.endpoints);
         self.paths.extend(other.paths);
         self.network = self.network.max(other.network);
+        self.tcp_ports.extend(other.tcp_ports);
+        self.trust_roots |= other.trust_roots;
         self.programs |= other.programs;
         self.threads |= other.threads;
         self.shutdown |= other.shutdown;
+        self.in_file |= other.in_file;
         self.undeclared |= other.undeclared;
     }
 }
 
+/// How closely a stack is confined unless the command line says otherwise: `--sandbox`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Everything that the stack touches is declared, and nothing else can be touched.
+    Strict,
+    /// The stack runs programs, which work as those of the final user do.
+    Programs,
+    /// The stack has code that does not declare what it needs.
+    Compat,
+}
+
+impl Level {
+    /// As `--sandbox` has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Strict => "strict",
+            Level::Programs => "programs",
+            Level::Compat => "compat",
+        }
+    }
+}
+
 pub use nbdkit_common::Isolation;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_confined_layer_decides_the_level() {
+        let level = |layers: &[Needs]| {
+            let mut needs = Needs::nothing();
+            layers.iter().for_each(|layer| needs.merge(layer.clone()));
+            needs.level()
+        };
+        let declared = Needs::nothing().path("/", Access::Write).tcp_port(443).trust_roots();
+        let (programs, undeclared) = (Needs::nothing().programs(), Needs::undeclared());
+        assert_eq!(level(&[]), Level::Strict);
+        assert_eq!(level(&[declared.clone(), Needs::nothing().shutdown()]), Level::Strict);
+        assert_eq!(level(&[declared.clone(), programs.clone()]), Level::Programs);
+        assert_eq!(level(&[programs, undeclared, declared]), Level::Compat);
+    }
+
+    #[test]
+    fn ports_of_two_layers_are_both_allowed_and_any_port_is_more_than_some() {
+        let mut needs = Needs::nothing().tcp_port(80);
+        needs.merge(Needs::nothing().tcp_port(443));
+        assert_eq!(needs.network, Network::Ports);
+        assert_eq!(needs.tcp_ports, BTreeSet::from([80, 443]));
+        needs.merge(Needs::nothing().network(Network::Inet));
+        assert_eq!(needs.network, Network::Inet);
+    }
+}

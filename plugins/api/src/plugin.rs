@@ -18,9 +18,9 @@ use crate::value::Value;
 /// A plugin, from `load` (its constructor) to `unload`.
 ///
 /// The order of calls is nbdkit's: `config` for each parameter, `config_complete`,
-/// `thread_model`, `get_ready` as the invoking user; `after_fork` once privileges are dropped; then
-/// for each client `preconnect`, `list_exports`, `default_export` and `open`; `cleanup` at the end.
-/// Up to and with `after_fork` they run in the template; from `preconnect` to `open` in a
+/// `thread_model`, `get_ready`, `checked_needs` as the invoking user; `after_fork` and `warm_up`
+/// once privileges are dropped; then for each client `preconnect`, `list_exports`,
+/// `default_export` and `open`; `cleanup` at the end. Up to and with `warm_up` they run in the template; from `preconnect` to `open` in a
 /// process or thread of the client, several at a time as far as the thread model allows. With
 /// [`Isolation::Connection`] what a client changes in ordinary memory no other client sees: shared
 /// state lives in [`crate::shared`] objects made up to `get_ready`.
@@ -106,6 +106,17 @@ pub trait Plugin: Send + Sync {
         Ok(())
     }
 
+    /// Called once, behind `after_fork` of every layer and as the last thing before the sandbox
+    /// closes: loads what libraries would otherwise load when they are first used, and could not
+    /// any more. Name service modules, converters of character sets, locales, OpenSSL's
+    /// configuration. Must not start threads.
+    ///
+    /// # Errors
+    /// The server stops.
+    fn warm_up(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Called once in the template after the last client has gone.
     fn cleanup(&self) {}
 
@@ -144,6 +155,15 @@ pub trait Plugin: Send + Sync {
     fn needs(&self, readonly: bool) -> Needs {
         let _ = readonly;
         Needs::nothing()
+    }
+
+    /// As [`needs`](Self::needs), of code whose declaration has to be checked. The server asks this
+    /// once, after `get_ready`; `--dump-plugin`, which configures nothing, asks `needs`.
+    ///
+    /// # Errors
+    /// The declaration cannot be used; the server does not start.
+    fn checked_needs(&self, readonly: bool) -> Result<Needs> {
+        Ok(self.needs(readonly))
     }
 
     /// How clients may be divided over processes in this configuration.

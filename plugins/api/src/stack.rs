@@ -153,12 +153,24 @@ impl Stack {
     }
 
     /// What all layers together need from outside the process. `readonly`: no client may write
-    /// (`-r`).
+    /// (`-r`). Before `get_ready` it is what is known then.
     pub fn needs(&self, readonly: bool) -> Needs {
         let plugin = self.plugin.needs(readonly);
         let needs = self.filters.iter().rev().fold(plugin, |below, filter| filter.needs(below));
         // Whatever a plugin makes of it.
         if readonly { needs.read_only() } else { needs }
+    }
+
+    /// The same for a stack that is ready.
+    ///
+    /// # Errors
+    /// The declaration of a layer cannot be used.
+    pub fn checked_needs(&self, readonly: bool) -> Result<Needs> {
+        let plugin = self.plugin.checked_needs(readonly);
+        let needs = self.filters.iter().rev().fold(plugin, |below, filter| {
+            below.and_then(|below| filter.checked_needs(below, readonly))
+        })?;
+        Ok(if readonly { needs.read_only() } else { needs })
     }
 
     /// The least isolation that any layer asks for.
@@ -272,6 +284,20 @@ impl Layer {
                 Module::Plugin(plugin) => plugin.after_fork(),
                 Module::Filter(filter, below) => filter.after_fork(below),
             }
+        })
+    }
+
+    /// `warm_up`, the plugin first.
+    ///
+    /// # Errors
+    /// A layer failed; the server stops.
+    pub fn warm_up(&self) -> Result<()> {
+        if let Some(below) = self.below() {
+            below.warm_up()?;
+        }
+        self.call(None, || match &self.module {
+            Module::Plugin(plugin) => plugin.warm_up(),
+            Module::Filter(filter, _) => filter.warm_up(),
         })
     }
 

@@ -1,6 +1,6 @@
 //! Compiling C, and finding Debian's plugins.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -87,7 +87,21 @@ pub(crate) fn file(dir: &TempDir, name: &str, content: &[u8]) {
     std::fs::write(dir.join(name), content).unwrap();
 }
 
-/// Standard error without the line about the sandbox, which Debian's server does not have.
-pub(crate) fn without_sandbox(line: &str) -> Option<String> {
-    (!line.contains("sandbox=compat")).then(|| line.to_owned())
+/// The children of a process that have this name.
+pub(crate) fn children_called(pid: i32, name: &str) -> Vec<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    children.filter(|pid| comm(pid).is_ok_and(|its| its.trim() == name)).collect()
+}
+
+/// The fields of /proc/PID/status.
+pub(crate) fn status_of(pid: i32) -> BTreeMap<String, String> {
+    fields(&std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap())
+}
+
+/// The fields of a status.
+pub(crate) fn fields(status: &str) -> BTreeMap<String, String> {
+    let pairs = status.lines().filter_map(|line| line.split_once(':'));
+    pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
 }

@@ -1,14 +1,14 @@
-//! Need: code in a file, a plugin or filter in C, and the libraries that it brings. Everything here
-//! reads facts, or moves data of descriptors that are open. Nothing in a stack's needs tells yet
-//! whether it has such code, so every stack has this list.
+//! Need: code in a file, a plugin or filter in C, and the libraries that it brings; and programs,
+//! which are such code. Everything here reads facts, or moves data of descriptors that are open.
 
 #![forbid(unsafe_code)]
 
 use libc as c;
-use nbdkit_sandbox::seccomp::{Line, any};
+use nbdkit_sandbox::seccomp::Test::Is;
+use nbdkit_sandbox::seccomp::{Line, any, with};
 
 #[rustfmt::skip]
-pub(super) const IN_FILE: &[Line] = &[
+pub(in crate::sandbox) const IN_FILE: &[Line] = &[
     // Data of open files.
     any(c::SYS_readv),            // readv(3): scattered reads
     any(c::SYS_preadv),           // preadv(3): scattered reads of disks
@@ -37,4 +37,27 @@ pub(super) const IN_FILE: &[Line] = &[
     any(c::SYS_clock_getres),     // clock_getres(3): event loops
     any(c::SYS_nanosleep),        // nanosleep(3) of C libraries other than glibc
     any(c::SYS_set_tid_address),  // the dynamic linker of a program that a script runs
+
+    // Descriptors, waiting, and further facts.
+    any(c::SYS_dup),              // fdopen of a copy
+    any(c::SYS_dup3),             // glibc's dup2 elsewhere than on x86_64
+    #[cfg(target_arch = "x86_64")] any(c::SYS_dup2),    // glibc's dup2
+    with(c::SYS_fcntl, &[Is(1, c::F_DUPFD as u64)]),    // dup by number
+    with(c::SYS_fcntl, &[Is(1, c::F_SETLKW as u64)]),   // locks of files that are open
+    any(c::SYS_pselect6),         // libraries that wait for sockets
+    #[cfg(target_arch = "x86_64")] any(c::SYS_select),  // libraries that wait for sockets
+    any(c::SYS_eventfd2),         // libraries that wake themselves
+    any(c::SYS_getcwd),           // realpath(3)
+    any(c::SYS_readlinkat),       // realpath(3)
+    #[cfg(target_arch = "x86_64")] any(c::SYS_readlink), // realpath(3)
+    #[cfg(target_arch = "x86_64")] any(c::SYS_time),    // time(2) without a vDSO
+    #[cfg(target_arch = "x86_64")] any(c::SYS_pause),   // pause(3)
+    any(c::SYS_times),            // clock(3), profilers
+    with(c::SYS_getrusage, &[Is(0, c::RUSAGE_SELF as u64)]), // how much memory and time were used
+    any(c::SYS_getcpu),           // allocators
+    any(c::SYS_mincore),          // allocators
+    any(c::SYS_membarrier),       // lock-free libraries
+    any(c::SYS_getpriority),      // libraries ask
+    any(c::SYS_sched_getparam),   // thread attributes
+    any(c::SYS_sched_getscheduler), // thread attributes
 ];

@@ -3,13 +3,16 @@
 #![forbid(unsafe_code)]
 
 use libc as c;
-use nbdkit_sandbox::seccomp::Test::{Has, Is};
+use nbdkit_sandbox::seccomp::Test::{Has, Is, IsNot};
 use nbdkit_sandbox::seccomp::{Line, any, with};
 
 const SOCKET: u64 = c::SOL_SOCKET as u64;
 const IP: u64 = c::IPPROTO_IP as u64;
 const IPV6: u64 = c::IPPROTO_IPV6 as u64;
 const TCP: u64 = c::IPPROTO_TCP as u64;
+const UDP: u64 = c::IPPROTO_UDP as u64;
+/// A bit that SOCK_SEQPACKET, SOCK_DCCP and SOCK_RDM have, and SOCK_STREAM and SOCK_DGRAM have not.
+const NO_STREAM_OR_DATAGRAM: u64 = 4;
 
 /// Sockets of the Unix domain.
 #[rustfmt::skip]
@@ -56,11 +59,21 @@ pub(in crate::sandbox) const INET: &[Line] = &[
     any(c::SYS_readlinkat),       // GnuTLS: links in a directory of certificates
 ];
 
-/// To fail with EOPNOTSUPP where a broker connects, as where it is switched off: a socket that is
-/// not connected yet, or any more, would connect to another address without connect(2), which
-/// Landlock would notice. tcp(7), TCP fast open.
+/// To fail with EOPNOTSUPP where a broker connects or ports are declared, as where it is switched
+/// off: a socket that is not connected yet, or any more, would connect to another address without
+/// connect(2), which Landlock would notice. tcp(7), TCP fast open.
 #[rustfmt::skip]
 pub(in crate::sandbox) const FAST_OPEN: &[Line] = &[
-    with(c::SYS_sendto, &[Has(3, c::MSG_FASTOPEN as u64)]),  // past what the broker connects to
-    with(c::SYS_sendmsg, &[Has(2, c::MSG_FASTOPEN as u64)]), // past what the broker connects to
+    with(c::SYS_sendto, &[Has(3, c::MSG_FASTOPEN as u64)]),  // past what is declared
+    with(c::SYS_sendmsg, &[Has(2, c::MSG_FASTOPEN as u64)]), // past what is declared
+];
+
+/// To fail with EPROTONOSUPPORT where TCP ports are declared: Landlock restricts the ports of TCP
+/// sockets only.
+#[rustfmt::skip]
+pub(in crate::sandbox) const OTHER_TRANSPORTS: &[Line] = &[
+    with(c::SYS_socket, &[Is(0, c::AF_INET as u64), IsNot(2, 0), IsNot(2, TCP), IsNot(2, UDP)]),  // MPTCP, SCTP
+    with(c::SYS_socket, &[Is(0, c::AF_INET6 as u64), IsNot(2, 0), IsNot(2, TCP), IsNot(2, UDP)]), // MPTCP, SCTP
+    with(c::SYS_socket, &[Is(0, c::AF_INET as u64), Has(1, NO_STREAM_OR_DATAGRAM)]),  // SCTP, DCCP by their types
+    with(c::SYS_socket, &[Is(0, c::AF_INET6 as u64), Has(1, NO_STREAM_OR_DATAGRAM)]), // SCTP, DCCP by their types
 ];

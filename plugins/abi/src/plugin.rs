@@ -6,36 +6,49 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
-/// An opaque list of extents, [`functions::lists`](super::functions).
-pub(super) type ExtentsPointer = *mut c_void;
+/// An opaque list of extents.
+pub type ExtentsPointer = *mut c_void;
 /// An opaque list of exports.
-pub(super) type ExportsPointer = *mut c_void;
+pub type ExportsPointer = *mut c_void;
 
 /// A text of the library's, or null.
-pub(super) type Text = *const c_char;
-type Handle = *mut c_void;
-type Callback = Option<unsafe extern "C" fn()>;
-type Step = Option<unsafe extern "C" fn() -> c_int>;
-type Ask = Option<unsafe extern "C" fn(Handle) -> c_int>;
-/// trim, zero and cache.
-type Range = Option<unsafe extern "C" fn(Handle, u32, u64, u32) -> c_int>;
-type ReadV1 = Option<unsafe extern "C" fn(Handle, *mut c_void, u32, u64) -> c_int>;
-type WriteV1 = Option<unsafe extern "C" fn(Handle, *const c_void, u32, u64) -> c_int>;
-type TrimV1 = Option<unsafe extern "C" fn(Handle, u32, u64) -> c_int>;
-type ZeroV1 = Option<unsafe extern "C" fn(Handle, u32, u64, c_int) -> c_int>;
-type Read = Option<unsafe extern "C" fn(Handle, *mut c_void, u32, u64, u32) -> c_int>;
-type Write = Option<unsafe extern "C" fn(Handle, *const c_void, u32, u64, u32) -> c_int>;
-type ExtentsOf = Option<unsafe extern "C" fn(Handle, u32, u64, u32, ExtentsPointer) -> c_int>;
-type BlockSizeOf = Option<unsafe extern "C" fn(Handle, *mut u32, *mut u32, *mut u32) -> c_int>;
+pub type Text = *const c_char;
+/// What `open` returned.
+pub type Handle = *mut c_void;
+/// Takes nothing and cannot fail.
+pub type Callback = Option<unsafe extern "C" fn()>;
+/// Returns 0, or -1 for failure.
+pub type Step = Option<unsafe extern "C" fn() -> c_int>;
+/// Answers about a handle; -1 for failure.
+pub type Ask = Option<unsafe extern "C" fn(Handle) -> c_int>;
+/// `trim`, `zero` and `cache`: count, offset, flags.
+pub type Range = Option<unsafe extern "C" fn(Handle, u32, u64, u32) -> c_int>;
+/// `pread` of version 1: buffer, count, offset.
+pub type ReadV1 = Option<unsafe extern "C" fn(Handle, *mut c_void, u32, u64) -> c_int>;
+/// `pwrite` of version 1: buffer, count, offset.
+pub type WriteV1 = Option<unsafe extern "C" fn(Handle, *const c_void, u32, u64) -> c_int>;
+/// `trim` of version 1: count, offset.
+pub type TrimV1 = Option<unsafe extern "C" fn(Handle, u32, u64) -> c_int>;
+/// `zero` of version 1: count, offset, whether it may trim.
+pub type ZeroV1 = Option<unsafe extern "C" fn(Handle, u32, u64, c_int) -> c_int>;
+/// `pread`: buffer, count, offset, flags.
+pub type Read = Option<unsafe extern "C" fn(Handle, *mut c_void, u32, u64, u32) -> c_int>;
+/// `pwrite`: buffer, count, offset, flags.
+pub type Write = Option<unsafe extern "C" fn(Handle, *const c_void, u32, u64, u32) -> c_int>;
+/// `extents`: count, offset, flags, list.
+pub type ExtentsOf = Option<unsafe extern "C" fn(Handle, u32, u64, u32, ExtentsPointer) -> c_int>;
+/// `block_size`: minimum, preferred and maximum, to be written.
+pub type BlockSizeOf = Option<unsafe extern "C" fn(Handle, *mut u32, *mut u32, *mut u32) -> c_int>;
 
 /// Defines the structure, and asserts where each member is.
 macro_rules! table {
     ($name:ident, $size:literal, $($offset:literal $member:ident: $type:ty,)*) => {
         /// `struct nbdkit_plugin`; nbdkit-plugin(3) about the members. Absent ones are null.
         #[repr(C)]
-        #[derive(Clone, Copy)]
-        pub(super) struct $name {
-            $(pub(super) $member: $type,)*
+        #[derive(Debug, Clone, Copy)]
+        #[expect(missing_docs, reason = "nbdkit-plugin(3) has them")]
+        pub struct $name {
+            $(pub $member: $type,)*
         }
 
         #[cfg(target_pointer_width = "64")]
@@ -104,7 +117,7 @@ impl PluginTable {
     /// # Safety
     /// `table` points to a `struct nbdkit_plugin`: at least its first member, and as many bytes as
     /// that says.
-    pub(super) unsafe fn copy(table: *const c_void) -> PluginTable {
+    pub unsafe fn copy(table: *const c_void) -> PluginTable {
         let mut copy = std::mem::MaybeUninit::<PluginTable>::zeroed();
         // SAFETY: the first member is there, as the caller promises; it need not be aligned for
         // this.
@@ -120,7 +133,7 @@ impl PluginTable {
     }
 
     /// The members that there are, in nbdkit's order and by its names, for `--dump-plugin`.
-    pub(super) fn members(&self) -> Vec<&'static str> {
+    pub fn members(&self) -> Vec<&'static str> {
         macro_rules! there {
             ($($member:ident)*) => { [$((stringify!($member), self.$member.is_some()),)*] };
         }
@@ -148,7 +161,7 @@ impl PluginTable {
 ///
 /// # Safety
 /// `text` is null or ends with a null byte.
-pub(super) unsafe fn text(text: *const c_char) -> Option<String> {
+pub unsafe fn text(text: *const c_char) -> Option<String> {
     if text.is_null() {
         return None;
     }
