@@ -133,6 +133,14 @@ impl<T> ResultExt<T> for io::Result<T> {
     }
 }
 
+/// Logs an error unless that has been done, in the name of the current speaker.
+pub(crate) fn log_once(mut error: Error) -> Error {
+    if error.take_for_log() {
+        crate::log::error(error.message());
+    }
+    error
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,17 +4,15 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use crate::backend::Below;
 use crate::client::Client;
+use crate::configured::Layer;
 use crate::error::Result;
 use crate::exports::Exports;
-use crate::layer::OpenLayer;
+use crate::layer::{Below, Next, OpenLayer};
 use crate::module::ModuleFile;
 use crate::needs::{Isolation, Needs};
-use crate::next::Next;
-use crate::plugin::Open;
-use crate::stack::Layer;
-pub use crate::stack::NextConfig;
+use crate::next_config::NextConfig;
+use crate::open::Open;
 use crate::types::ThreadModel;
 use crate::value::Value;
 

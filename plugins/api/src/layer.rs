@@ -1,10 +1,43 @@
-//! An open layer of the stack: what the `open` of a filter, or of a plugin, made for one connection
-//! or one shared context. A plugin is the innermost layer (`plugin_layer`).
-//! nbdkit-filter(3), "Callbacks".
+//! An open layer of the stack, and the handles of it. Three types that need each other, hence one
+//! module:
+//!
+//! - [`OpenLayer`], what the `open` of a filter made for one connection or one shared context; of a
+//!   plugin's connection the innermost one is made;
+//! - [`Backend`], the wrapper around each, which holds nbdkit's contract in one place: the server
+//!   calls the outermost one, each filter the one below;
+//! - [`Next`], the owned handle of a backend.
+//!
+//! What a backend does is in parts:
+//!
+//! - [`opened`]: the layer that the wrapper is around, from `open` to `close`;
+//! - [`reopen`]: contexts whose layer can be closed and opened anew;
+//! - [`answers`]: questions about the layer, each asked once and cached ([`cached`]);
+//! - [`data`]: requests, whose ranges are checked and which are traced;
+//! - [`fast`]: the ways around a request's callbacks: answers that cannot block, ranges of files;
+//! - [`emulate`]: zeroes and prefetching done by writing and reading;
+//! - [`extents`]: `nbdkit_extents_full` and `nbdkit_extents_aligned`.
+//!
+//! nbdkit-plugin(3) and nbdkit-filter(3), "Callbacks".
 
-use crate::error::Result;
+mod answers;
+mod cached;
+mod data;
+pub(crate) mod emulate;
+mod extents;
+mod fast;
+mod opened;
+mod reopen;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+pub(crate) use self::opened::{Below, Opened};
+pub(crate) use self::reopen::Opener;
+use self::reopen::Reopenable;
+use crate::error::{Errno, Error, Result};
 use crate::extents::Extents;
-use crate::next::Next;
 use crate::types::{BlockSize, Blocking, Cache, DataPath, Direction, FileRange, Flags, Fua, Zero};
 
 /// One open layer, from `open` to `close` (its drop). A filter implements it; for a plugin it is
@@ -173,5 +206,134 @@ pub trait OpenLayer: Send + Sync {
     fn file_range(&self, direction: Direction, count: u32, offset: u64) -> Option<FileRange<'_>> {
         let _ = (direction, count, offset);
         None
+    }
+}
+
+static ABSENT: Backend = Backend::ABSENT;
+
+/// An owned handle of an open layer (`nbdkit_next *`). Clones are handles of the same context and
+/// may be used by any thread, also a filter's own. The layer is closed with the last handle.
+///
+/// Whoever opened a context calls [`prepare`](Backend::prepare) before it is used and
+/// [`finalize`](Backend::finalize) before it is dropped: for a context from
+/// [`Slot::open`](crate::Slot::open) that is the connection, for one that a filter opened itself by
+/// [`Layer::open`](crate::Layer::open), to outlive connections, it is the filter.
+///
+/// The default is the handle of a filter that opened nothing below: all requests fail with EIO.
+#[derive(Debug, Clone, Default)]
+pub struct Next(Option<Arc<Backend>>);
+
+impl Next {
+    /// A layer that has just been opened.
+    pub(crate) fn new(opened: Opened) -> Next {
+        Next(Some(Arc::new(Backend::fixed_to(opened))))
+    }
+
+    /// A layer that has just been opened, and can be [reopened](Backend::reopen) by `reopen`, which
+    /// is given whether to open it read-only.
+    pub(crate) fn reopenable(opened: Opened, reopen: Box<Opener>) -> Next {
+        Next(Some(Arc::new(Backend::reopenable(opened, reopen))))
+    }
+}
+
+impl Deref for Next {
+    type Target = Backend;
+
+    #[inline]
+    fn deref(&self) -> &Backend {
+        self.0.as_deref().unwrap_or(&ABSENT)
+    }
+}
+
+/// An open layer of the stack, as a connection or a shared context uses it.
+pub struct Backend {
+    name: &'static str,
+    context: Context,
+}
+
+#[expect(clippy::large_enum_variant, reason = "the usual one, which every request looks at")]
+enum Context {
+    /// One layer from beginning to end: requests take no lock to find it.
+    Fixed(Opened),
+    Reopenable(Reopenable),
+    /// A filter opened nothing below itself.
+    Absent,
+}
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backend").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+fn absent() -> Error {
+    Error::new(Errno::EIO, "there is no open layer below this filter")
+}
+
+impl Backend {
+    /// What a filter has below that opened nothing.
+    const ABSENT: Backend = Backend { name: "nbdkit", context: Context::Absent };
+
+    /// A layer that stays as it is.
+    fn fixed_to(opened: Opened) -> Backend {
+        Backend { name: opened.name, context: Context::Fixed(opened) }
+    }
+
+    /// A layer that can be opened anew, by `reopen`, which is given whether to open it read-only.
+    fn reopenable(opened: Opened, reopen: Box<Opener>) -> Backend {
+        Backend { name: opened.name, context: Context::Reopenable(Reopenable::new(opened, reopen)) }
+    }
+
+    /// Name of the layer.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Calls `body` with the layer that is open now.
+    ///
+    /// # Errors
+    /// EIO if there is none; those of `body`.
+    #[inline]
+    fn with<T>(&self, body: impl FnOnce(&Opened) -> Result<T>) -> Result<T> {
+        match &self.context {
+            Context::Fixed(opened) => body(opened),
+            Context::Reopenable(reopenable) => body(&*reopenable.current()?),
+            Context::Absent => Err(absent()),
+        }
+    }
+
+    /// Prepares this layer after the layers below that were opened for it, unless that has been
+    /// done.
+    ///
+    /// # Errors
+    /// A layer failed; the context must be finalized and dropped.
+    pub fn prepare(&self) -> Result<()> {
+        self.with(Opened::prepare)
+    }
+
+    /// Finalizes this layer and then the layers below that were opened for it, those that were
+    /// prepared and have not been finalized. Whoever opened a context calls this before dropping
+    /// it.
+    ///
+    /// # Errors
+    /// The first failure; the client must be cut off.
+    pub fn finalize(&self) -> Result<()> {
+        // A failed reopening has left nothing to finalize.
+        self.with(|opened| Ok(opened.finalize())).unwrap_or(Ok(()))
+    }
+
+    /// Finalizes and closes the layer, and opens and prepares it once more: all handles of the
+    /// context have the new layer then. Requests that are being carried out end with the old one.
+    ///
+    /// # Errors
+    /// Those of the layers: nothing is open then, and a later attempt may succeed. EINVAL if the
+    /// context was not opened by [`Slot::open_to_reopen`](crate::Slot::open_to_reopen).
+    pub fn reopen(&self, readonly: bool) -> Result<()> {
+        match &self.context {
+            Context::Reopenable(reopenable) => reopenable.reopen(readonly),
+            Context::Fixed(_) | Context::Absent => {
+                Err(Error::new(Errno::EINVAL, "reopen: the context was not opened for that"))
+            }
+        }
     }
 }

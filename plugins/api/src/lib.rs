@@ -9,8 +9,9 @@
 
 #![deny(unsafe_code)]
 
-pub mod backend;
 pub mod client;
+mod configured;
+mod connection;
 pub mod endpoints;
 pub mod error;
 pub mod exports;
@@ -21,11 +22,11 @@ pub mod layer;
 pub mod log;
 pub mod module;
 pub mod needs;
-pub mod next;
+mod next_config;
+mod open;
 pub mod parse;
 pub mod paths;
 pub mod plugin;
-mod plugin_layer;
 pub mod programs;
 pub mod quote;
 mod scratch;
@@ -35,20 +36,22 @@ pub mod stack;
 pub mod types;
 pub mod value;
 
-pub use backend::Backend;
 pub use client::Client;
+pub use configured::Layer;
+pub use connection::Connection;
 pub use endpoints::Endpoint;
 pub use error::{Errno, Error, Result, ResultExt, strerror};
 pub use exports::{Export, Exports};
 pub use extents::{Extent, ExtentKind, Extents};
-pub use filter::{Filter, NextConfig, Slot};
-pub use layer::OpenLayer;
+pub use filter::{Filter, Slot};
+pub use layer::{Backend, Next, OpenLayer};
 pub use module::ModuleFile;
 pub use needs::{Access, Isolation, Level, Needs, Network};
-pub use next::Next;
-pub use plugin::{Connection, Open, Plugin};
+pub use next_config::NextConfig;
+pub use open::Open;
+pub use plugin::Plugin;
 pub use quote::quoted;
-pub use stack::{Layer, Stack};
+pub use stack::Stack;
 pub use types::{
     BlockSize, Blocking, Cache, DataPath, Direction, FileRange, Flags, Fua, ThreadModel, Zero,
 };

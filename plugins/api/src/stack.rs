@@ -6,15 +6,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::backend::Backend;
 use crate::client::Client;
-use crate::error::{Errno, Error, Result};
+use crate::configured::{Layer, Module};
+use crate::error::{Error, Result};
 use crate::exports::Exports;
-use crate::filter::Filter;
-use crate::log::{self, Speaker};
+use crate::filter::{Filter, Slot};
+use crate::layer::{Below, OpenLayer};
 use crate::needs::{Isolation, Needs};
-use crate::next::Next;
-use crate::plugin::{Open, Plugin};
+use crate::next_config::{Configure, NextConfig};
+use crate::open::Open;
+use crate::plugin::Plugin;
 use crate::quote::quoted;
 use crate::types::ThreadModel;
 use crate::value::Value;
@@ -34,28 +35,20 @@ impl std::fmt::Debug for Stack {
     }
 }
 
-/// The rest of the stack below a filter that is being configured.
-pub struct NextConfig<'a> {
+/// The layers from some filter, or the plugin, inwards, while they are configured.
+struct Inner<'a> {
     filters: &'a mut [Box<dyn Filter>],
     plugin: &'a mut dyn Plugin,
 }
 
-impl NextConfig<'_> {
-    /// The same once more, for a filter that hands several parameters on.
-    pub fn reborrow(&mut self) -> NextConfig<'_> {
-        NextConfig { filters: self.filters, plugin: self.plugin }
-    }
-
-    /// Hands a parameter to the layer below.
-    ///
-    /// # Errors
-    /// Those of the layer that took it; the plugin's if none did.
-    pub fn config(self, key: &str, value: Value<'_>) -> Result<()> {
+impl Configure for Inner<'_> {
+    fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         let shown = quoted(value.as_bytes());
         match self.filters.split_first_mut() {
             Some((filter, filters)) => {
                 debug_control!("{}: config key={key}, value={shown}", filter.name());
-                filter.config(NextConfig { filters, plugin: self.plugin }, key, value)
+                let mut inner = Inner { filters, plugin: self.plugin };
+                filter.config(NextConfig::new(&mut inner), key, value)
             }
             None => {
                 debug_control!("{}: config key={key}, value={shown}", self.plugin.name());
@@ -71,15 +64,12 @@ impl NextConfig<'_> {
         }
     }
 
-    /// Tells the layer below that there are no more parameters.
-    ///
-    /// # Errors
-    /// Those of the layers below.
-    pub fn config_complete(self) -> Result<()> {
+    fn config_complete(&mut self) -> Result<()> {
         match self.filters.split_first_mut() {
             Some((filter, filters)) => {
                 debug_control!("{}: config_complete", filter.name());
-                filter.config_complete(NextConfig { filters, plugin: self.plugin })
+                let mut inner = Inner { filters, plugin: self.plugin };
+                filter.config_complete(NextConfig::new(&mut inner))
             }
             None => {
                 debug_control!("{}: config_complete", self.plugin.name());
@@ -105,8 +95,8 @@ impl Stack {
         self.filters.iter().map(|f| &**f)
     }
 
-    fn top(&mut self) -> NextConfig<'_> {
-        NextConfig { filters: &mut self.filters, plugin: &mut *self.plugin }
+    fn all(&mut self) -> Inner<'_> {
+        Inner { filters: &mut self.filters, plugin: &mut *self.plugin }
     }
 
     /// Offers a parameter to the outermost layer.
@@ -114,7 +104,7 @@ impl Stack {
     /// # Errors
     /// Unknown or bad parameter.
     pub fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
-        self.top().config(key, value)
+        self.all().config(key, value)
     }
 
     /// Ends the parameters.
@@ -122,7 +112,7 @@ impl Stack {
     /// # Errors
     /// A layer misses something.
     pub fn config_complete(&mut self) -> Result<()> {
-        self.top().config_complete()
+        self.all().config_complete()
     }
 
     /// The final thread model: the tightest of all layers'.
@@ -200,14 +190,11 @@ impl Stack {
     /// Ends configuration: the outermost layer of the stack that serves.
     pub fn freeze(self) -> Arc<Layer> {
         let speaker = intern(self.plugin.name());
-        let mut layer =
-            Arc::new(Layer { name: speaker, speaker, module: Module::Plugin(self.plugin) });
+        let mut layer = Arc::new(Layer::new(speaker, speaker, Box::new(PluginModule(self.plugin))));
         for filter in self.filters.into_iter().rev() {
-            layer = Arc::new(Layer {
-                name: intern(filter.name()),
-                speaker,
-                module: Module::Filter(filter, layer),
-            });
+            let name = intern(filter.name());
+            let module = Box::new(FilterModule { filter, below: layer });
+            layer = Arc::new(Layer::new(name, speaker, module));
         }
         layer
     }
@@ -219,252 +206,111 @@ fn intern(name: &str) -> &'static str {
     Box::leak(name.to_owned().into_boxed_str())
 }
 
-pub(crate) enum Module {
-    Plugin(Box<dyn Plugin>),
-    Filter(Box<dyn Filter>, Arc<Layer>),
-}
+struct PluginModule(Box<dyn Plugin>);
 
-/// A configured layer: a plugin, or a filter with the layer below it.
-pub struct Layer {
-    name: &'static str,
-    /// In whose name it logs: the plugin's, as in nbdkit, also for a filter.
-    pub(crate) speaker: &'static str,
-    pub(crate) module: Module,
-}
-
-impl std::fmt::Debug for Layer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Layer").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-impl Layer {
-    /// Name of the plugin or filter.
-    pub fn name(&self) -> &'static str {
-        self.name
+impl Module for PluginModule {
+    fn below(&self) -> Option<&Arc<Layer>> {
+        None
     }
 
-    /// Name of the innermost layer, in which all of them log.
-    pub fn plugin_name(&self) -> &'static str {
-        self.speaker
+    fn after_fork(&self) -> Result<()> {
+        self.0.after_fork()
     }
 
-    /// The layer below; `None` for the plugin.
-    pub fn below(&self) -> Option<&Arc<Layer>> {
-        match &self.module {
-            Module::Plugin(_) => None,
-            Module::Filter(_, below) => Some(below),
-        }
+    fn warm_up(&self) -> Result<()> {
+        self.0.warm_up()
     }
 
-    fn enter(&self, client: Option<&Client>) -> log::Entered {
-        log::enter(Speaker {
-            layer: Some(self.speaker),
-            connection: client.map_or(0, Client::number),
-        })
+    fn cleanup(&self) {
+        self.0.cleanup();
     }
 
-    /// Runs a callback in the name of this layer; an error that it made is logged here.
-    fn call<T>(&self, client: Option<&Client>, body: impl FnOnce() -> Result<T>) -> Result<T> {
-        let _entered = self.enter(client);
-        body().map_err(log_once)
+    fn unload(&self) {
+        self.0.unload();
     }
 
-    /// `after_fork`, the plugin first.
-    ///
-    /// # Errors
-    /// A layer failed; the server stops.
-    pub fn after_fork(&self) -> Result<()> {
-        if let Some(below) = self.below() {
-            below.after_fork()?;
-        }
-        self.call(None, || {
-            debug_control!("{}: after_fork", self.name);
-            match &self.module {
-                Module::Plugin(plugin) => plugin.after_fork(),
-                Module::Filter(filter, below) => filter.after_fork(below),
-            }
-        })
+    fn temporary(&self) -> Vec<PathBuf> {
+        self.0.temporary()
     }
 
-    /// `warm_up`, the plugin first.
-    ///
-    /// # Errors
-    /// A layer failed; the server stops.
-    pub fn warm_up(&self) -> Result<()> {
-        if let Some(below) = self.below() {
-            below.warm_up()?;
-        }
-        self.call(None, || match &self.module {
-            Module::Plugin(plugin) => plugin.warm_up(),
-            Module::Filter(filter, _) => filter.warm_up(),
-        })
+    fn worker_ended(&self) {}
+
+    fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
+        self.0.preconnect(client, readonly)
     }
 
-    /// `cleanup`, the outermost filter first.
-    pub fn cleanup(&self) {
-        {
-            let _entered = self.enter(None);
-            debug_control!("{}: cleanup", self.name);
-            match &self.module {
-                Module::Plugin(plugin) => plugin.cleanup(),
-                Module::Filter(filter, below) => filter.cleanup(below),
-            }
-        }
-        if let Some(below) = self.below() {
-            below.cleanup();
-        }
-    }
-
-    /// `unload`, the plugin first.
-    pub fn unload(&self) {
-        match &self.module {
-            Module::Plugin(plugin) => plugin.unload(),
-            Module::Filter(filter, below) => {
-                below.unload();
-                filter.unload();
-            }
-        }
-    }
-
-    /// The plugin's temporary files.
-    pub fn temporary(&self) -> Vec<PathBuf> {
-        match &self.module {
-            Module::Plugin(plugin) => plugin.temporary(),
-            Module::Filter(_, below) => below.temporary(),
-        }
-    }
-
-    /// Tells every filter that a worker has ended.
-    pub fn worker_ended(&self) {
-        if let Module::Filter(filter, below) = &self.module {
-            {
-                let _entered = self.enter(None);
-                filter.worker_ended();
-            }
-            below.worker_ended();
-        }
-    }
-
-    /// `preconnect` of this layer (a filter calls on).
-    ///
-    /// # Errors
-    /// The client is not wanted.
-    pub fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
-        self.call(Some(client), || {
-            debug_control!("{}: preconnect", self.name);
-            match &self.module {
-                Module::Plugin(plugin) => plugin.preconnect(client, readonly),
-                Module::Filter(filter, below) => filter.preconnect(below, client, readonly),
-            }
-        })
-    }
-
-    /// Fills `exports`; the default export is resolved here if the layer asked for it.
-    ///
-    /// # Errors
-    /// The list cannot be made.
-    pub fn list_exports(
+    fn list_exports(
         &self,
         client: &Arc<Client>,
         readonly: bool,
         exports: &mut Exports,
     ) -> Result<()> {
-        self.call(Some(client), || {
-            debug_control!(
-                "{}: list_exports readonly={} tls={}",
-                self.name,
-                u8::from(readonly),
-                u8::from(client.is_tls())
-            );
-            match &self.module {
-                Module::Plugin(plugin) => plugin.list_exports(client, readonly, exports)?,
-                Module::Filter(filter, below) => {
-                    filter.list_exports(below, client, readonly, exports)?;
-                }
-            }
-            // A plugin that cannot tell its default export, and has said why, has none to
-            // advertise.
-            if exports.take_use_default()
-                && let Ok(Some(name)) = self.default_export(client, readonly)
-            {
-                exports.add(name, None)?;
-            }
-            Ok(())
-        })
+        self.0.list_exports(client, readonly, exports)
     }
 
-    /// The name that the export `""` stands for. A name that is too long counts as none.
-    ///
-    /// # Errors
-    /// The layer failed.
-    pub fn default_export(&self, client: &Arc<Client>, readonly: bool) -> Result<Option<String>> {
-        let asker = (std::ptr::from_ref(self).addr(), readonly, client.is_tls());
-        client.default_export(asker, || {
-            self.call(Some(client), || {
-                debug_control!(
-                    "{}: default_export readonly={} tls={}",
-                    self.name,
-                    u8::from(readonly),
-                    u8::from(client.is_tls())
-                );
-                let name = match &self.module {
-                    Module::Plugin(plugin) => plugin.default_export(client, readonly)?,
-                    Module::Filter(filter, below) => {
-                        filter.default_export(below, client, readonly)?
-                    }
-                };
-                Ok(name.filter(|name| name.len() <= crate::exports::MAX_STRING))
-            })
-        })
+    fn default_export(&self, client: &Arc<Client>, readonly: bool) -> Result<Option<String>> {
+        self.0.default_export(client, readonly)
     }
 
-    /// Opens this layer and, through it, those below. The export `""` is opened by its canonical
-    /// name. [`Backend::prepare`](crate::Backend::prepare) must follow.
-    ///
-    /// # Errors
-    /// A layer refused; nothing stays open.
-    pub fn open(self: &Arc<Layer>, open: &Open<'_>) -> Result<Next> {
-        Backend::open(self, open).map(Next::new)
-    }
-
-    /// The same for a context that can be [reopened](crate::Backend::reopen).
-    ///
-    /// # Errors
-    /// A layer refused; nothing stays open.
-    pub fn open_to_reopen(self: &Arc<Layer>, open: &Open<'_>) -> Result<Next> {
-        Backend::open_to_reopen(self, open).map(Next::new)
-    }
-
-    /// Runs `body`, which opens this layer, with the canonical name of the export.
-    pub(crate) fn opening<T>(
-        &self,
-        open: &Open<'_>,
-        body: impl FnOnce(&Open<'_>) -> Result<T>,
-    ) -> Result<T> {
-        self.call(open.client.map(|c| &**c), || {
-            debug_control!(
-                "{}: open readonly={} exportname=\"{}\" tls={}",
-                self.name,
-                u8::from(open.readonly),
-                quoted(open.export),
-                u8::from(open.tls)
-            );
-            let Some(client) = open.client.filter(|_| open.export.is_empty()) else {
-                return body(open);
-            };
-            let Some(name) = self.default_export(client, open.readonly)? else {
-                return Err(Error::new(Errno::ENOENT, "default export (\"\") not permitted"));
-            };
-            body(&open.export(&name))
-        })
+    fn open(&self, open: &Open<'_>) -> Result<(Box<dyn OpenLayer>, Below)> {
+        Ok((self.0.open(open)?.into_layer(), Below::default()))
     }
 }
 
-/// Logs an error unless that has been done, in the name of the current speaker.
-pub(crate) fn log_once(mut error: Error) -> Error {
-    if error.take_for_log() {
-        log::error(error.message());
+struct FilterModule {
+    filter: Box<dyn Filter>,
+    below: Arc<Layer>,
+}
+
+impl Module for FilterModule {
+    fn below(&self) -> Option<&Arc<Layer>> {
+        Some(&self.below)
     }
-    error
+
+    fn after_fork(&self) -> Result<()> {
+        self.filter.after_fork(&self.below)
+    }
+
+    fn warm_up(&self) -> Result<()> {
+        self.filter.warm_up()
+    }
+
+    fn cleanup(&self) {
+        self.filter.cleanup(&self.below);
+    }
+
+    fn unload(&self) {
+        self.filter.unload();
+    }
+
+    fn temporary(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    fn worker_ended(&self) {
+        self.filter.worker_ended();
+    }
+
+    fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
+        self.filter.preconnect(&self.below, client, readonly)
+    }
+
+    fn list_exports(
+        &self,
+        client: &Arc<Client>,
+        readonly: bool,
+        exports: &mut Exports,
+    ) -> Result<()> {
+        self.filter.list_exports(&self.below, client, readonly, exports)
+    }
+
+    fn default_export(&self, client: &Arc<Client>, readonly: bool) -> Result<Option<String>> {
+        self.filter.default_export(&self.below, client, readonly)
+    }
+
+    fn open(&self, open: &Open<'_>) -> Result<(Box<dyn OpenLayer>, Below)> {
+        let mut slot = Slot::new(&self.below);
+        let opened = self.filter.open(&mut slot, open)?;
+        Ok((opened, slot.into_below()))
+    }
 }

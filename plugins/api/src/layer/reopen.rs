@@ -4,33 +4,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::absent;
 use super::opened::Opened;
-use crate::client::Client;
 use crate::error::Result;
-use crate::plugin::Open;
-use crate::stack::Layer;
 
-/// A layer that is open, and what it was opened with.
+/// Opens a layer once more, for the client and the export of the context; read-only if that is
+/// given.
+pub(crate) type Opener = dyn Fn(bool) -> Result<Opened> + Send + Sync;
+
+/// A layer that is open, and how to open it anew.
 pub(super) struct Reopenable {
-    layer: Arc<Layer>,
-    /// `None` in contexts that serve several.
-    client: Option<Arc<Client>>,
-    export: String,
-    tls: bool,
+    open: Box<Opener>,
     /// Nothing is open after a reopening that failed. Locked while the layer is reopened, so that
     /// requests wait for the new one.
     current: Mutex<Option<Arc<Opened>>>,
 }
 
 impl Reopenable {
-    pub(super) fn open(layer: &Arc<Layer>, open: &Open<'_>) -> Result<Reopenable> {
-        let opened = Opened::open(layer, open)?;
-        Ok(Reopenable {
-            layer: Arc::clone(layer),
-            client: open.client.cloned(),
-            export: open.export.to_owned(),
-            tls: open.tls,
-            current: Mutex::new(Some(Arc::new(opened))),
-        })
+    pub(super) fn new(opened: Opened, open: Box<Opener>) -> Reopenable {
+        Reopenable { open, current: Mutex::new(Some(Arc::new(opened))) }
     }
 
     /// The layer that is open now.
@@ -48,9 +38,7 @@ impl Reopenable {
             // A layer that has to be reopened need not succeed in finalizing; it has logged why.
             let _ = old.finalize();
         }
-        let client = self.client.as_ref();
-        let open = Open { client, readonly, export: &self.export, tls: self.tls };
-        let opened = Opened::open(&self.layer, &open)?;
+        let opened = (self.open)(readonly)?;
         if let Err(error) = opened.prepare() {
             let _ = opened.finalize();
             return Err(error);

@@ -3,9 +3,8 @@
 
 use super::opened::Opened;
 use super::{Backend, Context};
-use crate::error::Result;
+use crate::error::{Result, log_once};
 use crate::log;
-use crate::stack::log_once;
 use crate::types::{DataPath, Direction, FileRange};
 
 impl Backend {

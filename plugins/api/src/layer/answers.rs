@@ -3,33 +3,11 @@
 use std::sync::OnceLock;
 
 use super::opened::Opened;
-use super::{Backend, Context};
+use super::{Backend, Context, Next, OpenLayer};
 use crate::debug_control;
 use crate::error::{Errno, Error, Result};
 use crate::exports::MAX_STRING;
-use crate::layer::OpenLayer;
-use crate::next::Next;
 use crate::types::{BlockSize, Blocking, Cache, DataPath, Direction, Fua, Zero};
-
-/// The answers so far.
-#[derive(Default)]
-pub(super) struct Answers {
-    size: OnceLock<u64>,
-    block_size: OnceLock<BlockSize>,
-    can_write: OnceLock<bool>,
-    can_flush: OnceLock<bool>,
-    is_rotational: OnceLock<bool>,
-    can_trim: OnceLock<bool>,
-    can_zero: OnceLock<Zero>,
-    can_fast_zero: OnceLock<bool>,
-    can_extents: OnceLock<bool>,
-    can_fua: OnceLock<Fua>,
-    can_multi_conn: OnceLock<bool>,
-    can_cache: OnceLock<Cache>,
-    blocking: OnceLock<Blocking>,
-    reads: OnceLock<DataPath>,
-    writes: OnceLock<DataPath>,
-}
 
 impl Opened {
     /// Returns the cached answer, or asks the layer; `name` is the callback's.

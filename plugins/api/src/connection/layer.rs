@@ -3,12 +3,10 @@
 
 use std::sync::OnceLock;
 
-use crate::backend::emulate;
+use super::Connection;
 use crate::error::Result;
 use crate::extents::Extents;
-use crate::layer::OpenLayer;
-use crate::next::Next;
-use crate::plugin::Connection;
+use crate::layer::{Next, OpenLayer, emulate};
 use crate::types::{BlockSize, Blocking, Cache, Direction, FileRange, Flags, Fua, Zero};
 
 /// Implemented for every [`Connection`]: the layer is compiled for each plugin, so that a request

@@ -1,19 +1,15 @@
 //! One layer from `open` to `close`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use super::answers::Answers;
+use super::cached::Answers;
+use super::{Next, OpenLayer};
 use crate::debug_control;
-use crate::error::Result;
-use crate::filter::Slot;
-use crate::layer::OpenLayer;
+use crate::error::{Result, log_once};
 use crate::log::{self, Speaker};
-use crate::next::Next;
-use crate::plugin::Open;
-use crate::stack::{Layer, Module, log_once};
 
 /// What `open` made, with its answers so far.
-pub(super) struct Opened {
+pub(crate) struct Opened {
     pub(super) name: &'static str,
     speaker: Speaker,
     /// Declared before the layer below, so it is dropped (closed) first.
@@ -42,33 +38,23 @@ impl Drop for Opened {
 }
 
 impl Opened {
-    /// Opens a configured layer and, through it, those below.
-    ///
-    /// # Errors
-    /// A layer refused; nothing stays open.
-    pub(super) fn open(layer: &Arc<Layer>, open: &Open<'_>) -> Result<Opened> {
-        layer.opening(open, |open| {
-            let (opened, below) = match &layer.module {
-                Module::Plugin(plugin) => (plugin.open(open)?.into_layer(), Below::default()),
-                Module::Filter(filter, below) => {
-                    let mut slot = Slot::new(below);
-                    let opened = filter.open(&mut slot, open)?;
-                    (opened, slot.into_below())
-                }
-            };
-            Ok(Opened {
-                name: layer.name(),
-                speaker: Speaker {
-                    layer: Some(layer.speaker),
-                    connection: open.client.map_or(0, |client| client.number()),
-                },
-                layer: opened,
-                below,
-                readonly: open.readonly,
-                prepared: Mutex::new(false),
-                answers: Answers::default(),
-            })
-        })
+    /// What the `open` of the layer called `name` made, for requests of `speaker`.
+    pub(crate) fn new(
+        name: &'static str,
+        speaker: Speaker,
+        layer: Box<dyn OpenLayer>,
+        below: Below,
+        readonly: bool,
+    ) -> Opened {
+        Opened {
+            name,
+            speaker,
+            layer,
+            below,
+            readonly,
+            prepared: Mutex::new(false),
+            answers: Answers::default(),
+        }
     }
 
     pub(super) fn next(&self) -> &Next {
