@@ -7,6 +7,7 @@
 
 mod errno;
 mod isolation;
+pub mod numbers;
 mod peer;
 
 pub use errno::{errno_text, strerror};

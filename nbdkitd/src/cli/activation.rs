@@ -10,7 +10,7 @@
 use std::ffi::OsStr;
 
 use super::error::Fault;
-use super::numbers::parse_u32;
+use super::numbers::parse_integer;
 
 /// The first descriptor that a service manager passes: `SD_LISTEN_FDS_START`.
 pub(crate) const FIRST_SOCKET: i32 = 3;
@@ -40,7 +40,7 @@ pub(crate) fn detect(
     pid: u32,
 ) -> Result<Activation, Fault> {
     let Some(listen_pid) = listen_pid else { return Ok(Activation::Absent) };
-    match parse_u32("LISTEN_PID", listen_pid) {
+    match parse_integer::<u32>("LISTEN_PID", listen_pid) {
         Ok(intended) if intended == pid => {}
         Ok(_) => {
             return Ok(Activation::Ignored(Fault::plain("LISTEN_PID was not for us (ignored)")));
@@ -48,7 +48,7 @@ pub(crate) fn detect(
         Err(fault) => return Ok(Activation::Ignored(fault)),
     }
     let Some(listen_fds) = listen_fds else { return Ok(Activation::Absent) };
-    match parse_u32("LISTEN_FDS", listen_fds) {
+    match parse_integer::<u32>("LISTEN_FDS", listen_fds) {
         Ok(count @ 1..=MAX_SOCKETS) => Ok(Activation::Sockets(count)),
         Ok(_) => {
             let given = listen_fds.to_string_lossy();

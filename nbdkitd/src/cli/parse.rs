@@ -18,7 +18,7 @@ use super::command_line::{
     TlsMode,
 };
 use super::error::{CliError, Fault};
-use super::numbers::{parse_delay, parse_u32};
+use super::numbers::{parse_delay, parse_integer};
 use super::options::OptionId;
 use super::parameters::{self, ReadFile};
 use super::tokens::{Token, Tokens};
@@ -164,14 +164,14 @@ impl Given {
             OptionId::ListenerUser => options.listener_user = Some(argument),
             OptionId::Log => options.log = parse_log(&argument)?,
             OptionId::MaskHandshake => {
-                options.protocol.mask_handshake = parse_u32("mask-handshake", &argument)?;
+                options.protocol.mask_handshake = parse_integer("mask-handshake", &argument)?;
             }
             OptionId::MaxConnections => {
-                options.max_connections = Some(parse_u32("max-connections", &argument)?);
+                options.max_connections = Some(parse_integer("max-connections", &argument)?);
             }
             OptionId::MaxConnectionsPerPeer => {
                 options.max_connections_per_peer =
-                    Some(parse_u32("max-connections-per-peer", &argument)?);
+                    Some(parse_integer("max-connections-per-peer", &argument)?);
             }
             OptionId::Name => options.name = Some(parse_text("--name", &argument)?),
             OptionId::NewStyle => options.protocol.oldstyle = false,
@@ -188,7 +188,9 @@ impl Given {
             OptionId::SelinuxLabel => options.selinux_label = Some(argument),
             OptionId::Single => self.single = true,
             OptionId::Swap => options.swap = true,
-            OptionId::Threads => options.threads = NonZero::new(parse_u32("threads", &argument)?),
+            OptionId::Threads => {
+                options.threads = NonZero::new(parse_integer("threads", &argument)?);
+            }
             OptionId::Timeout => {
                 let delay = parse_delay("timeout", &argument)?;
                 options.timeout = (!delay.is_zero()).then_some(delay);
@@ -355,7 +357,7 @@ fn service_mode(sockets: Option<u32>, listen: Listen, captive: bool) -> Result<S
         None => {}
     }
     if listen.vsock {
-        let port = listen.port.map(|port| parse_u32("port", &port)).transpose()?;
+        let port = listen.port.map(|port| parse_integer("port", &port)).transpose()?;
         return Ok(ServiceMode::Vsock { port });
     }
     // A captive nbdkit is private unless a port is asked for.

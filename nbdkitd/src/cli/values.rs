@@ -13,7 +13,7 @@ use super::command_line::{
     CrlExpiry, DebugFlag, Isolation, LogDestination, Sandbox, TcpPort, TlsMode, TlsVersion,
 };
 use super::error::Fault;
-use super::numbers::{parse_bool, parse_i32};
+use super::numbers::{parse_bool, parse_integer};
 
 /// `-p` for TCP: a number or the name of a service.
 ///
@@ -46,7 +46,7 @@ pub(crate) fn parse_debug_flag(argument: &OsStr) -> Result<DebugFlag, Fault> {
         .and_then(|(left, value)| left.split_once('.').map(|(name, flag)| (name, flag, value)))
         .filter(|(name, flag, value)| !name.is_empty() && !flag.is_empty() && !value.is_empty())
         .ok_or_else(|| Fault::plain(FORMAT))?;
-    let value = parse_i32("flag", value.as_ref()).map_err(|fault| fault.followed_by(FORMAT))?;
+    let value = parse_integer("flag", value.as_ref()).map_err(|fault| fault.followed_by(FORMAT))?;
     Ok(DebugFlag { name: name.to_owned(), flag: flag.to_owned(), value })
 }
 

@@ -10,10 +10,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use nbdkit_common::numbers::{self, Float};
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 
 use crate::error::{Error, Result, ResultExt};
 use crate::inherited;
+pub use nbdkit_common::numbers::Bounded;
 
 /// Parses a size in bytes: decimal digits and an optional suffix `b k m g t p e` (powers of 1024,
 /// either case) or `s` (512 byte sectors). The result is at most `i64::MAX`.
@@ -57,122 +59,29 @@ pub fn size(text: &str) -> Result<u64> {
     }
 }
 
-/// Parses a boolean in any of nbdkit's spellings: `1 true t yes y on`, `0 false f no n off`.
+/// Parses a boolean, see [`numbers::boolean`].
 ///
 /// # Errors
 /// `could not decipher boolean (TEXT)`.
 pub fn boolean(text: &str) -> Result<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "1" | "true" | "t" | "yes" | "y" | "on" => Ok(true),
-        "0" | "false" | "f" | "no" | "n" | "off" => Ok(false),
-        _ => Err(Error::msg(format!("could not decipher boolean ({text})"))),
-    }
+    numbers::boolean(text.as_ref()).map_err(Error::msg)
 }
 
-/// Parses a decimal, hexadecimal (`0x…`) or octal (`0…`) number of any integer type;
-/// `what` names the parameter in messages.
+/// Parses a number of any integer type, see [`numbers::integer`]; `what` names the parameter in
+/// messages.
 ///
 /// # Errors
 /// Empty, trailing garbage, negative for an unsigned type, or out of range.
-pub fn integer<T: TryFrom<i128> + Bounded>(what: &str, text: &str) -> Result<T> {
-    let bad = |why: &str| Error::msg(format!("{what}: could not parse number: \"{text}\"{why}"));
-    let trimmed = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
-    let (negative, rest) = match trimmed.as_bytes().first() {
-        Some(b'-') => (true, &trimmed[1..]),
-        Some(b'+') => (false, &trimmed[1..]),
-        _ => (false, trimmed),
-    };
-    if negative && !T::SIGNED {
-        return Err(Error::msg(format!("{what}: negative numbers are not allowed")));
-    }
-    let (radix, digits) = match rest.as_bytes() {
-        [b'0', b'x' | b'X', ..] => (16, &rest[2..]),
-        [b'0', _, ..] => (8, &rest[1..]),
-        _ => (10, rest),
-    };
-    if !rest.bytes().next().is_some_and(|b| b.is_ascii_digit()) {
-        return Err(no_number(what, text));
-    }
-    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
-        return Err(bad(": trailing garbage"));
-    }
-    let range = || bad(": Numerical result out of range");
-    let value = i128::from_str_radix(digits, radix).map_err(|_| range())?;
-    T::try_from(if negative { -value } else { value }).map_err(|_| range())
+pub fn integer<T: Bounded>(what: &str, text: &str) -> Result<T> {
+    numbers::integer(what, text.as_ref()).map_err(Error::msg)
 }
 
-/// What there is instead of a number.
-fn no_number(what: &str, text: &str) -> Error {
-    Error::msg(if text.is_empty() {
-        format!("{what}: empty string where we expected a number")
-    } else {
-        format!("{what}: could not parse number: \"{text}\": not a number")
-    })
-}
-
-/// Integer types that [`integer`] can parse.
-pub trait Bounded {
-    /// Whether the type has negative values.
-    const SIGNED: bool;
-}
-
-macro_rules! bounded {
-    ($($t:ty: $signed:literal),*) => { $(impl Bounded for $t { const SIGNED: bool = $signed; })* };
-}
-bounded!(i8: true, i16: true, i32: true, i64: true, u8: false, u16: false, u32: false, u64: false);
-
-/// Splits a floating point number as `scanf("%lf%n")` would: leading blanks, sign, digits,
-/// fraction, exponent. Returns the number and the rest of the text.
-fn float_prefix(text: &str) -> Option<(f64, bool, &str)> {
-    let text = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
-    let bytes = text.as_bytes();
-    let mut at = usize::from(matches!(bytes.first(), Some(b'-' | b'+')));
-    let digits_from = at;
-    let digits = |from: usize| bytes[from..].iter().take_while(|b| b.is_ascii_digit()).count();
-    let mut mantissa = digits(at);
-    at += mantissa;
-    if bytes.get(at) == Some(&b'.') {
-        let fraction = digits(at + 1);
-        mantissa += fraction;
-        at += 1 + fraction;
-    }
-    if mantissa == 0 {
-        return None;
-    }
-    if matches!(bytes.get(at), Some(b'e' | b'E')) {
-        let sign = usize::from(matches!(bytes.get(at + 1), Some(b'-' | b'+')));
-        let exponent = digits(at + 1 + sign);
-        if exponent > 0 {
-            at += 1 + sign + exponent;
-        }
-    }
-    let number: f64 = text[digits_from..at].parse().ok()?;
-    Some((number, bytes[0] == b'-', &text[at..]))
-}
-
-/// Parses a delay: a number, possibly with a fraction, and a unit `s` (the default), `ms`, `us`,
-/// `μs` or `ns`. `nbdkit_parse_delay`, nbdkit 1.40.
+/// Parses a delay, see [`numbers::delay`]. `nbdkit_parse_delay`, nbdkit 1.40.
 ///
 /// # Errors
-/// `WHAT: could not parse delay or sleep: "TEXT"`, also for negative and for more than 2^32-1
-/// seconds.
+/// `WHAT: could not parse delay or sleep: "TEXT"`.
 pub fn delay(what: &str, text: &str) -> Result<Duration> {
-    let bad = || Error::msg(format!("{what}: could not parse delay or sleep: \"{text}\""));
-    let (number, negative, unit) = float_prefix(text).ok_or_else(bad)?;
-    if negative || !number.is_finite() {
-        return Err(bad());
-    }
-    let seconds = match unit {
-        "" | "s" => number,
-        "ms" => number / 1e3,
-        "us" | "\u{3bc}s" | "\u{b5}s" => number / 1e6,
-        "ns" => number / 1e9,
-        _ => return Err(bad()),
-    };
-    if seconds > f64::from(u32::MAX) {
-        return Err(bad());
-    }
-    Duration::try_from_secs_f64(seconds).map_err(|_| bad())
+    numbers::delay(what, text.as_ref()).map_err(Error::msg)
 }
 
 /// Parses a probability: `0.1`, `1e-8`, `10%`, `N:M` or `N/M`. The result may exceed 1.
@@ -182,18 +91,17 @@ pub fn delay(what: &str, text: &str) -> Result<Duration> {
 /// Negative, infinite, division by zero (0/0 counts as 0), or no number.
 pub fn probability(what: &str, text: &str) -> Result<f64> {
     let bad = || Error::msg(format!("{what}: could not parse '{text}' as a probability"));
-    let (number, negative, rest) = float_prefix(text).ok_or_else(bad)?;
-    if negative {
+    let Some(Float { value: number, negative: false, rest }) = Float::scan(text) else {
         return Err(bad());
-    }
+    };
     let result = match rest {
         "" => number,
         "%" => number / 100.0,
         _ => {
             let divisor = rest.strip_prefix([':', '/']).ok_or_else(bad)?;
-            match float_prefix(divisor) {
-                Some((d, false, "")) if d != 0.0 => number / d,
-                Some((_, false, "")) if number == 0.0 => 0.0,
+            match Float::scan(divisor) {
+                Some(Float { value, negative: false, rest: "" }) if value != 0.0 => number / value,
+                Some(Float { negative: false, rest: "", .. }) if number == 0.0 => 0.0,
                 _ => return Err(bad()),
             }
         }

@@ -64,7 +64,7 @@ impl<'a> Value<'a> {
     ///
     /// # Errors
     /// Not an integer of that type.
-    pub fn integer<T: TryFrom<i128> + parse::Bounded>(self, what: &str) -> Result<T> {
+    pub fn integer<T: parse::Bounded>(self, what: &str) -> Result<T> {
         parse::integer(what, self.str()?)
     }
 

@@ -228,7 +228,7 @@ impl Parser<'_> {
         Ok(Expr::Bytes(Rc::new(bytes)))
     }
 
-    fn integer<T: TryFrom<i128> + parse::Bounded>(&mut self) -> Result<T> {
+    fn integer<T: parse::Bounded>(&mut self) -> Result<T> {
         let sign = if self.cursor.take(b"-") { "-" } else { "" };
         let digits = self.cursor.take_while(|b| b.is_ascii_alphanumeric());
         parse::integer("data", &format!("{sign}{}", digits.escape_ascii()))

@@ -39,10 +39,7 @@ unsafe fn store<T>(result: Result<T>, place: *mut T) -> c_int {
 
 /// # Safety
 /// The strings are null or end with a null byte.
-unsafe fn integer<T: TryFrom<i128> + Bounded>(
-    what: *const c_char,
-    value: *const c_char,
-) -> Result<T> {
+unsafe fn integer<T: Bounded>(what: *const c_char, value: *const c_char) -> Result<T> {
     // SAFETY: as promised to us.
     let (what, value) = unsafe { (string(what)?, string(value)?) };
     parse::integer(&what, &value)
