@@ -8,7 +8,6 @@
 
 #![deny(unsafe_code)]
 
-pub mod broker;
 mod channel;
 mod codec;
 pub mod der;
@@ -22,18 +21,17 @@ pub mod private;
 pub mod process;
 pub mod program;
 pub mod refusal;
-pub mod spawner;
 pub mod status;
 pub mod strays;
 pub mod title;
 pub mod x509;
 
-pub use broker::{FromBroker, FromBrokerLink, ToBroker, ToBrokerLink};
 pub use channel::{Channel, Received, RecvError, release_packet};
 pub use ids::{KeyId, StackId};
 pub use inherit::inherited;
+pub use messages::broker::{FromBroker, FromBrokerLink, ToBroker, ToBrokerLink};
+pub use messages::spawner::{FromSpawner, SpawnerSetup, ToSpawner};
 pub use messages::{FromTemplate, FromWorker, ToTemplate, ToWorker};
-pub use spawner::{FromSpawner, SpawnerSetup, ToSpawner};
 pub use status::WorkerExit;
 
 /// Version of the messages. Raised whenever their bytes change; the golden bytes in the tests of

@@ -23,8 +23,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::{env, io};
 
+use nbdkit_ipc::messages::spawner::SpawnerSetup;
 use nbdkit_ipc::program::Program;
-use nbdkit_ipc::spawner::SpawnerSetup;
 use nbdkit_ipc::{
     Channel, FromSpawner, FromTemplate, Received, RecvError, StackId, ToSpawner, ToTemplate,
     inherited, private, title,

@@ -5,8 +5,8 @@
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use nbdkit_ipc::messages::spawner::SpawnerSetup;
 use nbdkit_ipc::program::Program;
-use nbdkit_ipc::spawner::SpawnerSetup;
 use nbdkit_ipc::{Channel, FromSpawner, StackId, ToSpawner, private};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;

@@ -17,9 +17,9 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 
 use nbdkit_ipc::messages::EnterService;
+use nbdkit_ipc::messages::spawner::SpawnerSetup;
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::program::Program;
-use nbdkit_ipc::spawner::SpawnerSetup;
 use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, StackId, ToSpawner, ToTemplate};
 use nbdkit_sandbox::signals;
 use nix::errno::Errno;

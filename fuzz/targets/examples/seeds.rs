@@ -10,7 +10,7 @@ use std::path::Path;
 use nbd_protocol::constants::{InfoType, Opt};
 use nbd_protocol::handshake::{InfoRequest, MetaContextRequest, encode_option};
 use nbdkit_fuzz::session;
-use nbdkit_ipc::broker::OpenAccess;
+use nbdkit_ipc::messages::broker::OpenAccess;
 use nbdkit_ipc::messages::{
     Configured, EnterService, Hello, Isolation, Level, LogRecord, Peer, PeerAddress, Serve,
 };

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nbdkit_api::endpoints::direct::{self, Address};
 use nbdkit_api::paths::{self, Declared, Failure, Found};
 use nbdkit_api::{endpoints, strerror};
-use nbdkit_ipc::broker::{MAX_REASON, OpenAccess};
+use nbdkit_ipc::messages::broker::{MAX_REASON, OpenAccess};
 use nbdkit_ipc::{Channel, FromBroker, Received, RecvError, ToBroker};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

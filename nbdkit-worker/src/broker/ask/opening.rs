@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use nbdkit_api::Errno;
 use nbdkit_api::paths::{self, Declared, Failure, Found};
-use nbdkit_ipc::broker::OpenAccess;
+use nbdkit_ipc::messages::broker::OpenAccess;
 use nbdkit_ipc::{FromBroker, ToBroker};
 
 use super::{Answer, Channels, Link};

@@ -1,5 +1,5 @@
 use super::*;
-use nbdkit_ipc::broker::MAX_NAME;
+use nbdkit_ipc::messages::broker::MAX_NAME;
 use std::ffi::OsString;
 use std::path::PathBuf;
 

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use mio::Interest;
-use nbdkit_ipc::broker::{FromBroker, ToBroker};
+use nbdkit_ipc::messages::broker::{FromBroker, ToBroker};
 use nbdkit_ipc::phase::Phase;
 use nbdkit_ipc::{Channel, FromBrokerLink, RecvError, ToBrokerLink, ToWorker};
 use nix::errno::Errno;
