@@ -46,7 +46,7 @@ pub struct Rules {
 
 impl Rules {
     /// No rules yet: everything is denied that Landlock of `version` restricts. `version` is that
-    /// of the kernel ([`version`]), or an earlier one, to do what a process does on an older
+    /// of the kernel ([`version()`]), or an earlier one, to do what a process does on an older
     /// kernel.
     ///
     /// # Errors

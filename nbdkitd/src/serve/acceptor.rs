@@ -6,26 +6,29 @@
 //! queue, unless there is no template for too long. If a template exits before forking a worker for
 //! a client, the client is requeued for the next template.
 //!
-//! - `backoff`: when accept(2) fails; [`crate::admission`] decides who is next
+//! - `backoff`: when accept(2) fails
+//! - `pending`: the client that is being sent
+//!
+//! [`crate::admission`] decides who is next.
 
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod pending;
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
 use mio::{Interest, Token};
-use nbdkit_ipc::StackId;
-use nbdkit_ipc::messages::{Isolation, Peer, Serve};
+use nbdkit_ipc::messages::Peer;
 use nix::errno::Errno;
 
 use super::FIRST_LISTENER;
 use super::context::Context;
 use super::shutdown::Stage;
 use super::slot::TemplateSlot;
-use super::workers::{WorkerLink, Workers};
+use super::workers::Workers;
 use crate::admission::{Admission, Decision, MOST_WAITING, PeerKey, Waiting};
 use crate::cli::command_line::Options;
 use crate::connections::client_name;
@@ -34,22 +37,13 @@ use crate::log::Verdict;
 use crate::sockets::PrivateDirectory;
 use crate::sys::socket::accept;
 use backoff::{AcceptBackoff, Failure, failure};
+use pending::Pending;
 
 /// A listening socket.
 struct ListeningSocket {
     socket: OwnedFd,
     /// Whether there may be a client: the poll instance reports it once, until there are none.
     ready: bool,
-}
-
-/// The client that is to be sent to the template next.
-struct Pending {
-    serve: Serve,
-    /// What the template gets: the worker's end of its control channel, once it was made; the
-    /// client.
-    fds: Vec<OwnedFd>,
-    /// The listener's end.
-    link: Option<WorkerLink>,
 }
 
 /// What accept(2) has returned.
@@ -355,53 +349,6 @@ impl Acceptor {
         })
     }
 
-    /// Makes a client the next connection. [`send_pending`](Self::send_pending) sends it as soon as
-    /// the template takes it.
-    pub(super) fn set_pending(&mut self, peer: Peer, fds: Vec<OwnedFd>) {
-        let serve =
-            Serve { connection: self.next_connection(), stack: StackId::ONLY, peer, broker: false };
-        self.pending = Some(Pending { serve, fds, link: None });
-    }
-
-    /// Sends the pending client to the template, if the template takes it.
-    ///
-    /// # Errors
-    /// What has failed for lack of descriptors or memory: the client stays pending.
-    pub(super) fn send_pending(
-        &mut self,
-        slot: &mut TemplateSlot,
-        workers: &mut Workers,
-        now: Instant,
-        context: &Context,
-    ) -> Result<(), (&'static str, Errno)> {
-        if !slot.is_serving() {
-            return Ok(());
-        }
-        let Some(mut pending) = self.pending.take() else { return Ok(()) };
-        match send(&mut pending, slot) {
-            Ok(true) => {}
-            Ok(false) => {
-                self.pending = Some(pending);
-                return Ok(());
-            }
-            Err(failed) => {
-                self.pending = Some(pending);
-                return Err(failed);
-            }
-        }
-        self.backoff.reset();
-        let Pending { serve: Serve { connection, stack: _, peer, broker }, mut fds, link } =
-            pending;
-        // Behind the worker's ends of its channels. The two of `-s` are of no use to another
-        // template.
-        let client = fds.pop().filter(|_| link.is_some() && fds.len() == 1 + usize::from(broker));
-        // The worker's end of its channel: the channel is to be closed when the worker ends.
-        drop(fds);
-        workers.add(connection, peer, client, link, now);
-        workers.register(connection, context);
-        Ok(())
-    }
-
     /// Counts a connection and returns its number, from 1.
     pub(super) fn next_connection(&mut self) -> u64 {
         self.last_connection += 1;
@@ -412,37 +359,6 @@ impl Acceptor {
     pub(super) fn last_connection(&self) -> u64 {
         self.last_connection
     }
-}
-
-/// Makes a pending client's channels, and sends it. False if the template does not take it now, or
-/// has ended.
-fn send(pending: &mut Pending, slot: &mut TemplateSlot) -> Result<bool, (&'static str, Errno)> {
-    let isolation = slot.isolation();
-    if isolation == Some(Isolation::Connection) && pending.link.is_none() {
-        let (ours, theirs) =
-            WorkerLink::pair().map_err(|error| ("socketpair", error_number(&error)))?;
-        pending.fds.insert(0, theirs.into_fd());
-        pending.link = Some(ours);
-    }
-    if pending.link.is_some()
-        && !pending.serve.broker
-        && pending.fds.len() < nbdkit_ipc::MAX_FDS
-        && let Some(channel) = slot.broker_channel_for(pending.serve.connection)
-    {
-        pending.serve.broker = true;
-        pending.fds.insert(1, channel);
-    }
-    match slot.serve(&pending.serve, &pending.fds) {
-        Ok(()) => Ok(true),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::BrokenPipe) => {
-            Ok(false)
-        }
-        Err(error) => Err(("sendmsg", error_number(&error))),
-    }
-}
-
-fn error_number(error: &io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or_default())
 }
 
 #[cfg(test)]

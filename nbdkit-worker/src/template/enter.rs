@@ -1,0 +1,119 @@
+//! From start-up into service: the final user, no terminal, no privileges, the sandbox closed.
+
+#![forbid(unsafe_code)]
+
+use nbdkit_api::paths::{self, Kept};
+use nbdkit_api::{Layer, ResultExt, endpoints};
+use nbdkit_ipc::messages::EnterService;
+
+use super::replaced::Replaced;
+use crate::broker::ask::{Connecting, Link, Opening};
+use crate::broker::{self, Broker};
+use crate::log::TemplateLink;
+use crate::sandbox::{self, Sandbox, skips};
+use crate::{privileges, process};
+
+/// From start-up into service: out of the terminal and, in the background, the directory; to the
+/// final user. Must not yet close what `after_fork` may open.
+pub(super) fn enter(
+    service: &EnterService,
+    swap: bool,
+    threads: usize,
+    layer: &Layer,
+    sandbox: &mut Sandbox,
+    link: &TemplateLink,
+    shared: bool,
+) -> nbdkit_api::Result<Option<(Broker, Replaced)>> {
+    process::leave_signals_to_listener();
+    let _ = nix::sys::prctl::set_name(c"nbdkit:template");
+    if service.background {
+        nix::unistd::chdir("/").or_error(|| "chdir: /")?;
+    }
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .or_error(|| "open: /dev/null")?;
+    nix::unistd::dup2_stdin(&null).or_error(|| "dup2")?;
+    nix::unistd::dup2_stdout(&null).or_error(|| "dup2")?;
+    nbdkit_api::client::set_forked(service.forked);
+    if service.background {
+        nix::unistd::dup2_stderr(&null).or_error(|| "dup2")?;
+    }
+    // The terminal is not for us any more, and nobody types into it by way of us. It can fail only
+    // if we lead a session already.
+    let _ = nix::unistd::setsid();
+    for path in layer.temporary() {
+        privileges::hand_down(&path, service)?;
+    }
+    // All of these need privileges that later lines take away.
+    sandbox.separate();
+    let plugin = layer.plugin_name();
+    let broker = match sandbox.has_broker() {
+        true => {
+            let plan = broker::Plan { plugin, needs: sandbox.needs(), service, shared, swap };
+            Some(broker::start(link, &plan)?)
+        }
+        false => None,
+    };
+    sandbox.separate_network();
+    if swap {
+        process::become_io_flusher();
+    }
+    let (capabilities, limits) = (
+        sandbox.is_on() && !skips(sandbox::Layer::Capabilities),
+        sandbox.is_on() && !skips(sandbox::Layer::Limits),
+    );
+    if capabilities {
+        privileges::limit_bounding_set(service, &sandbox.files())?;
+        // Threads need the right to do that, too, which another user does not have.
+        nbdkit_sandbox::threads::confine(None).map_err(sandbox::failed)?;
+    }
+    privileges::become_user(service, swap)?;
+    if capabilities {
+        // What a broker opens files with, the template opens those with that it keeps.
+        let for_broker =
+            sandbox.opens_by_broker().then(|| privileges::overruling(sandbox.needs().writes()));
+        let besides = for_broker.as_ref().map_or(&[][..], |it| it);
+        privileges::drop_capabilities(&sandbox.files(), swap, besides)?;
+    }
+    if limits {
+        privileges::lock_down(sandbox.descriptors(), sandbox.memory(threads))?;
+    }
+    if swap {
+        process::keep_heap();
+        privileges::lock_memory()?;
+    }
+    let broker = broker.map(|(broker, links)| {
+        connect_through(links.connecting, sandbox);
+        (broker, links.opening)
+    });
+    layer.after_fork()?;
+    layer.warm_up()?;
+    let broker = broker.map(|(broker, links)| (broker, open_through(links, sandbox)));
+    if capabilities && broker.is_some() {
+        privileges::drop_capabilities(&sandbox.files(), swap, &[])?;
+    }
+    sandbox.close()?;
+    Ok(broker)
+}
+
+/// Has the broker asked for connections.
+fn connect_through(links: Vec<Link>, sandbox: &Sandbox) {
+    if sandbox.connects_by_broker() {
+        let connecting = Connecting::new(sandbox.needs().endpoints.clone(), links);
+        endpoints::connect_through(Box::new(connecting));
+    }
+}
+
+/// Opens what can be kept open, and has the broker asked for the rest.
+fn open_through(links: Vec<Link>, sandbox: &Sandbox) -> Replaced {
+    if !sandbox.opens_by_broker() {
+        return Replaced::watch(&[]);
+    }
+    let declared = &sandbox.needs().declared;
+    let kept = Kept::new(declared);
+    let replaced = Replaced::watch(&kept.paths());
+    paths::serve_through(Box::new(Opening::new(declared.clone(), links)), kept);
+    replaced
+}
