@@ -23,7 +23,8 @@ struct Handle(*mut c_void);
 // SAFETY: only the plugin looks at what it points to, and only in callbacks, which run on several
 // threads as far as the thread model that the plugin declares allows.
 unsafe impl Send for Handle {}
-// SAFETY: as above.
+// SAFETY: nothing here dereferences the pointer. What the plugin does with it on several threads is
+// bounded by the thread model that it declares, which the layer above upholds.
 unsafe impl Sync for Handle {}
 
 /// A client's handle of a C plugin.

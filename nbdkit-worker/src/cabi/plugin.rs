@@ -34,7 +34,8 @@ pub(super) struct Callbacks {
 // library that stays open, and the functions are called from several threads only as far as the
 // thread model that the plugin declares allows.
 unsafe impl Send for Callbacks {}
-// SAFETY: as above.
+// SAFETY: the copy of the table is never written to. What a callback does on several threads is
+// bounded by the thread model that the plugin declares, which the layer above upholds.
 unsafe impl Sync for Callbacks {}
 
 impl Callbacks {

@@ -28,7 +28,8 @@ pub struct SharedWords {
 
 // SAFETY: the mapping belongs to the process, not to a thread, and is only ever seen as atomics.
 unsafe impl Send for SharedWords {}
-// SAFETY: as above.
+// SAFETY: a shared reference gives atomics only, which any number of threads may access, as other
+// processes do.
 unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
@@ -71,7 +72,8 @@ impl SharedWords {
                 .or_else(|error| if file.size()? < end { Err(error) } else { Ok(()) })?;
         }
         let at = off_t::try_from(offset).map_err(|_| Error::os("mmap", Errno::EOVERFLOW))?;
-        // SAFETY: as in `new`; the file is at least as long as the mapping.
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours. The file
+        // is at least as long as the mapping, and `never_shrink` keeps it so.
         let start = unsafe {
             mmap(
                 None,
