@@ -191,9 +191,9 @@ impl Drop for Order {
 fn action(signal: libc::c_int, new: Option<&Action>) -> nix::Result<Action> {
     let mut old = Action::default();
     let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the kernel reads `new` and writes `old`, both of its layout with a mask of eight bytes.
-    // The handler in `new` is `obey`, an async-signal-safe function, or what the kernel has returned
-    // before.
+    // SAFETY: the kernel reads `new` and writes `old`, both of its layout with a mask of eight
+    // bytes. The handler in `new` is `obey`, an async-signal-safe function, or what the kernel has
+    // returned before.
     let result = unsafe {
         libc::syscall(libc::SYS_rt_sigaction, signal, new, &raw mut old, size_of::<u64>())
     };
@@ -231,8 +231,8 @@ extern "C" fn obey(_signal: libc::c_int) {
     }
     let paths = PATHS.load(Ordering::Relaxed);
     if paths >= 0 {
-        // SAFETY: takes numbers. The thread that has sent the signal keeps the descriptor open until
-        // DONE has this thread's id.
+        // SAFETY: takes numbers. The thread that has sent the signal keeps the descriptor open
+        // until DONE has this thread's id.
         check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, paths, 0) });
     }
     let header = Header { version: VERSION, pid: 0 };

@@ -1,5 +1,5 @@
-//! Becoming the user that serves, and less than that: no capabilities, no way back. nbdkit(1),
-//! `-u`, `-g`, `--swap`; capabilities(7), prctl(2).
+//! Template and broker become the final user and drop privileges for good: which capabilities they
+//! keep, and their limits. nbdkit(1), `-u`, `-g`, `--swap`; capabilities(7), setrlimit(2).
 //!
 //! Every step is verified by trying to undo it. It works for root, with and without `-u`, and for
 //! ordinary users.
@@ -20,22 +20,21 @@ use nix::unistd::{AccessFlags, Gid, Uid, faccessat, fchownat, geteuid};
 
 use crate::sandbox::failed;
 
-/// Takes the user and group of the command line for good; supplementary groups go.
+/// Takes the user and group of the command line for good, without supplementary groups.
 ///
 /// # Errors
-/// EPERM if the process may not; EPERM too if root could be had back afterwards.
+/// EPERM if the process may not, or if root's id could be regained.
 pub(crate) fn become_user(service: &EnterService, swap: bool) -> Result<()> {
     if swap {
-        // The user that we become has to lock what root may lock. Whether it is enough shows when
-        // it is tried.
+        // The final user locks as much as root may. mlockall(2) reports if that is not enough.
         let (_, hard) =
             getrlimit(Resource::RLIMIT_MEMLOCK).or_error(|| "getrlimit: RLIMIT_MEMLOCK")?;
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
             .or_else(|_| setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard));
     }
-    // Not only root may: a service manager may have given us the right (ambient capabilities).
-    // Whoever asks for a group does not get it with others besides, as in nbdkit; whoever may not
-    // change groups keeps its own with its own user.
+    // Not only root changes groups: a service manager may give the capability (ambient). With -g
+    // the supplementary groups are dropped, as in nbdkit; a user who may not change groups, and
+    // names himself, keeps them.
     let may = || capabilities::has(Capability::CAP_SETGID).map_err(failed);
     let another = service.user.is_some() && (geteuid().is_root() || may()?);
     let group = service.group.map(Gid::from_raw);
@@ -58,7 +57,7 @@ pub(crate) fn hand_down(path: &Path, service: &EnterService) -> Result<()> {
         fchownat(AT_FDCWD, path, user, group, AtFlags::AT_SYMLINK_NOFOLLOW)
             .or_error(|| format!("chown: {}", path.display()))
     };
-    // Nobody but us can have put anything there: it is ours, and not accessible for others.
+    // Only this process can have made entries: others have no access to the directory.
     for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
         give(&entry.path())?;
     }
@@ -74,19 +73,19 @@ pub(crate) fn lock_memory() -> Result<()> {
         .or_error(|| "mlockall (for --swap; raise RLIMIT_MEMLOCK, see ulimit -l)")
 }
 
-/// Which files root without `-u` may have to open although they are others'.
+/// Which files of other users root without `-u` may have to open.
 #[derive(Debug, Clone)]
 pub(crate) enum Files {
     /// These.
     Declared(Vec<(PathBuf, Access)>),
-    /// Nobody knows which.
+    /// It is not known which.
     Any,
-    /// Whatever the programs that it runs open, create and give away.
+    /// Whatever its programs open, create and chown(2).
     OfPrograms,
 }
 
-/// What the broker of a root without `-u` keeps, to open the files of others, and `writes` them if
-/// the stack may.
+/// The capability that root's broker without `-u` keeps, to open the files of others: to read them,
+/// or to write them too if the stack `writes`.
 pub(crate) fn overruling(writes: bool) -> [Capability; 1] {
     [if writes { Capability::CAP_DAC_OVERRIDE } else { Capability::CAP_DAC_READ_SEARCH }]
 }
@@ -104,9 +103,9 @@ const OF_PROGRAMS: [Capability; 5] = [
     Capability::CAP_FSETID,
 ];
 
-/// What programs may have by being executed: nothing, or, if this process stays root and runs
-/// programs, what is about files. Only where the process may change that. Called before it becomes
-/// another user, which loses the right to.
+/// Limits the capabilities that executed programs get: none, or, if this process stays root and
+/// runs programs, those about files. Only where the process may change that. Called before it
+/// becomes another user, who may not.
 ///
 /// execve(2) gives root what is in the bounding set, and no more than the caller had
 /// (no_new_privs): the programs of root have what their caller keeps in [`drop_capabilities`].
@@ -125,14 +124,14 @@ fn stays_root(service: &EnterService) -> bool {
     geteuid().is_root() && service.user.is_none_or(|user| user == 0)
 }
 
-/// Drops all capabilities but those `besides`. Root without `-u` whose stack opens, by itself,
-/// files which only capabilities can open (its own it may open as their owner) keeps the one for
-/// that: CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if it may write them; both if it is not known
-/// which files; what is about files if it runs programs. With `--swap` (`locks`) and a limit on
-/// locked memory it keeps CAP_IPC_LOCK too.
+/// Drops all capabilities but those `besides`. Root without `-u` whose stack itself opens files
+/// that their owner's rights do not open for root keeps CAP_DAC_READ_SEARCH for that, or
+/// CAP_DAC_OVERRIDE if it may write them; both if it is not known which files; all about files if
+/// it runs programs. With `--swap` (`locks`) and a limit on locked memory it keeps CAP_IPC_LOCK
+/// too.
 ///
 /// # Errors
-/// EPERM if a capability is left or could be had back.
+/// EPERM if a capability is left or could be regained.
 pub(crate) fn drop_capabilities(files: &Files, locks: bool, besides: &[Capability]) -> Result<()> {
     let paths = if let Files::Declared(paths) = files { &paths[..] } else { &[] };
     let with: Vec<bool> = each_entry(paths).map(|(path, access)| opens(&path, access)).collect();
@@ -145,7 +144,7 @@ pub(crate) fn drop_capabilities(files: &Files, locks: bool, besides: &[Capabilit
     keep.extend(besides);
     for ((path, access), opened) in each_entry(paths).zip(with) {
         if opened && !opens(&path, access) {
-            // The second is a superset of the first in all that open(2) asks.
+            // For open(2), CAP_DAC_OVERRIDE permits all that CAP_DAC_READ_SEARCH does.
             keep.insert(match access {
                 Access::Write => Capability::CAP_DAC_OVERRIDE,
                 Access::Look | Access::Read | Access::RemoveDirs => Capability::CAP_DAC_READ_SEARCH,
@@ -173,7 +172,7 @@ fn each_entry(paths: &[(PathBuf, Access)]) -> impl Iterator<Item = (PathBuf, Acc
     })
 }
 
-/// Whether a path can be opened as we are now.
+/// Whether this process can open a path with the capabilities that are in force.
 fn opens(path: &PathBuf, access: Access) -> bool {
     let mode = match access {
         Access::Look => AccessFlags::F_OK,
@@ -183,7 +182,7 @@ fn opens(path: &PathBuf, access: Access) -> bool {
     faccessat(AT_FDCWD, path, mode, AtFlags::AT_EACCESS).is_ok()
 }
 
-/// Bytes of data that this process has now, as RLIMIT_DATA counts them; 0 if nobody knows.
+/// Bytes of data that this process has now, as RLIMIT_DATA counts them; 0 without /proc.
 /// proc_pid_status(5).
 pub(crate) fn data() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -192,7 +191,7 @@ pub(crate) fn data() -> u64 {
     kibibytes.unwrap_or(0).saturating_mul(1024)
 }
 
-/// For processes that write to no regular file: none can be written to or made longer.
+/// For processes that write to no regular file: none can grow.
 /// setrlimit(2), RLIMIT_FSIZE.
 ///
 /// # Errors
@@ -201,12 +200,11 @@ pub(crate) fn forbid_file_growth() -> Result<()> {
     setrlimit(Resource::RLIMIT_FSIZE, 0, 0).or_error(|| "setrlimit: RLIMIT_FSIZE")
 }
 
-/// Closes the ways around: programs give no rights, nobody may look into this process, and it
-/// leaves no copy of its memory behind. `descriptors`: most that it may have open; `memory`: most
-/// bytes of data; if they are bounded.
+/// Sets no_new_privs, makes this process undumpable, and lowers its limits. `descriptors`: most
+/// that it may have open; `memory`: most bytes of data; `None` leaves the limit.
 ///
 /// # Errors
-/// The system's; EPERM if it could be undone.
+/// The system's; EPERM if a limit could be raised again.
 pub(crate) fn lock_down(descriptors: Option<u64>, memory: Option<u64>) -> Result<()> {
     forbid_new_privileges().map_err(failed)?;
     forbid_dumps().map_err(failed)?;

@@ -1,7 +1,7 @@
-//! The system calls that Rust calls unsafe: fork, exit without cleaning up, signal handlers, and
-//! what gives memory back that only the past needed.
+//! System calls that have no safe wrapper: signal handlers, which end a client or report a refused
+//! system call, and giving unused memory back to the kernel. Template, worker and broker run this.
 
-#![expect(unsafe_code, reason = "fork, _exit, signal handlers, madvise, malloc_trim")]
+#![expect(unsafe_code, reason = "signal handlers, madvise, malloc_trim")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -35,13 +35,14 @@ pub(crate) fn wait_for(child: Pid, milliseconds: u16) {
 /// no limit of it.
 pub(crate) fn has_writable_file() -> bool {
     descriptors().into_iter().any(|number| {
-        // SAFETY: takes numbers; one that is no descriptor is an error.
+        // SAFETY: takes numbers; EBADF if one is no descriptor.
         let flags = unsafe { libc::fcntl(number, libc::F_GETFL) };
         if flags == -1 || flags & libc::O_ACCMODE == libc::O_RDONLY {
             return false;
         }
-        // SAFETY: it was open a moment ago, and is only looked at: were it closed meanwhile, by a
-        // thread of code in C, fstat(2) would fail or tell of another file.
+        // SAFETY: borrowed for fstat(2) and fstatfs(2) only. It was open at the fcntl(2) before; if
+        // a thread of code in C closes it meanwhile, they fail or report another file, and nothing
+        // is read or written through it.
         let file = unsafe { BorrowedFd::borrow_raw(number) };
         let is_proc =
             || fstatfs(file).is_ok_and(|system| system.filesystem_type() == PROC_SUPER_MAGIC);
@@ -50,7 +51,7 @@ pub(crate) fn has_writable_file() -> bool {
     })
 }
 
-/// All descriptors of this process, and perhaps numbers that are none.
+/// All descriptors of this process; without /proc, all numbers that may be one.
 fn descriptors() -> Vec<RawFd> {
     /// What Linux allows, unless fs.nr_open was raised.
     const MOST: u64 = 1 << 20;
@@ -65,10 +66,10 @@ fn descriptors() -> Vec<RawFd> {
     (0..RawFd::try_from(most).unwrap_or(RawFd::MAX)).collect()
 }
 
-/// Gives back what malloc keeps for another time. It keeps the more the larger the pieces were that
-/// it had to give. malloc_trim(3).
+/// Gives the free memory that malloc keeps back to the kernel. malloc keeps more of it after large
+/// blocks were freed. malloc_trim(3).
 pub(crate) fn release_heap() {
-    // SAFETY: may be called at any time.
+    // SAFETY: takes a number. malloc_trim is thread-safe and moves no block that is in use.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0);
@@ -83,7 +84,7 @@ pub(crate) fn keep_heap() {
     for (parameter, value) in
         [(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, -1), (libc::M_ARENA_MAX, 1)]
     {
-        // SAFETY: takes numbers; other threads may allocate meanwhile.
+        // SAFETY: takes numbers. mallopt takes malloc's lock, so other threads may allocate.
         unsafe { libc::mallopt(parameter, value) };
     }
 }
@@ -116,25 +117,24 @@ pub(crate) fn touch_stack() {
     std::hint::black_box(&mut [0_u8; DEPTH]);
 }
 
-/// Gives back the memory below the caller's frames that calls which have returned have used. Does
-/// nothing but on a worker's first thread, whose stack has nothing else below it for far more than
-/// is looked at.
+/// Gives the pages of the stack back that calls which have returned have used, below the caller's
+/// frames. Only on a worker's first thread, whose stack has nothing mapped below it for 128 MiB.
 #[inline(never)]
 pub(crate) fn release_stack() {
     /// More than a handshake or a request uses, bytes.
     const REACH: usize = 64 * 1024;
-    /// This function's frame, and those of what it calls.
+    /// The frames of this function and of what it calls, bytes.
     const OURS: usize = 1024;
-    /// Where pages are larger the kernel may refuse, and nothing is given back.
+    /// Where pages are larger, madvise(2) may fail, and nothing is given back.
     const PAGE: usize = 4096;
     if !IS_WORKER.load(Ordering::Relaxed) || gettid() != getpid() {
         return;
     }
     let here = 0_u8;
     let end = (&raw const here as usize).saturating_sub(OURS) & !(PAGE - 1);
-    // SAFETY: what is below the stack pointer is nobody's; the frames of this call are spared. The
-    // kernel leaves a gap of 128 MiB between this thread's stack and all that is mapped, so nothing
-    // else is meant.
+    // SAFETY: no live frame is below the stack pointer, and `OURS` leaves those of this call alone.
+    // The kernel keeps a gap of 128 MiB between this thread's stack and other mappings, so the
+    // range is of the stack only, or unmapped.
     unsafe {
         libc::madvise(
             std::ptr::without_provenance_mut(end.saturating_sub(REACH)),
@@ -157,50 +157,52 @@ pub(crate) fn leave_signals_to_listener() {
 }
 
 // Descriptors of this process for signal handlers. 0, which is the null device here, stands for
-// none, and not -1: what is zero at first is put together with the other few words that a worker
-// writes, and each page of them that it writes it has for itself.
+// none, and not -1: variables that are zero at first are in .bss, on the page that a worker writes
+// anyway. Each further page that it writes is copied.
 
 /// The client's socket of this worker.
 static CLIENT: AtomicI32 = AtomicI32::new(0);
-/// The channel of [`end_client_on_message`].
+/// The control channel of this worker, see [`end_client_on_message`].
 static WATCHED: AtomicI32 = AtomicI32::new(0);
-/// Where the last words of a refused process go, and whether it is a worker's.
-static LAST_WORDS: AtomicI32 = AtomicI32::new(0);
+/// The control channel on which a refused system call is reported.
+static REPORTS: AtomicI32 = AtomicI32::new(0);
+/// Whether this process is a worker, or a broker. Otherwise it is a template.
 static IS_WORKER: AtomicBool = AtomicBool::new(false);
 static IS_BROKER: AtomicBool = AtomicBool::new(false);
 
-/// For `--swap`: tells the kernel that this process is needed to free memory, so that it is not
-/// made to wait for memory itself. PR_SET_IO_FLUSHER, prctl(2); needs CAP_SYS_RESOURCE, and does
-/// not matter enough to fail without.
+/// For `--swap`: the kernel may need this process to free memory, and must not make it wait for
+/// memory. PR_SET_IO_FLUSHER, prctl(2). Without CAP_SYS_RESOURCE it fails, which is ignored.
 pub(crate) fn become_io_flusher() {
     /// linux/prctl.h
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
-    // SAFETY: takes four numbers and touches no memory.
+    // SAFETY: takes numbers and touches no memory.
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
 }
 
-/// The same for a broker.
+/// Sets that this process is a broker, and its control channel, for [`report_refusals`].
 pub(crate) fn set_broker_channel(channel: impl AsFd) {
     set_channel(channel, false);
     IS_BROKER.store(true, Ordering::Relaxed);
 }
 
-/// Says which process this is and where its control channel is, for [`report_refusals`].
+/// Sets whether this process is a worker or a template, and its control channel, for
+/// [`report_refusals`].
 pub(crate) fn set_channel(channel: impl AsFd, is_worker: bool) {
-    LAST_WORDS.store(channel.as_fd().as_raw_fd(), Ordering::Relaxed);
+    REPORTS.store(channel.as_fd().as_raw_fd(), Ordering::Relaxed);
     IS_WORKER.store(is_worker, Ordering::Relaxed);
 }
 
-/// Has a system call that the sandbox refuses reported on the control channel. Forks inherit it.
+/// Has a system call that the sandbox refuses reported on the control channel, and end the process.
+/// Forks inherit the handler.
 ///
 /// # Errors
-/// None that a kernel has for this.
+/// sigaction(2) has none for SIGSYS.
 pub(crate) fn report_refusals() -> nbdkit_api::Result<()> {
     // SAFETY: it reads atomics, and calls send(2) and _exit(2): all async-signal-safe.
     unsafe { seccomp::on_refusal(refused) }.or_error(|| "sigaction: SIGSYS")
 }
 
-/// A system call was refused: says which, and ends the process.
+/// A system call was refused: reports its number, and ends the process. Async-signal-safe.
 fn refused(syscall: u32) -> ! {
     let packet = if IS_WORKER.load(Ordering::Relaxed) {
         refusal::from_worker(syscall)
@@ -212,32 +214,32 @@ fn refused(syscall: u32) -> ! {
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: sends the bytes of an array of ours; a number that is no descriptor is an error.
     unsafe {
-        libc::send(LAST_WORDS.load(Ordering::Relaxed), packet.as_ptr().cast(), packet.len(), flags);
+        libc::send(REPORTS.load(Ordering::Relaxed), packet.as_ptr().cast(), packet.len(), flags);
     }
     exit_now(WorkerExit::Forbidden.code());
 }
 
-/// Whether the listener wants this worker to finish, or is gone.
+/// Whether the listener has sent `Quiesce`, or has ended.
 static QUIESCING: AtomicBool = AtomicBool::new(false);
 
-/// Whether new requests should be refused because the server is stopping.
+/// Whether new requests are to be refused because the server is stopping.
 pub(crate) fn is_quiescing() -> bool {
     QUIESCING.load(Ordering::Relaxed)
 }
 
-/// The listener said `Quiesce` or is gone: make the client's socket read as ended. That ends the
-/// wait for the next request whether it has begun or not, without a system call more on the data
-/// path.
+/// The listener has sent `Quiesce`, or has ended: makes the client's socket read as ended. That
+/// ends the wait for the next request whether it has begun or not, and costs the data path no
+/// system call.
 extern "C" fn stop_reading(_signal: libc::c_int) {
-    // The kernel queues a message and then signals: the signal of an answer may come when that has
-    // been read, and signals are wanted again. See AwaitMessage.
+    // The kernel queues a message and then signals: the signal of an answer may arrive when the
+    // answer has been read, and O_ASYNC is set again. See AwaitMessage.
     let watched = WATCHED.load(Ordering::Relaxed);
     if watched == 0 {
         return;
     }
     let mut channel = libc::pollfd { fd: watched, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one structure of ours; poll(2) is async-signal-safe. Errno is restored for the code
-    // that was interrupted.
+    // SAFETY: poll(2) is async-signal-safe and writes one structure, on this stack. errno is this
+    // thread's, and is restored for the code that was interrupted.
     let waiting = unsafe {
         let errno = libc::__errno_location();
         let saved = *errno;
@@ -250,13 +252,15 @@ extern "C" fn stop_reading(_signal: libc::c_int) {
     }
 }
 
-/// What the signal does, for whoever learns it in another way. Async-signal-safe.
+/// Ends the client as the signal does, for code that has read the message itself.
+/// Async-signal-safe.
 pub(crate) fn end_client() {
     QUIESCING.store(true, Ordering::Relaxed);
     let fd = CLIENT.load(Ordering::Relaxed);
     if fd > 0 {
-        // SAFETY: shutdown(2) on a number that is or was our client's socket; async-signal-safe.
-        // Errno is restored for the code that was interrupted.
+        // SAFETY: shutdown(2) is async-signal-safe and takes numbers. The number is, or was, that
+        // of the client's socket; another descriptor of this worker would concern this client, too.
+        // errno is this thread's, and is restored for the code that was interrupted.
         unsafe {
             let errno = libc::__errno_location();
             let saved = *errno;
@@ -282,8 +286,9 @@ pub(crate) fn end_client_on_message(channel: impl AsFd, client: impl AsFd) -> ni
     Ok(())
 }
 
-/// While this lives, a message on the channel of [`end_client_on_message`] is an answer and ends
-/// nothing. For whatever has come when it is dropped, `end` is called, which is [`end_client`].
+/// While this lives, a message on the channel of [`end_client_on_message`] is an answer and does
+/// not end the client. If another message has arrived when it is dropped, `end` is called, which is
+/// [`end_client`].
 pub(crate) struct AwaitMessage<'a> {
     channel: BorrowedFd<'a>,
     end: fn(),
@@ -301,7 +306,7 @@ pub(crate) fn await_message(channel: &impl AsFd, end: fn()) -> nix::Result<Await
 
 impl Drop for AwaitMessage<'_> {
     fn drop(&mut self) {
-        // First the signal, then a look: nothing can come between the two.
+        // First O_ASYNC, then poll(2): no message can arrive unnoticed between the two.
         let watched = fcntl(self.channel, FcntlArg::F_SETFL(OFlag::O_ASYNC));
         let waiting = poll(&mut [PollFd::new(self.channel, PollFlags::POLLIN)], PollTimeout::ZERO);
         if watched.is_err() || waiting != Ok(0) {

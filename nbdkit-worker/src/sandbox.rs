@@ -1,18 +1,18 @@
 //! Confines the template, and thereby every worker, to what the stack has declared to need.
 //!
-//! The layers, in the order of their coming: [`namespaces`] while the process may still make them;
-//! another user, no capabilities, no new privileges ([`crate::privileges`]); [`paths`] (Landlock);
-//! [`filter`] (seccomp), whose lists are in [`policy`]. All of it is inherited by fork, so that a
-//! connection costs one short filter more: the one that takes away what only the template needs.
+//! The layers, in order: [`namespaces`] while the process may still make them; another user, no
+//! capabilities, no new privileges ([`crate::privileges`]); [`paths`] (Landlock); [`filter`]
+//! (seccomp), whose lists are in [`policy`]. A fork inherits all of them, so a connection costs one
+//! short filter more, which denies what only the template needs.
 //!
-//! The levels (`--sandbox`): `strict` has every layer; `programs`, for stacks that run scripts,
-//! leaves network, paths and namespaces as they are, and of root's capabilities those about files,
-//! so that what people paste works as it does in nbdkit; `compat`, for code that declares nothing,
-//! leaves network and paths as they are. Both refuse only what no server of disks calls. `off`
-//! leaves the user as the only change.
+//! The levels (`--sandbox`): `strict` has every layer. `programs`, for stacks that run scripts,
+//! does not restrict network, paths and namespaces, and keeps root's capabilities about files, so
+//! that scripts that people paste work as they do in nbdkit. `compat`, for code that declares
+//! nothing, does not restrict network and paths. Both deny only what no server of disks calls.
+//! `off` changes the user and nothing else.
 //!
-//! What a kernel cannot do is said once, and the server goes on, for all layers but one are better
-//! than none; unless the command line demands `--sandbox=strict`.
+//! A layer that this kernel does not have is logged once, and the server starts without it, unless
+//! the command line demands `--sandbox=strict`.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ mod paths;
 mod policy;
 mod skip;
 
+use nbdkit_api::log::notice;
 use nbdkit_api::{Access, Errno, Error, Isolation, Needs, Network, Result, ResultExt, debug};
 use nbdkit_ipc::messages::{Allowed, Sandbox as Level};
 use nbdkit_sandbox::landlock::lacks;
@@ -37,19 +38,19 @@ pub(crate) use skip::{Layer, has_filters, skips};
 /// How this process is confined, and what follows for its forks.
 pub(crate) struct Sandbox {
     level: Level,
-    /// Whether the command line says `--sandbox=strict`: then no layer may be missing.
+    /// Whether the command line has `--sandbox=strict`: then no layer may be missing.
     demanded: bool,
     needs: Needs,
     /// Whether one process serves all clients.
     shared: bool,
     /// Whether this kernel has filters.
     filters: bool,
-    /// What a worker gives up, compiled by the template.
+    /// The filter that each worker installs, compiled by the template.
     given_up: Option<Program>,
 }
 
 impl Sandbox {
-    /// `wanted`: what the command line says; otherwise the level follows from the needs
+    /// `wanted`: the level of the command line. Without one it follows from the needs
     /// ([`Needs::level`]).
     pub(crate) fn new(wanted: Option<Level>, needs: Needs, isolation: Isolation) -> Sandbox {
         let level = wanted.unwrap_or(match needs.level() {
@@ -58,9 +59,9 @@ impl Sandbox {
             nbdkit_api::Level::Compat => Level::Compat,
         });
         match level {
-            Level::Off => say("--sandbox=off: clients are served without a sandbox"),
+            Level::Off => notice("--sandbox=off: clients are served without a sandbox"),
             Level::Compat if needs.undeclared => {
-                say("sandbox=compat: this plugin or filter does not declare what it needs");
+                notice("sandbox=compat: this plugin or filter does not declare what it needs");
             }
             Level::Programs => debug!("sandbox=programs: scripts work as the final user's do"),
             Level::Compat | Level::Strict => {}
@@ -79,7 +80,7 @@ impl Sandbox {
     /// Adds what the command line allows: `--allow-path`, `--allow-net`.
     ///
     /// # Errors
-    /// The level is one at which that means nothing; a path that is not there.
+    /// The level restricts neither paths nor the network; a path does not exist.
     pub(crate) fn allowing(mut self, allowed: &Allowed) -> Result<Sandbox> {
         if *allowed == Allowed::default() {
             return Ok(self);
@@ -91,7 +92,7 @@ impl Sandbox {
             )));
         }
         for (path, write) in &allowed.paths {
-            // A rule is about a file; for one that is not there it would silently be left out.
+            // A Landlock rule is about a file: for one that does not exist there would be none.
             std::fs::metadata(path).or_error(|| format!("--allow-path: {}", path.display()))?;
             let access = if *write { Access::Write } else { Access::Read };
             self.needs.paths.push((path.into(), access));
@@ -102,7 +103,7 @@ impl Sandbox {
         Ok(self)
     }
 
-    /// The files whose owner may have to be overruled by root.
+    /// The files that root may have to open although another user owns them.
     pub(crate) fn files(&self) -> Files {
         match self.level {
             Level::Strict => {
@@ -138,18 +139,17 @@ impl Sandbox {
         &self.needs
     }
 
-    /// Most descriptors that a process may have open; `None` if that grows with the number of its
+    /// Most descriptors that a process may have open; `None` if the number grows with that of its
     /// clients, or is not known.
     pub(crate) fn descriptors(&self) -> Option<u64> {
-        /// Sockets, pipes and files of a connection, with room to spare; what most systems give a
-        /// process.
+        /// More than the sockets, pipes and files of a connection; the soft limit of most systems.
         const ORDINARY: u64 = 1024;
         (self.level == Level::Strict && !self.shared)
             .then(|| ORDINARY + 2 * (self.needs.paths.len() + self.needs.declared.len()) as u64)
     }
 
     /// Most bytes of data that a process may have, with so many `threads` for one client; `None` if
-    /// that grows with the number of its clients, or is not known.
+    /// the amount grows with the number of its clients, or is not known.
     pub(crate) fn memory(&self, threads: usize) -> Option<u64> {
         /// Sixteen times what may be in flight on a connection.
         const ORDINARY: u64 = 1 << 30;
@@ -159,18 +159,18 @@ impl Sandbox {
             .then(|| privileges::data().saturating_add(ORDINARY + THREAD * threads as u64))
     }
 
-    /// The layers that only a privileged process can have, but for the network. Called before it
-    /// gives up its privileges, and before the broker is made, which shares them.
+    /// Enters the namespaces that only a privileged process can make, but for the network. Called
+    /// before privileges are dropped, and before the broker is forked, which shares them.
     pub(crate) fn separate(&self) {
-        // The network of programs is the user's.
+        // Programs have the namespaces of the user.
         let separate = matches!(self.level, Level::Strict | Level::Compat);
         if separate && !skips(Layer::Namespaces) {
             namespaces::enter();
         }
     }
 
-    /// Leaves the machine's network. Called before the process gives up its privileges, and after
-    /// the broker was made, which stays there.
+    /// Leaves the machine's network. Called before privileges are dropped, and after the broker was
+    /// forked, which stays in it.
     pub(crate) fn separate_network(&self) {
         let wanted = self.level == Level::Strict && self.needs.network == Network::None;
         if wanted && !skips(Layer::Namespaces) {
@@ -178,8 +178,7 @@ impl Sandbox {
         }
     }
 
-    /// Closes the sandbox around the template: this thread, and those that code in C has started.
-    /// Called last.
+    /// Confines the template: this thread, and the threads that code in C has started. Called last.
     ///
     /// # Errors
     /// The kernel has a layer and refuses to install it; a thread is not confined.
@@ -187,7 +186,7 @@ impl Sandbox {
         match self.level {
             Level::Strict => {
                 process::report_refusals()?;
-                // Programs are made by fork and exec.
+                // What a worker gives up includes fork, by which programs are started.
                 if !self.needs.programs && self.filters && !skips(Layer::Calls) {
                     self.given_up = Some(filter::worker(&self.needs, self.shared)?);
                 }
@@ -205,13 +204,13 @@ impl Sandbox {
         }
     }
 
-    /// Whether workers have no regular file to write to, and get none: no disk, no memory that
-    /// clients share, no log.
+    /// Whether workers have no regular file to write to, and get none: no disk, no shared memory,
+    /// no log.
     fn writes_no_file(&self) -> bool {
         let needs = &self.needs;
         let opened_later =
             needs.writes() || needs.paths.iter().any(|(_, access)| *access == Access::Write);
-        // Standard output, as a client's, may be a file.
+        // Standard output, as the client's (-s), may be a regular file.
         let client_may_be_file = !nbdkit_api::client::stdio_safe();
         !opened_later
             && !needs.programs
@@ -230,14 +229,14 @@ impl Sandbox {
             return Ok(None);
         }
         if let Some(lacks) = lacks(version) {
-            say(&format!(
+            notice(&format!(
                 "Landlock of this kernel is version {version}, which does not restrict: {lacks}"
             ));
         }
         Rules::new(&self.needs).map(Some)
     }
 
-    /// Says that a layer is missing, and what follows.
+    /// Logs that a layer is missing.
     ///
     /// # Errors
     /// The command line demands all layers.
@@ -245,12 +244,12 @@ impl Sandbox {
         if self.demanded {
             return Err(Error::msg(format!("--sandbox=strict: {layer}")));
         }
-        say(layer);
+        notice(layer);
         Ok(())
     }
 
-    /// Puts paths and filters in force. First other threads get what this one has already, and the
-    /// paths; last all are checked.
+    /// Puts paths and filters in force: first other threads are confined as this one is already,
+    /// with the paths; in the end every thread is checked.
     fn install(&self, filters: &[Program], rules: Option<Rules>) -> Result<()> {
         threads::confine(rules.as_ref().and_then(Rules::of_others)).map_err(failed)?;
         let statuses = Statuses::open().map_err(failed)?;
@@ -269,8 +268,8 @@ impl Sandbox {
         statuses.check(true).map_err(failed)
     }
 
-    /// Takes away what the template needed to make this process, a fork of it, or, with isolation
-    /// `shared`, to get here. From now on there are threads at most.
+    /// Denies what only the template needed, to fork this worker, or, with isolation `shared`, to
+    /// start. This process starts no other from now on.
     ///
     /// # Errors
     /// The kernel refuses it.
@@ -295,9 +294,4 @@ fn name(level: Level) -> &'static str {
         Level::Compat => "compat",
         Level::Off => "off",
     }
-}
-
-/// What the log should hold. Not an error: it follows from the command line or from the kernel.
-fn say(text: &str) {
-    nbdkit_api::log::notice(text);
 }

@@ -1,5 +1,5 @@
-//! The system calls of seccomp(2) that the compiler's crate does not make: SECCOMP_GET_ACTION_AVAIL,
-//! and SECCOMP_SET_MODE_FILTER without no_new_privs.
+//! The system calls of seccomp(2) that the compiler's crate does not make:
+//! SECCOMP_GET_ACTION_AVAIL, and SECCOMP_SET_MODE_FILTER without no_new_privs.
 
 #![expect(unsafe_code, reason = "system calls that no library wraps")]
 

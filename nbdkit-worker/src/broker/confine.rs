@@ -20,15 +20,14 @@ use crate::privileges::Files;
 use crate::sandbox::{Layer, failed, has_filters, skips};
 use crate::{privileges, process};
 
-/// Descriptors besides channels: standard streams, its own, one that is being opened; with room to
-/// spare.
+/// Descriptors besides channels: more than standard streams, the broker's own, and one that is
+/// being opened.
 const DESCRIPTORS: u64 = 64;
 /// Bytes of memory beyond what the template had.
 const MEMORY: u64 = 64 << 20;
 
-/// Where a resolver finds what it needs: resolver(3), nsswitch.conf(5), gai.conf(5). /etc whole: a
-/// rule for a file is for the one that is there at the start, and most of these are replaced by
-/// renaming another to their name.
+/// What a resolver reads: resolver(3), nsswitch.conf(5), gai.conf(5). All of /etc: a rule is for
+/// the file that exists at the start, and most of these files are replaced by rename.
 const RESOLVER: [&str; 4] =
     ["/etc", "/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf"];
 /// The port of DNS.
@@ -65,8 +64,8 @@ pub(super) fn give_up_privileges(plan: &Plan<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What root without `-u` keeps: to open the files of others, and to connect to their sockets,
-/// which asks for what writing asks for (unix(7)).
+/// The capabilities that root without `-u` keeps: to open the files of others, and to connect to
+/// their sockets, for which the kernel checks the right to write (unix(7)).
 fn overruling(plan: &Plan<'_>) -> Vec<Capability> {
     let is_unix = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Unix(_));
     let writes = plan.writes() || plan.endpoints().iter().any(is_unix);
@@ -74,14 +73,14 @@ fn overruling(plan: &Plan<'_>) -> Vec<Capability> {
     if nothing { Vec::new() } else { privileges::overruling(writes).to_vec() }
 }
 
-/// How many channels there is room for.
+/// How many channels RLIMIT_NOFILE leaves room for.
 pub(super) fn channels(plan: &Plan<'_>) -> usize {
     let (most, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((DESCRIPTORS, DESCRIPTORS));
     let others = DESCRIPTORS + plan.declared().len() as u64;
     usize::try_from(most.saturating_sub(others)).unwrap_or(MOST_CHANNELS)
 }
 
-/// Closes the sandbox. Called last.
+/// Confines the broker. Called last.
 ///
 /// # Errors
 /// The kernel has a layer and refuses to install it.
@@ -93,7 +92,7 @@ pub(super) fn close(plan: &Plan<'_>) -> Result<()> {
             nbdkit_api::debug!("sandbox: no Landlock for the broker");
         }
     }
-    // What a kernel does not have, the template says.
+    // The template logs which layers the kernel does not have.
     if skips(Layer::Calls) || !has_filters() {
         return Ok(());
     }
@@ -103,8 +102,8 @@ pub(super) fn close(plan: &Plan<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What fails, which libraries try and go on without; and last what may be called, which is not to
-/// install another.
+/// First the filters of calls that fail, which libraries try and do without; last the filter of
+/// calls that are allowed, which do not include installing another filter.
 fn filters(writes: bool, endpoints: &[Endpoint]) -> Result<Vec<Program>> {
     let opening = if writes { policy::WRITING } else { policy::READING };
     let mut lists: Vec<&[Line]> = vec![policy::BROKER, opening];
@@ -144,9 +143,9 @@ fn filters(writes: bool, endpoints: &[Endpoint]) -> Result<Vec<Program>> {
     Ok(filters)
 }
 
-/// No execution, nothing made, removed or moved, anywhere; nothing written if the stack does not
-/// write, and nothing read but what the resolver needs if it `opens` no paths; TCP to the ports of
-/// `endpoints` and of DNS only, and none listened on.
+/// Denies, everywhere, executing, making, removing and moving files; writing, unless the stack
+/// writes; reading anything but what the resolver needs, if the stack `opens` no paths; TCP to
+/// other ports than those of `endpoints` and of DNS; listening.
 ///
 /// Descriptors keep the rights that they were opened with: what a worker gets cannot be truncated.
 ///

@@ -1,9 +1,8 @@
-//! Which system calls may be made: compiles the lists of [`policy`] and installs them. seccomp(2).
+//! Which system calls may be made: composes the lists of [`policy`] by need. seccomp(2).
 //!
-//! A call that is on no list raises SIGSYS, which ends the process with a message that names it
-//! ([`crate::process::report_refusals`]). Stacks that run programs are the exception: exec takes
-//! the handler away, and programs try out what the kernel has, so to them a call that is on no list
-//! does not exist (ENOSYS).
+//! A call that is on no list raises SIGSYS, which ends the process with a message that names the
+//! call ([`crate::process::report_refusals`]). For stacks that run programs the call fails with
+//! ENOSYS: execve(2) resets the handler, and programs probe which calls the kernel has.
 
 #![forbid(unsafe_code)]
 
@@ -16,7 +15,7 @@ use nbdkit_sandbox::seccomp::{
 
 use super::{failed, policy};
 
-/// What the template installs for a stack with these needs, and all forks inherit.
+/// The filters of the template of a stack with these needs, which all forks inherit.
 ///
 /// # Errors
 /// EINVAL: a list is wrong.
@@ -48,43 +47,43 @@ pub(super) fn template(needs: &Needs) -> Result<Vec<Program>> {
     let unknown = if needs.programs { Action::Fail(libc::ENOSYS) } else { Action::Trap };
     let mut filters = vec![
         compile(&lists, unknown, Action::Allow).map_err(failed)?,
-        refused(&[policy::ABSENT], libc::ENOSYS)?,
+        deny(&[policy::ABSENT], libc::ENOSYS)?,
     ];
-    // A filter that looks at arguments costs each call; only where there are such sockets.
+    // Testing arguments costs time in each call, so only stacks that have such sockets get this.
     let bound_to_ports = needs.network == Network::Ports;
     let bound_to_broker = needs.endpoints_are_brokered() && needs.network < Network::Ports;
     if bound_to_broker || bound_to_ports {
-        filters.push(refused(&[policy::FAST_OPEN], libc::EOPNOTSUPP)?);
+        filters.push(deny(&[policy::FAST_OPEN], libc::EOPNOTSUPP)?);
     }
     if bound_to_ports {
-        filters.push(refused(&[policy::OTHER_TRANSPORTS], libc::EPROTONOSUPPORT)?);
+        filters.push(deny(&[policy::OTHER_TRANSPORTS], libc::EPROTONOSUPPORT)?);
     }
     if needs.programs {
-        filters.push(refused(&[lists::TERMINAL], libc::EPERM)?);
+        filters.push(deny(&[lists::TERMINAL], libc::EPERM)?);
         return Ok(filters);
     }
     let mut inaccessible = vec![policy::SHARED_MEMORY];
     if !needs.opens_itself() && !opens_declared(needs) && needs.network < Network::Ports {
         inaccessible.push(policy::OPENING);
     }
-    filters.push(refused(&inaccessible, libc::EACCES)?);
+    filters.push(deny(&inaccessible, libc::EACCES)?);
     Ok(filters)
 }
 
-fn refused(lists: &[&[Line]], errno: i32) -> Result<Program> {
+fn deny(lists: &[&[Line]], errno: i32) -> Result<Program> {
     compile(lists, Action::Allow, Action::Fail(errno)).map_err(failed)
 }
 
-/// Whether what is declared is opened by this process and its forks, for want of a broker.
+/// Whether this process and its forks open the declared paths themselves, without a broker.
 fn opens_declared(needs: &Needs) -> bool {
     !needs.declared.is_empty() && !needs.paths_are_brokered()
 }
 
-/// Stands for a worker's process id, while there is no worker: higher than they get.
+/// Stands for a worker's process id in a compiled filter. Higher than any process id.
 const SOME_PROCESS: u32 = 0x7fff_fffe;
 
-/// What a worker of a stack with these needs gives up, or with `shared` a template that serves all
-/// clients, for [`of_this_process`].
+/// The filter of a worker of a stack with these needs, or with `shared` of a template that serves
+/// all clients, for [`of_this_process`].
 ///
 /// # Errors
 /// EINVAL: a list is wrong.
@@ -96,33 +95,33 @@ pub(super) fn worker(needs: &Needs, shared: bool) -> Result<Program> {
     if needs.network == Network::None {
         lists.push(policy::PASSING);
     }
-    // abort(3) signals this process, and nothing signals another: workers share a user.
+    // abort(3) signals this process. Workers have one user, and must not signal each other.
     let others = (libc::SYS_tgkill, &[Test::IsNot(0, SOME_PROCESS.into())][..]);
     compile_with(&lists, others, Action::Allow, Action::Trap).map_err(failed)
 }
 
-/// What [`worker`] has made, for the process that calls this.
+/// The filter of [`worker`] for the process that calls this.
 pub(super) fn of_this_process(filter: &Program) -> Program {
     with_number(filter, SOME_PROCESS, std::process::id())
 }
 
-/// What even code that declares nothing has no business with.
+/// The filters of stacks that declare nothing, or run programs.
 ///
 /// # Errors
 /// EINVAL: a list is wrong.
 pub(super) fn compat() -> Result<Vec<Program>> {
-    // What several refuse fails with the errno of the last.
+    // A call that several filters deny fails with the errno of the last one.
     Ok(vec![
-        refused(&[policy::ABSENT], libc::ENOSYS)?,
-        refused(&[policy::FAMILIES], libc::EAFNOSUPPORT)?,
-        refused(&[lists::NEVER, policy::STARTING, lists::TERMINAL], libc::EPERM)?,
+        deny(&[policy::ABSENT], libc::ENOSYS)?,
+        deny(&[policy::FAMILIES], libc::EAFNOSUPPORT)?,
+        deny(&[lists::NEVER, policy::STARTING, lists::TERMINAL], libc::EPERM)?,
     ])
 }
 
-/// Installs a filter for good, in every thread. There must be no new privileges any more.
+/// Installs a filter for good, in every thread. no_new_privs must be set.
 ///
 /// # Errors
-/// The kernel does not let us; a thread has a filter of its own.
+/// The kernel refuses it; a thread has a filter of its own.
 pub(super) fn install(filter: &Program) -> Result<()> {
     install_in_all_threads(filter).map_err(failed)
 }
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_was_there_and_what_is_absent_is_not_refused_otherwise() {
+    fn what_is_given_up_was_allowed_and_what_is_absent_is_not_denied_otherwise() {
         let listed = |call: i64| {
             policy::EVERY_STACK
                 .into_iter()

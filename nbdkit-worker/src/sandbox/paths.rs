@@ -1,9 +1,9 @@
 //! Which paths may be opened: those that the stack has declared. Landlock, landlock(7).
 //!
-//! What is open already stays open, and looking (stat) is not restricted. A rule is about the file
-//! that is there now: one that takes its name later is not covered. So what a stack declares is
-//! opened by a broker, where that is possible, and gets no rule here. Paths that do not exist, or
-//! that this user cannot reach, could not be opened anyway and get no rule.
+//! Open descriptors stay usable, and stat(2) is not restricted. A rule is about the file that
+//! exists now: a file that is renamed to its path later is not covered. So a broker opens what a
+//! stack declares, where that is possible, and those paths get no rule. Paths that do not exist, or
+//! that this user cannot reach, get no rule either.
 
 #![forbid(unsafe_code)]
 
@@ -28,7 +28,7 @@ pub(super) struct Rules {
     rules: landlock::Rules,
     /// How many paths they are for.
     paths: usize,
-    /// For the threads that the kernel does not restrict with the one that asks for it.
+    /// For the other threads, where the kernel restricts only the one that calls it.
     others: Option<OwnedFd>,
 }
 
@@ -93,7 +93,7 @@ fn allowed(needs: &Needs) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
         allowed.push((path.to_path_buf(), rights));
     }
     let mut of_system = |list, rights| {
-        allowed.extend(there(list).map(|path| (path.to_path_buf(), rights)));
+        allowed.extend(existing(list).map(|path| (path.to_path_buf(), rights)));
     };
     if needs.programs {
         of_system(system::PROGRAMS, READ | AccessFs::Execute);
@@ -114,8 +114,8 @@ fn allowed(needs: &Needs) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
     allowed
 }
 
-/// Those of a list that this machine has.
-fn there(list: &'static [&'static str]) -> impl Iterator<Item = &'static Path> {
+/// The paths of a list that this machine has.
+fn existing(list: &'static [&'static str]) -> impl Iterator<Item = &'static Path> {
     list.iter().map(Path::new).filter(|path| path.exists())
 }
 
@@ -127,8 +127,8 @@ fn versioned() -> Vec<PathBuf> {
     wanted.map(|entry| entry.path()).collect()
 }
 
-/// Where symbolic links in a directory lead that is opened without a broker. Later ones cannot be
-/// followed.
+/// Where the symbolic links in a directory lead that is opened without a broker. Links that are
+/// made later cannot be followed.
 fn link_targets(declared: &Declared) -> Vec<PathBuf> {
     let wanted = declared.children && declared.links;
     let entries = wanted.then(|| std::fs::read_dir(&declared.path).ok()).flatten();
@@ -145,7 +145,7 @@ fn open_for_writing() -> BitFlags<AccessFs> {
     READ | AccessFs::WriteFile | AccessFs::Truncate
 }
 
-/// All but devices: nobody needs to make those.
+/// Everything but making devices, which no stack needs.
 fn write() -> BitFlags<AccessFs> {
     READ | AccessFs::WriteFile
         | AccessFs::Truncate

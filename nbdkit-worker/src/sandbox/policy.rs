@@ -1,9 +1,9 @@
 //! What may be called, by need: a file for each need, a reason on each line. Data only;
-//! [`super::filter`] composes the lists by name and compiles them. What every program of the project
-//! denies is in [`nbdkit_sandbox::lists`].
+//! [`super::filter`] composes the lists by name and compiles them. What every program of the
+//! project denies is in [`nbdkit_sandbox::lists`].
 //!
-//! Adding a line is a decision about every worker of that need: its comment names the caller, or the
-//! attack. Arguments are tested where a call does more than its caller wants: new processes by
+//! Adding a line is a decision about every worker of that need: its comment names the caller, or
+//! the attack. Arguments are tested where a call does more than its caller wants: new processes by
 //! clone, code by mmap, signals to others by fcntl, sockets by family.
 
 #![forbid(unsafe_code)]

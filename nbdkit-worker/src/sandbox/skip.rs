@@ -1,7 +1,7 @@
-//! Leaving out one layer, to show what it is that stops an attack: `-D nbdkit.skip=SUM` of a build
-//! with the feature `red-team`. In all other builds no layer can be left out but by `--sandbox`.
-//! And taking the kernel for another, which has no filters (`-D nbdkit.lacks=8`), no Landlock (4),
-//! or an old version of it (`-D nbdkit.landlock=VERSION`).
+//! Debug flags of builds with the feature `red-team`. `-D nbdkit.skip=SUM` leaves out layers, to
+//! show which layer stops an attack. `-D nbdkit.lacks=SUM` emulates a kernel without filters (8) or
+//! Landlock (4), `-D nbdkit.landlock=VERSION` one with an older Landlock. In all other builds only
+//! `--sandbox` leaves out layers.
 
 #![forbid(unsafe_code)]
 
@@ -10,13 +10,13 @@
 pub(crate) enum Layer {
     /// Namespaces.
     Namespaces = 1,
-    /// Giving up capabilities.
+    /// Dropping capabilities.
     Capabilities = 2,
     /// Landlock.
     Paths = 4,
     /// The seccomp filters.
     Calls = 8,
-    /// Limits, and not being dumpable.
+    /// Limits, no_new_privs, and not being dumpable.
     Limits = 16,
 }
 

@@ -1,5 +1,4 @@
-//! What of the machine programs and resolvers find where the system keeps it, each with its reason.
-//! Data only.
+//! The files of the system that programs and resolvers read, each with its reason. Data only.
 //!
 //! Not /etc as a whole: it has keys, passwords and the configuration of other services, of which
 //! permissions keep a server that stays root from none. `--allow-path` adds what a program needs
@@ -53,7 +52,7 @@ pub(super) const READABLE: &[&str] = &[
     "/etc/perl",                // perl: a directory of modules; it ends if that cannot be read
 ];
 
-/// The same of interpreters that have a directory for each version: names in /etc that begin so.
+/// What interpreters read that have a directory for each version: names in /etc that begin so.
 #[rustfmt::skip]
 pub(super) const VERSIONED: &[&str] = &[
     "python3",                  // python: sitecustomize.py is a link to here
@@ -97,7 +96,7 @@ pub(super) const RESOLVER: &[&str] = &[
     "/usr/share",               // lists of public suffixes; translations of messages
 ];
 
-/// What programs read and write without any effect.
+/// Devices that programs read and write, and that keep nothing.
 pub(super) const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full"];
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Need of every stack: the data of files and block devices that are open. Opening them is a need of
-//! its own, see [`files`](super::files).
+//! Need of every stack: the data of files and block devices that are open. Opening them is a need
+//! of its own, see [`files`](super::files).
 
 #![forbid(unsafe_code)]
 

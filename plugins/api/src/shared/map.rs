@@ -72,8 +72,8 @@ impl SharedWords {
                 .or_else(|error| if file.size()? < end { Err(error) } else { Ok(()) })?;
         }
         let at = off_t::try_from(offset).map_err(|_| Error::os("mmap", Errno::EOVERFLOW))?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours. The file
-        // is at least as long as the mapping, and `never_shrink` keeps it so.
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours. The
+        // file is at least as long as the mapping, and `never_shrink` keeps it so.
         let start = unsafe {
             mmap(
                 None,
