@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Errno, Error, Result};
+use crate::host::{Host, host};
 pub use nbdkit_common::{Peer, PeerAddress};
 
 /// What TLS established about the client; empty strings where there is nothing to tell.
@@ -29,7 +30,7 @@ const FORCED: u8 = 2;
 /// One connected client.
 pub struct Client {
     number: u64,
-    peer: Peer,
+    peer: OnceLock<Peer>,
     socket: Option<Arc<OwnedFd>>,
     tls: OnceLock<TlsPeer>,
     disconnect: AtomicU8,
@@ -48,7 +49,7 @@ impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client")
             .field("number", &self.number)
-            .field("peer", &self.peer)
+            .field("peer", &self.peer.get())
             .finish_non_exhaustive()
     }
 }
@@ -61,11 +62,28 @@ impl Client {
         socket: Option<Arc<OwnedFd>>,
         on_force: Box<dyn Fn() + Send + Sync>,
     ) -> Arc<Client> {
+        Client::make(number, OnceLock::from(peer), socket, OnceLock::new(), on_force)
+    }
+
+    /// The client that a callback of a plugin in a file runs for: the server is asked about it.
+    /// It has the number 0, and the server notices its end. `tls`: it has negotiated TLS.
+    pub fn of_host(host: &Host, tls: bool) -> Arc<Client> {
+        let tls = if tls { OnceLock::from((host.tls)()) } else { OnceLock::new() };
+        Client::make(0, OnceLock::new(), None, tls, Box::new(|| {}))
+    }
+
+    fn make(
+        number: u64,
+        peer: OnceLock<Peer>,
+        socket: Option<Arc<OwnedFd>>,
+        tls: OnceLock<TlsPeer>,
+        on_force: Box<dyn Fn() + Send + Sync>,
+    ) -> Arc<Client> {
         Arc::new(Client {
             number,
             peer,
             socket,
-            tls: OnceLock::new(),
+            tls,
             disconnect: AtomicU8::new(ALIVE),
             leaving: AtomicBool::new(false),
             on_force,
@@ -81,7 +99,7 @@ impl Client {
 
     /// Who it is.
     pub fn peer(&self) -> &Peer {
-        &self.peer
+        self.peer.get_or_init(|| host().map_or_else(Peer::default, |host| (host.peer)()))
     }
 
     /// Its socket, to notice its end.
@@ -139,6 +157,9 @@ impl Client {
     /// are refused with ESHUTDOWN while those under way finish. `nbdkit_disconnect`.
     pub fn disconnect(&self, force: bool) {
         let wanted = if force { FORCED } else { SOFT };
+        if let Some(host) = host() {
+            (host.disconnect)(force);
+        }
         if self.disconnect.fetch_max(wanted, Ordering::SeqCst) < FORCED && force {
             (self.on_force)();
         }
@@ -165,6 +186,9 @@ impl Client {
 /// # Errors
 /// ESHUTDOWN if the sleep was cut short.
 pub fn sleep(client: Option<&Client>, duration: Duration) -> Result<()> {
+    if let Some(host) = host() {
+        return (host.sleep)(duration);
+    }
     let Some(socket) = client.and_then(|c| c.socket.as_ref()) else {
         std::thread::sleep(duration);
         return Ok(());

@@ -17,6 +17,7 @@ pub mod error;
 pub mod exports;
 pub mod extents;
 pub mod filter;
+pub mod host;
 mod inherited;
 pub mod layer;
 pub mod log;
