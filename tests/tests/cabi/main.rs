@@ -8,6 +8,7 @@ mod crashes;
 mod debian;
 mod declared;
 mod examples;
+mod exported;
 mod functions;
 mod headers;
 mod installed;

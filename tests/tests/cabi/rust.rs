@@ -1,17 +1,14 @@
 //! A plugin in Rust that was made with the `nbdkit` crate of the registry: `tests/rust-plugin`.
 
 use nbdkit_tests::Server;
-use nbdkit_tests::binary::Binary;
 use nbdkit_tests::differential::Row;
 use nbdkit_tests::row_name;
 
-use crate::support::exercise;
+use crate::support::{beside_the_server, exercise};
 
-/// Where the build puts it: beside the server.
+/// Where the build puts it.
 fn plugin() -> String {
-    let path = Binary::ours().path().with_file_name("libnbdkit_rust_plugin.so");
-    assert!(path.is_file(), "{} is not built: cargo build --workspace", path.display());
-    path.to_str().unwrap().to_owned()
+    beside_the_server("libnbdkit_rust_plugin.so")
 }
 
 #[test]

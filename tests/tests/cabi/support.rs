@@ -50,6 +50,15 @@ pub(crate) fn cc(source: &str, flags: &[&str], more: &[&str]) -> command::Finish
     command::run(&mut command, Duration::from_secs(60))
 }
 
+/// A shared library of the workspace, which the build puts beside the server.
+pub(crate) fn beside_the_server(name: &str) -> String {
+    // The programs of "make listener-user" are elsewhere.
+    let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned();
+    let path = profile.join(name);
+    assert!(path.is_file(), "{} is not built: cargo build --workspace --lib", path.display());
+    path.to_str().unwrap().to_owned()
+}
+
 /// Debian's plugin of this name, if it is installed.
 pub(crate) fn debian_plugin(name: &str) -> Option<String> {
     let triplet = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
