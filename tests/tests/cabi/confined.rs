@@ -10,7 +10,7 @@ use nbdkit_tests::{Ask, Server};
 use nix::libc::{EACCES, EPERM};
 use nix::unistd::geteuid;
 
-use crate::support::{cc, children_called, compile, fields, open};
+use crate::support::{cc, compile, open};
 
 /// The layers of `-D nbdkit.skip`, nbdkit-worker/src/sandbox/skip.rs.
 const CAPABILITIES: u32 = 2;
@@ -51,10 +51,20 @@ fn server_of(flags: &[&str], skip: u32, options: &[&str]) -> Server {
 
 /// The fields of the status of each thread of the template.
 fn statuses(server: &Server) -> Vec<BTreeMap<String, String>> {
-    let templates = children_called(server.pid().as_raw(), "nbdkit:template");
-    let threads = std::fs::read_dir(format!("/proc/{}/task", templates[0])).unwrap();
+    let listener = server.pid().as_raw();
+    let children = std::fs::read_to_string(format!("/proc/{listener}/task/{listener}/children"));
+    let children = children.unwrap();
+    let comm = |pid: &&str| std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    let template = children
+        .split_whitespace()
+        .find(|pid| comm(pid).is_ok_and(|its| its.trim() == "nbdkit:template"));
+    let threads = std::fs::read_dir(format!("/proc/{}/task", template.expect("a template")));
     let status = |path: std::path::PathBuf| std::fs::read_to_string(path.join("status")).unwrap();
-    threads.map(|thread| fields(&status(thread.unwrap().path()))).collect()
+    let fields = |text: String| {
+        let pairs = text.lines().filter_map(|line| line.split_once(':'));
+        pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
+    };
+    threads.unwrap().map(|thread| fields(status(thread.unwrap().path()))).collect()
 }
 
 #[test]

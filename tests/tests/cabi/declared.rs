@@ -7,13 +7,14 @@ use std::time::Duration;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::Transport;
 use nbdkit_tests::command::Finished;
+use nbdkit_tests::processes::status;
 use nbdkit_tests::{Ask, Client, Server, TempDir, command};
 use nix::libc::{
     AF_INET, AF_INET6, EACCES, EPROTONOSUPPORT, IPPROTO_MPTCP, IPPROTO_SCTP, SOCK_DGRAM,
     SOCK_SEQPACKET, SOCK_STREAM,
 };
 
-use crate::support::{cc, children_called, compile, open, status_of};
+use crate::support::{cc, compile, open};
 
 fn start(flags: &[&str], arguments: &[&str]) -> Result<Server, Box<Finished>> {
     let plugin = compile("declared.c", flags);
@@ -200,8 +201,7 @@ fn programs_and_isolation_follow_the_declaration() {
     let server = server(&["-DISOLATION=NBDKITD_ISOLATION_SHARED"], &[]);
     let (mut one, mut other) = (connect(&server), connect(&server));
     assert_eq!(outcome(&mut one, "pid"), outcome(&mut other, "pid"), "one process");
-    let template = children_called(server.pid().as_raw(), "nbdkit:template");
-    assert_eq!(status_of(template[0])["Seccomp"], "2");
+    assert_eq!(status(server.template(), "Seccomp:"), 2);
     let _ = server.wait_for_stderr("sandbox=strict isolation=shared");
     let flags = ["-DISOLATION=NBDKITD_ISOLATION_SHARED"];
     let finished = start(&flags, &["--isolation=connection"]).expect_err("refused");

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::differential::Row;
+use nbdkit_tests::processes::status;
 use nbdkit_tests::{Ask, Server, TempDir, command, row_name};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{children_called, exercise, file, open, status_of, top};
+use crate::support::{beside_the_server, exercise, file, open, top};
 
 /// The converters of glibc are code in files, which a confined process cannot load.
 const LATIN: &[u8] = b"Gr\xfc\xdfe aus K\xf6ln\n";
@@ -45,15 +46,12 @@ fn is_strict_with_a_process_for_each_client(server: &Server, size: u64) {
     let (mut one, mut other) = (server.connect(), server.connect());
     open(&mut one);
     open(&mut other);
-    let listener = server.pid().as_raw();
-    let template = children_called(listener, "nbdkit:template");
-    assert_eq!(template.len(), 1, "{}", server.stderr_text());
-    let workers = children_called(template[0], "nbdkit:worker");
+    let workers = server.workers();
     assert_eq!(workers.len(), 2);
     for worker in &workers {
-        let status = status_of(*worker);
-        assert_eq!((&*status["Seccomp"], &*status["NoNewPrivs"]), ("2", "1"));
-        assert_eq!(status["CapEff"], "0000000000000000");
+        for (field, expected) in [("Seccomp:", 2), ("NoNewPrivs:", 1), ("CapEff:", 0)] {
+            assert_eq!(status(*worker, field), expected, "{field}");
+        }
     }
     let _ = server.wait_for_stderr("sandbox=strict isolation=connection");
     // Which of the two is whose does not matter: one connection ends, and the other lives.
@@ -62,6 +60,21 @@ fn is_strict_with_a_process_for_each_client(server: &Server, size: u64) {
     let lives = [one.call(&read).is_ok(), other.call(&read).is_ok()];
     assert_eq!(lives.iter().filter(|lives| **lives).count(), 1, "{lives:?}");
     assert!(!content(server, size).is_empty(), "others are served");
+}
+
+/// What nbdcopy(1) reads; `None`, with a note, where it is not installed.
+fn copied(server: &Server) -> Option<Vec<u8>> {
+    let copy = server.dir().join("copy");
+    let uri = format!("nbd+unix:///?socket={}", server.socket().display());
+    let there = Command::new("nbdcopy").arg("--version").output().is_ok();
+    if !there {
+        eprintln!("SKIPPED: nbdcopy is not installed");
+        return None;
+    }
+    let mut nbdcopy = Command::new("nbdcopy");
+    let finished = command::run(nbdcopy.arg(uri).arg(&copy), Duration::from_secs(60));
+    assert!(finished.status.success(), "{}", finished.stderr);
+    Some(std::fs::read(copy).unwrap())
 }
 
 fn dumped(plugin: &str) -> String {
@@ -85,6 +98,7 @@ fn the_example_in_c_is_confined_strictly() {
     let server = Server::nbdkit(["-v", &plugin, &text]).binary(Binary::ours()).start();
     is_strict_with_a_process_for_each_client(&server, UTF8.len() as u64);
     assert_eq!(content(&server, UTF8.len() as u64), UTF8);
+    assert_eq!(copied(&server).unwrap_or(UTF8.to_vec()), UTF8);
     // What is at the path when the client comes.
     std::fs::write(&text, "later\n").unwrap();
     assert_eq!(content(&server, 6), b"later\n");
@@ -117,4 +131,54 @@ fn without_warm_up_the_example_finds_no_converter() {
     client.handshake().expect("a handshake");
     assert!(client.go("", &[]).is_ok_and(|answer| answer.export().is_none()));
     let _ = server.wait_for_stderr("charset=ISO-8859-1: ");
+}
+
+/// Where the build puts it: beside the server.
+fn rust_example() -> String {
+    beside_the_server("libnbdkit_slice_plugin.so")
+}
+
+fn disk(dir: &TempDir) {
+    let bytes: Vec<u8> = (0..16_384_u32).map(|index| (index % 251) as u8).collect();
+    file(dir, "disk", &bytes);
+}
+
+#[test]
+fn the_example_in_rust_is_confined_strictly() {
+    let builder = Server::nbdkit(["-v", &rust_example(), "{dir}/disk", "offset=4k", "length=8k"]);
+    disk(builder.dir());
+    let server = builder.binary(Binary::ours()).start();
+    is_strict_with_a_process_for_each_client(&server, 8192);
+    let mut client = server.connect();
+    open(&mut client);
+    assert_eq!(client.call(&Ask::write(10, "written")).expect("a reply").error, None);
+    assert_eq!(client.call(&Ask::flush()).expect("a reply").error, None);
+    let disk = std::fs::read(server.dir().join("disk")).unwrap();
+    assert_eq!(disk[4106..4113], *b"written");
+    let part = &disk[4096..12_288];
+    assert!(copied(&server).unwrap_or(part.to_vec()) == part, "nbdcopy reads other bytes");
+    let dumped = dumped(&rust_example());
+    assert!(dumped.contains("\nsandbox=strict\nisolation=connection\n"), "{dumped}");
+}
+
+#[test]
+fn the_example_in_rust_serves_the_same_in_debians_nbdkit() {
+    let arguments = [&*rust_example(), "disk", "offset=4k", "length=8k"];
+    Row::new(row_name!(), &arguments).setup(disk).compare(exercise);
+}
+
+#[test]
+fn the_example_in_rust_reports_its_errors_as_in_debians_nbdkit() {
+    let plugin = rust_example();
+    for arguments in [
+        &[&*plugin][..],
+        &[&plugin, "nosuchfile", "length=1k"],
+        &[&plugin, "/dev/null", "length=x"],
+        &[&plugin, "/dev/null"],
+        &[&plugin, "nosuch=1"],
+    ] {
+        // A socket of a name that nobody else has, for a server that would start.
+        let arguments = [&["-U", "-"], arguments].concat();
+        Row::new(row_name!(), &arguments).variant(arguments.last().unwrap()).compare_command();
+    }
 }

@@ -1,6 +1,6 @@
 //! Compiling C, and finding Debian's plugins.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -94,23 +94,4 @@ pub(crate) fn open_export<T: Transport>(client: &mut Client<T>, export: &str) {
 /// A file in the server's directory.
 pub(crate) fn file(dir: &TempDir, name: &str, content: &[u8]) {
     std::fs::write(dir.join(name), content).unwrap();
-}
-
-/// The children of a process that have this name.
-pub(crate) fn children_called(pid: i32, name: &str) -> Vec<i32> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
-    let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    children.filter(|pid| comm(pid).is_ok_and(|its| its.trim() == name)).collect()
-}
-
-/// The fields of /proc/PID/status.
-pub(crate) fn status_of(pid: i32) -> BTreeMap<String, String> {
-    fields(&std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap())
-}
-
-/// The fields of a status.
-pub(crate) fn fields(status: &str) -> BTreeMap<String, String> {
-    let pairs = status.lines().filter_map(|line| line.split_once(':'));
-    pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
 }
