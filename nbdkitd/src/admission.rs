@@ -15,13 +15,11 @@ mod waiting;
 pub(crate) use waiting::{MOST_WAITING, Waiting};
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
-
-use nbdkit_ipc::messages::{Peer, PeerAddress};
 
 use crate::connections::Connections;
 use crate::log::Quota;
+use crate::peer_key::PeerKey;
 
 /// `--max-connections` if it is not given. Each connection is a process, and one descriptor of the
 /// listener.
@@ -57,31 +55,6 @@ const LINES: (u32, u32) = (20, 1);
 
 /// Shortest interval between two lines that all connection slots are taken.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
-
-/// A peer whose connections are counted together. An IPv6 host owns the whole of a /64, so that is
-/// one peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum PeerKey {
-    V4(u32),
-    V6Network(u64),
-    User(u32),
-    VirtualMachine(u32),
-    Unknown,
-}
-
-impl From<&Peer> for PeerKey {
-    fn from(peer: &Peer) -> PeerKey {
-        match (&peer.address, peer.credentials) {
-            (PeerAddress::Inet(address), _) => match address.ip().to_canonical() {
-                IpAddr::V4(ip) => PeerKey::V4(ip.to_bits()),
-                IpAddr::V6(ip) => PeerKey::V6Network((Ipv6Addr::to_bits(ip) >> 64) as u64),
-            },
-            (PeerAddress::Unix, Some((_, uid, _))) => PeerKey::User(uid),
-            (PeerAddress::Vsock { cid, .. }, _) => PeerKey::VirtualMachine(*cid),
-            (PeerAddress::Unix | PeerAddress::Unknown, _) => PeerKey::Unknown,
-        }
-    }
-}
 
 /// What to do with a client that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

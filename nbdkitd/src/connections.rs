@@ -13,8 +13,8 @@ use nbdkit_ipc::messages::{Isolation, Peer, PeerAddress};
 use nbdkit_ipc::phase::{Brokers, WorkerPhase};
 use nbdkit_ipc::process::Process;
 
-use crate::admission::PeerKey;
 use crate::log::{Quota, escape};
+use crate::peer_key::PeerKey;
 
 /// The longest export name. NBD protocol, "String values".
 const MAX_EXPORT: usize = 4096;

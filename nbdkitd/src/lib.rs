@@ -31,6 +31,7 @@ mod identity;
 mod log;
 mod made;
 mod notify;
+mod peer_key;
 mod pid_file;
 mod preflight;
 mod privileges;

@@ -23,8 +23,8 @@ use std::time::Instant;
 
 use nbdkit_ipc::messages::LogRecord;
 
-use crate::admission::PeerKey;
 use crate::cli::command_line::{LogDestination, Options};
+use crate::peer_key::PeerKey;
 use crate::system_error::SystemError;
 use destination::Destination;
 pub(crate) use format::{Speaker, escape, line as format_line};

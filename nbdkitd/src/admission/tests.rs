@@ -1,4 +1,5 @@
 use super::*;
+use nbdkit_ipc::messages::{Peer, PeerAddress};
 
 fn peer(address: &str) -> Peer {
     let address = PeerAddress::Inet(address.parse().unwrap());

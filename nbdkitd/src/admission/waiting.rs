@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::PeerKey;
+use crate::peer_key::PeerKey;
 
 /// Most clients that wait. Each is a descriptor of the listener.
 pub(crate) const MOST_WAITING: usize = 4096;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::quota::{Quota, Verdict};
-use crate::admission::PeerKey;
+use crate::peer_key::PeerKey;
 
 /// Lines that the clients of one peer may cause: at once, and each second.
 const OF_PEER: (u32, u32) = (400, 40);

@@ -28,9 +28,9 @@ use nix::errno::Errno;
 
 use super::FIRST_WORKER;
 use super::context::Context;
-use crate::admission::PeerKey;
 use crate::connections::{Connection, Connections, Violation};
 use crate::log::Level;
+use crate::peer_key::PeerKey;
 use kill::OwnProcesses;
 use signing::Signing;
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::admission::PeerKey;
+use crate::peer_key::PeerKey;
 
 /// The period in which signatures are counted.
 pub(super) const PERIOD: Duration = Duration::from_secs(60);

@@ -11,7 +11,8 @@ use nbdkit_ipc::keys::KeyRequest;
 
 use super::Workers;
 use super::alarm::{Alarm, PERIOD};
-use crate::admission::{PeerKey, Waiting};
+use crate::admission::Waiting;
+use crate::peer_key::PeerKey;
 use crate::serve::context::Context;
 use crate::tls::Checked;
 
