@@ -28,21 +28,23 @@ pub(crate) fn receive(
     control: &mut [u64],
     flags: MsgFlags,
 ) -> nix::Result<(usize, MsgFlags, Vec<OwnedFd>)> {
-    let mut place = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    // SAFETY: a structure of numbers and pointers, all of which may be zero.
+    let mut buffer = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: msghdr is numbers and pointers, for which all bytes zero are valid values.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_iov = &raw mut place;
+    header.msg_iov = &raw mut buffer;
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = size_of_val(control);
     let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
-    // SAFETY: the header points to two slices that are ours for the call, with their lengths.
+    // SAFETY: the header has the addresses and lengths of `bytes` and `control`, which are borrowed
+    // mutably until the function returns.
     let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags.bits()) };
     let length = Errno::result(length)?;
     let mut fds = Vec::new();
-    // SAFETY: the kernel has filled the control buffer, which is aligned for its headers, and has
-    // set its length; the CMSG macros stay within that. The numbers in an SCM_RIGHTS message are
-    // descriptors that the kernel has made for this process, each once, and nobody else knows them.
+    // SAFETY: the kernel has filled the control buffer, which is aligned for its headers (u64), and
+    // has set its length; the CMSG macros stay within that. The numbers in an SCM_RIGHTS message
+    // are descriptors that the kernel has made for this process, each once, and nothing else owns
+    // them.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(&raw const header);
         while let Some(found) = message.as_ref() {
@@ -71,11 +73,11 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
     // SAFETY: borrowed for this one call, which fails with EBADF if the number is no open
-    // descriptor. /proc, which would tell too, need not be mounted.
+    // descriptor. /proc may not be mounted.
     fcntl(unsafe { BorrowedFd::borrow_raw(number) }, FcntlArg::F_GETFD)?;
-    // SAFETY: it is open (checked above), and nobody else in this process owns it: it is above the
-    // standard descriptors and, by contract with our only callers (each `main`), nothing was opened
-    // before.
+    // SAFETY: the descriptor is open (checked above), and nothing in this process owns it: it is
+    // above the standard descriptors and, by this function's contract, which each `main` upholds,
+    // nothing was opened before.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     if getsockopt(&fd, sockopt::SockType)? != SockType::SeqPacket {
         return Err(io::Error::from_raw_os_error(libc::EPROTOTYPE));

@@ -12,19 +12,19 @@ use std::path::Path;
 
 use nix::unistd::Pid;
 
-/// The value of a process that is not killed at all, linux/oom.h.
+/// The score of a process that the kernel never kills, linux/oom.h.
 pub const NEVER: i32 = -1000;
 
 const MOST: i32 = 1000;
 
-/// What a template, and what a worker has more than the listener.
+/// How much higher than the listener's the scores of a template and of a worker are.
 const TEMPLATE: i32 = 100;
 const WORKER: i32 = 200;
 
-/// Where a process sees and sets its own.
+/// The file of this process's score.
 pub const OWN: &str = "/proc/self/oom_score_adj";
 
-/// Values of one server.
+/// The scores of one server's processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scores {
     /// Of the template, and of its broker.
@@ -45,7 +45,7 @@ impl Scores {
     }
 }
 
-/// This process's value.
+/// The score of this process.
 ///
 /// # Errors
 /// ENOENT without /proc.
@@ -62,7 +62,7 @@ pub fn protect() -> io::Result<()> {
     fs::write(OWN, NEVER.to_string())
 }
 
-/// Sets the value of a child.
+/// Sets the score of a child.
 ///
 /// # Errors
 /// EACCES for a lower one than it ever had, unless this process has CAP_SYS_RESOURCE.
@@ -83,6 +83,6 @@ mod tests {
         assert_eq!(scores(950), Some((975, 1000)));
         assert_eq!(scores(999), Some((999, 1000)));
         assert_eq!(scores(1000), Some((1000, 1000)));
-        assert_eq!(scores(-1000), None, "whoever starts it wants none of it killed");
+        assert_eq!(scores(-1000), None, "no process of the server is to be killed");
     }
 }

@@ -24,7 +24,7 @@ struct Info {
     thread_group: u32,
     parent: u32,
     /// Real, effective, saved and file-system ids of user and group, the exit status.
-    rest: [u32; 9],
+    ids_and_status: [u32; 9],
 }
 
 impl Process {
@@ -36,8 +36,7 @@ impl Process {
     /// # Errors
     /// ESRCH if there is none, ENOSYS before Linux 5.3, EMFILE.
     pub fn open(pid: Pid) -> nix::Result<Process> {
-        // SAFETY: takes two integers; a descriptor that nobody else knows (close-on-exec) comes
-        // back.
+        // SAFETY: takes two integers and returns a new descriptor, which is close-on-exec.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
         let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
         // SAFETY: pidfd_open(2) has just returned this descriptor, and nothing else owns it.
@@ -56,7 +55,8 @@ impl Process {
     /// ESRCH, EPERM; EBADF if the descriptor is no handle on a process.
     pub fn signal(&self, signal: Option<Signal>) -> nix::Result<()> {
         let number = signal.map_or(0, |signal| signal as i32);
-        // SAFETY: the descriptor is ours and open; no siginfo is passed.
+        // SAFETY: `self` owns the descriptor, which is open. With a null siginfo the kernel reads
+        // no memory.
         let sent = unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,

@@ -26,7 +26,7 @@ const MAX_NAME: usize = 96;
 /// the Root File System".
 pub const ROOT_STORAGE_DAEMON: u8 = b'@';
 
-/// Where the arguments of this process are.
+/// The memory that the kernel shows as the arguments of this process.
 #[derive(Debug, Clone, Copy)]
 struct Area {
     address: usize,
@@ -146,9 +146,9 @@ impl Memory {
     /// Sets the record. Returns whether the kernel has taken it. PR_SET_MM_MAP, PR_SET_MM(2const).
     fn tell_kernel(mut self) -> bool {
         // SAFETY: sbrk(0) changes nothing. The kernel reads one structure, of the size that is
-        // passed. All its values come from the kernel, but for the arguments, which no code here
-        // looks up there. The end of the heap is read last; nothing is allocated, and no other
-        // thread runs, between that and the call (`adopt` is called by the only thread).
+        // passed. All values but the arguments' come from the kernel, and no code here reads the
+        // arguments by the kernel's record. The end of the heap is read last: between that and the
+        // call nothing allocates, and no other thread runs (`adopt` is called by the only thread).
         unsafe {
             self.brk = libc::sbrk(0) as u64;
             libc::prctl(
@@ -284,7 +284,7 @@ mod tests {
 
     fn memory_at(area: Area) -> &'static [u8] {
         let start = std::ptr::with_exposed_provenance::<u8>(area.address);
-        // SAFETY: what the test above has leaked.
+        // SAFETY: the test above has leaked this memory, of this length, and no thread writes it.
         unsafe { std::slice::from_raw_parts(start, area.length) }
     }
 }

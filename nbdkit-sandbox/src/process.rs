@@ -49,7 +49,7 @@ pub fn exit_now(status: i32) -> ! {
 /// `kept`.
 ///
 /// # Errors
-/// None that a kernel has for this.
+/// Those of [`close_range`].
 pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
     let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     kept.sort_unstable();
@@ -63,24 +63,24 @@ pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
     Ok(())
 }
 
-/// In a fork, or at the start of a program: closes descriptors of the parent that the process does
-/// not need.
+/// In a fork, or at the start of a program: closes the descriptors from `first` to `last`, which
+/// the process has inherited and does not need. close_range(2).
 ///
 /// # Errors
-/// None that a kernel has for this.
+/// EINVAL: `first` is above `last`.
 pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
-    // SAFETY: takes numbers. By contract with the callers, forks that end without dropping anything
-    // they have inherited and programs that have just begun, nothing of what owned these
-    // descriptors is used or dropped any more.
+    // SAFETY: takes numbers. The callers are forks that never use or drop what owned these
+    // descriptors in the parent, and programs that own no descriptor yet.
     let closed = unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
     match Errno::result(closed) {
-        // Before Linux 5.9: one by one. The limit was lowered when fewer were open.
+        // Linux before 5.9 has no close_range. No open descriptor is above RLIMIT_NOFILE: it was
+        // not lowered below one.
         Err(Errno::ENOSYS) => {
             let (most, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
             let last = last.min(RawFd::try_from(most).unwrap_or(RawFd::MAX));
             for number in first..=last {
-                // SAFETY: takes a number. The callers uphold that nothing which owned these
-                // descriptors is used or dropped any more, by the contract of this function.
+                // SAFETY: takes a number. The callers are forks that never use or drop what owned
+                // this descriptor in the parent, and programs that own no descriptor yet.
                 unsafe { libc::close(number) };
             }
             Ok(())

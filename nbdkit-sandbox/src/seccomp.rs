@@ -31,26 +31,26 @@ pub const NEW_NAMESPACES: u64 = (libc::CLONE_NEWNS
 /// A compiled filter.
 pub type Program = BpfProgram;
 
-/// One system call, and what its arguments must be (all tests hold); another line may allow other
-/// arguments.
+/// One system call, and the tests that its arguments must pass, all of them. Another line of the
+/// same call may have other tests: one of the lines must match.
 #[derive(Debug, Clone, Copy)]
 pub struct Line {
     /// The call's number on this machine.
     pub call: i64,
-    /// What its arguments must be.
+    /// The tests of its arguments; none matches always.
     pub tests: &'static [Test],
 }
 
-/// About one argument, counted from 0.
+/// A test of one argument, counted from 0.
 #[derive(Debug, Clone, Copy)]
 pub enum Test {
-    /// It is this number (32 bits).
+    /// The argument is this number (32 bits).
     Is(u8, u64),
-    /// It is not this number (32 bits).
+    /// The argument is not this number (32 bits).
     IsNot(u8, u64),
-    /// It has all of these bits.
+    /// The argument has all of these bits.
     Has(u8, u64),
-    /// It has none of these bits.
+    /// The argument has none of these bits.
     Lacks(u8, u64),
 }
 
@@ -64,14 +64,14 @@ pub const fn with(call: i64, tests: &'static [Test]) -> Line {
     Line { call, tests }
 }
 
-/// What becomes of a call.
+/// What the kernel does with a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// It is made.
+    /// The call is made.
     Allow,
-    /// It fails with this errno.
+    /// The call fails with this errno.
     Fail(i32),
-    /// It raises SIGSYS.
+    /// The call raises SIGSYS, see [`on_refusal`].
     Trap,
 }
 
@@ -85,20 +85,21 @@ impl From<Action> for SeccompAction {
     }
 }
 
-/// The filter that does `listed` with the calls on these lists and `other` with all others.
+/// Compiles the filter that does `listed` with the calls on these lists and `other` with all
+/// others.
 ///
-/// What one line allows without conditions is not restricted by another.
+/// A line without tests matches whatever tests another line of that call has.
 ///
 /// # Errors
-/// A list is wrong, or this machine has no filters.
+/// A test is of an argument that no call has; the compiler does not know this machine.
 pub fn compile(lists: &[&[Line]], other: Action, listed: Action) -> Result<Program> {
     assemble(rules(lists)?, other, listed)
 }
 
-/// As [`compile`], for lists with numbers that are known only now: `own` is one more call.
+/// Compiles with one more line, `own`, whose numbers are known at run time only; see [`compile`].
 ///
 /// # Errors
-/// As [`compile`].
+/// Those of [`compile`].
 pub fn compile_with(
     lists: &[&[Line]],
     own: (i64, &[Test]),
@@ -120,28 +121,28 @@ pub fn with_number(filter: &Program, stand_in: u32, number: u32) -> Program {
     filter
 }
 
-/// Installs a filter for good. There must be no new privileges any more.
+/// Sets no_new_privs, and installs a filter for good, in this thread and what it starts.
 ///
 /// # Errors
-/// The kernel does not let us.
+/// The kernel refuses it.
 pub fn install(filter: &Program) -> Result<()> {
     seccompiler::apply_filter(filter).map_err(broken)
 }
 
-/// Installs a filter for good, by the right to administer the machine (CAP_SYS_ADMIN): what is
-/// executed may have new privileges, as before.
+/// Installs a filter for good, and does not set no_new_privs, which takes CAP_SYS_ADMIN: executed
+/// programs may still gain privileges.
 ///
 /// # Errors
-/// EACCES without the right.
-pub fn install_by_right(filter: &Program) -> Result<()> {
+/// EACCES without the capability.
+pub fn install_as_admin(filter: &Program) -> Result<()> {
     kernel::install_filter(filter).map_err(Error::os("seccomp"))
 }
 
-/// Installs a filter for good in every thread of this process. There must be no new privileges any
-/// more in this one; the others get that with the filter. seccomp(2), SECCOMP_FILTER_FLAG_TSYNC.
+/// Sets no_new_privs, and installs a filter for good, in every thread of this process. seccomp(2),
+/// SECCOMP_FILTER_FLAG_TSYNC.
 ///
 /// # Errors
-/// The kernel does not let us; a thread has a filter of its own.
+/// The kernel refuses it; a thread has a filter that this one does not have.
 pub fn install_in_all_threads(filter: &Program) -> Result<()> {
     seccompiler::apply_filter_all_threads(filter).map_err(broken)
 }
@@ -150,7 +151,7 @@ fn broken(cause: impl std::fmt::Display) -> Error {
     Error::of("seccomp")(cause)
 }
 
-/// By system call: the rules of which one must match; none match always.
+/// By system call: its rules, of which one must match. A call without rules matches always.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 fn rules(lists: &[&[Line]]) -> Result<Rules> {
@@ -171,7 +172,7 @@ fn assemble(rules: Rules, other: Action, listed: Action) -> Result<Program> {
     let filter = SeccompFilter::new(rules, other.into(), listed.into(), machine)
         .and_then(TryInto::try_into)
         .map_err(broken)?;
-    // Where what is listed is refused, a call must not get past by another number.
+    // Where listed calls are denied, x32 has other numbers for them.
     Ok(if cfg!(target_arch = "x86_64") && other == Action::Allow {
         x32::refuse(filter, listed)
     } else {
@@ -198,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_without_conditions_wins_over_one_with() {
+    fn a_line_without_tests_matches_whatever_others_test() {
         const BOUNDED: &[Line] = &[with(libc::SYS_prctl, &[Test::Is(0, 1)])];
         const OTHER: &[Line] = &[with(libc::SYS_prctl, &[Test::Is(0, 2)])];
         const FREE: &[Line] = &[any(libc::SYS_prctl)];
@@ -210,7 +211,7 @@ mod tests {
 
     /// A filter holds for the thread that installs it, here one of the test's own.
     #[test]
-    fn a_filter_looks_at_every_kind_of_condition() {
+    fn a_filter_tests_arguments_in_every_way() {
         const LIST: &[Line] = &[
             with(libc::SYS_getsid, &[Test::Is(0, 1 << 28)]),
             with(libc::SYS_getpgid, &[Test::IsNot(0, 0)]),

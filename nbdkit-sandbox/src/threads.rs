@@ -30,13 +30,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// signals blocked.
 const SIGNAL: libc::c_int = 33;
 
-/// Whether this process has one thread; `None` if that cannot be found out. Asked of the kernel
-/// itself, since /proc may not be there: unshare(2), CLONE_THREAD.
+/// Whether this process has one thread; `None` if that cannot be found out. By unshare(2) with
+/// CLONE_THREAD, which needs no /proc; a filter of [`seccomp`](crate::seccomp) may deny it.
 fn is_alone() -> Option<bool> {
     match unshare(CloneFlags::CLONE_THREAD) {
         Ok(()) => Some(true),
         Err(Errno::EINVAL) => Some(false),
-        // A filter around this server.
+        // A filter of whoever has started the server.
         Err(_) => Some(all().ok()?.len() == 1),
     }
 }
@@ -75,7 +75,7 @@ pub fn confine(paths: Option<BorrowedFd<'_>>) -> Result<()> {
     }
 }
 
-// The handler's order, written before the signal is sent, and its report.
+// What the handler is to do, written before the signal is sent, and what it reports.
 
 /// Which capabilities stay in the bounding set.
 static BOUNDING: AtomicU64 = AtomicU64::new(u64::MAX);
@@ -84,7 +84,7 @@ static CAPABILITIES: [AtomicU32; 6] = [const { AtomicU32::new(0) }; 6];
 static NO_NEW_PRIVS: AtomicBool = AtomicBool::new(false);
 /// Landlock rules, or -1.
 static PATHS: AtomicI32 = AtomicI32::new(-1);
-/// The thread that has done it last, and its errno.
+/// The thread whose handler has ended last, and the errno of what has failed in it.
 static DONE: AtomicI32 = AtomicI32::new(0);
 static FAILED: AtomicI32 = AtomicI32::new(0);
 
@@ -109,7 +109,7 @@ struct Action {
     mask: u64,
 }
 
-/// As long as it lives, [`SIGNAL`] has a thread confine itself.
+/// While this lives, [`SIGNAL`] has a thread confine itself.
 struct Order {
     before: Action,
 }
@@ -136,8 +136,7 @@ impl Order {
         // How a handler returns to the kernel is known to the C library alone: as from the handler
         // that it has installed for SIGHUP.
         let known = action(libc::SIGHUP, None).map_err(Error::os("rt_sigaction"))?;
-        // On the signal stack, if the thread has one: some languages have threads whose stacks are
-        // small otherwise.
+        // On the signal stack, if the thread has one: Go's threads have small stacks.
         let flags = known.flags | libc::SA_ONSTACK as libc::c_ulong;
         let ours = Action { handler: obey as *const () as usize, flags, mask: u64::MAX, ..known };
         let before = action(SIGNAL, Some(&ours)).map_err(Error::os("rt_sigaction"))?;
@@ -155,7 +154,7 @@ impl Order {
             libc::syscall(libc::SYS_tgkill, process, thread, signal)
         };
         FAILED.store(0, Ordering::Relaxed);
-        // It may have been the last one before, too.
+        // An earlier signal may have left this thread's id here.
         DONE.store(0, Ordering::Relaxed);
         if signalled(SIGNAL) != 0 {
             // It has ended.

@@ -11,7 +11,7 @@
 
 use nbdkit_sandbox::capabilities::{self, Capability};
 use nbdkit_sandbox::lists;
-use nbdkit_sandbox::seccomp::{Action, Program, are_supported, compile, install, install_by_right};
+use nbdkit_sandbox::seccomp::{Action, Program, are_supported, compile, install, install_as_admin};
 use nix::sys::prctl;
 
 /// Installs the filter, where that changes nothing else for a template. Called before capabilities
@@ -21,12 +21,12 @@ use nix::sys::prctl;
 /// The kernel refuses the filter; one line.
 pub(crate) fn confine(gains: bool) -> Result<(), String> {
     if !are_supported() {
-        // The listener has logged that.
+        // The listener has logged that the kernel has no filters.
         return Ok(());
     }
     let filter = filter().map_err(|error| error.to_string())?;
     if capabilities::has(Capability::CAP_SYS_ADMIN).unwrap_or(false) {
-        return install_by_right(&filter).map_err(|error| error.to_string());
+        return install_as_admin(&filter).map_err(|error| error.to_string());
     }
     if !gains || prctl::get_no_new_privs() == Ok(true) {
         return install(&filter).map_err(|error| error.to_string());

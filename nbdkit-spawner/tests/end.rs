@@ -1,4 +1,4 @@
-//! The spawner by itself, this test in the listener's place: what it removes, and what it does not
+//! The spawner by itself, with this test as its listener: what it removes, and what it does not
 //! do.
 #![expect(clippy::unwrap_used, reason = "a spawner that cannot be started is a failed test")]
 

@@ -31,7 +31,7 @@ use crate::{configure, describe, process};
 use enter::enter;
 use service::Service;
 
-/// Why the template ends early. The reason has been sent to the listener.
+/// The template ends early. The reason has been sent to the listener, for the log.
 struct Failed;
 
 /// Runs the template on its link to the listener until the server ends.
@@ -119,7 +119,7 @@ fn get_ready(
     let sandbox = Sandbox::new(configure.sandbox, needs, isolation);
     let mut sandbox = sandbox.allowing(&configure.allowed).map_err(failed)?;
     let layer = stack.freeze();
-    let told = Configured {
+    let configured = Configured {
         stack: configure.stack,
         one_client: model == ThreadModel::SerializeConnections,
         isolation,
@@ -128,7 +128,7 @@ fn get_ready(
         programs,
         undeclared,
     };
-    let _ = link.send(&FromTemplate::Configured(told), &[]);
+    let _ = link.send(&FromTemplate::Configured(configured), &[]);
 
     let service = match receive(link)? {
         Received { message: ToTemplate::EnterService(service), .. } => service,

@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 
 use crate::notify;
 
-/// The caller's standard streams, which the command gets while the server gives them up.
+/// The caller's standard input and output, for the command; the server's own become the null
+/// device.
 pub(crate) struct Streams {
     input: OwnedFd,
     output: OwnedFd,
@@ -63,7 +64,7 @@ impl Captive {
             .stdout(Stdio::from(streams.output))
             .spawn()?;
         let pid = Pid::from_raw(child.id().cast_signed());
-        // If the command has ended, it needs no score.
+        // Fails if the command has ended already.
         let _ = oom_score.map(|score| oom::set(pid, score));
         Ok(Captive { pid })
     }
@@ -73,7 +74,7 @@ impl Captive {
         self.pid
     }
 
-    /// Sends it a signal. It has not been reaped, so the number is still its own.
+    /// Sends the command a signal. It has not been reaped, so no other process has its id.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = kill(self.pid, signal);
     }

@@ -2,8 +2,8 @@
 //! that it may make (seccomp). All capabilities but one were dropped before
 //! ([`crate::privileges`]). `--sandbox=off` leaves both out.
 //!
-//! From here on the listener forks no process and executes no program: the command of `--run` runs
-//! already, and templates are started by [`crate::spawner`].
+//! A confined listener forks no process and executes no program: the command of `--run` runs
+//! already, and the spawner starts templates ([`crate::spawner`]).
 
 #![forbid(unsafe_code)]
 
@@ -70,14 +70,14 @@ mod tests {
         socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).err()
     }
 
-    /// Both hold for the thread that installs them, here one of the test's own. EDOM: from the
-    /// filter, and from nowhere else.
+    /// A filter holds for the thread that installs it, here one of the test's own. Only the filter
+    /// fails with EDOM.
     #[test]
     fn a_serving_listener_reads_proc_and_makes_no_process_file_or_network_socket() {
         let refused = Some(Errno::EDOM);
         std::thread::spawn(move || {
             nix::sys::prctl::set_no_new_privs().unwrap();
-            // The listener has one thread, this is another, which has to end.
+            // The listener has one thread; this one has to end.
             let end = [nbdkit_sandbox::seccomp::any(libc::SYS_exit)];
             let lists = [policy::LISTENER, &end];
             install(&compile(&lists, Action::Fail(libc::EDOM), Action::Allow).unwrap()).unwrap();

@@ -1,6 +1,6 @@
 //! `-u` and `-g`: the user of template and workers; `--listener-user`: the user of the listener.
-//! They are looked up before anything else, so that a typing error costs nothing. A listener that
-//! changes its user never takes that of the workers, which must not be able to signal it.
+//! They are looked up first, so that a mistyped name is reported before anything is started. A
+//! listener that changes its user never takes the workers' user, who must not be able to signal it.
 //!
 //! Unlike nbdkit, which changes only the user id with `-u` and keeps root's group, the primary
 //! group of the user comes with it unless `-g` names another.
@@ -87,7 +87,7 @@ pub(crate) fn listener_user(
             ))),
         };
     }
-    // The number of an unknown user is the group's number, too: root's group would stay otherwise.
+    // A number that no user has gives the group, too: otherwise root's group would stay.
     let group = Gid::from_raw(group.unwrap_or(user));
     let account = Account { user: Uid::from_raw(user), group };
     Ok(ListenerUser::Other { account, name: shown, demanded: given.is_some() })
@@ -111,9 +111,8 @@ pub(crate) fn identity(user: Option<&OsStr>, group: Option<&OsStr>) -> Result<Id
         })?);
     }
     if is_all_of_us(wanted) && !has(Capability::CAP_SETGID) {
-        // An ordinary user who names himself, and may not change his supplementary groups. With -g
-        // alone there is something to be done if he has any: nobody who asks for a group expects
-        // others besides.
+        // An ordinary user who names himself, and may not change supplementary groups. -g drops
+        // them, so it fails if there are any.
         return match wanted.group.filter(|_| group.is_some()) {
             Some(group) if has_other_groups(group) => Err(format!(
                 "-g option: setgroups: Operation not permitted (to leave the other groups takes root or {})",
@@ -192,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_numbers_are_users_and_nonsense_is_not() {
+    fn names_and_numbers_are_users_and_other_text_is_not() {
         assert_eq!(find_user("root".as_ref()), Some((0, Some(0))));
         assert_eq!(find_user("0".as_ref()), Some((0, Some(0))));
         assert_eq!(find_user("123456789".as_ref()), Some((123_456_789, None)));

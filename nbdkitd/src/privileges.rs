@@ -1,9 +1,9 @@
-//! The privileges that a listener started by root drops: root's uid, which Unix services take for
-//! root, and all capabilities but CAP_KILL, the right to signal processes of another user, with
-//! which it kills workers. capabilities(7), credentials(7).
+//! The privileges that a listener started by root drops: root's uid, which services on Unix sockets
+//! trust, and all capabilities but CAP_KILL, by which it kills workers of another user.
+//! capabilities(7), credentials(7).
 //!
-//! A new template is executed by the spawner, gets the capabilities that it needs from the
-//! spawner's bounding set, and drops them itself. With `--sandbox=off` this process executes it.
+//! The spawner executes new templates. They get the capabilities that they need from its bounding
+//! set, and drop them themselves. With `--sandbox=off` the listener executes them.
 
 #![forbid(unsafe_code)]
 
@@ -56,8 +56,8 @@ pub(crate) fn reduce(leaves: bool) -> Result<(), String> {
     keep(kept)
 }
 
-/// Drops all capabilities but [`KEPT`]. Must not yet be called while there are programs to be
-/// executed.
+/// Drops all capabilities but [`KEPT`]. Must not yet be called while there are programs to execute,
+/// which need more.
 ///
 /// # Errors
 /// As [`reduce`].

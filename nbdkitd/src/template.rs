@@ -34,7 +34,7 @@ type Link = Channel<ToTemplate, FromTemplate>;
 pub(crate) enum Origin {
     /// The first. `EnterService` is sent when there are sockets.
     FirstStart,
-    /// One in the place of a template that has ended. It was sent everything up to `EnterService`
+    /// One that replaces a template that has ended. It was sent everything up to `EnterService`
     /// when it was started.
     Rebuild,
 }

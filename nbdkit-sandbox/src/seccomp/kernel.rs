@@ -7,13 +7,13 @@ use nix::errno::Errno;
 
 use super::Program;
 
-/// Whether this kernel has filters that can refuse calls with SIGSYS: asked of the kernel itself,
-/// since a file that says so may be hidden (`ProcSubset=pid`, no /proc).
+/// Whether this kernel has filters that can raise SIGSYS. By a system call, since the file in /proc
+/// that lists the actions may be hidden (`ProcSubset=pid`, no /proc).
 pub fn are_supported() -> bool {
     /// linux/seccomp.h
     const SECCOMP_GET_ACTION_AVAIL: libc::c_ulong = 2;
     let action: u32 = libc::SECCOMP_RET_TRAP;
-    // SAFETY: reads one number of ours and changes nothing.
+    // SAFETY: the kernel reads the number that `action` is, which lives until the call returns.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
     result == 0
@@ -27,7 +27,7 @@ pub(crate) fn install_filter(filter: &Program) -> nix::Result<()> {
     /// linux/seccomp.h
     const SECCOMP_SET_MODE_FILTER: libc::c_ulong = 1;
     let length = u16::try_from(filter.len()).map_err(|_| Errno::EINVAL)?;
-    // sock_filter of the compiler is that of linux/filter.h: two bytes, two of one, four.
+    // The compiler's sock_filter has the layout of the one in linux/filter.h: u16, u8, u8, u32.
     const { assert!(size_of::<seccompiler::sock_filter>() == size_of::<libc::sock_filter>()) };
     let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut().cast() };
     // SAFETY: the kernel reads as many instructions as the vector holds, which lives until the call

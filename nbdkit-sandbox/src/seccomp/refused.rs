@@ -1,4 +1,5 @@
-//! What becomes of a process whose filter refuses a system call with SIGSYS.
+//! The handler of SIGSYS, which a filter raises when it refuses a system call: it reports the call
+//! and ends the process.
 
 #![expect(unsafe_code, reason = "a signal handler")]
 
@@ -6,24 +7,24 @@ use std::sync::OnceLock;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// What says so and ends the process.
-static LAST_ACT: OnceLock<fn(u32) -> !> = OnceLock::new();
+/// Reports the call and ends the process.
+static REPORT: OnceLock<fn(u32) -> !> = OnceLock::new();
 
-/// Has `last_act` called with the number of the system call when one is refused. Forks inherit it;
-/// the first call counts.
+/// Has `report` called with the number of the system call when one is refused. Forks inherit the
+/// handler. Later calls of this function do not change `report`.
 ///
 /// # Errors
-/// None that a kernel has for this.
+/// sigaction(2) has none for SIGSYS.
 ///
 /// # Safety
-/// `last_act` must be async-signal-safe: another thread may hold any lock, so it formats, allocates
+/// `report` must be async-signal-safe: another thread may hold any lock, so it formats, allocates
 /// and locks nothing.
-pub unsafe fn on_refusal(last_act: fn(u32) -> !) -> nix::Result<()> {
-    LAST_ACT.get_or_init(|| last_act);
+pub unsafe fn on_refusal(report: fn(u32) -> !) -> nix::Result<()> {
+    REPORT.get_or_init(|| report);
     let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
     let action = SigAction::new(SigHandler::SigAction(refused), flags, SigSet::all());
-    // SAFETY: the handler reads its argument and a static that is set, and calls what the caller
-    // vouches for.
+    // SAFETY: the handler reads its argument and a static that is set already, and calls `report`,
+    // which by this function's contract is async-signal-safe.
     unsafe { sigaction(Signal::SIGSYS, &action) }.map(drop)
 }
 
@@ -44,10 +45,11 @@ extern "C" fn refused(
         machine: libc::c_uint,
     }
     const { assert!(size_of::<Refusal>() <= size_of::<libc::siginfo_t>()) };
-    // SAFETY: the kernel passes a siginfo_t, which is larger and aligned alike; any bits are valid
+    // SAFETY: the handler is installed with SA_SIGINFO, so the kernel passes a pointer to a
+    // siginfo_t, which is as large (checked above) and aligned for a pointer; all fields are
     // numbers.
     let syscall = unsafe { (*info.cast::<Refusal>()).syscall };
-    if let Some(last_act) = LAST_ACT.get() {
-        last_act(syscall.cast_unsigned());
+    if let Some(report) = REPORT.get() {
+        report(syscall.cast_unsigned());
     }
 }

@@ -1,4 +1,4 @@
-//! The calls of x32, a second set of numbers for the calls of x86-64, on which no list is:
+//! The calls of x32, a second set of numbers for the calls of x86-64, which are on no list.
 //! seccomp(2), `__X32_SYSCALL_BIT`.
 
 #![forbid(unsafe_code)]
@@ -13,8 +13,8 @@ const JUMP_IF_NOT_LESS: u16 = 0x35;
 const RETURN: u16 = 0x06;
 /// Numbers of x32 begin here; no others do.
 const X32: u32 = 0x4000_0000;
-/// Where a filter has loaded the call's number: after a load of the machine, a comparison and what
-/// follows from it.
+/// The index of the instruction before which the compiler has loaded the call's number: after
+/// loading the machine, comparing it, and ending on another one.
 const NUMBER_IS_LOADED: usize = 4;
 
 /// Does `action` with every call of x32. `filter` comes from the compiler.
@@ -24,8 +24,8 @@ pub(super) fn refuse(mut filter: Program, action: Action) -> Program {
         sock_filter { code: JUMP_IF_NOT_LESS, jt: 0, jf: 1, k: X32 },
         sock_filter { code: RETURN, jt: 0, jf: 0, k: action },
     ];
-    // All jumps of the compiler are relative, and none leads across this place but the first, which
-    // skips one instruction.
+    // Jumps of the compiler are relative, and none crosses this index: the one before it skips a
+    // single instruction.
     let at = NUMBER_IS_LOADED.min(filter.len());
     filter.splice(at..at, refused);
     filter

@@ -32,10 +32,10 @@ const SAME: [&str; 11] = [
 ];
 
 impl Statuses {
-    /// Of this thread first. Empty if it is the only one.
+    /// Opens the status of every thread, of this one first; none if it is the only one.
     ///
     /// # Errors
-    /// There are others, and /proc is not there.
+    /// There are other threads, and /proc is not there.
     pub fn open() -> Result<Statuses> {
         if is_alone() == Some(true) {
             return Ok(Statuses(Vec::new()));
@@ -53,10 +53,11 @@ impl Statuses {
         files.filter_map(Result::transpose).collect::<Result<_>>().map(Statuses)
     }
 
-    /// Checks that every thread is confined as this one is; with `filters`, that it is by filters.
+    /// Checks that every thread is confined as this one is, and with `filters` that it has seccomp
+    /// filters.
     ///
     /// # Errors
-    /// One line that says which is not.
+    /// A thread is not; names the fields that differ.
     pub fn check(&self, filters: bool) -> Result<()> {
         let mut ours = None;
         for file in &self.0 {

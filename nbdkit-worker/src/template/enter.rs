@@ -13,8 +13,8 @@ use crate::log::TemplateLink;
 use crate::sandbox::{self, Sandbox, skips};
 use crate::{privileges, process};
 
-/// From start-up into service: out of the terminal and, in the background, the directory; to the
-/// final user. Must not yet close what `after_fork` may open.
+/// From start-up into service: leaves the terminal and, in the background, the directory; becomes
+/// the final user; closes the sandbox. `after_fork` is called before that, since it may open more.
 pub(super) fn enter(
     service: &EnterService,
     swap: bool,
@@ -40,13 +40,13 @@ pub(super) fn enter(
     if service.background {
         nix::unistd::dup2_stderr(&null).or_error(|| "dup2")?;
     }
-    // The terminal is not for us any more, and nobody types into it by way of us. It can fail only
-    // if we lead a session already.
+    // No process of the server has a terminal any more, into which an attacker could type.
+    // setsid(2) fails only if this process leads a session already.
     let _ = nix::unistd::setsid();
     for path in layer.temporary() {
         privileges::hand_down(&path, service)?;
     }
-    // All of these need privileges that later lines take away.
+    // All of this needs privileges that are dropped below.
     sandbox.separate();
     let plugin = layer.plugin_name();
     let broker = match sandbox.has_broker() {
@@ -66,12 +66,12 @@ pub(super) fn enter(
     );
     if capabilities {
         privileges::limit_bounding_set(service, &sandbox.files())?;
-        // Threads need the right to do that, too, which another user does not have.
+        // Other threads need CAP_SETPCAP for that, too, which another user does not have.
         nbdkit_sandbox::threads::confine(None).map_err(sandbox::failed)?;
     }
     privileges::become_user(service, swap)?;
     if capabilities {
-        // What a broker opens files with, the template opens those with that it keeps.
+        // The template opens the files that it keeps open with the broker's capability.
         let for_broker =
             sandbox.opens_by_broker().then(|| privileges::overruling(sandbox.needs().writes()));
         let besides = for_broker.as_ref().map_or(&[][..], |it| it);
@@ -106,7 +106,7 @@ fn connect_through(links: Vec<Link>, sandbox: &Sandbox) {
     }
 }
 
-/// Opens what can be kept open, and has the broker asked for the rest.
+/// Opens what can be kept open, and has the broker asked for everything else.
 fn open_through(links: Vec<Link>, sandbox: &Sandbox) -> Replaced {
     if !sandbox.opens_by_broker() {
         return Replaced::watch(&[]);

@@ -62,7 +62,7 @@ impl Children {
     }
 
     /// In the child: its siblings are not its children, and it takes signals as usual.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn release(&mut self) {
         // Not cleared: that would touch memory, of which the child then needs its own.
         std::mem::forget(std::mem::take(&mut self.connections));
         let _ = child_signal().thread_unblock();

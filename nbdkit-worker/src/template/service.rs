@@ -23,7 +23,7 @@ use crate::settings::Settings;
 
 /// The template in service.
 pub(super) struct Service {
-    /// `None` before service, and in workers, which must not speak as the template.
+    /// `None` before service, and in workers, which must not send messages of the template.
     pub(super) link: Option<Arc<TemplateLink>>,
     pub(super) layer: Arc<Layer>,
     pub(super) settings: Arc<Settings>,
@@ -31,32 +31,31 @@ pub(super) struct Service {
     /// Whether there will be one client only (`-s`).
     pub(super) single: bool,
     pub(super) swap: bool,
-    /// `None` where workers are no more likely to be killed than the template, or there are none.
+    /// `None` if workers have the template's score, or there are none.
     pub(super) oom_score: Option<OomScore>,
     pub(super) sandbox: Sandbox,
-    /// What scripts leave behind, if the stack runs any.
+    /// Processes that scripts have left, if the stack runs scripts.
     pub(super) strays: Option<strays::Strays>,
     pub(super) broker: Option<Broker>,
-    /// Tells that what is kept open may have been replaced.
+    /// Becomes readable when a file that is kept open may have been replaced.
     pub(super) replaced: Option<Replaced>,
 }
 
 impl Service {
-    /// Tells the listener. If it is gone, there is nobody to tell, which is noticed elsewhere.
-    pub(super) fn say(&self, message: &FromTemplate) {
+    /// Sends the listener a message. That the listener has ended is noticed when the link is read.
+    pub(super) fn send(&self, message: &FromTemplate) {
         if let Some(link) = &self.link {
             let _ = link.send(message, &[]);
         }
     }
 
-    /// A client has come whose descriptors did not fit into this process. It is not served; others
-    /// are.
+    /// Refuses a client whose descriptors were lost, because this process has no room for more.
     pub(super) fn has_no_room(&self, connection: u64) {
         log_error(&format!(
             "client {connection} is refused: its descriptors were lost ({})",
             strerror(Errno::EMFILE)
         ));
-        self.say(&FromTemplate::Exited { connection, exit: nbdkit_ipc::WorkerExit::Failed });
+        self.send(&FromTemplate::Exited { connection, exit: nbdkit_ipc::WorkerExit::Failed });
     }
 
     pub(super) fn run(&mut self) {
@@ -66,10 +65,10 @@ impl Service {
         }
     }
 
-    /// Makes a worker for every client until the listener says `Quiesce` or is gone, then waits for
+    /// Forks a worker for every client until the listener sends `Quiesce` or ends, then waits for
     /// the workers to end.
     fn run_forking(&mut self) {
-        // std makes this when it is asked for; made here, it is not made anew in every worker.
+        // std allocates this on the first call: here once, and not in every worker.
         let _ = std::thread::current();
         let mut children = match reap::Children::new() {
             Ok(children) => children,
@@ -82,7 +81,7 @@ impl Service {
         let mut listener_lives = true;
         while serving || !children.is_empty() {
             self.oom_score.iter_mut().for_each(OomScore::for_template);
-            // A closed link must not wake us again and again.
+            // A closed link would end each poll(2) at once.
             let link = self.link.as_ref().filter(|_| listener_lives).map(|link| link.as_fd());
             let replaced = self.replaced.as_ref().and_then(Replaced::fd);
             let fds = [Some(children.as_fd()), link, replaced].into_iter().flatten();
@@ -102,10 +101,10 @@ impl Service {
             }
             let (ended, any) = children.reap();
             for (connection, exit) in ended {
-                self.say(&FromTemplate::Exited { connection, exit });
+                self.send(&FromTemplate::Exited { connection, exit });
                 self.layer.worker_ended();
             }
-            // After the end of a stray, too: it has left its own children.
+            // A stray that has ended may have left children, too.
             if let Some(strays) = self.strays.as_ref().filter(|_| any) {
                 strays.kill(|pid| children.is_worker(pid));
             }
@@ -133,9 +132,8 @@ impl Service {
                             log_error(&format!("control channel: {error}"));
                         }
                         (serving, listener_lives) = (false, false);
-                        // Workers end by themselves, but nobody is left to end one that waits for a
-                        // script. And whoever kills the server does not expect that its scripts go
-                        // on.
+                        // Workers end by themselves, but not while they wait for a script; and
+                        // scripts must not outlive a server that was killed.
                         if self.strays.is_some() {
                             children.kill();
                         }
@@ -143,8 +141,8 @@ impl Service {
                 }
             }
         }
-        // The scripts of `cleanup` and `unload` wait for their own children.
-        children.forget();
+        // The scripts of `cleanup` and `unload` are reaped by those who start them.
+        children.release();
     }
 
     fn fork_worker(&mut self, serve: &Serve, fds: Vec<OwnedFd>, children: &mut reap::Children) {
@@ -156,7 +154,7 @@ impl Service {
             Ok(Some(pid)) => {
                 children.add(pid, connection, slot);
                 let message = FromTemplate::Forked { connection, pid: pid.as_raw() };
-                // Without one the listener looks for the process by its number.
+                // Without a handle the listener looks the process up by its id.
                 let process = Process::open(pid).ok();
                 let fds: Vec<BorrowedFd<'_>> = process.iter().map(AsFd::as_fd).collect();
                 if let Some(link) = &self.link {
@@ -164,12 +162,12 @@ impl Service {
                 }
             }
             Ok(None) => {
-                children.forget();
-                // It is the template's.
+                children.release();
+                // The file is of the template's score.
                 drop(self.oom_score.take());
                 if let Some(kept) = kept {
                     kept.use_slot(slot);
-                    // What is open for others is not this client's business.
+                    // Descriptors that are kept for other clients.
                     for range in kept.of_other_slots(slot) {
                         let _ = process::close_range(*range.start(), *range.end());
                     }
@@ -180,7 +178,7 @@ impl Service {
             Err(errno) => {
                 log_error(&format!("fork: {}", strerror(errno)));
                 let exit = nbdkit_ipc::WorkerExit::Failed;
-                self.say(&FromTemplate::Exited { connection, exit });
+                self.send(&FromTemplate::Exited { connection, exit });
             }
         }
     }

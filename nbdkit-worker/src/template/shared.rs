@@ -25,7 +25,7 @@ use crate::log::TemplateLink;
 /// The clients being served, so that they can be ended.
 type Clients = Mutex<HashMap<u64, (Arc<Client>, Socket)>>;
 
-/// Serves clients until the listener sends `Quiesce` or is gone, then ends them and waits for their
+/// Serves clients until the listener sends `Quiesce` or ends, then ends them and waits for their
 /// threads.
 pub(super) fn run(service: &Service) {
     let Some(link) = &service.link else { return };
@@ -240,7 +240,7 @@ fn serve_one(
     let (layer, settings) = (&service.layer, &service.settings);
     let number = client.number();
     let on_serving = |export: &str| {
-        service.say(&FromTemplate::Serving {
+        service.send(&FromTemplate::Serving {
             connection: number,
             stack: StackId::ONLY,
             export: export.to_owned(),
@@ -253,5 +253,5 @@ fn serve_one(
 }
 
 fn ended(service: &Service, connection: u64, exit: WorkerExit) {
-    service.say(&FromTemplate::Exited { connection, exit });
+    service.send(&FromTemplate::Exited { connection, exit });
 }

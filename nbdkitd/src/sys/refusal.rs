@@ -12,9 +12,9 @@ use nix::sys::socket::{SockaddrLike, UnixAddr};
 use crate::log::syscalls;
 
 /// The descriptor and address that the line is written to, and its prefix.
-static LOG: OnceLock<Place> = OnceLock::new();
+static LOG: OnceLock<Destination> = OnceLock::new();
 
-struct Place {
+struct Destination {
     fd: RawFd,
     /// For a datagram socket that is not, or no longer, connected.
     address: Option<UnixAddr>,
@@ -26,24 +26,24 @@ const REFUSED: i32 = 1;
 
 /// Sets where the line is written to. Only the first call has an effect.
 pub(crate) fn log_to(fd: RawFd, address: Option<UnixAddr>, head: &str) {
-    let _ = LOG.set(Place { fd, address, head: head.as_bytes().to_vec() });
+    let _ = LOG.set(Destination { fd, address, head: head.as_bytes().to_vec() });
 }
 
 /// Installs the signal handler that logs a refused system call.
 ///
 /// # Errors
-/// None that a kernel has for this.
+/// sigaction(2) has none for SIGSYS.
 pub(crate) fn report() -> nix::Result<()> {
-    // SAFETY: it reads statics that are set, and calls write(2), sendto(2) and _exit(2): all
-    // async-signal-safe.
+    // SAFETY: `refused` reads a static that is set already and its own stack, and calls write(2),
+    // sendto(2) and _exit(2), which are async-signal-safe.
     unsafe { on_refusal(refused) }
 }
 
-/// A system call was refused.
+/// Logs the refused system call, and ends the listener. Async-signal-safe.
 fn refused(syscall: u32) -> ! {
     let mut line = Line { bytes: [0; 256], length: 0 };
-    let place = LOG.get();
-    line.push(place.map_or(b"nbdkit: error: ", |place| &place.head));
+    let log = LOG.get();
+    line.push(log.map_or(b"nbdkit: error: ", |log| &log.head));
     line.push(b"the sandbox refused system call ");
     line.push_number(syscall);
     if let Some(name) = syscalls::name(syscall) {
@@ -52,16 +52,17 @@ fn refused(syscall: u32) -> ! {
         line.push(b")");
     }
     line.push(b" to the listener, which ends\n");
-    let fd = place.map_or(libc::STDERR_FILENO, |place| place.fd);
+    let fd = log.map_or(libc::STDERR_FILENO, |log| log.fd);
     let (bytes, length) = (line.bytes.as_ptr().cast(), line.length);
-    // SAFETY: writes bytes of this function's buffer; a number that is no descriptor is an error.
+    // SAFETY: reads `length` bytes of `line`, which is at least as long; EBADF if the number is no
+    // descriptor.
     let written = unsafe { libc::write(fd, bytes, length) };
     if written < 0
-        && let Some(to) = place.and_then(|place| place.address.as_ref())
+        && let Some(to) = log.and_then(|log| log.address.as_ref())
     {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-        // SAFETY: sends bytes of this function's buffer to an address in a static; a number that is
-        // no socket is an error.
+        // SAFETY: reads `length` bytes of `line`, which is at least as long, and the address, which
+        // is in a static; ENOTSOCK if the number is no socket.
         unsafe { libc::sendto(fd, bytes, length, flags, to.as_ptr().cast(), to.len()) };
     }
     exit_now(REFUSED);
@@ -75,8 +76,8 @@ struct Line {
 
 impl Line {
     fn push(&mut self, text: &[u8]) {
-        for (place, byte) in self.bytes.iter_mut().skip(self.length).zip(text) {
-            *place = *byte;
+        for (free, byte) in self.bytes.iter_mut().skip(self.length).zip(text) {
+            *free = *byte;
             self.length += 1;
         }
     }
@@ -84,12 +85,12 @@ impl Line {
     fn push_number(&mut self, number: u32) {
         let mut digits = [0; 10];
         let mut first = digits.len();
-        let mut rest = number;
+        let mut number = number;
         loop {
             first -= 1;
-            digits[first] = b'0' + (rest % 10) as u8;
-            rest /= 10;
-            if rest == 0 {
+            digits[first] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
                 break;
             }
         }
@@ -102,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_made_without_memory_and_cut_where_it_ends() {
+    fn a_line_is_made_on_the_stack_and_cut_at_its_size() {
         let mut line = Line { bytes: [0; 256], length: 0 };
         for number in [0, 101, u32::MAX] {
             line.push_number(number);

@@ -132,7 +132,7 @@ impl TemplateSpec {
         self.execute(Origin::FirstStart, self.messages())
     }
 
-    /// Starts a template in the place of one that has ended.
+    /// Starts a template that replaces one that has ended.
     ///
     /// # Errors
     /// The program cannot be started.
