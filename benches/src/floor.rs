@@ -5,7 +5,6 @@
 //! send carries all their replies. It checks nothing that a client of this benchmark does not do
 //! wrong: not a server for the world.
 
-mod fork;
 mod serve;
 
 use std::fs::File;
@@ -13,6 +12,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
+use nbdkit_sandbox::process::fork;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 
@@ -41,7 +41,7 @@ pub(crate) fn run(address: &Address, content: &Content) -> Result<(), Failure> {
     let listener = Listener::bind(address)?;
     loop {
         let stream = listener.accept()?;
-        match fork::fork()? {
+        match fork()? {
             Some(_) => {
                 // Ended children are waited for, so that their CPU time counts as this process's.
                 while waitpid(None, Some(WaitPidFlag::WNOHANG))
