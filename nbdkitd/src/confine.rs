@@ -13,20 +13,44 @@ use std::path::Path;
 
 use nbdkit_sandbox::landlock::{self, Restricts, Rules};
 use nbdkit_sandbox::seccomp::{Action, are_supported, compile, install};
+use thiserror::Error;
 
 use crate::log::Log;
+use crate::preflight::ParentError;
+use crate::privileges::NotLeft;
 use crate::sys::refusal;
+use crate::system_error::SystemError;
 
 /// The paths that may be opened for reading: /proc for the parents of processes, and the time zone
 /// for the system log.
 const READABLE: [&str; 3] = ["/proc", "/etc/localtime", "/usr/share/zoneinfo"];
 
+/// Why the listener is not confined.
+#[derive(Debug, Error)]
+pub(crate) enum ConfineError {
+    /// A layer, or a capability that was to be dropped.
+    #[error(transparent)]
+    Layer(#[from] nbdkit_sandbox::Error),
+    /// A system call that was to be refused would not be reported.
+    #[error(transparent)]
+    Report(#[from] SystemError),
+    /// `--listener-user`: the command line names a user that the process cannot become.
+    #[error("--listener-user option: cannot change to {name}: {why}")]
+    Demanded { name: String, why: NotLeft },
+    /// The change to that user has failed half-way.
+    #[error("the listener cannot become user {name}: {why}")]
+    HalfWay { name: String, why: NotLeft },
+    /// `--exit-with-parent`, which a change of user clears.
+    #[error(transparent)]
+    Parent(#[from] ParentError),
+}
+
 /// Confines the listener.
 ///
 /// # Errors
-/// The kernel supports a layer and refuses to install it; one line for the user.
-pub(crate) fn confine(log: &Log) -> Result<(), String> {
-    restrict_paths(log).map_err(|error| error.to_string())?;
+/// The kernel supports a layer and refuses to install it.
+pub(crate) fn confine(log: &Log) -> Result<(), ConfineError> {
+    restrict_paths(log)?;
     if !are_supported() {
         log.notice(
             "this kernel has no seccomp filters: system calls of the listener are not restricted",
@@ -34,10 +58,9 @@ pub(crate) fn confine(log: &Log) -> Result<(), String> {
         return Ok(());
     }
     log.prepare_refusal_line();
-    refusal::report().map_err(|errno| format!("sigaction: SIGSYS: {}", crate::strerror(errno)))?;
-    compile(&[policy::LISTENER], Action::Trap, Action::Allow)
-        .and_then(|filter| install(&filter))
-        .map_err(|error| error.to_string())
+    refusal::report().map_err(SystemError::on("sigaction", "SIGSYS"))?;
+    let filter = compile(&[policy::LISTENER], Action::Trap, Action::Allow)?;
+    Ok(install(&filter)?)
 }
 
 fn restrict_paths(log: &Log) -> nbdkit_sandbox::Result<()> {

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::confine::ConfineError;
 use crate::errno_text;
+use crate::identity::IdentityError;
 use crate::preflight::ParentError;
 use crate::sockets::{ActivationError, ListenError};
 use crate::system_error::SystemError;
@@ -23,8 +25,11 @@ pub(crate) enum StartError {
     #[error(transparent)]
     System(#[from] SystemError),
     /// The listener cannot confine itself, or not drop what it must.
-    #[error("{0}")]
-    Confine(String),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    /// `-u`, `-g`, `--listener-user`.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// A socket that a service manager passed.
     #[error(transparent)]
     Activation(#[from] ActivationError),

@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 
 use nbdkit_sandbox::capabilities::{self, Capability};
 use nix::unistd::{Gid, Group, Uid, User, geteuid, getgroups, getresgid, getresuid};
+use thiserror::Error;
 
 use crate::cli::build_info::LISTENER_USER;
 use crate::privileges::{self, Account};
@@ -36,27 +37,59 @@ pub(crate) enum ListenerUser {
     Root(String),
 }
 
+/// Why a user or group of the command line cannot be had.
+#[derive(Debug, Error)]
+#[cfg_attr(test, derive(PartialEq, Eq))]
+pub(crate) enum IdentityError {
+    /// No user of that name, and no number.
+    #[error("{option} option: {name} is not a valid user name or uid")]
+    NoUser { option: &'static str, name: String },
+    /// No group of that name, and no number.
+    #[error("-g option: {0} is not a valid group name or gid")]
+    NoGroup(String),
+    /// `--listener-user` without root.
+    #[error("--listener-user option: only a server that root has started changes its user")]
+    NotRoot,
+    /// `--listener-user` with the user of `-u`.
+    #[error("--listener-user option: {0} is the user that serves (-u)")]
+    Serves(String),
+    /// A capability that becoming the listener's user takes is missing.
+    #[error("--listener-user option: cannot change to {name}: it takes {lacking}")]
+    Lacks { name: String, lacking: Capability },
+    /// An id that this process may not change to.
+    #[error(
+        "{option} option: cannot change to {kind} {id}: Operation not permitted \
+         (it takes root or {takes})"
+    )]
+    Forbidden { option: &'static str, kind: &'static str, id: u32, takes: Capability },
+    /// `-g` would keep supplementary groups.
+    #[error(
+        "-g option: setgroups: Operation not permitted (to leave the other groups takes root or {})",
+        Capability::CAP_SETGID
+    )]
+    OtherGroups,
+}
+
 /// Looks up the argument of `--listener-user`, or the user of this build. `sandboxed`: false with
 /// `--sandbox=off`. `serving`: see [`identity`].
 ///
 /// # Errors
-/// One line: not a name or number, or this process may not change to it.
+/// Not a name or number, or this process may not change to it.
 pub(crate) fn listener_user(
     given: Option<&OsStr>,
     sandboxed: bool,
     serving: Identity,
-) -> Result<ListenerUser, String> {
-    let option = "--listener-user option";
+) -> Result<ListenerUser, IdentityError> {
     let default = OsStr::new(LISTENER_USER);
     let name = given.unwrap_or(default);
     let shown = name.to_string_lossy().into_owned();
     let found = find_user(name);
     if given.is_some() {
         if found.is_none() {
-            return Err(format!("{option}: {shown} is not a valid user name or uid"));
+            return Err(IdentityError::NoUser { option: "--listener-user", name: shown });
         }
         if !geteuid().is_root() {
-            return Err(format!("{option}: only a server that root has started changes its user"));
+            return Err(IdentityError::NotRoot);
         }
     }
     if !geteuid().is_root() || !sandboxed || (given.is_none() && name.is_empty()) {
@@ -72,7 +105,7 @@ pub(crate) fn listener_user(
     }
     if serving.user == Some(user) {
         return match given {
-            Some(_) => Err(format!("{option}: {shown} is the user that serves (-u)")),
+            Some(_) => Err(IdentityError::Serves(shown)),
             None => Ok(ListenerUser::Root(format!(
                 "the user that serves (-u) is {shown}: the listener stays root"
             ))),
@@ -81,7 +114,7 @@ pub(crate) fn listener_user(
     let takes = [Capability::CAP_SETUID, Capability::CAP_SETGID, privileges::KEPT];
     if let Some(lacking) = takes.into_iter().find(|capability| !has(*capability)) {
         return match given {
-            Some(_) => Err(format!("{option}: cannot change to {shown}: it takes {lacking}")),
+            Some(_) => Err(IdentityError::Lacks { name: shown, lacking }),
             None => Ok(ListenerUser::Root(format!(
                 "without {lacking} the listener cannot become {shown}: it stays root"
             ))),
@@ -96,41 +129,40 @@ pub(crate) fn listener_user(
 /// Looks up the arguments of `-u` and `-g`.
 ///
 /// # Errors
-/// One line: not a name or number, or this process may not change to it.
-pub(crate) fn identity(user: Option<&OsStr>, group: Option<&OsStr>) -> Result<Identity, String> {
+/// Not a name or number, or this process may not change to it.
+pub(crate) fn identity(
+    user: Option<&OsStr>,
+    group: Option<&OsStr>,
+) -> Result<Identity, IdentityError> {
     let mut wanted = Identity::default();
     if let Some(name) = user {
         let (user, primary) = find_user(name).ok_or_else(|| {
-            format!("-u option: {} is not a valid user name or uid", name.to_string_lossy())
+            let name = name.to_string_lossy().into_owned();
+            IdentityError::NoUser { option: "-u", name }
         })?;
         wanted = Identity { user: Some(user), group: primary };
     }
     if let Some(name) = group {
-        wanted.group = Some(find_group(name).ok_or_else(|| {
-            format!("-g option: {} is not a valid group name or gid", name.to_string_lossy())
-        })?);
+        let group = find_group(name);
+        wanted.group =
+            Some(group.ok_or_else(|| IdentityError::NoGroup(name.to_string_lossy().into_owned()))?);
     }
     if is_all_of_us(wanted) && !has(Capability::CAP_SETGID) {
         // An ordinary user who names himself, and may not change supplementary groups. -g drops
         // them, so it fails if there are any.
         return match wanted.group.filter(|_| group.is_some()) {
-            Some(group) if has_other_groups(group) => Err(format!(
-                "-g option: setgroups: Operation not permitted (to leave the other groups takes root or {})",
-                Capability::CAP_SETGID
-            )),
+            Some(group) if has_other_groups(group) => Err(IdentityError::OtherGroups),
             _ => Ok(Identity::default()),
         };
     }
-    for (id, capability, option, what) in [
+    for (id, takes, option, kind) in [
         (wanted.user, Capability::CAP_SETUID, "-u", "user"),
         (wanted.group, Capability::CAP_SETGID, if group.is_some() { "-g" } else { "-u" }, "group"),
     ] {
         if let Some(id) = id
-            && !has(capability)
+            && !has(takes)
         {
-            return Err(format!(
-                "{option} option: cannot change to {what} {id}: Operation not permitted (it takes root or {capability})"
-            ));
+            return Err(IdentityError::Forbidden { option, kind, id, takes });
         }
     }
     Ok(wanted)
@@ -205,10 +237,10 @@ mod tests {
     fn the_listener_changes_its_user_only_if_root_has_started_it() {
         let nobody = Identity::default();
         let of = |name: &str, sandboxed| listener_user(Some(name.as_ref()), sandboxed, nobody);
-        let error = of("no such user", true).unwrap_err();
+        let error = of("no such user", true).unwrap_err().to_string();
         assert_eq!(error, "--listener-user option: no such user is not a valid user name or uid");
         if !geteuid().is_root() {
-            assert!(of("root", true).unwrap_err().contains("root has started"));
+            assert_eq!(of("root", true), Err(IdentityError::NotRoot));
             assert_eq!(listener_user(None, true, nobody), Ok(ListenerUser::Same));
             return;
         }
@@ -223,19 +255,19 @@ mod tests {
             assert_eq!(of("123456789", true), Ok(other));
             let serving = Identity { user: Some(id), group: None };
             let error = listener_user(Some("123456789".as_ref()), true, serving).unwrap_err();
-            assert!(error.contains("the user that serves"), "{error}");
+            assert_eq!(error, IdentityError::Serves("123456789".to_owned()));
         }
     }
 
     #[test]
     fn errors_are_those_of_nbdkit() {
         assert_eq!(
-            identity(Some("nosuchuser".as_ref()), None),
-            Err("-u option: nosuchuser is not a valid user name or uid".to_owned())
+            identity(Some("nosuchuser".as_ref()), None).unwrap_err().to_string(),
+            "-u option: nosuchuser is not a valid user name or uid"
         );
         assert_eq!(
-            identity(None, Some("nosuchgroup".as_ref())),
-            Err("-g option: nosuchgroup is not a valid group name or gid".to_owned())
+            identity(None, Some("nosuchgroup".as_ref())).unwrap_err().to_string(),
+            "-g option: nosuchgroup is not a valid group name or gid"
         );
     }
 }

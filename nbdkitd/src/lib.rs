@@ -127,12 +127,10 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Start
     if options.exit_with_parent {
         preflight::exit_with_parent(parent)?;
     }
-    let identity = identity::identity(options.user.as_deref(), options.group.as_deref())
-        .map_err(StartError::Confine)?;
+    let identity = identity::identity(options.user.as_deref(), options.group.as_deref())?;
     let sandboxed = options.sandbox != Some(Sandbox::Off);
     let listener_user =
-        identity::listener_user(options.listener_user.as_deref(), sandboxed, identity)
-            .map_err(StartError::Confine)?;
+        identity::listener_user(options.listener_user.as_deref(), sandboxed, identity)?;
     let log = Log::new(&program, &options)?;
     let single = mode == Some(ServiceMode::Stdin);
     let streams = if single {

@@ -13,6 +13,9 @@ use nbdkit_sandbox::process::forbid_dumps;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::unistd::{Gid, Uid};
+use thiserror::Error;
+
+use crate::system_error::SystemError;
 
 /// The capability of a serving listener.
 pub(crate) const KEPT: Capability = Capability::CAP_KILL;
@@ -31,27 +34,35 @@ pub(crate) struct Account {
 }
 
 /// Why the listener keeps its user.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Error)]
 pub(crate) enum NotLeft {
     /// The ids mean nothing in this user namespace, or it lets nobody leave groups:
     /// user_namespaces(7). Nothing was changed but supplementary groups.
+    #[error("{}", crate::strerror(*.0))]
     Unmapped(Errno),
-    /// Another error, after which the credentials are not known; one line for the user.
-    Failed(String),
+    /// The user id did not change. From here on the credentials are not known.
+    #[error("{0}")]
+    User(Refused),
+    /// Capabilities cannot be kept over the change, or not be dropped after it.
+    #[error(transparent)]
+    System(#[from] SystemError),
+    /// The change is not in force.
+    #[error(transparent)]
+    Check(#[from] nbdkit_sandbox::Error),
 }
 
 /// Drops what only start-up needs. `leaves`: [`leave_root`] and [`empty_bounding_set`] come later.
 /// Does nothing for a process that has no capabilities.
 ///
 /// # Errors
-/// Those of the system calls, or a capability could be regained; one line for the user.
-pub(crate) fn reduce(leaves: bool) -> Result<(), String> {
+/// Those of the system calls, or a capability could be regained.
+pub(crate) fn reduce(leaves: bool) -> nbdkit_sandbox::Result<()> {
     let later = if leaves { &TO_LEAVE[..] } else { &[] };
     let kept = later.iter().copied().chain([KEPT]);
     if prctl::get_no_new_privs() == Ok(true) {
         // The permitted set limits what executed programs get: the command of --run, the spawner
         // and through it templates, or without a sandbox templates. execve(2)
-        return capabilities::lower_effective(kept).map_err(|error| error.to_string());
+        return capabilities::lower_effective(kept);
     }
     keep(kept)
 }
@@ -61,7 +72,7 @@ pub(crate) fn reduce(leaves: bool) -> Result<(), String> {
 ///
 /// # Errors
 /// As [`reduce`].
-pub(crate) fn settle() -> Result<(), String> {
+pub(crate) fn settle() -> nbdkit_sandbox::Result<()> {
     keep([KEPT])
 }
 
@@ -69,9 +80,9 @@ pub(crate) fn settle() -> Result<(), String> {
 /// Does nothing where the process may not do that.
 ///
 /// # Errors
-/// The system's; one line for the user.
-pub(crate) fn empty_bounding_set() -> Result<(), String> {
-    capabilities::limit_bounding_set(&CapsHashSet::new()).map_err(|error| error.to_string())
+/// The system's.
+pub(crate) fn empty_bounding_set() -> nbdkit_sandbox::Result<()> {
+    capabilities::limit_bounding_set(&CapsHashSet::new())
 }
 
 /// Becomes another user for good, with its primary group alone and [`KEPT`]. The caller has to set
@@ -85,28 +96,22 @@ pub(crate) fn leave_root(account: Account) -> Result<(), NotLeft> {
         group: Some(account.group),
         groups: Some(Vec::new()),
     };
-    let keep_capabilities = |kept| {
-        prctl::set_keepcaps(kept).map_err(|errno| {
-            NotLeft::Failed(format!("prctl: PR_SET_KEEPCAPS: {}", crate::strerror(errno)))
-        })
-    };
+    let keep_capabilities =
+        |kept| prctl::set_keepcaps(kept).map_err(SystemError::in_call("prctl: PR_SET_KEEPCAPS"));
     // setuid(2) would drop the capabilities.
     keep_capabilities(true)?;
     wanted.take().map_err(|refused| match refused {
         Refused::Groups(errno) | Refused::Group(_, errno) => NotLeft::Unmapped(errno),
-        Refused::User(..) => NotLeft::Failed(refused.to_string()),
+        Refused::User(..) => NotLeft::User(refused),
     })?;
     keep_capabilities(false)?;
-    settle().map_err(NotLeft::Failed)?;
-    let check = || {
-        // Other processes of the user must not read or trace this one.
-        forbid_dumps()?;
-        wanted.check()
-    };
-    check().map_err(|error| NotLeft::Failed(error.to_string()))
+    settle()?;
+    // Other processes of the user must not read or trace this one.
+    forbid_dumps()?;
+    Ok(wanted.check()?)
 }
 
 /// Drops all capabilities but these, as far as the process has them.
-fn keep(kept: impl IntoIterator<Item = Capability>) -> Result<(), String> {
-    capabilities::keep(kept).map(drop).map_err(|error| error.to_string())
+fn keep(kept: impl IntoIterator<Item = Capability>) -> nbdkit_sandbox::Result<()> {
+    capabilities::keep(kept).map(drop)
 }

@@ -6,6 +6,7 @@ use nix::unistd::getppid;
 
 use super::Server;
 use crate::cli::command_line::ServiceMode;
+use crate::confine::ConfineError;
 use crate::identity::ListenerUser;
 use crate::privileges::{self, NotLeft};
 use crate::{preflight, strerror};
@@ -15,9 +16,9 @@ impl Server {
     /// called while there are programs to be started.
     ///
     /// # Errors
-    /// One line for the user: the command line names a user that the process cannot become, or a
-    /// change of user has failed half-way.
-    pub(super) fn leave_root(&self) -> Result<(), String> {
+    /// The command line names a user that the process cannot become, or a change of user has failed
+    /// half-way.
+    pub(super) fn leave_root(&self) -> Result<(), ConfineError> {
         privileges::empty_bounding_set()?;
         match &self.context.plan().listener_user {
             ListenerUser::Same => {}
@@ -29,8 +30,7 @@ impl Server {
                         self.context.log().debug(|| format!("the listener has become user {name}"));
                         if self.context.plan().options.exit_with_parent {
                             // The change of user has cleared it.
-                            preflight::exit_with_parent(parent)
-                                .map_err(|error| error.to_string())?;
+                            preflight::exit_with_parent(parent)?;
                         }
                         return Ok(());
                     }
@@ -40,19 +40,14 @@ impl Server {
                             "the listener cannot become user {name} ({why}): it stays root"
                         ));
                     }
-                    Err(NotLeft::Unmapped(errno)) => {
-                        let why = strerror(errno);
-                        return Err(format!(
-                            "--listener-user option: cannot change to {name}: {why}"
-                        ));
+                    Err(why @ NotLeft::Unmapped(_)) => {
+                        return Err(ConfineError::Demanded { name: name.clone(), why });
                     }
-                    Err(NotLeft::Failed(why)) => {
-                        return Err(format!("the listener cannot become user {name}: {why}"));
-                    }
+                    Err(why) => return Err(ConfineError::HalfWay { name: name.clone(), why }),
                 }
             }
         }
-        privileges::settle()
+        Ok(privileges::settle()?)
     }
 
     /// Logs that the listener stays root although it need not, if the server is a service. On a

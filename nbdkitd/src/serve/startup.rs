@@ -17,6 +17,7 @@ use crate::captive::{Captive, Streams};
 use crate::cli::build_info::{NBDKIT_VERSION, OWN_VERSION};
 use crate::cli::command_line::{ServiceMode, TcpPort, TlsMode};
 use crate::cli::uri;
+use crate::confine::ConfineError;
 use crate::error::StartError;
 use crate::notify::State;
 use crate::system_error::SystemError;
@@ -180,7 +181,7 @@ impl Server {
             self.context.log().debug(|| format!("written pidfile {}", path.display()));
         }
         // Here rather than last: an error must still reach the user.
-        privileges::reduce(self.context.is_sandboxed()).map_err(StartError::Confine)?;
+        privileges::reduce(self.context.is_sandboxed()).map_err(ConfineError::from)?;
         let report = self.context.plan_mut().report.take();
         if report.is_some() {
             daemon::leave_terminal(self.context.log().verbose())?;
@@ -215,8 +216,8 @@ impl Server {
         }
         self.slot.start_spawner(self.acceptor.private_mut(), &self.context)?;
         // After all that was executed.
-        self.leave_root().map_err(StartError::Confine)?;
-        confine::confine(self.context.log()).map_err(StartError::Confine)
+        self.leave_root()?;
+        Ok(confine::confine(self.context.log())?)
     }
 
     fn run_script(&self) -> OsString {
