@@ -15,6 +15,7 @@ mod access;
 mod blocks;
 #[cfg(test)]
 mod deaths;
+mod event;
 mod exports;
 pub mod file;
 mod futex;
@@ -24,6 +25,7 @@ mod presence;
 mod stripes;
 
 pub use blocks::{BlockCursor, BlockState, Present, SharedBlockMap};
+pub use event::SharedEvent;
 pub use exports::SharedBlockMaps;
 pub use file::{SharedFile, seek_extents};
 pub use map::SharedWords;
