@@ -21,6 +21,7 @@ pub mod file;
 mod futex;
 pub mod map;
 pub mod mutex;
+mod once;
 mod presence;
 mod stripes;
 
@@ -30,4 +31,5 @@ pub use exports::SharedBlockMaps;
 pub use file::{SharedFile, seek_extents};
 pub use map::SharedWords;
 pub use mutex::{Locked, SharedMutex};
+pub use once::SharedOnce;
 pub use stripes::{BlockLock, BlockLocks, Unfinished};

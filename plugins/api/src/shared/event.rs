@@ -86,6 +86,12 @@ impl SharedEvent {
         }
     }
 
+    /// Whether somebody has waited since the last signal, or still does.
+    #[cfg(test)]
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.futex().load(Ordering::SeqCst) & WAITED_FOR != 0
+    }
+
     /// For the fuzz targets, which are hostile workers: any state.
     #[doc(hidden)]
     pub fn scribble(&self, word: u32) {
@@ -176,7 +182,7 @@ mod tests {
         let (client, socket) = client();
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| shared.wait(Some(&client), 0, 1));
-            while shared.event.futex().load(Ordering::SeqCst) & WAITED_FOR == 0 {
+            while !shared.event.is_waited_for() {
                 std::thread::yield_now();
             }
             drop(socket);
@@ -217,7 +223,7 @@ mod tests {
                 let make = || {
                     let shared = Arc::new(Shared::new());
                     let waiter = Child::new(|| shared.wait(None, 0, 1).unwrap());
-                    while shared.event.futex().load(Ordering::SeqCst) & WAITED_FOR == 0 {
+                    while !shared.event.is_waited_for() {
                         std::thread::yield_now();
                     }
                     (shared, waiter)
@@ -234,7 +240,7 @@ mod tests {
                 let make = || {
                     let shared = Arc::new(Shared::new());
                     let setter = Child::new(|| {
-                        while shared.event.futex().load(Ordering::SeqCst) & WAITED_FOR == 0 {
+                        while !shared.event.is_waited_for() {
                             if shared.words[1].load(Ordering::SeqCst) != 0 {
                                 return;
                             }
