@@ -252,6 +252,11 @@ pub(crate) fn is_gone(client: Option<&Client>) -> bool {
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
+/// Why a wait in the name of a client has ended.
+pub(crate) fn closing() -> Error {
+    Error::silent(Errno::ESHUTDOWN).context("aborting wait because the connection is closing")
+}
+
 static STDIO_SAFE: AtomicBool = AtomicBool::new(true);
 static FORKED: AtomicBool = AtomicBool::new(false);
 static TLS_REQUIRED: AtomicBool = AtomicBool::new(false);

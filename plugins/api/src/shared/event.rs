@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::client::{self, Client};
-use crate::error::{Errno, Error, Result};
+use crate::error::{Errno, Result};
 use crate::shared::{SharedWords, access, futex};
 
 /// The futex counts signals; its highest bit is set if somebody may wait.
@@ -77,8 +77,7 @@ impl SharedEvent {
                 return Ok(value);
             }
             if client::is_gone(client) {
-                return Err(Error::silent(Errno::ESHUTDOWN)
-                    .context("aborting wait because the connection is closing"));
+                return Err(client::closing());
             }
             if futex::wait(self.futex(), seen, patience) == Err(Errno::ETIMEDOUT) {
                 patience = (patience * 2).min(LAST_LOOK);
@@ -100,7 +99,7 @@ impl SharedEvent {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::client::Peer;
     use crate::shared::deaths::{self, Child};
@@ -110,7 +109,7 @@ mod tests {
     use std::time::Instant;
 
     /// A client, and its end of the connection.
-    fn client() -> (Arc<Client>, UnixStream) {
+    pub(in crate::shared) fn client() -> (Arc<Client>, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let socket = Some(Arc::new(OwnedFd::from(ours)));
         (Client::new(1, Peer::default(), socket, Box::new(|| ())), theirs)

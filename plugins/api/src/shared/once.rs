@@ -371,9 +371,7 @@ mod tests {
 
     #[test]
     fn any_state_is_survived() {
-        for state in
-            [1, u64::MAX & !State::DONE, State::WORKER, 0x1234_5678_9abc_def0 & !State::DONE]
-        {
+        for state in [1, !State::DONE, State::WORKER, 0x1234_5678_9abc_def0 & !State::DONE] {
             let job = Job::new();
             job.once.scribble(0, state);
             job.check_result();
