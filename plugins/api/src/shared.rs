@@ -13,6 +13,7 @@
 
 mod access;
 mod blocks;
+mod bucket;
 #[cfg(test)]
 mod deaths;
 mod event;
@@ -26,6 +27,7 @@ mod presence;
 mod stripes;
 
 pub use blocks::{BlockCursor, BlockState, Present, SharedBlockMap};
+pub use bucket::{Rate, TokenBucket};
 pub use event::SharedEvent;
 pub use exports::SharedBlockMaps;
 pub use file::{SharedFile, seek_extents};
