@@ -24,6 +24,7 @@ pub mod map;
 pub mod mutex;
 mod once;
 mod presence;
+mod ranges;
 mod stripes;
 
 pub use blocks::{BlockCursor, BlockState, Present, SharedBlockMap};
@@ -34,4 +35,5 @@ pub use file::{SharedFile, seek_extents};
 pub use map::SharedWords;
 pub use mutex::{Locked, SharedMutex};
 pub use once::SharedOnce;
+pub use ranges::{LockedRange, RangeLock, Sharing};
 pub use stripes::{BlockLock, BlockLocks, Unfinished};
