@@ -122,9 +122,7 @@ impl RangeLock {
         }
         let line = free.or_else(|| self.abandoned(&own.lines))?;
         let holder = Holder::new(me, sharing);
-        // Free first: killed in between, this process must not leave another's line with its own
-        // range. Nobody else takes the line meanwhile.
-        access::store(&self.words[line], Holder::FREE.0);
+        // The holder last: a line whose holder is 0 or dead is free, whatever its range is.
         let [begin, end] = range_of(line);
         access::put(&self.words[begin], range.start);
         access::put(&self.words[end], range.end);
