@@ -9,6 +9,7 @@
 //! - [`broker`]: requests for files
 //! - [`channel`]: the control channel in both directions, and the listener that hears it
 //! - [`texts`]: parsers of what comes from command lines, scripts and the environment
+//! - [`primitives`]: what plugins and filters share, while a hostile worker scribbles on it
 //! - [`shared`]: memory that hostile workers share, and what disks in memory must keep
 
 #![forbid(unsafe_code)]
@@ -17,6 +18,7 @@ pub mod broker;
 pub mod channel;
 pub mod handshake;
 mod input;
+pub mod primitives;
 pub mod session;
 pub mod shared;
 pub mod texts;
@@ -41,6 +43,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("parameters", texts::parameters),
     ("protocol", texts::protocol),
     ("script_output", texts::script_output),
+    ("shared_state", primitives::target),
     ("tls", texts::tls),
     ("transmission", transmission::compact),
     ("transmission_extended", transmission::extended),

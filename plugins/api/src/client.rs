@@ -226,6 +226,26 @@ pub fn sleep(client: Option<&Client>, duration: Duration) -> Result<()> {
     }
 }
 
+/// Whether this client has closed its connection, or is being dropped, or the server stops: then
+/// nobody wants what is being waited for in its name. One poll(2). Never so for `None`.
+pub(crate) fn is_gone(client: Option<&Client>) -> bool {
+    let Some(client) = client else { return false };
+    if client.is_cut() {
+        return true;
+    }
+    let Some(socket) = client.socket() else { return false };
+    let leaving = client.leaving.load(Ordering::Relaxed);
+    // Behind NBD_CMD_DISC, that it sends nothing more is no news.
+    let end = if leaving { 0 } else { libc::POLLRDHUP };
+    let mut fds = [PollFd::new(socket, PollFlags::from_bits_retain(end))];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Why a wait in the name of a client has ended.
+pub(crate) fn closing() -> Error {
+    Error::silent(Errno::ESHUTDOWN).context("aborting wait because the connection is closing")
+}
+
 static STDIO_SAFE: AtomicBool = AtomicBool::new(true);
 static FORKED: AtomicBool = AtomicBool::new(false);
 static TLS_REQUIRED: AtomicBool = AtomicBool::new(false);

@@ -13,19 +13,27 @@
 
 mod access;
 mod blocks;
+mod bucket;
 #[cfg(test)]
 mod deaths;
+mod event;
 mod exports;
 pub mod file;
 mod futex;
 pub mod map;
 pub mod mutex;
+mod once;
 mod presence;
+mod ranges;
 mod stripes;
 
 pub use blocks::{BlockCursor, BlockState, Present, SharedBlockMap};
+pub use bucket::{Rate, TokenBucket};
+pub use event::SharedEvent;
 pub use exports::SharedBlockMaps;
 pub use file::{SharedFile, seek_extents};
 pub use map::SharedWords;
 pub use mutex::{Locked, SharedMutex};
+pub use once::SharedOnce;
+pub use ranges::{LockedRange, RangeLock, Sharing};
 pub use stripes::{BlockLock, BlockLocks, Unfinished};

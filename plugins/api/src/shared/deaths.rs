@@ -135,7 +135,7 @@ pub(super) fn at_every_step<T>(
 /// Kills that a test takes, for an operation that has more instructions: each costs a fork and, if
 /// the dead one held something, as long as others wait before they look for it. With
 /// NBDKIT_TEST_EVERY_INSTRUCTION set, there are as many as there are instructions.
-const DEATHS: u64 = 80;
+const DEATHS: u64 = 40;
 
 /// The same by instructions, beginning with the first one behind a stop. An unoptimised operation
 /// has thousands, most of which touch nothing shared: every one of them if there are no more than

@@ -225,6 +225,7 @@ fn words(entry: &[u8]) -> [u64; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shared::deaths;
 
     fn maps(block_size: u64) -> SharedBlockMaps {
         SharedBlockMaps::new("test", block_size).unwrap()
@@ -275,5 +276,38 @@ mod tests {
         assert_eq!(maps.entry(usize::MAX).unwrap_err().errno(), Errno::EIO);
         *maps.state.lock() = [u64::MAX, u64::MAX];
         maps.find("b", 512).unwrap_err();
+    }
+
+    /// A worker dies while it opens an export that nobody has opened.
+    #[test]
+    fn a_death_while_an_export_is_added_leaves_no_two_with_one_map() {
+        deaths::alone(
+            "shared::exports::tests::a_death_while_an_export_is_added_leaves_no_two_with_one_map",
+            || {
+                let make = || {
+                    let maps = maps(4096);
+                    maps.find("first", 1 << 30).unwrap();
+                    maps
+                };
+                deaths::at_every_step(
+                    make,
+                    |maps| drop(maps.find("dying", 1 << 40)),
+                    |maps, how| {
+                        let exports = ["another", "dying", "first"].map(|name| {
+                            let size = if name == "first" { 1 << 30 } else { 1 << 40 };
+                            let (number, base) = maps.find(name, size).unwrap();
+                            (number, base..base + maps.bytes(size).unwrap())
+                        });
+                        for (i, (number, map)) in exports.iter().enumerate() {
+                            for (other, others) in &exports[..i] {
+                                let overlap = map.start < others.end && others.start < map.end;
+                                assert!(number != other && !overlap, "{how}: {exports:?}");
+                            }
+                        }
+                        assert_eq!(maps.count(), 3, "{how}");
+                    },
+                );
+            },
+        );
     }
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use crate::client::{self, Client};
 use crate::error::Result;
 use crate::shared::presence::{self, Presence};
 use crate::shared::{SharedWords, access, futex};
@@ -70,15 +71,35 @@ impl<const N: usize> SharedMutex<N> {
 
     /// Waits until no other thread holds the mutex. The words are written back when the result is
     /// dropped.
+    ///
+    /// A hostile holder need never let go: [`lock_for`](Self::lock_for) is for whoever can give up.
     pub fn lock(&self) -> Locked<'_, N> {
+        loop {
+            if let Some(locked) = self.lock_unless(|| false) {
+                return locked;
+            }
+        }
+    }
+
+    /// The same in the name of a client. It is asked for only when the holder has not let go for
+    /// a while.
+    ///
+    /// # Errors
+    /// ESHUTDOWN: the client has gone, or the server stops.
+    pub fn lock_for(&self, client: Option<&Client>) -> Result<Locked<'_, N>> {
+        self.lock_unless(|| client::is_gone(client)).ok_or_else(client::closing)
+    }
+
+    /// Waits for the mutex until `give_up` says so.
+    fn lock_unless(&self, give_up: impl Fn() -> bool) -> Option<Locked<'_, N>> {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let (held, recovered) = acquire(self.futex(), self.presence);
+        let (held, recovered) = acquire(self.futex(), self.presence, give_up)?;
         let bank = access::load(&self.words[BANK]);
         let mut values = [0; N];
         for (value, word) in values.iter_mut().zip(self.bank(bank)) {
             *value = access::peek(word);
         }
-        Locked { mutex: self, values, bank, held, recovered, _turn: turn }
+        Some(Locked { mutex: self, values, bank, held, recovered, _turn: turn })
     }
 }
 
@@ -168,7 +189,12 @@ impl State {
 }
 
 /// Takes the futex: the state that was put there, and whether the last holder died or panicked.
-fn acquire(futex: &AtomicU32, presence: &Presence) -> (State, bool) {
+/// `None` if `give_up` has said so.
+fn acquire(
+    futex: &AtomicU32,
+    presence: &Presence,
+    give_up: impl Fn() -> bool,
+) -> Option<(State, bool)> {
     let me = presence.enter();
     let mut seen = State(futex.load(Ordering::Relaxed));
     // Once it has waited, it cannot know whether it was the only one.
@@ -181,7 +207,7 @@ fn acquire(futex: &AtomicU32, presence: &Presence) -> (State, bool) {
         if free {
             let mine = seen.taken_by(me, waited || seen.waited_for());
             match exchange(futex, seen, mine) {
-                Ok(()) => return (mine, seen.failed() || seen.holder() != 0),
+                Ok(()) => return Some((mine, seen.failed() || seen.holder() != 0)),
                 Err(now) => seen = now,
             }
             continue;
@@ -200,6 +226,9 @@ fn acquire(futex: &AtomicU32, presence: &Presence) -> (State, bool) {
         let timed_out = futex::wait(futex, seen.0, PATIENCE) == Err(Errno::ETIMEDOUT);
         let now = State(futex.load(Ordering::Relaxed));
         dead = (timed_out && now == seen && !presence.is_here(seen.holder())).then_some(seen);
+        if timed_out && dead.is_none() && give_up() {
+            return None;
+        }
         seen = now;
     }
 }
@@ -311,6 +340,27 @@ mod tests {
         assert_eq!((*locked, locked.recovered()), ([7], false));
         drop(locked);
         holder.join();
+    }
+
+    #[test]
+    fn a_wait_for_a_holder_that_never_lets_go_ends_with_the_client() {
+        let mutex = SharedMutex::new([0]).unwrap();
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let holder = Child::new(|| {
+            let _locked = mutex.lock();
+            nix::unistd::write(&write, b"x").unwrap();
+            loop {
+                std::thread::park();
+            }
+        });
+        nix::unistd::read(&read, &mut [0]).unwrap();
+        // Made behind the fork, which would keep the client's end open.
+        let (client, socket) = crate::shared::event::tests::client();
+        drop(socket);
+        let gave_up = mutex.lock_for(Some(&client)).map(drop);
+        assert_eq!(gave_up.unwrap_err().errno(), Errno::ESHUTDOWN);
+        holder.kill();
+        assert!(mutex.lock_for(Some(&client)).unwrap().recovered());
     }
 
     #[test]

@@ -130,3 +130,109 @@ impl BlockLock<'_> {
         self.note(note);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Errno, Error};
+    use crate::shared::deaths;
+    use crate::shared::{SharedBlockMaps, SharedWords};
+
+    /// A block that is in a cluster, by the number of the cluster plus one.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Cluster(u64);
+
+    impl BlockState for Cluster {
+        const ABSENT: Cluster = Cluster(0);
+
+        fn encode(self) -> u64 {
+            self.0
+        }
+
+        fn decode(word: u64) -> Result<Cluster> {
+            Ok(Cluster(word))
+        }
+    }
+
+    struct Disk {
+        maps: SharedBlockMaps,
+        locks: BlockLocks,
+        map: SharedBlockMap<Cluster>,
+        /// For each cluster whether it holds space.
+        space: SharedWords,
+    }
+
+    impl Disk {
+        fn new() -> Disk {
+            let maps = SharedBlockMaps::new("test", 4096).unwrap();
+            let (_, map) = maps.open("", 1 << 30).unwrap();
+            Disk {
+                maps,
+                locks: BlockLocks::new().unwrap(),
+                map,
+                space: SharedWords::new(2).unwrap(),
+            }
+        }
+
+        /// Frees the cluster that was being filled, unless the block is in it.
+        fn recover(&self, left: Unfinished) {
+            let word = self.maps.word_at(left.position).unwrap();
+            if word != left.note + 1 {
+                access::store(&self.space[left.note as usize], 0);
+            }
+        }
+
+        /// Moves block 5 to a cluster. The change fails after the first half if `fails`.
+        fn fill(&self, cluster: u64, fails: bool) -> Result<()> {
+            let lock = self.locks.lock(&self.map, 5, |left| self.recover(left));
+            let change = || {
+                access::store(&self.space[cluster as usize], 1);
+                if fails {
+                    return Err(Error::silent(Errno::ENOSPC));
+                }
+                self.map.cursor().store(5, Cluster(cluster + 1))
+            };
+            lock.change(cluster, change, |left| self.recover(left))
+        }
+
+        fn block(&self) -> Cluster {
+            self.map.cursor().load(5).unwrap().0
+        }
+
+        fn holds_space(&self, cluster: usize) -> bool {
+            access::load(&self.space[cluster]) != 0
+        }
+    }
+
+    #[test]
+    fn a_change_that_fails_is_recovered_from_at_once() {
+        let disk = Disk::new();
+        disk.fill(0, true).unwrap_err();
+        assert!(!disk.holds_space(0) && disk.locks.are_clean());
+        disk.fill(0, false).unwrap();
+        assert!(disk.holds_space(0) && disk.locks.are_clean());
+        assert_eq!(disk.block(), Cluster(1));
+    }
+
+    #[test]
+    fn a_change_that_is_killed_at_any_step_leaves_no_space_that_no_block_has() {
+        deaths::alone(
+            "shared::stripes::tests::\
+             a_change_that_is_killed_at_any_step_leaves_no_space_that_no_block_has",
+            || {
+                deaths::at_every_step(
+                    Disk::new,
+                    |disk| disk.fill(0, false).unwrap(),
+                    |disk, how| {
+                        // Another block of the same lock.
+                        drop(disk.locks.lock(&disk.map, 5 + 64, |left| disk.recover(left)));
+                        assert_eq!(disk.holds_space(0), disk.block() == Cluster(1), "{how}");
+                        assert!(disk.locks.are_clean(), "{how}");
+                        disk.fill(1, false).unwrap();
+                        assert_eq!(disk.block(), Cluster(2), "{how}");
+                    },
+                );
+            },
+        );
+    }
+}
