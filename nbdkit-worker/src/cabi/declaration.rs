@@ -163,7 +163,9 @@ unsafe fn copy(table: *const c_void) -> Result<abi::Declaration, String> {
     let bytes = unsafe { std::slice::from_raw_parts(table.cast::<u8>(), size) };
     let known = size.min(size_of::<abi::Declaration>());
     if bytes[known..].iter().any(|byte| *byte != 0) {
-        return Err("it asks for something that this server does not know".to_owned());
+        return Err(format!(
+            "it is newer than this server, and a member beyond {known} bytes is set"
+        ));
     }
     let mut copy = std::mem::MaybeUninit::<abi::Declaration>::zeroed();
     // SAFETY: `known` bytes are within both, and the copy is elsewhere. All bits zero are a
@@ -186,7 +188,7 @@ fn check(table: abi::Declaration) -> Result<Declaration, String> {
         other => return Err(format!("isolation {other} is not known to this server")),
     };
     if table.reserved != 0 {
-        return Err("it asks for something that this server does not know".to_owned());
+        return Err("reserved is not 0".to_owned());
     }
     let abi::Declaration { needs, warm_up, .. } = table;
     Ok(Declaration {
@@ -240,6 +242,16 @@ impl Gathered {
     }
 }
 
+/// What a callback declares into, by the pointer that it was given; `None` if that is null.
+///
+/// # Safety
+/// `needs` is null, or what the callback that runs now was given, and nothing else uses it.
+unsafe fn gathered<'a>(needs: *const Functions) -> Option<&'a mut Gathered> {
+    // SAFETY: what the callback was given is the beginning of a Gathered, and was made of a pointer
+    // by which it may be written.
+    unsafe { needs.cast_mut().cast::<Gathered>().as_mut() }
+}
+
 /// A string that a module passed, which may not be null or empty. `what`: what it names.
 ///
 /// # Errors
@@ -248,7 +260,7 @@ impl Gathered {
 /// # Safety
 /// `string` is null, or ends with a null byte and stays as it is for `'a`.
 unsafe fn given<'a>(string: *const c_char, what: &str) -> Result<&'a CStr, String> {
-    // SAFETY: as promised to us.
+    // SAFETY: null or a string that stays, as the caller promises.
     let string = unsafe { super::functions::text(string) };
     string.filter(|text| !text.is_empty()).ok_or_else(|| format!("a {what} has no name"))
 }
@@ -256,14 +268,12 @@ unsafe fn given<'a>(string: *const c_char, what: &str) -> Result<&'a CStr, Strin
 /// `nbdkitd_needs.path`.
 ///
 /// # Safety
-/// `needs` is what the callback that runs now was given, and nothing else uses it; `path` is null
-/// or ends with a null byte.
+/// `needs` is null, or what the callback that runs now was given, and nothing else uses it; `path`
+/// is null or ends with a null byte.
 unsafe extern "C" fn path(needs: *const Functions, path: *const c_char, access: c_int) -> c_int {
-    // SAFETY: what the callback was given is the beginning of a Gathered that may be written.
-    let Some(gathered) = (unsafe { needs.cast_mut().cast::<Gathered>().as_mut() }) else {
-        return -1;
-    };
-    // SAFETY: as promised to us.
+    // SAFETY: what the module was given, as it promises.
+    let Some(gathered) = (unsafe { gathered(needs) }) else { return -1 };
+    // SAFETY: null or a string, as the module promises.
     let path = unsafe { given(path, "path") };
     gathered.add(|needs| {
         let path = PathBuf::from(OsStr::from_bytes(path?.to_bytes()));
@@ -287,11 +297,9 @@ unsafe extern "C" fn path(needs: *const Functions, path: *const c_char, access: 
 /// # Safety
 /// As [`path`].
 unsafe extern "C" fn unix_socket(needs: *const Functions, path: *const c_char) -> c_int {
-    // SAFETY: what the callback was given is the beginning of a Gathered that may be written.
-    let Some(gathered) = (unsafe { needs.cast_mut().cast::<Gathered>().as_mut() }) else {
-        return -1;
-    };
-    // SAFETY: as promised to us.
+    // SAFETY: what the module was given, as it promises.
+    let Some(gathered) = (unsafe { gathered(needs) }) else { return -1 };
+    // SAFETY: null or a string, as the module promises.
     let path = unsafe { given(path, "socket") };
     gathered.add(|needs| {
         let path = OsStr::from_bytes(path?.to_bytes());
@@ -305,11 +313,9 @@ unsafe extern "C" fn unix_socket(needs: *const Functions, path: *const c_char) -
 /// # Safety
 /// As [`path`], and so is `host`.
 unsafe extern "C" fn tcp(needs: *const Functions, host: *const c_char, port: c_uint) -> c_int {
-    // SAFETY: what the callback was given is the beginning of a Gathered that may be written.
-    let Some(gathered) = (unsafe { needs.cast_mut().cast::<Gathered>().as_mut() }) else {
-        return -1;
-    };
-    // SAFETY: as promised to us.
+    // SAFETY: what the module was given, as it promises.
+    let Some(gathered) = (unsafe { gathered(needs) }) else { return -1 };
+    // SAFETY: null or a string, as the module promises.
     let host = unsafe { given(host, "host") };
     gathered.add(|needs| {
         let host = quoted(host?.to_bytes());
@@ -328,10 +334,8 @@ unsafe extern "C" fn tcp(needs: *const Functions, host: *const c_char, port: c_u
 /// # Safety
 /// As [`path`], without a string.
 unsafe extern "C" fn flags(needs: *const Functions, flags: u64) -> c_int {
-    // SAFETY: what the callback was given is the beginning of a Gathered that may be written.
-    let Some(gathered) = (unsafe { needs.cast_mut().cast::<Gathered>().as_mut() }) else {
-        return -1;
-    };
+    // SAFETY: what the module was given, as it promises.
+    let Some(gathered) = (unsafe { gathered(needs) }) else { return -1 };
     let mut more = Flags::empty();
     let result = gathered.add(|needs| {
         more = known(flags)?;

@@ -124,7 +124,7 @@ impl Needs {
             || self.paths.iter().any(|(_, access)| *access > Access::Look)
     }
 
-    /// How closely a stack with these needs can be confined. The one place where that is decided.
+    /// How closely a stack with these needs can be confined. Nothing else decides that.
     pub fn level(&self) -> Level {
         if self.undeclared {
             Level::Compat

@@ -151,7 +151,7 @@ impl Stack {
         if readonly { needs.read_only() } else { needs }
     }
 
-    /// The same for a stack that is ready.
+    /// As [`needs`](Self::needs), once every layer is ready.
     ///
     /// # Errors
     /// The declaration of a layer cannot be used.

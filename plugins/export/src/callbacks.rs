@@ -169,6 +169,6 @@ unsafe extern "C" fn open(readonly: c_int) -> *mut c_void {
 }
 
 /// A question that a callback answers by 0 or 1.
-pub(crate) fn truth(answer: Result<bool>) -> Result<c_int> {
+pub(crate) fn as_int(answer: Result<bool>) -> Result<c_int> {
     answer.map(c_int::from)
 }

@@ -8,7 +8,7 @@ use std::ffi::{c_char, c_int, c_void};
 use nbdkit_abi::plugin::ExtentsPointer;
 use nbdkit_api::{Connection, Errno, Error, Extents, Flags, Result};
 
-use crate::callbacks::truth;
+use crate::callbacks::as_int;
 use crate::{guard, server};
 
 /// What the server holds for a client.
@@ -64,14 +64,14 @@ macro_rules! questions {
 }
 
 questions! {
-    can_write: it => truth(it.can_write());
-    can_flush: it => truth(it.can_flush());
-    is_rotational: it => truth(it.is_rotational());
-    can_trim: it => truth(it.can_trim());
-    can_zero: it => truth(it.can_zero());
-    can_fast_zero: it => truth(it.can_fast_zero());
-    can_multi_conn: it => truth(it.can_multi_conn());
-    can_extents: it => truth(it.can_extents());
+    can_write: it => as_int(it.can_write());
+    can_flush: it => as_int(it.can_flush());
+    is_rotational: it => as_int(it.is_rotational());
+    can_trim: it => as_int(it.can_trim());
+    can_zero: it => as_int(it.can_zero());
+    can_fast_zero: it => as_int(it.can_fast_zero());
+    can_multi_conn: it => as_int(it.can_multi_conn());
+    can_extents: it => as_int(it.can_extents());
     can_fua: it => it.can_fua().map(|fua| fua as c_int);
     can_cache: it => it.can_cache().map(|cache| cache as c_int);
 }

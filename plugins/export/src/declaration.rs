@@ -1,4 +1,4 @@
-//! `nbdkitd_declaration` of an exported plugin: isolation from the start, and the rest from
+//! `nbdkitd_declaration` of an exported plugin: isolation from the start, and everything else from
 //! [`Plugin::checked_needs`](nbdkit_api::Plugin::checked_needs) when the server asks.
 
 #![expect(unsafe_code, reason = "calls the functions that C passes")]

@@ -18,6 +18,8 @@ const SIZE: usize = 1 << 16;
 struct Exported {
     shutdown: bool,
     broken: bool,
+    cold: bool,
+    about_tls: bool,
     endpoint: Option<Endpoint>,
 }
 
@@ -41,10 +43,12 @@ impl Plugin for Exported {
     fn config(&mut self, key: &str, value: Value<'_>) -> Result<()> {
         match key {
             "shutdown" => self.shutdown = value.boolean()?,
+            "about-tls" => self.about_tls = value.boolean()?,
+            "cold" => self.cold = value.boolean()?,
             "broken" => self.broken = value.boolean()?,
             "port" => self.endpoint = Some(Endpoint::tcp("localhost", value.str()?)?),
             "vsock" => self.endpoint = Some(Endpoint::Vsock { cid: 2, port: value.integer(key)? }),
-            "panic" => panic!("told to"),
+            "panic" => panic!("on purpose"),
             _ => return Err(Error::unknown_parameter(key)),
         }
         Ok(())
@@ -63,6 +67,10 @@ impl Plugin for Exported {
             true => Err(Error::msg("get_ready: it is broken")),
             false => Ok(()),
         }
+    }
+
+    fn warm_up(&self) -> Result<()> {
+        if self.cold { Err(Error::msg("warm_up: it is cold")) } else { Ok(()) }
     }
 
     fn dump_plugin(&self, out: &mut dyn std::io::Write) -> std::io::Result<()> {
@@ -99,15 +107,24 @@ impl Plugin for Exported {
     fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
         match open.export {
             "none" => Err(Error::new(Errno::ENOENT, "there is no such export")),
-            "panic" => panic!("told to"),
+            "panic" => panic!("on purpose"),
             name => Ok(Box::new(Handle {
-                disk: Mutex::new(vec![0; SIZE]),
+                disk: Mutex::new(if self.about_tls { about_tls(open) } else { vec![0; SIZE] }),
                 export: name.to_owned(),
                 client: open.client.cloned(),
                 endpoint: self.endpoint.clone(),
             })),
         }
     }
+}
+
+/// A disk that begins with what `tests/cplugins/tls.c` says, too.
+fn about_tls(open: &Open<'_>) -> Vec<u8> {
+    let tls = open.client.and_then(|client| client.tls()).cloned().unwrap_or_default();
+    let text = format!("{} <{}> <{}>", u8::from(open.tls), tls.dn, tls.issuer_dn);
+    let mut disk = vec![0; SIZE];
+    disk[..text.len()].copy_from_slice(text.as_bytes());
+    disk
 }
 
 struct Handle {
@@ -126,7 +143,7 @@ impl Handle {
     fn obey(&self, order: &str) -> Result<()> {
         let client = self.client.as_deref();
         let text = match order {
-            "panic" => panic!("told to"),
+            "panic" => panic!("on purpose"),
             "error" => return Err(Error::new(Errno::ENOSPC, "the disk is full")),
             "silent" => return Err(Error::silent(Errno::EROFS)),
             "shutdown" => {

@@ -67,6 +67,14 @@ fn a_failure_of_the_configuration_is_the_plugins_own_line() {
     });
 }
 
+/// Debian's nbdkit does not know the callback.
+#[test]
+fn a_failure_to_warm_up_is_the_plugins_own_line() {
+    let finished = Server::nbdkit([&plugin(), "cold=1"]).binary(Binary::ours()).try_start();
+    let finished = finished.expect_err("refused");
+    assert_eq!(finished.stderr, "nbdkit: error: warm_up: it is cold");
+}
+
 #[test]
 fn exports_their_descriptions_and_the_default_reach_the_plugin() {
     for binary in both() {

@@ -129,7 +129,9 @@ fn a_file_under_another_name_is_refused() {
             "plugin" => copy.to_str().unwrap().to_owned(),
             _ => format!("--filter={}", copy.display()),
         };
-        let finished = run(Binary::ours().path(), &[&[&*first], arguments].concat());
+        // One that is not refused ends, too.
+        let ends = ["-U", "-", "--run", "true"];
+        let finished = run(Binary::ours().path(), &[&ends[..], &[&*first], arguments].concat());
         assert_eq!(finished.status.code(), Some(1), "{name}");
         let expected = format!(
             "nbdkit: error: {}: no built-in {what} has this name (nbdkit-NAME-{what}.so)\n",
@@ -149,7 +151,8 @@ fn debians_nbdkit_says_that_there_is_nothing_in_the_file() {
     let plugin = dir.join(PLUGINS).join("nbdkit-memory-plugin.so");
     let filter = format!("--filter={}", dir.join(FILTERS).join("nbdkit-cow-filter.so").display());
     for arguments in [&[plugin.to_str().unwrap(), "1M"][..], &[&filter, "null"]] {
-        let finished = run(debian.path(), arguments);
+        let arguments = [&["-U", "-", "--run", "true"], arguments].concat();
+        let finished = run(debian.path(), &arguments);
         assert_eq!(finished.status.code(), Some(1), "{arguments:?}");
         assert!(finished.stderr.contains("is built into nbdkitd"), "{}", finished.stderr);
     }
