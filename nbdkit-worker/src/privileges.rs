@@ -86,12 +86,13 @@ pub(crate) enum Files {
 
 /// The capability that root's broker without `-u` keeps, to open the files of others: to read them,
 /// or to write them too if the stack `writes`.
-pub(crate) fn overruling(writes: bool) -> [Capability; 1] {
+pub(crate) fn dac_override(writes: bool) -> [Capability; 1] {
     [if writes { Capability::CAP_DAC_OVERRIDE } else { Capability::CAP_DAC_READ_SEARCH }]
 }
 
 /// Capabilities that let root open the files of others.
-const OVERRULING: [Capability; 2] = [Capability::CAP_DAC_READ_SEARCH, Capability::CAP_DAC_OVERRIDE];
+const DAC_OVERRIDES: [Capability; 2] =
+    [Capability::CAP_DAC_READ_SEARCH, Capability::CAP_DAC_OVERRIDE];
 
 /// Capabilities that are about files and nothing else, which root's programs keep: chown(1),
 /// chmod(1), cp -p, install(1) and tar(1) work as they do for root. capabilities(7).
@@ -138,7 +139,7 @@ pub(crate) fn drop_capabilities(files: &Files, locks: bool, besides: &[Capabilit
     capabilities::lower_effective([]).map_err(failed)?;
     let mut keep: CapsHashSet = match files {
         Files::Declared(_) => [].into(),
-        Files::Any => OVERRULING.into(),
+        Files::Any => DAC_OVERRIDES.into(),
         Files::OfPrograms => OF_PROGRAMS.into(),
     };
     keep.extend(besides);

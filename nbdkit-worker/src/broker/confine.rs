@@ -53,7 +53,7 @@ pub(super) fn give_up_privileges(plan: &Plan<'_>) -> Result<()> {
         privileges::lock_memory()?;
     }
     if !skips(Layer::Capabilities) {
-        privileges::drop_capabilities(&none, false, &overruling(plan))?;
+        privileges::drop_capabilities(&none, false, &dac_override(plan))?;
     }
     if !skips(Layer::Limits) {
         let declared = plan.declared().len() as u64;
@@ -66,11 +66,11 @@ pub(super) fn give_up_privileges(plan: &Plan<'_>) -> Result<()> {
 
 /// The capabilities that root without `-u` keeps: to open the files of others, and to connect to
 /// their sockets, for which the kernel checks the right to write (unix(7)).
-fn overruling(plan: &Plan<'_>) -> Vec<Capability> {
+fn dac_override(plan: &Plan<'_>) -> Vec<Capability> {
     let is_unix = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Unix(_));
     let writes = plan.writes() || plan.endpoints().iter().any(is_unix);
     let nothing = plan.declared().is_empty() && !writes;
-    if nothing { Vec::new() } else { privileges::overruling(writes).to_vec() }
+    if nothing { Vec::new() } else { privileges::dac_override(writes).to_vec() }
 }
 
 /// How many channels RLIMIT_NOFILE leaves room for.

@@ -73,7 +73,7 @@ pub(super) fn enter(
     if capabilities {
         // The template opens the files that it keeps open with the broker's capability.
         let for_broker =
-            sandbox.opens_by_broker().then(|| privileges::overruling(sandbox.needs().writes()));
+            sandbox.opens_by_broker().then(|| privileges::dac_override(sandbox.needs().writes()));
         let besides = for_broker.as_ref().map_or(&[][..], |it| it);
         privileges::drop_capabilities(&sandbox.files(), swap, besides)?;
     }
