@@ -136,6 +136,10 @@ impl Order {
         // How a handler returns to the kernel is known to the C library alone: as from the handler
         // that it has installed for SIGHUP.
         let known = action(libc::SIGHUP, None).map_err(Error::os("rt_sigaction"))?;
+        // On x86-64 the kernel returns to where the C library says.
+        if cfg!(target_arch = "x86_64") && known.restorer == 0 {
+            return Err(Error::new("threads cannot be confined: SIGHUP has no handler"));
+        }
         // On the signal stack, if the thread has one: Go's threads have small stacks.
         let flags = known.flags | libc::SA_ONSTACK as libc::c_ulong;
         let ours = Action { handler: obey as *const () as usize, flags, mask: u64::MAX, ..known };
@@ -243,4 +247,21 @@ extern "C" fn obey(_signal: libc::c_int) {
     // SAFETY: this thread's errno, which no other thread accesses.
     unsafe { *errno = saved };
     DONE.store(gettid().as_raw(), Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    /// Nothing is sent to any thread: without a restorer it would crash when the handler returns.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn threads_are_not_signalled_without_a_handler_to_learn_from() {
+        let (end, ended) = mpsc::channel::<()>();
+        let other = std::thread::spawn(move || ended.recv().is_ok());
+        let error = super::confine(None).unwrap_err().to_string();
+        assert!(error.ends_with("SIGHUP has no handler"), "{error}");
+        drop(end);
+        other.join().unwrap();
+    }
 }
