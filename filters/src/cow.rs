@@ -6,6 +6,7 @@
 //! (`overlay`). A worker may be killed at any moment, so a block's data is written before its word
 //! in the table.
 
+mod accounts;
 mod blocks;
 pub(crate) mod fuzz;
 mod overlay;
@@ -21,9 +22,9 @@ use nbdkit_api::{
     Zero, log,
 };
 
+use accounts::Limits;
 use blocks::{Blocks, Contents, Data};
 use overlay::Overlay;
-use quota::Limits;
 
 /// Largest preferred block size that may be advertised, bytes (NBD protocol, "Block size
 /// constraints").

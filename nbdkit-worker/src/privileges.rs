@@ -18,8 +18,6 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::unistd::{AccessFlags, Gid, Uid, faccessat, fchownat, geteuid};
 
-use crate::sandbox::failed;
-
 /// Takes the user and group of the command line for good, without supplementary groups.
 ///
 /// # Errors
@@ -226,4 +224,9 @@ pub(crate) fn lock_down(descriptors: Option<u64>, memory: Option<u64>) -> Result
         }
     }
     Ok(())
+}
+
+/// The error of a layer, as one of the start.
+pub(crate) fn failed(error: impl std::fmt::Display) -> Error {
+    Error::new(Errno::EPERM, error.to_string())
 }

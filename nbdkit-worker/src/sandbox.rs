@@ -23,13 +23,13 @@ mod policy;
 mod skip;
 
 use nbdkit_api::log::notice;
-use nbdkit_api::{Access, Errno, Error, Isolation, Needs, Network, Result, ResultExt, debug};
+use nbdkit_api::{Access, Error, Isolation, Needs, Network, Result, ResultExt, debug};
 use nbdkit_ipc::messages::{Allowed, Sandbox as Level};
 use nbdkit_sandbox::landlock::lacks;
 use nbdkit_sandbox::seccomp::Program;
 use nbdkit_sandbox::threads::{self, Statuses};
 
-use crate::privileges::{self, Files};
+use crate::privileges::{self, Files, failed};
 use crate::process;
 use paths::Rules;
 use skip::landlock;
@@ -279,11 +279,6 @@ impl Sandbox {
             None => Ok(()),
         }
     }
-}
-
-/// The error of a layer, as one of the start.
-pub(crate) fn failed(error: impl std::fmt::Display) -> Error {
-    Error::new(Errno::EPERM, error.to_string())
 }
 
 /// As `--sandbox` has it.

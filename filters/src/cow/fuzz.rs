@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 
 use nbdkit_api::{Filter, Open, OpenLayer, Result, Slot};
 
+use super::accounts::Limits;
 use super::overlay::Overlay;
-use super::quota::Limits;
 use super::{Cow, Handle, OnRead};
 
 /// What is scribbled on.

@@ -8,7 +8,7 @@ use nbdkit_api::shared::{
 };
 use nbdkit_api::{Errno, Error, Result};
 
-use super::quota::{Accounts, Limits};
+use super::accounts::{Accounts, Limits};
 use super::table::{Block, Table};
 
 /// The overlay of all exports: clusters, tables, locks.

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use nbdkit_api::shared::SharedFile;
 use nbdkit_api::{Errno, Flags, Layer, Next};
 
+use super::accounts::Limits;
 use super::blocks::{Blocks, Data};
 use super::overlay::Overlay;
-use super::quota::Limits;
 use super::table::Block;
 use crate::testing::{self, Disk};
 

@@ -17,7 +17,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::desk::MOST_CHANNELS;
 use super::{Plan, policy};
 use crate::privileges::Files;
-use crate::sandbox::{Layer, failed, has_filters, skips};
+use crate::privileges::failed;
+use crate::sandbox::{Layer, has_filters, skips};
 use crate::{privileges, process};
 
 /// Descriptors besides channels: more than standard streams, the broker's own, and one that is

@@ -13,7 +13,8 @@ use nbdkit_sandbox::seccomp::{
     Action, Line, Program, Test, compile, compile_with, install_in_all_threads, with_number,
 };
 
-use super::{failed, policy};
+use super::policy;
+use crate::privileges::failed;
 
 /// The filters of the template of a stack with these needs, which all forks inherit.
 ///

@@ -18,7 +18,7 @@ use nbdkit_api::paths::Declared;
 use nbdkit_api::{Access, Needs, Result, debug};
 use nbdkit_sandbox::landlock::{self, AccessFs, BitFlags, READ, Restricts};
 
-use super::failed;
+use crate::privileges::failed;
 
 /// The TCP port of name servers. RFC 7766.
 const DNS: u16 = 53;

@@ -67,7 +67,7 @@ pub(super) fn enter(
     if capabilities {
         privileges::limit_bounding_set(service, &sandbox.files())?;
         // Other threads need CAP_SETPCAP for that, too, which another user does not have.
-        nbdkit_sandbox::threads::confine(None).map_err(sandbox::failed)?;
+        nbdkit_sandbox::threads::confine(None).map_err(privileges::failed)?;
     }
     privileges::become_user(service, swap)?;
     if capabilities {
