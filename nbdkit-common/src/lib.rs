@@ -12,4 +12,4 @@ mod peer;
 
 pub use errno::{errno_text, strerror};
 pub use isolation::Isolation;
-pub use peer::{Peer, PeerAddress};
+pub use peer::{Peer, PeerAddress, TlsPeer};

@@ -51,3 +51,12 @@ impl fmt::Display for PeerAddress {
         }
     }
 }
+
+/// What TLS established about the client; empty strings where there is nothing to tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsPeer {
+    /// Subject of the client's certificate, RFC 4514.
+    pub dn: String,
+    /// Its issuer.
+    pub issuer_dn: String,
+}

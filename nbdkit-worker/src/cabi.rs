@@ -11,11 +11,13 @@
 //! - [`library`]: opening it, its entry point and its debug flags;
 //! - [`table`]: the structure that it returns, which is in a crate of its own;
 //! - [`declaration`]: what it says that it needs, if it does;
-//! - [`plugin`] and [`connection`]: its callbacks as traits;
+//! - [`plugin`] and [`connection`]: its [`callbacks`] as traits; [`calls`]: what filters share;
 //! - [`filter`]: the same for filters, with what they call the layer below by;
 //! - [`context`]: for whom a callback runs, and what it says about its failure;
 //! - [`functions`]: `nbdkit_*`, the functions that the library calls.
 
+mod callbacks;
+mod calls;
 mod connection;
 mod context;
 mod declaration;

@@ -8,8 +8,8 @@ use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::{BlockSize, Cache, Connection, Errno, Error, Extents, Flags, Fua, Open, Result};
 
+use super::callbacks::Callbacks;
 use super::context::{self, Served};
-use super::plugin::Callbacks;
 use super::table;
 
 /// Largest range of a callback, bytes: what fits its 32-bit count and is a multiple of every block

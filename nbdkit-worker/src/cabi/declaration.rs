@@ -13,9 +13,9 @@ use std::sync::OnceLock;
 use nbdkit_abi::declaration::{self as abi, Flags, Functions, NeedsCallback, WarmUp};
 use nbdkit_api::{Access, Endpoint, Error, Isolation, Needs, Network, Result, quoted};
 
+use super::calls::{flush_streams, named};
 use super::context;
 use super::library::Module;
-use super::plugin::{flush_streams, named};
 
 /// The symbol.
 const SYMBOL: &str = "nbdkitd_declaration";

@@ -1,7 +1,7 @@
 //! A filter in C as a [`Filter`]. nbdkit-filter(3).
 //!
-//! - [`table`]: the structures of the interface, in the current layout and with the signatures of
-//!   nbdkit 1.16;
+//! - [`layout`]: the structures of the interface; [`of_1_16`]: those with the signatures of nbdkit
+//!   1.16; [`table`]: either;
 //! - [`configure`]: the layer below as the callbacks before `open` reach it;
 //! - [`context`], [`next`] and [`ops`]: as the filter opens it, as it is then, and the functions
 //!   that reach it;
@@ -12,7 +12,9 @@
 mod configure;
 mod connection;
 mod context;
+mod layout;
 mod next;
+mod of_1_16;
 mod ops;
 mod table;
 
@@ -30,15 +32,16 @@ use nbdkit_ipc::messages::DebugFlag;
 use self::configure::Configuring;
 use self::connection::CFilterConnection;
 use self::context::CBackend;
+pub(super) use self::layout::NextPointer;
+use self::layout::{BackendPointer, Head, Middle};
 pub(super) use self::next::with;
-pub(super) use self::table::NextPointer;
-use self::table::{BackendPointer, Head, Middle, Table};
+use self::table::Table;
+use super::calls::{c_string, dump, flush_streams, is_name, named};
 use super::context::{Served, enter, failure};
 use super::declaration::Declaration;
 use super::functions::keep_forever;
 use super::functions::lists::CExports;
 use super::library::Module;
-use super::plugin::{c_string, dump, flush_streams, is_name, named};
 use crate::describe::COMPATIBILITY;
 
 /// The callbacks of a loaded filter.
@@ -115,7 +118,7 @@ fn check_version(api_version: c_int, version: Option<&str>) -> Result<(), String
             version.escape_debug()
         ));
     }
-    if ![table::CURRENT, table::OF_1_16].contains(&api_version) {
+    if ![layout::CURRENT, of_1_16::API].contains(&api_version) {
         return Err(format!(
             "filter is incompatible with this version of nbdkit (_api_version = {api_version})"
         ));
@@ -406,11 +409,11 @@ mod tests {
 
     #[test]
     fn the_line_about_another_version_names_both() {
-        let why = check_version(table::CURRENT, Some("1.32.5")).unwrap_err();
+        let why = check_version(layout::CURRENT, Some("1.32.5")).unwrap_err();
         assert!(why.contains("1.32.5") && why.contains(COMPATIBILITY), "{why}");
-        assert!(check_version(table::CURRENT, None).is_err());
+        assert!(check_version(layout::CURRENT, None).is_err());
         assert!(check_version(5, Some(COMPATIBILITY)).unwrap_err().contains("_api_version = 5"));
-        assert!(check_version(table::CURRENT, Some(COMPATIBILITY)).is_ok());
-        assert!(check_version(table::OF_1_16, Some(COMPATIBILITY)).is_ok());
+        assert!(check_version(layout::CURRENT, Some(COMPATIBILITY)).is_ok());
+        assert!(check_version(of_1_16::API, Some(COMPATIBILITY)).is_ok());
     }
 }

@@ -2,18 +2,20 @@
 
 #![expect(unsafe_code, reason = "calls code in another language")]
 
-use std::ffi::{CString, OsStr, c_int};
+use std::ffi::{OsStr, c_int};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Client, Connection, Errno, Error, Exports, Isolation, ModuleFile, Needs, Open, Plugin, Result,
-    ResultExt, ThreadModel, Value,
+    Client, Connection, Error, Exports, Isolation, ModuleFile, Needs, Open, Plugin, Result,
+    ThreadModel, Value,
 };
 use nbdkit_ipc::messages::DebugFlag;
 
+use super::callbacks::Callbacks;
+use super::calls::{c_string, dump, flush_streams, is_name, named};
 use super::connection::CConnection;
 use super::context::{self, Served};
 use super::declaration::Declaration;
@@ -24,53 +26,6 @@ use super::table::{self, PluginTable};
 
 /// The highest version of the interface. nbdkit-plugin(3), "NBDKIT_API_VERSION".
 const MAX_API_VERSION: c_int = 2;
-
-/// The callbacks of a loaded plugin.
-pub(super) struct Callbacks {
-    pub(super) table: PluginTable,
-}
-
-// SAFETY: the table is a copy that nobody changes. Its pointers are to functions and texts of a
-// library that stays open, and the functions are called from several threads only as far as the
-// thread model that the plugin declares allows.
-unsafe impl Send for Callbacks {}
-// SAFETY: the copy of the table is never written to. What a callback does on several threads is
-// bounded by the thread model that the plugin declares, which the layer above upholds.
-unsafe impl Sync for Callbacks {}
-
-impl Callbacks {
-    /// Runs a callback for `served` that returns -1 for failure, and anything else otherwise.
-    ///
-    /// # Errors
-    /// The plugin's.
-    pub(super) fn checked<T: Copy + PartialEq + From<i8>>(
-        &self,
-        served: Option<&Arc<Served>>,
-        callback: impl FnOnce() -> T,
-    ) -> Result<T> {
-        self.checked_for(T::from(-1), served, callback)
-    }
-
-    /// Runs a callback for `served` that returns `failure` for failure.
-    ///
-    /// # Errors
-    /// The plugin's, with the errno that it set, or left if that can be relied on.
-    pub(super) fn checked_for<T: Copy + PartialEq>(
-        &self,
-        failure: T,
-        served: Option<&Arc<Served>>,
-        callback: impl FnOnce() -> T,
-    ) -> Result<T> {
-        let _entered = context::enter(served);
-        Errno::clear();
-        let result = callback();
-        let errno = Errno::last_raw();
-        if result != failure {
-            return Ok(result);
-        }
-        Err(context::failure((self.table.errno_is_preserved != 0).then_some(errno)))
-    }
-}
 
 /// A plugin that was loaded from a file.
 struct CPlugin {
@@ -111,12 +66,6 @@ pub(crate) fn load_plugin(
         unsafe { load() };
     }
     Ok(Box::new(plugin))
-}
-
-/// nbdkit-plugin(3), `.name`.
-pub(super) fn is_name(name: &str) -> bool {
-    name.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
 
 impl CPlugin {
@@ -191,45 +140,6 @@ impl CPlugin {
         flush_streams()?;
         result.map(drop).map_err(|error| named(name, error))
     }
-}
-
-/// Runs a `dump_plugin`, which may be absent.
-///
-/// # Errors
-/// Standard output cannot be written.
-pub(super) fn dump(
-    dump_plugin: Option<unsafe extern "C" fn()>,
-    out: &mut dyn Write,
-) -> io::Result<()> {
-    // It writes to the C library's standard output, which has a buffer of its own.
-    out.flush()?;
-    if let Some(dump_plugin) = dump_plugin {
-        let _entered = context::enter(None);
-        // SAFETY: takes nothing; called after the configuration, by the only thread.
-        unsafe { dump_plugin() };
-    }
-    flush_streams().map_err(|error| io::Error::from(error.errno()))
-}
-
-/// The error, or if it has no text one that says which callback it was: silence does not help who
-/// starts the server.
-pub(super) fn named(callback: &str, error: Error) -> Error {
-    if error.message().is_empty() { error.context(format!("{callback} failed")) } else { error }
-}
-
-/// Writes out what the plugin has printed. The C library's streams have buffers of their own, whose
-/// content would come after what we print, and be lost when the standard streams are given up.
-pub(super) fn flush_streams() -> Result<()> {
-    // SAFETY: null stands for all streams.
-    Errno::result(unsafe { libc::fflush(std::ptr::null_mut()) })
-        .map(drop)
-        .or_error(|| "standard output")
-}
-
-/// A C string; a null byte, which nothing from a command line has, ends it.
-pub(super) fn c_string(bytes: &[u8]) -> CString {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    CString::new(&bytes[..end]).unwrap_or_default()
 }
 
 impl Plugin for CPlugin {

@@ -11,17 +11,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Errno, Error, Result};
-use crate::host::{Host, host};
-pub use nbdkit_common::{Peer, PeerAddress};
-
-/// What TLS established about the client; empty strings where there is nothing to tell.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TlsPeer {
-    /// Subject of the client's certificate, RFC 4514.
-    pub dn: String,
-    /// Its issuer.
-    pub issuer_dn: String,
-}
+use crate::host::{self, Host, host};
+pub use nbdkit_common::{Peer, PeerAddress, TlsPeer};
 
 const ALIVE: u8 = 0;
 const SOFT: u8 = 1;
@@ -293,5 +284,15 @@ pub fn on_shutdown(hook: Box<dyn Fn() + Send + Sync>) {
 pub fn shutdown() {
     if let Some(hook) = SHUTDOWN.get() {
         hook();
+    }
+}
+
+/// From now on the server does what belongs to the process. The first call counts.
+pub fn serve_under(host: Host) {
+    if host::set(host) {
+        // Whether debug messages are wanted only the server knows: it drops them.
+        crate::log::install(true, Box::new(move |level, _, message| (host.log)(level, message)));
+        on_shutdown(Box::new(host.shutdown));
+        set_stdio_safe((host.stdio_safe)());
     }
 }

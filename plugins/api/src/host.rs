@@ -2,17 +2,18 @@
 //! (the log, the client's socket, the end) is the server's own, which has its own copy of this
 //! crate or none. Without a host, this program is the server.
 //!
-//! Runs in the process that serves clients. [`serve_under`] is called once, when the file is loaded
-//! (`plugins/export/`).
+//! Runs in the process that serves clients. [`client::serve_under`](crate::client::serve_under) is
+//! called once, when the file is loaded (`plugins/export/`).
 
 #![forbid(unsafe_code)]
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use crate::client::{self, Peer, TlsPeer};
+use nbdkit_common::{Peer, TlsPeer};
+
 use crate::error::Result;
-use crate::log::{self, Level};
+use crate::log::Level;
 
 /// The functions of a server that has loaded this code. Those about a client are for the one that
 /// the calling thread serves, in a callback.
@@ -36,14 +37,9 @@ pub struct Host {
 
 static HOST: OnceLock<Host> = OnceLock::new();
 
-/// From now on the server does what belongs to the process. The first call counts.
-pub fn serve_under(host: Host) {
-    if HOST.set(host).is_ok() {
-        // Whether debug messages are wanted only the server knows: it drops them.
-        log::install(true, Box::new(move |level, _, message| (host.log)(level, message)));
-        client::on_shutdown(Box::new(host.shutdown));
-        client::set_stdio_safe((host.stdio_safe)());
-    }
+/// The first host counts. Returns whether this is it.
+pub(crate) fn set(host: Host) -> bool {
+    HOST.set(host).is_ok()
 }
 
 /// The server that has loaded this code, if that is not the program itself.

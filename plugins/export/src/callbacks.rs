@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, PoisonError};
 
 use nbdkit_abi::plugin::{ExportsPointer, PluginTable};
-use nbdkit_api::{Client, Error, Exports, Open, Plugin, Result, ResultExt, Value};
+use nbdkit_api::{Client, Error, Exports, Open, Plugin, ResultExt, Value};
 
 use crate::connection::{self, Handle};
 use crate::{PLUGIN, guard, server, text, with, with_mut};
@@ -166,9 +166,4 @@ unsafe extern "C" fn open(readonly: c_int) -> *mut c_void {
         let connection = with(|plugin| plugin.open(&open))?;
         Ok(Handle { connection }.into_raw())
     })
-}
-
-/// A question that a callback answers by 0 or 1.
-pub(crate) fn as_int(answer: Result<bool>) -> Result<c_int> {
-    answer.map(c_int::from)
 }

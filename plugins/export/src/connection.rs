@@ -8,8 +8,7 @@ use std::ffi::{c_char, c_int, c_void};
 use nbdkit_abi::plugin::ExtentsPointer;
 use nbdkit_api::{Connection, Errno, Error, Extents, Flags, Result};
 
-use crate::callbacks::as_int;
-use crate::{guard, server};
+use crate::{as_int, guard, server};
 
 /// What the server holds for a client.
 pub(crate) struct Handle {

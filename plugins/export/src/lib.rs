@@ -1,5 +1,5 @@
-//! Makes a [`Plugin`] in Rust a file: a shared library with nbdkit's C interface, which nbdkit loads
-//! too, and with a declaration of what it needs, by which this server confines it strictly.
+//! Makes a [`Plugin`] in Rust a file: a shared library with nbdkit's C interface, which nbdkit
+//! loads too, and with a declaration of what it needs, by which this server confines it strictly.
 //!
 //! ```ignore
 //! nbdkit_export::export_plugin!(MyPlugin::default());
@@ -23,6 +23,7 @@ mod connection;
 mod declaration;
 mod server;
 
+use std::ffi::c_int;
 use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{PoisonError, RwLock};
@@ -61,7 +62,7 @@ static PLUGIN: RwLock<Option<Box<dyn Plugin>>> = RwLock::new(None);
 #[doc(hidden)]
 pub fn init(make: fn() -> Box<dyn Plugin>, declaration: &Declaration) -> *const c_void {
     guard(std::ptr::null(), || {
-        nbdkit_api::host::serve_under(server::HOST);
+        nbdkit_api::client::serve_under(server::HOST);
         let plugin = make();
         declaration.set_isolation(plugin.default_isolation());
         let table = callbacks::table(&*plugin);
@@ -91,6 +92,11 @@ fn with_mut<T>(body: impl FnOnce(&mut dyn Plugin) -> Result<T>) -> Result<T> {
         Some(plugin) => body(&mut **plugin),
         None => Err(Error::msg("the plugin has been unloaded")),
     }
+}
+
+/// A question that a callback answers by 0 or 1.
+fn as_int(answer: Result<bool>) -> Result<c_int> {
+    answer.map(c_int::from)
 }
 
 /// Runs a callback that C has called. An error is logged and leaves its errno, and C gets

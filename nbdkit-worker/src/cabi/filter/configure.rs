@@ -12,7 +12,7 @@ use super::super::functions::lists::CExports;
 use super::super::functions::{keep, text};
 use super::super::table::{ExportsPointer, Text};
 use super::context::CBackend;
-use super::table::BackendPointer;
+use super::layout::BackendPointer;
 
 /// `nxdata` of `config` and `config_complete`, while they run.
 pub(super) struct Configuring<'a> {
@@ -44,7 +44,8 @@ pub(super) unsafe extern "C" fn next_config(
     key: *const c_char,
     value: *const c_char,
 ) -> c_int {
-    // SAFETY: as promised to us.
+    // SAFETY: `nxdata` is a `Configuring` that nothing else uses now; the strings are null or end
+    // with a null byte; the module upholds that.
     let (nxdata, key, value) =
         unsafe { (nxdata.cast::<Configuring<'_>>().as_mut(), text(key), text(value)) };
     let (Some(configuring), Some(key), Some(value)) = (nxdata, key, value) else {
@@ -59,7 +60,7 @@ pub(super) unsafe extern "C" fn next_config(
 /// # Safety
 /// `nxdata` is a [`Configuring`] that nothing else uses now.
 pub(super) unsafe extern "C" fn next_config_complete(nxdata: BackendPointer) -> c_int {
-    // SAFETY: as promised to us.
+    // SAFETY: `nxdata` is a `Configuring` that nothing else uses now; the module upholds that.
     let configuring = unsafe { nxdata.cast::<Configuring<'_>>().as_mut() };
     let configuring = configuring.ok_or_else(|| misused("config_complete"));
     outcome(configuring.and_then(|configuring| configuring.next.reborrow().config_complete()))
@@ -70,7 +71,7 @@ pub(super) unsafe extern "C" fn next_config_complete(nxdata: BackendPointer) -> 
 /// # Safety
 /// `nxdata` is null or a [`CBackend`].
 unsafe fn backend<'a>(nxdata: BackendPointer, callback: &str) -> Result<&'a CBackend> {
-    // SAFETY: as promised to us.
+    // SAFETY: `nxdata` is null or a `CBackend`; the caller upholds that.
     unsafe { nxdata.cast::<CBackend>().as_ref() }.ok_or_else(|| misused(callback))
 }
 
@@ -79,7 +80,7 @@ unsafe fn backend<'a>(nxdata: BackendPointer, callback: &str) -> Result<&'a CBac
 /// # Safety
 /// `nxdata` is null or a [`CBackend`].
 pub(super) unsafe extern "C" fn next_preconnect(nxdata: BackendPointer, readonly: c_int) -> c_int {
-    // SAFETY: as promised to us.
+    // SAFETY: `nxdata` is null or a `CBackend`; the module upholds that.
     let backend = unsafe { backend(nxdata, "preconnect") };
     outcome(backend.and_then(|backend| {
         backend.layer.preconnect(&context::client("preconnect")?, readonly != 0)
@@ -96,7 +97,8 @@ pub(super) unsafe extern "C" fn next_list_exports(
     readonly: c_int,
     list: ExportsPointer,
 ) -> c_int {
-    // SAFETY: as promised to us.
+    // SAFETY: `nxdata` is null or a `CBackend`; `list` is null or a list of exports that nothing
+    // else uses now; the module upholds that.
     let (backend, list) =
         unsafe { (backend(nxdata, "list_exports"), list.cast::<CExports>().as_mut()) };
     outcome(backend.and_then(|backend| {
@@ -116,7 +118,7 @@ pub(super) unsafe extern "C" fn next_default_export(
     nxdata: BackendPointer,
     readonly: c_int,
 ) -> Text {
-    // SAFETY: as promised to us.
+    // SAFETY: `nxdata` is null or a `CBackend`; the module upholds that.
     let backend = unsafe { backend(nxdata, "default_export") };
     let name = backend.and_then(|backend| {
         backend.layer.default_export(&context::client("default_export")?, readonly != 0)

@@ -16,10 +16,11 @@ use super::super::context::{self, Served};
 use super::super::table;
 use super::Callbacks;
 use super::configure::export_name;
-use super::context::{CBackend, CContext, next_open, next_open_of_1_16};
-use super::next;
-use super::ops;
-use super::table::{Handle, Table};
+use super::context::{CBackend, CContext, next_open};
+use super::layout::Handle;
+use super::next::{self, CNext};
+use super::of_1_16;
+use super::table::Table;
 
 /// What a filter without `open` has for a handle. It is passed back to it, as nbdkit does with one
 /// of its own.
@@ -59,9 +60,10 @@ macro_rules! call {
                 unsafe { callback(next, handle $(, $argument)*) }
             }),
             Table::Of116(_, of_connection) => of_connection.$callback.map(|callback| {
-                // SAFETY: as for the current layout, and the functions are there as long as the
-                // process.
-                unsafe { callback(&raw const ops::OF_1_16, next, handle $(, $argument)*) }
+                // SAFETY: the handle is what open returned and is not yet closed; `next` is null or
+                // open as long as the filter leaves it; the functions are there as long as the
+                // process; buffers and lists are the callback's until it returns.
+                unsafe { callback(&raw const of_1_16::OPS, next, handle $(, $argument)*) }
             }),
         }
     }};
@@ -127,7 +129,7 @@ impl CFilterConnection {
         // Not a box: the filter remembers its address while we have it too.
         let context = Arc::new(context);
         let (readonly, tls) = (open.readonly.into(), open.tls.into());
-        let pointer = Arc::as_ptr(&context);
+        let pointer = Arc::as_ptr(&context).cast();
         let handle = {
             let _entered = context::enter(Some(&served));
             match &callbacks.table {
@@ -138,7 +140,7 @@ impl CFilterConnection {
                 }),
                 Table::Of116(middle, _) => middle.open.map(|open| {
                     // SAFETY: the context is there until after `close`.
-                    unsafe { open(next_open_of_1_16, pointer, readonly) }
+                    unsafe { open(of_1_16::next_open, pointer, readonly) }
                 }),
             }
         };
@@ -169,7 +171,7 @@ impl CFilterConnection {
     /// then.
     fn finalize_below(&self) -> Result<()> {
         // SAFETY: null, or open as long as the filter leaves it in its place.
-        let next = unsafe { self.context.next().as_ref() };
+        let next = unsafe { CNext::of(self.context.next()) };
         next.filter(|next| next.is_of_one()).map_or(Ok(()), |next| next.next.finalize())
     }
 }
@@ -177,7 +179,7 @@ impl CFilterConnection {
 impl OpenLayer for CFilterConnection {
     fn prepare(&self, _next: &Next, readonly: bool) -> Result<()> {
         // SAFETY: null, or open as long as the filter leaves it in its place.
-        if let Some(next) = unsafe { self.context.next().as_ref() } {
+        if let Some(next) = unsafe { CNext::of(self.context.next()) } {
             next.next.prepare()?;
         }
         match call!(self, prepare, readonly.into()) {
@@ -210,7 +212,8 @@ impl OpenLayer for CFilterConnection {
             && let Some(callback) = of_connection.export_description
         {
             let _entered = context::enter(Some(&self.served));
-            // SAFETY: as in call!.
+            // SAFETY: the handle is what open returned and is not yet closed; `next` is null or
+            // open as long as the filter leaves it.
             let text = unsafe { callback(self.context.next(), self.handle.0) };
             // SAFETY: null or a string that lives at least as long as the connection. What is not
             // UTF-8 is none.
@@ -228,7 +231,8 @@ impl OpenLayer for CFilterConnection {
         };
         let mut size = BlockSize::default();
         let _entered = context::enter(Some(&self.served));
-        // SAFETY: as in call!.
+        // SAFETY: the handle is what open returned and is not yet closed; `next` is null or open as
+        // long as the filter leaves it; the numbers are the callback's until it returns.
         let result = unsafe {
             callback(
                 self.context.next(),

@@ -2,7 +2,7 @@
 //! connection's place for what it opened there; and the functions by which a filter opens contexts
 //! of its own. nbdkit-filter(3), "nbdkit_next".
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::null;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -11,8 +11,9 @@ use nbdkit_api::{Errno, Error, Layer, Result, client};
 
 use super::super::context::{self, Served};
 use super::super::functions::{fail, text};
+use super::layout::{BackendPointer, ContextPointer, NextPointer};
 use super::next::{CNext, For, OpenLayerBelow};
-use super::table::{BackendPointer, ContextPointer, NextPointer};
+use super::ops;
 
 /// The layer below a filter. There is one for each filter, from `after_fork` until the process
 /// ends.
@@ -20,17 +21,27 @@ pub(super) struct CBackend {
     pub(super) layer: Arc<Layer>,
 }
 
-/// The place of a connection, from `open` to `close`, for the layer below.
+/// `nbdkit_context`: what a connection has below, from `open` to `close`.
 pub(super) struct CContext {
     backend: Arc<CBackend>,
     /// The name that `open` was called with, for filters that do not pass one on.
-    export: CString,
+    pub(super) export: CString,
     served: Arc<Served>,
-    /// Null, or came from [`CNext::open`], and counts us among its connections.
-    next: AtomicPtr<CNext>,
+    /// Null, or came from [`CNext::open`], and counts this one among its connections.
+    next: AtomicPtr<c_void>,
 }
 
 impl CContext {
+    /// What C's pointer leads to; `None` for null.
+    ///
+    /// # Safety
+    /// `context` is null, or one that `open` was called with and that is not closed while the
+    /// reference lives.
+    pub(super) unsafe fn of<'a>(context: ContextPointer) -> Option<&'a CContext> {
+        // SAFETY: null or a context that is not closed, which the caller upholds.
+        unsafe { context.cast::<CContext>().as_ref() }
+    }
+
     pub(super) fn new(backend: Arc<CBackend>, export: CString, served: Arc<Served>) -> CContext {
         CContext { backend, export, served, next: AtomicPtr::default() }
     }
@@ -43,12 +54,12 @@ impl CContext {
     /// Replaces the layer below. What was there before is the caller's.
     fn set(&self, next: NextPointer) -> NextPointer {
         // SAFETY: null or open, as it is by the interface.
-        if let Some(next) = unsafe { next.as_ref() } {
+        if let Some(next) = unsafe { CNext::of(next) } {
             next.attach();
         }
         let previous = self.next.swap(next.cast_mut(), Ordering::AcqRel);
-        // SAFETY: it was put there open, and nobody could close it while it counted us.
-        if let Some(previous) = unsafe { previous.as_ref() } {
+        // SAFETY: it was put there open, and is not closed while it counts this connection.
+        if let Some(previous) = unsafe { CNext::of(previous) } {
             previous.detach();
         }
         previous
@@ -66,12 +77,13 @@ impl CContext {
     ) -> Result<()> {
         let whose = For { client: self.served.client.clone(), tls: self.served.tls };
         let layer = &self.backend.layer;
-        let previous = self.set(CNext::open(layer, open_layer, &whose, readonly, export)?);
-        // SAFETY: a filter that opens twice has forgotten the first.
-        if let Some(unused) = unsafe { previous.as_ref() }
+        let previous =
+            self.set(CNext::open(ops::CURRENT, layer, open_layer, &whose, readonly, export)?);
+        // SAFETY: null or open: a filter that opens twice does not use the first any more.
+        if let Some(unused) = unsafe { CNext::of(previous) }
             && !unused.is_attached()
         {
-            // SAFETY: it was ours, and is nobody's now.
+            // SAFETY: it came from `CNext::open`, and no connection has it.
             unsafe { CNext::close(previous) };
         }
         Ok(())
@@ -82,10 +94,10 @@ impl Drop for CContext {
     /// Closes the layer below, unless other connections have it too.
     fn drop(&mut self) {
         let next = *self.next.get_mut();
-        // SAFETY: it counts us, so it is open.
-        let was_last = unsafe { next.as_ref() }.is_some_and(CNext::detach);
+        // SAFETY: null or open, since it counts this connection.
+        let was_last = unsafe { CNext::of(next) }.is_some_and(CNext::detach);
         if was_last {
-            // SAFETY: with its last connection it is nobody's.
+            // SAFETY: it was its last connection's.
             unsafe { CNext::close(next) };
         }
     }
@@ -100,8 +112,9 @@ pub(super) unsafe extern "C" fn next_open(
     readonly: c_int,
     export: *const c_char,
 ) -> c_int {
-    // SAFETY: as promised to us.
-    let (context, export) = unsafe { (context.as_ref(), text(export)) };
+    // SAFETY: `context` is the one that `open` was called with; `export` is null or ends with a
+    // null byte; the module upholds that.
+    let (context, export) = unsafe { (CContext::of(context), text(export)) };
     let result = match (context, export) {
         (Some(context), Some(export)) => context.open(Layer::open, readonly != 0, export),
         _ => Err(Error::new(Errno::EINVAL, "open: the filter passed no context or export name")),
@@ -109,26 +122,7 @@ pub(super) unsafe extern "C" fn next_open(
     opened(result)
 }
 
-/// `next` in `open` with `NBDKIT_FILTER_API` 116.
-///
-/// # Safety
-/// `context` is the one that `open` was called with.
-pub(super) unsafe extern "C" fn next_open_of_1_16(
-    context: ContextPointer,
-    readonly: c_int,
-) -> c_int {
-    // SAFETY: as promised to us.
-    let context = unsafe { context.as_ref() };
-    let context = context.ok_or_else(|| Error::new(Errno::EINVAL, "open: no nxdata"));
-    // Among the functions of this version is one to reopen.
-    opened(
-        context.and_then(|context| {
-            context.open(Layer::open_to_reopen, readonly != 0, &context.export)
-        }),
-    )
-}
-
-fn opened(result: Result<()>) -> c_int {
+pub(super) fn opened(result: Result<()>) -> c_int {
     match result {
         Ok(()) => 0,
         Err(error) => {
@@ -144,8 +138,9 @@ fn opened(result: Result<()>) -> c_int {
 /// `context` is one that `open` was called with, and has not been closed.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_context_get_backend(context: ContextPointer) -> BackendPointer {
-    // SAFETY: as promised to us.
-    let context = unsafe { context.as_ref() };
+    // SAFETY: `context` is one that `open` was called with, and has not been closed; the module
+    // upholds that.
+    let context = unsafe { CContext::of(context) };
     context.map_or(null(), |context| Arc::as_ptr(&context.backend)).cast_mut().cast()
 }
 
@@ -161,7 +156,8 @@ unsafe extern "C" fn nbdkit_next_context_open(
     export: *const c_char,
     shared: c_int,
 ) -> NextPointer {
-    // SAFETY: as promised to us.
+    // SAFETY: `backend` is null or a `CBackend`; `export` is null or ends with a null byte; the
+    // module upholds that.
     let (backend, export) = unsafe { (backend.cast::<CBackend>().as_ref(), text(export)) };
     let refuse =
         |why: &str| Err(Error::new(Errno::EINVAL, format!("nbdkit_next_context_open: {why}")));
@@ -172,11 +168,11 @@ unsafe extern "C" fn nbdkit_next_context_open(
         // Nothing that is meant for TLS alone may reach those without, if there may be such.
         (Some(backend), Some(export), _) if shared != 0 => {
             let whose = For { client: None, tls: client::tls_required() };
-            CNext::open(&backend.layer, Layer::open, &whose, readonly != 0, export)
+            CNext::open(ops::CURRENT, &backend.layer, Layer::open, &whose, readonly != 0, export)
         }
         (Some(backend), Some(export), Some(served)) => {
             let whose = For { client: served.client.clone(), tls: served.tls };
-            CNext::open(&backend.layer, Layer::open, &whose, readonly != 0, export)
+            CNext::open(ops::CURRENT, &backend.layer, Layer::open, &whose, readonly != 0, export)
         }
         (_, _, None) => refuse("no connection in this thread, and the context is not shared"),
     };
@@ -192,8 +188,8 @@ unsafe extern "C" fn nbdkit_next_context_open(
 /// `next` is null or open, and not used again.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_next_context_close(next: NextPointer) {
-    // SAFETY: as promised to us.
-    let Some(open) = (unsafe { next.as_ref() }) else { return };
+    // SAFETY: `next` is null or open, and not used again; the module upholds that.
+    let Some(open) = (unsafe { CNext::of(next) }) else { return };
     if open.is_attached() {
         let why = "nbdkit_next_context_close: the context is a connection's, which closes it";
         fail(&Error::new(Errno::EBUSY, why));
@@ -213,6 +209,7 @@ unsafe extern "C" fn nbdkit_context_set_next(
     context: ContextPointer,
     next: NextPointer,
 ) -> NextPointer {
-    // SAFETY: as promised to us.
-    unsafe { context.as_ref() }.map_or(null(), |context| context.set(next))
+    // SAFETY: `context` is one that `open` was called with, and has not been closed; `next` is null
+    // or open; the module upholds that.
+    unsafe { CContext::of(context) }.map_or(null(), |context| context.set(next))
 }

@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nbdkit_api::exports::MAX_STRING;
 use nbdkit_api::{Client, Errno, Error, Layer, Next, Open, Result};
 
-use super::ops;
-use super::table::{NextOps, NextPointer};
+use super::layout::{NextOps, NextPointer};
 
 /// An open layer. C sees the functions in front; the rest is why C must not copy the structure.
 #[repr(C)]
@@ -38,38 +37,50 @@ pub(super) fn absent() -> Error {
 }
 
 impl CNext {
+    /// What C's pointer leads to; `None` for null.
+    ///
+    /// # Safety
+    /// `next` is null, or came from [`open`](Self::open) and has not been closed, nor is while the
+    /// reference lives.
+    pub(super) unsafe fn of<'a>(next: NextPointer) -> Option<&'a CNext> {
+        // SAFETY: null or an open CNext while the reference lives, which the caller upholds.
+        unsafe { next.cast::<CNext>().as_ref() }
+    }
+
     /// Opens the layer below a filter. The result is to be given to [`close`](Self::close).
     ///
     /// # Errors
     /// Those of the layers, which have been logged; EINVAL for a name that no export can have.
     pub(super) fn open(
+        functions: NextOps,
         layer: &Arc<Layer>,
         open_layer: OpenLayerBelow,
         whose: &For,
         readonly: bool,
         export: &CStr,
-    ) -> Result<*const CNext> {
+    ) -> Result<NextPointer> {
         let export =
             export.to_str().ok().filter(|export| export.len() <= MAX_STRING).ok_or_else(|| {
                 Error::new(Errno::EINVAL, "the export name is not UTF-8 or too long")
             })?;
         let open = Open { client: whose.client.as_ref(), readonly, export, tls: whose.tls };
         let next = open_layer(layer, &open)?;
-        Ok(Box::into_raw(Box::new(CNext {
-            functions: ops::CURRENT,
+        let next = Box::new(CNext {
+            functions,
             next,
             connections: AtomicUsize::new(0),
             descriptions: Mutex::default(),
-        })))
+        });
+        Ok(Box::into_raw(next).cast_const().cast())
     }
 
     /// Finalizes the context if that has not been done, and closes it.
     ///
     /// # Safety
     /// `next` came from [`open`](Self::open), and is not used again.
-    pub(super) unsafe fn close(next: *const CNext) {
+    pub(super) unsafe fn close(next: NextPointer) {
         // SAFETY: `next` came from `Box::into_raw` in `open`, and the caller gives it back once.
-        let closed = unsafe { Box::from_raw(next.cast_mut()) };
+        let closed = unsafe { Box::from_raw(next.cast_mut().cast::<CNext>()) };
         // A failure has been logged, and no caller is left to get it.
         let _ = closed.next.finalize();
     }
@@ -120,5 +131,5 @@ pub(in super::super) unsafe fn with<T>(
     call: impl FnOnce(&Next) -> Result<T>,
 ) -> Result<T> {
     // SAFETY: null or open until this returns, as the caller promises.
-    unsafe { next.as_ref() }.ok_or_else(absent).and_then(|next| call(&next.next))
+    unsafe { CNext::of(next) }.ok_or_else(absent).and_then(|next| call(&next.next))
 }

@@ -8,11 +8,11 @@ use nbdkit_api::{Errno, Error, Flags, Result};
 use super::super::context;
 use super::super::functions::lists;
 use super::super::table::ExtentsPointer;
-use super::next::with;
-use super::table::{NextOps, NextOps116, NextPointer};
+use super::layout::{NextOps, NextPointer};
+use super::next::{CNext, with};
 
 /// The answer as C has it: -1 for a failure, which leaves its errno.
-fn answer<T: From<i8>>(result: Result<T>) -> T {
+pub(super) fn answer<T: From<i8>>(result: Result<T>) -> T {
     result.unwrap_or_else(|error| {
         context::failed_below(error);
         T::from(-1)
@@ -27,7 +27,7 @@ unsafe fn outcome(result: Result<()>, err: *mut c_int) -> c_int {
     let Err(error) = result else { return 0 };
     let errno = context::failed_below(error);
     if !err.is_null() {
-        // SAFETY: as promised to us.
+        // SAFETY: `err` is null or may be written; the caller upholds that.
         unsafe { err.write(errno as c_int) };
     }
     -1
@@ -57,29 +57,6 @@ pub(super) const CURRENT: NextOps = NextOps {
     zero: Some(zero),
     extents: Some(extents),
     cache: Some(cache),
-};
-
-/// `next_ops` of every filter with `NBDKIT_FILTER_API` 116, whose `nxdata` is an `nbdkit_next`.
-pub(super) static OF_1_16: NextOps116 = NextOps116 {
-    reopen: Some(reopen),
-    get_size: CURRENT.get_size,
-    can_write: CURRENT.can_write,
-    can_flush: CURRENT.can_flush,
-    is_rotational: CURRENT.is_rotational,
-    can_trim: CURRENT.can_trim,
-    can_zero: CURRENT.can_zero,
-    can_fast_zero: CURRENT.can_fast_zero,
-    can_extents: CURRENT.can_extents,
-    can_fua: CURRENT.can_fua,
-    can_multi_conn: CURRENT.can_multi_conn,
-    can_cache: CURRENT.can_cache,
-    pread: CURRENT.pread,
-    pwrite: CURRENT.pwrite,
-    flush: CURRENT.flush,
-    trim: CURRENT.trim,
-    zero: CURRENT.zero,
-    extents: CURRENT.extents,
-    cache: CURRENT.cache,
 };
 
 // A filter passes to these functions what it was given: nbdkit-filter(3), "Using nbdkit_next".
@@ -117,11 +94,6 @@ unsafe extern "C" fn finalize(next: NextPointer) -> c_int {
     answer(unsafe { with(next, |below| below.finalize().map(|()| 0)) })
 }
 
-unsafe extern "C" fn reopen(next: NextPointer, readonly: c_int) -> c_int {
-    // SAFETY: the filter passes the `next` that it was given, which is null or open.
-    answer(unsafe { with(next, |below| below.reopen(readonly != 0).map(|()| 0)) })
-}
-
 unsafe extern "C" fn get_size(next: NextPointer) -> i64 {
     // SAFETY: the filter passes the `next` that it was given, which is null or open.
     answer(unsafe { with(next, |below| below.size().map(u64::cast_signed)) })
@@ -129,7 +101,7 @@ unsafe extern "C" fn get_size(next: NextPointer) -> i64 {
 
 unsafe extern "C" fn export_description(next: NextPointer) -> *const c_char {
     // SAFETY: the filter passes the `next` that it was given, which is null or open.
-    let Some(next) = (unsafe { next.as_ref() }) else { return std::ptr::null() };
+    let Some(next) = (unsafe { CNext::of(next) }) else { return std::ptr::null() };
     let text = next.next.export_description();
     text.and_then(|text| next.keep(text)).unwrap_or_else(std::ptr::null)
 }

@@ -16,7 +16,7 @@ use super::{context, lists};
 unsafe fn store(error: Error, err: *mut c_int) {
     let errno = context::failed_below(error);
     if !err.is_null() {
-        // SAFETY: as promised to us.
+        // SAFETY: `err` is null or may be written; the caller upholds that.
         unsafe { err.write(errno as c_int) };
     }
 }
@@ -45,7 +45,7 @@ unsafe extern "C" fn nbdkit_extents_full(
     _flags: u32,
     err: *mut c_int,
 ) -> ExtentsPointer {
-    // SAFETY: as promised to us.
+    // SAFETY: `next` is null or open; `err` is null or may be written; the module upholds that.
     let full = unsafe {
         with(next, |below| {
             within(below, "nbdkit_extents_full", count, offset)?;
@@ -55,7 +55,8 @@ unsafe extern "C" fn nbdkit_extents_full(
     match full {
         Ok(list) => Box::into_raw(Box::new(list)).cast(),
         Err(error) => {
-            // SAFETY: as promised to us.
+            // SAFETY: `next` is null or open; `err` is null or may be written; the module upholds
+            // that.
             unsafe { store(error, err) };
             std::ptr::null_mut()
         }
@@ -87,16 +88,19 @@ unsafe extern "C" fn nbdkit_extents_aligned(
             let flags = Flags::from_bits_truncate(flags);
             below.extents_aligned(count.into(), offset, flags, align, list)
         };
-        // SAFETY: as promised to us.
+        // SAFETY: `next` is null or open; `list` is a list of extents that nothing else uses now;
+        // `err` is null or may be written; the module upholds that.
         unsafe { with(next, call) }
     };
-    // SAFETY: as promised to us.
+    // SAFETY: `next` is null or open; `list` is a list of extents that nothing else uses now; `err`
+    // is null or may be written; the module upholds that.
     let list = unsafe { lists::extents(list) };
     let list = list.ok_or_else(|| Error::new(Errno::EINVAL, "nbdkit_extents_aligned: no list"));
     match list.and_then(aligned) {
         Ok(()) => 0,
         Err(error) => {
-            // SAFETY: as promised to us.
+            // SAFETY: `next` is null or open; `list` is a list of extents that nothing else uses
+            // now; `err` is null or may be written; the module upholds that.
             unsafe { store(error, err) };
             -1
         }

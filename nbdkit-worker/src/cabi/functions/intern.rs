@@ -40,7 +40,7 @@ fn null(function: &str) -> *const c_char {
 /// `string` is null or ends with a null byte.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn worker_intern(string: *const c_char) -> *const c_char {
-    // SAFETY: as promised to us.
+    // SAFETY: `string` is null or ends with a null byte; the module upholds that.
     unsafe { text(string) }.map_or_else(|| null("nbdkit_printf_intern"), |s| keep(s.to_owned()))
 }
 
@@ -50,7 +50,7 @@ unsafe extern "C" fn worker_intern(string: *const c_char) -> *const c_char {
 /// `string` is null or ends with a null byte.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_strdup_intern(string: *const c_char) -> *const c_char {
-    // SAFETY: as promised to us.
+    // SAFETY: `string` is null or ends with a null byte; the module upholds that.
     unsafe { text(string) }.map_or_else(|| null("nbdkit_strdup_intern"), |s| keep(s.to_owned()))
 }
 

@@ -96,7 +96,7 @@ unsafe extern "C" fn nbdkit_add_extent(
     length: u64,
     kind: u32,
 ) -> c_int {
-    // SAFETY: as promised to us.
+    // SAFETY: `list` is a list of extents, and nothing else uses it now; the module upholds that.
     let Some(list) = (unsafe { extents(list) }) else {
         return minus_one(&Error::new(Errno::EINVAL, "nbdkit_add_extent: no list"));
     };
@@ -136,7 +136,7 @@ unsafe extern "C" fn nbdkit_extents_free(list: *mut c_void) {
 /// `list` is a list of extents, and nothing changes it now.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_extents_count(list: *const c_void) -> usize {
-    // SAFETY: as promised to us.
+    // SAFETY: `list` is a list of extents, and nothing changes it now; the module upholds that.
     unsafe { list.cast::<Extents>().as_ref() }.map_or(0, Extents::len)
 }
 
@@ -146,7 +146,7 @@ unsafe extern "C" fn nbdkit_extents_count(list: *const c_void) -> usize {
 /// `list` is a list of extents, and nothing changes it now.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_get_extent(list: *const c_void, index: usize) -> CExtent {
-    // SAFETY: as promised to us.
+    // SAFETY: `list` is a list of extents, and nothing changes it now; the module upholds that.
     let list = unsafe { list.cast::<Extents>().as_ref() };
     let extent = list.and_then(|list| list.as_slice().get(index).copied());
     extent.map_or_else(CExtent::default, |extent| CExtent {
@@ -185,9 +185,11 @@ unsafe extern "C" fn nbdkit_add_export(
     name: *const c_char,
     description: *const c_char,
 ) -> c_int {
-    // SAFETY: as promised to us.
+    // SAFETY: `list` is a list of exports that nothing else uses now; the strings are null or end
+    // with a null byte; the module upholds that.
     let (name, description) = unsafe { (text(name), text(description)) };
-    // SAFETY: as promised to us.
+    // SAFETY: `list` is a list of exports that nothing else uses now; the strings are null or end
+    // with a null byte; the module upholds that.
     match unsafe { list_of(list) }.and_then(|list| list.add(name, description)) {
         Ok(()) => 0,
         Err(error) => minus_one(&error),
@@ -200,7 +202,7 @@ unsafe extern "C" fn nbdkit_add_export(
 /// `list` is a list of exports that nothing else uses now.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_use_default_export(list: *mut c_void) -> c_int {
-    // SAFETY: as promised to us.
+    // SAFETY: `list` is a list of exports that nothing else uses now; the module upholds that.
     match unsafe { list_of(list) } {
         Ok(list) => {
             list.use_default = true;
@@ -230,7 +232,7 @@ unsafe extern "C" fn nbdkit_exports_free(list: *mut c_void) {
 /// `list` is a list of exports, and nothing changes it now.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_exports_count(list: *const c_void) -> usize {
-    // SAFETY: as promised to us.
+    // SAFETY: `list` is a list of exports, and nothing changes it now; the module upholds that.
     unsafe { list.cast::<CExports>().as_ref() }.map_or(0, |list| list.list.len())
 }
 
@@ -242,7 +244,7 @@ unsafe extern "C" fn nbdkit_exports_count(list: *const c_void) -> usize {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_get_export(list: *const c_void, index: usize) -> CExport {
     let null = std::ptr::null();
-    // SAFETY: as promised to us.
+    // SAFETY: `list` is a list of exports, and nothing changes it now; the module upholds that.
     let list = unsafe { list.cast::<CExports>().as_ref() };
     match list.and_then(|list| list.list.get(index)) {
         Some((name, description)) => CExport {

@@ -18,7 +18,7 @@ extern "C" fn worker_wants_debug() -> c_int {
 /// `message` is null or ends with a null byte.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn worker_message(is_error: c_int, message: *const c_char) {
-    // SAFETY: as promised to us.
+    // SAFETY: `message` is null or ends with a null byte; the module upholds that.
     let Some(message) = (unsafe { text(message) }) else { return };
     let message = message.to_string_lossy();
     if is_error != 0 {

@@ -13,7 +13,7 @@ use super::{allocated, minus_one, text};
 /// # Safety
 /// `string` is null or ends with a null byte.
 unsafe fn string(string: *const c_char) -> Result<String> {
-    // SAFETY: as promised to us.
+    // SAFETY: `string` is null or ends with a null byte; the caller upholds that.
     match unsafe { text(string) } {
         Some(text) => Ok(text.to_string_lossy().into_owned()),
         None => Err(Error::msg("there is no string to parse")),
@@ -40,7 +40,7 @@ unsafe fn store<T>(result: Result<T>, place: *mut T) -> c_int {
 /// # Safety
 /// The strings are null or end with a null byte.
 unsafe fn integer<T: Bounded>(what: *const c_char, value: *const c_char) -> Result<T> {
-    // SAFETY: as promised to us.
+    // SAFETY: The strings are null or end with a null byte; the caller upholds that.
     let (what, value) = unsafe { (string(what)?, string(value)?) };
     parse::integer(&what, &value)
 }
@@ -56,7 +56,8 @@ macro_rules! integers {
                 value: *const c_char,
                 result: *mut $type,
             ) -> c_int {
-                // SAFETY: as promised to us.
+                // SAFETY: The strings are null or end with a null byte; `result` is null or may be
+                // written; the module upholds that.
                 unsafe { store(integer(what, value), result) }
             }
         )*
@@ -82,7 +83,7 @@ integers! {
 /// `value` is null or ends with a null byte.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_parse_size(value: *const c_char) -> i64 {
-    // SAFETY: as promised to us.
+    // SAFETY: `value` is null or ends with a null byte; the module upholds that.
     match unsafe { string(value) }.and_then(|value| parse::size(&value)) {
         // At most i64::MAX.
         Ok(bytes) => bytes.cast_signed(),
@@ -96,7 +97,7 @@ unsafe extern "C" fn nbdkit_parse_size(value: *const c_char) -> i64 {
 /// `value` is null or ends with a null byte.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_parse_bool(value: *const c_char) -> c_int {
-    // SAFETY: as promised to us.
+    // SAFETY: `value` is null or ends with a null byte; the module upholds that.
     match unsafe { string(value) }.and_then(|value| parse::boolean(&value)) {
         Ok(truth) => truth.into(),
         Err(error) => minus_one(&error),
@@ -111,9 +112,11 @@ unsafe extern "C" fn nbdkit_parse_probability(
     value: *const c_char,
     result: *mut c_double,
 ) -> c_int {
-    // SAFETY: as promised to us.
+    // SAFETY: The strings are null or end with a null byte; `result` is null or may be written; the
+    // module upholds that.
     let strings = unsafe { string(what).and_then(|what| Ok((what, string(value)?))) };
-    // SAFETY: as promised to us.
+    // SAFETY: The strings are null or end with a null byte; `result` is null or may be written; the
+    // module upholds that.
     unsafe { store(strings.and_then(|(what, value)| parse::probability(&what, &value)), result) }
 }
 
@@ -126,13 +129,15 @@ unsafe extern "C" fn nbdkit_parse_delay(
     seconds: *mut c_uint,
     nanoseconds: *mut c_uint,
 ) -> c_int {
-    // SAFETY: as promised to us.
+    // SAFETY: The strings are null or end with a null byte; the results are null or may be written;
+    // the module upholds that.
     let strings = unsafe { string(what).and_then(|what| Ok((what, string(value)?))) };
     match strings.and_then(|(what, value)| parse::delay(&what, &value)) {
         Ok(delay) => {
             // The parser lets no more seconds through than fit.
             let whole = c_uint::try_from(delay.as_secs()).unwrap_or(c_uint::MAX);
-            // SAFETY: as promised to us.
+            // SAFETY: The strings are null or end with a null byte; the results are null or may be
+            // written; the module upholds that.
             unsafe {
                 store(Ok(whole), seconds);
                 store(Ok(delay.subsec_nanos()), nanoseconds)
@@ -151,7 +156,8 @@ unsafe extern "C" fn nbdkit_read_password(
     value: *const c_char,
     password: *mut *mut c_char,
 ) -> c_int {
-    // SAFETY: as promised to us.
+    // SAFETY: `value` is null or ends with a null byte; `password` may be written; the module
+    // upholds that.
     let value = unsafe { text(value) };
     let read = value
         .ok_or_else(|| Error::msg("nbdkit_read_password: no value"))
@@ -160,7 +166,8 @@ unsafe extern "C" fn nbdkit_read_password(
         Ok(bytes) => allocated(bytes),
         Err(_) => std::ptr::null_mut(),
     };
-    // SAFETY: as promised to us. A caller that frees it after a failure finds nothing.
+    // SAFETY: `value` is null or ends with a null byte; `password` may be written; the module
+    // upholds that. A caller that frees it after a failure finds nothing.
     unsafe { password.write(copy) };
     match read {
         Ok(_) if copy.is_null() => -1,

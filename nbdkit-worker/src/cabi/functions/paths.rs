@@ -47,7 +47,7 @@ fn convert(path: Option<&CStr>, to: fn(&CStr) -> Result<Vec<u8>>) -> *mut c_char
 /// `path` is null or ends with a null byte.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_absolute_path(path: *const c_char) -> *mut c_char {
-    // SAFETY: as promised to us.
+    // SAFETY: `path` is null or ends with a null byte; the module upholds that.
     convert(unsafe { text(path) }, absolute)
 }
 
@@ -57,6 +57,6 @@ unsafe extern "C" fn nbdkit_absolute_path(path: *const c_char) -> *mut c_char {
 /// `path` is null or ends with a null byte.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nbdkit_realpath(path: *const c_char) -> *mut c_char {
-    // SAFETY: as promised to us.
+    // SAFETY: `path` is null or ends with a null byte; the module upholds that.
     convert(unsafe { text(path) }, real)
 }

@@ -70,7 +70,8 @@ unsafe extern "C" fn nbdkit_peer_name(
     let found = context::client("nbdkit_peer_name").and_then(|c| sockaddr(&c.peer().address));
     match found {
         Ok(bytes) => {
-            // SAFETY: as promised to us. The copy is as long as both sides are.
+            // SAFETY: `length` may be read and written; `address` may be written as far as that
+            // says; the module upholds that. The copy is as long as both sides are.
             unsafe {
                 let room = usize::try_from(*length).unwrap_or(0).min(bytes.len());
                 address.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), room);

@@ -71,8 +71,8 @@ impl Drop for Child {
 }
 
 /// Runs `body` in a process of its own that has one thread: the test program once more, for the
-/// test of this name alone, and a fork of that. Ends it by SIGALRM after two minutes, so that a survivor that waits
-/// for ever fails the test.
+/// test of this name alone, and a fork of that. Ends it by SIGALRM after two minutes, so that a
+/// survivor that waits for ever fails the test.
 pub(super) fn alone(test: &str, body: impl FnOnce()) {
     const ALONE: &str = "NBDKIT_TEST_ALONE";
     if std::env::var_os(ALONE).is_some_and(|it| it == *test) {

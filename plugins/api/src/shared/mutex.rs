@@ -118,8 +118,8 @@ pub struct Locked<'a, const N: usize> {
 
 impl<const N: usize> Locked<'_, N> {
     /// True if the last holder died or panicked. The words are as they were before it took the
-    /// mutex or, if it died while it let go, as it has left them: all of them. What it did elsewhere
-    /// may be half done.
+    /// mutex or, if it died while it let go, as it has left them: all of them. What it did
+    /// elsewhere may be half done.
     pub fn recovered(&self) -> bool {
         self.recovered
     }

@@ -108,9 +108,9 @@ impl<const N: usize> SharedOnce<N> {
     /// The result. If there is none, and nobody is making it, `work` is run here; if somebody is,
     /// this waits for that, in the name of `client`.
     ///
-    /// What `work` has written is visible to whoever gets the result. If the process that runs it is
-    /// killed, another one that waits runs its own `work` from the beginning, on whatever the first
-    /// has left. The result may be a hostile worker's, and is to be checked like any input.
+    /// What `work` has written is visible to whoever gets the result. If the process that runs it
+    /// is killed, another one that waits runs its own `work` from the beginning, on whatever the
+    /// first has left. The result may be a hostile worker's, and is to be checked like any input.
     ///
     /// # Errors
     /// Those of `work`. Whoever waited for work that failed gets its errno; the next call tries
