@@ -103,6 +103,29 @@ fn every_unsafe_block_and_every_rule_has_a_reason_of_its_own() {
     assert_none("no reason of its own", &lazy);
 }
 
+/// docs/architecture.md, "Unsafe", has all files with unsafe code, and no other.
+#[test]
+fn unsafe_code_is_where_the_architecture_page_has_it() {
+    let page = std::fs::read_to_string(root().join("docs/architecture.md")).expect("a page");
+    let (_, section) = page.split_once("\n## Unsafe\n").expect("a section");
+    let named: Vec<&str> = section
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .flat_map(|line| line.split(" | ").next().unwrap_or_default().split('`').skip(1).step_by(2))
+        .collect();
+    let files: Vec<String> = sources(&root())
+        .iter()
+        .filter(|(path, text)| !is_test(path) && text.contains("#![expect(unsafe_code"))
+        .map(|(path, _)| shown(path))
+        .collect();
+    let is_named = |file: &String| named.iter().any(|named| file.starts_with(named));
+    let missing: Vec<String> = files.iter().filter(|file| !is_named(file)).cloned().collect();
+    assert_none("unsafe code, and not on the page", &missing);
+    let gone = named.iter().filter(|named| !files.iter().any(|file| file.starts_with(**named)));
+    let gone: Vec<String> = gone.map(|named| (*named).to_owned()).collect();
+    assert_none("on the page, and without unsafe code", &gone);
+}
+
 #[test]
 fn no_modules_import_each_other() {
     let crates = sources(&root())
