@@ -7,6 +7,12 @@
 //!   [`BlockLocks`] for changing what a word stands for.
 //! - [`SharedMutex`]: a few words under a lock that a killed worker cannot wedge (`presence`: who
 //!   is alive).
+//! - [`RangeLock`]: ranges of a disk, shared or exclusive.
+//! - [`SharedOnce`]: work that one process does for all.
+//! - [`SharedEvent`]: waiting for what another process changes.
+//! - [`TokenBucket`]: a rate for all clients together.
+//!
+//! docs/shared-state.md says what each costs and what is not promised.
 //!
 //! Make them up to `get_ready`; what is made later is seen by one process only. Another worker may
 //! have been taken over by its client: what is read from shared state is checked like any input.

@@ -2,9 +2,8 @@
 //! copied, or written, and where.
 //!
 //! The map of a large disk is larger than any memory; it is sparse, mapped a window at a time,
-//! and pages of it that nobody wrote are not touched: reading a disk must not cost memory. Words
-//! may have been scribbled on by a hostile worker, so what a word says is checked by the user's
-//! [`BlockState::decode`].
+//! and pages of it that nobody wrote are not touched: reading a disk must not cost memory. A
+//! hostile worker may have scribbled on any word, so the user's [`BlockState::decode`] checks each.
 
 #![forbid(unsafe_code)]
 
@@ -171,7 +170,7 @@ impl<S: BlockState> BlockCursor<'_, S> {
     }
 
     /// Stores the state of a block, without regard to what it was: for whoever holds the block's
-    /// [`BlockLock`](super::BlockLock). What the state says must be so already.
+    /// [`BlockLock`](super::BlockLock). What it stands for must be so already.
     ///
     /// # Errors
     /// EIO: no such block. ENOMEM: the window cannot be mapped.

@@ -23,7 +23,7 @@ pub struct Rate {
     /// Tokens that may be taken at once after a pause.
     pub capacity: u64,
     /// Tokens that all others together may have taken before they were earned: what they have in
-    /// flight. However many another process says were taken, a caller waits for no more than these.
+    /// flight. Whatever stands in shared memory, a caller waits for no more than these.
     pub owed: u64,
 }
 
@@ -95,8 +95,8 @@ impl Rate {
     }
 }
 
-/// The same clock in all processes, which nobody sets. Begins a capacity after 0 at the latest:
-/// machines have been up for a moment when a server starts.
+/// Nanoseconds of a clock that all processes share and nobody sets. It begins when the machine
+/// starts, and until it has run for as long as the capacity takes, the bucket is not full.
 fn now() -> Result<u64> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).or_error(|| "clock_gettime")?;
     let (seconds, nanoseconds) = (time.tv_sec() as u64, time.tv_nsec() as u64);

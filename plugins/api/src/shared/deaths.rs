@@ -19,7 +19,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 /// Steps that this process may still take. Ordinary memory: each process has its own.
 static LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// Kills this process if it has been told to die here.
+/// Kills this process if this is the step that the test has chosen.
 pub(super) fn step() {
     if LEFT.load(Ordering::Relaxed) == u64::MAX {
         return;
@@ -137,7 +137,7 @@ pub(super) fn at_every_step<T>(
 /// NBDKIT_TEST_EVERY_INSTRUCTION set, there are as many as there are instructions.
 const DEATHS: u64 = 40;
 
-/// The same by instructions, beginning with the first one behind a stop. An unoptimised operation
+/// Kills after numbers of instructions, beginning with the first one behind a stop. An unoptimised operation
 /// has thousands, most of which touch nothing shared: every one of them if there are no more than
 /// [`DEATHS`], otherwise those at a stride that is odd, so that loops are met at each of their
 /// instructions in turn.

@@ -207,7 +207,7 @@ fn fits(base: u64, bytes: u64) -> bool {
     base.is_multiple_of(WINDOW_BYTES) && base.checked_add(bytes).is_some_and(|end| end <= ALL_MAPS)
 }
 
-/// The same in every worker.
+/// Equal in every worker.
 fn hash(name: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);

@@ -81,8 +81,8 @@ impl<const N: usize> SharedMutex<N> {
         }
     }
 
-    /// The same in the name of a client. It is asked for only when the holder has not let go for
-    /// a while.
+    /// Waits in the name of a client, whose end is looked for only when the holder has not let go
+    /// for a while.
     ///
     /// # Errors
     /// ESHUTDOWN: the client has gone, or the server stops.
@@ -90,7 +90,7 @@ impl<const N: usize> SharedMutex<N> {
         self.lock_unless(|| client::is_gone(client)).ok_or_else(client::closing)
     }
 
-    /// Waits for the mutex until `give_up` says so.
+    /// Waits for the mutex until `give_up` returns true.
     fn lock_unless(&self, give_up: impl Fn() -> bool) -> Option<Locked<'_, N>> {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let (held, recovered) = acquire(self.futex(), self.presence, give_up)?;
@@ -189,7 +189,7 @@ impl State {
 }
 
 /// Takes the futex: the state that was put there, and whether the last holder died or panicked.
-/// `None` if `give_up` has said so.
+/// `None` if `give_up` has returned true.
 fn acquire(
     futex: &AtomicU32,
     presence: &Presence,

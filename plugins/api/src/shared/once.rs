@@ -37,8 +37,8 @@ impl State {
     /// Why the last attempt failed.
     const ERRNO: u32 = 24;
     const ERRNO_MASK: u64 = 0xfff;
-    /// How often a dead worker was replaced: so that one that was found dead is told from a later
-    /// one of the same number.
+    /// How often a dead worker was replaced: so that one that was found dead is distinguished
+    /// from a later one of its number.
     const TAKEOVER: u64 = 1 << 36;
     const TAKEOVERS: u64 = 0xfff << 36;
     /// How many attempts have failed.
@@ -132,8 +132,8 @@ impl<const N: usize> SharedOnce<N> {
 
     /// The result, if it is there.
     pub fn get(&self) -> Option<[u64; N]> {
-        let is_done = State(access::load(&self.words[0])).is_done();
-        is_done.then(|| self.result())
+        let is_done = || State(access::load(&self.words[0])).is_done();
+        (self.known.get().is_some() || is_done()).then(|| self.result())
     }
 
     /// The result, which is there.
@@ -380,7 +380,7 @@ mod tests {
         let job = Job::new();
         job.once.scribble(0, std::process::id().into());
         job.check_result();
-        // A lie is the result.
+        // A forged result cannot be distinguished from another.
         let job = Job::new();
         job.once.scribble(0, u64::MAX);
         assert_eq!(job.run().unwrap(), [0, 0]);
@@ -413,6 +413,30 @@ mod tests {
                 |(job, waiter), how| {
                     check(&job, how);
                     waiter.join();
+                },
+            );
+            // The one who waits dies.
+            let make = || {
+                let job = Arc::new(Job::new());
+                let worker = Child::new(|| {
+                    let result = job.once.get_or_do(None, || {
+                        job.counts[BEGUN].fetch_add(1, Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_millis(30));
+                        access::put(&job.counts[PRODUCT], 42);
+                        Ok([7, 8])
+                    });
+                    result.unwrap();
+                });
+                job.wait_for(1);
+                (job, worker)
+            };
+            deaths::at_every_step(
+                make,
+                |(job, _)| job.check_result(),
+                |(job, worker), how| {
+                    worker.join();
+                    job.check_result();
+                    assert_eq!(job.counts[BEGUN].load(Ordering::SeqCst), 1, "{how}");
                 },
             );
             // Work that fails.

@@ -13,9 +13,9 @@ use crate::error::Result;
 use crate::shared::presence::{self, Presence};
 use crate::shared::{SharedEvent, SharedMutex, SharedWords, access};
 
-/// Ranges that may be locked at the same time. A worker's threads are 16 unless it is told
-/// otherwise; whoever finds the table full waits. Few in tests, which kill a process at every
-/// access to each.
+/// Ranges that may be locked at the same time. A worker has 16 threads by default (`-t`); a
+/// locker that finds the table full waits. Few in tests, which kill a process at every access to
+/// each.
 const LINES: usize = if cfg!(test) { 8 } else { 256 };
 
 /// Ranges of one disk. Made before the first fork.
@@ -197,6 +197,7 @@ mod tests {
     use crate::error::Errno;
     use crate::shared::deaths::{self, Child};
     use crate::shared::event::tests::client;
+    use std::sync::Arc;
     use std::sync::atomic::Ordering;
 
     use Sharing::{Exclusive, Shared};
@@ -347,6 +348,30 @@ mod tests {
                     let held = (0..LINES).filter(|line| lock.holder(*line) != Holder::FREE);
                     assert_eq!(held.count(), 0, "{how}: lines of the dead are left");
                 });
+                // A waiter dies, while a reader has the range.
+                let make = || {
+                    let lock = Arc::new(RangeLock::new().unwrap());
+                    let ready = SharedWords::new(1).unwrap();
+                    let reader = Child::new(|| {
+                        let _locked = lock.lock(None, 0..10, Shared).unwrap();
+                        ready[0].store(1, Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_millis(30));
+                    });
+                    while ready[0].load(Ordering::SeqCst) == 0 {
+                        std::thread::yield_now();
+                    }
+                    (lock, reader)
+                };
+                deaths::at_every_step(
+                    make,
+                    |(lock, _)| lock_and_release(lock),
+                    |(lock, reader), how| {
+                        drop(lock.lock(None, 0..100, Exclusive).unwrap());
+                        reader.join();
+                        let held = (0..LINES).filter(|line| lock.holder(*line) != Holder::FREE);
+                        assert_eq!(held.count(), 0, "{how}: lines of the dead are left");
+                    },
+                );
             },
         );
     }
