@@ -39,7 +39,7 @@ BUILT_IN_FILE ?= $(RELEASE)/libnbdkit_built_in.so
 all: build
 
 build:
-	$(CARGO) build $(CARGOFLAGS) --release --workspace --exclude nbdkit-bench --bins
+	$(CARGO) build $(CARGOFLAGS) --release -p nbdkitd -p nbdkit-worker -p nbdkit-spawner --bins
 	$(MAKE) --no-print-directory built-in
 
 # The file that stands for a built-in module, a shared library of a few kilobytes. PROFILE= makes it in target/debug.

@@ -8,6 +8,7 @@
 
 mod accounts;
 mod blocks;
+#[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod overlay;
 mod quota;

@@ -13,6 +13,7 @@ mod cabi;
 mod configure;
 mod connection;
 mod describe;
+#[cfg(any(test, feature = "fuzz"))]
 #[doc(hidden)]
 pub mod fuzz;
 mod log;

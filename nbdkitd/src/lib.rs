@@ -25,6 +25,7 @@ mod daemon;
 mod datagram;
 mod descriptors;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
 #[doc(hidden)]
 pub mod fuzz;
 mod identity;

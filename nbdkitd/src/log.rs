@@ -27,7 +27,9 @@ use crate::cli::command_line::{LogDestination, Options};
 use crate::peer_key::PeerKey;
 use crate::system_error::SystemError;
 use destination::Destination;
-pub(crate) use format::{Speaker, escape, line as format_line};
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use format::line as format_line;
+pub(crate) use format::{Speaker, escape};
 pub(crate) use nbdkit_ipc::messages::Level;
 use output::Output;
 pub(crate) use quota::{Quota, Verdict};

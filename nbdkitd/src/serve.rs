@@ -24,6 +24,7 @@ mod clients;
 mod context;
 mod dispatch;
 mod ending;
+#[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod own_user;
 mod printed;

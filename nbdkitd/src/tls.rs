@@ -65,11 +65,13 @@ pub(crate) enum TlsError {
 }
 
 /// For the fuzz targets: whether a worker gets a signature of this.
+#[cfg(any(test, feature = "fuzz"))]
 pub fn is_signed(scheme: u16, message: &[u8]) -> bool {
     transcript::check(scheme, message).is_ok()
 }
 
 /// For the fuzz targets: whether this is a file of pre-shared keys.
+#[cfg(any(test, feature = "fuzz"))]
 pub fn is_key_file(bytes: &[u8]) -> bool {
     psk::parse(bytes).is_ok()
 }

@@ -9,6 +9,7 @@ mod eval;
 #[cfg(test)]
 mod examples;
 mod expr;
+#[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod image;
 mod parser;

@@ -357,6 +357,7 @@ impl Acceptor {
     }
 
     /// The number of the latest connection.
+    #[cfg(any(test, feature = "fuzz"))]
     pub(super) fn last_connection(&self) -> u64 {
         self.last_connection
     }

@@ -144,7 +144,8 @@ impl Workers {
         self.unread.insert(number);
     }
 
-    /// All channels are.
+    /// All channels are readable.
+    #[cfg(any(test, feature = "fuzz"))]
     pub(super) fn set_all_readable(&mut self) {
         self.unread = self.links.keys().copied().collect();
     }
@@ -191,6 +192,7 @@ impl Workers {
     }
 
     /// Which connections have a channel to their worker.
+    #[cfg(any(test, feature = "fuzz"))]
     pub(super) fn links(&self) -> impl Iterator<Item = u64> {
         self.links.keys().copied()
     }

@@ -79,6 +79,7 @@ impl TokenBucket {
     }
 
     /// For the fuzz targets, which are hostile workers: any time.
+    #[cfg(any(test, feature = "fuzz"))]
     #[doc(hidden)]
     pub fn scribble(&self, word: u64) {
         access::store(&self.words[0], word);

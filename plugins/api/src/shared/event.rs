@@ -92,6 +92,7 @@ impl SharedEvent {
     }
 
     /// For the fuzz targets, which are hostile workers: any state.
+    #[cfg(any(test, feature = "fuzz"))]
     #[doc(hidden)]
     pub fn scribble(&self, word: u32) {
         self.futex().store(word, Ordering::SeqCst);

@@ -175,6 +175,7 @@ impl SharedBlockMaps {
     ///
     /// # Errors
     /// The kernel's.
+    #[cfg(any(test, feature = "fuzz"))]
     #[doc(hidden)]
     pub fn scribble_list(&self, at: u64, word: u64) -> Result<()> {
         self.list.write_at(&word.to_ne_bytes(), at)

@@ -201,6 +201,7 @@ impl<const N: usize> SharedOnce<N> {
     }
 
     /// For the fuzz targets, which are hostile workers: any of the words.
+    #[cfg(any(test, feature = "fuzz"))]
     #[doc(hidden)]
     pub fn scribble(&self, index: usize, word: u64) {
         access::store(&self.words[index % self.words.len()], word);

@@ -157,6 +157,7 @@ impl RangeLock {
     }
 
     /// For the fuzz targets, which are hostile workers: any of the words.
+    #[cfg(any(test, feature = "fuzz"))]
     #[doc(hidden)]
     pub fn scribble(&self, index: usize, word: u64) {
         access::store(&self.words[index % self.words.len()], word);

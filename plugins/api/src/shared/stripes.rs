@@ -91,6 +91,7 @@ impl BlockLocks {
     }
 
     /// For the fuzz targets, which are hostile workers: any of the notes.
+    #[cfg(any(test, feature = "fuzz"))]
     #[doc(hidden)]
     pub fn scribble(&self, index: usize, word: u64) {
         access::store(&self.notes[index % self.notes.len()], word);
