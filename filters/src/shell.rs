@@ -110,7 +110,7 @@ fn finish(mut command: Command, output: Option<(&mut Vec<u8>, u64)>) -> io::Resu
     Ok(status)
 }
 
-/// Writes what the script said to where it would have gone, and looks whether the sandbox was the
+/// Writes the script's output to where it would have gone, and looks whether the sandbox was the
 /// reason.
 fn pass_on(complaint: &mut File) -> io::Result<()> {
     let mut text = Vec::new();

@@ -59,7 +59,7 @@ impl Filter for TlsFallback {
 
     fn thread_model(&self, below: ThreadModel) -> Result<ThreadModel> {
         if below == ThreadModel::SerializeConnections {
-            // Whoever comes without TLS and stays would keep all others out.
+            // A client that stays without TLS would keep all others out.
             return Err(Error::msg("the tls-fallback filter requires parallel connection support"));
         }
         Ok(below)

@@ -53,7 +53,7 @@ pub const NEVER: &[Line] = &[
     any(c::SYS_ioperm),           // devices are driven past the kernel
 ];
 
-/// Typing into the terminal of whoever started the server. Denied (EPERM) in every process,
+/// Input into the terminal from which the server was started. Denied (EPERM) in every process,
 /// whatever else it may call. ioctl_tty(2).
 #[rustfmt::skip]
 pub const TERMINAL: &[Line] = &[

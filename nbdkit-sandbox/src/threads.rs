@@ -36,7 +36,7 @@ fn is_alone() -> Option<bool> {
     match unshare(CloneFlags::CLONE_THREAD) {
         Ok(()) => Some(true),
         Err(Errno::EINVAL) => Some(false),
-        // A filter of whoever has started the server.
+        // A filter from before the server was started.
         Err(_) => Some(all().ok()?.len() == 1),
     }
 }

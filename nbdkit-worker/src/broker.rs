@@ -175,7 +175,7 @@ fn run(
     }
 }
 
-/// Confines the process, and has it told when the template ends.
+/// Confines the process, and has it signalled when the template ends.
 fn prepare(parent: Pid, plan: &Plan<'_>) -> nbdkit_api::Result<(SignalFd, Desk)> {
     let _ = prctl::set_name(c"nbdkit:broker");
     title::set(&format!("broker {}", title::name(plan.plugin)));
@@ -203,7 +203,7 @@ fn prepare(parent: Pid, plan: &Plan<'_>) -> nbdkit_api::Result<(SignalFd, Desk)>
     Ok((ended, desk.at_most(confine::channels(plan))))
 }
 
-/// Answers until nobody is left who asks.
+/// Answers until all channels are closed.
 fn serve(link: &BrokerLink, ended: &SignalFd, mut orphan: bool, mut desk: Desk) {
     let mut more = true;
     loop {

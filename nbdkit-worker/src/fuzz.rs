@@ -75,7 +75,7 @@ impl Broker {
         Ok(Broker(Desk::new(declared).connecting(connecting)))
     }
 
-    /// Somebody more may ask.
+    /// One more channel.
     pub fn admit(&mut self, connection: u64, link: Channel<FromBroker, ToBroker>) {
         self.0.admit(connection, link);
     }

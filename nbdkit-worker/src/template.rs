@@ -197,7 +197,7 @@ fn receive(link: &TemplateLink) -> Result<Received<ToTemplate>, Failed> {
         match link.recv() {
             Ok(received) => return Ok(received),
             Err(RecvError::Io(Errno::EINTR)) => {}
-            // Without a listener there is nobody to tell.
+            // Without a listener no report is possible.
             Err(_) => return Err(Failed),
         }
     }

@@ -10,7 +10,7 @@ use nbdkit_api::{Exports, Extents};
 pub use crate::data::fuzz::image;
 use crate::sh::{status, text};
 
-/// Reads what a script printed as the answer of every method that has a syntax, and what it said
+/// Reads what a script printed as the answer of every method that has a syntax, and its messages
 /// when it failed.
 pub fn script(code: ExitStatus, stdout: &[u8], stderr: &[u8]) {
     let _ = status::judge("x", code, stderr, None);

@@ -3,7 +3,7 @@
 //! The unit is a block whose cluster holds space. Each export has an account, a word in shared
 //! memory, which caches the number of such blocks in its table. A worker may be killed at any
 //! moment, so it sets the account to UNKNOWN, stores the block's state in the table, and then sets
-//! the account to the new number. Whoever finds UNKNOWN counts the table.
+//! the account to the new number. A worker that finds UNKNOWN counts the table.
 //!
 //! A request that needs several new blocks is carried out completely or not at all: it reserves
 //! them first. One such request runs at a time and holds the mutex `reserving`. A reservation left

@@ -98,7 +98,7 @@ impl Connecting {
         self.endpoints.get(usize::try_from(number).ok()?)
     }
 
-    /// Answers at once what nobody has to be waited for.
+    /// Answers at once what cannot block.
     pub(super) fn answer(&self, question: Question) -> Outcome {
         answer(&*self.find, question)
     }
@@ -108,7 +108,7 @@ impl Connecting {
         self.waiting.push_back(question);
     }
 
-    /// An asker has gone: nobody wants to know any more.
+    /// An asker has gone: its answers are dropped.
     pub(super) fn forget(&mut self, asker: u64) {
         self.waiting.retain(|question| question.asker != asker);
     }

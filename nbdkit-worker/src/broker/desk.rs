@@ -93,7 +93,7 @@ impl Desk {
         self
     }
 
-    /// Somebody more may ask.
+    /// One more channel.
     pub(crate) fn admit(&mut self, connection: u64, link: Channel<FromBroker, ToBroker>) {
         if self.askers.len() >= self.most {
             let oldest = self.askers.iter().enumerate().filter(|(_, it)| it.connection != 0);
@@ -120,7 +120,7 @@ impl Desk {
         });
     }
 
-    /// Whether nobody can ask any more.
+    /// Whether all channels are closed.
     pub(crate) fn is_empty(&self) -> bool {
         self.askers.is_empty()
     }

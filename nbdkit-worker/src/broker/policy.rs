@@ -70,7 +70,7 @@ pub(super) const BROKER: &[Line] = &[
     any(c::SYS_exit_group),       // exit_now
 
     // Facts.
-    any(c::SYS_clock_gettime),    // rate: how often somebody asks, where the vDSO has no clock
+    any(c::SYS_clock_gettime),    // rate: the time between questions, where the vDSO has no clock
     any(c::SYS_getrandom),        // std hash tables
     with(c::SYS_prlimit64, &[Is(0, 0), Lacks(2, u64::MAX)]), // channels: how many descriptors; pthread_getattr_np. This process, no new limit (a pointer)
     any(c::SYS_getcwd),           // std: paths in the backtrace of a panic

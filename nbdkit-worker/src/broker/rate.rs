@@ -1,6 +1,6 @@
 //! How many questions one channel may ask: many at once, for a client opens a disk of many files or
 //! looks at many exports, and then some each second. Connections, which others see, are fewer. Who
-//! asks more waits, and nobody else does.
+//! asks more waits; others do not.
 
 #![forbid(unsafe_code)]
 

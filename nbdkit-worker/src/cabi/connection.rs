@@ -96,7 +96,7 @@ impl CConnection {
 }
 
 /// A data callback that there is, since the question whether there is was answered by yes; it may
-/// still be absent if the plugin said so without having it.
+/// still be absent if the plugin answered yes without having it.
 fn done(result: Option<Result<c_int>>, absent: impl FnOnce() -> Error) -> Result<()> {
     result.unwrap_or_else(|| Err(absent())).map(drop)
 }
@@ -198,7 +198,7 @@ impl Connection for CConnection {
             None => Ok(emulated),
             Some(0) => Ok(Fua::None),
             Some(1) => Ok(Fua::Emulate),
-            // Without flags nobody could tell the plugin.
+            // Without flags the plugin would not learn of it.
             Some(2) if self.v1() => Ok(emulated),
             Some(2) => Ok(Fua::Native),
             Some(other) => Err(invalid("can_fua", other)),

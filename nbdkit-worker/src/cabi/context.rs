@@ -1,4 +1,4 @@
-//! For whom this thread is in a callback, and what the callback has said about its failure. The
+//! For whom this thread is in a callback, and how the callback has explained its failure. The
 //! functions that code in C calls take no such argument ("thread-local magic", nbdkit-plugin(3)).
 
 #![forbid(unsafe_code)]
@@ -32,7 +32,7 @@ thread_local! {
     static TEXT: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// A callback begins on this thread, for `served`; what an earlier one said is forgotten.
+/// A callback begins on this thread, for `served`; the message of an earlier one is dropped.
 #[must_use]
 pub(super) fn enter(served: Option<&Arc<Served>>) -> Entered {
     ERRNO.set(0);
@@ -69,14 +69,14 @@ pub(super) fn set_errno(errno: i32) {
     ERRNO.set(errno);
 }
 
-/// `nbdkit_error`: logs, and remembers for whoever wants to tell the client.
+/// `nbdkit_error`: logs, and keeps the message for the reply to the client.
 pub(super) fn error(text: &str) {
     log::error(text);
     TEXT.set(Some(text.to_owned()));
 }
 
 /// The failure of a layer below the filter whose callback this is, which may pass it on: logs it
-/// unless that has been done, and remembers it as if the filter had said it. Leaves its errno, and
+/// unless that has been done, and keeps it as if it were the filter's. Leaves its errno, and
 /// returns it.
 pub(super) fn failed_below(mut error: Error) -> Errno {
     if error.take_for_log() {

@@ -226,7 +226,7 @@ impl Filter for CFilter {
 
     fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
         let Some(config) = self.callbacks.head.config else { return next.config(key, value) };
-        // They are the filter's, and whoever it passes them to, for as long as it is loaded.
+        // They are valid for as long as the filter is loaded.
         let key = keep_forever(c_string(key.as_bytes()));
         let value = keep_forever(c_string(value.as_bytes()));
         let mut configuring = Configuring { next };

@@ -31,7 +31,7 @@ pub(super) fn fail(error: &Error) {
     error.errno().set();
 }
 
-/// Reports a failure to whoever called a function that returns -1 for it.
+/// Reports a failure to the caller of a function that returns -1 for it.
 fn minus_one<T: From<i8>>(error: &Error) -> T {
     fail(error);
     T::from(-1)

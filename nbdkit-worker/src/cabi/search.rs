@@ -87,7 +87,7 @@ fn first(what: &str, extension: &str, name: &OsStr, own: Option<&str>) -> PathBu
     std::iter::once(ours.clone()).chain(all).find(|path| path.exists()).unwrap_or(ours)
 }
 
-/// Where "make install" creates the directory unless told otherwise.
+/// Where "make install" creates the directory by default.
 fn ours(what: &str) -> PathBuf {
     let libdir = option_env!("NBDKIT_LIBDIR").unwrap_or("/usr/local/lib");
     Path::new(libdir).join(format!("nbdkit/{what}s"))

@@ -63,7 +63,7 @@ pub(super) const LISTENER: &[Line] = &[
 
     // The log: open already.
     #[cfg(target_arch = "x86_64")]
-    any(c::SYS_poll),             // log: whether somebody reads standard error
+    any(c::SYS_poll),             // log: whether standard error can be written to
     any(c::SYS_ppoll),            // glibc poll(3) on machines without a poll system call
     any(c::SYS_write),            // log: standard error, --log=FILE; signal-hook: the socket of its handlers
     any(c::SYS_writev),           // std: the message of a panic

@@ -214,7 +214,7 @@ static ABSENT: Backend = Backend::ABSENT;
 /// An owned handle of an open layer (`nbdkit_next *`). Clones are handles of the same context and
 /// may be used by any thread, also a filter's own. The layer is closed with the last handle.
 ///
-/// Whoever opened a context calls [`prepare`](Backend::prepare) before it is used and
+/// The opener of a context calls [`prepare`](Backend::prepare) before it is used and
 /// [`finalize`](Backend::finalize) before it is dropped: for a context from
 /// [`Slot::open`](crate::Slot::open) that is the connection, for one that a filter opened itself by
 /// [`Layer::open`](crate::Layer::open), to outlive connections, it is the filter.
@@ -312,7 +312,7 @@ impl Backend {
     }
 
     /// Finalizes this layer and then the layers below that were opened for it, those that were
-    /// prepared and have not been finalized. Whoever opened a context calls this before dropping
+    /// prepared and have not been finalized. The opener of a context calls this before dropping
     /// it.
     ///
     /// # Errors

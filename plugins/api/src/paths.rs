@@ -96,8 +96,9 @@ impl PartialEq for Declared {
 
 impl Eq for Declared {}
 
-/// Opens what `declared` leads to now, or its child called `name`, for whoever answers: the broker,
-/// and this process where there is none. With `write`, for writing too if that is permitted.
+/// Opens what `declared` leads to now, or its child called `name`, for the process that answers:
+/// the broker, and this process where there is none. With `write`, for writing too if that is
+/// permitted.
 ///
 /// # Errors
 /// It is of another type; EACCES if it is not declared so; the kernel's.

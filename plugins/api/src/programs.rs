@@ -84,7 +84,7 @@ pub fn start(command: &mut Command) -> io::Result<Program> {
 }
 
 impl Program {
-    /// Whether the call is given up, and nobody wants to know any more what it prints.
+    /// Whether the call is given up, and its output dropped.
     pub fn is_given_up(&self) -> bool {
         is_given_up(self.connection)
     }

@@ -11,7 +11,7 @@ pub fn line(file: &[u8]) -> Option<&[u8]> {
     line.split(|byte| *byte == b'\n').next()
 }
 
-/// The language: the word after `nbdkit`, which is the interpreter or what env(1) is told to run.
+/// The language: the word after `nbdkit`, which is the interpreter or the argument of env(1).
 ///
 /// # Errors
 /// What is wrong with the line.

@@ -65,8 +65,9 @@ impl Scope<'_> {
 }
 
 impl Evaluator<'_> {
-    /// Evaluates a list in a scope of its own. Whoever takes only the first `want` bytes of the
-    /// result says so, and an endless source is read no further; the result may be shorter then.
+    /// Evaluates a list in a scope of its own. A caller that takes only the first `want` bytes of
+    /// the result says so, and an endless source is read no further; the result may be shorter
+    /// then.
     fn list(
         &mut self,
         list: &[Expr],

@@ -28,7 +28,7 @@ unsafe extern "C" fn worker_message(is_error: c_int, message: *const c_char) {
     }
 }
 
-/// The errno that the client is told if the callback fails.
+/// The errno for the client if the callback fails.
 #[unsafe(no_mangle)]
 extern "C" fn nbdkit_set_error(errno: c_int) {
     context::set_errno(errno);

@@ -169,7 +169,7 @@ impl<S: BlockState> BlockCursor<'_, S> {
         Ok((S::decode(access::load(word))?, 1))
     }
 
-    /// Stores the state of a block, without regard to what it was: for whoever holds the block's
+    /// Stores the state of a block, without regard to what it was: for the holder of the block's
     /// [`BlockLock`](super::BlockLock). What it stands for must be so already.
     ///
     /// # Errors

@@ -44,7 +44,7 @@ impl TokenBucket {
     }
 
     /// Takes `tokens`, more than the capacity if need be, and returns how long to wait before using
-    /// them. Those who come later wait longer. Whoever cannot wait so long
+    /// them. Later callers wait longer. A caller that cannot wait so long
     /// [returns](Self::give_back) them.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl Rate {
     }
 }
 
-/// Nanoseconds of a clock that all processes share and nobody sets. It begins when the machine
+/// Nanoseconds of a clock that all processes share and none can set. It begins when the machine
 /// starts, and until it has run for as long as the capacity takes, the bucket is not full.
 fn now() -> Result<u64> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).or_error(|| "clock_gettime")?;

@@ -137,10 +137,10 @@ pub(super) fn at_every_step<T>(
 /// NBDKIT_TEST_EVERY_INSTRUCTION set, there are as many as there are instructions.
 const DEATHS: u64 = 40;
 
-/// Kills after numbers of instructions, beginning with the first one behind a stop. An unoptimised operation
-/// has thousands, most of which touch nothing shared: every one of them if there are no more than
-/// [`DEATHS`], otherwise those at a stride that is odd, so that loops are met at each of their
-/// instructions in turn.
+/// Kills after numbers of instructions, beginning with the first one behind a stop. An unoptimised
+/// operation has thousands, most of which touch nothing shared: every one of them if there are no
+/// more than [`DEATHS`], otherwise those at a stride that is odd, so that loops are met at each of
+/// their instructions in turn.
 fn at_every_instruction<T>(make: impl Fn() -> T, operation: impl Fn(&T), check: impl Fn(T, &str)) {
     let object = make();
     let all = single_step(traced(|| operation(&object)), u64::MAX);

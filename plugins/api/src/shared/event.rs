@@ -13,7 +13,7 @@ use crate::client::{self, Client};
 use crate::error::{Errno, Result};
 use crate::shared::{SharedWords, access, futex};
 
-/// The futex counts signals; its highest bit is set if somebody may wait.
+/// The futex counts signals; its highest bit is set if there may be waiters.
 const WAITED_FOR: u32 = 1 << 31;
 
 /// How long to sleep before the first look, and at most.
@@ -39,8 +39,8 @@ impl SharedEvent {
     }
 
     /// Wakes all who wait, in all processes. To be called after the change that they wait for: it
-    /// is visible to whoever this wakes, and to whoever looks later. Costs a system call only if
-    /// somebody may wait.
+    /// is visible to waiters that this wakes, and to later ones. Costs a system call only if there
+    /// may be waiters.
     pub fn signal(&self) {
         let count = |seen: u32| Some(seen.wrapping_add(1) & !WAITED_FOR);
         access::step();
@@ -85,7 +85,7 @@ impl SharedEvent {
         }
     }
 
-    /// Whether somebody has waited since the last signal, or still does.
+    /// Whether there have been waiters since the last signal.
     #[cfg(test)]
     pub(super) fn is_waited_for(&self) -> bool {
         self.futex().load(Ordering::SeqCst) & WAITED_FOR != 0
@@ -219,7 +219,7 @@ pub(super) mod tests {
                 };
                 let check = |shared: Shared, _: &str| goes_on(&shared);
                 deaths::at_every_step(Shared::new, |shared| shared.set(0, 1), check);
-                // Somebody waits for the one who dies, and looks for the change itself.
+                // A process waits for the one that dies, and looks for the change itself.
                 let make = || {
                     let shared = Arc::new(Shared::new());
                     let waiter = Child::new(|| shared.wait(None, 0, 1).unwrap());

@@ -6,7 +6,7 @@
 //! go.
 //!
 //! Nor a priority-inheritance futex: it names its holder by a thread id, and if that thread was
-//! killed and its number was given to a stranger, everybody waits for the stranger. Here a holder
+//! killed and its number was given to another process, all wait for that. Here a holder
 //! is a process that holds the record lock of its own number ([`super::presence`]), which the
 //! kernel releases with it, and nobody but a user of the same mutexes can have.
 
@@ -72,7 +72,7 @@ impl<const N: usize> SharedMutex<N> {
     /// Waits until no other thread holds the mutex. The words are written back when the result is
     /// dropped.
     ///
-    /// A hostile holder need never let go: [`lock_for`](Self::lock_for) is for whoever can give up.
+    /// A hostile holder may never unlock: [`lock_for`](Self::lock_for) gives up with the client.
     pub fn lock(&self) -> Locked<'_, N> {
         loop {
             if let Some(locked) = self.lock_unless(|| false) {
@@ -153,16 +153,16 @@ impl<const N: usize> Drop for Locked<'_, N> {
     }
 }
 
-/// What the futex holds: the process that holds the mutex (0: nobody), how often it has changed
-/// hands, whether the last holder left without writing back, and whether somebody may wait. Any
-/// value may stand there: the memory is everybody's.
+/// What the futex holds: the process that holds the mutex (0: none), how often it has changed
+/// hands, whether the last holder left without writing back, and whether there may be waiters. Any
+/// value may be there: every process can write to the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct State(u32);
 
 impl State {
     /// Process ids are smaller. proc_pid_max(5).
     const HOLDER: u32 = (1 << 23) - 1;
-    /// So that a holder that was found dead is told from a later one of the same number.
+    /// So that a holder that was found dead is distinguished from a later one of the same number.
     const TURN: u32 = 1 << 23;
     const TURNS: u32 = 0x7f << 23;
     const FAILED: u32 = 1 << 30;
@@ -180,7 +180,7 @@ impl State {
         self.0 & State::WAITED_FOR != 0
     }
 
-    /// Held by `process`, whoever had it before.
+    /// Held by `process` from now on.
     fn taken_by(self, process: u32, waited_for: bool) -> State {
         let turn = self.0.wrapping_add(State::TURN) & State::TURNS;
         let waited_for = if waited_for { State::WAITED_FOR } else { 0 };
@@ -240,8 +240,8 @@ fn exchange(futex: &AtomicU32, from: State, to: State) -> std::result::Result<()
     result.map(drop).map_err(State)
 }
 
-/// Lets the futex go, `failed` without having written back, unless somebody wrote over it; wakes
-/// one who waits.
+/// Lets the futex go, `failed` without having written back, unless another process wrote over it;
+/// wakes one who waits.
 fn release(futex: &AtomicU32, held: State, failed: bool) {
     let mut seen = State(futex.load(Ordering::Relaxed));
     loop {
@@ -384,7 +384,7 @@ mod tests {
             make,
             |(mutex, _)| add(mutex),
             |(mutex, holder), how| {
-                // Whoever waited for the dead one, and whoever comes later.
+                // Those that waited for the dead one, and later ones.
                 let other = Child::new(|| add(&mutex));
                 add(&mutex);
                 other.join();

@@ -26,7 +26,7 @@ pub struct SharedOnce<const N: usize> {
     known: OnceLock<[u64; N]>,
 }
 
-/// What word 0 holds. Any value may stand there: the memory is everybody's.
+/// What word 0 holds. Any value may be there: every process can write to the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct State(u64);
 
@@ -63,7 +63,7 @@ impl State {
         self.0 / State::FAILURE
     }
 
-    /// Work that `process` does, whoever did it before.
+    /// Work that `process` does from now on.
     fn taken_by(self, process: u32) -> State {
         let takeovers = self.0.wrapping_add(State::TAKEOVER) & State::TAKEOVERS;
         let kept = self.0 & !(State::TAKEOVERS | State::WORKER | State::DONE);
@@ -90,7 +90,7 @@ enum Turn {
 }
 
 impl<const N: usize> SharedOnce<N> {
-    /// Work that nobody has done. `name` says what, for messages: `xz: index`.
+    /// Work that is not begun. `name` says what, for messages: `xz: index`.
     ///
     /// # Errors
     /// ENOMEM, EMFILE.
@@ -105,15 +105,15 @@ impl<const N: usize> SharedOnce<N> {
         })
     }
 
-    /// The result. If there is none, and nobody is making it, `work` is run here; if somebody is,
-    /// this waits for that, in the name of `client`.
+    /// The result. If there is none, and no process is making it, `work` is run here; if
+    /// another is, this waits for that, in the name of `client`.
     ///
-    /// What `work` has written is visible to whoever gets the result. If the process that runs it
+    /// What `work` has written is visible to all that get the result. If the process that runs it
     /// is killed, another one that waits runs its own `work` from the beginning, on whatever the
     /// first has left. The result may be a hostile worker's, and is to be checked like any input.
     ///
     /// # Errors
-    /// Those of `work`. Whoever waited for work that failed gets its errno; the next call tries
+    /// Those of `work`. Those that waited for work that failed get its errno; the next call tries
     /// again. ESHUTDOWN: the client has gone, or the server stops.
     pub fn get_or_do(
         &self,
@@ -399,7 +399,7 @@ mod tests {
                 assert!(begun <= 2, "{how}: begun {begun} times");
             };
             deaths::at_every_step(Job::new, |job| drop(job.run()), |job, how| check(&job, how));
-            // Somebody waits for the one who dies.
+            // A process waits for the one that dies.
             let make = || {
                 let job = Arc::new(Job::new());
                 let waiter = Child::new(|| {

@@ -42,9 +42,9 @@ struct Own {
 /// Who else may have a range at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// Whoever has it shared.
+    /// Readers.
     Shared,
-    /// Nobody.
+    /// No owner.
     Exclusive,
 }
 
@@ -104,7 +104,7 @@ impl RangeLock {
         })
     }
 
-    /// Writes a line for `range`, unless somebody is in the way. The caller has the table.
+    /// Writes a line for `range`, unless another range is in the way. The caller has the table.
     fn take(&self, range: &Range<u64>, sharing: Sharing) -> Option<LockedRange<'_>> {
         let me = self.presence.enter();
         let mut own = self.own(me);
@@ -203,7 +203,7 @@ mod tests {
 
     use Sharing::{Exclusive, Shared};
 
-    /// Takes a range if nobody is in the way.
+    /// Takes a range if no other is in the way.
     fn take(lock: &RangeLock, range: Range<u64>, sharing: Sharing) -> Option<LockedRange<'_>> {
         let _table = lock.table.lock();
         lock.take(&range, sharing)

@@ -192,7 +192,7 @@ fn a_name_that_hangs_delays_no_file_and_no_other_name() {
     assert_eq!(office.ask(&honest, &file).1, 1);
     assert_eq!(office.ask(&honest, &connect(NAME, 0)), connecting(None));
     assert_eq!(office.ask(&honest, &connect(LITERAL, 0)), connecting(None));
-    // Whoever waits has no other question meanwhile.
+    // A worker that waits has no other question meanwhile.
     slow.send(&file, &[]).unwrap();
     turn(&mut office.desk);
     assert!(matches!(slow.try_recv(), Err(RecvError::Empty)));
@@ -213,7 +213,7 @@ fn one_client_has_one_thread_and_a_process_for_all_has_them_all() {
     let honest = office.worker(2);
     assert_eq!(office.ask(&honest, &connect(NAME, 0)), connecting(None));
     assert_eq!(office.resolver.hanging(), 1);
-    // Whoever has gone is not asked for.
+    // A worker that has gone is not polled.
     drop(greedy);
     let threads = 4;
     let all: Vec<Worker> = (0..threads).map(|_| office.worker(0)).collect();
