@@ -8,7 +8,7 @@
 
 mod accounts;
 mod blocks;
-#[cfg(any(test, feature = "fuzz"))]
+#[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod overlay;
 mod quota;

@@ -4,7 +4,7 @@
 //! stands, so if there are any, all rules are judged when the client asks for an export or for a
 //! list.
 
-#[cfg(any(test, feature = "fuzz"))]
+#[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod glob;
 mod rule;

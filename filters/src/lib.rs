@@ -13,7 +13,7 @@ pub mod error;
 pub mod exitlast;
 pub mod exportname;
 pub mod fua;
-#[cfg(any(test, feature = "fuzz"))]
+#[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod ip;

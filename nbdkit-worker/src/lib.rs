@@ -13,7 +13,7 @@ mod cabi;
 mod configure;
 mod connection;
 mod describe;
-#[cfg(any(test, feature = "fuzz"))]
+#[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
 mod log;

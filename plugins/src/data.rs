@@ -9,7 +9,7 @@ mod eval;
 #[cfg(test)]
 mod examples;
 mod expr;
-#[cfg(any(test, feature = "fuzz"))]
+#[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod image;
 mod parser;

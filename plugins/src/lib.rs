@@ -10,7 +10,7 @@ pub mod data;
 pub mod eval;
 pub mod file;
 pub mod full;
-#[cfg(any(test, feature = "fuzz"))]
+#[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod info;
