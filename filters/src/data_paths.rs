@@ -154,6 +154,8 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
     &[
         ("cow", &[("cow-block-size", "4096")], Part, Nothing),
         ("cow", &[("cow-on-read", "true")], Nothing, Nothing),
+        // Nothing is rescued by an empty map.
+        ("ddrescue", &[("ddrescue-mapfile", "/dev/null")], Nothing, Nothing),
         ("delay", &[], All, All),
         ("delay", &[("rdelay", "1us")], Nothing, All),
         ("delay", &[("wdelay", "1us")], All, Nothing),
@@ -163,6 +165,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("error", &[("error-pwrite-rate", "100%")], All, Nothing),
         ("exitlast", &[], All, All),
         ("exportname", &[("default-export", "one")], All, All),
+        ("extentlist", &[("extentlist", "/dev/null")], All, All),
         ("fua", &[], All, All),
         ("fua", &[("fuamode", "emulate")], All, All),
         ("fua", &[("fuamode", "native")], All, All),

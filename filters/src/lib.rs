@@ -8,10 +8,12 @@
 pub mod cow;
 #[cfg(test)]
 mod data_paths;
+pub mod ddrescue;
 pub mod delay;
 pub mod error;
 pub mod exitlast;
 pub mod exportname;
+pub mod extentlist;
 pub mod fua;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
@@ -42,10 +44,12 @@ type Load = fn() -> Box<dyn Filter>;
 /// Every built-in filter by its short name, in alphabetical order.
 const REGISTRY: &[(&str, Load)] = &[
     ("cow", || Box::new(cow::Cow::default())),
+    ("ddrescue", || Box::new(ddrescue::Ddrescue::default())),
     ("delay", || Box::new(delay::Delay::default())),
     ("error", || Box::new(error::Inject::default())),
     ("exitlast", || Box::new(exitlast::ExitLast::default())),
     ("exportname", || Box::new(exportname::ExportName::default())),
+    ("extentlist", || Box::new(extentlist::ExtentList::default())),
     ("fua", || Box::new(fua::FuaFilter::default())),
     ("ip", || Box::new(ip::Ip::default())),
     ("limit", || Box::new(limit::Limit::default())),

@@ -102,6 +102,13 @@ fn main() {
             ]),
         ),
         (
+            "filter_lists",
+            texts(&[
+                "\x000 1M\n1M 9M hole,zero\n# comment\n10M\t512 2\n",
+                "\x01# Mapfile\n0x00001000 + 1\n0x00000000 0x00001000 +\n4096 512 -\n4608 0777 ?\n",
+            ]),
+        ),
+        (
             "ip_rules",
             texts(&[
                 "\x00\x7f\x00\x00\x01127.0.0.0/8,any6",

@@ -34,6 +34,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("command_line", texts::command_line),
     ("cow_shared", shared::cow),
     ("data_format", texts::data_format),
+    ("filter_lists", texts::filter_lists),
     ("handshake", handshake::target),
     ("ip_rules", texts::ip_rules),
     ("listener", channel::listener),

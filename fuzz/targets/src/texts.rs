@@ -196,6 +196,24 @@ pub fn tls(data: &[u8]) {
     }
 }
 
+/// Files of filters that describe a disk: lists of extents, maps of ddrescue. The first byte chooses
+/// which.
+///
+/// # Panics
+/// If extents overlap or are out of order, or ranges that were rescued touch.
+pub fn filter_lists(data: &[u8]) {
+    let mut input = Input(data);
+    let kind = input.u8();
+    let text = String::from_utf8_lossy(input.0);
+    if kind & 1 == 0 {
+        let extents = nbdkit_filters::fuzz::extent_list(&text).unwrap_or_default();
+        assert!(extents.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+    } else {
+        let rescued = nbdkit_filters::fuzz::rescued(&text).unwrap_or_default();
+        assert!(rescued.windows(2).all(|pair| pair[0].1 < pair[1].0));
+    }
+}
+
 /// Rules of the ip filter: a client, and then the rules.
 ///
 /// # Panics

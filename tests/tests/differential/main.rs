@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
 mod command_line;
+mod ddrescue;
+mod extentlist;
 mod filters;
 mod handshake;
 mod plugins;
@@ -21,6 +23,8 @@ use nbdkit_tests::differential::check_rows_exist;
 fn every_listed_difference_names_a_row() {
     check_rows_exist(&[
         include_str!("command_line.rs"),
+        include_str!("ddrescue.rs"),
+        include_str!("extentlist.rs"),
         include_str!("filters.rs"),
         include_str!("handshake.rs"),
         include_str!("plugins.rs"),
