@@ -176,6 +176,8 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("limit", &[], All, All),
         ("log", &[], All, All),
         ("log", &[("logfile", "/dev/null")], Nothing, Nothing),
+        ("map", &[], All, All),
+        ("map", &[("map", "1000-50000:100000")], Part, Part),
         ("nocache", &[("cachemode", "emulate")], All, All),
         ("noextents", &[], All, All),
         ("noparallel", &[], All, All),
@@ -185,6 +187,8 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("readahead", &[], Nothing, All),
         ("retry", &[], Nothing, Nothing),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
+        ("swab", &[], Nothing, Nothing),
+        ("swab", &[("swab-bits", "8")], All, All),
         // Clients without TLS, who do not write.
         ("tls-fallback", &[], Nothing, Nothing),
         ("truncate", &[("truncate", "100k")], All, All),

@@ -21,6 +21,7 @@ pub mod fuzz;
 pub mod ip;
 pub mod limit;
 pub mod log;
+pub mod map;
 pub mod nocache;
 pub mod noextents;
 pub mod noparallel;
@@ -31,6 +32,7 @@ pub mod readahead;
 pub mod retry;
 mod shell;
 pub mod stats;
+pub mod swab;
 #[cfg(test)]
 mod testing;
 pub mod tls_fallback;
@@ -54,6 +56,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("ip", || Box::new(ip::Ip::default())),
     ("limit", || Box::new(limit::Limit::default())),
     ("log", || Box::new(log::Log::default())),
+    ("map", || Box::new(map::Map::default())),
     ("nocache", || Box::new(nocache::NoCache::default())),
     ("noextents", || Box::new(noextents::NoExtents)),
     ("noparallel", || Box::new(noparallel::NoParallel::default())),
@@ -62,6 +65,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("retry", || Box::new(retry::Retry::default())),
     ("stats", || Box::new(stats::Stats::default())),
+    ("swab", || Box::new(swab::Swab::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),
 ];
