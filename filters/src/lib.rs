@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod compressed;
 pub mod cow;
 #[cfg(test)]
 mod data_paths;
@@ -32,6 +33,7 @@ pub mod stats;
 mod testing;
 pub mod tls_fallback;
 pub mod truncate;
+pub mod xz;
 
 use nbdkit_api::Filter;
 
@@ -59,6 +61,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("stats", || Box::new(stats::Stats::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),
+    ("xz", || Box::new(xz::Xz::default())),
 ];
 
 /// The built-in filter called `name`, fresh.

@@ -8,12 +8,14 @@
 mod command_line;
 mod filters;
 mod handshake;
+mod images;
 mod plugins;
 mod readahead;
 mod replaced;
 mod retry;
 mod scripts;
 mod transmission;
+mod xz;
 
 use nbdkit_tests::differential::check_rows_exist;
 
@@ -29,5 +31,6 @@ fn every_listed_difference_names_a_row() {
         include_str!("retry.rs"),
         include_str!("scripts.rs"),
         include_str!("transmission.rs"),
+        include_str!("xz.rs"),
     ]);
 }
