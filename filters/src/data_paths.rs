@@ -193,13 +193,14 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("tls-fallback", &[], Nothing, Nothing),
         ("truncate", &[("truncate", "100k")], All, All),
         ("truncate", &[("truncate", "300k")], Part, Part),
+        ("xz", &[], Nothing, Nothing),
     ]
 };
 
 #[test]
 fn every_filter_does_to_data_what_it_says() {
     for (name, params, reads, writes) in FILTERS {
-        let disk = Arc::new(Disk::pattern(DISK_SIZE));
+        let Some(disk) = testing::disk_for(name, DISK_SIZE) else { continue };
         let filter = testing::backend(&disk, &[name], params);
         let shares = check(&disk, &filter).unwrap_or_else(|why| panic!("{name} {params:?}: {why}"));
         assert_eq!(shares, (*reads, *writes), "{name} {params:?}");

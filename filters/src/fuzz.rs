@@ -1,8 +1,10 @@
-//! What the fuzz targets need of the filters: rules of the ip filter, lists of extents and maps of
-//! ddrescue, and a cow filter whose shared memory they may scribble on as a hostile worker could.
+//! What the fuzz targets need of the filters: rules of the ip filter, lists of extents, maps of
+//! ddrescue, hostile images, and a cow filter whose shared memory they may scribble on as a hostile
+//! worker could.
 
 #![forbid(unsafe_code)]
 
+pub use crate::compressed::fuzz::image;
 pub use crate::cow::fuzz::{Place, Shared};
 pub use crate::ip::fuzz::matches;
 

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod compressed;
 pub mod cow;
 #[cfg(test)]
 mod data_paths;
@@ -37,6 +38,7 @@ pub mod swab;
 mod testing;
 pub mod tls_fallback;
 pub mod truncate;
+pub mod xz;
 
 use nbdkit_api::Filter;
 
@@ -68,6 +70,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("swab", || Box::new(swab::Swab::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),
+    ("xz", || Box::new(xz::Xz::default())),
 ];
 
 /// The built-in filter called `name`, fresh.

@@ -1,6 +1,8 @@
 //! What the tests of all filters need: a plugin in memory that notes what it is asked, and short
 //! ways to configure and open a stack.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use nbdkit_api::client::Peer;
@@ -271,6 +273,88 @@ pub(crate) fn extents_of(backend: &Next, count: u64, offset: u64) -> Vec<(u64, u
     let mut extents = Extents::new(offset, offset + count);
     backend.extents(count, offset, Flags::empty(), &mut extents).unwrap();
     extents.iter().map(|e| (e.offset, e.length, e.kind.bits())).collect()
+}
+
+/// What a program makes of `input`; `None`, and a line that says so, if it is not installed.
+pub(crate) fn made_by(program: &str, arguments: &[&str], input: &[u8]) -> Option<Vec<u8>> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "CI must have {program}: {error}");
+            eprintln!("SKIPPED: {program}: {error}");
+            return None;
+        }
+    };
+    let mut stdin = child.stdin.take().unwrap();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(input).unwrap());
+        child.wait_with_output().unwrap()
+    });
+    assert!(output.status.success(), "{program} {arguments:?}: {}", output.status);
+    Some(output.stdout)
+}
+
+/// A disk that `filter` can be opened on, whatever it makes of `size` bytes; `None` without the
+/// program that makes such images.
+pub(crate) fn disk_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
+    let image = match filter {
+        "xz" => made_by("xz", &["--stdout", "--block-size=50000"], &sample(size))?,
+        _ => return Some(Arc::new(Disk::pattern(size))),
+    };
+    Some(disk_of(image))
+}
+
+/// A disk that holds these bytes.
+pub(crate) fn disk_of(bytes: Vec<u8>) -> Arc<Disk> {
+    let disk = Disk::new(0);
+    *disk.data.lock().unwrap() = bytes;
+    Arc::new(disk)
+}
+
+/// All bytes of the disk that `filter` shows of `image`.
+pub(crate) fn decoded(filter: &str, image: Vec<u8>, params: &[(&str, &str)]) -> Result<Vec<u8>> {
+    let next = try_open(&layer(&disk_of(image), &[filter], params), "", false)?;
+    let mut data = vec![0; next.size()? as usize];
+    // Nothing may be read of an empty disk.
+    if !data.is_empty() {
+        next.pread(&mut data, 0)?;
+    }
+    Ok(data)
+}
+
+/// Bytes in which there is something to compress, and something that cannot be.
+pub(crate) fn sample(size: usize) -> Vec<u8> {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    (0..size).map(|at| if at / 1000 % 3 == 0 { next() } else { (at / 7 % 50) as u8 }).collect()
+}
+
+/// Damages `image` in each of its bytes, and cuts it off everywhere: what `filter` shows of it is
+/// an error, or `data`. How many of the images gave `data`.
+pub(crate) fn damage(filter: &str, image: &[u8], data: &[u8]) -> usize {
+    let mut unharmed = 0;
+    let mut check = |image: Vec<u8>, how: &str| match decoded(filter, image, &[]) {
+        Ok(shown) => {
+            assert!(shown == data, "{filter}: {how}: other data is shown");
+            unharmed += 1;
+        }
+        Err(error) => {
+            assert!(!error.message().contains('\n'), "{filter}: {how}: {error}");
+            assert!(error.message().starts_with(filter), "{filter}: {how}: {error}");
+        }
+    };
+    for at in 0..image.len() {
+        check(image[..at].to_vec(), &format!("cut off at {at}"));
+        let mut flipped = image.to_vec();
+        flipped[at] ^= 1 << (at % 8);
+        check(flipped, &format!("a bit of byte {at} is flipped"));
+    }
+    unharmed
 }
 
 /// Reads `count` bytes.

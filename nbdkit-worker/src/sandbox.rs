@@ -155,8 +155,10 @@ impl Sandbox {
         const ORDINARY: u64 = 1 << 30;
         /// A stack, and what malloc keeps for a thread.
         const THREAD: u64 = 4 << 20;
-        (self.level == Level::Strict && !self.shared && !self.needs.programs)
-            .then(|| privileges::data().saturating_add(ORDINARY + THREAD * threads as u64))
+        (self.level == Level::Strict && !self.shared && !self.needs.programs).then(|| {
+            let ordinary = ORDINARY + THREAD * threads as u64;
+            privileges::data().saturating_add(ordinary).saturating_add(self.needs.memory)
+        })
     }
 
     /// Enters the namespaces that only a privileged process can make, but for the network. Called

@@ -2,6 +2,7 @@
 //!
 //! For each client all of them are opened anew. They must not be resized while they are served.
 
+use nbdkit_api::page_cache::{is_in_memory, read_now};
 use nbdkit_api::paths::{self, Declared, Opened};
 use nbdkit_api::shared::seek_extents;
 use nbdkit_api::{
@@ -15,7 +16,6 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek64};
 
 use crate::file::disk::file_size;
-use crate::file::syscall::{is_in_memory, read_now};
 
 /// The plugin: the files in their order.
 #[derive(Debug, Default)]

@@ -3,9 +3,10 @@
 //!
 //! `cargo run -p nbdkit-fuzz --example seeds -- fuzz/corpus`
 
-use std::io::IoSliceMut;
+use std::io::{IoSliceMut, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use nbd_protocol::constants::{InfoType, Opt};
 use nbd_protocol::handshake::{InfoRequest, MetaContextRequest, encode_option};
@@ -188,6 +189,15 @@ fn main() {
                 })
                 .collect(),
         ),
+        (
+            "xz",
+            vec![
+                made_by("xz", &["-c", "--block-size=1000"]),
+                made_by("xz", &["-c", "--check=sha256", "--x86", "--lzma2=preset=0"]),
+                [made_by("xz", &["-c", "--check=crc32"]), vec![0; 8], made_by("xz", &["-c"])]
+                    .concat(),
+            ],
+        ),
     ];
     for (target, inputs) in seeds {
         let directory = Path::new(&argument).join(target);
@@ -196,6 +206,22 @@ fn main() {
             std::fs::write(directory.join(format!("seed-{number}")), bytes).expect("written");
         }
     }
+}
+
+/// What a program makes of some bytes.
+fn made_by(program: &str, arguments: &[&str]) -> Vec<u8> {
+    let input: Vec<u8> = (0..2500_u32).map(|at| (at % 600 / 7 + at / 800) as u8).collect();
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    // Less than a pipe holds.
+    child.stdin.take().expect("a pipe").write_all(&input).expect("written");
+    let output = child.wait_with_output().expect("output");
+    assert!(output.status.success(), "{program} {arguments:?}");
+    output.stdout
 }
 
 fn texts(texts: &[&str]) -> Vec<Vec<u8>> {

@@ -9,6 +9,7 @@
 //! - [`broker`]: requests for files
 //! - [`channel`]: the control channel in both directions, and the listener that hears it
 //! - [`texts`]: parsers of what comes from command lines, scripts and the environment
+//! - [`images`]: what decoders make of images
 //! - [`primitives`]: what plugins and filters share, while a hostile worker scribbles on it
 //! - [`shared`]: memory that hostile workers share, and what disks in memory must keep
 
@@ -17,6 +18,7 @@
 pub mod broker;
 pub mod channel;
 pub mod handshake;
+pub mod images;
 mod input;
 pub mod primitives;
 pub mod session;
@@ -48,4 +50,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("tls", texts::tls),
     ("transmission", transmission::compact),
     ("transmission_extended", transmission::extended),
+    ("xz", images::xz),
 ];

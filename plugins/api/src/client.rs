@@ -232,6 +232,15 @@ pub(crate) fn is_gone(client: Option<&Client>) -> bool {
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
+/// For work that takes long: fails once nobody waits for its result. `client` is the one being
+/// served, `None` in contexts that outlive connections, whose work always goes on.
+///
+/// # Errors
+/// ESHUTDOWN: the client has gone, or the server stops.
+pub fn check_present(client: Option<&Client>) -> Result<()> {
+    if is_gone(client) { Err(closing()) } else { Ok(()) }
+}
+
 /// Why a wait in the name of a client has ended.
 pub(crate) fn closing() -> Error {
     Error::silent(Errno::ESHUTDOWN).context("aborting wait because the connection is closing")

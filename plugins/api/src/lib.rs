@@ -3,7 +3,8 @@
 //!
 //! Runs in the template (configuration) and in the workers (serving). Nothing here opens a socket
 //! or reads the command line; `unsafe` is confined to [`shared`], the module that maps memory
-//! which several processes use, and to `inherited`, which takes descriptors by their number.
+//! which several processes use, to `inherited`, which takes descriptors by their number, and to
+//! [`page_cache`].
 //!
 //! Sources: nbdkit-plugin(3), nbdkit-filter(3).
 
@@ -25,6 +26,7 @@ pub mod module;
 pub mod needs;
 mod next_config;
 mod open;
+pub mod page_cache;
 pub mod parse;
 pub mod paths;
 pub mod plugin;

@@ -60,6 +60,8 @@ pub struct Needs {
     pub threads: bool,
     /// May stop the server for all clients (`nbdkit_shutdown`).
     pub shutdown: bool,
+    /// Bytes of memory that serving one client may take beyond what requests do: caches.
+    pub memory: u64,
     /// Has code of a file, which makes the calls that libraries in C make.
     pub in_file: bool,
     /// Runs code that does not say what it needs: it cannot be confined strictly.
@@ -163,6 +165,13 @@ impl Needs {
         self
     }
 
+    /// May take so many bytes more of memory for one client.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Needs {
+        self.memory = self.memory.saturating_add(bytes);
+        self
+    }
+
     /// May make sockets of this kind.
     #[must_use]
     pub fn network(mut self, network: Network) -> Needs {
@@ -195,6 +204,7 @@ impl Needs {
         self.programs |= other.programs;
         self.threads |= other.threads;
         self.shutdown |= other.shutdown;
+        self.memory = self.memory.saturating_add(other.memory);
         self.in_file |= other.in_file;
         self.undeclared |= other.undeclared;
     }
@@ -241,6 +251,15 @@ mod tests {
         assert_eq!(level(&[declared.clone(), Needs::nothing().shutdown()]), Level::Strict);
         assert_eq!(level(&[declared.clone(), programs.clone()]), Level::Programs);
         assert_eq!(level(&[programs, undeclared, declared]), Level::Compat);
+    }
+
+    #[test]
+    fn the_memory_of_all_layers_is_added_up() {
+        let mut needs = Needs::nothing().memory(100);
+        needs.merge(Needs::nothing().memory(20).memory(3));
+        assert_eq!(needs.memory, 123);
+        needs.merge(Needs::nothing().memory(u64::MAX));
+        assert_eq!(needs.memory, u64::MAX);
     }
 
     #[test]

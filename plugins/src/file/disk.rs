@@ -10,15 +10,15 @@ use nbdkit_api::paths::{Lent, Opened};
 use nbdkit_api::shared::seek_extents;
 use nbdkit_api::{
     BlockSize, Blocking, Cache, Connection, Errno, Error, Extents, FileRange, Flags, Fua, Result,
-    ResultExt,
+    ResultExt, page_cache,
 };
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::fstat;
 use nix::unistd::{Whence, lseek64};
 
 use super::cache::{Windows, drop_pages};
+use super::ioctl;
 use super::ladder::{Failure, Ladder};
-use super::{ioctl, syscall};
 
 /// How the page cache is to be used.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +79,7 @@ impl Disk {
 
     /// `None` with cache=none, where what was read or written must be dropped afterwards.
     fn range(&self, offset: u64) -> Option<FileRange<'_>> {
-        let in_memory = Some(syscall::is_in_memory as fn(BorrowedFd<'_>, u64) -> bool);
+        let in_memory = Some(page_cache::is_in_memory as fn(BorrowedFd<'_>, u64) -> bool);
         self.windows.is_none().then(|| FileRange { fd: self.file.as_fd(), offset, in_memory })
     }
 
@@ -229,7 +229,7 @@ impl Connection for Disk {
         if !self.read_now.load(Ordering::Relaxed) {
             return None;
         }
-        match syscall::read_now(self.file.as_fd(), buf, offset) {
+        match page_cache::read_now(self.file.as_fd(), buf, offset) {
             Ok(read) if read == buf.len() => Some(Ok(())),
             // Partly cached, or the end of a file that shrank, which `pread` reports.
             Ok(_) => None,

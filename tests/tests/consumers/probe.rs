@@ -31,7 +31,6 @@ const MISSING_HERE: &[Need] = &[
     Filter("partition"),
     Filter("rate"),
     Filter("tar"),
-    Filter("xz"),
 ];
 
 /// The same of Debian's server, nbdkit 1.32.5.

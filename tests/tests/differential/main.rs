@@ -10,6 +10,7 @@ mod ddrescue;
 mod extentlist;
 mod filters;
 mod handshake;
+mod images;
 mod plugins;
 mod readahead;
 mod replaced;
@@ -17,6 +18,7 @@ mod retry;
 mod scripts;
 mod swab;
 mod transmission;
+mod xz;
 
 use nbdkit_tests::differential::check_rows_exist;
 
@@ -35,5 +37,6 @@ fn every_listed_difference_names_a_row() {
         include_str!("scripts.rs"),
         include_str!("swab.rs"),
         include_str!("transmission.rs"),
+        include_str!("xz.rs"),
     ]);
 }

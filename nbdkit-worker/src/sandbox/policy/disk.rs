@@ -12,7 +12,7 @@ pub(super) const DISK: &[Line] = &[
     // Data.
     any(c::SYS_pread64),          // a block of a file or memfd is read
     any(c::SYS_pwrite64),         // a block of a file or memfd is written
-    any(c::SYS_preadv2),          // file plugin, RWF_NOWAIT: only what is cached
+    any(c::SYS_preadv2),          // files, RWF_NOWAIT: only what is cached
     any(c::SYS_pwritev2),         // file plugin, RWF_DSYNC: FUA
     any(c::SYS_lseek),            // file plugin, SEEK_HOLE and SEEK_DATA: extents, size
     any(c::SYS_fallocate),        // trim and zero

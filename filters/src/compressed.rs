@@ -1,0 +1,21 @@
+//! What the filters for compressed images share. Two kinds of formats:
+//!
+//! - with an index of blocks that can be decompressed by themselves (`blocks`, `index`, `cache`);
+//! - without, where all of the image is expanded into a temporary file (`expansion`).
+//!
+//! Both do the work on an image once for all clients (`by_export`). The image is hostile: sizes and
+//! offsets are checked, and memory is bounded, before anything is decompressed.
+
+pub(crate) mod blocks;
+mod by_export;
+mod cache;
+pub(crate) mod fuzz;
+mod index;
+pub(crate) mod reader;
+
+use nbdkit_api::{Errno, Error};
+
+/// The error of an image that is not what it should be.
+pub(crate) fn corrupt(filter: &str, why: impl std::fmt::Display) -> Error {
+    Error::new(Errno::EIO, format!("{filter}: {why}"))
+}
