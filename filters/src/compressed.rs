@@ -9,10 +9,12 @@
 pub(crate) mod blocks;
 mod by_export;
 mod cache;
+#[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod index;
 pub(crate) mod reader;
 
+pub(crate) use cache::Cache;
 use nbdkit_api::{Errno, Error};
 
 /// The error of an image that is not what it should be.

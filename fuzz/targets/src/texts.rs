@@ -196,8 +196,8 @@ pub fn tls(data: &[u8]) {
     }
 }
 
-/// Files of filters that describe a disk: lists of extents, maps of ddrescue. The first byte chooses
-/// which.
+/// Files of filters that describe a disk: lists of extents, maps of ddrescue. The first byte
+/// chooses which.
 ///
 /// # Panics
 /// If extents overlap or are out of order, or ranges that were rescued touch.
