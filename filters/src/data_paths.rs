@@ -184,6 +184,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("nozero", &[("zeromode", "emulate")], All, All),
         ("offset", &[("offset", "12345"), ("range", "50000")], All, All),
         ("offset", &[], All, All),
+        ("qcow2dec", &[], Nothing, Nothing),
         ("readahead", &[], Nothing, All),
         ("retry", &[], Nothing, Nothing),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),

@@ -29,6 +29,7 @@ pub mod noparallel;
 pub mod nozero;
 pub mod offset;
 mod presence;
+pub mod qcow2dec;
 pub mod readahead;
 pub mod retry;
 mod shell;
@@ -64,6 +65,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("noparallel", || Box::new(noparallel::NoParallel::default())),
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
+    ("qcow2dec", || Box::new(qcow2dec::Qcow2dec)),
     ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("retry", || Box::new(retry::Retry::default())),
     ("stats", || Box::new(stats::Stats::default())),

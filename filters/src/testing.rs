@@ -301,9 +301,22 @@ pub(crate) fn made_by(program: &str, arguments: &[&str], input: &[u8]) -> Option
 pub(crate) fn disk_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
     let image = match filter {
         "xz" => made_by("xz", &["--stdout", "--block-size=50000"], &sample(size))?,
+        "qcow2dec" => empty_qcow2(size as u64),
         _ => return Some(Arc::new(Disk::pattern(size))),
     };
     Some(disk_of(image))
+}
+
+/// A qcow2 image of a disk of `size` bytes that has no data.
+fn empty_qcow2(size: u64) -> Vec<u8> {
+    let mut image = vec![0; 1 << 17];
+    // Magic number, version 3, clusters of 64 KiB; an L1 table of one entry in the second one.
+    let words = [(0, 0x5146_49fb), (4, 3), (20, 16), (36, 1), (44, 1 << 16), (100, 104_u32)];
+    for (at, word) in words {
+        image[at..at + 4].copy_from_slice(&word.to_be_bytes());
+    }
+    image[24..32].copy_from_slice(&size.to_be_bytes());
+    image
 }
 
 /// A disk that holds these bytes.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use nbdkit_api::Result;
 
 /// At most `depth` blocks, those that are being decompressed counted.
-pub(super) struct Cache {
+pub(crate) struct Cache {
     depth: usize,
     state: Mutex<State>,
     /// A block is ready, or could not be made.
@@ -27,7 +27,7 @@ struct Entry {
 }
 
 impl Cache {
-    pub(super) fn new(depth: usize) -> Cache {
+    pub(crate) fn new(depth: usize) -> Cache {
         Cache { depth, state: Mutex::default(), changed: Condvar::new() }
     }
 
@@ -40,7 +40,7 @@ impl Cache {
     ///
     /// # Errors
     /// Those of `decode`.
-    pub(super) fn get(
+    pub(crate) fn get(
         &self,
         number: u64,
         decode: impl FnOnce() -> Result<Vec<u8>>,

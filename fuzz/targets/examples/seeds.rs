@@ -190,6 +190,15 @@ fn main() {
                 .collect(),
         ),
         (
+            "qcow2dec",
+            vec![
+                qcow2(&["-o", "cluster_size=512"]),
+                qcow2(&["-o", "cluster_size=512", "-c"]),
+                qcow2(&["-o", "cluster_size=512,compression_type=zstd", "-c"]),
+                qcow2(&["-o", "cluster_size=512,compat=0.10"]),
+            ],
+        ),
+        (
             "xz",
             vec![
                 made_by("xz", &["-c", "--block-size=1000"]),
@@ -208,9 +217,28 @@ fn main() {
     }
 }
 
-/// What a program makes of some bytes.
+/// Some bytes, which can be compressed.
+fn sample() -> Vec<u8> {
+    (0..2500_u32).map(|at| (at % 600 / 7 + at / 800) as u8).collect()
+}
+
+/// What qemu-img makes of the sample.
+fn qcow2(options: &[&str]) -> Vec<u8> {
+    let directory = std::env::temp_dir().join(format!("seeds-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory");
+    std::fs::write(directory.join("disk"), sample()).expect("written");
+    let mut command = Command::new("qemu-img");
+    command.args(["convert", "-f", "raw", "-O", "qcow2"]).args(options).args(["disk", "image"]);
+    let status = command.current_dir(&directory).status().expect("qemu-img");
+    assert!(status.success(), "qemu-img {options:?}");
+    let image = std::fs::read(directory.join("image")).expect("an image");
+    std::fs::remove_dir_all(&directory).expect("removed");
+    image
+}
+
+/// What a program makes of the sample.
 fn made_by(program: &str, arguments: &[&str]) -> Vec<u8> {
-    let input: Vec<u8> = (0..2500_u32).map(|at| (at % 600 / 7 + at / 800) as u8).collect();
+    let input = sample();
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())

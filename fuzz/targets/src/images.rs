@@ -2,6 +2,14 @@
 
 use nbdkit_filters::fuzz::image;
 
+/// The qcow2dec filter.
+///
+/// # Panics
+/// If the filter does, or if it contradicts itself.
+pub fn qcow2dec(data: &[u8]) {
+    image("qcow2dec", data, &[]);
+}
+
 /// The xz filter.
 ///
 /// # Panics

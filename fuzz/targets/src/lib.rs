@@ -50,5 +50,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("tls", texts::tls),
     ("transmission", transmission::compact),
     ("transmission_extended", transmission::extended),
+    ("qcow2dec", images::qcow2dec),
     ("xz", images::xz),
 ];
