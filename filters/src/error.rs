@@ -2,13 +2,13 @@
 //! that its name is not taken for the word error.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use nbdkit_api::{
     Access, DataPath, Direction, Errno, Error, Extents, Filter, Flags, Needs, Next, NextConfig,
     Open, OpenLayer, Result, Slot, Value,
 };
+
+use crate::random::Random;
 
 /// The operations that can be made to fail, as parameters and messages call them.
 const OPERATIONS: [&str; 6] = ["pread", "pwrite", "trim", "zero", "extents", "cache"];
@@ -214,29 +214,6 @@ impl OpenLayer for Handle {
             Direction::Write => PWRITE,
         };
         if self.may_fail(operation) { DataPath::Opaque } else { DataPath::Transparent }
-    }
-}
-
-/// SplitMix64, which any number of threads may draw from. Quality matters here, secrecy does not.
-struct Random(AtomicU64);
-
-impl Random {
-    /// A sequence of its own for every connection, though workers are forks of one process.
-    fn seeded_for(connection: u64) -> Random {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let seed = time.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(32);
-        Random(AtomicU64::new(seed ^ connection.rotate_left(48)))
-    }
-
-    /// Uniform in 0 .. 1.
-    fn unit(&self) -> f64 {
-        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut z = self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        // The upper 53 bits are what a double holds exactly.
-        (z >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 

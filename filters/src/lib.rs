@@ -12,6 +12,7 @@ mod data_paths;
 pub mod ddrescue;
 pub mod delay;
 pub mod error;
+pub mod evil;
 pub mod exitlast;
 pub mod exportname;
 pub mod extentlist;
@@ -30,9 +31,11 @@ pub mod nozero;
 pub mod offset;
 mod presence;
 pub mod qcow2dec;
+mod random;
 pub mod readahead;
 pub mod retry;
 mod shell;
+pub mod spinning;
 pub mod stats;
 pub mod swab;
 #[cfg(test)]
@@ -52,6 +55,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("ddrescue", || Box::new(ddrescue::Ddrescue::default())),
     ("delay", || Box::new(delay::Delay::default())),
     ("error", || Box::new(error::Inject::default())),
+    ("evil", || Box::new(evil::Evil::default())),
     ("exitlast", || Box::new(exitlast::ExitLast::default())),
     ("exportname", || Box::new(exportname::ExportName::default())),
     ("extentlist", || Box::new(extentlist::ExtentList::default())),
@@ -68,6 +72,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("qcow2dec", || Box::new(qcow2dec::Qcow2dec)),
     ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("retry", || Box::new(retry::Retry::default())),
+    ("spinning", || Box::new(spinning::Spinning::default())),
     ("stats", || Box::new(stats::Stats::default())),
     ("swab", || Box::new(swab::Swab::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
