@@ -44,27 +44,40 @@ impl Fixtures {
 
     /// A file of the hashed pattern, in the page cache.
     pub(crate) fn hashed(&self, mebibytes: u64) -> Result<PathBuf, Failure> {
-        self.ready_file(self.dir.join(format!("hashed-{mebibytes}m.img")), mebibytes)
+        let path = self.dir.join(format!("hashed-{mebibytes}m.img"));
+        self.ready_file(path, mebibytes, Pattern::Hashed)
+    }
+
+    /// A file of the repeated pattern, of which images are made.
+    pub(crate) fn repeated(&self, mebibytes: u64) -> Result<PathBuf, Failure> {
+        let path = self.dir.join(format!("repeated-{mebibytes}m.img"));
+        self.ready_file(path, mebibytes, Pattern::Repeated)
     }
 
     /// A file that may be written to; what is in it is not known.
     pub(crate) fn writable(&self, mebibytes: u64) -> Result<PathBuf, Failure> {
-        self.ready_file(self.dir.join(format!("written-{mebibytes}m.img")), mebibytes)
+        let path = self.dir.join(format!("written-{mebibytes}m.img"));
+        self.ready_file(path, mebibytes, Pattern::Hashed)
     }
 
     /// A file of the hashed pattern on a RAM disk, for servers that have no memory of their own to
     /// serve.
     pub(crate) fn in_memory(&self, mebibytes: u64) -> Result<PathBuf, Failure> {
-        self.ready_file(self.memory.clone(), mebibytes)
+        self.ready_file(self.memory.clone(), mebibytes, Pattern::Hashed)
     }
 
     /// Once in a run, makes sure that the file holds the pattern, which also brings it into the
     /// page cache.
-    fn ready_file(&self, path: PathBuf, mebibytes: u64) -> Result<PathBuf, Failure> {
+    fn ready_file(
+        &self,
+        path: PathBuf,
+        mebibytes: u64,
+        pattern: Pattern,
+    ) -> Result<PathBuf, Failure> {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         if !ready.contains(&path) {
-            if !holds(&path, mebibytes << 20) {
-                write_hashed(&path, mebibytes << 20)?;
+            if !holds(&path, mebibytes << 20, pattern) {
+                write(&path, mebibytes << 20, pattern)?;
             }
             ready.insert(path.clone());
         }
@@ -173,12 +186,12 @@ pub(crate) fn drop_cache(path: &Path) -> Result<(), Failure> {
 
 /// Reads the whole file, which also brings it into the page cache, and compares it with the
 /// pattern.
-fn holds(path: &Path, size: u64) -> bool {
+fn holds(path: &Path, size: u64, pattern: Pattern) -> bool {
     if !fs::metadata(path).is_ok_and(|metadata| metadata.len() == size) {
         return false;
     }
     let Ok(file) = File::open(path) else { return false };
-    stream_holds(file, Pattern::Hashed).is_ok_and(|length| length == size)
+    stream_holds(file, pattern).is_ok_and(|length| length == size)
 }
 
 /// Compares all that comes with the pattern. Returns how much came.
@@ -197,11 +210,11 @@ pub(crate) fn stream_holds(mut stream: impl Read, pattern: Pattern) -> Result<u6
     }
 }
 
-fn write_hashed(path: &Path, size: u64) -> Result<(), Failure> {
+fn write(path: &Path, size: u64, pattern: Pattern) -> Result<(), Failure> {
     let mut file = create(path)?;
     let mut buf = vec![0; CHUNK];
     for at in (0..size).step_by(CHUNK) {
-        Pattern::Hashed.fill(at, &mut buf);
+        pattern.fill(at, &mut buf);
         file.write_all(&buf).map_err(|error| Failure::io("write", path.display(), &error))?;
     }
     // So that writing back does not disturb what is measured next; and only clean pages can be

@@ -116,6 +116,7 @@ impl Run<'_> {
     fn pattern(&self) -> Pattern {
         match self.workload.export {
             Export::Null => Pattern::Zero,
+            Export::Filtered(_) => Pattern::Repeated,
             _ => Pattern::Hashed,
         }
     }

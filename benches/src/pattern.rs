@@ -10,6 +10,8 @@
 pub(crate) enum Pattern {
     /// Every word is a hash of its offset.
     Hashed,
+    /// Every eighth word is, and the seven behind it are the same: there is something to compress.
+    Repeated,
     /// Every byte is zero.
     Zero,
 }
@@ -19,6 +21,7 @@ impl Pattern {
     pub(crate) fn word(self, offset: u64) -> [u8; 8] {
         match self {
             Pattern::Hashed => hash(offset).to_le_bytes(),
+            Pattern::Repeated => hash(offset & !63).to_le_bytes(),
             Pattern::Zero => [0; 8],
         }
     }

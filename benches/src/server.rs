@@ -16,6 +16,8 @@ use nix::unistd::Pid;
 use crate::client::{Address, Client, Wishes};
 use crate::failure::Failure;
 use crate::fixtures::{Fixtures, PSK_USER};
+use crate::images::image_of;
+use crate::stack::{Image, Stack};
 
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -68,6 +70,8 @@ pub(crate) enum Export {
     Null,
     /// A sparse file of many pieces.
     Fragmented,
+    /// What filters make of an image.
+    Filtered(&'static Stack),
 }
 
 /// How clients reach it.
@@ -136,6 +140,7 @@ impl Server {
             },
             Export::Null => None,
             Export::Fragmented => Some(fixtures.fragmented()?),
+            Export::Filtered(stack) => Some(image_of(&fixtures.repeated(SMALL_MIB)?, stack.image)?),
         };
         let address = match transport {
             Transport::Unix => Address::Unix(dir.join("sock")),
@@ -277,9 +282,25 @@ impl Plan<'_> {
         match kind {
             Kind::Ours => Ok(self.nbdkit(ours)),
             Kind::Nbdkit => Ok(self.nbdkit(Path::new("/usr/bin/nbdkit"))),
+            Kind::QemuNbd if self.format().is_some() => Ok(self.qemu_nbd()),
+            _ if matches!(self.export, Export::Filtered(_)) => {
+                let why = format!("{} has no such filter", kind.name());
+                Err(Failure::Unavailable(why))
+            }
             Kind::QemuNbd => Ok(self.qemu_nbd()),
             Kind::NbdServer => self.nbd_server(),
             Kind::Floor => self.floor(),
+        }
+    }
+
+    /// The format of the image, where QEMU knows it as one of its own.
+    fn format(&self) -> Option<&'static str> {
+        match self.export {
+            Export::Filtered(stack) => match stack.image {
+                Image::Qcow2 | Image::CompressedQcow2 => Some("qcow2"),
+                Image::Raw | Image::Partitioned | Image::Xz | Image::Gzip => None,
+            },
+            _ => None,
         }
     }
 
@@ -315,6 +336,10 @@ impl Plan<'_> {
         }
         match (self.export, self.file) {
             (Export::Null, _) => command.args(["null", "1G"]),
+            (Export::Filtered(stack), Some(file)) => {
+                command.args(stack.filters.iter().map(|name| format!("--filter={name}")));
+                command.arg("file").arg(file).args(stack.parameters)
+            }
             (_, Some(file)) => command.arg("file").arg(file),
             (_, None) => command.arg("memory").arg(format!("{SMALL_MIB}M")),
         };
@@ -344,7 +369,10 @@ impl Plan<'_> {
             }
         }
         match self.file {
-            Some(file) => command.args(["-f", "raw", "--cache=writeback"]).arg(file),
+            Some(file) => {
+                let format = self.format().unwrap_or("raw");
+                command.args(["-f", format, "--cache=writeback"]).arg(file)
+            }
             None => command.args(["--image-opts", "driver=null-co,size=1G,read-zeroes=on"]),
         };
         command

@@ -3,6 +3,7 @@
 
 use crate::load::Access;
 use crate::server::{Export, Transport};
+use crate::stack::{self, Stack};
 use crate::target::Target;
 
 /// What the client does.
@@ -80,10 +81,11 @@ pub(crate) struct Workload {
 }
 
 /// The families in the order of the plots, with their titles.
-pub(crate) const FAMILIES: [(&str, &str); 8] = [
+pub(crate) const FAMILIES: [(&str, &str); 9] = [
     ("small", "4 KiB requests, file in the page cache, Unix socket"),
     ("memory", "4 KiB reads without a file, Unix socket"),
     ("large", "256 KiB requests, Unix socket"),
+    ("filters", "Filters over a file in the page cache, Unix socket"),
     ("tcp", "TCP"),
     ("tls", "TLS over TCP, client libnbd"),
     ("connections", "Connections per second"),
@@ -114,6 +116,18 @@ const fn workload(name: &'static str, family: &'static str, export: Export, job:
         targets: &[],
         quick: false,
     }
+}
+
+/// Random reads of 4 KiB through filters.
+const fn filtered_small(name: &'static str, stack: &'static Stack) -> Workload {
+    workload(name, "filters", Export::Filtered(stack), Load(small(16, true))).want(&[Nbdkit(1.0)])
+}
+
+/// Reads of 256 KiB through filters, in order.
+const fn filtered_large(name: &'static str, stack: &'static Stack) -> Workload {
+    workload(name, "filters", Export::Filtered(stack), Load(large(false)))
+        .unit(Unit::Megabytes)
+        .want(&[Nbdkit(1.0)])
 }
 
 impl Workload {
@@ -185,6 +199,27 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         .unit(Unit::Megabytes)
         .want(&[Best(1.6)])
         .quick(),
+    filtered_small("offset-4k", &stack::OFFSET).quick(),
+    filtered_large("offset-256k", &stack::OFFSET),
+    filtered_small("partition-4k", &stack::PARTITION),
+    filtered_large("partition-256k", &stack::PARTITION),
+    filtered_small("blocksize-4k", &stack::BLOCKSIZE),
+    filtered_large("blocksize-256k", &stack::BLOCKSIZE),
+    filtered_small("cache-miss-4k", &stack::CACHE_MISS),
+    filtered_large("cache-miss-256k", &stack::CACHE_MISS),
+    filtered_small("cache-hit-4k", &stack::CACHE_HIT),
+    filtered_large("cache-hit-256k", &stack::CACHE_HIT),
+    filtered_small("cow-4k", &stack::COW).quick(),
+    filtered_large("cow-256k", &stack::COW),
+    filtered_large("readahead-256k", &stack::READAHEAD),
+    filtered_small("xz-4k", &stack::XZ),
+    filtered_large("xz-256k", &stack::XZ),
+    filtered_small("gzip-4k", &stack::GZIP),
+    filtered_large("gzip-256k", &stack::GZIP),
+    filtered_small("qcow2-4k", &stack::QCOW2).want(&[Best(1.0)]),
+    filtered_large("qcow2-256k", &stack::QCOW2).want(&[Best(1.0)]),
+    filtered_small("qcow2-zlib-4k", &stack::COMPRESSED_QCOW2).want(&[Best(1.0)]),
+    filtered_large("qcow2-zlib-256k", &stack::COMPRESSED_QCOW2).want(&[Best(1.0)]),
     workload("tcp-4k-read-d16", "tcp", Export::File, Load(small(16, true)))
         .over(Tcp)
         .want(&[Best(2.0)])
