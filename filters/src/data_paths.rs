@@ -152,6 +152,9 @@ type Parameters = &'static [(&'static str, &'static str)];
 const FILTERS: &[(&str, Parameters, Share, Share)] = {
     use Share::{All, Nothing, Part};
     &[
+        ("blocksize", &[], All, All),
+        ("blocksize", &[("maxdata", "1000")], Part, Part),
+        ("blocksize", &[("minblock", "2")], Part, Nothing),
         ("cow", &[("cow-block-size", "4096")], Part, Nothing),
         ("cow", &[("cow-on-read", "true")], Nothing, Nothing),
         ("delay", &[], All, All),
