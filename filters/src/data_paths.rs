@@ -155,6 +155,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("blocksize", &[], All, All),
         ("blocksize", &[("maxdata", "1000")], Part, Part),
         ("blocksize", &[("minblock", "2")], Part, Nothing),
+        ("cacheextents", &[], All, Nothing),
         ("cow", &[("cow-block-size", "4096")], Part, Nothing),
         ("cow", &[("cow-on-read", "true")], Nothing, Nothing),
         ("delay", &[], All, All),

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blocksize;
+pub mod cacheextents;
 pub mod cow;
 #[cfg(test)]
 mod data_paths;
@@ -42,6 +43,7 @@ type Load = fn() -> Box<dyn Filter>;
 /// Every built-in filter by its short name, in alphabetical order.
 const REGISTRY: &[(&str, Load)] = &[
     ("blocksize", || Box::new(blocksize::Blocksize::default())),
+    ("cacheextents", || Box::new(cacheextents::CacheExtents::default())),
     ("cow", || Box::new(cow::Cow::default())),
     ("delay", || Box::new(delay::Delay::default())),
     ("error", || Box::new(error::Inject::default())),

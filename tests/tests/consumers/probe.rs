@@ -23,7 +23,6 @@ use Need::{Filter, Plugin};
 /// What rows need and this server has not, neither of its own nor as a shared library of Debian's
 /// that it can load.
 const MISSING_HERE: &[Need] = &[
-    Filter("cacheextents"),
     Filter("count"),
     Filter("gzip"),
     Filter("multi-conn"),

@@ -9,8 +9,8 @@ use nbdkit_tests::processes::eventually;
 use nbdkit_tests::transcript::Session;
 use nbdkit_tests::{Ask, Client, Server};
 
-/// Compares what the client of `script` gets, and what the layer below `filter` is asked for it, but
-/// for extents. Both servers have the log filter there, and then `rest` of the command line.
+/// Compares what the client of `script` gets, and what the layer below `filter` is asked for it,
+/// but for extents. Both servers have the log filter there, and then `rest` of the command line.
 pub(crate) fn compare(
     name: &str,
     variant: &str,
