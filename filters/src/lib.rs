@@ -25,6 +25,7 @@ pub mod noextents;
 pub mod noparallel;
 pub mod nozero;
 pub mod offset;
+mod on_read;
 mod presence;
 pub mod readahead;
 pub mod retry;
