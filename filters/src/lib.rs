@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blocksize;
+pub mod cache;
 pub mod cacheextents;
 pub mod cow;
 #[cfg(test)]
@@ -44,6 +45,7 @@ type Load = fn() -> Box<dyn Filter>;
 /// Every built-in filter by its short name, in alphabetical order.
 const REGISTRY: &[(&str, Load)] = &[
     ("blocksize", || Box::new(blocksize::Blocksize::default())),
+    ("cache", || Box::new(cache::Cache::default())),
     ("cacheextents", || Box::new(cacheextents::CacheExtents::default())),
     ("cow", || Box::new(cow::Cow::default())),
     ("delay", || Box::new(delay::Delay::default())),

@@ -7,6 +7,7 @@
 
 mod below;
 mod blocksize;
+mod cache;
 mod cacheextents;
 mod command_line;
 mod filters;
@@ -24,6 +25,7 @@ use nbdkit_tests::differential::check_rows_exist;
 fn every_listed_difference_names_a_row() {
     check_rows_exist(&[
         include_str!("blocksize.rs"),
+        include_str!("cache.rs"),
         include_str!("cacheextents.rs"),
         include_str!("command_line.rs"),
         include_str!("filters.rs"),
