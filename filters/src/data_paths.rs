@@ -180,6 +180,16 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("limit", &[], All, All),
         ("log", &[], All, All),
         ("log", &[("logfile", "/dev/null")], Nothing, Nothing),
+        // The layer below is multi-conn.
+        ("multi-conn", &[], All, Nothing),
+        ("multi-conn", &[("multi-conn-track-dirty", "off")], All, All),
+        ("multi-conn", &[("multi-conn-mode", "emulate")], Nothing, Nothing),
+        (
+            "multi-conn",
+            &[("multi-conn-mode", "emulate"), ("multi-conn-track-dirty", "fast")],
+            All,
+            Nothing,
+        ),
         ("nocache", &[("cachemode", "emulate")], All, All),
         ("noextents", &[], All, All),
         ("noparallel", &[], All, All),

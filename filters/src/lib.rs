@@ -21,6 +21,7 @@ pub mod fuzz;
 pub mod ip;
 pub mod limit;
 pub mod log;
+pub mod multi_conn;
 pub mod nocache;
 pub mod noextents;
 pub mod noparallel;
@@ -56,6 +57,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("ip", || Box::new(ip::Ip::default())),
     ("limit", || Box::new(limit::Limit::default())),
     ("log", || Box::new(log::Log::default())),
+    ("multi-conn", || Box::new(multi_conn::MultiConn::default())),
     ("nocache", || Box::new(nocache::NoCache::default())),
     ("noextents", || Box::new(noextents::NoExtents)),
     ("noparallel", || Box::new(noparallel::NoParallel::default())),

@@ -25,7 +25,6 @@ use Need::{Filter, Plugin};
 const MISSING_HERE: &[Need] = &[
     Filter("count"),
     Filter("gzip"),
-    Filter("multi-conn"),
     Filter("partition"),
     Filter("rate"),
     Filter("tar"),

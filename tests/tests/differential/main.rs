@@ -12,6 +12,7 @@ mod cacheextents;
 mod command_line;
 mod filters;
 mod handshake;
+mod multi_conn;
 mod plugins;
 mod readahead;
 mod replaced;
@@ -30,6 +31,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("command_line.rs"),
         include_str!("filters.rs"),
         include_str!("handshake.rs"),
+        include_str!("multi_conn.rs"),
         include_str!("plugins.rs"),
         include_str!("replaced.rs"),
         include_str!("readahead.rs"),
