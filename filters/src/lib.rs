@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blocksize;
+pub mod blocksize_policy;
 pub mod cache;
 pub mod cacheextents;
 pub mod cow;
@@ -46,6 +47,7 @@ type Load = fn() -> Box<dyn Filter>;
 /// Every built-in filter by its short name, in alphabetical order.
 const REGISTRY: &[(&str, Load)] = &[
     ("blocksize", || Box::new(blocksize::Blocksize::default())),
+    ("blocksize-policy", || Box::new(blocksize_policy::BlocksizePolicy::default())),
     ("cache", || Box::new(cache::Cache::default())),
     ("cacheextents", || Box::new(cacheextents::CacheExtents::default())),
     ("cow", || Box::new(cow::Cow::default())),

@@ -7,6 +7,7 @@
 
 mod below;
 mod blocksize;
+mod blocksize_policy;
 mod cache;
 mod cacheextents;
 mod command_line;
@@ -26,6 +27,7 @@ use nbdkit_tests::differential::check_rows_exist;
 fn every_listed_difference_names_a_row() {
     check_rows_exist(&[
         include_str!("blocksize.rs"),
+        include_str!("blocksize_policy.rs"),
         include_str!("cache.rs"),
         include_str!("cacheextents.rs"),
         include_str!("command_line.rs"),
