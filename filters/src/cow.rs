@@ -14,42 +14,23 @@ mod overlay;
 mod quota;
 mod table;
 
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::{
-    Access, BlockSize, Blocking, Cache, DataPath, Direction, Errno, Error, ExtentKind, Extents,
-    Filter, Flags, Fua, Needs, Next, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value,
-    Zero, log,
+    BlockSize, Blocking, Cache, DataPath, Direction, Errno, Error, ExtentKind, Extents, Filter,
+    Flags, Fua, Needs, Next, NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, Zero,
+    log,
 };
 
 use accounts::Limits;
 use blocks::{Blocks, Contents, Data};
 use overlay::Overlay;
 
+use crate::on_read::OnRead;
+
 /// Largest preferred block size that may be advertised, bytes (NBD protocol, "Block size
 /// constraints").
 const MAX_PREFERRED: u32 = 32 << 20;
-
-/// Whether reads are saved in the overlay.
-#[derive(Debug, Default, Clone)]
-enum OnRead {
-    #[default]
-    Never,
-    Always,
-    /// While this exists.
-    While(PathBuf),
-}
-
-impl OnRead {
-    fn now(&self) -> bool {
-        match self {
-            OnRead::Never => false,
-            OnRead::Always => true,
-            OnRead::While(path) => path.exists(),
-        }
-    }
-}
 
 /// The filter: its parameters and, once ready, the overlay.
 #[derive(Debug)]
@@ -114,15 +95,7 @@ impl Filter for Cow {
             "cow-max-connection" => self.limits.connection = Some(value.size()?),
             "cow-max-total" => self.limits.total = Some(value.size()?),
             "cow-on-cache" => self.on_cache = value.boolean()?,
-            "cow-on-read" => {
-                self.on_read = if value.as_path().is_absolute() {
-                    OnRead::While(value.absolute_path()?)
-                } else if value.boolean()? {
-                    OnRead::Always
-                } else {
-                    OnRead::Never
-                }
-            }
+            "cow-on-read" => self.on_read = OnRead::parse(value)?,
             _ => return next.config(key, value),
         }
         Ok(())
@@ -142,13 +115,8 @@ impl Filter for Cow {
         Ok(())
     }
 
-    /// The path need not exist yet; only that is asked of it.
     fn needs(&self, below: Needs) -> Needs {
-        let below = below.read_only();
-        match &self.on_read {
-            OnRead::While(path) => below.path(path, Access::Look),
-            OnRead::Never | OnRead::Always => below,
-        }
+        self.on_read.needs(below.read_only())
     }
 
     /// What clients write is nowhere else.
@@ -370,7 +338,7 @@ impl OpenLayer for Handle {
 impl Handle {
     /// Where all of a range stands, if it stands in one place and reading it changes nothing.
     fn whole(&self, count: u64, offset: u64) -> Option<Contents> {
-        if !matches!(self.on_read, OnRead::Never) {
+        if !self.on_read.is_never() {
             return None;
         }
         let run = self.blocks().ok()?.runs(count, offset).next()?.ok()?;

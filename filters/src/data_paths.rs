@@ -152,6 +152,21 @@ type Parameters = &'static [(&'static str, &'static str)];
 const FILTERS: &[(&str, Parameters, Share, Share)] = {
     use Share::{All, Nothing, Part};
     &[
+        ("blocksize", &[], All, All),
+        ("blocksize", &[("maxdata", "1000")], Part, Part),
+        ("blocksize", &[("minblock", "2")], Part, Nothing),
+        ("blocksize-policy", &[("blocksize-minimum", "512")], All, All),
+        (
+            "blocksize-policy",
+            &[("blocksize-minimum", "2"), ("blocksize-error-policy", "error")],
+            Part,
+            Part,
+        ),
+        ("blocksize-policy", &[("blocksize-write-disconnect", "4000")], All, Part),
+        ("cache", &[("cache-min-block-size", "4096")], Part, Nothing),
+        ("cache", &[("cache", "writethrough"), ("cache-min-block-size", "4096")], Part, Nothing),
+        ("cache", &[("cache-on-read", "true")], Nothing, Nothing),
+        ("cacheextents", &[], All, Nothing),
         ("cow", &[("cow-block-size", "4096")], Part, Nothing),
         ("cow", &[("cow-on-read", "true")], Nothing, Nothing),
         // Nothing is rescued by an empty map.
@@ -180,6 +195,16 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("log", &[("logfile", "/dev/null")], Nothing, Nothing),
         ("map", &[], All, All),
         ("map", &[("map", "1000-50000:100000")], Part, Part),
+        // The layer below is multi-conn.
+        ("multi-conn", &[], All, Nothing),
+        ("multi-conn", &[("multi-conn-track-dirty", "off")], All, All),
+        ("multi-conn", &[("multi-conn-mode", "emulate")], Nothing, Nothing),
+        (
+            "multi-conn",
+            &[("multi-conn-mode", "emulate"), ("multi-conn-track-dirty", "fast")],
+            All,
+            Nothing,
+        ),
         ("nocache", &[("cachemode", "emulate")], All, All),
         ("noextents", &[], All, All),
         ("noparallel", &[], All, All),

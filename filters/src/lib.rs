@@ -5,6 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod blocksize;
+pub mod blocksize_policy;
+pub mod cache;
+pub mod cacheextents;
 mod compressed;
 pub mod cow;
 #[cfg(test)]
@@ -24,11 +28,13 @@ pub mod ip;
 pub mod limit;
 pub mod log;
 pub mod map;
+pub mod multi_conn;
 pub mod nocache;
 pub mod noextents;
 pub mod noparallel;
 pub mod nozero;
 pub mod offset;
+mod on_read;
 mod presence;
 pub mod qcow2dec;
 mod random;
@@ -51,6 +57,10 @@ type Load = fn() -> Box<dyn Filter>;
 
 /// Every built-in filter by its short name, in alphabetical order.
 const REGISTRY: &[(&str, Load)] = &[
+    ("blocksize", || Box::new(blocksize::Blocksize::default())),
+    ("blocksize-policy", || Box::new(blocksize_policy::BlocksizePolicy::default())),
+    ("cache", || Box::new(cache::Cache::default())),
+    ("cacheextents", || Box::new(cacheextents::CacheExtents::default())),
     ("cow", || Box::new(cow::Cow::default())),
     ("ddrescue", || Box::new(ddrescue::Ddrescue::default())),
     ("delay", || Box::new(delay::Delay::default())),
@@ -64,6 +74,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("limit", || Box::new(limit::Limit::default())),
     ("log", || Box::new(log::Log::default())),
     ("map", || Box::new(map::Map::default())),
+    ("multi-conn", || Box::new(multi_conn::MultiConn::default())),
     ("nocache", || Box::new(nocache::NoCache::default())),
     ("noextents", || Box::new(noextents::NoExtents)),
     ("noparallel", || Box::new(noparallel::NoParallel::default())),

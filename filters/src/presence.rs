@@ -94,6 +94,14 @@ impl Places {
         Ok(!self.own().is_empty() || self.locked_elsewhere(0, 0)?)
     }
 
+    /// Whether a client of another process holds this place.
+    ///
+    /// # Errors
+    /// EIO.
+    pub(crate) fn is_held_elsewhere(&self, number: u64) -> Result<bool> {
+        self.locked_elsewhere(number, 1)
+    }
+
     fn locked_elsewhere(&self, start: u64, length: i64) -> Result<bool> {
         let mut range = record(libc::F_WRLCK, start, length);
         fcntl(self.file.as_fd(), FcntlArg::F_GETLK(&mut range)).or_error(|| "fcntl F_GETLK")?;
@@ -107,6 +115,13 @@ impl Places {
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
             Err(errno) => Err(errno).or_error(|| "fcntl F_SETLK"),
         }
+    }
+}
+
+impl Place {
+    /// Which one it is, below the limit.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) struct Disk {
     pub(crate) data: Mutex<Vec<u8>>,
     pub(crate) calls: Mutex<Vec<String>>,
     pub(crate) flush: bool,
+    pub(crate) multi_conn: bool,
     pub(crate) trim: bool,
     pub(crate) zero: bool,
     pub(crate) fast_zero: bool,
@@ -32,6 +33,7 @@ impl Disk {
             data: Mutex::new(vec![0; size]),
             calls: Mutex::default(),
             flush: true,
+            multi_conn: true,
             trim: true,
             zero: true,
             fast_zero: true,
@@ -137,7 +139,7 @@ impl Connection for Handle {
     }
 
     fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
+        Ok(self.0.multi_conn)
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

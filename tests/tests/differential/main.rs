@@ -5,12 +5,18 @@
 //! `tests/differences.txt` lists the row, the reason, and the lines.
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
+mod below;
+mod blocksize;
+mod blocksize_policy;
+mod cache;
+mod cacheextents;
 mod command_line;
 mod ddrescue;
 mod extentlist;
 mod filters;
 mod handshake;
 mod images;
+mod multi_conn;
 mod plugins;
 mod readahead;
 mod replaced;
@@ -25,11 +31,16 @@ use nbdkit_tests::differential::check_rows_exist;
 #[test]
 fn every_listed_difference_names_a_row() {
     check_rows_exist(&[
+        include_str!("blocksize.rs"),
+        include_str!("blocksize_policy.rs"),
+        include_str!("cache.rs"),
+        include_str!("cacheextents.rs"),
         include_str!("command_line.rs"),
         include_str!("ddrescue.rs"),
         include_str!("extentlist.rs"),
         include_str!("filters.rs"),
         include_str!("handshake.rs"),
+        include_str!("multi_conn.rs"),
         include_str!("plugins.rs"),
         include_str!("replaced.rs"),
         include_str!("readahead.rs"),

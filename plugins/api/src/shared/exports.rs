@@ -87,6 +87,23 @@ impl SharedBlockMaps {
         Ok(self.map(size, base))
     }
 
+    /// The name of an export that was opened before, by its number.
+    ///
+    /// # Errors
+    /// EIO: there is no such export, or the list is corrupt.
+    pub fn name(&self, number: usize) -> Result<String> {
+        if number >= self.count() {
+            return Err(self.corrupt());
+        }
+        let mut entry = [0; ENTRY];
+        self.list.read_at(&mut entry, (number * ENTRY) as u64)?;
+        let [_, length, ..] = words(&entry);
+        let length = usize::try_from(length).ok().filter(|it| *it <= MAX_STRING);
+        let mut name = vec![0; length.ok_or_else(|| self.corrupt())?];
+        self.list.read_at(&mut name, NAMES + (number * MAX_STRING) as u64)?;
+        String::from_utf8(name).map_err(|_| self.corrupt())
+    }
+
     /// How many exports were opened.
     pub fn count(&self) -> usize {
         self.state.lock()[COUNT].min(MAX_EXPORTS as u64) as usize
@@ -244,6 +261,8 @@ mod tests {
         assert_eq!(maps.entry(0).unwrap(), (1 << 40, a));
         assert_eq!(maps.find("b", 513).unwrap_err().errno(), Errno::EINVAL);
         assert_eq!(maps.count(), 3);
+        assert_eq!([0, 1, 2].map(|it| maps.name(it).unwrap()), ["a", "b", ""]);
+        assert_eq!(maps.name(3).unwrap_err().errno(), Errno::EIO);
         assert!(SharedBlockMaps::new("test", 0).is_err());
     }
 
@@ -275,6 +294,10 @@ mod tests {
             assert_eq!(maps.entry(0).unwrap_err().errno(), Errno::EIO);
         }
         assert_eq!(maps.entry(usize::MAX).unwrap_err().errno(), Errno::EIO);
+        for length in [u64::MAX, MAX_STRING as u64 + 1] {
+            maps.scribble_list(8, length).unwrap();
+            assert_eq!(maps.name(0).unwrap_err().errno(), Errno::EIO);
+        }
         *maps.state.lock() = [u64::MAX, u64::MAX];
         maps.find("b", 512).unwrap_err();
     }
