@@ -169,6 +169,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("fua", &[("fuamode", "pass")], All, All),
         ("fua", &[("fuamode", "discard")], All, All),
         ("fua", &[("fuamode", "force")], All, Nothing),
+        ("gzip", &[], Nothing, Nothing),
         ("ip", &[], All, All),
         ("limit", &[], All, All),
         ("log", &[], All, All),

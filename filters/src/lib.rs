@@ -16,6 +16,7 @@ pub mod exportname;
 pub mod fua;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod gzip;
 pub mod ip;
 pub mod limit;
 pub mod log;
@@ -48,6 +49,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("exitlast", || Box::new(exitlast::ExitLast::default())),
     ("exportname", || Box::new(exportname::ExportName::default())),
     ("fua", || Box::new(fua::FuaFilter::default())),
+    ("gzip", || Box::new(gzip::Gzip::default())),
     ("ip", || Box::new(ip::Ip::default())),
     ("limit", || Box::new(limit::Limit::default())),
     ("log", || Box::new(log::Log::default())),

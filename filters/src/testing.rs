@@ -300,6 +300,7 @@ pub(crate) fn made_by(program: &str, arguments: &[&str], input: &[u8]) -> Option
 /// program that makes such images.
 pub(crate) fn disk_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
     let image = match filter {
+        "gzip" => made_by("gzip", &["--stdout"], &sample(size))?,
         "xz" => made_by("xz", &["--stdout", "--block-size=50000"], &sample(size))?,
         _ => return Some(Arc::new(Disk::pattern(size))),
     };

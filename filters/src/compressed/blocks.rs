@@ -125,7 +125,8 @@ impl Parameters {
         Ok(Box::new(Handle::<F> {
             client: open.client.cloned(),
             max_block: self.max_block,
-            shared: indexes.of(open)?,
+            // Clients of too many exports have an index each.
+            shared: indexes.of(open).map_or_else(|| Index::new().map(Arc::new), Ok)?,
             ready: OnceLock::new(),
             cache: Cache::new(self.depth as usize),
             format: std::marker::PhantomData,
@@ -186,8 +187,7 @@ impl<F: Format> OpenLayer for Handle<F> {
     }
 
     fn export_description(&self, next: &Next) -> Option<String> {
-        let below = next.export_description()?;
-        Some(format!("expansion of {}-compressed image: {below}", F::NAME))
+        super::description(F::NAME, next)
     }
 
     fn can_write(&self, _: &Next) -> Result<bool> {

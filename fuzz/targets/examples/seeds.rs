@@ -183,6 +183,13 @@ fn main() {
                 .collect(),
         ),
         (
+            "gzip",
+            vec![
+                made_by("gzip", &["-c"]),
+                [made_by("gzip", &["-c1"]), made_by("gzip", &["-c9"]), vec![0; 5]].concat(),
+            ],
+        ),
+        (
             "xz",
             vec![
                 made_by("xz", &["-c", "--block-size=1000"]),

@@ -2,6 +2,14 @@
 
 use nbdkit_filters::fuzz::image;
 
+/// The gzip filter.
+///
+/// # Panics
+/// If the filter does, or if it contradicts itself.
+pub fn gzip(data: &[u8]) {
+    image("gzip", data, &[]);
+}
+
 /// The xz filter.
 ///
 /// # Panics

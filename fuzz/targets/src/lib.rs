@@ -36,6 +36,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("command_line", texts::command_line),
     ("cow_shared", shared::cow),
     ("data_format", texts::data_format),
+    ("gzip", images::gzip),
     ("handshake", handshake::target),
     ("ip_rules", texts::ip_rules),
     ("listener", channel::listener),

@@ -26,7 +26,6 @@ const MISSING_HERE: &[Need] = &[
     Filter("blocksize"),
     Filter("cacheextents"),
     Filter("count"),
-    Filter("gzip"),
     Filter("multi-conn"),
     Filter("partition"),
     Filter("rate"),

@@ -7,6 +7,7 @@
 
 mod command_line;
 mod filters;
+mod gzip;
 mod handshake;
 mod images;
 mod plugins;
@@ -24,6 +25,7 @@ fn every_listed_difference_names_a_row() {
     check_rows_exist(&[
         include_str!("command_line.rs"),
         include_str!("filters.rs"),
+        include_str!("gzip.rs"),
         include_str!("handshake.rs"),
         include_str!("plugins.rs"),
         include_str!("replaced.rs"),
