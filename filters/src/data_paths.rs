@@ -174,6 +174,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("limit", &[], All, All),
         ("log", &[], All, All),
         ("log", &[("logfile", "/dev/null")], Nothing, Nothing),
+        ("luks", &[("passphrase", testing::PASSPHRASE)], Nothing, Nothing),
         ("nocache", &[("cachemode", "emulate")], All, All),
         ("noextents", &[], All, All),
         ("noparallel", &[], All, All),

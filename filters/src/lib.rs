@@ -20,6 +20,7 @@ pub mod gzip;
 pub mod ip;
 pub mod limit;
 pub mod log;
+pub mod luks;
 pub mod nocache;
 pub mod noextents;
 pub mod noparallel;
@@ -53,6 +54,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("ip", || Box::new(ip::Ip::default())),
     ("limit", || Box::new(limit::Limit::default())),
     ("log", || Box::new(log::Log::default())),
+    ("luks", || Box::new(luks::Luks::default())),
     ("nocache", || Box::new(nocache::NoCache::default())),
     ("noextents", || Box::new(noextents::NoExtents)),
     ("noparallel", || Box::new(noparallel::NoParallel::default())),

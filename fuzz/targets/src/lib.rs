@@ -41,6 +41,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ip_rules", texts::ip_rules),
     ("listener", channel::listener),
     ("log_line", texts::log_line),
+    ("luks", images::luks),
     ("messages", channel::messages),
     ("numbers", texts::numbers),
     ("parameters", texts::parameters),

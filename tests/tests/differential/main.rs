@@ -10,6 +10,7 @@ mod filters;
 mod gzip;
 mod handshake;
 mod images;
+mod luks;
 mod plugins;
 mod readahead;
 mod replaced;
@@ -27,6 +28,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("filters.rs"),
         include_str!("gzip.rs"),
         include_str!("handshake.rs"),
+        include_str!("luks.rs"),
         include_str!("plugins.rs"),
         include_str!("replaced.rs"),
         include_str!("readahead.rs"),
