@@ -1,9 +1,9 @@
 //! nbdkit-gzip-filter(1): serves what a gzip file decompresses to, from a temporary file.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Write};
 
 use flate2::bufread::GzDecoder;
-use nbdkit_api::{Filter, Needs, Open, OpenLayer, Result, Slot, ThreadModel, error};
+use nbdkit_api::{Filter, Needs, Open, OpenLayer, Result, Slot, ThreadModel};
 
 use crate::compressed::expansion::{self, Expansions, Format};
 
@@ -46,37 +46,10 @@ impl Format for Members {
     const NAME: &'static str = "gzip";
 
     fn expand(image: &mut dyn BufRead, disk: &mut dyn Write) -> io::Result<()> {
-        let mut is_first = true;
-        loop {
-            let mut magic = Vec::new();
-            image.take(MAGIC.len() as u64).read_to_end(&mut magic)?;
-            if magic != MAGIC {
-                if is_first {
-                    return Err(io::Error::other("not a gzip file"));
-                }
-                return warn_of_garbage(&mut magic.chain(image));
-            }
-            // The decoder checks the sum and the size of the member.
-            expansion::copy(&mut GzDecoder::new(magic.chain(&mut *image)), disk)?;
-            is_first = false;
-        }
-    }
-}
-
-/// Behind the last member there may be anything, and it is ignored, as by gzip(1); zeroes are what
-/// tapes and block devices end with.
-fn warn_of_garbage(end: &mut dyn BufRead) -> io::Result<()> {
-    loop {
-        let bytes = end.fill_buf()?;
-        if bytes.iter().any(|byte| *byte != 0) {
-            // Seen without -v.
-            error!("gzip: what follows the last member is no gzip file, and is ignored");
-            return Ok(());
-        }
-        match bytes.len() {
-            0 => return Ok(()),
-            count => end.consume(count),
-        }
+        // The decoder checks the sum and the size of the member.
+        expansion::members("gzip", &MAGIC, image, |member| {
+            expansion::copy(&mut GzDecoder::new(member), disk)
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bzip2;
 mod compressed;
 pub mod cow;
 #[cfg(test)]
@@ -44,6 +45,7 @@ type Load = fn() -> Box<dyn Filter>;
 
 /// Every built-in filter by its short name, in alphabetical order.
 const REGISTRY: &[(&str, Load)] = &[
+    ("bzip2", || Box::new(bzip2::Bzip2::default())),
     ("cow", || Box::new(cow::Cow::default())),
     ("delay", || Box::new(delay::Delay::default())),
     ("error", || Box::new(error::Inject::default())),

@@ -303,6 +303,7 @@ pub(crate) const PASSPHRASE: &str = "correct horse";
 /// program that makes such images.
 pub(crate) fn disk_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
     let image = match filter {
+        "bzip2" => made_by("bzip2", &["--stdout"], &sample(size))?,
         "gzip" => made_by("gzip", &["--stdout"], &sample(size))?,
         "luks" => crate::luks::tests::image(&sample(size)),
         "xz" => made_by("xz", &["--stdout", "--block-size=50000"], &sample(size))?,

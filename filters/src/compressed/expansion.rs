@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use nbdkit_api::shared::{SharedFile, SharedOnce};
 use nbdkit_api::{
     Blocking, Cache, Client, Direction, Errno, Error, FileRange, Next, Open, OpenLayer, Result,
-    Slot, page_cache,
+    Slot, error, page_cache,
 };
 
 use super::by_export::ByExport;
@@ -42,6 +42,50 @@ pub(crate) fn copy(decoder: &mut dyn Read, disk: &mut dyn Write) -> io::Result<(
             Ok(count) => disk.write_all(&buf[..count])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Has `decode` read a file that consists of members one after the other, each of which begins with
+/// `magic`.
+///
+/// Behind the last one there may be anything, and it is ignored, as by gzip(1) and bzip2(1); zeroes
+/// are what tapes and block devices end with.
+///
+/// # Errors
+/// There is no member; those of `decode`.
+pub(crate) fn members(
+    filter: &str,
+    magic: &[u8],
+    mut image: &mut dyn BufRead,
+    mut decode: impl FnMut(&mut dyn BufRead) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut is_first = true;
+    loop {
+        let mut begin = Vec::new();
+        (&mut image).take(magic.len() as u64).read_to_end(&mut begin)?;
+        let begins = begin == magic;
+        let mut member = io::Cursor::new(begin).chain(&mut image);
+        match (begins, is_first) {
+            (true, _) => decode(&mut member)?,
+            (false, true) => return Err(io::Error::other(format!("not a {filter} file"))),
+            (false, false) => return warn_of_garbage(filter, &mut member),
+        }
+        is_first = false;
+    }
+}
+
+fn warn_of_garbage(filter: &str, end: &mut dyn BufRead) -> io::Result<()> {
+    loop {
+        let bytes = end.fill_buf()?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            // Seen without -v.
+            error!("{filter}: what follows the last member is none, and is ignored");
+            return Ok(());
+        }
+        match bytes.len() {
+            0 => return Ok(()),
+            count => end.consume(count),
         }
     }
 }

@@ -183,6 +183,13 @@ fn main() {
                 .collect(),
         ),
         (
+            "bzip2",
+            vec![
+                made_by("bzip2", &["-c"]),
+                [made_by("bzip2", &["-c1"]), made_by("bzip2", &["-c9"])].concat(),
+            ],
+        ),
+        (
             "gzip",
             vec![
                 made_by("gzip", &["-c"]),

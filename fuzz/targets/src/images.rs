@@ -2,6 +2,14 @@
 
 use nbdkit_filters::fuzz::image;
 
+/// The bzip2 filter.
+///
+/// # Panics
+/// If the filter does, or if it contradicts itself.
+pub fn bzip2(data: &[u8]) {
+    image("bzip2", data, &[]);
+}
+
 /// The gzip filter.
 ///
 /// # Panics

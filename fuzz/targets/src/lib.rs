@@ -33,6 +33,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("allocator", shared::allocator),
     ("broker", broker::target),
+    ("bzip2", images::bzip2),
     ("command_line", texts::command_line),
     ("cow_shared", shared::cow),
     ("data_format", texts::data_format),

@@ -2,7 +2,6 @@
 //! write to them, what is refused, and that the key is derived once.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use nbd_protocol::constants::{CommandFlags, Rep};
@@ -11,15 +10,10 @@ use nbdkit_tests::server::Server;
 use nbdkit_tests::transcript::Session;
 use nbdkit_tests::{Ask, TempDir, row_name};
 
-use crate::images::{has, image, script};
+use crate::images::{has, image, script, shell};
 
 /// Bytes of the disk.
 const SIZE: u64 = 1 << 20;
-
-fn shell(dir: &TempDir, script: &str) {
-    let status = Command::new("sh").args(["-ec", script]).current_dir(dir.path()).status();
-    assert!(status.unwrap().success(), "{script}");
-}
 
 /// Makes `disk.luks` with these options of qemu-img(1), which measures for seconds how fast the
 /// machine is; hence once for each.

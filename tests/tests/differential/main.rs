@@ -5,6 +5,7 @@
 //! `tests/differences.txt` lists the row, the reason, and the lines.
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
+mod bzip2;
 mod command_line;
 mod filters;
 mod gzip;
