@@ -176,6 +176,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("log", &[], All, All),
         ("log", &[("logfile", "/dev/null")], Nothing, Nothing),
         ("luks", &[("passphrase", testing::PASSPHRASE)], Nothing, Nothing),
+        ("lzip", &[], Nothing, Nothing),
         ("nocache", &[("cachemode", "emulate")], All, All),
         ("noextents", &[], All, All),
         ("noparallel", &[], All, All),

@@ -22,6 +22,7 @@ pub mod ip;
 pub mod limit;
 pub mod log;
 pub mod luks;
+pub mod lzip;
 pub mod nocache;
 pub mod noextents;
 pub mod noparallel;
@@ -57,6 +58,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("limit", || Box::new(limit::Limit::default())),
     ("log", || Box::new(log::Log::default())),
     ("luks", || Box::new(luks::Luks::default())),
+    ("lzip", || Box::new(lzip::Lzip::default())),
     ("nocache", || Box::new(nocache::NoCache::default())),
     ("noextents", || Box::new(noextents::NoExtents)),
     ("noparallel", || Box::new(noparallel::NoParallel::default())),

@@ -306,6 +306,7 @@ pub(crate) fn disk_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
         "bzip2" => made_by("bzip2", &["--stdout"], &sample(size))?,
         "gzip" => made_by("gzip", &["--stdout"], &sample(size))?,
         "luks" => crate::luks::tests::image(&sample(size)),
+        "lzip" => made_by("lzip", &["--stdout", "--member-size=100000"], &sample(size))?,
         "xz" => made_by("xz", &["--stdout", "--block-size=50000"], &sample(size))?,
         _ => return Some(Arc::new(Disk::pattern(size))),
     };

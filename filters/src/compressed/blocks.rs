@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::{
     Blocking, Cache as Caching, Client, Errno, Error, Next, NextConfig, Open, OpenLayer, Result,
-    Slot, Value,
+    Slot, Value, client,
 };
 
 pub(crate) use super::by_export::ByExport;
@@ -43,8 +43,9 @@ impl<'a> Image<'a> {
     /// Fills `buf` from `offset`.
     ///
     /// # Errors
-    /// Those of the layer below.
+    /// Those of the layer below. ESHUTDOWN: the client has gone.
     pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        client::check_present(self.client.map(|client| &**client))?;
         self.next.pread(buf, offset)
     }
 

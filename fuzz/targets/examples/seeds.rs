@@ -198,6 +198,13 @@ fn main() {
         ),
         ("luks", vec![luks("xts-plain64\0", 32), luks("cbc-essiv:sha256\0", 16)]),
         (
+            "lzip",
+            vec![
+                made_by("lzip", &["-c"]),
+                [made_by("lzip", &["-c0"]), made_by("lzip", &["-c9"])].concat(),
+            ],
+        ),
+        (
             "xz",
             vec![
                 made_by("xz", &["-c", "--block-size=1000"]),

@@ -33,6 +33,14 @@ pub fn luks(data: &[u8]) {
     image("luks", &data, &[("passphrase", "secret")]);
 }
 
+/// The lzip filter.
+///
+/// # Panics
+/// If the filter does, or if it contradicts itself.
+pub fn lzip(data: &[u8]) {
+    image("lzip", data, &[("lzip-max-block", "1M"), ("lzip-max-depth", "1")]);
+}
+
 /// The xz filter.
 ///
 /// # Panics

@@ -43,6 +43,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("listener", channel::listener),
     ("log_line", texts::log_line),
     ("luks", images::luks),
+    ("lzip", images::lzip),
     ("messages", channel::messages),
     ("numbers", texts::numbers),
     ("parameters", texts::parameters),

@@ -12,6 +12,7 @@ mod gzip;
 mod handshake;
 mod images;
 mod luks;
+mod lzip;
 mod plugins;
 mod readahead;
 mod replaced;
