@@ -9,15 +9,22 @@
 pub(crate) mod blocks;
 mod by_export;
 mod cache;
+pub(crate) mod expansion;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod index;
 pub(crate) mod reader;
 
 pub(crate) use cache::Cache;
-use nbdkit_api::{Errno, Error};
+use nbdkit_api::{Errno, Error, Next};
 
 /// The error of an image that is not what it should be.
 pub(crate) fn corrupt(filter: &str, why: impl std::fmt::Display) -> Error {
     Error::new(Errno::EIO, format!("{filter}: {why}"))
+}
+
+/// What a filter says about an image whose layer below says something.
+fn description(filter: &str, next: &Next) -> Option<String> {
+    let below = next.export_description()?;
+    Some(format!("expansion of {filter}-compressed image: {below}"))
 }

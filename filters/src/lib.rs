@@ -7,6 +7,7 @@
 
 pub mod blocksize;
 pub mod blocksize_policy;
+pub mod bzip2;
 pub mod cache;
 pub mod cacheextents;
 mod compressed;
@@ -24,9 +25,12 @@ pub mod fua;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod gzip;
 pub mod ip;
 pub mod limit;
 pub mod log;
+pub mod luks;
+pub mod lzip;
 pub mod map;
 pub mod multi_conn;
 pub mod nocache;
@@ -59,6 +63,7 @@ type Load = fn() -> Box<dyn Filter>;
 const REGISTRY: &[(&str, Load)] = &[
     ("blocksize", || Box::new(blocksize::Blocksize::default())),
     ("blocksize-policy", || Box::new(blocksize_policy::BlocksizePolicy::default())),
+    ("bzip2", || Box::new(bzip2::Bzip2::default())),
     ("cache", || Box::new(cache::Cache::default())),
     ("cacheextents", || Box::new(cacheextents::CacheExtents::default())),
     ("cow", || Box::new(cow::Cow::default())),
@@ -70,9 +75,12 @@ const REGISTRY: &[(&str, Load)] = &[
     ("exportname", || Box::new(exportname::ExportName::default())),
     ("extentlist", || Box::new(extentlist::ExtentList::default())),
     ("fua", || Box::new(fua::FuaFilter::default())),
+    ("gzip", || Box::new(gzip::Gzip::default())),
     ("ip", || Box::new(ip::Ip::default())),
     ("limit", || Box::new(limit::Limit::default())),
     ("log", || Box::new(log::Log::default())),
+    ("luks", || Box::new(luks::Luks::default())),
+    ("lzip", || Box::new(lzip::Lzip::default())),
     ("map", || Box::new(map::Map::default())),
     ("multi-conn", || Box::new(multi_conn::MultiConn::default())),
     ("nocache", || Box::new(nocache::NoCache::default())),

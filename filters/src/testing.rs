@@ -298,10 +298,17 @@ pub(crate) fn made_by(program: &str, arguments: &[&str], input: &[u8]) -> Option
     Some(output.stdout)
 }
 
+/// Of the disk for the luks filter.
+pub(crate) const PASSPHRASE: &str = "correct horse";
+
 /// A disk that `filter` can be opened on, whatever it makes of `size` bytes; `None` without the
 /// program that makes such images.
 pub(crate) fn disk_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
     let image = match filter {
+        "bzip2" => made_by("bzip2", &["--stdout"], &sample(size))?,
+        "gzip" => made_by("gzip", &["--stdout"], &sample(size))?,
+        "luks" => crate::luks::tests::image(&sample(size)),
+        "lzip" => made_by("lzip", &["--stdout", "--member-size=100000"], &sample(size))?,
         "xz" => made_by("xz", &["--stdout", "--block-size=50000"], &sample(size))?,
         "qcow2dec" => empty_qcow2(size as u64),
         _ => return Some(Arc::new(Disk::pattern(size))),

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::{
     Blocking, Cache as Caching, Client, Errno, Error, Next, NextConfig, Open, OpenLayer, Result,
-    Slot, Value,
+    Slot, Value, client,
 };
 
 pub(crate) use super::by_export::ByExport;
@@ -43,8 +43,9 @@ impl<'a> Image<'a> {
     /// Fills `buf` from `offset`.
     ///
     /// # Errors
-    /// Those of the layer below.
+    /// Those of the layer below. ESHUTDOWN: the client has gone.
     pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        client::check_present(self.client.map(|client| &**client))?;
         self.next.pread(buf, offset)
     }
 
@@ -125,7 +126,8 @@ impl Parameters {
         Ok(Box::new(Handle::<F> {
             client: open.client.cloned(),
             max_block: self.max_block,
-            shared: indexes.of(open)?,
+            // Clients of too many exports have an index each.
+            shared: indexes.of(open).map_or_else(|| Index::new().map(Arc::new), Ok)?,
             ready: OnceLock::new(),
             cache: Cache::new(self.depth as usize),
             format: std::marker::PhantomData,
@@ -186,8 +188,7 @@ impl<F: Format> OpenLayer for Handle<F> {
     }
 
     fn export_description(&self, next: &Next) -> Option<String> {
-        let below = next.export_description()?;
-        Some(format!("expansion of {}-compressed image: {below}", F::NAME))
+        super::description(F::NAME, next)
     }
 
     fn can_write(&self, _: &Next) -> Result<bool> {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use nbdkit_api::shared::SharedWords;
 use nbdkit_api::{Open, Result};
 
-/// Exports whose clients share an object. Clients of further ones work each for itself.
+/// Exports that have an object.
 const EXPORTS: usize = 8;
 
 /// Objects of type `T` by export.
@@ -20,7 +20,6 @@ pub(crate) struct ByExport<T> {
     /// there: a hostile worker can make clients share an image that should not, or not share one.
     owners: SharedWords,
     objects: Vec<Arc<T>>,
-    make: fn() -> Result<T>,
 }
 
 impl<T> ByExport<T> {
@@ -29,31 +28,20 @@ impl<T> ByExport<T> {
     pub(crate) fn new(make: fn() -> Result<T>) -> Result<ByExport<T>> {
         let objects = (0..EXPORTS).map(|_| make().map(Arc::new)).collect::<Result<_>>()?;
         let (hasher, owners) = (RandomState::new(), SharedWords::new(EXPORTS)?);
-        Ok(ByExport { hasher, owners, objects, make })
+        Ok(ByExport { hasher, owners, objects })
     }
 
-    /// The object of what is opened: the same in all processes, or a new one for this client alone
-    /// if there are too many exports.
-    ///
-    /// # Errors
-    /// Those of making one.
-    pub(crate) fn of(&self, open: &Open<'_>) -> Result<Arc<T>> {
+    /// The object of what is opened, the same in all processes; `None` if other exports have all of
+    /// them.
+    pub(crate) fn of(&self, open: &Open<'_>) -> Option<Arc<T>> {
         let hash = self.hasher.hash_one((open.export, open.tls)).max(1);
         for (owner, object) in self.owners.iter().zip(&self.objects) {
             let claimed = owner.compare_exchange(0, hash, Ordering::AcqRel, Ordering::Acquire);
             if claimed.is_ok() || claimed == Err(hash) {
-                return Ok(Arc::clone(object));
+                return Some(Arc::clone(object));
             }
         }
-        self.alone()
-    }
-
-    /// An object for this client alone.
-    ///
-    /// # Errors
-    /// Those of making one.
-    pub(crate) fn alone(&self) -> Result<Arc<T>> {
-        (self.make)().map(Arc::new)
+        None
     }
 }
 
@@ -62,21 +50,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_export_has_an_object_of_its_own_and_too_many_have_private_ones() {
+    fn each_export_has_an_object_of_its_own_and_too_many_have_none() {
         let by_export = ByExport::new(|| Ok(())).unwrap();
-        let of = |export: &str, tls| {
-            by_export.of(&Open { client: None, readonly: true, export, tls }).unwrap()
-        };
+        let of =
+            |export: &str, tls| by_export.of(&Open { client: None, readonly: true, export, tls });
         let names: Vec<String> = (0..EXPORTS / 2).map(|number| number.to_string()).collect();
-        let objects: Vec<_> =
-            names.iter().flat_map(|name| [of(name, false), of(name, true)]).collect();
+        let objects: Vec<_> = names
+            .iter()
+            .flat_map(|name| [of(name, false).unwrap(), of(name, true).unwrap()])
+            .collect();
         for (number, object) in objects.iter().enumerate() {
-            let again = of(&names[number / 2], number % 2 == 1);
+            let again = of(&names[number / 2], number % 2 == 1).unwrap();
             assert!(Arc::ptr_eq(object, &again), "{number}");
             assert_eq!(objects.iter().filter(|it| Arc::ptr_eq(it, object)).count(), 1);
         }
-        let (one, other) = (of("more", false), of("more", false));
-        assert!(!Arc::ptr_eq(&one, &other));
-        assert!(!objects.iter().any(|it| Arc::ptr_eq(it, &one)));
+        assert!(of("more", false).is_none());
     }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use nbdkit_api::{Client, Errno, Error, Next, Result, client};
 
+use super::corrupt;
+
 /// Bytes that are read from the layer below at a time.
 pub(crate) const CHUNK: usize = 256 << 10;
 
@@ -43,13 +45,13 @@ impl Read for Below<'_> {
 
 /// The error of a decoder that read from [`Below`]: the layer's own, if it failed there.
 pub(crate) fn decoder_error(filter: &str, error: io::Error) -> Error {
-    let errno = match error.kind() {
-        io::ErrorKind::OutOfMemory => Errno::ENOMEM,
-        _ => Errno::EIO,
-    };
-    match error.downcast::<Error>() {
-        Ok(below) => below,
-        Err(error) => Error::new(errno, format!("{filter}: {error}")),
+    match (error.kind(), error.downcast::<Error>()) {
+        (_, Ok(below)) => below,
+        (io::ErrorKind::OutOfMemory, Err(error)) => {
+            Error::new(Errno::ENOMEM, format!("{filter}: {error}"))
+        }
+        (io::ErrorKind::UnexpectedEof, Err(_)) => corrupt(filter, "the file is cut off"),
+        (_, Err(error)) => corrupt(filter, error),
     }
 }
 

@@ -199,6 +199,28 @@ fn main() {
             ],
         ),
         (
+            "bzip2",
+            vec![
+                made_by("bzip2", &["-c"]),
+                [made_by("bzip2", &["-c1"]), made_by("bzip2", &["-c9"])].concat(),
+            ],
+        ),
+        (
+            "gzip",
+            vec![
+                made_by("gzip", &["-c"]),
+                [made_by("gzip", &["-c1"]), made_by("gzip", &["-c9"]), vec![0; 5]].concat(),
+            ],
+        ),
+        ("luks", vec![luks("xts-plain64\0", 32), luks("cbc-essiv:sha256\0", 16)]),
+        (
+            "lzip",
+            vec![
+                made_by("lzip", &["-c"]),
+                [made_by("lzip", &["-c0"]), made_by("lzip", &["-c9"])].concat(),
+            ],
+        ),
+        (
             "xz",
             vec![
                 made_by("xz", &["-c", "--block-size=1000"]),
@@ -215,6 +237,22 @@ fn main() {
             std::fs::write(directory.join(format!("seed-{number}")), bytes).expect("written");
         }
     }
+}
+
+/// A LUKS1 header whose slots are in use, and a disk; nobody knows the passphrase.
+fn luks(mode: &str, key_size: u8) -> Vec<u8> {
+    let mut image = vec![0; 8192];
+    let mut put = |at: usize, bytes: &[u8]| image[at..][..bytes.len()].copy_from_slice(bytes);
+    put(0, b"LUKS\xba\xbe\x00\x01aes");
+    put(40, mode.as_bytes());
+    put(72, b"sha256");
+    put(104, &[0, 0, 0, 8, 0, 0, 0, key_size]);
+    put(164, &[0, 0, 0, 2]);
+    for slot in 0..8 {
+        put(208 + slot * 48, &[0x00, 0xac, 0x71, 0xf3, 0, 0, 0, 3]);
+        put(208 + slot * 48 + 40, &[0, 0, 0, 2, 0, 0, 0, 30]);
+    }
+    image
 }
 
 /// Some bytes, which can be compressed.

@@ -2,6 +2,45 @@
 
 use nbdkit_filters::fuzz::image;
 
+/// The bzip2 filter.
+///
+/// # Panics
+/// If the filter does, or if it contradicts itself.
+pub fn bzip2(data: &[u8]) {
+    image("bzip2", data, &[]);
+}
+
+/// The gzip filter.
+///
+/// # Panics
+/// If the filter does, or if it contradicts itself.
+pub fn gzip(data: &[u8]) {
+    image("gzip", data, &[]);
+}
+
+/// The luks filter. The header's numbers of iterations are made small: they only take time.
+///
+/// # Panics
+/// If the filter does, or if it contradicts itself.
+pub fn luks(data: &[u8]) {
+    let mut data = data.to_vec();
+    // "LUKS1 On-Disk Format Specification", 2.1 and 2.2: of the key, and of each slot.
+    for at in std::iter::once(164).chain((0..8).map(|slot| 208 + slot * 48 + 4)) {
+        if let Some(iterations) = data.get_mut(at..at + 4) {
+            iterations[..3].fill(0);
+        }
+    }
+    image("luks", &data, &[("passphrase", "secret")]);
+}
+
+/// The lzip filter.
+///
+/// # Panics
+/// If the filter does, or if it contradicts itself.
+pub fn lzip(data: &[u8]) {
+    image("lzip", data, &[("lzip-max-block", "1M"), ("lzip-max-depth", "1")]);
+}
+
 /// The qcow2dec filter.
 ///
 /// # Panics

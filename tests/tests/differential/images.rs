@@ -2,7 +2,9 @@
 
 use std::process::{Command, Stdio};
 
-use nbdkit_tests::TempDir;
+use nbd_protocol::constants::Rep;
+use nbdkit_tests::server::Server;
+use nbdkit_tests::{Ask, TempDir};
 
 /// Whether a program is installed; prints which is not.
 ///
@@ -47,4 +49,63 @@ pub(crate) fn script(dir: &TempDir, text: &str) {
     std::fs::write(&path, text).unwrap();
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&path, executable).unwrap();
+}
+
+/// Runs a shell script in the directory.
+///
+/// # Panics
+/// If it fails.
+pub(crate) fn shell(dir: &TempDir, script: &str) {
+    let status = Command::new("sh").args(["-ec", script]).current_dir(dir.path()).status();
+    assert!(status.unwrap().success(), "{script}");
+}
+
+/// Logs what it is asked to read of the file `image`.
+const LOGGING: &str = r#"#!/bin/sh
+dir=${0%/*}
+case $1 in
+  get_size) stat -c %s "$dir/image" ;;
+  pread)
+    echo "$4" >>"$dir/reads"
+    dd if="$dir/image" iflag=skip_bytes,count_bytes skip="$4" count="$3" status=none ;;
+  thread_model) echo parallel ;;
+  *) exit 2 ;;
+esac
+"#;
+
+/// A filter of which Debian has none: two clients, in processes of their own, see the disk that the
+/// script `make` has made the file `image` of, `disk`; the second one finds what the first one has
+/// made. And damaged images are refused.
+pub(crate) fn clients_share(filter: &str, make: &str) {
+    const SIZE: usize = 1_000_000;
+    let filter = format!("--filter={filter}");
+    let builder = Server::nbdkit([&filter, "sh", "{dir}/script"]);
+    let disk = image(builder.dir(), SIZE);
+    shell(builder.dir(), make);
+    script(builder.dir(), LOGGING);
+    let server = builder.start();
+    let reads = server.dir().join("reads");
+    let mut first = server.connected("");
+    assert_eq!(first.export().unwrap().0, SIZE as u64);
+    std::fs::remove_file(&reads).expect("the first client reads the image");
+    let mut second = server.connected("");
+    assert_eq!(server.workers().len(), 2);
+    assert!(!reads.exists(), "the second client reads the image again before it reads the disk");
+    for (count, offset) in [(512, 0), (300_000, 100_001), (512, SIZE - 512)] {
+        for client in [&mut first, &mut second] {
+            let reply = client.call(&Ask::read(offset as u64, count as u64)).unwrap();
+            assert!(reply.data == disk[offset..][..count], "{count} bytes at {offset}");
+            assert!(client.call(&Ask::write(0, [1])).unwrap().nbd_error().is_some());
+        }
+    }
+    for damage in ["head -c 20000 image >bad", ": >bad", "cp disk bad"] {
+        let builder = Server::nbdkit([&filter, "file", "{dir}/bad"]);
+        image(builder.dir(), SIZE);
+        shell(builder.dir(), make);
+        shell(builder.dir(), damage);
+        let server = builder.start();
+        let mut client = server.connect();
+        client.handshake().unwrap();
+        assert_ne!(client.go("", &[]).unwrap().end.reply, Rep::ACK, "{damage}");
+    }
 }

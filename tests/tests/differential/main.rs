@@ -8,14 +8,18 @@
 mod below;
 mod blocksize;
 mod blocksize_policy;
+mod bzip2;
 mod cache;
 mod cacheextents;
 mod command_line;
 mod ddrescue;
 mod extentlist;
 mod filters;
+mod gzip;
 mod handshake;
 mod images;
+mod luks;
+mod lzip;
 mod multi_conn;
 mod plugins;
 mod readahead;
@@ -39,8 +43,10 @@ fn every_listed_difference_names_a_row() {
         include_str!("ddrescue.rs"),
         include_str!("extentlist.rs"),
         include_str!("filters.rs"),
+        include_str!("gzip.rs"),
         include_str!("handshake.rs"),
         include_str!("multi_conn.rs"),
+        include_str!("luks.rs"),
         include_str!("plugins.rs"),
         include_str!("replaced.rs"),
         include_str!("readahead.rs"),
