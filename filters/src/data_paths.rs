@@ -179,6 +179,8 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("nozero", &[("zeromode", "emulate")], All, All),
         ("offset", &[("offset", "12345"), ("range", "50000")], All, All),
         ("offset", &[], All, All),
+        ("rate", &[], All, All),
+        ("rate", &[("rate", "1G")], Nothing, Nothing),
         ("readahead", &[], Nothing, All),
         ("retry", &[], Nothing, Nothing),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),

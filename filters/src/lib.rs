@@ -24,6 +24,7 @@ pub mod noparallel;
 pub mod nozero;
 pub mod offset;
 mod presence;
+pub mod rate;
 pub mod readahead;
 pub mod retry;
 mod shell;
@@ -54,6 +55,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("noparallel", || Box::new(noparallel::NoParallel::default())),
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
+    ("rate", || Box::new(rate::RateLimit::default())),
     ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("retry", || Box::new(retry::Retry::default())),
     ("stats", || Box::new(stats::Stats::default())),

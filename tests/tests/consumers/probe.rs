@@ -29,7 +29,6 @@ const MISSING_HERE: &[Need] = &[
     Filter("gzip"),
     Filter("multi-conn"),
     Filter("partition"),
-    Filter("rate"),
     Filter("tar"),
     Filter("xz"),
 ];

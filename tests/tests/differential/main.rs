@@ -9,6 +9,7 @@ mod command_line;
 mod filters;
 mod handshake;
 mod plugins;
+mod rate;
 mod readahead;
 mod replaced;
 mod retry;
@@ -25,6 +26,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("handshake.rs"),
         include_str!("plugins.rs"),
         include_str!("replaced.rs"),
+        include_str!("rate.rs"),
         include_str!("readahead.rs"),
         include_str!("retry.rs"),
         include_str!("scripts.rs"),
