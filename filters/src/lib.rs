@@ -33,6 +33,7 @@ pub mod stats;
 mod testing;
 pub mod tls_fallback;
 pub mod truncate;
+mod window;
 
 use nbdkit_api::Filter;
 
