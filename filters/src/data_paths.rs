@@ -179,6 +179,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("nozero", &[("zeromode", "emulate")], All, All),
         ("offset", &[("offset", "12345"), ("range", "50000")], All, All),
         ("offset", &[], All, All),
+        ("partition", &[("partition", "1")], All, All),
         ("rate", &[], All, All),
         ("rate", &[("rate", "1G")], Nothing, Nothing),
         ("readahead", &[], Nothing, All),
@@ -195,6 +196,9 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
 fn every_filter_does_to_data_what_it_says() {
     for (name, params, reads, writes) in FILTERS {
         let disk = Arc::new(Disk::pattern(DISK_SIZE));
+        if *name == "partition" {
+            crate::partition::fuzz::write_table(&mut disk.data.lock().unwrap());
+        }
         let filter = testing::backend(&disk, &[name], params);
         let shares = check(&disk, &filter).unwrap_or_else(|why| panic!("{name} {params:?}: {why}"));
         assert_eq!(shares, (*reads, *writes), "{name} {params:?}");

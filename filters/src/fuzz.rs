@@ -1,7 +1,8 @@
-//! What the fuzz targets need of the filters: rules of the ip filter, and a cow filter whose shared
-//! memory they may scribble on as a hostile worker could.
+//! What the fuzz targets need of the filters: rules of the ip filter, a cow filter whose shared
+//! memory they may scribble on as a hostile worker could, and partition tables.
 
 #![forbid(unsafe_code)]
 
 pub use crate::cow::fuzz::{Place, Shared};
 pub use crate::ip::fuzz::matches;
+pub use crate::partition::fuzz::{example, find_partition};

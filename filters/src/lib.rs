@@ -23,6 +23,7 @@ pub mod noextents;
 pub mod noparallel;
 pub mod nozero;
 pub mod offset;
+pub mod partition;
 mod presence;
 pub mod rate;
 pub mod readahead;
@@ -56,6 +57,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("noparallel", || Box::new(noparallel::NoParallel::default())),
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
+    ("partition", || Box::new(partition::Partition::default())),
     ("rate", || Box::new(rate::RateLimit::default())),
     ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("retry", || Box::new(retry::Retry::default())),

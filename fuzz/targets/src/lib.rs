@@ -8,6 +8,7 @@
 //! - [`handshake`], [`transmission`]: whole sessions, and what the replies must be
 //! - [`broker`]: requests for files
 //! - [`channel`]: the control channel in both directions, and the listener that hears it
+//! - [`images`]: what filters find in images
 //! - [`texts`]: parsers of what comes from command lines, scripts and the environment
 //! - [`primitives`]: what plugins and filters share, while a hostile worker scribbles on it
 //! - [`shared`]: memory that hostile workers share, and what disks in memory must keep
@@ -17,6 +18,7 @@
 pub mod broker;
 pub mod channel;
 pub mod handshake;
+pub mod images;
 mod input;
 pub mod primitives;
 pub mod session;
@@ -41,6 +43,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("messages", channel::messages),
     ("numbers", texts::numbers),
     ("parameters", texts::parameters),
+    ("partition_table", images::partition_table),
     ("protocol", texts::protocol),
     ("script_output", texts::script_output),
     ("shared_state", primitives::target),

@@ -8,6 +8,7 @@
 mod command_line;
 mod filters;
 mod handshake;
+mod partition;
 mod plugins;
 mod rate;
 mod readahead;
@@ -24,6 +25,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("command_line.rs"),
         include_str!("filters.rs"),
         include_str!("handshake.rs"),
+        include_str!("partition.rs"),
         include_str!("plugins.rs"),
         include_str!("replaced.rs"),
         include_str!("rate.rs"),
