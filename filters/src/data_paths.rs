@@ -185,6 +185,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("readahead", &[], Nothing, All),
         ("retry", &[], Nothing, Nothing),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
+        ("tar", &[("tar-entry", "x")], All, All),
         // Clients without TLS, who do not write.
         ("tls-fallback", &[], Nothing, Nothing),
         ("truncate", &[("truncate", "100k")], All, All),
@@ -196,8 +197,15 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
 fn every_filter_does_to_data_what_it_says() {
     for (name, params, reads, writes) in FILTERS {
         let disk = Arc::new(Disk::pattern(DISK_SIZE));
-        if *name == "partition" {
-            crate::partition::fuzz::write_table(&mut disk.data.lock().unwrap());
+        match *name {
+            "partition" => crate::partition::fuzz::write_table(&mut disk.data.lock().unwrap()),
+            "tar" => {
+                let mut data = disk.data.lock().unwrap();
+                let mut archive = Vec::new();
+                crate::tar::fuzz::add(&mut archive, "x", b'0', 200 << 10, &data[512..201 << 10]);
+                data[..archive.len()].copy_from_slice(&archive);
+            }
+            _ => {}
         }
         let filter = testing::backend(&disk, &[name], params);
         let shares = check(&disk, &filter).unwrap_or_else(|why| panic!("{name} {params:?}: {why}"));

@@ -30,6 +30,7 @@ pub mod readahead;
 pub mod retry;
 mod shell;
 pub mod stats;
+pub mod tar;
 #[cfg(test)]
 mod testing;
 pub mod tls_fallback;
@@ -62,6 +63,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("retry", || Box::new(retry::Retry::default())),
     ("stats", || Box::new(stats::Stats::default())),
+    ("tar", || Box::new(tar::Tar::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),
 ];

@@ -108,6 +108,12 @@ fn main() {
                 .into(),
         ),
         (
+            "tar_archive",
+            (0..4)
+                .map(|entry| [&[entry, 255], &nbdkit_filters::fuzz::archive()[..]].concat())
+                .collect(),
+        ),
+        (
             "ip_rules",
             texts(&[
                 "\x00\x7f\x00\x00\x01127.0.0.0/8,any6",

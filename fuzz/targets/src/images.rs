@@ -1,4 +1,4 @@
-//! What filters find in images: partitions.
+//! What filters find in images: partitions, and files in tar archives.
 
 use nbdkit_filters::fuzz;
 
@@ -14,5 +14,24 @@ pub fn partition_table(data: &[u8]) {
     let disk = input.0;
     if let Ok(found) = fuzz::find_partition(disk, u32::from(number).max(1), large) {
         assert!(found.start <= found.end && found.end <= disk.len() as u64, "{found:?}");
+    }
+}
+
+/// A tar archive. The first byte chooses the entry that is looked for, the second the limit.
+///
+/// # Panics
+/// If the parser does, or if an entry is not within the archive.
+pub fn tar_archive(data: &[u8]) {
+    let mut input = Input(data);
+    let entry = match input.u8() % 4 {
+        0 => &b"last"[..],
+        1 => b"pax",
+        2 => b"long/name",
+        _ => b"sp\\141rse",
+    };
+    let limit = u64::from(input.u8()) << 10;
+    let archive = input.0;
+    if let Ok(found) = fuzz::find_entry(archive, entry, limit) {
+        assert!(found.start <= found.end && found.end <= archive.len() as u64, "{found:?}");
     }
 }

@@ -47,6 +47,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("protocol", texts::protocol),
     ("script_output", texts::script_output),
     ("shared_state", primitives::target),
+    ("tar_archive", images::tar_archive),
     ("tls", texts::tls),
     ("transmission", transmission::compact),
     ("transmission_extended", transmission::extended),

@@ -28,7 +28,6 @@ const MISSING_HERE: &[Need] = &[
     Filter("count"),
     Filter("gzip"),
     Filter("multi-conn"),
-    Filter("tar"),
     Filter("xz"),
 ];
 

@@ -15,6 +15,7 @@ mod readahead;
 mod replaced;
 mod retry;
 mod scripts;
+mod tar;
 mod transmission;
 
 use nbdkit_tests::differential::check_rows_exist;
@@ -32,6 +33,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("readahead.rs"),
         include_str!("retry.rs"),
         include_str!("scripts.rs"),
+        include_str!("tar.rs"),
         include_str!("transmission.rs"),
     ]);
 }
