@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod compare;
 pub mod cow;
 #[cfg(test)]
 mod data_paths;
@@ -25,6 +26,7 @@ pub mod nozero;
 pub mod offset;
 pub mod partition;
 mod presence;
+pub mod protect;
 pub mod rate;
 pub mod readahead;
 pub mod retry;
@@ -59,6 +61,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
     ("partition", || Box::new(partition::Partition::default())),
+    ("protect", || Box::new(protect::Protect::default())),
     ("rate", || Box::new(rate::RateLimit::default())),
     ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("retry", || Box::new(retry::Retry::default())),

@@ -10,6 +10,7 @@ mod filters;
 mod handshake;
 mod partition;
 mod plugins;
+mod protect;
 mod rate;
 mod readahead;
 mod replaced;
@@ -28,9 +29,10 @@ fn every_listed_difference_names_a_row() {
         include_str!("handshake.rs"),
         include_str!("partition.rs"),
         include_str!("plugins.rs"),
-        include_str!("replaced.rs"),
+        include_str!("protect.rs"),
         include_str!("rate.rs"),
         include_str!("readahead.rs"),
+        include_str!("replaced.rs"),
         include_str!("retry.rs"),
         include_str!("scripts.rs"),
         include_str!("tar.rs"),
