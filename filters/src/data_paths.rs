@@ -152,6 +152,7 @@ type Parameters = &'static [(&'static str, &'static str)];
 const FILTERS: &[(&str, Parameters, Share, Share)] = {
     use Share::{All, Nothing, Part};
     &[
+        ("checkwrite", &[], All, Nothing),
         ("cow", &[("cow-block-size", "4096")], Part, Nothing),
         ("cow", &[("cow-on-read", "true")], Nothing, Nothing),
         ("delay", &[], All, All),

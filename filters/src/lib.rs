@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checkwrite;
 mod compare;
 pub mod cow;
 #[cfg(test)]
@@ -46,6 +47,7 @@ type Load = fn() -> Box<dyn Filter>;
 
 /// Every built-in filter by its short name, in alphabetical order.
 const REGISTRY: &[(&str, Load)] = &[
+    ("checkwrite", || Box::new(checkwrite::CheckWrite)),
     ("cow", || Box::new(cow::Cow::default())),
     ("delay", || Box::new(delay::Delay::default())),
     ("error", || Box::new(error::Inject::default())),

@@ -5,6 +5,7 @@
 //! `tests/differences.txt` lists the row, the reason, and the lines.
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
+mod checkwrite;
 mod command_line;
 mod filters;
 mod handshake;
@@ -24,6 +25,7 @@ use nbdkit_tests::differential::check_rows_exist;
 #[test]
 fn every_listed_difference_names_a_row() {
     check_rows_exist(&[
+        include_str!("checkwrite.rs"),
         include_str!("command_line.rs"),
         include_str!("filters.rs"),
         include_str!("handshake.rs"),
