@@ -153,6 +153,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
     use Share::{All, Nothing, Part};
     &[
         ("checkwrite", &[], All, Nothing),
+        ("count", &[], Nothing, Nothing),
         ("cow", &[("cow-block-size", "4096")], Part, Nothing),
         ("cow", &[("cow-on-read", "true")], Nothing, Nothing),
         ("delay", &[], All, All),

@@ -7,6 +7,7 @@
 
 pub mod checkwrite;
 mod compare;
+pub mod count;
 pub mod cow;
 #[cfg(test)]
 mod data_paths;
@@ -48,6 +49,7 @@ type Load = fn() -> Box<dyn Filter>;
 /// Every built-in filter by its short name, in alphabetical order.
 const REGISTRY: &[(&str, Load)] = &[
     ("checkwrite", || Box::new(checkwrite::CheckWrite)),
+    ("count", || Box::new(count::Count::default())),
     ("cow", || Box::new(cow::Cow::default())),
     ("delay", || Box::new(delay::Delay::default())),
     ("error", || Box::new(error::Inject::default())),

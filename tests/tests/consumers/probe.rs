@@ -25,7 +25,6 @@ use Need::{Filter, Plugin};
 const MISSING_HERE: &[Need] = &[
     Filter("blocksize"),
     Filter("cacheextents"),
-    Filter("count"),
     Filter("gzip"),
     Filter("multi-conn"),
     Filter("xz"),

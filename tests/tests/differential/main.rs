@@ -7,6 +7,7 @@
 
 mod checkwrite;
 mod command_line;
+mod count;
 mod filters;
 mod handshake;
 mod partition;
@@ -27,6 +28,7 @@ fn every_listed_difference_names_a_row() {
     check_rows_exist(&[
         include_str!("checkwrite.rs"),
         include_str!("command_line.rs"),
+        include_str!("count.rs"),
         include_str!("filters.rs"),
         include_str!("handshake.rs"),
         include_str!("partition.rs"),
