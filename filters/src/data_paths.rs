@@ -191,6 +191,8 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("retry", &[], Nothing, Nothing),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
         ("tar", &[("tar-entry", "x")], All, All),
+        ("time-limit", &[], All, All),
+        ("time-limit", &[("time-limit", "1ns")], Nothing, Nothing),
         // Clients without TLS, who do not write.
         ("tls-fallback", &[], Nothing, Nothing),
         ("truncate", &[("truncate", "100k")], All, All),

@@ -37,6 +37,7 @@ pub mod stats;
 pub mod tar;
 #[cfg(test)]
 mod testing;
+pub mod time_limit;
 pub mod tls_fallback;
 pub mod truncate;
 mod window;
@@ -71,6 +72,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("retry", || Box::new(retry::Retry::default())),
     ("stats", || Box::new(stats::Stats::default())),
     ("tar", || Box::new(tar::Tar::default())),
+    ("time-limit", || Box::new(time_limit::TimeLimit::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),
 ];

@@ -19,6 +19,7 @@ mod replaced;
 mod retry;
 mod scripts;
 mod tar;
+mod time_limit;
 mod transmission;
 
 use nbdkit_tests::differential::check_rows_exist;
@@ -40,6 +41,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("retry.rs"),
         include_str!("scripts.rs"),
         include_str!("tar.rs"),
+        include_str!("time_limit.rs"),
         include_str!("transmission.rs"),
     ]);
 }
