@@ -181,6 +181,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("nozero", &[("zeromode", "emulate")], All, All),
         ("offset", &[("offset", "12345"), ("range", "50000")], All, All),
         ("offset", &[], All, All),
+        ("openonce", &[], All, All),
         ("partition", &[("partition", "1")], All, All),
         ("protect", &[], All, All),
         ("protect", &[("protect", "50000-60000")], All, Part),

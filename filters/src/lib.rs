@@ -26,6 +26,7 @@ pub mod noextents;
 pub mod noparallel;
 pub mod nozero;
 pub mod offset;
+pub mod openonce;
 pub mod partition;
 mod presence;
 pub mod protect;
@@ -65,6 +66,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("noparallel", || Box::new(noparallel::NoParallel::default())),
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
+    ("openonce", || Box::new(openonce::OpenOnce::default())),
     ("partition", || Box::new(partition::Partition::default())),
     ("protect", || Box::new(protect::Protect::default())),
     ("rate", || Box::new(rate::RateLimit::default())),

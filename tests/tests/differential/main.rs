@@ -10,6 +10,7 @@ mod command_line;
 mod count;
 mod filters;
 mod handshake;
+mod openonce;
 mod partition;
 mod plugins;
 mod protect;
@@ -32,6 +33,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("count.rs"),
         include_str!("filters.rs"),
         include_str!("handshake.rs"),
+        include_str!("openonce.rs"),
         include_str!("partition.rs"),
         include_str!("plugins.rs"),
         include_str!("protect.rs"),
