@@ -190,6 +190,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("rate", &[("rate", "1G")], Nothing, Nothing),
         ("readahead", &[], Nothing, All),
         ("retry", &[], Nothing, Nothing),
+        ("retry-request", &[], Nothing, Nothing),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
         ("tar", &[("tar-entry", "x")], All, All),
         ("time-limit", &[], All, All),

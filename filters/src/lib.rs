@@ -33,6 +33,7 @@ pub mod protect;
 pub mod rate;
 pub mod readahead;
 pub mod retry;
+pub mod retry_request;
 mod shell;
 pub mod stats;
 pub mod tar;
@@ -72,6 +73,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("rate", || Box::new(rate::RateLimit::default())),
     ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("retry", || Box::new(retry::Retry::default())),
+    ("retry-request", || Box::new(retry_request::RetryRequest::default())),
     ("stats", || Box::new(stats::Stats::default())),
     ("tar", || Box::new(tar::Tar::default())),
     ("time-limit", || Box::new(time_limit::TimeLimit::default())),

@@ -18,6 +18,7 @@ mod rate;
 mod readahead;
 mod replaced;
 mod retry;
+mod retry_request;
 mod scripts;
 mod tar;
 mod time_limit;
@@ -41,6 +42,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("readahead.rs"),
         include_str!("replaced.rs"),
         include_str!("retry.rs"),
+        include_str!("retry_request.rs"),
         include_str!("scripts.rs"),
         include_str!("tar.rs"),
         include_str!("time_limit.rs"),

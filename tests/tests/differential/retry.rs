@@ -33,7 +33,7 @@ case $1 in
 esac
 "#;
 
-fn setup(dir: &TempDir) {
+pub(crate) fn setup(dir: &TempDir) {
     let script = dir.path().join("script");
     std::fs::write(&script, SCRIPT).unwrap();
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -42,13 +42,13 @@ fn setup(dir: &TempDir) {
 }
 
 /// How the next calls of a method end.
-fn fail(s: &Session, method: &str, ends: &[&str]) {
+pub(crate) fn fail(s: &Session, method: &str, ends: &[&str]) {
     let ends: String = ends.iter().map(|end| format!("{end}\n")).collect();
     std::fs::write(s.dir().join(format!("fail.{method}")), ends).unwrap();
 }
 
 /// Adds to the transcript what the script was called for since the last time.
-fn calls(s: &mut Session) {
+pub(crate) fn calls(s: &mut Session) {
     let path = s.dir().join("calls");
     let calls = std::fs::read_to_string(&path).unwrap_or_default();
     let _ = std::fs::remove_file(&path);
