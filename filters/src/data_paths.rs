@@ -192,6 +192,8 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("retry", &[], Nothing, Nothing),
         ("retry-request", &[], Nothing, Nothing),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
+        ("swab", &[], Nothing, Nothing),
+        ("swab", &[("swab-bits", "8")], All, All),
         ("tar", &[("tar-entry", "x")], All, All),
         ("time-limit", &[], All, All),
         ("time-limit", &[("time-limit", "1ns")], Nothing, Nothing),

@@ -36,6 +36,7 @@ pub mod retry;
 pub mod retry_request;
 mod shell;
 pub mod stats;
+pub mod swab;
 pub mod tar;
 #[cfg(test)]
 mod testing;
@@ -75,6 +76,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("retry", || Box::new(retry::Retry::default())),
     ("retry-request", || Box::new(retry_request::RetryRequest::default())),
     ("stats", || Box::new(stats::Stats::default())),
+    ("swab", || Box::new(swab::Swab::default())),
     ("tar", || Box::new(tar::Tar::default())),
     ("time-limit", || Box::new(time_limit::TimeLimit::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),

@@ -20,6 +20,7 @@ mod replaced;
 mod retry;
 mod retry_request;
 mod scripts;
+mod swab;
 mod tar;
 mod time_limit;
 mod transmission;
@@ -44,6 +45,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("retry.rs"),
         include_str!("retry_request.rs"),
         include_str!("scripts.rs"),
+        include_str!("swab.rs"),
         include_str!("tar.rs"),
         include_str!("time_limit.rs"),
         include_str!("transmission.rs"),
