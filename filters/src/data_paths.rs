@@ -175,6 +175,8 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("limit", &[], All, All),
         ("log", &[], All, All),
         ("log", &[("logfile", "/dev/null")], Nothing, Nothing),
+        ("map", &[], All, All),
+        ("map", &[("map", "50000-100000:1000")], Part, Part),
         ("nocache", &[("cachemode", "emulate")], All, All),
         ("noextents", &[], All, All),
         ("noparallel", &[], All, All),

@@ -21,6 +21,7 @@ pub mod fuzz;
 pub mod ip;
 pub mod limit;
 pub mod log;
+pub mod map;
 pub mod nocache;
 pub mod noextents;
 pub mod noparallel;
@@ -63,6 +64,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("ip", || Box::new(ip::Ip::default())),
     ("limit", || Box::new(limit::Limit::default())),
     ("log", || Box::new(log::Log::default())),
+    ("map", || Box::new(map::Map::default())),
     ("nocache", || Box::new(nocache::NoCache::default())),
     ("noextents", || Box::new(noextents::NoExtents)),
     ("noparallel", || Box::new(noparallel::NoParallel::default())),

@@ -10,6 +10,7 @@ mod command_line;
 mod count;
 mod filters;
 mod handshake;
+mod map;
 mod openonce;
 mod partition;
 mod plugins;
@@ -35,6 +36,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("count.rs"),
         include_str!("filters.rs"),
         include_str!("handshake.rs"),
+        include_str!("map.rs"),
         include_str!("openonce.rs"),
         include_str!("partition.rs"),
         include_str!("plugins.rs"),
