@@ -193,6 +193,8 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("readahead", &[], Nothing, All),
         ("retry", &[], Nothing, Nothing),
         ("retry-request", &[], Nothing, Nothing),
+        ("scan", &[], All, All),
+        ("scan", &[("scan-ahead", "false")], All, All),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
         ("swab", &[], Nothing, Nothing),
         ("swab", &[("swab-bits", "8")], All, All),

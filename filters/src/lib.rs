@@ -35,6 +35,7 @@ pub mod rate;
 pub mod readahead;
 pub mod retry;
 pub mod retry_request;
+pub mod scan;
 mod shell;
 pub mod stats;
 pub mod swab;
@@ -77,6 +78,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("retry", || Box::new(retry::Retry::default())),
     ("retry-request", || Box::new(retry_request::RetryRequest::default())),
+    ("scan", || Box::new(scan::Scan::default())),
     ("stats", || Box::new(stats::Stats::default())),
     ("swab", || Box::new(swab::Swab::default())),
     ("tar", || Box::new(tar::Tar::default())),

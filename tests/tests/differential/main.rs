@@ -20,6 +20,7 @@ mod readahead;
 mod replaced;
 mod retry;
 mod retry_request;
+mod scan;
 mod scripts;
 mod swab;
 mod tar;
@@ -46,6 +47,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("replaced.rs"),
         include_str!("retry.rs"),
         include_str!("retry_request.rs"),
+        include_str!("scan.rs"),
         include_str!("scripts.rs"),
         include_str!("swab.rs"),
         include_str!("tar.rs"),
