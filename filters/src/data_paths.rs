@@ -163,6 +163,8 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("error", &[("error-rate", "50%")], Nothing, Nothing),
         ("error", &[("error-pread-rate", "1%")], Nothing, All),
         ("error", &[("error-pwrite-rate", "100%")], All, Nothing),
+        ("evil", &[], Nothing, All),
+        ("evil", &[("evil-probability", "0")], All, All),
         ("exitlast", &[], All, All),
         ("exportname", &[("default-export", "one")], All, All),
         ("fua", &[], All, All),

@@ -13,6 +13,7 @@ pub mod cow;
 mod data_paths;
 pub mod delay;
 pub mod error;
+pub mod evil;
 pub mod exitlast;
 pub mod exportname;
 pub mod fua;
@@ -59,6 +60,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("cow", || Box::new(cow::Cow::default())),
     ("delay", || Box::new(delay::Delay::default())),
     ("error", || Box::new(error::Inject::default())),
+    ("evil", || Box::new(evil::Evil::default())),
     ("exitlast", || Box::new(exitlast::ExitLast::default())),
     ("exportname", || Box::new(exportname::ExportName::default())),
     ("fua", || Box::new(fua::FuaFilter::default())),
