@@ -167,6 +167,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("evil", &[("evil-probability", "0")], All, All),
         ("exitlast", &[], All, All),
         ("exportname", &[("default-export", "one")], All, All),
+        ("extentlist", &[("extentlist", "/dev/null")], All, All),
         ("fua", &[], All, All),
         ("fua", &[("fuamode", "emulate")], All, All),
         ("fua", &[("fuamode", "native")], All, All),

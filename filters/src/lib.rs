@@ -16,6 +16,7 @@ pub mod error;
 pub mod evil;
 pub mod exitlast;
 pub mod exportname;
+pub mod extentlist;
 pub mod fua;
 #[doc(hidden)]
 pub mod fuzz;
@@ -63,6 +64,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("evil", || Box::new(evil::Evil::default())),
     ("exitlast", || Box::new(exitlast::ExitLast::default())),
     ("exportname", || Box::new(exportname::ExportName::default())),
+    ("extentlist", || Box::new(extentlist::ExtentList::default())),
     ("fua", || Box::new(fua::FuaFilter::default())),
     ("ip", || Box::new(ip::Ip::default())),
     ("limit", || Box::new(limit::Limit::default())),

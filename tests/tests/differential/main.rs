@@ -9,6 +9,7 @@ mod checkwrite;
 mod command_line;
 mod count;
 mod evil;
+mod extentlist;
 mod filters;
 mod handshake;
 mod map;
@@ -37,6 +38,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("command_line.rs"),
         include_str!("count.rs"),
         include_str!("evil.rs"),
+        include_str!("extentlist.rs"),
         include_str!("filters.rs"),
         include_str!("handshake.rs"),
         include_str!("map.rs"),
