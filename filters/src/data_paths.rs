@@ -156,6 +156,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("count", &[], Nothing, Nothing),
         ("cow", &[("cow-block-size", "4096")], Part, Nothing),
         ("cow", &[("cow-on-read", "true")], Nothing, Nothing),
+        ("ddrescue", &[], Nothing, Nothing),
         ("delay", &[], All, All),
         ("delay", &[("rdelay", "1us")], Nothing, All),
         ("delay", &[("wdelay", "1us")], All, Nothing),

@@ -11,6 +11,7 @@ pub mod count;
 pub mod cow;
 #[cfg(test)]
 mod data_paths;
+pub mod ddrescue;
 pub mod delay;
 pub mod error;
 pub mod evil;
@@ -59,6 +60,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("checkwrite", || Box::new(checkwrite::CheckWrite)),
     ("count", || Box::new(count::Count::default())),
     ("cow", || Box::new(cow::Cow::default())),
+    ("ddrescue", || Box::new(ddrescue::DdRescue::default())),
     ("delay", || Box::new(delay::Delay::default())),
     ("error", || Box::new(error::Inject::default())),
     ("evil", || Box::new(evil::Evil::default())),

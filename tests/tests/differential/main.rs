@@ -8,6 +8,7 @@
 mod checkwrite;
 mod command_line;
 mod count;
+mod ddrescue;
 mod evil;
 mod extentlist;
 mod filters;
@@ -37,6 +38,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("checkwrite.rs"),
         include_str!("command_line.rs"),
         include_str!("count.rs"),
+        include_str!("ddrescue.rs"),
         include_str!("evil.rs"),
         include_str!("extentlist.rs"),
         include_str!("filters.rs"),
