@@ -8,21 +8,19 @@ use nbdkit_api::{
     DataPath, Direction, Errno, Error, Filter, Flags, Next, Open, OpenLayer, Result, Slot,
 };
 
+use crate::random::{STEP, mix};
 use crate::testing::{self, Disk};
 
 const DISK_SIZE: usize = 256 << 10;
 const REQUESTS: usize = 400;
 
-/// SplitMix64: the same requests in every run.
+/// The same requests in every run.
 struct Random(u64);
 
 impl Random {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
+        self.0 = self.0.wrapping_add(STEP);
+        mix(self.0) % bound
     }
 }
 

@@ -10,6 +10,8 @@ use nbdkit_api::{
     Open, OpenLayer, Result, Slot, Value,
 };
 
+use crate::random::{STEP, mix};
+
 /// The operations that can be made to fail, as parameters and messages call them.
 const OPERATIONS: [&str; 6] = ["pread", "pwrite", "trim", "zero", "extents", "cache"];
 const PREAD: usize = 0;
@@ -230,11 +232,7 @@ impl Random {
 
     /// Uniform in 0 .. 1.
     fn unit(&self) -> f64 {
-        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut z = self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
+        let z = mix(self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP));
         // The upper 53 bits are what a double holds exactly.
         (z >> 11) as f64 / (1_u64 << 53) as f64
     }

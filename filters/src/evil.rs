@@ -13,6 +13,8 @@ use nbdkit_api::{
     ThreadModel, Value,
 };
 
+use crate::random::{STEP, mix};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Mode {
     /// Any bit of any read is flipped.
@@ -131,16 +133,6 @@ struct Handle {
     stuck: u64,
     seed: u64,
     rays: Arc<SharedWords>,
-}
-
-/// SplitMix64.
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-
-fn mix(state: u64) -> u64 {
-    let mut z = state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// A sequence from a seed.

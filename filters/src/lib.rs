@@ -34,6 +34,7 @@ pub mod openonce;
 pub mod partition;
 mod presence;
 pub mod protect;
+mod random;
 pub mod rate;
 pub mod readahead;
 pub mod retry;
