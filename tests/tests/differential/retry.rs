@@ -62,26 +62,31 @@ fn compare(name: &str, variant: &str, parameters: &[&str], script: impl Fn(&mut 
     Row::new(name, &arguments).variant(variant).setup(setup).compare(script);
 }
 
+/// Each kind of request, of which the first attempt fails.
+pub(crate) fn fail_each_request_once(s: &mut Session) {
+    for (method, ask) in [
+        ("pread", Ask::read(0, 512)),
+        ("pwrite", Ask::write(0, [1; 512])),
+        ("pwrite", Ask::write(0, [1; 512]).flags(CommandFlags::FUA)),
+        ("flush", Ask::flush()),
+        ("trim", Ask::trim(0, 512)),
+        ("zero", Ask::write_zeroes(0, 512)),
+        ("cache", Ask::cache(0, 512)),
+    ] {
+        fail(s, method, &["EIO once"]);
+        s.ask(&ask);
+        calls(s);
+    }
+    fail(s, "extents", &["EIO once"]);
+    s.block_status(0, 65536);
+    calls(s);
+}
+
 #[test]
 fn every_request_is_retried() {
     compare(row_name!(), "", &["retries=1", "retry-delay=1"], |s| {
         s.open();
-        for (method, ask) in [
-            ("pread", Ask::read(0, 512)),
-            ("pwrite", Ask::write(0, [1; 512])),
-            ("pwrite", Ask::write(0, [1; 512]).flags(CommandFlags::FUA)),
-            ("flush", Ask::flush()),
-            ("trim", Ask::trim(0, 512)),
-            ("zero", Ask::write_zeroes(0, 512)),
-            ("cache", Ask::cache(0, 512)),
-        ] {
-            fail(s, method, &["EIO once"]);
-            s.ask(&ask);
-            calls(s);
-        }
-        fail(s, "extents", &["EIO once"]);
-        s.block_status(0, 65536);
-        calls(s);
+        fail_each_request_once(s);
         s.disconnect();
     });
 }

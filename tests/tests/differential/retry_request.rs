@@ -1,13 +1,12 @@
 //! The retry-request filter over the script that the retry filter is tested with.
 
-use nbd_protocol::constants::CommandFlags;
 use nbdkit_tests::differential::{Row, for_each};
 use nbdkit_tests::processes::eventually;
 use nbdkit_tests::server::ours;
 use nbdkit_tests::transcript::Session;
 use nbdkit_tests::{Ask, row_name};
 
-use crate::retry::{calls, fail, setup};
+use crate::retry::{calls, fail, fail_each_request_once, setup};
 
 fn compare(name: &str, variant: &str, parameters: &[&str], script: impl Fn(&mut Session)) {
     let start = ["--filter=retry-request", "sh", "{dir}/script", "retry-request-delay=1"];
@@ -19,22 +18,7 @@ fn compare(name: &str, variant: &str, parameters: &[&str], script: impl Fn(&mut 
 fn every_request_is_retried_on_its_connection() {
     compare(row_name!(), "", &["retry-request-retries=1"], |s| {
         s.open();
-        for (method, ask) in [
-            ("pread", Ask::read(0, 512)),
-            ("pwrite", Ask::write(0, [1; 512])),
-            ("pwrite", Ask::write(0, [1; 512]).flags(CommandFlags::FUA)),
-            ("flush", Ask::flush()),
-            ("trim", Ask::trim(0, 512)),
-            ("zero", Ask::write_zeroes(0, 512)),
-            ("cache", Ask::cache(0, 512)),
-        ] {
-            fail(s, method, &["EIO once"]);
-            s.ask(&ask);
-            calls(s);
-        }
-        fail(s, "extents", &["EIO once"]);
-        s.block_status(0, 65536);
-        calls(s);
+        fail_each_request_once(s);
         s.disconnect();
     });
 }
