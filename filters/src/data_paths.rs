@@ -8,21 +8,18 @@ use nbdkit_api::{
     DataPath, Direction, Errno, Error, Filter, Flags, Next, Open, OpenLayer, Result, Slot,
 };
 
+use crate::random;
 use crate::testing::{self, Disk};
 
 const DISK_SIZE: usize = 256 << 10;
 const REQUESTS: usize = 400;
 
-/// SplitMix64: the same requests in every run.
-struct Random(u64);
+/// The same requests in every run.
+struct Random(random::Random);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
+    fn below(&self, bound: u64) -> u64 {
+        self.0.word() % bound
     }
 }
 
@@ -61,7 +58,7 @@ enum Share {
 /// # Errors
 /// A request was declared to pass, but the filter did something else.
 fn check(disk: &Disk, filter: &Next) -> Result<(Share, Share), String> {
-    let mut random = Random(1);
+    let random = Random(random::Random::new(1));
     let (mut reads, mut writes) = (Tally::default(), Tally::default());
     let size = filter.size().unwrap();
     for _ in 0..REQUESTS {
@@ -163,11 +160,13 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
             Part,
         ),
         ("blocksize-policy", &[("blocksize-write-disconnect", "4000")], All, Part),
+        ("bzip2", &[], Nothing, Nothing),
         ("cache", &[("cache-min-block-size", "4096")], Part, Nothing),
         ("cache", &[("cache", "writethrough"), ("cache-min-block-size", "4096")], Part, Nothing),
         ("cache", &[("cache-on-read", "true")], Nothing, Nothing),
         ("cacheextents", &[], All, Nothing),
-        ("bzip2", &[], Nothing, Nothing),
+        ("checkwrite", &[], All, Nothing),
+        ("count", &[], Nothing, Nothing),
         ("cow", &[("cow-block-size", "4096")], Part, Nothing),
         ("cow", &[("cow-on-read", "true")], Nothing, Nothing),
         // Nothing is rescued by an empty map.
@@ -195,6 +194,8 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("limit", &[], All, All),
         ("log", &[], All, All),
         ("log", &[("logfile", "/dev/null")], Nothing, Nothing),
+        ("luks", &[("passphrase", crate::luks::example::PASSPHRASE)], Nothing, Nothing),
+        ("lzip", &[], Nothing, Nothing),
         ("map", &[], All, All),
         ("map", &[("map", "1000-50000:100000")], Part, Part),
         // The layer below is multi-conn.
@@ -207,21 +208,32 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
             All,
             Nothing,
         ),
-        ("luks", &[("passphrase", testing::PASSPHRASE)], Nothing, Nothing),
-        ("lzip", &[], Nothing, Nothing),
         ("nocache", &[("cachemode", "emulate")], All, All),
         ("noextents", &[], All, All),
         ("noparallel", &[], All, All),
         ("nozero", &[("zeromode", "emulate")], All, All),
         ("offset", &[("offset", "12345"), ("range", "50000")], All, All),
         ("offset", &[], All, All),
+        ("openonce", &[], All, All),
+        ("partition", &[("partition", "1")], All, All),
+        ("protect", &[], All, All),
+        ("protect", &[("protect", "50000-60000")], All, Part),
+        ("protect", &[("protect", "~50000-60000")], All, Part),
         ("qcow2dec", &[], Nothing, Nothing),
+        ("rate", &[], All, All),
+        ("rate", &[("rate", "1G")], Nothing, Nothing),
         ("readahead", &[], Nothing, All),
         ("retry", &[], Nothing, Nothing),
+        ("retry-request", &[], Nothing, Nothing),
+        ("scan", &[], All, All),
+        ("scan", &[("scan-ahead", "false")], All, All),
         ("spinning", &[("max-seek-time", "0"), ("half-seek-time", "0"), ("min-seek-time", "0")], Nothing, Nothing),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
         ("swab", &[], Nothing, Nothing),
         ("swab", &[("swab-bits", "8")], All, All),
+        ("tar", &[("tar-entry", "x")], All, All),
+        ("time-limit", &[], All, All),
+        ("time-limit", &[("time-limit", "1ns")], Nothing, Nothing),
         // Clients without TLS, who do not write.
         ("tls-fallback", &[], Nothing, Nothing),
         ("truncate", &[("truncate", "100k")], All, All),

@@ -10,7 +10,10 @@ pub mod blocksize_policy;
 pub mod bzip2;
 pub mod cache;
 pub mod cacheextents;
+pub mod checkwrite;
+mod compare;
 mod compressed;
+pub mod count;
 pub mod cow;
 #[cfg(test)]
 mod data_paths;
@@ -39,19 +42,28 @@ pub mod noparallel;
 pub mod nozero;
 pub mod offset;
 mod on_read;
+pub mod openonce;
+pub mod partition;
 mod presence;
+pub mod protect;
 pub mod qcow2dec;
 mod random;
+pub mod rate;
 pub mod readahead;
 pub mod retry;
+pub mod retry_request;
+pub mod scan;
 mod shell;
 pub mod spinning;
 pub mod stats;
 pub mod swab;
+pub mod tar;
 #[cfg(test)]
 mod testing;
+pub mod time_limit;
 pub mod tls_fallback;
 pub mod truncate;
+mod window;
 pub mod xz;
 
 use nbdkit_api::Filter;
@@ -66,6 +78,8 @@ const REGISTRY: &[(&str, Load)] = &[
     ("bzip2", || Box::new(bzip2::Bzip2::default())),
     ("cache", || Box::new(cache::Cache::default())),
     ("cacheextents", || Box::new(cacheextents::CacheExtents::default())),
+    ("checkwrite", || Box::new(checkwrite::CheckWrite)),
+    ("count", || Box::new(count::Count::default())),
     ("cow", || Box::new(cow::Cow::default())),
     ("ddrescue", || Box::new(ddrescue::Ddrescue::default())),
     ("delay", || Box::new(delay::Delay::default())),
@@ -88,12 +102,20 @@ const REGISTRY: &[(&str, Load)] = &[
     ("noparallel", || Box::new(noparallel::NoParallel::default())),
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
+    ("openonce", || Box::new(openonce::OpenOnce::default())),
+    ("partition", || Box::new(partition::Partition::default())),
+    ("protect", || Box::new(protect::Protect::default())),
     ("qcow2dec", || Box::new(qcow2dec::Qcow2dec)),
+    ("rate", || Box::new(rate::RateLimit::default())),
     ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("retry", || Box::new(retry::Retry::default())),
+    ("retry-request", || Box::new(retry_request::RetryRequest::default())),
+    ("scan", || Box::new(scan::Scan::default())),
     ("spinning", || Box::new(spinning::Spinning::default())),
     ("stats", || Box::new(stats::Stats::default())),
     ("swab", || Box::new(swab::Swab::default())),
+    ("tar", || Box::new(tar::Tar::default())),
+    ("time-limit", || Box::new(time_limit::TimeLimit::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),
     ("xz", || Box::new(xz::Xz::default())),

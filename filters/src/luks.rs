@@ -8,6 +8,7 @@
 //! some.
 
 mod cipher;
+mod hash;
 mod header;
 mod kdf;
 
@@ -21,8 +22,8 @@ use nbdkit_api::{
 };
 use zeroize::Zeroizing;
 
-use cipher::Cipher;
-use header::{Header, Master, SECTOR};
+use cipher::{Cipher, SECTOR};
+use header::{Header, Master};
 
 /// Bytes that are encrypted before they are written together.
 const MAX_WRITE: usize = 2 << 20;
@@ -338,4 +339,6 @@ impl OpenLayer for Handle {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+pub(crate) mod example;
+#[cfg(test)]
+mod tests;

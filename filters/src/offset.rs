@@ -1,9 +1,10 @@
 //! nbdkit-offset-filter(1): serves the part of a disk that begins at `offset` and is `range` long.
 
-use nbdkit_api::{
-    DataPath, Direction, Errno, Error, Extents, Filter, Flags, Next, NextConfig, Open, OpenLayer,
-    Result, Slot, Value,
-};
+use std::ops::Range;
+
+use nbdkit_api::{Errno, Error, Filter, NextConfig, Open, OpenLayer, Result, Slot, Value};
+
+use crate::window::Window;
 
 /// The filter: where the part begins and how long it is, in bytes.
 #[derive(Debug, Default)]
@@ -39,80 +40,31 @@ impl Filter for Offset {
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
-        Ok(Box::new(Handle { offset: self.offset, range: self.range }))
-    }
-}
-
-/// The sums below cannot overflow: the layer above checked the request against `size`, so that
-/// `offset + self.offset` lies within the disk below.
-struct Handle {
-    offset: u64,
-    range: Option<u64>,
-}
-
-impl OpenLayer for Handle {
-    fn size(&self, next: &Next) -> Result<u64> {
-        let below = next.size()?;
         let (offset, range) = (self.offset, self.range);
-        let too_big = |what| {
-            Error::new(
-                Errno::EINVAL,
-                format!(
-                    "{what} is larger than the real size ({below}) of the underlying file or device"
-                ),
-            )
-        };
-        let rest =
-            below.checked_sub(offset).ok_or_else(|| too_big(format!("offset ({offset})")))?;
-        match range {
-            None => Ok(rest),
-            Some(range) if range <= rest => Ok(range),
-            Some(range) => Err(too_big(format!("offset+range ({offset}+{range})"))),
-        }
+        Ok(Window::new(move |next| part(next.size()?, offset, range)))
     }
+}
 
-    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
-        next.pread(buf, offset + self.offset)
-    }
-
-    fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        next.pwrite(buf, offset + self.offset, flags)
-    }
-
-    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
-        next.trim(count, offset + self.offset, flags)
-    }
-
-    fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
-        next.zero(count, offset + self.offset, flags)
-    }
-
-    fn extents(
-        &self,
-        next: &Next,
-        count: u64,
-        offset: u64,
-        flags: Flags,
-        extents: &mut Extents,
-    ) -> Result<()> {
-        let mut below = Extents::new(offset + self.offset, next.size()?);
-        next.extents(count, offset + self.offset, flags, &mut below)?;
-        extents.add_shifted(&below, -(self.offset as i64))
-    }
-
-    fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
-        next.cache(count, offset + self.offset)
-    }
-
-    fn data_path(&self, _: Direction) -> DataPath {
-        DataPath::Shifted(self.offset)
+/// The part of a disk of `below` bytes.
+fn part(below: u64, offset: u64, range: Option<u64>) -> Result<Range<u64>> {
+    let too_big = |what| {
+        let why = format!(
+            "{what} is larger than the real size ({below}) of the underlying file or device"
+        );
+        Error::new(Errno::EINVAL, why)
+    };
+    let rest = below.checked_sub(offset).ok_or_else(|| too_big(format!("offset ({offset})")))?;
+    match range {
+        None => Ok(offset..below),
+        Some(range) if range <= rest => Ok(offset..offset + range),
+        Some(range) => Err(too_big(format!("offset+range ({offset}+{range})"))),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::testing::{self, Disk};
+    use nbdkit_api::Flags;
     use std::sync::Arc;
 
     #[test]
@@ -154,7 +106,8 @@ mod tests {
                 "offset+range (524288+1048576) is larger than the real size (1048576) ",
             ),
         ] {
-            let error = testing::backend(&disk, &["offset"], params).size().unwrap_err();
+            let layer = testing::layer(&disk, &["offset"], params);
+            let error = testing::try_open(&layer, "", false).unwrap_err();
             assert!(error.message().starts_with(why), "{error}");
         }
     }

@@ -47,8 +47,8 @@ impl Disk {
 
     /// A disk whose byte at `i` is `i % 251`.
     pub(crate) fn pattern(size: usize) -> Disk {
-        let disk = Disk::new(size);
-        *disk.data.lock().unwrap() = (0..size).map(|i| (i % 251) as u8).collect();
+        let disk = Disk::new(0);
+        *disk.data.lock().unwrap() = pattern(size);
         disk
     }
 
@@ -298,19 +298,28 @@ pub(crate) fn made_by(program: &str, arguments: &[&str], input: &[u8]) -> Option
     Some(output.stdout)
 }
 
-/// Of the disk for the luks filter.
-pub(crate) const PASSPHRASE: &str = "correct horse";
-
 /// A disk that `filter` can be opened on, whatever it makes of `size` bytes; `None` without the
 /// program that makes such images.
 pub(crate) fn disk_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
     let image = match filter {
         "bzip2" => made_by("bzip2", &["--stdout"], &sample(size))?,
         "gzip" => made_by("gzip", &["--stdout"], &sample(size))?,
-        "luks" => crate::luks::tests::image(&sample(size)),
+        "luks" => crate::luks::example::image(&sample(size)),
         "lzip" => made_by("lzip", &["--stdout", "--member-size=100000"], &sample(size))?,
         "xz" => made_by("xz", &["--stdout", "--block-size=50000"], &sample(size))?,
         "qcow2dec" => empty_qcow2(size as u64),
+        "partition" => {
+            let mut image = pattern(size);
+            crate::partition::example::write_table(&mut image);
+            image
+        }
+        "tar" => {
+            let mut image = pattern(size);
+            let mut archive = Vec::new();
+            crate::tar::example::add(&mut archive, "x", b'0', 200 << 10, &image[512..201 << 10]);
+            image[..archive.len()].copy_from_slice(&archive);
+            image
+        }
         _ => return Some(Arc::new(Disk::pattern(size))),
     };
     Some(disk_of(image))
@@ -326,6 +335,10 @@ fn empty_qcow2(size: u64) -> Vec<u8> {
     }
     image[24..32].copy_from_slice(&size.to_be_bytes());
     image
+}
+
+fn pattern(size: usize) -> Vec<u8> {
+    (0..size).map(|i| (i % 251) as u8).collect()
 }
 
 /// A disk that holds these bytes.

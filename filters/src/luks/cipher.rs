@@ -6,10 +6,10 @@ use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use aes::{Aes128, Aes192, Aes256};
 use sha2::Digest;
 
-use super::header::SECTOR;
-
 type Block = aes::Block;
 
+/// Bytes of a sector, in the header's offsets and in the numbers that the cipher gets.
+pub(super) const SECTOR: u64 = 512;
 /// Bytes of a block of AES.
 const BLOCK: usize = 16;
 /// Blocks in a sector.

@@ -3,11 +3,9 @@
 
 use nbdkit_api::{Error, Result};
 
-use super::cipher::{Iv, Mode};
-use super::kdf::Hash;
+use super::cipher::{Iv, Mode, SECTOR};
+use super::hash::Hash;
 
-/// Bytes of a sector, in the header's offsets and in the numbers that the cipher gets.
-pub(super) const SECTOR: u64 = 512;
 /// Bytes of the header.
 pub(super) const SIZE: usize = 592;
 

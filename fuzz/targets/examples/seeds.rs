@@ -110,6 +110,18 @@ fn main() {
             ]),
         ),
         (
+            "partition_table",
+            [(&[1, 0][..], true), (&[2, 0], true), (&[1, 0], false), (&[7, 0], false)]
+                .map(|(head, gpt)| [head, &nbdkit_filters::fuzz::partitioned(gpt)].concat())
+                .into(),
+        ),
+        (
+            "tar_archive",
+            (0..4)
+                .map(|entry| [&[entry, 255], &nbdkit_filters::fuzz::archive()[..]].concat())
+                .collect(),
+        ),
+        (
             "ip_rules",
             texts(&[
                 "\x00\x7f\x00\x00\x01127.0.0.0/8,any6",

@@ -8,6 +8,7 @@
 //! - [`handshake`], [`transmission`]: whole sessions, and what the replies must be
 //! - [`broker`]: requests for files
 //! - [`channel`]: the control channel in both directions, and the listener that hears it
+//! - [`images`]: what filters find in images
 //! - [`texts`]: parsers of what comes from command lines, scripts and the environment
 //! - [`images`]: what decoders make of images
 //! - [`primitives`]: what plugins and filters share, while a hostile worker scribbles on it
@@ -20,6 +21,7 @@ pub mod channel;
 pub mod handshake;
 pub mod images;
 mod input;
+pub mod layouts;
 pub mod primitives;
 pub mod session;
 pub mod shared;
@@ -48,9 +50,11 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("messages", channel::messages),
     ("numbers", texts::numbers),
     ("parameters", texts::parameters),
+    ("partition_table", layouts::partition_table),
     ("protocol", texts::protocol),
     ("script_output", texts::script_output),
     ("shared_state", primitives::target),
+    ("tar_archive", layouts::tar_archive),
     ("tls", texts::tls),
     ("transmission", transmission::compact),
     ("transmission_extended", transmission::extended),

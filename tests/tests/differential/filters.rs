@@ -9,7 +9,7 @@ use nbdkit_tests::{Ask, TempDir};
 const MIB: u64 = 1 << 20;
 
 /// What a disk can do: its flags, and one of each request.
-fn capabilities(s: &mut Session) {
+pub(crate) fn capabilities(s: &mut Session) {
     s.open();
     s.read(0, 16);
     s.write(0, 512, 0xaa);

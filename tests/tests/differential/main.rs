@@ -11,8 +11,11 @@ mod blocksize_policy;
 mod bzip2;
 mod cache;
 mod cacheextents;
+mod checkwrite;
 mod command_line;
+mod count;
 mod ddrescue;
+mod evil;
 mod extentlist;
 mod filters;
 mod gzip;
@@ -20,13 +23,22 @@ mod handshake;
 mod images;
 mod luks;
 mod lzip;
+mod map;
 mod multi_conn;
+mod openonce;
+mod partition;
 mod plugins;
+mod protect;
+mod rate;
 mod readahead;
 mod replaced;
 mod retry;
+mod retry_request;
+mod scan;
 mod scripts;
 mod swab;
+mod tar;
+mod time_limit;
 mod transmission;
 mod xz;
 
@@ -39,20 +51,32 @@ fn every_listed_difference_names_a_row() {
         include_str!("blocksize_policy.rs"),
         include_str!("cache.rs"),
         include_str!("cacheextents.rs"),
+        include_str!("checkwrite.rs"),
         include_str!("command_line.rs"),
+        include_str!("count.rs"),
         include_str!("ddrescue.rs"),
+        include_str!("evil.rs"),
         include_str!("extentlist.rs"),
         include_str!("filters.rs"),
         include_str!("gzip.rs"),
         include_str!("handshake.rs"),
-        include_str!("multi_conn.rs"),
         include_str!("luks.rs"),
+        include_str!("map.rs"),
+        include_str!("multi_conn.rs"),
+        include_str!("openonce.rs"),
+        include_str!("partition.rs"),
         include_str!("plugins.rs"),
-        include_str!("replaced.rs"),
+        include_str!("protect.rs"),
+        include_str!("rate.rs"),
         include_str!("readahead.rs"),
+        include_str!("replaced.rs"),
         include_str!("retry.rs"),
+        include_str!("retry_request.rs"),
+        include_str!("scan.rs"),
         include_str!("scripts.rs"),
         include_str!("swab.rs"),
+        include_str!("tar.rs"),
+        include_str!("time_limit.rs"),
         include_str!("transmission.rs"),
         include_str!("xz.rs"),
     ]);

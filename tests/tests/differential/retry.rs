@@ -33,7 +33,7 @@ case $1 in
 esac
 "#;
 
-fn setup(dir: &TempDir) {
+pub(crate) fn setup(dir: &TempDir) {
     let script = dir.path().join("script");
     std::fs::write(&script, SCRIPT).unwrap();
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -42,13 +42,13 @@ fn setup(dir: &TempDir) {
 }
 
 /// How the next calls of a method end.
-fn fail(s: &Session, method: &str, ends: &[&str]) {
+pub(crate) fn fail(s: &Session, method: &str, ends: &[&str]) {
     let ends: String = ends.iter().map(|end| format!("{end}\n")).collect();
     std::fs::write(s.dir().join(format!("fail.{method}")), ends).unwrap();
 }
 
 /// Adds to the transcript what the script was called for since the last time.
-fn calls(s: &mut Session) {
+pub(crate) fn calls(s: &mut Session) {
     let path = s.dir().join("calls");
     let calls = std::fs::read_to_string(&path).unwrap_or_default();
     let _ = std::fs::remove_file(&path);
@@ -62,26 +62,31 @@ fn compare(name: &str, variant: &str, parameters: &[&str], script: impl Fn(&mut 
     Row::new(name, &arguments).variant(variant).setup(setup).compare(script);
 }
 
+/// Each kind of request, of which the first attempt fails.
+pub(crate) fn fail_each_request_once(s: &mut Session) {
+    for (method, ask) in [
+        ("pread", Ask::read(0, 512)),
+        ("pwrite", Ask::write(0, [1; 512])),
+        ("pwrite", Ask::write(0, [1; 512]).flags(CommandFlags::FUA)),
+        ("flush", Ask::flush()),
+        ("trim", Ask::trim(0, 512)),
+        ("zero", Ask::write_zeroes(0, 512)),
+        ("cache", Ask::cache(0, 512)),
+    ] {
+        fail(s, method, &["EIO once"]);
+        s.ask(&ask);
+        calls(s);
+    }
+    fail(s, "extents", &["EIO once"]);
+    s.block_status(0, 65536);
+    calls(s);
+}
+
 #[test]
 fn every_request_is_retried() {
     compare(row_name!(), "", &["retries=1", "retry-delay=1"], |s| {
         s.open();
-        for (method, ask) in [
-            ("pread", Ask::read(0, 512)),
-            ("pwrite", Ask::write(0, [1; 512])),
-            ("pwrite", Ask::write(0, [1; 512]).flags(CommandFlags::FUA)),
-            ("flush", Ask::flush()),
-            ("trim", Ask::trim(0, 512)),
-            ("zero", Ask::write_zeroes(0, 512)),
-            ("cache", Ask::cache(0, 512)),
-        ] {
-            fail(s, method, &["EIO once"]);
-            s.ask(&ask);
-            calls(s);
-        }
-        fail(s, "extents", &["EIO once"]);
-        s.block_status(0, 65536);
-        calls(s);
+        fail_each_request_once(s);
         s.disconnect();
     });
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::num::NonZeroU64;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -27,20 +28,38 @@ pub struct Rate {
     pub owed: u64,
 }
 
-/// A bucket of tokens, full at first. Made before the first fork.
+/// A bucket of tokens, full at first.
 #[derive(Debug)]
-pub struct TokenBucket {
-    /// CLOCK_MONOTONIC, in nanoseconds.
-    words: SharedWords,
+pub struct TokenBucket(Memory);
+
+/// Where the word is: a time of CLOCK_MONOTONIC, in nanoseconds.
+#[derive(Debug)]
+enum Memory {
+    Shared(SharedWords),
+    Own(AtomicU64),
 }
 
 const SECOND: u64 = 1_000_000_000;
 
 impl TokenBucket {
+    /// A bucket of all processes. Made before the first fork.
+    ///
     /// # Errors
     /// ENOMEM.
     pub fn new() -> Result<TokenBucket> {
-        Ok(TokenBucket { words: SharedWords::new(1)? })
+        Ok(TokenBucket(Memory::Shared(SharedWords::new(1)?)))
+    }
+
+    /// A bucket of this process alone, such as that of one connection. It may be made at any time.
+    pub fn private() -> TokenBucket {
+        TokenBucket(Memory::Own(AtomicU64::new(0)))
+    }
+
+    fn word(&self) -> &AtomicU64 {
+        match &self.0 {
+            Memory::Shared(words) => &words[0],
+            Memory::Own(word) => word,
+        }
     }
 
     /// Takes `tokens`, more than the capacity if need be, and returns how long to wait before using
@@ -56,8 +75,8 @@ impl TokenBucket {
     /// Returns `tokens` that were taken and not used.
     pub fn give_back(&self, tokens: u64, rate: Rate) {
         let earning = rate.earning(tokens);
-        let mut seen = access::load(&self.words[0]);
-        while let Err(now) = access::exchange(&self.words[0], seen, seen.saturating_sub(earning)) {
+        let mut seen = access::load(self.word());
+        while let Err(now) = access::exchange(self.word(), seen, seen.saturating_sub(earning)) {
             seen = now;
         }
     }
@@ -65,13 +84,13 @@ impl TokenBucket {
     fn take_at(&self, now: u64, tokens: u64, rate: Rate) -> Duration {
         let saved = rate.earning(rate.capacity);
         let owed = rate.earning(rate.owed);
-        let mut seen = access::load(&self.words[0]);
+        let mut seen = access::load(self.word());
         loop {
             // Tokens are saved up to the capacity, and owed up to the limit: whatever the word is.
             let latest = now.saturating_add(owed);
             let from = seen.clamp(now.saturating_sub(saved).min(latest), latest);
             let earned = from.saturating_add(rate.earning(tokens));
-            match access::exchange(&self.words[0], seen, earned) {
+            match access::exchange(self.word(), seen, earned) {
                 Ok(()) => return Duration::from_nanos(earned.saturating_sub(now)),
                 Err(other) => seen = other,
             }
@@ -82,7 +101,7 @@ impl TokenBucket {
     #[cfg(any(test, feature = "fuzz"))]
     #[doc(hidden)]
     pub fn scribble(&self, word: u64) {
-        access::store(&self.words[0], word);
+        access::store(self.word(), word);
     }
 }
 
@@ -139,6 +158,7 @@ mod tests {
     #[test]
     fn more_than_the_capacity_is_waited_for() {
         assert_eq!(bucket().take_at(T, 2500, RATE), ms(2000));
+        assert_eq!(TokenBucket::private().take_at(T, 2500, RATE), ms(2000));
     }
 
     #[test]
@@ -209,7 +229,7 @@ mod tests {
             "shared::bucket::tests::a_process_that_dies_at_any_step_has_taken_all_or_nothing",
             || {
                 let check = |bucket: TokenBucket, how: &str| {
-                    let word = bucket.words[0].load(Ordering::SeqCst);
+                    let word = bucket.word().load(Ordering::SeqCst);
                     let waits = bucket.take_at(T, 500, RATE);
                     assert!(waits == ms(0) || waits == ms(100), "{how}: {word:#x} {waits:?}");
                 };
