@@ -39,3 +39,13 @@ fn a_read_through_parts_is_the_same_with_one_process_for_all() {
     assert_eq!(read[4104..4112], word(4104));
     assert!(server.wait_for_stderr("map: 8-4103:").contains("map: 8-4103:65536"));
 }
+
+#[test]
+fn ranges_that_make_no_sense_stop_the_start() {
+    for bad in ["map=5-4:0", "map=x", "map=1-2"] {
+        let finished = ours(&["--filter=map", "null", "1M", bad]).try_start();
+        let finished = finished.expect_err("refused");
+        assert!(finished.stderr.contains("expected START-END:DEST"), "{}", finished.stderr);
+        assert_eq!((finished.stderr.lines().count(), finished.status.code()), (1, Some(1)));
+    }
+}

@@ -15,7 +15,6 @@ mod checkwrite;
 mod command_line;
 mod count;
 mod ddrescue;
-mod evil;
 mod extentlist;
 mod filters;
 mod gzip;
@@ -23,7 +22,6 @@ mod handshake;
 mod images;
 mod luks;
 mod lzip;
-mod map;
 mod multi_conn;
 mod openonce;
 mod partition;
@@ -55,13 +53,11 @@ fn every_listed_difference_names_a_row() {
         include_str!("command_line.rs"),
         include_str!("count.rs"),
         include_str!("ddrescue.rs"),
-        include_str!("evil.rs"),
         include_str!("extentlist.rs"),
         include_str!("filters.rs"),
         include_str!("gzip.rs"),
         include_str!("handshake.rs"),
         include_str!("luks.rs"),
-        include_str!("map.rs"),
         include_str!("multi_conn.rs"),
         include_str!("openonce.rs"),
         include_str!("partition.rs"),
