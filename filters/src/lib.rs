@@ -38,6 +38,7 @@ mod testing;
 pub mod tls_fallback;
 pub mod truncate;
 pub mod xz;
+pub mod zstd;
 
 use nbdkit_api::Filter;
 
@@ -70,6 +71,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),
     ("xz", || Box::new(xz::Xz::default())),
+    ("zstd", || Box::new(zstd::Zstd::default())),
 ];
 
 /// The built-in filter called `name`, fresh.

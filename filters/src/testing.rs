@@ -308,6 +308,7 @@ pub(crate) fn disk_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
         "luks" => crate::luks::tests::image(&sample(size)),
         "lzip" => made_by("lzip", &["--stdout", "--member-size=100000"], &sample(size))?,
         "xz" => made_by("xz", &["--stdout", "--block-size=50000"], &sample(size))?,
+        "zstd" => made_by("zstd", &["--stdout", "--quiet"], &sample(size))?,
         _ => return Some(Arc::new(Disk::pattern(size))),
     };
     Some(disk_of(image))

@@ -54,4 +54,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("transmission", transmission::compact),
     ("transmission_extended", transmission::extended),
     ("xz", images::xz),
+    ("zstd", images::zstd),
 ];

@@ -20,6 +20,7 @@ mod retry;
 mod scripts;
 mod transmission;
 mod xz;
+mod zstd;
 
 use nbdkit_tests::differential::check_rows_exist;
 
