@@ -284,7 +284,7 @@ impl<F: Format> OpenLayer for Handle<F> {
         Blocking::Short
     }
 
-    /// What the page cache has; a hole never is in it.
+    /// What is in the page cache.
     fn try_pread(&self, _: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         let read = page_cache::read_now(self.expansion.file.as_fd(), buf, offset).ok()?;
         (read == buf.len()).then_some(Ok(()))
