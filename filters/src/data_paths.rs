@@ -239,6 +239,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("truncate", &[("truncate", "100k")], All, All),
         ("truncate", &[("truncate", "300k")], Part, Part),
         ("xz", &[], Nothing, Nothing),
+        ("zstd", &[], Nothing, Nothing),
     ]
 };
 

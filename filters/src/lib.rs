@@ -65,6 +65,7 @@ pub mod tls_fallback;
 pub mod truncate;
 mod window;
 pub mod xz;
+pub mod zstd;
 
 use nbdkit_api::Filter;
 
@@ -119,6 +120,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),
     ("xz", || Box::new(xz::Xz::default())),
+    ("zstd", || Box::new(zstd::Zstd::default())),
 ];
 
 /// The built-in filter called `name`, fresh.

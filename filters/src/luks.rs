@@ -84,6 +84,7 @@ impl Filter for Luks {
 
     fn after_fork(&self, below: &Arc<Layer>) -> Result<()> {
         if self.is_early.load(Ordering::Relaxed)
+            && can_be_opened_early(below)
             && let Err(error) = self.derive_early(below)
         {
             debug!("luks: the key is derived when a client opens the disk: {error}");
@@ -124,6 +125,16 @@ impl Luks {
         let _ = self.key.set(derived?);
         *self.passphrase() = None;
         Ok(())
+    }
+}
+
+/// Whether nothing but reading comes of opening a layer before the first client. Other filters count
+/// clients, log them, delay them, or stop the server when the last one has gone.
+fn can_be_opened_early(layer: &Layer) -> bool {
+    const HARMLESS: [&str; 2] = ["offset", "partition"];
+    match layer.below() {
+        None => true,
+        Some(below) => HARMLESS.contains(&layer.name()) && can_be_opened_early(below),
     }
 }
 

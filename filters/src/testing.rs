@@ -320,6 +320,7 @@ pub(crate) fn disk_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
             image[..archive.len()].copy_from_slice(&archive);
             image
         }
+        "zstd" => made_by("zstd", &["--stdout", "--quiet"], &sample(size))?,
         _ => return Some(Arc::new(Disk::pattern(size))),
     };
     Some(disk_of(image))

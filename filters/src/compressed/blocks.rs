@@ -111,6 +111,11 @@ impl Parameters {
         self.max_block.saturating_mul(2).saturating_mul(self.depth.into())
     }
 
+    /// Decoders that may be at work for a client at the same time.
+    pub(crate) fn depth(&self) -> u32 {
+        self.depth
+    }
+
     /// Opens the layer below read-only, and the filter on it.
     ///
     /// # Errors
@@ -121,6 +126,14 @@ impl Parameters {
         open: &Open<'_>,
     ) -> Result<Box<dyn OpenLayer>> {
         below.open(&open.readonly(true))?;
+        self.layer::<F>(open)
+    }
+
+    /// The filter on a layer that is open.
+    ///
+    /// # Errors
+    /// ENOMEM, EMFILE.
+    pub(crate) fn layer<F: Format>(&self, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         let indexes = self.indexes.as_ref();
         let indexes = indexes.ok_or_else(|| corrupt(F::NAME, "opened before get_ready"))?;
         Ok(Box::new(Handle::<F> {

@@ -110,8 +110,19 @@ impl Expansions {
         below: &mut Slot<'_>,
         open: &Open<'_>,
     ) -> Result<Box<dyn OpenLayer>> {
-        let this = this.ok_or_else(|| corrupt(F::NAME, "opened before get_ready"))?;
         below.open(&open.readonly(true))?;
+        Expansions::layer::<F>(this, open)
+    }
+
+    /// The filter on a layer that is open.
+    ///
+    /// # Errors
+    /// EMFILE if there are too many exports.
+    pub(crate) fn layer<F: Format>(
+        this: Option<&Expansions>,
+        open: &Open<'_>,
+    ) -> Result<Box<dyn OpenLayer>> {
+        let this = this.ok_or_else(|| corrupt(F::NAME, "opened before get_ready"))?;
         let expansion = this.0.of(open).ok_or_else(|| {
             Error::new(
                 Errno::EMFILE,
@@ -273,7 +284,7 @@ impl<F: Format> OpenLayer for Handle<F> {
         Blocking::Short
     }
 
-    /// What the page cache has; a hole never is in it.
+    /// What is in the page cache.
     fn try_pread(&self, _: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         let read = page_cache::read_now(self.expansion.file.as_fd(), buf, offset).ok()?;
         (read == buf.len()).then_some(Ok(()))

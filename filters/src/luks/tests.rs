@@ -173,6 +173,23 @@ fn the_key_is_derived_before_the_first_client_and_the_passphrase_wiped() {
     assert!(error.message().contains("restart"), "{error}");
 }
 
+/// The exitlast filter would stop the server.
+#[test]
+fn filters_below_that_notice_clients_are_not_opened_early() {
+    let disk = disk_of(image(&sample(512)));
+    for (filters, is_early) in [
+        (&["luks", "exitlast"][..], false),
+        (&["luks", "offset", "log"], false),
+        (&["luks", "offset"], true),
+    ] {
+        let stack = testing::try_stack(&disk, filters, &[("passphrase", PASSPHRASE)]).unwrap();
+        let _ = stack.needs(false);
+        disk.take_calls();
+        stack.freeze().after_fork().unwrap();
+        assert_eq!(!disk.take_calls().is_empty(), is_early, "{filters:?}");
+    }
+}
+
 #[test]
 fn a_server_starts_without_its_disk_and_clients_learn_why() {
     let data = sample(512);

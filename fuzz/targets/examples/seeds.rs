@@ -241,6 +241,14 @@ fn main() {
                     .concat(),
             ],
         ),
+        (
+            "zstd",
+            vec![
+                made_by("zstd", &["-cq"]),
+                [made_by("zstd", &["-cq1"]), made_by("zstd", &["-cq19", "--no-check"])].concat(),
+                seekable(),
+            ],
+        ),
     ];
     for (target, inputs) in seeds {
         let directory = Path::new(&argument).join(target);
@@ -249,6 +257,17 @@ fn main() {
             std::fs::write(directory.join(format!("seed-{number}")), bytes).expect("written");
         }
     }
+}
+
+/// Two Zstandard frames and their seek table.
+fn seekable() -> Vec<u8> {
+    let frame = made_by("zstd", &["-cq"]);
+    let mut file = frame.repeat(2);
+    let numbers = [0x184d_2a5e, 25, frame.len() as u32, 2500, frame.len() as u32, 2500, 2];
+    file.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    file.push(0);
+    file.extend(0x8f92_eab1_u32.to_le_bytes());
+    file
 }
 
 /// A LUKS1 header whose slots are in use, and a disk; nobody knows the passphrase.

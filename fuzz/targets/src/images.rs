@@ -56,3 +56,11 @@ pub fn qcow2dec(data: &[u8]) {
 pub fn xz(data: &[u8]) {
     image("xz", data, &[("xz-max-block", "1M"), ("xz-max-depth", "1")]);
 }
+
+/// The zstd filter.
+///
+/// # Panics
+/// If the filter does, or if it contradicts itself.
+pub fn zstd(data: &[u8]) {
+    image("zstd", data, &[("zstd-max-block", "1M"), ("zstd-max-depth", "1")]);
+}

@@ -60,4 +60,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("transmission_extended", transmission::extended),
     ("qcow2dec", images::qcow2dec),
     ("xz", images::xz),
+    ("zstd", images::zstd),
 ];

@@ -8,6 +8,7 @@ fn bzip2_files_are_expanded_once_for_all_clients() {
         clients_share(
             "bzip2",
             "(head -c 300000 disk | bzip2; tail -c +300001 disk | bzip2) >image",
+            0,
         );
     }
 }

@@ -39,6 +39,7 @@ mod tar;
 mod time_limit;
 mod transmission;
 mod xz;
+mod zstd;
 
 use nbdkit_tests::differential::check_rows_exist;
 
