@@ -200,6 +200,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ),
         ("nocache", &[("cachemode", "emulate")], All, All),
         ("noextents", &[], All, All),
+        ("nofilter", &[], All, All),
         ("noparallel", &[], All, All),
         ("nozero", &[("zeromode", "emulate")], All, All),
         ("offset", &[("offset", "12345"), ("range", "50000")], All, All),

@@ -25,6 +25,7 @@ pub mod log;
 pub mod multi_conn;
 pub mod nocache;
 pub mod noextents;
+pub mod nofilter;
 pub mod noparallel;
 pub mod nozero;
 pub mod offset;
@@ -62,6 +63,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("multi-conn", || Box::new(multi_conn::MultiConn::default())),
     ("nocache", || Box::new(nocache::NoCache::default())),
     ("noextents", || Box::new(noextents::NoExtents)),
+    ("nofilter", || Box::new(nofilter::NoFilter)),
     ("noparallel", || Box::new(noparallel::NoParallel::default())),
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),

@@ -19,6 +19,7 @@ mod readahead;
 mod replaced;
 mod retry;
 mod scripts;
+mod small;
 mod transmission;
 
 use nbdkit_tests::differential::check_rows_exist;
@@ -39,6 +40,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("readahead.rs"),
         include_str!("retry.rs"),
         include_str!("scripts.rs"),
+        include_str!("small.rs"),
         include_str!("transmission.rs"),
     ]);
 }
