@@ -206,6 +206,10 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("offset", &[("offset", "12345"), ("range", "50000")], All, All),
         ("offset", &[], All, All),
         ("readahead", &[], Nothing, All),
+        // Clients that do not write.
+        ("readonly", &[], All, Nothing),
+        ("readonly", &[("readonly-file", "/nonexistent")], All, All),
+        ("readonly", &[("readonly-file", "/")], All, Nothing),
         ("retry", &[], Nothing, Nothing),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
         // Clients without TLS, who do not write.

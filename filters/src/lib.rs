@@ -32,6 +32,7 @@ pub mod offset;
 mod on_read;
 mod presence;
 pub mod readahead;
+pub mod readonly;
 pub mod retry;
 mod shell;
 pub mod stats;
@@ -68,6 +69,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
     ("readahead", || Box::new(readahead::ReadAhead::default())),
+    ("readonly", || Box::new(readonly::ReadOnly::default())),
     ("retry", || Box::new(retry::Retry::default())),
     ("stats", || Box::new(stats::Stats::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
