@@ -211,6 +211,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("readonly", &[("readonly-file", "/nonexistent")], All, All),
         ("readonly", &[("readonly-file", "/")], All, Nothing),
         ("retry", &[], Nothing, Nothing),
+        ("rotational", &[], All, All),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
         // Clients without TLS, who do not write.
         ("tls-fallback", &[], Nothing, Nothing),

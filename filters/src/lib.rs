@@ -34,6 +34,7 @@ mod presence;
 pub mod readahead;
 pub mod readonly;
 pub mod retry;
+pub mod rotational;
 mod shell;
 pub mod stats;
 #[cfg(test)]
@@ -71,6 +72,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("readahead", || Box::new(readahead::ReadAhead::default())),
     ("readonly", || Box::new(readonly::ReadOnly::default())),
     ("retry", || Box::new(retry::Retry::default())),
+    ("rotational", || Box::new(rotational::Rotational::default())),
     ("stats", || Box::new(stats::Stats::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),

@@ -1,4 +1,4 @@
-//! Filters with little in them: nofilter and readonly.
+//! Filters with little in them: nofilter, readonly and rotational.
 
 use nbd_protocol::constants::{NbdError, TransmissionFlags};
 use nbdkit_tests::differential::Row;
@@ -61,5 +61,16 @@ fn readonly_filter_that_is_switched() {
             }
             assert_eq!(ask(client, &Ask::flush()), None);
         }
+    }
+}
+
+#[test]
+fn rotational_filter() {
+    for (parameter, expected) in
+        [("rotational=true", true), ("rotational=false", false), ("size=1M", true)]
+    {
+        let server = ours(&["--filter=rotational", "null", parameter]).start();
+        let client = open(&server);
+        assert_eq!(client.offers(TransmissionFlags::ROTATIONAL), expected, "{parameter}");
     }
 }
