@@ -20,6 +20,7 @@ mod replaced;
 mod retry;
 mod scripts;
 mod small;
+mod stacks;
 mod transmission;
 
 use nbdkit_tests::differential::check_rows_exist;
@@ -41,6 +42,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("retry.rs"),
         include_str!("scripts.rs"),
         include_str!("small.rs"),
+        include_str!("stacks.rs"),
         include_str!("transmission.rs"),
     ]);
 }
