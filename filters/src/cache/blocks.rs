@@ -19,6 +19,8 @@ use super::store::Store;
 
 /// Piece in which a block is copied, bytes.
 const PIECE: u64 = 1 << 20;
+/// How often a block is read that others change meanwhile, before it is locked.
+const MAX_ATTEMPTS: u32 = 16;
 /// Slots that are looked at for a free one.
 const MAX_TRIES: u64 = 1 << 20;
 /// Tables of other exports that a connection keeps mapped.
@@ -110,8 +112,11 @@ impl Blocks {
     pub(super) fn read(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let now = self.store.tick();
         let end = offset + buf.len() as u64;
-        let mut at = offset;
+        let (mut at, mut attempts) = (offset, 0);
         while at < end {
+            // After some attempts nobody else may change the block: a hostile worker could go on
+            // for ever.
+            let lock = (attempts >= MAX_ATTEMPTS).then(|| self.lock(at / self.store.block_size()));
             let (state, to) = self.state_at(at)?;
             let mut to = to.min(end);
             let Some(slot) = state.slot() else {
@@ -122,7 +127,7 @@ impl Blocks {
                     }
                 }
                 next.pread(&mut buf[(at - offset) as usize..(to - offset) as usize], at)?;
-                at = to;
+                (at, attempts) = (to, 0);
                 continue;
             };
             let part = &mut buf[(at - offset) as usize..(to - offset) as usize];
@@ -130,7 +135,11 @@ impl Blocks {
             // If the slot was given to another block meanwhile, this is another one's data.
             if self.state_at(at)?.0.slot() == Some(slot) {
                 self.note_use(slot, now)?;
-                at = to;
+                (at, attempts) = (to, 0);
+            } else if lock.is_some() {
+                return Err(Error::new(Errno::EIO, "cache: a block changes under its lock"));
+            } else {
+                attempts += 1;
             }
         }
         Ok(())
