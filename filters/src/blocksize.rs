@@ -128,8 +128,8 @@ impl Limits {
     }
 
     /// Divides a range into the parts that lie in one block each, at its ends, and the whole blocks
-    /// between them in pieces of at most `max` bytes. In ascending order.
-    fn pieces(&self, count: u64, offset: u64, max: u64) -> impl Iterator<Item = Piece> + use<> {
+    /// between them in segments of at most `max` bytes. In ascending order.
+    fn segments(&self, count: u64, offset: u64, max: u64) -> impl Iterator<Item = Segment> + use<> {
         let limits = *self;
         let (mut at, end) = (offset, offset + count);
         std::iter::from_fn(move || {
@@ -141,24 +141,24 @@ impl Limits {
             let whole = limits.round_down(end).saturating_sub(start).min(max);
             let is_part = limits.round_down(start) != start || whole == 0;
             at = if is_part { block_end.min(end) } else { start + whole };
-            Some(Piece { range: start..at, is_part })
+            Some(Segment { range: start..at, is_part })
         })
     }
 }
 
 /// Consecutive bytes of a request.
-struct Piece {
+struct Segment {
     range: Range<u64>,
     /// Part of one block; else whole blocks.
     is_part: bool,
 }
 
-impl Piece {
+impl Segment {
     fn count(&self) -> u64 {
         self.range.end - self.range.start
     }
 
-    /// Where the piece is in the buffer of a request at `offset`.
+    /// Where the segment is in the buffer of a request at `offset`.
     fn within(&self, offset: u64) -> Range<usize> {
         (self.range.start - offset) as usize..(self.range.end - offset) as usize
     }
@@ -195,34 +195,34 @@ impl Handle {
 
     /// Keeps others from writing parts of these blocks, and, if this is for writing a part,
     /// from writing them at all. One range at a time, so that no two requests wait for each other.
-    fn lock(&self, limits: Limits, piece: &Piece) -> Result<Option<LockedRange<'_>>> {
+    fn lock(&self, limits: Limits, segment: &Segment) -> Result<Option<LockedRange<'_>>> {
         if limits.minblock == 1 {
             return Ok(None);
         }
-        let sharing = if piece.is_part { Sharing::Exclusive } else { Sharing::Shared };
-        let blocks = limits.round_down(piece.range.start)..limits.round_up(piece.range.end);
+        let sharing = if segment.is_part { Sharing::Exclusive } else { Sharing::Shared };
+        let blocks = limits.round_down(segment.range.start)..limits.round_up(segment.range.end);
         self.lock.lock(self.client.as_deref(), blocks, sharing).map(Some)
     }
 
     /// Writes part of a block: reads the block, lets `change` change it from the byte at which the
-    /// piece begins, and writes it.
+    /// segment begins, and writes it.
     fn write_part(
         &self,
         next: &Next,
         limits: Limits,
-        piece: &Piece,
+        segment: &Segment,
         flags: Flags,
         change: impl FnOnce(&mut [u8]),
     ) -> Result<()> {
-        let start = limits.round_down(piece.range.start);
+        let start = limits.round_down(segment.range.start);
         let mut block = vec![0; limits.minblock as usize];
         next.pread(&mut block, start)?;
-        change(&mut block[piece.within(start)]);
+        change(&mut block[segment.within(start)]);
         next.pwrite(&block, start, flags)
     }
 
     /// Runs a request that changes data, `change`, with the flags that the layer below gets for
-    /// it. If that has only flushes in place of FUA, one flush stands for all pieces.
+    /// it. If that has only flushes in place of FUA, one flush stands for all segments.
     fn change(
         &self,
         next: &Next,
@@ -260,16 +260,16 @@ impl OpenLayer for Handle {
 
     fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let limits = self.limits(next)?;
-        for piece in limits.pieces(buf.len() as u64, offset, limits.maxdata) {
-            let bytes = &mut buf[piece.within(offset)];
-            if !piece.is_part {
-                next.pread(bytes, piece.range.start)?;
+        for segment in limits.segments(buf.len() as u64, offset, limits.maxdata) {
+            let bytes = &mut buf[segment.within(offset)];
+            if !segment.is_part {
+                next.pread(bytes, segment.range.start)?;
                 continue;
             }
-            let start = limits.round_down(piece.range.start);
+            let start = limits.round_down(segment.range.start);
             let mut block = vec![0; limits.minblock as usize];
             next.pread(&mut block, start)?;
-            bytes.copy_from_slice(&block[piece.within(start)]);
+            bytes.copy_from_slice(&block[segment.within(start)]);
         }
         Ok(())
     }
@@ -277,14 +277,14 @@ impl OpenLayer for Handle {
     fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let limits = self.limits(next)?;
         self.change(next, flags, |flags| {
-            for piece in limits.pieces(buf.len() as u64, offset, limits.maxdata) {
-                let bytes = &buf[piece.within(offset)];
-                let _locked = self.lock(limits, &piece)?;
-                if piece.is_part {
+            for segment in limits.segments(buf.len() as u64, offset, limits.maxdata) {
+                let bytes = &buf[segment.within(offset)];
+                let _locked = self.lock(limits, &segment)?;
+                if segment.is_part {
                     let change = |part: &mut [u8]| part.copy_from_slice(bytes);
-                    self.write_part(next, limits, &piece, flags, change)?;
+                    self.write_part(next, limits, &segment, flags, change)?;
                 } else {
-                    next.pwrite(bytes, piece.range.start, flags)?;
+                    next.pwrite(bytes, segment.range.start, flags)?;
                 }
             }
             Ok(())
@@ -295,9 +295,9 @@ impl OpenLayer for Handle {
     fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
         let limits = self.limits(next)?;
         self.change(next, flags, |flags| {
-            for piece in limits.pieces(count, offset, limits.maxlen) {
-                if !piece.is_part {
-                    next.trim(piece.count(), piece.range.start, flags)?;
+            for segment in limits.segments(count, offset, limits.maxlen) {
+                if !segment.is_part {
+                    next.trim(segment.count(), segment.range.start, flags)?;
                 }
             }
             Ok(())
@@ -311,13 +311,13 @@ impl OpenLayer for Handle {
             return Err(Error::silent(Errno::EOPNOTSUPP));
         }
         self.change(next, flags, |flags| {
-            for piece in limits.pieces(count, offset, limits.maxlen) {
-                let _locked = self.lock(limits, &piece)?;
-                if piece.is_part {
+            for segment in limits.segments(count, offset, limits.maxlen) {
+                let _locked = self.lock(limits, &segment)?;
+                if segment.is_part {
                     let fua = flags & Flags::FUA;
-                    self.write_part(next, limits, &piece, fua, |part| part.fill(0))?;
+                    self.write_part(next, limits, &segment, fua, |part| part.fill(0))?;
                 } else {
-                    next.zero(piece.count(), piece.range.start, flags)?;
+                    next.zero(segment.count(), segment.range.start, flags)?;
                 }
             }
             Ok(())
@@ -340,15 +340,15 @@ impl OpenLayer for Handle {
         next.extents_aligned(count, start, flags, align, extents)
     }
 
-    /// In whole blocks. As nbdkit in pieces of `maxdata`: the layer below may read them.
+    /// In whole blocks. As nbdkit in segments of `maxdata`: the layer below may read them.
     fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
         let limits = self.limits(next)?;
         let start = limits.round_down(offset);
         let count = limits.round_up(offset + count) - start;
         let max = limits.maxdata.min(limits.maxlen);
         limits
-            .pieces(count, start, max)
-            .try_for_each(|piece| next.cache(piece.count(), piece.range.start))
+            .segments(count, start, max)
+            .try_for_each(|segment| next.cache(segment.count(), segment.range.start))
     }
 
     fn data_path(&self, _: Direction) -> DataPath {

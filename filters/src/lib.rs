@@ -38,6 +38,7 @@ pub mod map;
 pub mod multi_conn;
 pub mod nocache;
 pub mod noextents;
+pub mod nofilter;
 pub mod noparallel;
 pub mod nozero;
 pub mod offset;
@@ -50,8 +51,10 @@ pub mod qcow2dec;
 mod random;
 pub mod rate;
 pub mod readahead;
+pub mod readonly;
 pub mod retry;
 pub mod retry_request;
+pub mod rotational;
 pub mod scan;
 mod shell;
 pub mod spinning;
@@ -100,6 +103,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("multi-conn", || Box::new(multi_conn::MultiConn::default())),
     ("nocache", || Box::new(nocache::NoCache::default())),
     ("noextents", || Box::new(noextents::NoExtents)),
+    ("nofilter", || Box::new(nofilter::NoFilter)),
     ("noparallel", || Box::new(noparallel::NoParallel::default())),
     ("nozero", || Box::new(nozero::NoZero::default())),
     ("offset", || Box::new(offset::Offset::default())),
@@ -109,8 +113,10 @@ const REGISTRY: &[(&str, Load)] = &[
     ("qcow2dec", || Box::new(qcow2dec::Qcow2dec)),
     ("rate", || Box::new(rate::RateLimit::default())),
     ("readahead", || Box::new(readahead::ReadAhead::default())),
+    ("readonly", || Box::new(readonly::ReadOnly::default())),
     ("retry", || Box::new(retry::Retry::default())),
     ("retry-request", || Box::new(retry_request::RetryRequest::default())),
+    ("rotational", || Box::new(rotational::Rotational::default())),
     ("scan", || Box::new(scan::Scan::default())),
     ("spinning", || Box::new(spinning::Spinning::default())),
     ("stats", || Box::new(stats::Stats::default())),

@@ -1,8 +1,8 @@
 //! nbdkit-multi-conn-filter(1): makes a flush of one connection cover what all have written, or
 //! advertises that it does or does not, and leaves out flushes that nothing needs.
 //!
-//! To emulate it, the layer below is flushed on every connection (`group`): by whoever flushes if
-//! the connection is in this process, else by a thread that each connection's process has for that.
+//! To emulate it, the layer below is flushed on every connection (`group`): directly if the
+//! connection is in this process, else by a thread of that connection's process.
 
 mod dirty;
 mod group;
@@ -34,7 +34,7 @@ enum Track {
     /// Those of connections that need none.
     #[default]
     Connection,
-    /// Those after which nobody has written.
+    /// Those since which no connection has written.
     Fast,
     /// None.
     Off,

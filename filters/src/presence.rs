@@ -94,11 +94,11 @@ impl Places {
         Ok(!self.own().is_empty() || self.locked_elsewhere(0, 0)?)
     }
 
-    /// Whether a client of another process holds this place.
+    /// Whether a client of another process has taken this place.
     ///
     /// # Errors
     /// EIO.
-    pub(crate) fn is_held_elsewhere(&self, number: u64) -> Result<bool> {
+    pub(crate) fn is_taken_elsewhere(&self, number: u64) -> Result<bool> {
         self.locked_elsewhere(number, 1)
     }
 

@@ -86,8 +86,8 @@ fn extents_of_nearly_4_gib_from_an_unaligned_offset_are_found() {
     let count = u64::from(u32::MAX);
     let limits = layer(65_536);
     assert_eq!(limits.round_up(1 + count) - limits.round_down(1), 1 << 32);
-    let pieces: Vec<_> = limits.pieces(1 << 32, 0, limits.maxlen).map(|it| it.range).collect();
-    assert_eq!(pieces, [0..0xffff_0000, 0xffff_0000..1 << 32]);
+    let segments: Vec<_> = limits.segments(1 << 32, 0, limits.maxlen).map(|it| it.range).collect();
+    assert_eq!(segments, [0..0xffff_0000, 0xffff_0000..1 << 32]);
 }
 
 #[test]

@@ -17,8 +17,10 @@ use nbdkit_api::{Errno, Error, Flags, Next, Result};
 use super::state::{MAX_BLOCKS, Owner, Slot, State, Used};
 use super::store::Store;
 
-/// Piece in which a block is copied, bytes.
-const PIECE: u64 = 1 << 20;
+/// How much of a block is copied at a time, bytes.
+const COPY_SIZE: u64 = 1 << 20;
+/// How often a block is read that others change meanwhile, before it is locked.
+const MAX_ATTEMPTS: u32 = 16;
 /// Slots that are looked at for a free one.
 const MAX_TRIES: u64 = 1 << 20;
 /// Tables of other exports that a connection keeps mapped.
@@ -110,8 +112,10 @@ impl Blocks {
     pub(super) fn read(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let now = self.store.tick();
         let end = offset + buf.len() as u64;
-        let mut at = offset;
+        let (mut at, mut attempts) = (offset, 0);
         while at < end {
+            // After some attempts the block is locked: a hostile worker could change it for ever.
+            let lock = (attempts >= MAX_ATTEMPTS).then(|| self.lock(at / self.store.block_size()));
             let (state, to) = self.state_at(at)?;
             let mut to = to.min(end);
             let Some(slot) = state.slot() else {
@@ -122,7 +126,7 @@ impl Blocks {
                     }
                 }
                 next.pread(&mut buf[(at - offset) as usize..(to - offset) as usize], at)?;
-                at = to;
+                (at, attempts) = (to, 0);
                 continue;
             };
             let part = &mut buf[(at - offset) as usize..(to - offset) as usize];
@@ -130,7 +134,11 @@ impl Blocks {
             // If the slot was given to another block meanwhile, this is another one's data.
             if self.state_at(at)?.0.slot() == Some(slot) {
                 self.note_use(slot, now)?;
-                at = to;
+                (at, attempts) = (to, 0);
+            } else if lock.is_some() {
+                return Err(Error::new(Errno::EIO, "cache: a block changes under its lock"));
+            } else {
+                attempts += 1;
             }
         }
         Ok(())
@@ -240,19 +248,19 @@ impl Blocks {
         let (within, bytes) = data.unwrap_or((0, &[]));
         let data_end = within + bytes.len() as u64;
         let (length, start) = (self.length(block), block * self.store.block_size());
-        let mut buf = vec![0; length.min(PIECE) as usize];
-        for at in (0..length).step_by(PIECE as usize) {
-            let end = length.min(at + PIECE);
-            let piece = &mut buf[..(end - at) as usize];
+        let mut buf = vec![0; length.min(COPY_SIZE) as usize];
+        for at in (0..length).step_by(COPY_SIZE as usize) {
+            let end = length.min(at + COPY_SIZE);
+            let chunk = &mut buf[..(end - at) as usize];
             let (from, to) = (within.clamp(at, end), data_end.clamp(at, end));
             if from != at || to != end {
-                next.pread(piece, start + at)?;
+                next.pread(chunk, start + at)?;
             }
             if from < to {
                 let data = &bytes[(from - within) as usize..(to - within) as usize];
-                piece[(from - at) as usize..(to - at) as usize].copy_from_slice(data);
+                chunk[(from - at) as usize..(to - at) as usize].copy_from_slice(data);
             }
-            self.store.write(slot, at, piece).inspect_err(|error| {
+            self.store.write(slot, at, chunk).inspect_err(|error| {
                 *is_full = matches!(error.errno(), Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG);
             })?;
         }
@@ -295,11 +303,11 @@ impl Blocks {
         flags: Flags,
     ) -> Result<()> {
         let (length, start) = (self.length(block), block * self.store.block_size());
-        let mut buf = vec![0; length.min(PIECE) as usize];
-        for at in (0..length).step_by(PIECE as usize) {
-            let piece = &mut buf[..(length - at).min(PIECE) as usize];
-            self.store.read(slot, at, piece)?;
-            next.pwrite(piece, start + at, flags)?;
+        let mut buf = vec![0; length.min(COPY_SIZE) as usize];
+        for at in (0..length).step_by(COPY_SIZE as usize) {
+            let chunk = &mut buf[..(length - at).min(COPY_SIZE) as usize];
+            self.store.read(slot, at, chunk)?;
+            next.pwrite(chunk, start + at, flags)?;
         }
         self.map.cursor().store(block, State::Clean(slot))?;
         self.store.uncount_dirty(self.export);

@@ -120,7 +120,7 @@ fn evict_one(
         (false, _) => return Ok(false),
         (true, Some(slot)) if slot.number == number => {}
         (true, _) => {
-            // Nobody fills it, since the lock is free: whoever did was killed.
+            // No worker is filling the slot, since the lock was free: the one that did was killed.
             blocks.free(Slot { number, fill: 0 })?;
             return Ok(true);
         }

@@ -134,8 +134,8 @@ impl LastList {
         }
         let mut copy = self.copy.lock().unwrap_or_else(PoisonError::into_inner);
         if copy.as_ref().is_none_or(|copy| copy.number != words[NUMBER]) {
-            // Read under the mutex: nobody overwrites it meanwhile. A list that makes no sense is
-            // none.
+            // Read under the mutex: no worker overwrites the list meanwhile. A list
+            // that makes no sense is none.
             *copy = self.read(&words).ok().map(Arc::new);
         }
         Ok((version, copy.clone()))

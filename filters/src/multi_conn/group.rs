@@ -2,8 +2,8 @@
 //!
 //! Each has a place, which the kernel frees when its process dies, and words in shared memory: what
 //! it has done since its last flush, and which flushes it was asked for and has done. One
-//! connection at a time flushes the others, so that nobody takes a flush that is under way for one
-//! that is done.
+//! connection at a time flushes the others: a flush that is under way is not taken for one that is
+//! done.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -42,7 +42,7 @@ pub(super) struct Group(Arc<Inner>);
 struct Inner {
     places: Arc<Places>,
     words: SharedWords,
-    /// Held by whoever flushes.
+    /// Locked by the connection that flushes.
     flushing: SharedMutex<0>,
     /// A connection was asked for a flush, or has to stop.
     asked: SharedEvent,
@@ -180,7 +180,7 @@ impl Group {
         let members: Vec<usize> =
             (0..MAX_MEMBERS).filter(|index| of(*index).is_some_and(is_wanted)).collect();
         if lock.recovered() {
-            // Whoever flushed was killed: what it took for flushed may not be.
+            // The last flusher was killed: what it marked as clean may not be flushed.
             for index in self.all() {
                 dirty::note(self.word(index, DIRTY), WRITTEN);
             }
@@ -233,7 +233,7 @@ impl Group {
                 return Ok(Some(()));
             }
             // What a connection that has ended had not flushed is as lost as if it were alone.
-            Ok((!self.0.places.is_held_elsewhere(index as u64)?).then_some(()))
+            Ok((!self.0.places.is_taken_elsewhere(index as u64)?).then_some(()))
         })?;
         match self.word(index, RESULT).load(Ordering::SeqCst) {
             0 => Ok(()),
@@ -284,7 +284,7 @@ impl Member {
         self.group.word(self.index, EXPORT).store(0, Ordering::SeqCst);
         self.group.local().remove(&self.index);
         drop(place);
-        // Somebody may wait for a flush of this connection.
+        // Another connection may wait for a flush of this one.
         self.group.0.done.signal();
     }
 }

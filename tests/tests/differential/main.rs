@@ -34,6 +34,8 @@ mod retry;
 mod retry_request;
 mod scan;
 mod scripts;
+mod small;
+mod stacks;
 mod swab;
 mod tar;
 mod time_limit;
@@ -71,6 +73,8 @@ fn every_listed_difference_names_a_row() {
         include_str!("retry_request.rs"),
         include_str!("scan.rs"),
         include_str!("scripts.rs"),
+        include_str!("small.rs"),
+        include_str!("stacks.rs"),
         include_str!("swab.rs"),
         include_str!("tar.rs"),
         include_str!("time_limit.rs"),
