@@ -197,6 +197,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("retry-request", &[], Nothing, Nothing),
         ("scan", &[], All, All),
         ("scan", &[("scan-ahead", "false")], All, All),
+        ("spinning", &[("max-seek-time", "10ms"), ("half-seek-time", "1us"), ("min-seek-time", "0")], Nothing, Nothing),
         ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
         ("swab", &[], Nothing, Nothing),
         ("swab", &[("swab-bits", "8")], All, All),

@@ -41,6 +41,7 @@ pub mod retry;
 pub mod retry_request;
 pub mod scan;
 mod shell;
+pub mod spinning;
 pub mod stats;
 pub mod swab;
 pub mod tar;
@@ -86,6 +87,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("retry", || Box::new(retry::Retry::default())),
     ("retry-request", || Box::new(retry_request::RetryRequest::default())),
     ("scan", || Box::new(scan::Scan::default())),
+    ("spinning", || Box::new(spinning::Spinning::default())),
     ("stats", || Box::new(stats::Stats::default())),
     ("swab", || Box::new(swab::Swab::default())),
     ("tar", || Box::new(tar::Tar::default())),

@@ -25,6 +25,7 @@ mod retry;
 mod retry_request;
 mod scan;
 mod scripts;
+mod spinning;
 mod swab;
 mod tar;
 mod time_limit;
@@ -55,6 +56,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("retry_request.rs"),
         include_str!("scan.rs"),
         include_str!("scripts.rs"),
+        include_str!("spinning.rs"),
         include_str!("swab.rs"),
         include_str!("tar.rs"),
         include_str!("time_limit.rs"),
