@@ -276,7 +276,7 @@ mod tests {
         }
         let other = testing::read(&backend("stuck", "1e-3", "8"), SIZE, 0);
         assert!(other != whole);
-        // Wires are stuck by the place in the request.
+        // Wires are stuck by the offset within the request.
         let wires = backend("stuck-wires", "1e-3", "7");
         assert!(testing::read(&wires, 50_000, 0) == testing::read(&wires, 50_000, 77));
         let rays = backend("cosmic", "1e-3", "7");

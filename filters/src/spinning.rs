@@ -219,7 +219,7 @@ mod tests {
         let near = testing::backend(&disk, &["spinning"], &params);
         near.pread(&mut [0], 100_000).unwrap();
         near.pwrite(&[0], 0, Flags::empty()).unwrap();
-        // The other head, at the same place of its range.
+        // The other head, at nearly that offset within its range.
         near.pread(&mut [0], 2 * MIB + 1000).unwrap();
         near.trim(1, MIB, Flags::empty()).unwrap();
         near.cache(1, MIB).unwrap();
