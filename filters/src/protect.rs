@@ -86,7 +86,7 @@ impl Handle {
     /// Checks each part of a request that is protected.
     ///
     /// # Errors
-    /// EPERM: `is_unchanged` says no. Those of `is_unchanged`.
+    /// EPERM: a part would change. Those of `is_unchanged`.
     fn check(
         &self,
         count: u64,

@@ -18,7 +18,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const LONGEST_LINE: usize = 64;
 
 /// Bits that requests of all clients may have taken and not yet waited for: 64 GiB. A worker that
-/// lies about what it took makes others wait for no more than that.
+/// writes a wrong amount to the bucket makes others wait for no more than that.
 const OWED: u64 = 1 << 39;
 
 /// Where the rate comes from.
@@ -58,7 +58,7 @@ pub(super) struct Limit {
 #[derive(Debug, Default)]
 struct State {
     looked: Option<Instant>,
-    /// What the file said when it could be read last.
+    /// The rate in the file when it could be read last.
     rate: Option<NonZeroU64>,
     /// The last complaint, which is not repeated while the file stays as it is.
     complaint: String,

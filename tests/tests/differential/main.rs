@@ -35,6 +35,7 @@ mod retry_request;
 mod scan;
 mod scripts;
 mod small;
+mod spinning;
 mod stacks;
 mod swab;
 mod tar;
