@@ -128,8 +128,8 @@ impl Luks {
     }
 }
 
-/// Whether nothing but reading comes of opening a layer before the first client. Other filters count
-/// clients, log them, delay them, or stop the server when the last one has gone.
+/// Whether nothing but reading comes of opening a layer before the first client. Other filters
+/// count clients, log them, delay them, or stop the server when the last one has gone.
 fn can_be_opened_early(layer: &Layer) -> bool {
     const HARMLESS: [&str; 2] = ["offset", "partition"];
     match layer.below() {

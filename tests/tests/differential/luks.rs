@@ -13,11 +13,11 @@ use nbdkit_tests::{Ask, TempDir, row_name};
 use crate::images::{has, image, script, shell};
 
 /// Bytes of the disk.
-const SIZE: u64 = 1 << 20;
+pub(crate) const SIZE: u64 = 1 << 20;
 
 /// Makes `disk.luks` with these options of qemu-img(1), which measures for seconds how fast the
 /// machine is; hence once for each.
-fn qemu_img(dir: &TempDir, options: &str) {
+pub(crate) fn qemu_img(dir: &TempDir, options: &str) {
     static MADE: Mutex<BTreeMap<String, Vec<u8>>> = Mutex::new(BTreeMap::new());
     image(dir, SIZE as usize);
     shell(dir, "printf %s secret >passphrase");

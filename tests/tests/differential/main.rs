@@ -5,6 +5,7 @@
 //! `tests/differences.txt` lists the row, the reason, and the lines.
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
+mod archives;
 mod below;
 mod blocksize;
 mod blocksize_policy;
@@ -49,6 +50,7 @@ use nbdkit_tests::differential::check_rows_exist;
 #[test]
 fn every_listed_difference_names_a_row() {
     check_rows_exist(&[
+        include_str!("archives.rs"),
         include_str!("blocksize.rs"),
         include_str!("blocksize_policy.rs"),
         include_str!("cache.rs"),
