@@ -12,11 +12,17 @@ use crate::stack::Image;
 /// Where the partition begins, and what is behind it, bytes.
 const AROUND: u64 = 1 << 20;
 
+const SECRET: &str = "secret,id=passphrase,data=bench";
+const KEY: &str = "key-secret=passphrase,iter-time=100";
+
 /// The image of `disk`, in a file beside it. Kept for the next run: clients check what they read.
 pub(crate) fn image_of(disk: &Path, image: Image) -> Result<PathBuf, Failure> {
     let (name, arguments): (_, &[&str]) = match image {
         Image::Raw => return Ok(disk.to_owned()),
         Image::Partitioned => ("partitioned", &[]),
+        Image::Luks => {
+            ("luks", &["qemu-img", "convert", "-O", "luks", "--object", SECRET, "-o", KEY])
+        }
         Image::Xz => ("xz", &["xz", "-0", "--block-size=1MiB"]),
         Image::Gzip => ("gz", &["gzip", "-1"]),
         Image::Qcow2 => ("qcow2", &["qemu-img", "convert", "-O", "qcow2"]),

@@ -298,7 +298,7 @@ impl Plan<'_> {
         match self.export {
             Export::Filtered(stack) => match stack.image {
                 Image::Qcow2 | Image::CompressedQcow2 => Some("qcow2"),
-                Image::Raw | Image::Partitioned | Image::Xz | Image::Gzip => None,
+                Image::Raw | Image::Partitioned | Image::Luks | Image::Xz | Image::Gzip => None,
             },
             _ => None,
         }

@@ -16,6 +16,7 @@ pub(crate) enum Image {
     Raw,
     /// In the first partition, from 1 MiB on.
     Partitioned,
+    Luks,
     Xz,
     Gzip,
     Qcow2,
@@ -42,6 +43,8 @@ pub(crate) const COW: Stack = Stack { filters: &["cow"], image: Image::Raw, para
 /// Over a plugin of which each read takes a millisecond.
 pub(crate) const READAHEAD: Stack =
     Stack { filters: &["readahead", "delay"], image: Image::Raw, parameters: &["rdelay=1ms"] };
+pub(crate) const LUKS: Stack =
+    Stack { filters: &["luks"], image: Image::Luks, parameters: &["passphrase=bench"] };
 pub(crate) const XZ: Stack = Stack { filters: &["xz"], image: Image::Xz, parameters: &[] };
 pub(crate) const GZIP: Stack = Stack { filters: &["gzip"], image: Image::Gzip, parameters: &[] };
 pub(crate) const QCOW2: Stack =

@@ -212,6 +212,8 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     filtered_small("cow-4k", &stack::COW).quick(),
     filtered_large("cow-256k", &stack::COW),
     filtered_large("readahead-256k", &stack::READAHEAD),
+    filtered_small("luks-4k", &stack::LUKS),
+    filtered_large("luks-256k", &stack::LUKS),
     filtered_small("xz-4k", &stack::XZ),
     filtered_large("xz-256k", &stack::XZ),
     filtered_small("gzip-4k", &stack::GZIP),
