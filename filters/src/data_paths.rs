@@ -249,6 +249,8 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("tls-fallback", &[], Nothing, Nothing),
         ("truncate", &[("truncate", "100k")], All, All),
         ("truncate", &[("truncate", "300k")], Part, Part),
+        ("xor", &[("xor", "0")], All, All),
+        ("xor", &[("xor", "0x1234")], Nothing, Nothing),
         ("xz", &[], Nothing, Nothing),
         ("zstd", &[], Nothing, Nothing),
     ]

@@ -67,6 +67,7 @@ pub mod time_limit;
 pub mod tls_fallback;
 pub mod truncate;
 mod window;
+pub mod xor;
 pub mod xz;
 pub mod zstd;
 
@@ -125,6 +126,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("time-limit", || Box::new(time_limit::TimeLimit::default())),
     ("tls-fallback", || Box::new(tls_fallback::TlsFallback::default())),
     ("truncate", || Box::new(truncate::Truncate::default())),
+    ("xor", || Box::new(xor::Xor::default())),
     ("xz", || Box::new(xz::Xz::default())),
     ("zstd", || Box::new(zstd::Zstd::default())),
 ];
