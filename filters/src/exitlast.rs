@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 
 use nbdkit_api::shared::SharedWords;
 use nbdkit_api::{
-    DataPath, Direction, Errno, Error, Filter, Needs, Open, OpenLayer, Result, Slot, ThreadModel,
-    client, debug,
+    Client, DataPath, Direction, Errno, Error, Filter, Needs, Open, OpenLayer, Result, Slot,
+    ThreadModel, client, debug,
 };
 
 use crate::presence::{Place, Places};
@@ -63,16 +63,24 @@ impl Filter for ExitLast {
         let (places, visited) = self.shared()?;
         visited[0].store(1, Ordering::Relaxed);
         // With so many places there is always one.
-        Ok(Box::new(Handle { place: places.take()?, places: Arc::clone(places) }))
+        let visit = || Ok(Visit { place: places.take()?, places: Arc::clone(places) });
+        match open.client {
+            Some(client) => client.keep_one(visit)?,
+            // What outlives connections.
+            None => return Ok(Box::new(Handle { _client: None, _visit: Some(visit()?) })),
+        }
+        Ok(Box::new(Handle { _client: open.client.cloned(), _visit: None }))
     }
 }
 
-struct Handle {
+/// A client that has opened an export, until its connection is over: it may ask about several ones
+/// before it opens the one that it wants.
+struct Visit {
     place: Option<Place>,
     places: Arc<Places>,
 }
 
-impl Drop for Handle {
+impl Drop for Visit {
     /// Each leaver first leaves and then looks around, so of several that leave at once at
     /// least one finds itself alone.
     fn drop(&mut self) {
@@ -86,6 +94,12 @@ fn shut_down_if_empty(places: &Places) {
         debug!("exitlast: exiting on last client connection");
         client::shutdown();
     }
+}
+
+/// What keeps the visit.
+struct Handle {
+    _client: Option<Arc<Client>>,
+    _visit: Option<Visit>,
 }
 
 impl OpenLayer for Handle {

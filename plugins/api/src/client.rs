@@ -118,6 +118,19 @@ impl Client {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(value));
     }
 
+    /// Keeps what `make` makes until the connection is over, unless one of the type is kept
+    /// already.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn keep_one<T: Any + Send>(&self, make: impl FnOnce() -> Result<T>) -> Result<()> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if !kept.iter().any(|value| value.is::<T>()) {
+            kept.push(Box::new(make()?));
+        }
+        Ok(())
+    }
+
     /// The name of a layer's default export, which is asked for once in a connection, and once more
     /// with TLS.
     ///
@@ -248,6 +261,7 @@ pub(crate) fn closing() -> Error {
 
 static STDIO_SAFE: AtomicBool = AtomicBool::new(true);
 static FORKED: AtomicBool = AtomicBool::new(false);
+static REPLACEMENT: AtomicBool = AtomicBool::new(false);
 static TLS_REQUIRED: AtomicBool = AtomicBool::new(false);
 static SHUTDOWN: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
@@ -271,6 +285,17 @@ pub fn forked() -> bool {
 /// Set once before `after_fork` by the process that runs the stack.
 pub fn set_forked(forked: bool) {
     FORKED.store(forked, Ordering::Relaxed);
+}
+
+/// Whether the stack is configured again in place of one that has ended: files that filters write
+/// go on, they do not begin anew.
+pub fn is_replacement() -> bool {
+    REPLACEMENT.load(Ordering::Relaxed)
+}
+
+/// Set once at start by the process that runs the stack.
+pub fn set_replacement(replacement: bool) {
+    REPLACEMENT.store(replacement, Ordering::Relaxed);
 }
 
 /// Whether every client has TLS (`--tls=require`), so that what is opened for none in particular

@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::process::Command as Program;
 use std::time::{Duration, Instant};
 
-use nbd_protocol::constants::{Command, CommandFlags, Opt};
+use nbd_protocol::constants::{Command, CommandFlags, Opt, Rep};
 use nbd_protocol::handshake::encode_option;
 use nbd_protocol::transmission::Request;
 use nbdkit_tests::binary::Binary;
@@ -227,4 +227,31 @@ fn a_request_that_waits_to_be_retried_ends_with_its_client_and_with_the_server()
     server.signal(Signal::SIGTERM);
     assert!(server.wait().success());
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[test]
+fn exitlast_lets_a_client_ask_before_it_opens() {
+    if debian_lacks("an end of the server only when the client that asked has gone") {
+        return;
+    }
+    for isolation in ["--isolation=connection", "--isolation=shared"] {
+        let mut server = Server::nbdkit([isolation, "--filter=exitlast", "memory", "1M"]).start();
+        let mut client = server.connect();
+        client.handshake().expect("a greeting");
+        for _ in 0..3 {
+            assert_eq!(client.info("", &[]).expect("a reply").end.reply, Rep::ACK);
+        }
+        assert_eq!(client.go("", &[]).expect("a reply").end.reply, Rep::ACK);
+        assert_eq!(client.call(&Ask::read(0, 512)).expect("a reply").error, None);
+        assert!(server.try_wait().is_none());
+        drop(client);
+        assert!(server.wait().success());
+        // One that only asks was a client, too.
+        let mut server = Server::nbdkit([isolation, "--filter=exitlast", "memory", "1M"]).start();
+        let mut client = server.connect();
+        client.handshake().expect("a greeting");
+        assert_eq!(client.info("", &[]).expect("a reply").end.reply, Rep::ACK);
+        drop(client);
+        assert!(server.wait().success());
+    }
 }
