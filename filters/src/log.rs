@@ -59,7 +59,8 @@ impl Filter for Log {
         if self.file.is_none() && self.script.is_none() {
             return Ok(());
         }
-        let sink = Sink::new(self.file.as_deref(), self.append, self.script.clone())?;
+        let append = self.append || nbdkit_api::client::is_replacement();
+        let sink = Sink::new(self.file.as_deref(), append, self.script.clone())?;
         sink.put(Entry::print("Ready").with("thread_model", model as i32));
         self.sink = Some(Arc::new(sink));
         Ok(())

@@ -83,11 +83,12 @@ impl Filter for Stats {
 
     fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
+        let append = self.append || nbdkit_api::client::is_replacement();
         let file = OpenOptions::new()
             .create(true)
             .write(true)
-            .append(self.append)
-            .truncate(!self.append)
+            .append(append)
+            .truncate(!append)
             .open(path)
             .or_error(|| format!("open: {}", path.display()))?;
         let counters = Arc::new(Counters::new(self.threshold > 0)?);

@@ -78,6 +78,7 @@ fn get_ready(
     let (mut configure, mut parameters, material) = receive_configuration(link)?;
     log::use_template(Arc::clone(link), configure.verbose);
     nbdkit_api::client::set_stdio_safe(configure.stdio_safe);
+    nbdkit_api::client::set_replacement(configure.purpose == Purpose::ServeAgain);
     nbdkit_api::client::on_shutdown(Box::new(log::request_shutdown));
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
 
@@ -88,7 +89,7 @@ fn get_ready(
         Purpose::Version => {
             return printed(&stack, describe::version(&stack, &configure.introduction));
         }
-        Purpose::Serve | Purpose::DumpPlugin => {}
+        Purpose::Serve | Purpose::ServeAgain | Purpose::DumpPlugin => {}
     }
     configure::parameters(&mut stack, &parameters).map_err(failed)?;
     if configure.purpose == Purpose::DumpPlugin {

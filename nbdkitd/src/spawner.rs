@@ -16,8 +16,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 
-use nbdkit_ipc::messages::EnterService;
 use nbdkit_ipc::messages::spawner::SpawnerSetup;
+use nbdkit_ipc::messages::{EnterService, Purpose};
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::program::Program;
 use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, StackId, ToSpawner, ToTemplate};
@@ -101,7 +101,8 @@ impl Spawner {
         };
         let known = service
             .into_iter()
-            .flat_map(|service| spec.messages().chain([ToTemplate::EnterService(service.clone())]));
+            .map(|service| ToTemplate::EnterService(service.clone()))
+            .flat_map(|service| spec.messages(Purpose::ServeAgain).chain([service]));
         let messages = [ToSpawner::Setup(setup)]
             .into_iter()
             .chain(known.map(|message| ToSpawner::Know(Box::new(message))))

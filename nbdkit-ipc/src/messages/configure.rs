@@ -23,6 +23,8 @@ pub enum Purpose {
     Version,
     /// To print `--dump-plugin`, and exit.
     DumpPlugin,
+    /// To serve clients in place of a template that has ended.
+    ServeAgain,
 }
 
 /// What to load and how to serve it.

@@ -39,7 +39,7 @@ fn introduction(purpose: Purpose) -> String {
     match purpose {
         Purpose::Help => options::help() + "\n",
         Purpose::Version => build_info::version(),
-        Purpose::Serve | Purpose::DumpPlugin => String::new(),
+        Purpose::Serve | Purpose::ServeAgain | Purpose::DumpPlugin => String::new(),
     }
 }
 
@@ -129,7 +129,7 @@ impl TemplateSpec {
     /// # Errors
     /// The program cannot be started.
     pub(crate) fn start(&self) -> Result<Template, ProgramError> {
-        self.execute(Origin::FirstStart, self.messages())
+        self.execute(Origin::FirstStart, self.messages(self.purpose()))
     }
 
     /// Starts a template that replaces one that has ended.
@@ -138,7 +138,7 @@ impl TemplateSpec {
     /// The program cannot be started.
     pub(crate) fn start_again(&self, service: &EnterService) -> Result<Template, ProgramError> {
         let service = ToTemplate::EnterService(service.clone());
-        self.execute(Origin::Rebuild, self.messages().chain([service]))
+        self.execute(Origin::Rebuild, self.messages(Purpose::ServeAgain).chain([service]))
     }
 
     fn execute(
@@ -155,11 +155,9 @@ impl TemplateSpec {
     }
 
     /// The messages that configure a template, in order.
-    pub(crate) fn messages(&self) -> impl Iterator<Item = ToTemplate> {
-        let first = [
-            ToTemplate::Hello(Hello::ours()),
-            ToTemplate::Configure(Box::new(self.configure.clone())),
-        ];
+    pub(crate) fn messages(&self, purpose: Purpose) -> impl Iterator<Item = ToTemplate> {
+        let configure = Configure { purpose, ..self.configure.clone() };
+        let first = [ToTemplate::Hello(Hello::ours()), ToTemplate::Configure(Box::new(configure))];
         let pieces = self.certificates.iter().cloned().map(ToTemplate::TlsPiece);
         let parameters = self.parameters.iter().cloned().map(ToTemplate::Parameter);
         first.into_iter().chain(pieces).chain(parameters).chain([ToTemplate::ConfigureEnd])

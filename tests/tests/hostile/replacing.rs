@@ -287,3 +287,23 @@ fn a_template_that_runs_scripts_is_replaced_more_than_once() {
         assert!(Path::new(&format!("/proc/{}", spawner(&server))).exists());
     }
 }
+
+/// Nor is what was noted before: a log that began anew would hide how the template ended.
+#[test]
+fn a_replaced_template_goes_on_with_the_files_that_filters_write() {
+    let parameters = ["logfile={dir}/log", "statsfile={dir}/stats"];
+    let stack = ["--filter=log", "--filter=stats", "file", "{dir}/disk"];
+    let mut server = with_disk(&[&stack[..], &parameters].concat(), false).start();
+    let log = || fs::read_to_string(server.dir().join("log")).expect("a log");
+    let mut client = open(&server, Headers::Simple);
+    succeed(&mut client, &Ask::read(0, 512));
+    eventually("the read is in the log", || log().contains("Read"));
+    let before = log();
+    kill_9(server.template());
+    assert_eq!(answer(&server), Answer::Greeting);
+    let after = log();
+    assert!(after.len() > before.len() && after.starts_with(&before), "{before}\nand then {after}");
+    succeed(&mut client, &Ask::read(0, 512));
+    drop(client);
+    assert!(server.stop().success());
+}
