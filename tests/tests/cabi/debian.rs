@@ -238,6 +238,10 @@ fn the_guestfs_plugin_loads_and_describes_itself() {
     let ours = dump(Binary::under_test().path());
     assert!(ours.stdout.contains("name=guestfs"), "{ours:?}");
     if let Some(debian) = Binary::debian() {
-        assert_eq!(ours.stdout, dump(debian.path()).stdout);
+        // Ours says besides how the plugin would be confined.
+        let is_own = |line: &&str| ["sandbox=", "isolation="].iter().any(|it| line.starts_with(it));
+        let (own, others): (Vec<&str>, Vec<&str>) = ours.stdout.lines().partition(is_own);
+        assert_eq!(own, ["sandbox=compat", "isolation=shared"]);
+        assert_eq!(others, dump(debian.path()).stdout.lines().collect::<Vec<_>>());
     }
 }
