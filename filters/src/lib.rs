@@ -75,6 +75,8 @@ pub mod zstd;
 
 use nbdkit_api::Filter;
 
+use compressed::expansion::Expanding;
+
 /// Makes a filter in the state before configuration (`.load`).
 type Load = fn() -> Box<dyn Filter>;
 
@@ -82,7 +84,7 @@ type Load = fn() -> Box<dyn Filter>;
 const REGISTRY: &[(&str, Load)] = &[
     ("blocksize", || Box::new(blocksize::Blocksize::default())),
     ("blocksize-policy", || Box::new(blocksize_policy::BlocksizePolicy::default())),
-    ("bzip2", || Box::new(bzip2::Bzip2::default())),
+    ("bzip2", || Box::new(Expanding::<bzip2::Streams>::default())),
     ("cache", || Box::new(cache::Cache::default())),
     ("cacheextents", || Box::new(cacheextents::CacheExtents::default())),
     ("checkwrite", || Box::new(checkwrite::CheckWrite)),
@@ -96,7 +98,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("exportname", || Box::new(exportname::ExportName::default())),
     ("extentlist", || Box::new(extentlist::ExtentList::default())),
     ("fua", || Box::new(fua::FuaFilter::default())),
-    ("gzip", || Box::new(gzip::Gzip::default())),
+    ("gzip", || Box::new(Expanding::<gzip::Members>::default())),
     ("ip", || Box::new(ip::Ip::default())),
     ("limit", || Box::new(limit::Limit::default())),
     ("log", || Box::new(log::Log::default())),

@@ -277,7 +277,7 @@ pub(crate) fn extents_of(backend: &Next, count: u64, offset: u64) -> Vec<(u64, u
     extents.iter().map(|e| (e.offset, e.length, e.kind.bits())).collect()
 }
 
-/// What a program makes of `input`; `None`, and a line that says so, if it is not installed.
+/// The output of a program for `input`. If it is not installed, prints that, and returns `None`.
 pub(crate) fn made_by(program: &str, arguments: &[&str], input: &[u8]) -> Option<Vec<u8>> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());

@@ -18,6 +18,7 @@ use crate::compressed::expansion::{self, Expansions};
 use crate::compressed::{corrupt, reader};
 
 const NAME: &str = "zstd";
+const LONGNAME: &str = "nbdkit zstd filter";
 /// Most bytes of a frame's window. RFC 8878, 3.1.1.1.2; the limit of zstd(1), too.
 const MAX_WINDOW: u64 = 1 << MAX_WINDOW_LOG;
 const MAX_WINDOW_LOG: u32 = 27;
@@ -35,7 +36,7 @@ impl Filter for Zstd {
     }
 
     fn longname(&self) -> Option<&str> {
-        Some("nbdkit zstd filter")
+        Some(LONGNAME)
     }
 
     fn config_help(&self) -> Option<&str> {
@@ -169,6 +170,7 @@ impl blocks::Format for Frames {
 
 impl expansion::Format for Frames {
     const NAME: &'static str = NAME;
+    const LONGNAME: &'static str = LONGNAME;
 
     fn expand(image: &mut dyn BufRead, disk: &mut dyn Write) -> io::Result<()> {
         if image.fill_buf()?.is_empty() {

@@ -25,8 +25,8 @@ static DISK: LazyLock<Vec<u8>> = LazyLock::new(|| {
     (0..SIZE).map(byte).collect()
 });
 
-/// Writes the disk to `disk`, and an image of it made with `options` to `image`. False, and a line
-/// that says so, without qemu-img.
+/// Writes the disk to `disk`, and an image of it made with `options` to `image`. Without qemu-img,
+/// prints that, and returns false.
 fn made(dir: &TempDir, options: &[&str]) -> bool {
     std::fs::write(dir.join("disk"), &*DISK).expect("written");
     let mut command = Command::new("qemu-img");

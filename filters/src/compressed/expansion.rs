@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::shared::{SharedFile, SharedOnce};
 use nbdkit_api::{
-    Blocking, Cache, Client, Direction, Errno, Error, FileRange, Next, Open, OpenLayer, Result,
-    Slot, error, page_cache,
+    Blocking, Cache, Client, Direction, Errno, Error, FileRange, Filter, Needs, Next, Open,
+    OpenLayer, Result, Slot, ThreadModel, error, page_cache,
 };
 
 use super::by_export::ByExport;
@@ -22,6 +22,8 @@ use super::reader::{self, Below};
 pub(crate) trait Format: Send + Sync + 'static {
     /// Of the filter.
     const NAME: &'static str;
+    /// For `--help`.
+    const LONGNAME: &'static str;
 
     /// Decompresses all of `image`.
     ///
@@ -87,6 +89,43 @@ fn warn_of_garbage(filter: &str, end: &mut dyn BufRead) -> io::Result<()> {
             0 => return Ok(()),
             count => end.consume(count),
         }
+    }
+}
+
+/// The filter for a format of which all images are expanded.
+#[derive(Debug)]
+pub(crate) struct Expanding<F> {
+    /// Once ready, the expanded images.
+    expansions: Option<Expansions>,
+    format: std::marker::PhantomData<F>,
+}
+
+impl<F> Default for Expanding<F> {
+    fn default() -> Expanding<F> {
+        Expanding { expansions: None, format: std::marker::PhantomData }
+    }
+}
+
+impl<F: Format> Filter for Expanding<F> {
+    fn name(&self) -> &str {
+        F::NAME
+    }
+
+    fn longname(&self) -> Option<&str> {
+        Some(F::LONGNAME)
+    }
+
+    fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
+        self.expansions = Some(Expansions::new()?);
+        Ok(())
+    }
+
+    fn needs(&self, below: Needs) -> Needs {
+        below.read_only()
+    }
+
+    fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
+        Expansions::open::<F>(self.expansions.as_ref(), below, open)
     }
 }
 

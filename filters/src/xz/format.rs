@@ -26,7 +26,7 @@ const MAX_STREAMS: usize = 1 << 19;
 /// Zeroes that are read at a time.
 const PADDING: u64 = 64 << 10;
 
-/// See the module.
+/// The xz file format, for the filter of indexed blocks.
 pub(crate) struct Xz;
 
 /// One stream of a file.

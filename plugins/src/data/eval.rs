@@ -65,9 +65,8 @@ impl Scope<'_> {
 }
 
 impl Evaluator<'_> {
-    /// Evaluates a list in a scope of its own. A caller that takes only the first `want` bytes of
-    /// the result says so, and an endless source is read no further; the result may be shorter
-    /// then.
+    /// Evaluates a list in a scope of its own. With `want`, only so many bytes of the result are
+    /// needed: no more is read of an endless source.
     fn list(
         &mut self,
         list: &[Expr],

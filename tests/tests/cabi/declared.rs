@@ -145,7 +145,7 @@ fn only_declared_ports_are_connected_to() {
     }
 }
 
-/// Orders that end the process which tries, with a line that says so.
+/// System calls that kill the worker; the server logs which one it was.
 #[test]
 fn what_no_declaration_allows_ends_the_worker_and_no_other() {
     let server = server(&[], &[]);

@@ -12,7 +12,7 @@ use nbdkit_tests::{Ask, TempDir, row_name};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::images::{has, image, script};
+use crate::images::{exercise, has, image, script};
 
 /// Bytes of the disk.
 const SIZE: u64 = 1_000_000;
@@ -37,18 +37,7 @@ fn compare(name: &str, file: &str, script: impl Fn(&mut Session)) {
 #[test]
 fn disk_in_a_gzip_file() {
     for_each(&["disk.gz", "padded.gz"], |file| {
-        compare(row_name!(), file, |s| {
-            s.open();
-            s.read(0, 512);
-            s.read(65_000, 200_000);
-            s.read(SIZE - 512, 512);
-            s.read(SIZE - 512, 513);
-            s.write(0, 512, 1);
-            s.ask(&Ask::cache(0, 65536));
-            s.ask(&Ask::flush());
-            s.block_status(0, SIZE);
-            s.disconnect();
-        });
+        compare(row_name!(), file, |s| exercise(s, SIZE));
     });
 }
 

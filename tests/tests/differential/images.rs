@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use nbd_protocol::constants::Rep;
 use nbdkit_tests::server::Server;
+use nbdkit_tests::transcript::Session;
 use nbdkit_tests::{Ask, TempDir};
 
 /// Whether a program is installed; prints which is not.
@@ -41,6 +42,20 @@ pub(crate) fn image(dir: &TempDir, size: usize) -> Vec<u8> {
     let bytes: Vec<u8> = (0..size).map(byte).collect();
     std::fs::write(dir.join("disk"), &bytes).unwrap();
     bytes
+}
+
+/// Requests to a disk of `size` bytes that a filter decompresses.
+pub(crate) fn exercise(s: &mut Session, size: u64) {
+    s.open();
+    s.read(0, 512);
+    s.read(65_000, 200_000);
+    s.read(size - 512, 512);
+    s.read(size - 512, 513);
+    s.write(0, 512, 1);
+    s.ask(&Ask::cache(0, 65536));
+    s.ask(&Ask::flush());
+    s.block_status(0, size);
+    s.disconnect();
 }
 
 /// Writes the executable file `script`.
