@@ -31,6 +31,7 @@ pub use ids::{KeyId, StackId};
 pub use inherit::inherited;
 pub use messages::broker::{FromBroker, FromBrokerLink, ToBroker, ToBrokerLink};
 pub use messages::spawner::{FromSpawner, SpawnerSetup, ToSpawner};
+pub use messages::watcher::FromWatcher;
 pub use messages::{FromTemplate, FromWorker, ToTemplate, ToWorker};
 pub use status::WorkerExit;
 
@@ -40,8 +41,8 @@ pub use status::WorkerExit;
 /// the spawner. 4: `Level` of a log record, the spawner as a program of its own,
 /// `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what the
 /// spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`. 6: `StackId` and
-/// `KeyId`.
-pub const VERSION: u32 = 6;
+/// `KeyId`. 7: watchers.
+pub const VERSION: u32 = 7;
 
 /// Identifies the build: listener and worker must come from the same one.
 pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));

@@ -1,4 +1,5 @@
-//! The messages between listener, template, workers, broker and spawner: a module for each link.
+//! The messages between listener, template, workers, broker, watchers and spawner: a module for
+//! each link.
 //!
 //! serde encodes the position of a variant, so the order of variants is the wire format; the tests
 //! pin the bytes. Paths and parameters are `OsString`: they need not be UTF-8.
@@ -12,6 +13,7 @@ pub mod spawner;
 mod template;
 #[cfg(test)]
 mod tests;
+pub mod watcher;
 mod worker;
 
 pub use configure::{

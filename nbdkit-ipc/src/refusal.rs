@@ -9,6 +9,8 @@ const FROM_WORKER: u32 = 3;
 const FROM_TEMPLATE: u32 = 8;
 /// Position of `Refused` among the messages of a broker to the listener.
 const FROM_BROKER: u32 = 1;
+/// Position of `Refused` among the messages of a watcher.
+const FROM_WATCHER: u32 = 1;
 
 /// The packet of [`FromWorker::Refused`](crate::FromWorker::Refused).
 pub const fn from_worker(syscall: u32) -> [u8; 8] {
@@ -25,6 +27,11 @@ pub const fn from_broker(syscall: u32) -> [u8; 8] {
     packet(FROM_BROKER, syscall)
 }
 
+/// The packet of [`FromWatcher::Refused`](crate::FromWatcher::Refused).
+pub const fn from_watcher(syscall: u32) -> [u8; 8] {
+    packet(FROM_WATCHER, syscall)
+}
+
 /// Two numbers, little-endian.
 const fn packet(variant: u32, syscall: u32) -> [u8; 8] {
     let ([a, b, c, d], [e, f, g, h]) = (variant.to_le_bytes(), syscall.to_le_bytes());
@@ -35,7 +42,7 @@ const fn packet(variant: u32, syscall: u32) -> [u8; 8] {
 mod tests {
     use super::*;
     use crate::codec::{decode, encode};
-    use crate::{FromBrokerLink, FromTemplate, FromWorker};
+    use crate::{FromBrokerLink, FromTemplate, FromWatcher, FromWorker};
 
     #[test]
     fn the_prepared_bytes_are_the_messages() {
@@ -49,6 +56,8 @@ mod tests {
             assert_eq!(encode(&message).as_deref(), Some(&from_template(syscall)[..]));
             let message = FromBrokerLink::Refused { syscall };
             assert_eq!(encode(&message).as_deref(), Some(&from_broker(syscall)[..]));
+            let message = FromWatcher::Refused { syscall };
+            assert_eq!(encode(&message).as_deref(), Some(&from_watcher(syscall)[..]));
         }
     }
 }

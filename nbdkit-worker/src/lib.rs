@@ -25,6 +25,7 @@ mod script_plugin;
 mod settings;
 mod template;
 mod tls;
+mod watcher;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ use nbdkit_api::log::{Level, Speaker};
 use nbdkit_ipc::messages::{
     self, FromTemplate, FromWorker, LogRecord, MAX_LOG_TEXT, ToTemplate, ToWorker,
 };
-use nbdkit_ipc::{Channel, FromBrokerLink, ToBrokerLink};
+use nbdkit_ipc::{Channel, FromBrokerLink, FromWatcher, ToBrokerLink};
 
 /// The template's end of its link to the listener.
 pub(crate) type TemplateLink = Channel<FromTemplate, ToTemplate>;
@@ -18,12 +18,16 @@ pub(crate) type WorkerLink = Channel<FromWorker, ToWorker>;
 /// A broker's end of its link to the listener.
 pub(crate) type BrokerLink = Channel<FromBrokerLink, ToBrokerLink>;
 
+/// A watcher's end of its channel to the template, which sends nothing.
+pub(crate) type WatcherLink = Channel<FromWatcher, ()>;
+
 /// Where this process's records go.
 enum Link {
     None,
     Template(Arc<TemplateLink>),
     Worker(Arc<WorkerLink>),
     Broker(Arc<BrokerLink>),
+    Watcher(Arc<WatcherLink>),
 }
 
 static LINK: RwLock<Link> = RwLock::new(Link::None);
@@ -45,6 +49,11 @@ pub(crate) fn use_worker(link: Arc<WorkerLink>) {
 /// After a fork: the broker's.
 pub(crate) fn use_broker(link: Arc<BrokerLink>) {
     set(Link::Broker(link));
+}
+
+/// After a fork: the watcher's.
+pub(crate) fn use_watcher(link: Arc<WatcherLink>) {
+    set(Link::Watcher(link));
 }
 
 fn set(link: Link) {
@@ -69,14 +78,15 @@ fn send(level: Level, speaker: Speaker, text: &str) {
         Link::Template(link) => drop(link.send(&FromTemplate::Log(record), &[])),
         Link::Worker(link) => drop(link.send(&FromWorker::Log(record), &[])),
         Link::Broker(link) => drop(link.send(&FromBrokerLink::Log(record), &[])),
+        Link::Watcher(link) => drop(link.send(&FromWatcher::Log(record), &[])),
     }
 }
 
 /// Asks the listener to stop the server (`nbdkit_shutdown`).
 pub(crate) fn request_shutdown() {
     match &*LINK.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        // A broker runs nothing that could ask for it.
-        Link::None | Link::Broker(_) => {}
+        // A broker runs nothing that could ask for it, and a watcher has its template ask.
+        Link::None | Link::Broker(_) | Link::Watcher(_) => {}
         Link::Template(link) => drop(link.send(&FromTemplate::Shutdown, &[])),
         Link::Worker(link) => drop(link.send(&FromWorker::Shutdown, &[])),
     }

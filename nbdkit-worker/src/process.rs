@@ -169,6 +169,7 @@ static REPORTS: AtomicI32 = AtomicI32::new(0);
 /// Whether this process is a worker, or a broker. Otherwise it is a template.
 static IS_WORKER: AtomicBool = AtomicBool::new(false);
 static IS_BROKER: AtomicBool = AtomicBool::new(false);
+static IS_WATCHER: AtomicBool = AtomicBool::new(false);
 
 /// For `--swap`: the kernel may need this process to free memory, and must not make it wait for
 /// memory. PR_SET_IO_FLUSHER, prctl(2). Without CAP_SYS_RESOURCE it fails, which is ignored.
@@ -183,6 +184,12 @@ pub(crate) fn become_io_flusher() {
 pub(crate) fn set_broker_channel(channel: impl AsFd) {
     set_channel(channel, false);
     IS_BROKER.store(true, Ordering::Relaxed);
+}
+
+/// Sets that this process is a watcher, and its control channel, for [`report_refusals`].
+pub(crate) fn set_watcher_channel(channel: impl AsFd) {
+    set_channel(channel, false);
+    IS_WATCHER.store(true, Ordering::Relaxed);
 }
 
 /// Sets whether this process is a worker or a template, and its control channel, for
@@ -208,6 +215,8 @@ fn refused(syscall: u32) -> ! {
         refusal::from_worker(syscall)
     } else if IS_BROKER.load(Ordering::Relaxed) {
         refusal::from_broker(syscall)
+    } else if IS_WATCHER.load(Ordering::Relaxed) {
+        refusal::from_watcher(syscall)
     } else {
         refusal::from_template(syscall)
     };

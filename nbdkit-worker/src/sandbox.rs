@@ -32,7 +32,7 @@ use nbdkit_sandbox::threads::{self, Statuses};
 use crate::privileges::{self, Files, failed};
 use crate::process;
 use paths::Rules;
-use skip::landlock;
+pub(crate) use skip::landlock;
 pub(crate) use skip::{Layer, has_filters, skips};
 
 /// How this process is confined, and what follows for its forks.
@@ -169,6 +169,15 @@ impl Sandbox {
         if separate && !skips(Layer::Namespaces) {
             namespaces::enter();
         }
+    }
+
+    /// Confines a watcher that runs programs, which work as those of the final user do: by what no
+    /// process of the server may call.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub(crate) fn close_watcher_of_programs() -> Result<()> {
+        filter::compat()?.iter().try_for_each(filter::install)
     }
 
     /// Leaves the machine's network. Called before privileges are dropped, and after the broker was

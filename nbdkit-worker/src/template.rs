@@ -28,7 +28,7 @@ use crate::sandbox::Sandbox;
 use crate::settings::Settings;
 use crate::tls::{MakeSessions, Material, Tls};
 use crate::{configure, describe, process};
-use enter::enter;
+use enter::{Companions, enter};
 use service::Service;
 
 /// The template ends early. The reason has been sent to the listener, for the log.
@@ -44,6 +44,9 @@ pub(crate) fn run(link: TemplateLink, pre_shared_keys: Option<MakeSessions>) -> 
             service.layer.unload();
             if let Some(strays) = &service.strays {
                 strays.kill_all();
+            }
+            if let Some(watchers) = service.watchers {
+                watchers.end();
             }
             if let Some(broker) = service.broker {
                 broker.reap();
@@ -141,7 +144,7 @@ fn get_ready(
     let shared = isolation == Isolation::Shared;
     // Before its file is another user's.
     let oom_score = OomScore::take(configure.swap);
-    let broker =
+    let Companions { broker, watchers } =
         enter(&service, configure.swap, settings.threads, &layer, &mut sandbox, link, shared)
             .map_err(failed)?;
     if isolation == Isolation::Connection && !process::is_single_threaded() {
@@ -164,6 +167,7 @@ fn get_ready(
         strays,
         broker: broker.as_ref().map(|(broker, _)| *broker),
         replaced: broker.map(|(_, replaced)| replaced),
+        watchers: Some(watchers),
     }))
 }
 

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// them.
 pub const MAX_LOG_TEXT: usize = 16 * 1024;
 
+/// Longest name of a layer, bytes.
+const MAX_LAYER: usize = 256;
+
 /// How serious a line of the log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Level {
@@ -32,4 +35,30 @@ pub struct LogRecord {
     pub connection: u64,
     /// Without prefix and newline. May contain anything: the listener escapes control characters.
     pub text: String,
+}
+
+impl LogRecord {
+    /// Whether it is within the bounds that senders keep.
+    pub fn is_plausible(&self) -> bool {
+        self.text.len() <= MAX_LOG_TEXT
+            && self.layer.as_ref().is_none_or(|layer| layer.len() <= MAX_LAYER)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_that_are_too_long_are_not_plausible() {
+        let record = |layer: usize, text: usize| LogRecord {
+            level: Level::Error,
+            layer: Some("l".repeat(layer)),
+            connection: 1,
+            text: "t".repeat(text),
+        };
+        assert!(record(MAX_LAYER, MAX_LOG_TEXT).is_plausible());
+        assert!(!record(MAX_LAYER + 1, 0).is_plausible());
+        assert!(!record(0, MAX_LOG_TEXT + 1).is_plausible());
+    }
 }

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use nbdkit_api::paths::{self, Kept};
 use nbdkit_api::{Layer, ResultExt, endpoints};
 use nbdkit_ipc::messages::EnterService;
@@ -11,7 +13,14 @@ use crate::broker::ask::{Connecting, Link, Opening};
 use crate::broker::{self, Broker};
 use crate::log::TemplateLink;
 use crate::sandbox::{self, Sandbox, skips};
+use crate::watcher::{self, Watchers};
 use crate::{privileges, process};
+
+/// The processes beside a template in service.
+pub(super) struct Companions {
+    pub(super) broker: Option<(Broker, Replaced)>,
+    pub(super) watchers: Watchers,
+}
 
 /// From start-up into service: leaves the terminal and, in the background, the directory; becomes
 /// the final user; closes the sandbox. `after_fork` is called before that, since it may open more.
@@ -19,11 +28,11 @@ pub(super) fn enter(
     service: &EnterService,
     swap: bool,
     threads: usize,
-    layer: &Layer,
+    layer: &Arc<Layer>,
     sandbox: &mut Sandbox,
     link: &TemplateLink,
     shared: bool,
-) -> nbdkit_api::Result<Option<(Broker, Replaced)>> {
+) -> nbdkit_api::Result<Companions> {
     process::leave_signals_to_listener();
     let _ = nix::sys::prctl::set_name(c"nbdkit:template");
     if service.background {
@@ -47,6 +56,8 @@ pub(super) fn enter(
         privileges::hand_down(&path, service)?;
     }
     // All of this needs privileges that are dropped below.
+    let plan = watcher::Plan { service, confined: sandbox.is_on() };
+    let watchers = Watchers::start(layer, plan)?;
     sandbox.separate();
     let plugin = layer.plugin_name();
     let broker = match sandbox.has_broker() {
@@ -95,7 +106,7 @@ pub(super) fn enter(
         privileges::drop_capabilities(&sandbox.files(), swap, &[])?;
     }
     sandbox.close()?;
-    Ok(broker)
+    Ok(Companions { broker, watchers })
 }
 
 /// Has the broker asked for connections.

@@ -20,6 +20,7 @@ use crate::oom::OomScore;
 use crate::process;
 use crate::sandbox::Sandbox;
 use crate::settings::Settings;
+use crate::watcher::Watchers;
 
 /// The template in service.
 pub(super) struct Service {
@@ -39,6 +40,8 @@ pub(super) struct Service {
     pub(super) broker: Option<Broker>,
     /// Becomes readable when a file that is kept open may have been replaced.
     pub(super) replaced: Option<Replaced>,
+    /// `None` in workers, which must not hear from them.
+    pub(super) watchers: Option<Watchers>,
 }
 
 impl Service {
@@ -84,9 +87,10 @@ impl Service {
             // A closed link would end each poll(2) at once.
             let link = self.link.as_ref().filter(|_| listener_lives).map(|link| link.as_fd());
             let replaced = self.replaced.as_ref().and_then(Replaced::fd);
-            let fds = [Some(children.as_fd()), link, replaced].into_iter().flatten();
+            let watchers = self.watchers.iter().flat_map(Watchers::fds);
+            let fds = [Some(children.as_fd()), link].into_iter().flatten().chain(watchers);
             let mut fds: Vec<PollFd<'_>> =
-                fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+                fds.chain(replaced).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) => {
                     if replaced.is_some() && fds.last().and_then(PollFd::any) == Some(true) {
@@ -98,6 +102,9 @@ impl Service {
                     log_error(&format!("poll: {}", strerror(errno)));
                     return;
                 }
+            }
+            if let (Some(watchers), Some(link)) = (&mut self.watchers, &self.link) {
+                watchers.handle(link);
             }
             let (ended, any) = children.reap();
             for (connection, exit) in ended {
@@ -173,6 +180,7 @@ impl Service {
                     }
                 }
                 let link = self.link.take();
+                drop(self.watchers.take());
                 process::exit_now(worker::run(self, link, serve, fds));
             }
             Err(errno) => {

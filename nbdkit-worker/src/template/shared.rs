@@ -27,14 +27,21 @@ type Clients = Mutex<HashMap<u64, (Arc<Client>, Socket)>>;
 
 /// Serves clients until the listener sends `Quiesce` or ends, then ends them and waits for their
 /// threads.
-pub(super) fn run(service: &Service) {
-    let Some(link) = &service.link else { return };
+pub(super) fn run(service: &mut Service) {
+    let Some(link) = service.link.clone() else { return };
     if let Err(error) = service.sandbox.close_worker() {
         return log_error(&error.to_string());
     }
-    if service.single {
-        return run_single(service, link);
-    }
+    let watchers = service.watchers.take().unwrap_or_default();
+    let serve = || match service.single {
+        true => run_single(service, &link),
+        false => run_all(service, &link),
+    };
+    service.watchers = Some(watchers.handled_while(&link, serve));
+}
+
+/// Serves them on threads.
+fn run_all(service: &Service, link: &Arc<TemplateLink>) {
     // Each thread that has served a client writes a byte.
     let (over, end_of_thread) = match pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK) {
         Ok(pipe) => pipe,

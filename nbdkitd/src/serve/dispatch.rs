@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
-use nbdkit_ipc::messages::{Isolation, LogRecord, MAX_LOG_TEXT};
+use nbdkit_ipc::messages::{Isolation, LogRecord};
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::{FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
 
@@ -20,9 +20,6 @@ use crate::template::Incoming;
 
 /// How many messages are taken from one source before the others get their turn.
 const MESSAGES_AT_ONCE: usize = 64;
-
-/// The longest name of a layer that makes sense, bytes.
-const MAX_LAYER: usize = 256;
 
 /// The violation in a `Shutdown` of a stack that has not declared it.
 const UNDECLARED_SHUTDOWN: &str = "a shutdown that nothing in its stack may ask for";
@@ -108,7 +105,7 @@ impl Server {
     }
 
     fn log_template(&mut self, record: &LogRecord) -> Result<(), &'static str> {
-        if !is_plausible(record) {
+        if !record.is_plausible() {
             return Err("a log record that is too long");
         }
         let known = self.workers.connections().get(record.connection).is_some();
@@ -193,7 +190,7 @@ impl Server {
     fn handle_worker(&mut self, number: u64, message: FromWorker) -> Result<(), &'static str> {
         match message {
             FromWorker::Log(record) => {
-                if !is_plausible(&record) {
+                if !record.is_plausible() {
                     return Err("a log record that is too long");
                 }
                 #[cfg(feature = "red-team")]
@@ -334,28 +331,4 @@ enum Left {
     Nothing,
     More,
     Closed,
-}
-
-/// Whether a record is within the bounds that senders keep.
-pub(super) fn is_plausible(record: &LogRecord) -> bool {
-    record.text.len() <= MAX_LOG_TEXT
-        && record.layer.as_ref().is_none_or(|layer| layer.len() <= MAX_LAYER)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn records_that_are_too_long_are_not_plausible() {
-        let record = |layer: usize, text: usize| LogRecord {
-            level: Level::Error,
-            layer: Some("l".repeat(layer)),
-            connection: 1,
-            text: "t".repeat(text),
-        };
-        assert!(is_plausible(&record(MAX_LAYER, MAX_LOG_TEXT)));
-        assert!(!is_plausible(&record(MAX_LAYER + 1, 0)));
-        assert!(!is_plausible(&record(0, MAX_LOG_TEXT + 1)));
-    }
 }

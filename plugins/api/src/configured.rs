@@ -13,6 +13,7 @@ use crate::layer::{Below, Next, OpenLayer, Opened};
 use crate::log::{self, Speaker};
 use crate::open::Open;
 use crate::quote::quoted;
+use crate::watcher::{Server, Watcher};
 
 /// The callbacks of a plugin, or of a filter together with the layer below it. Those of the layer
 /// below are called by [`Layer`], unless a filter calls them itself.
@@ -33,6 +34,12 @@ pub(crate) trait Module: Send + Sync {
 
     /// A worker has ended; for filters.
     fn worker_ended(&self);
+
+    /// For filters.
+    fn watcher(&self) -> Option<Box<dyn Watcher>>;
+
+    /// The watcher has something to tell; for filters.
+    fn notified(&self);
 
     fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()>;
 
@@ -160,6 +167,25 @@ impl Layer {
         if let Some(below) = self.below() {
             below.worker_ended();
         }
+    }
+
+    /// The watchers of all filters, each with its layer, the outermost first.
+    pub fn watchers(self: &Arc<Layer>) -> Vec<(Arc<Layer>, Box<dyn Watcher>)> {
+        let layers = std::iter::successors(Some(self), |layer| layer.below());
+        let watcher = |layer: &Arc<Layer>| Some((Arc::clone(layer), layer.module.watcher()?));
+        layers.filter_map(watcher).collect()
+    }
+
+    /// Runs this filter's watcher, in a process of its own.
+    pub fn watch(&self, watcher: &dyn Watcher, server: &Server<'_>) {
+        let _entered = self.enter(None);
+        watcher.run(server);
+    }
+
+    /// Tells this filter that its watcher has called.
+    pub fn notified(&self) {
+        let _entered = self.enter(None);
+        self.module.notified();
     }
 
     /// `preconnect` of this layer (a filter calls on).

@@ -15,6 +15,7 @@ use crate::next_config::NextConfig;
 use crate::open::Open;
 use crate::types::ThreadModel;
 use crate::value::Value;
+use crate::watcher::Watcher;
 
 /// A filter, from `load` (its constructor) to `unload` (its drop). The order of calls is that of
 /// [`Plugin`](crate::Plugin), the layer below first for `get_ready` and `after_fork`.
@@ -105,6 +106,16 @@ pub trait Filter: Send + Sync {
     /// Called in the template after a worker has ended, however it ended, so that what it left
     /// undone can be noticed. Not called with [`Isolation::Shared`].
     fn worker_ended(&self) {}
+
+    /// What is to run beside the clients in a process of its own, if anything. Asked once, after
+    /// `get_ready`; the template drops it once that process has it.
+    fn watcher(&self) -> Option<Box<dyn Watcher>> {
+        None
+    }
+
+    /// Called in the template after the filter's watcher has called
+    /// [`Server::notify`](crate::watcher::Server::notify), perhaps once for several calls.
+    fn notified(&self) {}
 
     /// The names of its debug flags, `-D MODULE.FLAG=N`, which [`log::flag`](crate::log::flag)
     /// tells; others are warned about. A module that was loaded from a file has variables instead.

@@ -1,11 +1,13 @@
-//! Descriptors that the program which started the server has left open for it, and named on the
-//! command line: `password=-FD`. The one unsafe step of that: a number becomes a descriptor.
+//! Descriptors and processes that the program which started the server names by number on the
+//! command line: `password=-FD`, `fd=FD`, `exit-when-process-exits=PID`. The unsafe step of that: a
+//! number becomes a descriptor.
 
-#![expect(unsafe_code, reason = "a descriptor number from the command line becomes an OwnedFd")]
+#![expect(unsafe_code, reason = "a number from the command line becomes an OwnedFd")]
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
 /// Owns descriptor `number`, so that it is closed with the result.
@@ -23,4 +25,30 @@ pub(crate) fn take(number: i32) -> io::Result<OwnedFd> {
     // that it was left open for this purpose, as close(2) on it already presumes; this module's
     // only caller takes each value once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A close-on-exec duplicate, above the standard descriptors, of the one that the user named
+/// by number. The original stays open, since it may be named twice.
+///
+/// # Errors
+/// EBADF if there is no such descriptor, EMFILE.
+pub fn duplicate(number: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: duplicating takes nothing from the owner of `number`, and fails with EBADF if it is
+    // not open.
+    let fd = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A handle on the process that has the number now, close-on-exec: it is readable once the process
+/// has ended. pidfd_open(2).
+///
+/// # Errors
+/// ESRCH if there is none, EINVAL if it is a thread, ENOSYS before Linux 5.3, EMFILE.
+pub fn process(number: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: takes two integers and returns a new descriptor.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) })?;
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

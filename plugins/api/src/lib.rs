@@ -19,7 +19,7 @@ pub mod exports;
 pub mod extents;
 pub mod filter;
 pub mod host;
-mod inherited;
+pub mod inherited;
 pub mod layer;
 pub mod log;
 pub mod module;
@@ -38,6 +38,7 @@ pub mod shebang;
 pub mod stack;
 pub mod types;
 pub mod value;
+pub mod watcher;
 
 pub use client::Client;
 pub use configured::Layer;
@@ -59,3 +60,4 @@ pub use types::{
     BlockSize, Blocking, Cache, DataPath, Direction, FileRange, Flags, Fua, ThreadModel, Zero,
 };
 pub use value::Value;
+pub use watcher::Watcher;

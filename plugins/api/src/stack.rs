@@ -19,6 +19,7 @@ use crate::plugin::Plugin;
 use crate::quote::quoted;
 use crate::types::ThreadModel;
 use crate::value::Value;
+use crate::watcher::Watcher;
 use crate::{debug, debug_control};
 
 /// A stack that is being configured: filters from the outermost in, then the plugin.
@@ -235,6 +236,12 @@ impl Module for PluginModule {
 
     fn worker_ended(&self) {}
 
+    fn watcher(&self) -> Option<Box<dyn Watcher>> {
+        None
+    }
+
+    fn notified(&self) {}
+
     fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
         self.0.preconnect(client, readonly)
     }
@@ -289,6 +296,14 @@ impl Module for FilterModule {
 
     fn worker_ended(&self) {
         self.filter.worker_ended();
+    }
+
+    fn watcher(&self) -> Option<Box<dyn Watcher>> {
+        self.filter.watcher()
+    }
+
+    fn notified(&self) {
+        self.filter.notified();
     }
 
     fn preconnect(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {

@@ -9,12 +9,10 @@ use std::path::{Path, PathBuf};
 use nbdkit_api::exports::MAX_EXPORTS;
 use nbdkit_api::paths::direct::{Type, type_of, wrong_type};
 use nbdkit_api::paths::{self, Declared, Opened};
-use nbdkit_api::{Errno, Error, Needs, Result, ResultExt};
+use nbdkit_api::{Errno, Error, Needs, Result, ResultExt, inherited};
 use nix::dir::{Dir, Type as EntryType};
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
-
-use super::syscall;
 
 /// What the parameters asked for.
 #[derive(Debug)]
@@ -86,7 +84,7 @@ impl Source {
             }
             What::Fd(number) => Source::descriptor(*number),
             What::DirFd(number) => {
-                let fd = syscall::duplicate(*number).or_error(|| format!("dirfd={number}"))?;
+                let fd = inherited::duplicate(*number).or_error(|| format!("dirfd={number}"))?;
                 let stat = fstat(&fd).or_error(|| format!("fstat: dirfd={number}"))?;
                 if !is_directory(&stat) {
                     return Err(Error::msg(format!("dirfd is not a directory: dirfd={number}")));
@@ -103,7 +101,7 @@ impl Source {
 
     fn descriptor(number: i32) -> Result<Source> {
         let name = format!("fd={number}");
-        let fd = syscall::duplicate(number).or_error(|| name.clone())?;
+        let fd = inherited::duplicate(number).or_error(|| name.clone())?;
         let stat = fstat(&fd).or_error(|| format!("fstat: {name}"))?;
         let found = type_of(&stat)
             .ok_or_else(|| Error::msg(format!("fd is not regular or block device: {name}")))?;

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "raw system calls")]
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nbdkit_api::Errno;
 
@@ -26,17 +26,4 @@ pub(super) fn sync_range(
     // SAFETY: takes numbers only and touches no memory of ours.
     let result = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, count, flags) };
     Errno::result(result).map(drop)
-}
-
-/// A close-on-exec duplicate, above the standard descriptors, of the one that the user named
-/// by number. The original stays open, since it may be named twice.
-///
-/// # Errors
-/// EBADF if there is no such descriptor, EMFILE.
-pub(super) fn duplicate(number: RawFd) -> nix::Result<OwnedFd> {
-    // SAFETY: duplicating takes nothing from the owner of `number`, and fails with EBADF if it is
-    // not open.
-    let fd = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
-    // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

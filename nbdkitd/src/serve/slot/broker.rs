@@ -24,7 +24,6 @@ use super::TemplateSlot;
 use crate::log::{Quota, Speaker, syscalls};
 use crate::serve::BROKER;
 use crate::serve::context::Context;
-use crate::serve::dispatch::is_plausible;
 use crate::serve::shutdown::Stage;
 use crate::serve::workers::Workers;
 use crate::serve::workers::kill::{OwnProcesses, signal_child};
@@ -318,7 +317,7 @@ fn handle_message(
     context: &Context,
 ) -> Result<(), &'static str> {
     match message {
-        FromBrokerLink::Log(record) if is_plausible(&record) => {
+        FromBrokerLink::Log(record) if record.is_plausible() => {
             context.log().record(&record, Speaker::default(), &mut broker.quota);
         }
         FromBrokerLink::Log(_) => return Err("a log record that is too long"),
