@@ -22,6 +22,7 @@ pub mod delay;
 pub mod error;
 pub mod evil;
 pub mod exitlast;
+pub mod exitwhen;
 pub mod exportname;
 pub mod extentlist;
 pub mod fua;
@@ -47,6 +48,7 @@ pub mod offset;
 mod on_read;
 pub mod openonce;
 pub mod partition;
+pub mod pause;
 mod presence;
 pub mod protect;
 pub mod qcow2dec;
@@ -95,6 +97,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("error", || Box::new(error::Inject::default())),
     ("evil", || Box::new(evil::Evil::default())),
     ("exitlast", || Box::new(exitlast::ExitLast::default())),
+    ("exitwhen", || Box::new(exitwhen::ExitWhen::default())),
     ("exportname", || Box::new(exportname::ExportName::default())),
     ("extentlist", || Box::new(extentlist::ExtentList::default())),
     ("fua", || Box::new(fua::FuaFilter::default())),
@@ -114,6 +117,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("offset", || Box::new(offset::Offset::default())),
     ("openonce", || Box::new(openonce::OpenOnce::default())),
     ("partition", || Box::new(partition::Partition::default())),
+    ("pause", || Box::new(pause::Pause::default())),
     ("protect", || Box::new(protect::Protect::default())),
     ("qcow2dec", || Box::new(qcow2dec::Qcow2dec)),
     ("rate", || Box::new(rate::RateLimit::default())),

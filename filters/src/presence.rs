@@ -8,7 +8,7 @@
 //! conflict; these are distinguished by a list in ordinary memory.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -132,6 +132,12 @@ impl Drop for Place {
         // Unlocking what is locked fails only if the kernel is out of memory for splitting a
         // record; the place then stays taken until the process ends.
         let _ = self.places.lock(self.number, libc::F_UNLCK);
+    }
+}
+
+impl AsFd for Places {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
