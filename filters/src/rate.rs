@@ -1,26 +1,28 @@
 //! nbdkit-rate-filter(1): limits the bandwidth of the server, and of each connection.
 //!
-//! The buckets of the server are in shared memory; every worker takes from them. Those of a
-//! connection are its worker's own. Reads and writes have buckets of their own.
+//! The buckets of the server are in shared memory, and so are those of each address and each
+//! export; every worker takes from them. Those of a connection are its worker's own. Reads and
+//! writes have buckets of their own.
 
+mod address;
 mod limit;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use nbdkit_api::shared::{SharedWords, TokenBucket};
+use nbdkit_api::shared::{Rate, SharedWords, TokenBucket, TokenBuckets};
 use nbdkit_api::{
     Blocking, Client, DataPath, Direction, Error, Filter, Flags, Needs, Next, NextConfig, Open,
     OpenLayer, Result, Slot, ThreadModel, Value, client,
 };
 
+use address::Address;
 use limit::{Limit, Source};
 
 /// The filter: its parameters and, once ready, the buckets of the server.
 #[derive(Debug)]
 pub struct RateLimit {
-    server: Source,
-    connection: Source,
+    sources: [Source; SCOPES.len()],
     /// Seconds: how long after a pause a client may exceed the rate by as much again.
     burstiness: f64,
     shared: Option<Arc<Shared>>,
@@ -29,24 +31,42 @@ pub struct RateLimit {
 /// What all workers have in common.
 #[derive(Debug)]
 struct Shared {
-    buckets: Buckets,
-    /// The last rate of the server's file, and that of the connections' file, bits per second, 0
-    /// for none: for workers that begin after a file was deleted.
+    server: Pair<TokenBucket>,
+    addresses: Pair<TokenBuckets>,
+    exports: Pair<TokenBuckets>,
+    /// The last rate of each scope's file, bits per second, 0 for none: for workers that begin
+    /// after a file was deleted.
     last: SharedWords,
 }
 
-/// The indices of `Shared::last`.
-const SERVER: usize = 0;
-const CONNECTION: usize = 1;
-
-#[derive(Debug)]
-struct Buckets {
-    read: TokenBucket,
-    write: TokenBucket,
+/// What has a limit: all connections together, each one, those from one address, those to one
+/// export. The position in arrays of parameters, limits and last rates.
+#[derive(Debug, Clone, Copy)]
+enum Scope {
+    Server,
+    Connection,
+    Address,
+    Export,
 }
 
-impl Buckets {
-    fn of(&self, direction: Direction) -> &TokenBucket {
+const SCOPES: [Scope; 4] = [Scope::Server, Scope::Connection, Scope::Address, Scope::Export];
+
+/// The parameters' names, with `-file` for files.
+const NAMES: [&str; SCOPES.len()] = ["rate", "connection-rate", "address-rate", "export-rate"];
+
+/// For reads and for writes.
+#[derive(Debug)]
+struct Pair<T> {
+    read: T,
+    write: T,
+}
+
+impl<T> Pair<T> {
+    fn new(make: impl Fn() -> Result<T>) -> Result<Pair<T>> {
+        Ok(Pair { read: make()?, write: make()? })
+    }
+
+    fn of(&self, direction: Direction) -> &T {
         match direction {
             Direction::Read => &self.read,
             Direction::Write => &self.write,
@@ -56,8 +76,7 @@ impl Buckets {
 
 impl Default for RateLimit {
     fn default() -> RateLimit {
-        let none = Source::default();
-        RateLimit { server: none.clone(), connection: none, burstiness: 2.0, shared: None }
+        RateLimit { sources: Default::default(), burstiness: 2.0, shared: None }
     }
 }
 
@@ -76,16 +95,26 @@ impl Filter for RateLimit {
              connection-rate=BITSPERSEC     Limit per-connection bandwidth.\n\
              rate-file=FILENAME             Dynamically adjust total bandwidth.\n\
              connection-rate-file=FILENAME  Dynamically adjust per-connection bandwidth.\n\
+             address-rate=BITSPERSEC        Limit bandwidth of each client address.\n\
+             address-rate-file=FILENAME     Dynamically adjust bandwidth of each address.\n\
+             export-rate=BITSPERSEC         Limit bandwidth of each export.\n\
+             export-rate-file=FILENAME      Dynamically adjust bandwidth of each export.\n\
              burstiness=SECS                Bucket capacity in seconds (default 2.0).",
         )
     }
 
     fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
+        let name = key.strip_suffix("-file").unwrap_or(key);
+        if let Some(scope) = NAMES.iter().position(|known| *known == name) {
+            let source = &mut self.sources[scope];
+            if name == key {
+                source.set_rate(key, value)?;
+            } else {
+                source.path = Some(value.absolute_path()?);
+            }
+            return Ok(());
+        }
         match key {
-            "rate" => self.server.set_rate(key, value)?,
-            "connection-rate" => self.connection.set_rate(key, value)?,
-            "rate-file" => self.server.path = Some(value.absolute_path()?),
-            "connection-rate-file" => self.connection.path = Some(value.absolute_path()?),
             "burstiness" => {
                 let seconds = value.str()?.parse().ok();
                 self.burstiness =
@@ -99,17 +128,19 @@ impl Filter for RateLimit {
     }
 
     fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
-        if self.server.may_limit() || self.connection.may_limit() {
-            let buckets = Buckets { read: TokenBucket::new()?, write: TokenBucket::new()? };
-            let last = SharedWords::new(2)?;
-            self.shared = Some(Arc::new(Shared { buckets, last }));
+        if self.sources.iter().any(Source::may_limit) {
+            self.shared = Some(Arc::new(Shared {
+                server: Pair::new(TokenBucket::new)?,
+                addresses: Pair::new(TokenBuckets::new)?,
+                exports: Pair::new(TokenBuckets::new)?,
+                last: SharedWords::new(SCOPES.len())?,
+            }));
         }
         Ok(())
     }
 
     fn needs(&self, below: Needs) -> Needs {
-        let declared = self.server.declared().into_iter().chain(self.connection.declared());
-        declared.fold(below, Needs::declare)
+        self.sources.iter().filter_map(Source::declared).fold(below, Needs::declare)
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
@@ -117,9 +148,10 @@ impl Filter for RateLimit {
         let Some(shared) = &self.shared else { return Ok(Box::new(Unlimited)) };
         Ok(Box::new(Handle {
             client: open.client.map(Arc::clone),
-            server: Limit::new(&self.server, self.burstiness),
-            connection: Limit::new(&self.connection, self.burstiness),
-            own: Buckets { read: TokenBucket::private(), write: TokenBucket::private() },
+            address: open.client.map(|client| Address::of(client.peer())).unwrap_or_default(),
+            export: open.export.to_owned(),
+            limits: self.sources.each_ref().map(|source| Limit::new(source, self.burstiness)),
+            own: Pair::new(|| Ok(TokenBucket::private()))?,
             shared: Arc::clone(shared),
         }))
     }
@@ -136,38 +168,59 @@ impl OpenLayer for Unlimited {
 
 struct Handle {
     client: Option<Arc<Client>>,
-    server: Limit,
-    connection: Limit,
+    address: Address,
+    export: String,
+    limits: [Limit; SCOPES.len()],
     /// Those of this connection.
-    own: Buckets,
+    own: Pair<TokenBucket>,
     shared: Arc<Shared>,
 }
 
 impl Handle {
-    /// Takes the bits of so many bytes from both buckets, and waits until both have earned them.
+    /// Takes bits from the bucket of a scope.
+    fn take(&self, scope: Scope, way: Direction, bits: u64, rate: Rate) -> Result<Duration> {
+        match scope {
+            Scope::Server => self.shared.server.of(way).take(bits, rate),
+            Scope::Connection => self.own.of(way).take(bits, rate),
+            Scope::Address => self.shared.addresses.of(way).take(&self.address, bits, rate),
+            Scope::Export => self.shared.exports.of(way).take(&self.export, bits, rate),
+        }
+    }
+
+    fn give_back(&self, scope: Scope, way: Direction, bits: u64, rate: Rate) {
+        match scope {
+            Scope::Server => self.shared.server.of(way).give_back(bits, rate),
+            Scope::Connection => self.own.of(way).give_back(bits, rate),
+            Scope::Address => self.shared.addresses.of(way).give_back(&self.address, bits, rate),
+            Scope::Export => self.shared.exports.of(way).give_back(&self.export, bits, rate),
+        }
+    }
+
+    /// Takes the bits of so many bytes from all buckets, and waits until all have earned them.
     ///
     /// # Errors
     /// ESHUTDOWN: the client has gone or the server stops. The bits are given back.
     fn wait(&self, direction: Direction, bytes: usize) -> Result<()> {
         let bits = bytes as u64 * 8;
-        let buckets = [
-            (&self.server, SERVER, &self.shared.buckets),
-            (&self.connection, CONNECTION, &self.own),
-        ];
-        let mut taken = Vec::with_capacity(buckets.len());
+        let mut rates = [None; SCOPES.len()];
         let mut delay = Duration::ZERO;
-        for (limit, index, buckets) in buckets {
-            if let Some(rate) = limit.now(&self.shared.last[index]) {
-                let bucket = buckets.of(direction);
-                delay = delay.max(bucket.take(bits, rate)?);
-                taken.push((bucket, rate));
+        for scope in SCOPES {
+            let at = scope as usize;
+            if let Some(rate) = self.limits[at].now(&self.shared.last[at]) {
+                delay = delay.max(self.take(scope, direction, bits, rate)?);
+                rates[at] = Some(rate);
             }
         }
         if delay.is_zero() {
             return Ok(());
         }
-        client::sleep(self.client.as_deref(), delay)
-            .inspect_err(|_| taken.iter().for_each(|(bucket, rate)| bucket.give_back(bits, *rate)))
+        client::sleep(self.client.as_deref(), delay).inspect_err(|_| {
+            for (scope, rate) in SCOPES.into_iter().zip(rates) {
+                if let Some(rate) = rate {
+                    self.give_back(scope, direction, bits, rate);
+                }
+            }
+        })
     }
 }
 
@@ -222,7 +275,9 @@ mod tests {
     #[test]
     fn connections_share_the_rate_of_the_server_and_have_one_each() {
         let disk = Arc::new(Disk::new(1 << 20));
-        for (name, least) in [("rate", 0.3), ("connection-rate", 0.1)] {
+        let scopes =
+            [("rate", 0.3), ("connection-rate", 0.1), ("address-rate", 0.3), ("export-rate", 0.3)];
+        for (name, least) in scopes {
             let layer = testing::layer(&disk, &["rate"], &[(name, "80000"), PARAMS[1]]);
             let (one, two) = (testing::open(&layer), testing::open(&layer));
             let read = |next| took(|| drop(testing::read(next, 2000, 0)));

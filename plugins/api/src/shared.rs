@@ -10,7 +10,7 @@
 //! - [`RangeLock`]: ranges of a disk, shared or exclusive.
 //! - [`SharedOnce`]: work that one process does for all.
 //! - [`SharedEvent`]: waiting for what another process changes.
-//! - [`TokenBucket`]: a rate for all clients together.
+//! - [`TokenBucket`], [`TokenBuckets`]: a rate for all clients together, or for each key.
 //!
 //! docs/shared-state.md says what each costs and what is not promised.
 //!
@@ -20,6 +20,7 @@
 mod access;
 mod blocks;
 mod bucket;
+mod buckets;
 #[cfg(test)]
 mod deaths;
 mod event;
@@ -35,6 +36,7 @@ mod stripes;
 
 pub use blocks::{BlockCursor, BlockState, Present, SharedBlockMap};
 pub use bucket::{Rate, TokenBucket};
+pub use buckets::TokenBuckets;
 pub use event::SharedEvent;
 pub use exports::SharedBlockMaps;
 pub use file::{SharedFile, seek_extents};

@@ -69,32 +69,12 @@ impl TokenBucket {
     /// # Errors
     /// That of clock_gettime(2), EINVAL, which a kernel that has the clock does not return.
     pub fn take(&self, tokens: u64, rate: Rate) -> Result<Duration> {
-        Ok(self.take_at(now()?, tokens, rate))
+        Ok(take_at(self.word(), now()?, tokens, rate))
     }
 
     /// Returns `tokens` that were taken and not used.
     pub fn give_back(&self, tokens: u64, rate: Rate) {
-        let earning = rate.earning(tokens);
-        let mut seen = access::load(self.word());
-        while let Err(now) = access::exchange(self.word(), seen, seen.saturating_sub(earning)) {
-            seen = now;
-        }
-    }
-
-    fn take_at(&self, now: u64, tokens: u64, rate: Rate) -> Duration {
-        let saved = rate.earning(rate.capacity);
-        let owed = rate.earning(rate.owed);
-        let mut seen = access::load(self.word());
-        loop {
-            // Tokens are saved up to the capacity, and owed up to the limit: whatever the word is.
-            let latest = now.saturating_add(owed);
-            let from = seen.clamp(now.saturating_sub(saved).min(latest), latest);
-            let earned = from.saturating_add(rate.earning(tokens));
-            match access::exchange(self.word(), seen, earned) {
-                Ok(()) => return Duration::from_nanos(earned.saturating_sub(now)),
-                Err(other) => seen = other,
-            }
-        }
+        give_back(self.word(), tokens, rate);
     }
 
     /// For the fuzz targets, which are hostile workers: any time.
@@ -103,6 +83,37 @@ impl TokenBucket {
     pub fn scribble(&self, word: u64) {
         access::store(self.word(), word);
     }
+}
+
+/// [`TokenBucket::take`] from the bucket of this word, at a time of [`now`].
+pub(super) fn take_at(word: &AtomicU64, now: u64, tokens: u64, rate: Rate) -> Duration {
+    let saved = rate.earning(rate.capacity);
+    let owed = rate.earning(rate.owed);
+    let mut seen = access::load(word);
+    loop {
+        // Tokens are saved up to the capacity, and owed up to the limit: whatever the word is.
+        let latest = now.saturating_add(owed);
+        let from = seen.clamp(now.saturating_sub(saved).min(latest), latest);
+        let earned = from.saturating_add(rate.earning(tokens));
+        match access::exchange(word, seen, earned) {
+            Ok(()) => return Duration::from_nanos(earned.saturating_sub(now)),
+            Err(other) => seen = other,
+        }
+    }
+}
+
+/// [`TokenBucket::give_back`] to the bucket of this word.
+pub(super) fn give_back(word: &AtomicU64, tokens: u64, rate: Rate) {
+    let earning = rate.earning(tokens);
+    let mut seen = access::load(word);
+    while let Err(now) = access::exchange(word, seen, seen.saturating_sub(earning)) {
+        seen = now;
+    }
+}
+
+/// Whether the bucket of this word has all the tokens that it can have.
+pub(super) fn is_full(word: &AtomicU64, now: u64, rate: Rate) -> bool {
+    access::load(word) <= now.saturating_sub(rate.earning(rate.capacity))
 }
 
 impl Rate {
@@ -117,7 +128,7 @@ impl Rate {
 
 /// Nanoseconds of a clock that all processes share and none can set. It begins when the machine
 /// starts, and until it has run for as long as the capacity takes, the bucket is not full.
-fn now() -> Result<u64> {
+pub(super) fn now() -> Result<u64> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).or_error(|| "clock_gettime")?;
     let (seconds, nanoseconds) = (time.tv_sec() as u64, time.tv_nsec() as u64);
     Ok(seconds.saturating_mul(SECOND).saturating_add(nanoseconds))
@@ -135,6 +146,12 @@ mod tests {
     const T: u64 = 1 << 40;
     const S: u64 = SECOND;
 
+    impl TokenBucket {
+        fn at(&self, now: u64, tokens: u64, rate: Rate) -> Duration {
+            take_at(self.word(), now, tokens, rate)
+        }
+    }
+
     fn bucket() -> TokenBucket {
         TokenBucket::new().unwrap()
     }
@@ -146,39 +163,39 @@ mod tests {
     #[test]
     fn a_full_bucket_has_its_capacity_and_then_the_rate() {
         let bucket = bucket();
-        assert_eq!(bucket.take_at(T, 500, RATE), ms(0));
-        assert_eq!(bucket.take_at(T, 100, RATE), ms(100));
-        assert_eq!(bucket.take_at(T, 100, RATE), ms(200));
-        assert_eq!(bucket.take_at(T + S / 10, 100, RATE), ms(200));
+        assert_eq!(bucket.at(T, 500, RATE), ms(0));
+        assert_eq!(bucket.at(T, 100, RATE), ms(100));
+        assert_eq!(bucket.at(T, 100, RATE), ms(200));
+        assert_eq!(bucket.at(T + S / 10, 100, RATE), ms(200));
         // Left alone for long, it is as full as at first.
-        assert_eq!(bucket.take_at(T + 100 * S, 400, RATE), ms(0));
-        assert_eq!(bucket.take_at(T + 100 * S, 101, RATE), ms(1));
+        assert_eq!(bucket.at(T + 100 * S, 400, RATE), ms(0));
+        assert_eq!(bucket.at(T + 100 * S, 101, RATE), ms(1));
     }
 
     #[test]
     fn more_than_the_capacity_is_waited_for() {
-        assert_eq!(bucket().take_at(T, 2500, RATE), ms(2000));
-        assert_eq!(TokenBucket::private().take_at(T, 2500, RATE), ms(2000));
+        assert_eq!(bucket().at(T, 2500, RATE), ms(2000));
+        assert_eq!(TokenBucket::private().at(T, 2500, RATE), ms(2000));
     }
 
     #[test]
     fn what_is_given_back_others_need_not_wait_for() {
         let bucket = bucket();
-        bucket.take_at(T, 1500, RATE);
+        bucket.at(T, 1500, RATE);
         bucket.give_back(1000, RATE);
-        assert_eq!(bucket.take_at(T, 1, RATE), ms(1));
+        assert_eq!(bucket.at(T, 1, RATE), ms(1));
         bucket.give_back(u64::MAX, RATE);
-        assert_eq!(bucket.take_at(T, 500, RATE), ms(0));
+        assert_eq!(bucket.at(T, 500, RATE), ms(0));
     }
 
     #[test]
     fn another_rate_holds_from_the_next_taking_on() {
         let bucket = bucket();
-        bucket.take_at(T, 1500, RATE);
+        bucket.at(T, 1500, RATE);
         let faster = Rate { per_second: NonZeroU64::new(1_000_000).unwrap(), ..RATE };
         // What is owed is a time, and no longer than the new rate takes for the tokens.
-        assert_eq!(bucket.take_at(T, 1000, faster), ms(11));
-        assert_eq!(bucket.take_at(T, 1000, RATE), ms(1011));
+        assert_eq!(bucket.at(T, 1000, faster), ms(11));
+        assert_eq!(bucket.at(T, 1000, RATE), ms(1011));
     }
 
     /// Whatever a hostile process writes, and whenever.
@@ -187,14 +204,14 @@ mod tests {
         for word in [0, 1, T, T + S, u64::MAX - 1, u64::MAX, 1 << 63] {
             let bucket = bucket();
             bucket.scribble(word);
-            let waits = bucket.take_at(T, 100, RATE);
+            let waits = bucket.at(T, 100, RATE);
             assert!(waits <= ms(10_100), "{word:#x}: {waits:?}");
             let extreme = Rate { per_second: NonZeroU64::MIN, capacity: u64::MAX, owed: u64::MAX };
-            bucket.take_at(T, u64::MAX, extreme);
-            bucket.take_at(0, u64::MAX, extreme);
-            bucket.take_at(u64::MAX, u64::MAX, extreme);
+            bucket.at(T, u64::MAX, extreme);
+            bucket.at(0, u64::MAX, extreme);
+            bucket.at(u64::MAX, u64::MAX, extreme);
             bucket.give_back(u64::MAX, extreme);
-            assert!(bucket.take_at(T, 100, RATE) <= ms(10_100), "{word:#x}");
+            assert!(bucket.at(T, 100, RATE) <= ms(10_100), "{word:#x}");
         }
     }
 
@@ -203,14 +220,14 @@ mod tests {
         const EACH: u64 = 50_000;
         let bucket = bucket();
         let rate = Rate { owed: u64::MAX, ..RATE };
-        let take = || (0..EACH).for_each(|_| _ = bucket.take_at(T, 1, rate));
+        let take = || (0..EACH).for_each(|_| _ = bucket.at(T, 1, rate));
         let others: Vec<_> = (0..4).map(|_| Child::new(take)).collect();
         std::thread::scope(|scope| {
             scope.spawn(take);
             scope.spawn(take);
         });
         others.into_iter().for_each(Child::join);
-        assert_eq!(bucket.take_at(T, 0, rate), ms(6 * EACH - 500));
+        assert_eq!(bucket.at(T, 0, rate), ms(6 * EACH - 500));
     }
 
     #[test]
@@ -230,10 +247,10 @@ mod tests {
             || {
                 let check = |bucket: TokenBucket, how: &str| {
                     let word = bucket.word().load(Ordering::SeqCst);
-                    let waits = bucket.take_at(T, 500, RATE);
+                    let waits = bucket.at(T, 500, RATE);
                     assert!(waits == ms(0) || waits == ms(100), "{how}: {word:#x} {waits:?}");
                 };
-                let take = |bucket: &TokenBucket| _ = bucket.take_at(T, 100, RATE);
+                let take = |bucket: &TokenBucket| _ = bucket.at(T, 100, RATE);
                 deaths::at_every_step(bucket, take, check);
             },
         );
