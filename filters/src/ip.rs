@@ -4,23 +4,34 @@
 //! stands, so if there are any, all rules are judged when the client asks for an export or for a
 //! list.
 
+mod file;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod glob;
 mod rule;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use nbdkit_api::{
-    Client, DataPath, Direction, Errno, Error, Exports, Filter, Layer, NextConfig, Open, OpenLayer,
-    Result, Slot, ThreadModel, Value, debug,
+    Client, DataPath, Direction, Errno, Error, Exports, Filter, Layer, Needs, NextConfig, Open,
+    OpenLayer, Result, Slot, ThreadModel, Value, debug,
 };
 
+use file::RuleFile;
 use rule::Rule;
 
-/// The filter: its two lists.
+/// The filter: its rules, and the files that have more of them.
 #[derive(Debug, Default)]
 pub struct Ip {
+    rules: Rules,
+    allow_files: Vec<RuleFile>,
+    deny_files: Vec<RuleFile>,
+}
+
+/// The two lists.
+#[derive(Debug, Clone, Default)]
+struct Rules {
     allow: Vec<Rule>,
     deny: Vec<Rule>,
 }
@@ -37,7 +48,9 @@ impl Filter for Ip {
     fn config_help(&self) -> Option<&str> {
         Some(
             "allow=addr[,addr...]     Set allow list.\n\
-             deny=addr[,addr...]      Set deny list.",
+             deny=addr[,addr...]      Set deny list.\n\
+             allow-file=<FILE>        More rules to allow, one on each line.\n\
+             deny-file=<FILE>         More rules to deny, one on each line.",
         )
     }
 
@@ -47,16 +60,19 @@ impl Filter for Ip {
 
     fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
         match key {
-            "allow" => self.allow.extend(Rule::parse_list(key, value.str()?)?),
-            "deny" => self.deny.extend(Rule::parse_list(key, value.str()?)?),
+            "allow" => self.rules.allow.extend(Rule::parse_list(key, value.str()?)?),
+            "deny" => self.rules.deny.extend(Rule::parse_list(key, value.str()?)?),
+            "allow-file" => self.allow_files.push(RuleFile::new(&value.absolute_path()?)),
+            "deny-file" => self.deny_files.push(RuleFile::new(&value.absolute_path()?)),
             _ => return next.config(key, value),
         }
         Ok(())
     }
 
     fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
+        let rules = self.rules()?;
         if nbdkit_api::log::flag("ip", "rules") != 0 {
-            for (list, rules) in [("allow", &self.allow), ("deny", &self.deny)] {
+            for (list, rules) in [("allow", &rules.allow), ("deny", &rules.deny)] {
                 for rule in rules {
                     debug!("ip: {list} {rule:?}");
                 }
@@ -65,9 +81,15 @@ impl Filter for Ip {
         Ok(())
     }
 
+    fn needs(&self, below: Needs) -> Needs {
+        let files = self.allow_files.iter().chain(&self.deny_files);
+        files.map(|file| file.declared.clone()).fold(below, Needs::declare)
+    }
+
     fn preconnect(&self, below: &Arc<Layer>, client: &Arc<Client>, readonly: bool) -> Result<()> {
-        if !self.late() {
-            self.check(client)?;
+        let rules = self.rules()?;
+        if !rules.need_tls() {
+            rules.check(client)?;
         }
         below.preconnect(client, readonly)
     }
@@ -79,9 +101,7 @@ impl Filter for Ip {
         readonly: bool,
         exports: &mut Exports,
     ) -> Result<()> {
-        if self.late() {
-            self.check(client)?;
-        }
+        self.check_late(client)?;
         below.list_exports(client, readonly, exports)
     }
 
@@ -91,16 +111,16 @@ impl Filter for Ip {
         client: &Arc<Client>,
         readonly: bool,
     ) -> Result<Option<String>> {
-        if self.late() {
-            self.check(client)?;
-        }
+        self.check_late(client)?;
         below.default_export(client, readonly)
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
-        if self.late() {
+        match open.client {
+            Some(client) => self.check_late(client)?,
             // A context for several clients is for none that could be judged.
-            self.check(open.client.ok_or_else(denied)?)?;
+            None if self.is_late(&*self.rules()?) => return Err(denied()),
+            None => {}
         }
         below.open(open)?;
         Ok(Box::new(Handle))
@@ -108,8 +128,42 @@ impl Filter for Ip {
 }
 
 impl Ip {
+    /// The rules that hold now.
+    ///
+    /// # Errors
+    /// A file cannot be read, or has a line that is no rule: nobody is admitted until it is mended.
+    fn rules(&self) -> Result<Cow<'_, Rules>> {
+        if self.allow_files.is_empty() && self.deny_files.is_empty() {
+            return Ok(Cow::Borrowed(&self.rules));
+        }
+        let mut rules = self.rules.clone();
+        for (list, key, files) in [
+            (&mut rules.allow, "allow-file", &self.allow_files),
+            (&mut rules.deny, "deny-file", &self.deny_files),
+        ] {
+            for file in files {
+                list.extend(file.read(key)?);
+            }
+        }
+        Ok(Cow::Owned(rules))
+    }
+
+    /// Whether the client was not judged before the greeting. A file may have had rules about
+    /// certificates then, and now no more: then it is judged once more.
+    fn is_late(&self, rules: &Rules) -> bool {
+        rules.need_tls() || !self.allow_files.is_empty() || !self.deny_files.is_empty()
+    }
+
+    /// Judges a client that TLS has been negotiated with, if it has not been judged before.
+    fn check_late(&self, client: &Client) -> Result<()> {
+        let rules = self.rules()?;
+        if self.is_late(&rules) { rules.check(client) } else { Ok(()) }
+    }
+}
+
+impl Rules {
     /// Whether the rules need what TLS tells.
-    fn late(&self) -> bool {
+    fn need_tls(&self) -> bool {
         self.allow.iter().chain(&self.deny).any(Rule::needs_tls)
     }
 
