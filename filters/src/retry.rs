@@ -45,7 +45,7 @@ impl Filter for Retry {
     fn config_help(&self) -> Option<&str> {
         Some(
             "retries=<N>              Number of retries (default: 5).\n\
-             retry-delay=<N>          Seconds to wait before retry (default: 2).\n\
+             retry-delay=<N>          Time to wait before retry (default: 2 seconds).\n\
              retry-exponential=yes|no Exponential back-off (default: yes).\n\
              retry-readonly=yes|no    Force read-only on failure (default: no).",
         )
@@ -55,11 +55,10 @@ impl Filter for Retry {
         match key {
             "retries" => self.retries = value.integer(key)?,
             "retry-delay" => {
-                let seconds: u32 = value.integer(key)?;
-                if seconds == 0 {
+                self.delay = value.delay(key)?;
+                if self.delay.is_zero() {
                     return Err(Error::msg("retry-delay cannot be 0"));
                 }
-                self.delay = Duration::from_secs(seconds.into());
             }
             "retry-exponential" => self.exponential = value.boolean()?,
             "retry-readonly" => self.force_readonly = value.boolean()?,
@@ -74,7 +73,11 @@ impl Filter for Retry {
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
-        below.open_to_reopen(open)?;
+        let mut delays = self.delays().zip(1..);
+        while let Err(error) = below.open_to_reopen(open) {
+            let Some(delay) = delays.next() else { return Err(error) };
+            wait(open.client.map(|client| &**client), delay)?;
+        }
         Ok(Box::new(Handle {
             parameters: *self,
             client: open.client.cloned(),
@@ -91,6 +94,15 @@ impl Retry {
         let next = move |delay: &Duration| Some(delay.saturating_mul(factor));
         std::iter::successors(Some(self.delay), next).take(self.retries as usize)
     }
+}
+
+/// Waits before the retry of this number.
+///
+/// # Errors
+/// ESHUTDOWN: the client has gone, or the server stops.
+fn wait(client: Option<&Client>, (delay, number): (Duration, u32)) -> Result<()> {
+    debug!("retry {number}: waiting {} seconds before retrying", delay.as_secs_f64());
+    client::sleep(client, delay)
 }
 
 struct Handle {
@@ -130,9 +142,8 @@ impl Handle {
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Retry(error)) => error,
             };
-            let Some((delay, number)) = delays.next() else { return Err(error) };
-            debug!("retry {number}: waiting {} seconds before retrying", delay.as_secs());
-            client::sleep(self.client.as_deref(), delay)?;
+            let Some(delay) = delays.next() else { return Err(error) };
+            wait(self.client.as_deref(), delay)?;
             // A failure has been logged by the layer that failed.
             self.is_open.store(next.reopen(self.readonly).is_ok(), Ordering::Relaxed);
         }
@@ -229,7 +240,7 @@ mod tests {
         for (key, value, why) in [
             ("retries", "-1", "retries: negative numbers are not allowed"),
             ("retry-delay", "0", "retry-delay cannot be 0"),
-            ("retry-delay", "-1", "retry-delay: negative numbers are not allowed"),
+            ("retry-delay", "-1", "retry-delay: "),
             ("retry-exponential", "x", "could not decipher boolean (x)"),
             ("retry-readonly", "x", "could not decipher boolean (x)"),
         ] {

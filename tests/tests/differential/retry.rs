@@ -140,19 +140,6 @@ fn a_disk_that_cannot_be_reopened() {
 }
 
 #[test]
-fn a_disk_that_is_not_there_at_first_is_not_retried() {
-    compare(row_name!(), "", &["retry-delay=1"], |s| {
-        fail(s, "open", &["EIO no"]);
-        s.connect();
-        s.go("");
-        calls(s);
-        s.go("");
-        s.read(0, 512);
-        s.disconnect();
-    });
-}
-
-#[test]
 fn a_disk_that_is_smaller_afterwards() {
     compare(row_name!(), "", &["retries=1", "retry-delay=1"], |s| {
         s.open();
