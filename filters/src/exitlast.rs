@@ -1,33 +1,63 @@
 //! nbdkit-exitlast-filter(1): stops the server when the last client has gone.
 //!
 //! A worker that is killed cannot report that it was the last; the template then notices that
-//! nobody is there any more.
+//! nobody is there any more. Where the server is to wait for another client, a watcher, [`grace`],
+//! does.
 
-use std::sync::Arc;
+mod grace;
+
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nbdkit_api::shared::SharedWords;
 use nbdkit_api::{
-    Client, DataPath, Direction, Errno, Error, Filter, Needs, Open, OpenLayer, Result, Slot,
-    ThreadModel, client, debug,
+    Client, DataPath, Direction, Errno, Error, Filter, Needs, NextConfig, Open, OpenLayer, Result,
+    ResultExt, Slot, ThreadModel, Value, Watcher, client, debug,
 };
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::presence::{Place, Places};
+use grace::Grace;
 
-/// The filter and, once ready, the places of its clients.
+/// The filter and, once ready, what its processes share.
 #[derive(Debug, Default)]
 pub struct ExitLast {
-    places: Option<Arc<Places>>,
-    /// Not 0 once there was a client at all.
-    visited: Option<Arc<SharedWords>>,
+    /// How long the server waits for another client after the last one.
+    grace: Duration,
+    shared: Option<Arc<Shared>>,
+    /// Until the watcher has it.
+    watcher: Mutex<Option<Grace>>,
 }
 
-impl ExitLast {
-    fn shared(&self) -> Result<(&Arc<Places>, &Arc<SharedWords>)> {
-        self.places
-            .as_ref()
-            .zip(self.visited.as_ref())
-            .ok_or_else(|| Error::new(Errno::EINVAL, "exitlast: opened before get_ready"))
+/// What workers, watcher and template share.
+#[derive(Debug)]
+struct Shared {
+    places: Arc<Places>,
+    /// Not 0 once there was a client at all.
+    visited: SharedWords,
+    /// Tells the watcher that a client has gone; `None` without a grace period.
+    gone: Option<EventFd>,
+}
+
+impl Shared {
+    /// A client has gone, and perhaps it was the last one. Each leaver first leaves and then looks
+    /// around, so of several that leave at once at least one finds itself alone.
+    fn client_has_gone(&self) {
+        match &self.gone {
+            // A counter that is full has told, too.
+            Some(gone) => drop(gone.write(1)),
+            None => self.stop_if_empty(),
+        }
+    }
+
+    fn stop_if_empty(&self) {
+        if self.visited[0].load(Ordering::Relaxed) != 0
+            && matches!(self.places.occupied(), Ok(false))
+        {
+            debug!("exitlast: exiting on last client connection");
+            client::shutdown();
+        }
     }
 }
 
@@ -40,10 +70,42 @@ impl Filter for ExitLast {
         Some("nbdkit exitlast filter")
     }
 
-    fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
-        self.places = Some(Places::new("exitlast", i64::MAX as u64)?);
-        self.visited = Some(Arc::new(SharedWords::new(1)?));
+    fn config_help(&self) -> Option<&str> {
+        Some("exitlast-grace=<DELAY>   Wait for another client for so long (default: 0).")
+    }
+
+    fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
+        match key {
+            "exitlast-grace" => self.grace = value.delay(key)?,
+            _ => return next.config(key, value),
+        }
         Ok(())
+    }
+
+    fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
+        let waits = !self.grace.is_zero();
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let gone = waits.then(|| EventFd::from_flags(flags)).transpose().or_error(|| "eventfd")?;
+        let shared = Arc::new(Shared {
+            places: Places::new("exitlast", i64::MAX as u64)?,
+            visited: SharedWords::new(1)?,
+            gone,
+        });
+        let watcher = waits.then(|| Grace::new(self.grace, Arc::clone(&shared)));
+        self.watcher = Mutex::new(watcher);
+        self.shared = Some(shared);
+        Ok(())
+    }
+
+    fn watcher(&self) -> Option<Box<dyn Watcher>> {
+        let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(Box::new(watcher))
+    }
+
+    fn notified(&self) {
+        if let Some(shared) = &self.shared {
+            shared.stop_if_empty();
+        }
     }
 
     fn needs(&self, below: Needs) -> Needs {
@@ -51,19 +113,20 @@ impl Filter for ExitLast {
     }
 
     fn worker_ended(&self) {
-        if let Ok((places, visited)) = self.shared()
-            && visited[0].load(Ordering::Relaxed) != 0
-        {
-            shut_down_if_empty(places);
+        if let Some(shared) = &self.shared {
+            shared.client_has_gone();
         }
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
-        let (places, visited) = self.shared()?;
-        visited[0].store(1, Ordering::Relaxed);
+        let shared = self
+            .shared
+            .as_ref()
+            .ok_or_else(|| Error::new(Errno::EINVAL, "exitlast: opened before get_ready"))?;
+        shared.visited[0].store(1, Ordering::Relaxed);
         // With so many places there is always one.
-        let visit = || Ok(Visit { place: places.take()?, places: Arc::clone(places) });
+        let visit = || Ok(Visit { place: shared.places.take()?, shared: Arc::clone(shared) });
         match open.client {
             Some(client) => client.keep_one(visit)?,
             // What outlives connections.
@@ -77,22 +140,13 @@ impl Filter for ExitLast {
 /// before it opens the one that it wants.
 struct Visit {
     place: Option<Place>,
-    places: Arc<Places>,
+    shared: Arc<Shared>,
 }
 
 impl Drop for Visit {
-    /// Each leaver first leaves and then looks around, so of several that leave at once at
-    /// least one finds itself alone.
     fn drop(&mut self) {
         self.place = None;
-        shut_down_if_empty(&self.places);
-    }
-}
-
-fn shut_down_if_empty(places: &Places) {
-    if matches!(places.occupied(), Ok(false)) {
-        debug!("exitlast: exiting on last client connection");
-        client::shutdown();
+        self.shared.client_has_gone();
     }
 }
 

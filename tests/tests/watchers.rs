@@ -205,6 +205,34 @@ fn a_watcher_is_confined_and_has_no_client_and_no_disk() {
     assert!(path.exists());
 }
 
+#[test]
+fn the_server_waits_for_another_client_for_a_grace_period() {
+    // The first server would wait for longer than the test may take, the second not at all long.
+    let long = ours(&["--filter=exitlast", "null", "exitlast-grace=1000", "-v"]).start();
+    let watcher = watcher(&long);
+    eventually("the watcher is confined", || status(watcher, "Seccomp:") == 2);
+    for _ in 0..2 {
+        long.connected("").disconnect().expect("goodbye");
+        eventually("the worker ends", || long.workers().is_empty());
+    }
+    assert!(!long.stderr_text().contains("exiting on last client"));
+    long.connected("").disconnect().expect("goodbye");
+    for isolation in ["--isolation=connection", "--isolation=shared"] {
+        let arguments = [isolation, "--filter=exitlast", "null", "exitlast-grace=10ms"];
+        let mut server = ours(&arguments).start();
+        let mut stays = server.connected("");
+        server.connected("").disconnect().expect("goodbye");
+        std::thread::sleep(AWHILE);
+        assert_eq!(stays.call(&Ask::flush()).expect("a reply").error, None);
+        stays.disconnect().expect("goodbye");
+        assert_eq!(server.wait().code(), Some(0));
+    }
+    let mut server = ours(&["--filter=exitlast", "null", "exitlast-grace=10ms"]).start();
+    let _client = server.connected("");
+    kill(Pid::from_raw(server.workers()[0]), Signal::SIGKILL).expect("killed");
+    assert_eq!(server.wait().code(), Some(0));
+}
+
 /// Of a server that runs with one event.
 fn waiting_for(event: &str) -> Server {
     ours(&["--filter=exitwhen", "memory", "1M", event]).start()
