@@ -85,6 +85,23 @@ impl Disk {
         Ok(())
     }
 
+    /// Reads any bytes if what is below need not be waited for. By one request: what was done once
+    /// is not done again.
+    pub(super) fn try_read(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        let (start, within) = self.sector_of(offset);
+        let sectors = (within + buf.len()).next_multiple_of(self.area.sector);
+        if sectors == buf.len() {
+            return Some(next.try_pread(buf, self.below(offset))?.map(|()| {
+                self.cipher.decrypt(self.number(offset), buf);
+            }));
+        }
+        let mut whole = vec![0; sectors];
+        Some(next.try_pread(&mut whole, self.below(start))?.map(|()| {
+            self.cipher.decrypt(self.number(start), &mut whole);
+            buf.copy_from_slice(&whole[within..][..buf.len()]);
+        }))
+    }
+
     /// Where the sector of a byte begins, and where the byte is in it.
     fn sector_of(&self, offset: u64) -> (u64, usize) {
         let within = offset % self.sector();

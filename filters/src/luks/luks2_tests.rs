@@ -325,3 +325,16 @@ fn the_key_of_a_luks2_disk_is_derived_before_the_first_client() {
     let error = testing::try_open(&layer, "", false).unwrap_err();
     assert!(error.message().contains("restart"), "{error}");
 }
+
+/// What is below and need not wait for is decrypted by the thread that asks.
+#[test]
+fn reads_that_need_not_wait_do_not() {
+    let data = sample(40 * SECTOR);
+    let next = open(&disk_of(image(&data)));
+    for (count, offset) in [(4096, 0), (1, 5000), (5000, 3000), (65_536, 512)] {
+        let mut buf = vec![0; count];
+        next.try_pread(&mut buf, offset as u64).unwrap().unwrap();
+        assert!(buf == data[offset..][..count]);
+    }
+    assert!(next.try_pread(&mut [0; 65_537], 0).is_none(), "other processors help");
+}
