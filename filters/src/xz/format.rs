@@ -21,9 +21,10 @@ const FOOTER_MAGIC: [u8; 2] = *b"YZ";
 /// Bytes of a stream header, and of a stream footer (2.1).
 const HEADER: u64 = 12;
 /// Most streams of a file: an index of 16 MiB with nothing in it.
-const MAX_STREAMS: usize = 1 << 19;
-/// Zeroes that are read at a time.
-const PADDING: u64 = 64 << 10;
+/// Tests have less to do.
+const MAX_STREAMS: usize = if cfg!(test) { 1000 } else { 1 << 19 };
+/// Zeroes that are read at a time: few at first, since most streams have none behind them.
+const PADDING: std::ops::RangeInclusive<u64> = 16..=64 << 10;
 
 /// The xz file format, for the filter of indexed blocks.
 pub(crate) struct Xz;
@@ -156,10 +157,11 @@ fn crc64(data: &[u8]) -> u64 {
 /// Where the stream ends whose footer is the last one before `end`, behind which there may be
 /// padding (2.2); `None` at the beginning of the file.
 fn end_of_stream(image: &Image<'_>, mut end: u64) -> Result<Option<u64>> {
-    let mut zeroes = vec![0; PADDING as usize];
+    let (mut zeroes, mut most) = (Vec::new(), *PADDING.start());
     while end > 0 {
-        let count = end.min(PADDING);
-        let part = &mut zeroes[..count as usize];
+        let count = end.min(most);
+        zeroes.resize(count as usize, 0);
+        let part = &mut zeroes[..];
         image.read(part, end - count)?;
         if let Some(last) = part.iter().rposition(|byte| *byte != 0) {
             // The last byte of a footer is that of its magic.
@@ -170,6 +172,7 @@ fn end_of_stream(image: &Image<'_>, mut end: u64) -> Result<Option<u64>> {
             return Ok(Some(end - padding));
         }
         end -= count;
+        most = (most * 2).min(*PADDING.end());
     }
     Ok(None)
 }
@@ -341,7 +344,7 @@ fn index_and_footer(blocks: &[(u64, u64)]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     /// The check value of CRC-64/XZ, and what a bit at a time makes of other lengths.
     #[test]
     fn crc_64_is_that_of_the_format() {
@@ -360,7 +363,7 @@ pub(super) mod tests {
     }
 
     /// A stream of blocks without check, and the index that it is to have.
-    pub(in crate::xz) fn stream(blocks: &[u8], index: &[(u64, u64)]) -> Vec<u8> {
+    pub(crate) fn stream(blocks: &[u8], index: &[(u64, u64)]) -> Vec<u8> {
         let header = super::stream_header(super::NO_CHECK);
         [&header[..], blocks, &super::index_and_footer(index)].concat()
     }
