@@ -13,6 +13,8 @@ pub(crate) mod expansion;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod index;
+#[cfg(test)]
+mod limits;
 pub(crate) mod reader;
 
 pub(crate) use cache::Cache;

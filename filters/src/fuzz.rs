@@ -9,6 +9,7 @@ use std::ops::Range;
 pub use crate::compressed::fuzz::image;
 pub use crate::cow::fuzz::{Place, Shared};
 pub use crate::ip::fuzz::matches;
+pub use crate::luks::fuzz::{PASSPHRASE, luks2, text as luks2_text};
 
 /// The extents of a list, as offset and length.
 pub fn extent_list(text: &str) -> Option<Vec<(u64, u64)>> {

@@ -1,32 +1,43 @@
-//! nbdkit-luks-filter(1): decrypts and encrypts a LUKS1 disk.
+//! nbdkit-luks-filter(1): decrypts and encrypts a LUKS disk, of version 1 or 2.
 //!
 //! The template derives the key before the first client, if it can open the disk without one, and
 //! wipes the passphrase: workers inherit the key and not the passphrase. Otherwise each client
-//! derives the key, and learns why that fails.
+//! derives the key, and learns why that fails. Argon2 takes up to 4 GiB of memory for that, which
+//! the template gives back before it confines itself; of clients that derive keys, one takes it at
+//! a time.
 //!
 //! The header is hostile, and so is what the disk has instead of sectors: any bytes decrypt to
 //! some.
 
 mod cipher;
+mod disk;
 mod hash;
 mod header;
+mod json;
 mod kdf;
+mod luks1;
+mod luks2;
+mod metadata;
+mod version;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use nbdkit_api::shared::{LockedRange, RangeLock, Sharing};
+use nbdkit_api::shared::{LockedRange, RangeLock, SharedMutex, Sharing};
 use nbdkit_api::{
     BlockSize, Cache, Client, Errno, Error, Filter, Flags, Layer, Needs, Next, NextConfig, Open,
     OpenLayer, Result, Slot, ThreadModel, Value, Zero, debug, parse,
 };
 use zeroize::Zeroizing;
 
-use cipher::{Cipher, SECTOR};
+use cipher::Cipher;
+use disk::{Disk, Parts};
 use header::{Header, Master};
+use version::read_header;
 
-/// Bytes that are encrypted before they are written together.
-const MAX_WRITE: usize = 2 << 20;
+/// Largest read, bytes, that the thread that parsed it decrypts at once: some ten microseconds. For
+/// larger ones other processors are a help.
+const MAX_AT_ONCE: usize = 64 << 10;
 
 /// The filter: the passphrase until it is not needed any more, and the key from then on.
 #[derive(Default)]
@@ -36,8 +47,15 @@ pub struct Luks {
     key: OnceLock<(Master, Arc<Cipher>)>,
     /// Whether the template may open what is below: not if that starts threads.
     is_early: AtomicBool,
+    shared: Option<Arc<Shared>>,
+}
+
+/// What clients share besides the key.
+struct Shared {
     /// Held while a part of a sector is written.
-    sectors: Option<Arc<RangeLock>>,
+    sectors: RangeLock,
+    /// Held while a key is derived that takes much memory.
+    memory: SharedMutex<0>,
 }
 
 impl Filter for Luks {
@@ -72,14 +90,16 @@ impl Filter for Luks {
     }
 
     fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
-        self.sectors = Some(Arc::new(RangeLock::new()?));
+        let shared = Shared { sectors: RangeLock::new()?, memory: SharedMutex::new([])? };
+        self.shared = Some(Arc::new(shared));
         Ok(())
     }
 
     fn needs(&self, below: Needs) -> Needs {
         let is_early = !below.threads && !below.in_file && !below.undeclared;
         self.is_early.store(is_early, Ordering::Relaxed);
-        below
+        let memory = u64::from(metadata::MAX_MEMORY) << 10;
+        if is_early { below.memory_at_start(memory) } else { below }
     }
 
     fn after_fork(&self, below: &Arc<Layer>) -> Result<()> {
@@ -94,13 +114,13 @@ impl Filter for Luks {
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
-        let sectors = self.sectors.as_ref();
-        let sectors = sectors.ok_or_else(|| Error::msg("luks: opened before get_ready"))?;
+        let shared = self.shared.as_ref();
+        let shared = shared.ok_or_else(|| Error::msg("luks: opened before get_ready"))?;
         Ok(Box::new(Handle {
             client: open.client.cloned(),
             known: self.key.get().cloned(),
             passphrase: self.passphrase().clone(),
-            sectors: Arc::clone(sectors),
+            shared: Arc::clone(shared),
             disk: OnceLock::new(),
         }))
     }
@@ -116,7 +136,7 @@ impl Luks {
         let open = Open { client: None, readonly: true, export: "", tls: false };
         let next = below.open(&open)?;
         let derived = next.prepare().and_then(|()| {
-            let header = read_header(&next, next.size()?)?;
+            let header = read_header(|buf, at| next.pread(buf, at), next.size()?)?;
             let passphrase = self.passphrase();
             let passphrase = passphrase.as_ref().map_or(&[][..], |it| it);
             derive(&header, passphrase, None, &next).map(|cipher| (header.master, cipher))
@@ -138,15 +158,6 @@ fn can_be_opened_early(layer: &Layer) -> bool {
     }
 }
 
-fn read_header(next: &Next, size: u64) -> Result<Header> {
-    let mut bytes = [0; header::SIZE];
-    if size < bytes.len() as u64 {
-        return Err(Error::msg("disk is too small to be LUKS-encrypted"));
-    }
-    next.pread(&mut bytes, 0)?;
-    Header::decode(&bytes, size)
-}
-
 fn derive(
     header: &Header,
     passphrase: &[u8],
@@ -155,7 +166,8 @@ fn derive(
 ) -> Result<Arc<Cipher>> {
     let read = |buf: &mut [u8], offset| next.pread(buf, offset);
     let key = kdf::master_key(header, passphrase, client, read)?;
-    let cipher = Cipher::new(header.master.mode, &key);
+    let area = header.master.area;
+    let cipher = Cipher::with_sectors(area.mode, &key, area.sector);
     cipher.map(Arc::new).ok_or_else(|| Error::msg("luks: the key does not suit the mode"))
 }
 
@@ -163,18 +175,9 @@ struct Handle {
     client: Option<Arc<Client>>,
     known: Option<(Master, Arc<Cipher>)>,
     passphrase: Option<Zeroizing<Vec<u8>>>,
-    sectors: Arc<RangeLock>,
+    shared: Arc<Shared>,
     /// Known once the layer is prepared.
     disk: OnceLock<Disk>,
-}
-
-/// The decrypted disk.
-struct Disk {
-    cipher: Arc<Cipher>,
-    /// Where it begins below, bytes.
-    payload: u64,
-    /// Bytes.
-    size: u64,
 }
 
 impl Handle {
@@ -182,103 +185,45 @@ impl Handle {
         self.disk.get().ok_or_else(|| Error::new(Errno::EIO, "luks: used before prepare"))
     }
 
+    /// The key of a header that was just read.
+    fn derive(&self, header: &Header, next: &Next) -> Result<Arc<Cipher>> {
+        let Some(passphrase) = &self.passphrase else {
+            return Err(Error::msg(
+                "luks: the disk has another LUKS header than when the server was started: restart \
+                 it",
+            ));
+        };
+        let _locked = match header.takes_memory() {
+            true => Some(self.shared.memory.lock_for(self.client.as_deref())?),
+            false => None,
+        };
+        derive(header, passphrase, self.client.as_ref(), next)
+    }
+
     /// Locks the sectors of a range. All writers do, so that one who writes a part of a sector, and
     /// puts back what else is in it, puts back nothing that another client has overwritten.
-    fn lock(&self, count: u64, offset: u64, sharing: Sharing) -> Result<LockedRange<'_>> {
-        let range = offset / SECTOR..(offset + count).div_ceil(SECTOR);
-        self.sectors.lock(self.client.as_deref(), range, sharing)
-    }
-}
-
-impl Disk {
-    /// Reads and decrypts whole sectors.
-    fn read(&self, next: &Next, sectors: &mut [u8], offset: u64) -> Result<()> {
-        next.pread(sectors, self.payload + offset)?;
-        self.cipher.decrypt(offset / SECTOR, sectors);
-        Ok(())
-    }
-
-    /// Reads any bytes. Those of sectors that are read in part come by way of a buffer.
-    fn read_any(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
-        let Parts { head, body, .. } = Parts::of(buf.len(), offset);
-        let (first, rest) = buf.split_at_mut(head);
-        let (middle, last) = rest.split_at_mut(body);
-        let mut sector = [0; SECTOR as usize];
-        if !first.is_empty() {
-            self.read(next, &mut sector, offset / SECTOR * SECTOR)?;
-            first.copy_from_slice(&sector[(offset % SECTOR) as usize..][..head]);
-        }
-        let offset = offset + head as u64;
-        if !middle.is_empty() {
-            self.read(next, middle, offset)?;
-        }
-        if !last.is_empty() {
-            self.read(next, &mut sector, offset + body as u64)?;
-            last.copy_from_slice(&sector[..last.len()]);
-        }
-        Ok(())
-    }
-
-    /// Encrypts and writes whole sectors.
-    fn write(&self, next: &Next, sectors: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        let mut encrypted = Vec::new();
-        let mut at = offset;
-        for part in sectors.chunks(MAX_WRITE) {
-            encrypted.clear();
-            encrypted.extend(part);
-            self.cipher.encrypt(at / SECTOR, &mut encrypted);
-            next.pwrite(&encrypted, self.payload + at, flags)?;
-            at += part.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Writes a part of one sector, which must be locked, and puts back what else is in it.
-    fn write_part(&self, next: &Next, part: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        let (start, within) = (offset / SECTOR * SECTOR, (offset % SECTOR) as usize);
-        let mut sector = [0; SECTOR as usize];
-        self.read(next, &mut sector, start)?;
-        sector[within..][..part.len()].copy_from_slice(part);
-        self.write(next, &sector, start, flags)
-    }
-}
-
-/// The parts of a range, bytes: that of a sector at the beginning, whole sectors, that of a sector
-/// at the end.
-#[derive(Debug, PartialEq, Eq)]
-struct Parts {
-    head: usize,
-    body: usize,
-    tail: usize,
-}
-
-impl Parts {
-    fn of(count: usize, offset: u64) -> Parts {
-        let within = (offset % SECTOR) as usize;
-        let head = if within == 0 { 0 } else { count.min(SECTOR as usize - within) };
-        let tail = (count - head) % SECTOR as usize;
-        Parts { head, body: count - head - tail, tail }
+    fn lock(
+        &self,
+        disk: &Disk,
+        count: u64,
+        offset: u64,
+        sharing: Sharing,
+    ) -> Result<LockedRange<'_>> {
+        let range = offset / disk.sector()..(offset + count).div_ceil(disk.sector());
+        self.shared.sectors.lock(self.client.as_deref(), range, sharing)
     }
 }
 
 impl OpenLayer for Handle {
     fn prepare(&self, next: &Next, _: bool) -> Result<()> {
         let below = next.size()?;
-        let header = read_header(next, below)?;
-        let cipher = match (&self.known, &self.passphrase) {
-            (Some((master, cipher)), _) if *master == header.master => Arc::clone(cipher),
-            (_, Some(passphrase)) => derive(&header, passphrase, self.client.as_ref(), next)?,
-            (_, None) => {
-                return Err(Error::msg(
-                    "luks: the disk has another LUKS header than when the server was started: \
-                     restart it",
-                ));
-            }
+        let header = read_header(|buf, at| next.pread(buf, at), below)?;
+        let cipher = match &self.known {
+            Some((master, cipher)) if *master == header.master => Arc::clone(cipher),
+            _ => self.derive(&header, next)?,
         };
-        let payload = header.master.payload;
-        // A last part of a sector cannot be decrypted.
-        let size = (below - payload) / SECTOR * SECTOR;
-        let _ = self.disk.set(Disk { cipher, payload, size });
+        let disk = Disk::new(cipher, header.master.area, header.may_trim, below);
+        let _ = self.disk.set(disk);
         Ok(())
     }
 
@@ -289,7 +234,7 @@ impl OpenLayer for Handle {
     /// Whole sectors are best.
     fn block_size(&self, next: &Next) -> Result<BlockSize> {
         let below = next.block_size()?;
-        let sector = SECTOR as u32;
+        let sector = self.disk()?.sector() as u32;
         if below.is_unspecified() {
             return Ok(BlockSize { minimum: sector, preferred: sector, maximum: u32::MAX });
         }
@@ -301,8 +246,10 @@ impl OpenLayer for Handle {
         })
     }
 
-    fn can_trim(&self, _: &Next) -> Result<bool> {
-        Ok(false)
+    /// Only if the disk says so, as with dm-crypt: who sees what is below learns where there is no
+    /// data. What was trimmed reads as garbage, the decrypted zeroes.
+    fn can_trim(&self, next: &Next) -> Result<bool> {
+        Ok(self.disk()?.may_trim && next.can_trim()?)
     }
 
     /// Zeroes are encrypted and written.
@@ -323,33 +270,58 @@ impl OpenLayer for Handle {
     }
 
     fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.disk()?.read_any(next, buf, offset)
+        self.disk()?.read(next, buf, offset)
     }
 
     fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let disk = self.disk()?;
-        let Parts { head, body, .. } = Parts::of(buf.len(), offset);
+        let Parts { head, body, .. } = disk.parts(buf.len(), offset);
         let (first, rest) = buf.split_at(head);
         let (middle, last) = rest.split_at(body);
         if !first.is_empty() {
-            let _locked = self.lock(head as u64, offset, Sharing::Exclusive)?;
+            let _locked = self.lock(disk, head as u64, offset, Sharing::Exclusive)?;
             disk.write_part(next, first, offset, flags)?;
         }
         let offset = offset + head as u64;
         if !middle.is_empty() {
-            let _locked = self.lock(body as u64, offset, Sharing::Shared)?;
+            let _locked = self.lock(disk, body as u64, offset, Sharing::Shared)?;
             disk.write(next, middle, offset, flags)?;
         }
         if !last.is_empty() {
             let offset = offset + body as u64;
-            let _locked = self.lock(last.len() as u64, offset, Sharing::Exclusive)?;
+            let _locked = self.lock(disk, last.len() as u64, offset, Sharing::Exclusive)?;
             disk.write_part(next, last, offset, flags)?;
         }
         Ok(())
+    }
+    /// Whole sectors; parts at the ends stay as they are.
+    fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
+        let disk = self.disk()?;
+        let start = offset.next_multiple_of(disk.sector());
+        let end = (offset + count) / disk.sector() * disk.sector();
+        if start >= end {
+            return Ok(());
+        }
+        let _locked = self.lock(disk, end - start, start, Sharing::Shared)?;
+        next.trim(end - start, disk.below(start), flags)
+    }
+
+    /// What is below, if that need not wait.
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        if buf.len() > MAX_AT_ONCE {
+            return None;
+        }
+        self.disk().ok()?.try_read(next, buf, offset)
     }
 }
 
 #[cfg(test)]
 pub(crate) mod example;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod example2;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
+#[cfg(test)]
+mod luks2_tests;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,8 @@ use nbdkit_api::{Filter, Needs, NextConfig, Open, OpenLayer, Result, Slot, Threa
 use crate::compressed::blocks::Parameters;
 
 pub(crate) use format::Xz as Format;
+#[cfg(test)]
+pub(crate) use format::tests::stream as with_index;
 
 /// The filter: its parameters and, once ready, the indexes.
 #[derive(Debug, Default)]

@@ -207,21 +207,28 @@ pub(crate) fn forbid_file_growth() -> Result<()> {
 pub(crate) fn lock_down(descriptors: Option<u64>, memory: Option<u64>) -> Result<()> {
     forbid_new_privileges().map_err(failed)?;
     forbid_dumps().map_err(failed)?;
-    let limits = [
-        (Resource::RLIMIT_CORE, Some(0), "RLIMIT_CORE"),
-        (Resource::RLIMIT_MSGQUEUE, Some(0), "RLIMIT_MSGQUEUE"),
-        (Resource::RLIMIT_NOFILE, descriptors, "RLIMIT_NOFILE"),
-        (Resource::RLIMIT_DATA, memory, "RLIMIT_DATA"),
-    ];
-    for (resource, limit, name) in limits {
-        let (_, hard) = getrlimit(resource).or_error(|| format!("getrlimit: {name}"))?;
-        let limit = limit.unwrap_or(hard).min(hard);
-        setrlimit(resource, limit, limit).or_error(|| format!("setrlimit: {name}"))?;
-        // Raising it again takes CAP_SYS_RESOURCE.
-        let more = limit.saturating_add(1);
-        if more > limit && setrlimit(resource, more, more).is_ok() {
-            return Err(Error::new(Errno::EPERM, format!("{name} could be raised again")));
-        }
+    lower(Resource::RLIMIT_CORE, Some(0), "RLIMIT_CORE")?;
+    lower(Resource::RLIMIT_MSGQUEUE, Some(0), "RLIMIT_MSGQUEUE")?;
+    lower(Resource::RLIMIT_NOFILE, descriptors, "RLIMIT_NOFILE")?;
+    limit_memory(memory)
+}
+
+/// Lowers the most bytes of data that this process may have; `None` leaves the limit.
+///
+/// # Errors
+/// The system's; EPERM if the limit could be raised again.
+pub(crate) fn limit_memory(memory: Option<u64>) -> Result<()> {
+    lower(Resource::RLIMIT_DATA, memory, "RLIMIT_DATA")
+}
+
+fn lower(resource: Resource, limit: Option<u64>, name: &str) -> Result<()> {
+    let (_, hard) = getrlimit(resource).or_error(|| format!("getrlimit: {name}"))?;
+    let limit = limit.unwrap_or(hard).min(hard);
+    setrlimit(resource, limit, limit).or_error(|| format!("setrlimit: {name}"))?;
+    // Raising it again takes CAP_SYS_RESOURCE.
+    let more = limit.saturating_add(1);
+    if more > limit && setrlimit(resource, more, more).is_ok() {
+        return Err(Error::new(Errno::EPERM, format!("{name} could be raised again")));
     }
     Ok(())
 }

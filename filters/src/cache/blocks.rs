@@ -144,6 +144,28 @@ impl Blocks {
         Ok(())
     }
 
+    /// Reads a range of which every byte is in the cache, and in memory. `None`: it is not, and a
+    /// part of `buf` may have been filled.
+    pub(super) fn try_read(&self, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        let end = offset + buf.len() as u64;
+        let mut at = offset;
+        while at < end {
+            let (state, to) = self.state_at(at).ok()?;
+            let (slot, to) = (state.slot()?, to.min(end));
+            let part = &mut buf[(at - offset) as usize..(to - offset) as usize];
+            let is_read = self.store.read_now(slot, at % self.store.block_size(), part);
+            // As in `read`: the slot may be another block's by now.
+            if !is_read || self.state_at(at).ok()?.0.slot() != Some(slot) {
+                return None;
+            }
+            if self.store.limits().is_some() {
+                self.note_use(slot, self.store.tick()).ok()?;
+            }
+            at = to;
+        }
+        Some(Ok(()))
+    }
+
     pub(super) fn note_use(&self, slot: Slot, now: u64) -> Result<()> {
         match self.store.limits() {
             Some(_) => self.used.cursor().store(slot.number, Used(now)),

@@ -1,11 +1,12 @@
 //! What all clients share: the file with the cached blocks in slots of the size of a block, the
 //! tables of blocks and slots, and the locks for changing a block.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nbdkit_api::exports::MAX_EXPORTS;
 use nbdkit_api::shared::{BlockLocks, SharedBlockMaps, SharedFile, SharedMutex, SharedWords};
-use nbdkit_api::{Errno, Error, Result};
+use nbdkit_api::{Errno, Error, Result, page_cache};
 
 use super::state::{FILL_MASK, MAX_SLOTS, Slot};
 
@@ -162,6 +163,13 @@ impl Store {
     /// EIO.
     pub(super) fn read(&self, slot: Slot, within: u64, buf: &mut [u8]) -> Result<()> {
         self.file.read_at(buf, self.offset(slot)? + within)
+    }
+
+    /// As [`read`](Self::read), if all of it is in the page cache; false otherwise.
+    pub(super) fn read_now(&self, slot: Slot, within: u64, buf: &mut [u8]) -> bool {
+        let Ok(offset) = self.offset(slot) else { return false };
+        let read = page_cache::read_now(self.file.as_fd(), buf, offset + within);
+        read == Ok(buf.len())
     }
 
     /// Writes to byte `within` of a slot.

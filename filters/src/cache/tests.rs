@@ -65,6 +65,37 @@ fn reads_go_below_as_they_are_unless_they_are_cached() {
     assert!(disk.take_calls().is_empty());
 }
 
+/// Without waiting: what is all in the cache, dirty or not, or all below.
+#[test]
+fn reads_of_what_is_in_memory_need_not_wait() {
+    let (disk, filter) = open(&[SMALL, MAX]);
+    let now = |count: usize, offset: u64| {
+        let mut buf = vec![0; count];
+        filter.try_pread(&mut buf, offset).map(|result| result.map(|()| buf).unwrap())
+    };
+    filter.pwrite(&[7; 4096], 4096, Flags::empty()).unwrap();
+    // Not every file system can tell what is in memory.
+    let expected = testing::read(&filter, 100, 5000);
+    assert_eq!(expected, [7; 100]);
+    let can_tell = now(100, 5000).is_some();
+    assert_eq!(now(100, 5000), can_tell.then_some(expected));
+    filter.cache(1, 8192).unwrap();
+    disk.take_calls();
+    let expected: Vec<u8> =
+        (6000..10_000).map(|at| if at < 8192 { 7 } else { (at % 251) as u8 }).collect();
+    assert_eq!(now(4000, 6000), can_tell.then_some(expected));
+    assert!(disk.take_calls().is_empty());
+    assert_eq!(now(4096, 0).unwrap(), testing::read(&filter, 4096, 0));
+    assert_eq!(disk.take_calls(), ["pread 4096@0", "pread 4096@0"]);
+    assert_eq!(now(4096, 4095), None, "a part is below");
+    assert!(disk.take_calls().is_empty(), "nothing was done");
+    let (disk, filter) = open(&[SMALL, ("cache-on-read", "true")]);
+    assert!(filter.try_pread(&mut [0; 10], 0).is_none(), "the block is brought into the cache");
+    assert!(disk.take_calls().is_empty());
+    testing::read(&filter, 10, 0);
+    assert_eq!(filter.try_pread(&mut [0; 10], 0).is_some(), can_tell);
+}
+
 #[test]
 fn the_short_block_at_the_end_is_written_short() {
     let disk = Arc::new(Disk::pattern(5000));

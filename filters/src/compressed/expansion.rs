@@ -339,6 +339,19 @@ impl<F: Format> OpenLayer for Handle<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{self, made_by, sample};
+
+    #[test]
+    fn what_failed_takes_no_space() {
+        let image = made_by("gzip", &["--stdout"], &sample(300_000));
+        let Some(mut image) = image else { return };
+        let end = image.len() - 8;
+        image[end] ^= 1;
+        let next = testing::backend(&testing::disk_of(image), &[], &[]);
+        let expansion = Expansion::new().unwrap();
+        expansion.size::<crate::gzip::Members>(None, &next).unwrap_err();
+        assert_eq!(expansion.file.size().unwrap(), 0);
+    }
 
     #[test]
     fn zeroes_are_holes_and_everything_else_is_where_it_was_written() {

@@ -103,9 +103,13 @@ impl Rule {
                 Some(IpAddr::V6(ip)) => same_prefix(ip.to_bits(), network.to_bits(), 128 - prefix),
                 _ => false,
             },
-            Rule::ProcessId(wanted) => credentials.is_some_and(|(pid, ..)| *wanted == pid.into()),
-            Rule::UserId(wanted) => credentials.is_some_and(|(_, uid, _)| *wanted == uid.into()),
-            Rule::GroupId(wanted) => credentials.is_some_and(|(.., gid)| *wanted == gid.into()),
+            Rule::ProcessId(wanted) => {
+                credentials.is_some_and(|(pid, ..)| *wanted == i64::from(pid))
+            }
+            Rule::UserId(wanted) => {
+                credentials.is_some_and(|(_, uid, _)| *wanted == i64::from(uid))
+            }
+            Rule::GroupId(wanted) => credentials.is_some_and(|(.., gid)| *wanted == i64::from(gid)),
             Rule::VsockCid(wanted) => {
                 matches!(peer.address, PeerAddress::Vsock { cid, .. } if cid == *wanted)
             }

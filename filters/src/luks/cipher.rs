@@ -8,14 +8,15 @@ use sha2::Digest;
 
 type Block = aes::Block;
 
-/// Bytes of a sector, in the header's offsets and in the numbers that the cipher gets.
+/// Bytes of a sector in the header's offsets, and in the numbers that the cipher gets: those of a
+/// larger sector's first 512 bytes.
 pub(super) const SECTOR: u64 = 512;
 /// Bytes of a block of AES.
 const BLOCK: usize = 16;
-/// Blocks in a sector.
-const BLOCKS: usize = SECTOR as usize / BLOCK;
-/// Sectors whose tweaks are encrypted at a time.
-const BATCH: usize = 8;
+/// Bytes that are encrypted at a time: whole sectors of any size.
+const BATCH: usize = 4096;
+/// Most sectors of them.
+const SECTORS: usize = BATCH / SECTOR as usize;
 
 /// How blocks and sectors follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,14 +89,22 @@ impl Aes {
 /// What encrypts and decrypts a disk.
 pub(super) struct Cipher {
     mode: Mode,
+    /// Bytes of a sector: a power of two, 512 to 4096.
+    sector: usize,
     data: Aes,
     /// Of XTS for the tweaks, of ESSIV for the vectors.
     vectors: Option<Aes>,
 }
 
 impl Cipher {
-    /// `None` if the key does not suit the mode.
+    /// For sectors of 512 bytes. `None` if the key does not suit the mode.
     pub(super) fn new(mode: Mode, key: &[u8]) -> Option<Cipher> {
+        Cipher::with_sectors(mode, key, SECTOR as usize)
+    }
+
+    /// For sectors of so many bytes, a power of two, 512 to 4096. `None` if the key does not suit
+    /// the mode.
+    pub(super) fn with_sectors(mode: Mode, key: &[u8], sector: usize) -> Option<Cipher> {
         let (data, vectors) = match mode {
             Mode::Xts(_) => {
                 let (data, tweaks) = key.split_at(key.len() / 2);
@@ -109,16 +118,21 @@ impl Cipher {
             }
             Mode::Cbc(Iv::Plain | Iv::Plain64) | Mode::Ecb => (key, None),
         };
-        Some(Cipher { mode, data: Aes::new(data)?, vectors })
+        Some(Cipher { mode, sector, data: Aes::new(data)?, vectors })
     }
 
-    /// Encrypts whole sectors in place, of which the first has this number.
+    /// Blocks of a sector.
+    fn blocks(&self) -> usize {
+        self.sector / BLOCK
+    }
+
+    /// Encrypts whole sectors in place, of which the first has this number, in units of 512 bytes.
     pub(super) fn encrypt(&self, sector: u64, data: &mut [u8]) {
         self.each_batch(sector, data, |blocks, vectors| match self.mode {
             Mode::Ecb => self.data.encrypt(blocks),
-            Mode::Xts(_) => xts(blocks, vectors, |blocks| self.data.encrypt(blocks)),
+            Mode::Xts(_) => xts(blocks, self.blocks(), vectors, |blocks| self.data.encrypt(blocks)),
             Mode::Cbc(_) => {
-                for (sector, vector) in blocks.chunks_mut(BLOCKS).zip(vectors) {
+                for (sector, vector) in blocks.chunks_mut(self.blocks()).zip(vectors) {
                     let mut before = *vector;
                     for block in sector {
                         xor(block, &before);
@@ -130,16 +144,17 @@ impl Cipher {
         });
     }
 
-    /// Decrypts whole sectors in place, of which the first has this number.
+    /// Decrypts whole sectors in place, of which the first has this number, in units of 512 bytes.
     pub(super) fn decrypt(&self, sector: u64, data: &mut [u8]) {
         self.each_batch(sector, data, |blocks, vectors| match self.mode {
             Mode::Ecb => self.data.decrypt(blocks),
-            Mode::Xts(_) => xts(blocks, vectors, |blocks| self.data.decrypt(blocks)),
+            Mode::Xts(_) => xts(blocks, self.blocks(), vectors, |blocks| self.data.decrypt(blocks)),
             Mode::Cbc(_) => {
-                let mut encrypted = [Block::default(); BATCH * BLOCKS];
+                let mut encrypted = [Block::default(); BATCH / BLOCK];
                 encrypted[..blocks.len()].copy_from_slice(blocks);
                 self.data.decrypt(blocks);
-                let sectors = blocks.chunks_mut(BLOCKS).zip(encrypted.chunks(BLOCKS));
+                let sectors = blocks.chunks_mut(self.blocks());
+                let sectors = sectors.zip(encrypted.chunks(self.blocks()));
                 for ((sector, encrypted), vector) in sectors.zip(vectors) {
                     let before = std::iter::once(vector).chain(encrypted);
                     sector.iter_mut().zip(before).for_each(|(block, before)| xor(block, before));
@@ -160,21 +175,22 @@ impl Cipher {
             Mode::Cbc(iv) | Mode::Xts(iv) => Some(iv),
         };
         let mut sector = first;
-        for batch in data.chunks_mut(BATCH * SECTOR as usize) {
+        let step = self.sector / SECTOR as usize;
+        for batch in data.chunks_mut(BATCH) {
             let (blocks, _) = Array::slice_as_chunks_mut(batch);
-            let mut vectors = [Block::default(); BATCH];
-            let count = blocks.len().div_ceil(BLOCKS);
+            let mut vectors = [Block::default(); SECTORS];
+            let count = blocks.len().div_ceil(self.blocks());
             let vectors = &mut vectors[..count];
             if let Some(iv) = iv {
-                for (vector, number) in vectors.iter_mut().zip(sector..) {
-                    *vector = iv.number(number);
+                for vector in vectors.iter_mut() {
+                    *vector = iv.number(sector);
+                    sector = sector.wrapping_add(step as u64);
                 }
             }
             if let Some(aes) = &self.vectors {
                 aes.encrypt(vectors);
             }
             crypt(blocks, vectors);
-            sector += count as u64;
         }
     }
 }
@@ -184,13 +200,13 @@ fn xor(block: &mut Block, other: &Block) {
     block.0 = sum.to_ne_bytes();
 }
 
-/// Encrypts or decrypts sectors, by `aes`, from the encrypted tweak of each. IEEE 1619, 5.3 and
-/// 5.4; sectors are whole blocks.
-fn xts(blocks: &mut [Block], tweaks: &[Block], aes: impl Fn(&mut [Block])) {
+/// Encrypts or decrypts sectors of `size` blocks, by `aes`, from the encrypted tweak of each. IEEE
+/// 1619, 5.3 and 5.4; sectors are whole blocks.
+fn xts(blocks: &mut [Block], size: usize, tweaks: &[Block], aes: impl Fn(&mut [Block])) {
     /// x^128 = x^7 + x^2 + x + 1.
     const POLYNOMIAL: u128 = 0x87;
-    let mut all = [Block::default(); BATCH * BLOCKS];
-    for (sector, tweak) in all.chunks_mut(BLOCKS).zip(tweaks) {
+    let mut all = [Block::default(); BATCH / BLOCK];
+    for (sector, tweak) in all.chunks_mut(size).zip(tweaks) {
         let mut tweak = u128::from_le_bytes(tweak.0);
         for block in sector {
             block.0 = tweak.to_le_bytes();
@@ -229,6 +245,31 @@ mod tests {
             assert_eq!(data[..16], hex(begins), "sector {sector}");
             cipher.decrypt(sector, &mut data);
             assert_eq!(data, plain);
+        }
+    }
+
+    /// A sector of 4096 bytes is one, and its number is that of its first 512 bytes.
+    #[test]
+    fn sectors_may_be_larger() {
+        let plain: Vec<u8> = (0..3 * 4096_usize).map(|at| (at / 5) as u8).collect();
+        let key: Vec<u8> = (0..32).collect();
+        for mode in [Mode::Cbc(Iv::EssivSha256), Mode::Xts(Iv::Plain64)] {
+            let cipher = Cipher::with_sectors(mode, &key, 4096).unwrap();
+            let mut whole = plain.clone();
+            cipher.encrypt(80, &mut whole);
+            let mut single = plain.clone();
+            for (number, data) in single.chunks_mut(4096).enumerate() {
+                cipher.encrypt(80 + number as u64 * 8, data);
+            }
+            assert!(whole == single, "{mode:?}");
+            let mut begin = plain[..512].to_vec();
+            Cipher::new(mode, &key).unwrap().encrypt(80, &mut begin);
+            assert!(begin == whole[..512], "{mode:?}");
+            begin = plain[512..1024].to_vec();
+            Cipher::new(mode, &key).unwrap().encrypt(81, &mut begin);
+            assert!(begin != whole[512..1024], "{mode:?}");
+            cipher.decrypt(80, &mut whole);
+            assert!(whole == plain, "{mode:?}");
         }
     }
 

@@ -1,13 +1,11 @@
 //! A LUKS1 disk, for tests.
 
 use super::cipher::{Cipher, Iv, Mode};
+pub(crate) use super::example2::PASSPHRASE;
+pub(super) use super::example2::{KEY, STRIPES};
 use super::hash::Hash;
 use super::kdf::split;
 
-/// What opens it.
-pub(crate) const PASSPHRASE: &str = "correct horse";
-pub(super) const KEY: [u8; 32] = [0x5a; 32];
-pub(super) const STRIPES: usize = 40;
 /// Sectors.
 pub(super) const MATERIAL: usize = 8;
 pub(super) const PAYLOAD: usize = 16;

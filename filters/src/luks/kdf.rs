@@ -1,14 +1,14 @@
-//! From a passphrase to the key of a disk: PBKDF2 (RFC 8018, 5.2) and the anti-forensic splitter
-//! ("LUKS1 On-Disk Format Specification", section 3).
+//! From a passphrase to the key of a disk: PBKDF2 (RFC 8018, 5.2) or Argon2 (RFC 9106), and the
+//! anti-forensic splitter ("LUKS1 On-Disk Format Specification", section 3).
 
 use std::sync::Arc;
 
-use nbdkit_api::{Client, Error, Result};
-use zeroize::Zeroizing;
+use nbdkit_api::{Client, Error, Result, client};
+use zeroize::{Zeroize, Zeroizing};
 
 use super::cipher::{Cipher, SECTOR};
 use super::hash::Hash;
-use super::header::{Header, Slot};
+use super::header::{Header, Kdf, Slot};
 
 /// Merges the stripes of a split key: each is `size` bytes.
 fn merge(hash: Hash, stripes: &[u8], size: usize) -> Zeroizing<Vec<u8>> {
@@ -34,47 +34,79 @@ pub(super) fn master_key(
     client: Option<&Arc<Client>>,
     read: impl Fn(&mut [u8], u64) -> Result<()>,
 ) -> Result<Zeroizing<Vec<u8>>> {
+    let known = &header.master.digest;
     for slot in &header.slots {
-        let key = open(header, slot, passphrase, client, &read)?;
-        let master = &header.master;
-        let digest = master.hash.pbkdf2(
-            client,
-            &key,
-            &master.salt,
-            master.iterations,
-            master.digest.len(),
-        )?;
+        client::check_present(client.map(|client| &**client))?;
+        let key = open(slot, header.master.key_size, passphrase, client, &read)?;
+        let size = known.digest.len();
+        let digest = known.hash.pbkdf2(client, &key, &known.salt, known.iterations, size)?;
         // Both are known to whoever has the disk: no need to compare in constant time.
-        if *digest == master.digest {
+        if *digest == known.digest {
             return Ok(key);
         }
     }
-    Err(Error::msg("LUKS passphrase is not correct, no key slot could be unlocked"))
+    let note = header.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+    Err(Error::msg(format!("LUKS passphrase is not correct, no key slot could be unlocked{note}")))
 }
 
-/// What the passphrase makes of a slot: the key, if it is the right one.
+/// What the passphrase makes of a slot: the key of `size` bytes, if it is the right one.
 fn open(
-    header: &Header,
     slot: &Slot,
+    size: usize,
     passphrase: &[u8],
     client: Option<&Arc<Client>>,
     read: &impl Fn(&mut [u8], u64) -> Result<()>,
 ) -> Result<Zeroizing<Vec<u8>>> {
-    let master = &header.master;
-    let size = master.key_size;
-    let opens = master.hash.pbkdf2(client, passphrase, &slot.salt, slot.iterations, size)?;
-    let cipher = Cipher::new(master.mode, &opens)
+    let opens = match slot.kdf {
+        Kdf::Pbkdf2 { hash, iterations } => {
+            hash.pbkdf2(client, passphrase, &slot.salt, iterations, slot.key_size)?
+        }
+        Kdf::Argon2 { algorithm, passes, memory, lanes } => {
+            let params = argon2::Params::new(memory, passes, lanes, Some(slot.key_size));
+            argon2(algorithm, params.map_err(failed)?, passphrase, &slot.salt, slot.key_size)?
+        }
+    };
+    let cipher = Cipher::new(slot.mode, &opens)
         .ok_or_else(|| Error::msg("luks: a key of this size does not suit the mode"))?;
     // The header has been checked: this is less than a megabyte.
     let length = size * slot.stripes as usize;
     let mut material = Zeroizing::new(vec![0; length.next_multiple_of(SECTOR as usize)]);
     read(&mut material, slot.material)?;
     cipher.decrypt(0, &mut material);
-    Ok(merge(master.hash, &material[..length], size))
+    Ok(merge(slot.hash, &material[..length], size))
+}
+
+fn failed(error: argon2::Error) -> Error {
+    Error::msg(format!("luks: Argon2: {error}"))
+}
+
+/// Argon2, version 1.3. The memory that it takes is wiped.
+///
+/// # Errors
+/// There is not so much memory.
+fn argon2(
+    algorithm: argon2::Algorithm,
+    params: argon2::Params,
+    passphrase: &[u8],
+    salt: &[u8],
+    size: usize,
+) -> Result<Zeroizing<Vec<u8>>> {
+    let count = params.block_count();
+    let mut memory: Vec<argon2::Block> = Vec::new();
+    memory.try_reserve_exact(count).map_err(|_| {
+        Error::msg(format!("luks: a key slot takes {count} KiB of memory, which there is not"))
+    })?;
+    memory.resize_with(count, argon2::Block::new);
+    let mut key = Zeroizing::new(vec![0; size]);
+    let result = argon2::Argon2::new(algorithm, argon2::Version::V0x13, params)
+        .hash_password_into_with_memory(passphrase, salt, &mut key, &mut memory);
+    memory.iter_mut().for_each(Zeroize::zeroize);
+    result.map_err(failed)?;
+    Ok(key)
 }
 
 /// Splits a key into stripes, of which all but the last are `fill`.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 pub(super) fn split(hash: Hash, key: &[u8], stripes: usize, fill: u8) -> Vec<u8> {
     let mut split = vec![fill; key.len() * (stripes - 1)];
     let mut sum = vec![0; key.len()];

@@ -96,7 +96,8 @@ fn headers_that_are_absurd_are_refused_at_once() {
     let good = image(&sample(1000));
     let slot = 208 + 48;
     for (at, bytes, why) in [
-        (6, &[0, 2][..], "LUKS version 2"),
+        (6, &[0, 3][..], "LUKS version 3"),
+        (6, &[0, 2], "bad LUKSv2 header: both copies are damaged"),
         (8, b"twofish\0", "the cipher \"twofish\" is not supported"),
         (8, &[0xff; 32], "is not supported"),
         (40, b"ctr-plain64\0", "the mode \"ctr-plain64\" is not supported"),

@@ -134,6 +134,41 @@ fn clusters_are_compressed_with_zstd_if_the_header_says_so() {
     assert!(maker.error().message().contains("compression type 2"));
 }
 
+/// RFC 8878, 3.1.1.1: a frame of one block as it is.
+#[test]
+fn a_cluster_may_not_want_a_large_window() {
+    let mut maker = Maker::new(3, 512);
+    maker.long(72, 8).word(100, 112).word(104, 1 << 24);
+    let frame = |window: u8| {
+        let header = [0x28, 0xb5, 0x2f, 0xfd, 0, (window - 10) << 3, 0x01, 0x10, 0x00];
+        [&header[..], &cluster(5)].concat()
+    };
+    maker.compressed(0, &frame(23));
+    assert!(maker.decoded().unwrap() == cluster(5));
+    maker.compressed(0, &frame(24));
+    let message = maker.error().message().to_owned();
+    assert!(message.contains("too much memory"), "{message}");
+}
+
+#[test]
+fn a_client_keeps_few_decompressed_clusters() {
+    let mut maker = Maker::new(3, 64 * 512);
+    for number in 0..=super::CLUSTERS {
+        maker.compressed(number, &deflated(&cluster(number as u8)));
+    }
+    let disk = disk_of(maker.bytes.clone());
+    let next = testing::backend(&disk, &["qcow2dec"], &[]);
+    let is_kept = |number: usize| {
+        disk.take_calls();
+        assert!(testing::read(&next, CLUSTER, (number * CLUSTER) as u64) == cluster(number as u8));
+        disk.take_calls().is_empty()
+    };
+    (0..super::CLUSTERS).for_each(|number| assert!(!is_kept(number)));
+    assert!((0..super::CLUSTERS).all(is_kept));
+    assert!(!is_kept(super::CLUSTERS), "in place of the first one");
+    assert!(!is_kept(0));
+}
+
 #[test]
 fn images_that_have_what_is_not_supported_are_refused() {
     let cases: [(usize, u64, &str); 8] = [

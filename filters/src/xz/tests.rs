@@ -114,7 +114,7 @@ fn blocks_that_are_too_large_are_refused_before_they_are_read() {
 
 /// A stream whose index has these records, over `blocks`.
 fn with_index(blocks: &[u8], records: &[(u64, u64)]) -> Vec<u8> {
-    super::format::tests::stream(blocks, records)
+    super::with_index(blocks, records)
 }
 
 #[test]

@@ -92,9 +92,14 @@ fn a_seek_table_that_lies_is_an_error() {
     assert!(lie(changed(1, (entries[1].0, u32::MAX as usize))).contains("zstd-max-block"));
     assert_eq!(lie(table(&entries[..1], false)), damaged);
     let good = table(&entries, false);
-    for (from_end, byte, why) in
-        [(9, 3, damaged), (6, 0xff, damaged), (5, 4, "zstd: the seek table is of an unknown kind")]
-    {
+    // The magic and the size of the frame that the table is, the number of frames, the descriptor.
+    for (from_end, byte, why) in [
+        (33, 0, damaged),
+        (29, 0xff, damaged),
+        (9, 3, damaged),
+        (6, 0xff, damaged),
+        (5, 4, "zstd: the seek table is of an unknown kind"),
+    ] {
         let mut bad = good.clone();
         let at = bad.len() - from_end;
         bad[at] = byte;

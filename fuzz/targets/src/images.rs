@@ -1,6 +1,6 @@
 //! Decoders of images: the whole filter on a disk of any bytes.
 
-use nbdkit_filters::fuzz::image;
+use nbdkit_filters::fuzz::{self, image};
 
 /// The bzip2 filter.
 ///
@@ -31,6 +31,16 @@ pub fn luks(data: &[u8]) {
         }
     }
     image("luks", &data, &[("passphrase", "secret")]);
+}
+
+/// The luks filter on a LUKS2 disk with a header of any text.
+///
+/// # Panics
+/// If the filter does, or if it contradicts itself.
+pub fn luks2(text: &[u8]) {
+    if let Some(disk) = fuzz::luks2(text) {
+        image("luks", &disk, &[("passphrase", fuzz::PASSPHRASE)]);
+    }
 }
 
 /// The lzip filter.

@@ -46,6 +46,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("listener", channel::listener),
     ("log_line", texts::log_line),
     ("luks", images::luks),
+    ("luks2", images::luks2),
     ("lzip", images::lzip),
     ("messages", channel::messages),
     ("numbers", texts::numbers),

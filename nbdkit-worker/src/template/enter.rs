@@ -89,7 +89,9 @@ pub(super) fn enter(
         privileges::drop_capabilities(&sandbox.files(), swap, besides)?;
     }
     if limits {
-        privileges::lock_down(sandbox.descriptors(), sandbox.memory(threads))?;
+        let at_start = sandbox.needs().memory_at_start;
+        let memory = sandbox.memory(threads).map(|memory| memory.saturating_add(at_start));
+        privileges::lock_down(sandbox.descriptors(), memory)?;
     }
     if swap {
         process::keep_heap();
@@ -101,6 +103,10 @@ pub(super) fn enter(
     });
     layer.after_fork()?;
     layer.warm_up()?;
+    if limits && sandbox.needs().memory_at_start > 0 {
+        // What was needed to start is not there for those who serve clients.
+        privileges::limit_memory(sandbox.memory(threads))?;
+    }
     let broker = broker.map(|(broker, links)| (broker, open_through(links, sandbox)));
     if capabilities && broker.is_some() {
         privileges::drop_capabilities(&sandbox.files(), swap, &[])?;

@@ -62,6 +62,8 @@ pub struct Needs {
     pub shutdown: bool,
     /// Bytes of memory that serving one client may take beyond what requests do: caches.
     pub memory: u64,
+    /// Bytes of memory that `after_fork` and `warm_up` may take beyond that, and give back.
+    pub memory_at_start: u64,
     /// Has code of a file, which makes the calls that libraries in C make.
     pub in_file: bool,
     /// Runs code that does not say what it needs: it cannot be confined strictly.
@@ -172,6 +174,13 @@ impl Needs {
         self
     }
 
+    /// May take so many bytes more of memory before the first client, and gives them back.
+    #[must_use]
+    pub fn memory_at_start(mut self, bytes: u64) -> Needs {
+        self.memory_at_start = self.memory_at_start.saturating_add(bytes);
+        self
+    }
+
     /// May make sockets of this kind.
     #[must_use]
     pub fn network(mut self, network: Network) -> Needs {
@@ -205,6 +214,7 @@ impl Needs {
         self.threads |= other.threads;
         self.shutdown |= other.shutdown;
         self.memory = self.memory.saturating_add(other.memory);
+        self.memory_at_start = self.memory_at_start.saturating_add(other.memory_at_start);
         self.in_file |= other.in_file;
         self.undeclared |= other.undeclared;
     }
@@ -256,8 +266,8 @@ mod tests {
     #[test]
     fn the_memory_of_all_layers_is_added_up() {
         let mut needs = Needs::nothing().memory(100);
-        needs.merge(Needs::nothing().memory(20).memory(3));
-        assert_eq!(needs.memory, 123);
+        needs.merge(Needs::nothing().memory(20).memory(3).memory_at_start(7));
+        assert_eq!((needs.memory, needs.memory_at_start), (123, 7));
         needs.merge(Needs::nothing().memory(u64::MAX));
         assert_eq!(needs.memory, u64::MAX);
     }

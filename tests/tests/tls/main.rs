@@ -8,10 +8,11 @@
 //! - `alarm`: clients that cause many signatures; `flood`: that leave handshakes half open, or fill
 //!   the log
 //! - `options`: the protocol before and after NBD_OPT_STARTTLS; `memory`: where the private key is
-//!   and where not
+//!   and where not; `filters`: that no way around copies goes around a filter
 
 mod alarm;
 mod clients;
+mod filters;
 mod flood;
 mod memory;
 mod options;

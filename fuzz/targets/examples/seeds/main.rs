@@ -227,6 +227,7 @@ fn main() {
             ],
         ),
         ("luks", vec![luks("xts-plain64\0", 32), luks("cbc-essiv:sha256\0", 16)]),
+        ("luks2", vec![nbdkit_filters::fuzz::luks2_text().into_bytes()]),
         (
             "lzip",
             vec![
