@@ -34,7 +34,7 @@ RELEASE = $(TARGET)/release
 # What is installed for each built-in plugin and filter: see plugins/built-in.
 BUILT_IN_FILE ?= $(RELEASE)/libnbdkit_built_in.so
 
-.PHONY: all build built-in run test surroundings bench red-team listener-user fuzz fuzz-sessions lint install install-files clean
+.PHONY: all build built-in modules run test surroundings bench red-team listener-user fuzz fuzz-sessions lint install install-files clean
 
 all: build
 
@@ -47,6 +47,11 @@ built-in: PROFILE ?= --release
 built-in:
 	$(CARGO) rustc $(CARGOFLAGS) $(PROFILE) -p nbdkit-built-in --crate-type cdylib -- \
 	    -C panic=abort -C strip=symbols -C link-arg=-nostdlib
+
+# What is a file of its own because it brings a library in C: the ext2 filter, which needs libext2fs-dev. Not part of
+# "build"; what has been made is installed.
+modules:
+	$(CARGO) build $(CARGOFLAGS) --release -p nbdkit-ext2-filter
 
 # Makes a small ext4 image with a file in it, serves it, and has a real client read that file back.
 run:
@@ -133,7 +138,7 @@ install: build
 
 # As install, of what has been built: RELEASE is where the programs are. Each built-in module gets a file where libvirt,
 # scripts and people look for it. The worker knows their names; who builds for another machine gives them as
-# BUILT_IN="plugin file filter cow ...".
+# BUILT_IN="plugin file filter cow ...". And what "make modules" has made.
 install-files: BUILT_IN ?= $(shell $(RELEASE)/nbdkit-worker --built-in)
 install-files:
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(UNITDIR)
@@ -154,6 +159,9 @@ install-files:
 	    install -m 644 $(BUILT_IN_FILE) "$(DESTDIR)$$directory/nbdkit-$$2-$$1.so"; \
 	    shift 2; \
 	done
+	if [ -e $(RELEASE)/libnbdkit_ext2_filter.so ]; then \
+	    install -m 644 $(RELEASE)/libnbdkit_ext2_filter.so $(DESTDIR)$(FILTERDIR)/nbdkit-ext2-filter.so; \
+	fi
 
 clean:
 	$(CARGO) clean

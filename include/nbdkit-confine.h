@@ -66,6 +66,10 @@ extern "C" {
 #define NBDKITD_KEEPS_STATE (1 << 5)
 /* Connects to Unix domain sockets wherever they are. Rather than this, declare them. */
 #define NBDKITD_UNIX_SOCKETS (1 << 6)
+/* One process for all clients, whatever isolation says: for the callback needs, where it depends on the configuration.
+ * Servers that do not know this flag do not start.
+ */
+#define NBDKITD_ONE_PROCESS (1 << 7)
 
 /* What is done beneath a path: open for reading and list, or also write, truncate, create and remove. */
 #define NBDKITD_READ  1

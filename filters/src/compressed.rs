@@ -1,7 +1,8 @@
 //! What the filters for compressed images share. Two kinds of formats:
 //!
 //! - with an index of blocks that can be decompressed by themselves (`blocks`, `index`, `cache`);
-//! - without, where all of the image is expanded into a temporary file (`expansion`).
+//! - without, where all of the image is expanded into a temporary file (`expansion`), or, if that
+//!   is too large and the format can, an index of points to begin from is made (`points`).
 //!
 //! Both do the work on an image once for all clients (`by_export`). The image is hostile: sizes and
 //! offsets are checked, and memory is bounded, before anything is decompressed.
@@ -15,6 +16,7 @@ pub(crate) mod fuzz;
 mod index;
 #[cfg(test)]
 mod limits;
+pub(crate) mod points;
 pub(crate) mod reader;
 
 pub(crate) use cache::Cache;

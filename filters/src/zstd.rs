@@ -4,7 +4,7 @@
 //! The format is RFC 8878; that of the seek table is "Zstandard Seekable Format", 0.1.0, in the
 //! library's contrib/seekable_format.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::OnceLock;
 
 use ::zstd::stream::read::Decoder;
@@ -15,6 +15,7 @@ use nbdkit_api::{
 
 use crate::compressed::blocks::{self, Block, Builder, Image, Parameters};
 use crate::compressed::expansion::{self, Expansions};
+use crate::compressed::points::Disk;
 use crate::compressed::{corrupt, reader};
 
 const NAME: &str = "zstd";
@@ -65,7 +66,7 @@ impl Filter for Zstd {
         below.open(&open.readonly(true))?;
         Ok(Box::new(Handle {
             frames: self.parameters.layer::<Frames>(open)?,
-            whole: Expansions::layer::<Frames>(self.expansions.as_ref(), open)?,
+            whole: Expansions::layer::<Frames>(self.expansions.as_ref(), open, u64::MAX)?,
             is_seekable: OnceLock::new(),
         }))
     }
@@ -172,12 +173,12 @@ impl expansion::Format for Frames {
     const NAME: &'static str = NAME;
     const LONGNAME: &'static str = LONGNAME;
 
-    fn expand(image: &mut dyn BufRead, disk: &mut dyn Write) -> io::Result<()> {
+    fn expand(image: &mut dyn BufRead, disk: &mut Disk<'_>) -> io::Result<u64> {
         if image.fill_buf()?.is_empty() {
             return Err(io::Error::other("not a zstd file"));
         }
         // The decoder goes on to the next frame, and checks the sum of each that has one.
-        expansion::copy(&mut decoder(image)?, disk)
+        expansion::copy(&mut decoder(image)?, disk).map(|()| 0)
     }
 }
 

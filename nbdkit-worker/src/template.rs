@@ -108,6 +108,8 @@ fn get_ready(
         settings.tls = Some(Tls::new(tls, material, pre_shared_keys).map_err(failed)?);
     }
 
+    // Before isolation, which a module may declare with its needs.
+    let needs = stack.checked_needs(configure.readonly).map_err(failed)?;
     let usual = stack.default_isolation();
     let wanted = configure.isolation.unwrap_or(usual);
     let isolation = match (configure.isolation, stack.isolation()) {
@@ -117,7 +119,6 @@ fn get_ready(
         }
         (_, possible) => possible.min(wanted),
     };
-    let needs = stack.checked_needs(configure.readonly).map_err(failed)?;
     let replaceable = !stack.keeps_state();
     let (may_shutdown, programs, undeclared) = (needs.shutdown, needs.programs, needs.undeclared);
     let sandbox = Sandbox::new(configure.sandbox, needs, isolation);

@@ -76,6 +76,23 @@ impl Binary {
         }
     }
 
+    /// What `--filter=` takes for a filter that is a file of its own: Debian's is found by its
+    /// name, ours is where the tests are built.
+    ///
+    /// # Panics
+    /// If ours is not built.
+    pub fn filter(&self, name: &str) -> String {
+        if !self.is_ours() {
+            return name.to_owned();
+        }
+        // The programs of "make listener-user" are elsewhere.
+        let test = std::env::current_exe().expect("the test's own path");
+        let profile = test.ancestors().nth(2).unwrap_or(&test);
+        let path = profile.join(format!("libnbdkit_{name}_filter.so"));
+        assert!(path.is_file(), "{} is not built: cargo build --workspace --lib", path.display());
+        path.to_string_lossy().into_owned()
+    }
+
     /// Whether this is our server, which has what Debian's lacks.
     #[must_use]
     pub fn is_ours(&self) -> bool {

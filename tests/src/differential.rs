@@ -38,7 +38,7 @@ pub struct Row<'a> {
 
 impl<'a> Row<'a> {
     /// A row by the name under which `differences.txt` may list it. `{dir}` in an argument is the
-    /// private directory.
+    /// private directory, `{ext2}` the filter of that name, which is a file of its own.
     #[must_use]
     pub fn new(name: &'a str, arguments: &'a [&'a str]) -> Self {
         Row { name, variant: "", arguments, setup: |_| {}, normalise: |line| Some(line.to_owned()) }
@@ -123,8 +123,17 @@ impl<'a> Row<'a> {
         lines.filter_map(|line| (self.normalise)(line)).collect()
     }
 
+    /// The arguments for one side.
+    fn arguments_for(self, binary: &Binary) -> Vec<String> {
+        let replaced = |argument: &&str| match argument.contains("{ext2}") {
+            true => argument.replace("{ext2}", &binary.filter("ext2")),
+            false => (*argument).to_owned(),
+        };
+        self.arguments.iter().map(replaced).collect()
+    }
+
     fn transcript(self, binary: &Binary, script: &impl Fn(&mut Session)) -> Vec<String> {
-        let builder = Server::nbdkit(self.arguments).binary(binary.clone());
+        let builder = Server::nbdkit(self.arguments_for(binary)).binary(binary.clone());
         (self.setup)(builder.dir());
         let dir = builder.dir().path().to_owned();
         let mut server = match builder.try_start() {
@@ -148,7 +157,7 @@ impl<'a> Row<'a> {
         (self.setup)(&dir);
         let mut command = Command::new(binary.path());
         command.current_dir(dir.path());
-        for argument in self.arguments {
+        for argument in self.arguments_for(binary) {
             command.arg(argument.replace("{dir}", &dir.path().to_string_lossy()));
         }
         let finished = command::run(&mut command, DEADLINE);

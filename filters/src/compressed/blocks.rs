@@ -220,22 +220,12 @@ impl<F: Format> OpenLayer for Handle<F> {
         Ok(Caching::Emulate)
     }
 
-    fn pread(&self, next: &Next, mut buf: &mut [u8], mut offset: u64) -> Result<()> {
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let (index, summary) = self.ready()?;
         let image = Image { next, client: self.client.as_ref() };
-        while !buf.is_empty() {
-            let (number, block) = index.find(F::NAME, summary, offset, self.max_block)?;
-            let data = self.cache.get(number, || F::decode(&image, &block))?;
-            let from = usize::try_from(offset - block.start).unwrap_or(usize::MAX);
-            let data = data.get(from..).filter(|data| !data.is_empty());
-            let data = data.ok_or_else(|| corrupt(F::NAME, "a block is shorter than its index"))?;
-            let count = data.len().min(buf.len());
-            let (part, left) = buf.split_at_mut(count);
-            part.copy_from_slice(&data[..count]);
-            buf = left;
-            offset += count as u64;
-        }
-        Ok(())
+        index.read(F::NAME, summary, &self.cache, self.max_block, buf, offset, |_, block| {
+            F::decode(&image, block)
+        })
     }
 
     fn blocking(&self) -> Blocking {

@@ -1,5 +1,6 @@
 //! A filter for images that can only be decompressed from the beginning: the first client expands
-//! the image into an unlinked temporary file, for all clients of the export.
+//! the image into an unlinked temporary file, for all clients of the export. Where the format has
+//! points to begin from in the middle, an image that is too large for that is read by these points.
 //!
 //! If the process that does it dies, the next one begins anew. Runs of zeroes are not written: the
 //! file is sparse.
@@ -8,15 +9,23 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock};
 
-use nbdkit_api::shared::{SharedFile, SharedOnce};
+use nbdkit_api::shared::SharedFile;
 use nbdkit_api::{
-    Blocking, Cache, Client, Direction, Errno, Error, FileRange, Filter, Needs, Next, Open,
-    OpenLayer, Result, Slot, ThreadModel, error, page_cache,
+    Blocking, Cache as Caching, Client, Direction, Errno, Error, FileRange, Filter, Needs, Next,
+    NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, error, page_cache,
 };
 
+use super::blocks::{Block, Image};
 use super::by_export::ByExport;
-use super::corrupt;
+use super::index::{Index, Summary};
+use super::points::{BLOCK, Disk, MAX_SPAN, WINDOW};
 use super::reader::{self, Below};
+use super::{Cache, corrupt};
+
+/// Largest disk that is expanded if there are points, unless a parameter says otherwise.
+const MAX_EXPAND: u64 = 1 << 30;
+/// Blocks between points that a client keeps.
+const DEPTH: usize = 16;
 
 /// A compressed format without an index.
 pub(crate) trait Format: Send + Sync + 'static {
@@ -25,11 +34,23 @@ pub(crate) trait Format: Send + Sync + 'static {
     /// For `--help`.
     const LONGNAME: &'static str;
 
-    /// Decompresses all of `image`.
+    /// The parameter that says which disks are expanded. Of formats that have points.
+    const MAX_EXPAND: Option<&'static str> = None;
+
+    /// Decompresses all of `image`. How many bytes of it that took; 0 of formats without points.
     ///
     /// # Errors
     /// The image is damaged; those of `image` and `disk`.
-    fn expand(image: &mut dyn BufRead, disk: &mut dyn Write) -> io::Result<()>;
+    fn expand(image: &mut dyn BufRead, disk: &mut Disk<'_>) -> io::Result<u64>;
+
+    /// Decompresses what is between two points, and checks it. `window` is what comes before.
+    ///
+    /// # Errors
+    /// EIO: the image is damaged, or the format has no points. ENOMEM.
+    fn decode(image: &Image<'_>, block: &Block, window: &[u8]) -> Result<Vec<u8>> {
+        let _ = (image, block, window);
+        Err(corrupt(Self::NAME, "the expanded image is damaged"))
+    }
 }
 
 /// Writes all that `decoder` makes to `disk`.
@@ -37,7 +58,7 @@ pub(crate) trait Format: Send + Sync + 'static {
 /// # Errors
 /// Those of both.
 pub(crate) fn copy(decoder: &mut dyn Read, disk: &mut dyn Write) -> io::Result<()> {
-    let mut buf = vec![0; Sparse::BLOCK];
+    let mut buf = vec![0; BLOCK];
     loop {
         match decoder.read(&mut buf) {
             Ok(0) => return Ok(()),
@@ -97,12 +118,20 @@ fn warn_of_garbage(filter: &str, end: &mut dyn BufRead) -> io::Result<()> {
 pub(crate) struct Expanding<F> {
     /// Once ready, the expanded images.
     expansions: Option<Expansions>,
+    /// Largest disk that is expanded if there are points, bytes.
+    max_expand: u64,
+    /// [`Format::MAX_EXPAND`] for `--help`.
+    help: String,
     format: std::marker::PhantomData<F>,
 }
 
-impl<F> Default for Expanding<F> {
+impl<F: Format> Default for Expanding<F> {
     fn default() -> Expanding<F> {
-        Expanding { expansions: None, format: std::marker::PhantomData }
+        let help = F::MAX_EXPAND.map(|key| {
+            format!("{key}=<SIZE> (optional) Largest disk that is expanded (default: 1G)")
+        });
+        let (max_expand, help) = (MAX_EXPAND, help.unwrap_or_default());
+        Expanding { expansions: None, max_expand, help, format: std::marker::PhantomData }
     }
 }
 
@@ -115,17 +144,31 @@ impl<F: Format> Filter for Expanding<F> {
         Some(F::LONGNAME)
     }
 
+    fn config_help(&self) -> Option<&str> {
+        Some(&*self.help).filter(|help| !help.is_empty())
+    }
+
+    fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
+        if F::MAX_EXPAND != Some(key) {
+            return next.config(key, value);
+        }
+        self.max_expand = value.size()?;
+        Ok(())
+    }
+
     fn get_ready(&mut self, _: ThreadModel) -> Result<()> {
         self.expansions = Some(Expansions::new()?);
         Ok(())
     }
 
     fn needs(&self, below: Needs) -> Needs {
-        below.read_only()
+        let blocks = if F::MAX_EXPAND.is_some() { DEPTH as u64 * MAX_SPAN } else { 0 };
+        below.read_only().memory(blocks)
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
-        Expansions::open::<F>(self.expansions.as_ref(), below, open)
+        below.open(&open.readonly(true))?;
+        Expansions::layer::<F>(self.expansions.as_ref(), open, self.max_expand)
     }
 }
 
@@ -140,26 +183,15 @@ impl Expansions {
         ByExport::new(Expansion::new).map(Expansions)
     }
 
-    /// Opens the layer below read-only, and the filter on it.
-    ///
-    /// # Errors
-    /// Those of the layer below; EMFILE if there are too many exports.
-    pub(crate) fn open<F: Format>(
-        this: Option<&Expansions>,
-        below: &mut Slot<'_>,
-        open: &Open<'_>,
-    ) -> Result<Box<dyn OpenLayer>> {
-        below.open(&open.readonly(true))?;
-        Expansions::layer::<F>(this, open)
-    }
-
-    /// The filter on a layer that is open.
+    /// The filter on a layer that is open. A disk of more than `max_expand` bytes is not expanded
+    /// if there are points.
     ///
     /// # Errors
     /// EMFILE if there are too many exports.
     pub(crate) fn layer<F: Format>(
         this: Option<&Expansions>,
         open: &Open<'_>,
+        max_expand: u64,
     ) -> Result<Box<dyn OpenLayer>> {
         let this = this.ok_or_else(|| corrupt(F::NAME, "opened before get_ready"))?;
         let expansion = this.0.of(open).ok_or_else(|| {
@@ -171,7 +203,9 @@ impl Expansions {
         Ok(Box::new(Handle::<F> {
             client: open.client.cloned(),
             expansion,
-            size: OnceLock::new(),
+            max_expand,
+            ready: OnceLock::new(),
+            cache: Cache::new(DEPTH),
             format: std::marker::PhantomData,
         }))
     }
@@ -180,29 +214,48 @@ impl Expansions {
 /// An expanded image, perhaps not made yet. Another worker may scribble on it.
 #[derive(Debug)]
 struct Expansion {
-    /// The sizes of the compressed and of the expanded image, bytes.
-    once: SharedOnce<2>,
+    /// The blocks between points; one for all of the image if the format has none.
+    index: Index,
+    /// The expanded image, or nothing.
     file: SharedFile,
+    /// What comes before each block, [`WINDOW`] bytes.
+    windows: SharedFile,
 }
 
 impl Expansion {
     fn new() -> Result<Expansion> {
-        let file = SharedFile::temporary("expanded image", 0)?;
-        Ok(Expansion { once: SharedOnce::new("expansion of the compressed image")?, file })
+        let temporary = |name| SharedFile::temporary(name, 0);
+        let (file, windows) = (temporary("expanded image")?, temporary("windows")?);
+        Ok(Expansion { index: Index::new()?, file, windows })
     }
 
-    /// The size of the expanded image, bytes; expands it unless that has been done.
-    fn size<F: Format>(&self, client: Option<&Arc<Client>>, next: &Next) -> Result<u64> {
+    /// What is known of the expanded image; expands it unless that has been done.
+    fn summary<F: Format>(
+        &self,
+        client: Option<&Arc<Client>>,
+        next: &Next,
+        max_expand: u64,
+    ) -> Result<Summary> {
         let compressed = next.size()?;
-        let [expanded_from, size] = self.once.get_or_do(client.map(|client| &**client), || {
-            let size = self.expand::<F>(client, next, compressed);
-            // The space is free at once, not with the next attempt.
-            if size.is_err() {
-                self.file.set_len(0)?;
+        let summary = self.index.summary(F::NAME, client, compressed, |index| {
+            // Another process may have died in the middle.
+            self.clear()?;
+            let below = Below::new(next, client, 0, compressed);
+            let mut image = BufReader::with_capacity(reader::CHUNK, below);
+            let most = F::MAX_EXPAND.map(|_| max_expand);
+            let mut add = |size, offset, length, detail| index.add(size, offset, length, detail);
+            let mut disk = Disk::new(&self.file, &self.windows, &mut add, most);
+            let expanded = F::expand(&mut image, &mut disk)
+                .map_err(|error| reader::decoder_error(F::NAME, error))
+                .and_then(|end| disk.finish(end));
+            match expanded {
+                Ok(true) => self.windows.set_len(0),
+                Ok(false) => Ok(()),
+                // The space is free at once, not with the next attempt.
+                Err(error) => self.clear().and(Err(error)),
             }
-            Ok([compressed, size?])
         })?;
-        if compressed != expanded_from {
+        if compressed != summary.compressed {
             return Err(Error::new(
                 Errno::EINVAL,
                 format!(
@@ -212,87 +265,57 @@ impl Expansion {
                 ),
             ));
         }
-        if i64::try_from(size).is_err() {
-            return Err(corrupt(F::NAME, "the expanded image is damaged"));
+        Ok(summary)
+    }
+
+    fn clear(&self) -> Result<()> {
+        self.file.set_len(0).and(self.windows.set_len(0))
+    }
+
+    /// The block with this number, decompressed from the point that it begins at.
+    fn decode<F: Format>(&self, image: &Image<'_>, number: u64, block: &Block) -> Result<Vec<u8>> {
+        let mut window = vec![0; WINDOW];
+        let offset = number.saturating_mul(WINDOW as u64);
+        // There is a hole, or the end, where it is all zeroes.
+        if offset < self.windows.size()? {
+            self.windows.read_at(&mut window, offset)?;
         }
-        Ok(size)
-    }
-
-    fn expand<F: Format>(
-        &self,
-        client: Option<&Arc<Client>>,
-        next: &Next,
-        compressed: u64,
-    ) -> Result<u64> {
-        // Another process may have died in the middle.
-        self.file.set_len(0)?;
-        let below = Below::new(next, client, 0, compressed);
-        let mut image = BufReader::with_capacity(reader::CHUNK, below);
-        let mut disk = Sparse::new(&self.file);
-        F::expand(&mut image, &mut disk)
-            .and_then(|()| disk.flush())
-            .map_err(|error| reader::decoder_error(F::NAME, error))?;
-        self.file.set_len(disk.size)?;
-        Ok(disk.size)
-    }
-}
-
-/// Writes a file from its beginning, and leaves out blocks of zeroes.
-struct Sparse<'a> {
-    file: &'a SharedFile,
-    /// Bytes so far, those of `block` too.
-    size: u64,
-    /// What was not written yet: the beginning of a block.
-    block: Vec<u8>,
-}
-
-impl<'a> Sparse<'a> {
-    /// Bytes.
-    const BLOCK: usize = 64 << 10;
-
-    fn new(file: &'a SharedFile) -> Sparse<'a> {
-        Sparse { file, size: 0, block: Vec::with_capacity(Sparse::BLOCK) }
-    }
-}
-
-impl Write for Sparse<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let count = buf.len().min(Sparse::BLOCK - self.block.len());
-        self.block.extend(&buf[..count]);
-        self.size += count as u64;
-        if self.block.len() == Sparse::BLOCK {
-            self.flush()?;
-        }
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.block.iter().any(|byte| *byte != 0) {
-            let offset = self.size - self.block.len() as u64;
-            self.file.write_at(&self.block, offset).map_err(io::Error::other)?;
-        }
-        self.block.clear();
-        Ok(())
+        F::decode(image, block, &window)
     }
 }
 
 struct Handle<F> {
     client: Option<Arc<Client>>,
     expansion: Arc<Expansion>,
-    /// Bytes of the expanded image, once it is there.
-    size: OnceLock<u64>,
+    max_expand: u64,
+    /// Once the expanded image is there: what is known of it, and whether all of it is in the file.
+    ready: OnceLock<(Summary, bool)>,
+    /// Blocks between points.
+    cache: Cache,
     format: std::marker::PhantomData<F>,
+}
+
+impl<F: Format> Handle<F> {
+    fn ready(&self) -> Result<&(Summary, bool)> {
+        self.ready.get().ok_or_else(|| corrupt(F::NAME, "used before prepare"))
+    }
+
+    /// The file that has all of the expanded image.
+    fn expanded(&self) -> Option<&SharedFile> {
+        self.ready.get().filter(|(_, is_expanded)| *is_expanded).map(|_| &self.expansion.file)
+    }
 }
 
 impl<F: Format> OpenLayer for Handle<F> {
     fn prepare(&self, next: &Next, _: bool) -> Result<()> {
-        let size = self.expansion.size::<F>(self.client.as_ref(), next)?;
-        let _ = self.size.set(size);
+        let summary = self.expansion.summary::<F>(self.client.as_ref(), next, self.max_expand)?;
+        let is_expanded = self.expansion.file.size()? == summary.size;
+        let _ = self.ready.set((summary, is_expanded));
         Ok(())
     }
 
     fn size(&self, _: &Next) -> Result<u64> {
-        self.size.get().copied().ok_or_else(|| corrupt(F::NAME, "used before prepare"))
+        Ok(self.ready()?.0.size)
     }
 
     fn export_description(&self, next: &Next) -> Option<String> {
@@ -311,26 +334,34 @@ impl<F: Format> OpenLayer for Handle<F> {
         Ok(true)
     }
 
-    fn can_cache(&self, _: &Next) -> Result<Cache> {
-        Ok(Cache::Emulate)
+    fn can_cache(&self, _: &Next) -> Result<Caching> {
+        Ok(Caching::Emulate)
     }
 
-    fn pread(&self, _: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.expansion.file.read_at(buf, offset)
+    fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
+        let (summary, is_expanded) = self.ready()?;
+        if *is_expanded {
+            return self.expansion.file.read_at(buf, offset);
+        }
+        let image = Image { next, client: self.client.as_ref() };
+        let index = &self.expansion.index;
+        index.read(F::NAME, summary, &self.cache, MAX_SPAN, buf, offset, |number, block| {
+            self.expansion.decode::<F>(&image, number, block)
+        })
     }
 
     fn blocking(&self) -> Blocking {
-        Blocking::Short
+        if self.expanded().is_some() { Blocking::Short } else { Blocking::Long }
     }
 
     /// What is in the page cache.
     fn try_pread(&self, _: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        let read = page_cache::read_now(self.expansion.file.as_fd(), buf, offset).ok()?;
+        let read = page_cache::read_now(self.expanded()?.as_fd(), buf, offset).ok()?;
         (read == buf.len()).then_some(Ok(()))
     }
 
     fn file_range(&self, direction: Direction, _: u32, offset: u64) -> Option<FileRange<'_>> {
-        let fd = self.expansion.file.as_fd();
+        let fd = self.expanded()?.as_fd();
         let range = FileRange { fd, offset, in_memory: Some(page_cache::is_in_memory) };
         (direction == Direction::Read).then_some(range)
     }
@@ -348,28 +379,11 @@ mod tests {
         let end = image.len() - 8;
         image[end] ^= 1;
         let next = testing::backend(&testing::disk_of(image), &[], &[]);
-        let expansion = Expansion::new().unwrap();
-        expansion.size::<crate::gzip::Members>(None, &next).unwrap_err();
-        assert_eq!(expansion.file.size().unwrap(), 0);
-    }
-
-    #[test]
-    fn zeroes_are_holes_and_everything_else_is_where_it_was_written() {
-        let file = SharedFile::temporary("sparse", 0).unwrap();
-        let mut disk = Sparse::new(&file);
-        let mut expected = Vec::new();
-        for (count, byte) in [(100, 1), (1 << 20, 0), (70_000, 2), (5, 0), (1 << 20, 0)] {
-            let part = vec![byte; count];
-            disk.write_all(&part).unwrap();
-            expected.extend(part);
+        for max_expand in [MAX_EXPAND, 0] {
+            let expansion = Expansion::new().unwrap();
+            expansion.summary::<crate::gzip::Members>(None, &next, max_expand).unwrap_err();
+            assert_eq!(expansion.file.size().unwrap(), 0);
+            assert_eq!(expansion.windows.size().unwrap(), 0);
         }
-        disk.flush().unwrap();
-        file.set_len(disk.size).unwrap();
-        let mut found = vec![9; expected.len()];
-        file.read_at(&mut found, 0).unwrap();
-        assert!(found == expected);
-        assert_eq!(file.size().unwrap(), expected.len() as u64);
-        // Four blocks of 64 KiB hold something.
-        assert!(file.used().unwrap() <= 4 * 65536, "{}", file.used().unwrap());
     }
 }

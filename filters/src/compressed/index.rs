@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nbdkit_api::shared::{SharedFile, SharedOnce};
 use nbdkit_api::{Client, Errno, Error, Result};
 
-use super::corrupt;
+use super::{Cache, corrupt};
 
 /// Most blocks of an image: 256 MiB of index. An image of more is refused.
 /// Tests have less to do.
@@ -126,6 +126,37 @@ impl Index {
             return Err(damaged());
         }
         Ok((number, block))
+    }
+
+    /// Fills `buf` from `offset` of the disk, from blocks in `cache` and those that `decode` makes,
+    /// given their number. `limit`: the largest block that may be decompressed.
+    ///
+    /// # Errors
+    /// Those of `decode`; EIO if the index is damaged.
+    #[expect(clippy::too_many_arguments, reason = "what there is of each client, and a read")]
+    pub(super) fn read(
+        &self,
+        filter: &str,
+        summary: &Summary,
+        cache: &Cache,
+        limit: u64,
+        mut buf: &mut [u8],
+        mut offset: u64,
+        decode: impl Fn(u64, &Block) -> Result<Vec<u8>>,
+    ) -> Result<()> {
+        while !buf.is_empty() {
+            let (number, block) = self.find(filter, summary, offset, limit)?;
+            let data = cache.get(number, || decode(number, &block))?;
+            let from = usize::try_from(offset - block.start).unwrap_or(usize::MAX);
+            let data = data.get(from..).filter(|data| !data.is_empty());
+            let data = data.ok_or_else(|| corrupt(filter, "a block is shorter than its index"))?;
+            let count = data.len().min(buf.len());
+            let (part, left) = buf.split_at_mut(count);
+            part.copy_from_slice(&data[..count]);
+            buf = left;
+            offset += count as u64;
+        }
+        Ok(())
     }
 
     fn block(&self, number: u64) -> Result<Block> {

@@ -16,6 +16,7 @@ pub fn bzip2(data: &[u8]) {
 /// If the filter does, or if it contradicts itself.
 pub fn gzip(data: &[u8]) {
     image("gzip", data, &[]);
+    image("gzip", data, &[("gzip-max-expand", "0")]);
 }
 
 /// The luks filter. The header's numbers of iterations are made small: they only take time.

@@ -47,15 +47,20 @@ impl Declaration {
         Ok(Some(Declaration { path: module.path.clone(), ..declaration }))
     }
 
-    /// How clients may be divided over processes.
+    /// How clients may be divided over processes, as far as that is known before
+    /// [`checked_needs`](Self::checked_needs).
     pub(super) fn isolation(&self) -> Isolation {
-        self.isolation
+        if self.has(Flags::ONE_PROCESS) { Isolation::Shared } else { self.isolation }
     }
 
     /// Whether what clients write is in the memory of the process.
     pub(super) fn keeps_state(&self) -> bool {
+        self.has(Flags::KEEPS_STATE)
+    }
+
+    fn has(&self, flag: Flags) -> bool {
         let configured = self.configured.get().copied().unwrap_or(Flags::empty());
-        (self.flags | configured).contains(Flags::KEEPS_STATE)
+        (self.flags | configured).contains(flag)
     }
 
     /// What is known before the module is configured.

@@ -12,7 +12,6 @@
 mod configure;
 mod connection;
 mod context;
-mod layout;
 mod next;
 mod of_1_16;
 mod ops;
@@ -23,6 +22,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use nbdkit_abi::filter as layout;
 use nbdkit_api::{
     Client, Error, Exports, Filter, Isolation, Layer, ModuleFile, Needs, NextConfig, Open,
     OpenLayer, Result, Slot, ThreadModel, Value,

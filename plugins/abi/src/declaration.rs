@@ -31,6 +31,8 @@ bitflags::bitflags! {
         const KEEPS_STATE = 32;
         /// Connects to sockets of the Unix domain wherever they are.
         const UNIX_SOCKETS = 64;
+        /// One process for all clients, whatever `isolation` says.
+        const ONE_PROCESS = 128;
     }
 }
 

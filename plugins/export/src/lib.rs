@@ -62,7 +62,7 @@ static PLUGIN: RwLock<Option<Box<dyn Plugin>>> = RwLock::new(None);
 #[doc(hidden)]
 pub fn init(make: fn() -> Box<dyn Plugin>, declaration: &Declaration) -> *const c_void {
     guard(std::ptr::null(), || {
-        nbdkit_api::client::serve_under(server::HOST);
+        serve_under_host();
         let plugin = make();
         declaration.set_isolation(plugin.default_isolation());
         let table = callbacks::table(&*plugin);
@@ -70,6 +70,12 @@ pub fn init(make: fn() -> Box<dyn Plugin>, declaration: &Declaration) -> *const 
         // Used by the server for as long as the library is loaded.
         Ok(std::ptr::from_ref::<PluginTable>(Box::leak(Box::new(table))).cast())
     })
+}
+
+/// Has log, sleep and so on of [`nbdkit_api`] be those of the server that has loaded this file.
+#[doc(hidden)]
+pub fn serve_under_host() {
+    nbdkit_api::client::serve_under(server::HOST);
 }
 
 /// Runs `body` on the plugin.
@@ -101,10 +107,11 @@ fn as_int(answer: Result<bool>) -> Result<c_int> {
 
 /// Runs a callback that C has called. An error is logged and leaves its errno, and C gets
 /// `failure`; so it is with a panic, which must not cross.
-fn guard<T>(failure: T, body: impl FnOnce() -> Result<T>) -> T {
+#[doc(hidden)]
+pub fn guard<T>(failure: T, body: impl FnOnce() -> Result<T>) -> T {
     let panicked = |_| {
         // The hook of std has said where.
-        Err(Error::new(Errno::EIO, "the plugin panicked"))
+        Err(Error::new(Errno::EIO, "the module panicked"))
     };
     match catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(panicked) {
         Ok(result) => result,
@@ -121,7 +128,8 @@ fn text(text: Option<&str>) -> *const c_char {
 }
 
 /// A C string, as far as a null byte.
-fn c_string(bytes: &[u8]) -> CString {
+#[doc(hidden)]
+pub fn c_string(bytes: &[u8]) -> CString {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     CString::new(&bytes[..end]).unwrap_or_default()
 }

@@ -66,7 +66,7 @@ fn a_malformed_declaration_is_one_line_and_no_server() {
         (&[], &["many=513"], "more than 512 paths and endpoints are declared"),
         (&[], &["many=1000000"], "more than 512 paths and endpoints are declared"),
         (&[], &["unix=sock"], "sock: the path is not absolute"),
-        (&[], &["flags=0x80"], "flags 0x80 are not known to this server"),
+        (&[], &["flags=0x100"], "flags 0x100 are not known to this server"),
         (&[], &["tcp="], "a host has no name"),
         (&[], &["tcp=0"], "there is no TCP port 0 of localhost"),
         (&[], &["tcp=65536"], "there is no TCP port 65536 of localhost"),
@@ -92,6 +92,16 @@ fn older_and_newer_structures_load_as_far_as_they_ask_for_nothing_unknown() {
         let server = server(flags, &[]);
         assert_eq!(outcome(&mut connect(&server), "open /etc/passwd"), EACCES, "{flags:?}");
     }
+}
+
+#[test]
+fn needs_may_ask_for_one_process() {
+    let server = server(&[], &["flags=0x80"]);
+    let _clients = [connect(&server), connect(&server)];
+    assert!(server.workers().is_empty());
+    let finished = start(&[], &["flags=0x80", "--isolation=connection"]).expect_err("refused");
+    assert!(finished.stderr.contains("keeps its state in one process"), "{}", finished.stderr);
+    let _ = server.wait_for_stderr("sandbox=strict");
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn a_panic_is_a_failure_of_its_callback() {
         let mut client = connect(&server);
         let failed = client.call(&Ask::write(0, "panic")).expect("a reply");
         assert_eq!(failed.nbd_error(), Some(NbdError::Io));
-        let _ = server.wait_for_stderr("error: the plugin panicked");
+        let _ = server.wait_for_stderr("error: the module panicked");
         assert_eq!(answer(&mut client, "export"), "one", "the connection goes on");
         let mut other = server.connect();
         other.handshake().expect("a handshake");

@@ -64,7 +64,7 @@ fn gzip_files_that_are_refused() {
 #[test]
 fn parameters_of_gzip() {
     let filter_line = |line: &str| {
-        let ours = ["exit", "stdout: filter", "stdout: thread_model", "stderr"];
+        let ours = ["exit", "stdout: filter", "stdout: gzip-", "stdout: thread_model", "stderr"];
         ours.iter().any(|it| line.starts_with(it)).then(|| line.to_owned())
     };
     for_each(&["--help", "--dump-plugin"], |option| {
@@ -180,25 +180,59 @@ const SMALL_DISK: &str = r#"exec unshare -m sh -c 'mkdir "{dir}/small" &&
     mount -t tmpfs -o size=2m none "{dir}/small" && exec "$0" "$@"' "$0" "$@""#;
 
 #[test]
-fn a_gzip_file_that_does_not_fit_is_an_error_of_its_clients() {
+fn a_gzip_file_that_does_not_fit_is_read_from_points_or_an_error_of_its_clients() {
     if !has("gzip") || !nix::unistd::geteuid().is_root() {
         return println!("SKIPPED: needs gzip, and root to mount a small file system");
     }
     let builder = Server::nbdkit(["--filter=gzip", "file", "dir={dir}"]);
     setup(builder.dir());
-    let grow = "for i in 1 2 3 4 5 6; do cat disk; done | gzip -1 >large.gz";
+    // Windows of 32 KiB for each MiB of what cannot be compressed: 2 MiB hold those of the first
+    // and not those of the second.
+    let grow = "head -c 8M /dev/urandom >random; gzip -1 <random >large.gz
+        for i in 1 2 3 4 5 6 7 8 9 10; do cat random; done | gzip -1 >huge.gz";
     let shell = Command::new("sh").args(["-ec", grow]).current_dir(builder.dir().path()).status();
     assert!(shell.unwrap().success());
     let tmp = builder.dir().join("small");
     let server = builder.through_shell(SMALL_DISK).env("TMPDIR", tmp).start();
+    let random = std::fs::read(server.dir().join("random")).unwrap();
     for _ in 0..2 {
         let mut client = server.connect();
         client.handshake().unwrap();
-        let refused = client.go("large.gz", &[]).unwrap().end.reply;
+        let refused = client.go("huge.gz", &[]).unwrap().end.reply;
         assert_ne!(refused, Rep::ACK);
         let _ = server.wait_for_stderr("No space left on device");
         // The space is free again, for others.
-        let mut other = server.connected("disk.gz");
-        assert_eq!(other.call(&Ask::read(SIZE - 512, 512)).unwrap().data.len(), 512);
+        let mut other = server.connected("large.gz");
+        let reply = other.call(&Ask::read(7_000_000, 5000)).unwrap();
+        assert!(reply.data == random[7_000_000..][..5000]);
+    }
+}
+
+#[test]
+fn clients_share_the_index_of_a_gzip_file_that_is_not_expanded() {
+    if !has("gzip") {
+        return;
+    }
+    for isolation in ["--isolation=connection", "--isolation=shared"] {
+        let arguments = ["--filter=gzip", "sh", "{dir}/script", "gzip-max-expand=0", isolation];
+        let builder = Server::nbdkit(arguments);
+        setup_script(builder.dir());
+        let grow = "for i in 1 2 3 4 5 6; do cat disk; done | gzip -1 >disk.gz";
+        let shell =
+            Command::new("sh").args(["-ec", grow]).current_dir(builder.dir().path()).status();
+        assert!(shell.unwrap().success());
+        let disk = std::fs::read(builder.dir().join("disk")).unwrap();
+        let server = builder.start();
+        let mut first = server.connected("");
+        let all = reads(&server).lines().count();
+        let mut second = server.connected("");
+        assert_eq!(reads(&server).lines().count(), all, "the second client reads the file again");
+        for (client, offset) in [(&mut first, 123_456), (&mut second, 987_654)] {
+            for member in [5, 0, 3] {
+                let reply = client.call(&Ask::read(member * SIZE + offset, 5000)).unwrap();
+                assert!(reply.data == disk[offset as usize..][..5000]);
+            }
+        }
+        assert!(reads(&server).lines().count() > all, "nothing is read from the file");
     }
 }

@@ -3,11 +3,12 @@
 
 use std::ffi::{c_int, c_void};
 
+use nbdkit_abi::per_connection;
 use nbdkit_api::{Errno, Error, Layer};
 
 use super::super::table::ExtentsPointer;
 use super::context::{CContext, opened};
-use super::layout::{ContextPointer, Handle, Head, NextPointer, per_connection};
+use super::layout::{ContextPointer, Handle, Head, NextPointer};
 use super::next::with;
 use super::ops::{CURRENT, answer};
 
