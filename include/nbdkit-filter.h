@@ -5,15 +5,15 @@
 #ifndef NBDKIT_FILTER_H
 #define NBDKIT_FILTER_H
 
-/* Whose signatures: 140 for those of nbdkit 1.40, or, defined before this is included, 116 for those of nbdkit 1.16, with
+/* Whose signatures: 146 for those of nbdkit 1.46, or, defined before this is included, 116 for those of nbdkit 1.16, with
  * next_ops and nxdata in place of next. The server adapts them when it loads the filter.
  */
 #ifndef NBDKIT_FILTER_API
-#define NBDKIT_FILTER_API 140
+#define NBDKIT_FILTER_API 146
 #endif
 
-#if NBDKIT_FILTER_API != 116 && NBDKIT_FILTER_API != 140
-#error NBDKIT_FILTER_API must be 116 or 140
+#if NBDKIT_FILTER_API != 116 && NBDKIT_FILTER_API != 146
+#error NBDKIT_FILTER_API must be 116 or 146
 #endif
 
 #include <nbdkit-common.h>
@@ -118,7 +118,7 @@ struct nbdkit_filter {
                 uint32_t flags, int *err);
 };
 
-#else /* NBDKIT_FILTER_API == 140 */
+#else /* NBDKIT_FILTER_API == 146 */
 
 struct nbdkit_export {
   char *name;
@@ -185,7 +185,7 @@ struct nbdkit_filter {
   int (*config) (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key, const char *value);
   int (*config_complete) (nbdkit_next_config_complete *next, nbdkit_backend *nxdata);
   const char *config_help;
-  int (*thread_model) (void);
+  int (*thread_model) (int next_thread_model);
   void (*dump_plugin) (void);
   int (*get_ready) (int thread_model);
   int (*after_fork) (nbdkit_backend *backend);

@@ -10,6 +10,9 @@ mod isolation;
 pub mod numbers;
 mod peer;
 
+/// The version of nbdkit whose command line, plugins, filters and interfaces this server has.
+pub const NBDKIT_VERSION: &str = "1.46.0";
+
 pub use errno::{errno_text, strerror};
 pub use isolation::Isolation;
 pub use peer::{Peer, PeerAddress, TlsPeer};

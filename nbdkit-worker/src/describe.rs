@@ -6,12 +6,11 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+/// The version that modules without one of their own report.
+pub(crate) use nbdkit_api::NBDKIT_VERSION as COMPATIBILITY;
 use nbdkit_api::{ModuleFile, Plugin, Stack, ThreadModel};
 
 use crate::cabi;
-
-/// The nbdkit version whose behaviour we keep to, which modules without one of their own report.
-pub(crate) const COMPATIBILITY: &str = "1.40.4";
 
 /// The server's own help, then name, long name, description and parameters of each filter and the
 /// plugin.

@@ -119,6 +119,7 @@ fn get_ready(
         }
         (_, possible) => possible.min(wanted),
     };
+    nbdkit_api::debug!("{}", stack.describe());
     let replaceable = !stack.keeps_state();
     let (may_shutdown, programs, undeclared) = (needs.shutdown, needs.programs, needs.undeclared);
     let sandbox = Sandbox::new(configure.sandbox, needs, isolation);

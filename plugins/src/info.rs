@@ -8,10 +8,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nbdkit_api::client::PeerAddress;
-use nbdkit_api::{Blocking, Cache, Client, Connection, Errno, Error, Open, Plugin, Result, Value};
-
-/// The version of nbdkit that this server claims compatibility with, for `mode=version`.
-const NBDKIT_VERSION: &str = "1.40.4";
+use nbdkit_api::{
+    Blocking, Cache, Client, Connection, Errno, Error, NBDKIT_VERSION, Open, Plugin, Result, Value,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Mode {

@@ -41,7 +41,7 @@ contexts_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *k
 }
 
 static int
-contexts_thread_model (void)
+contexts_thread_model (int next_thread_model)
 {
   return way == AGAIN ? NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS : NBDKIT_THREAD_MODEL_PARALLEL;
 }

@@ -94,9 +94,9 @@ every_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdata
 }
 
 static int
-every_thread_model (void)
+every_thread_model (int next_thread_model)
 {
-  note ("thread_model");
+  note ("thread_model %d", next_thread_model);
   return fails ("thread_model") ? -1 : NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
 }
 

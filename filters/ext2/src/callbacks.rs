@@ -163,7 +163,7 @@ unsafe extern "C" fn config_complete(next: NextComplete, nxdata: BackendPointer)
 }
 
 /// nbdkit 1.44: requests of all clients come one after the other.
-unsafe extern "C" fn thread_model() -> c_int {
+unsafe extern "C" fn thread_model(_: c_int) -> c_int {
     ThreadModel::SerializeAllRequests as c_int
 }
 

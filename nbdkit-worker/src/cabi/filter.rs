@@ -253,8 +253,9 @@ impl Filter for CFilter {
 
     fn thread_model(&self, below: ThreadModel) -> Result<ThreadModel> {
         let Some(thread_model) = self.callbacks.head.thread_model else { return Ok(below) };
-        // SAFETY: takes nothing; called after the configuration, by the only thread.
-        let model = step("thread_model", || unsafe { thread_model() })?;
+        // SAFETY: takes a number, in a register that functions of filters of 1.16, which take
+        // nothing, may change; called after the configuration, by the only thread.
+        let model = step("thread_model", || unsafe { thread_model(below as c_int) })?;
         ThreadModel::from_number(model)
             .ok_or_else(|| Error::msg(format!("thread_model returned {model}, which is none")))
     }

@@ -7,11 +7,10 @@
 
 #![forbid(unsafe_code)]
 
-/// The version of nbdkit that this server is compatible with.
-pub(crate) const NBDKIT_VERSION: &str = "1.40.4";
+pub(crate) use nbdkit_common::NBDKIT_VERSION;
 
 /// Its first two numbers, for `version_major` and `version_minor`.
-pub(crate) const NBDKIT_VERSION_NUMBERS: (u32, u32) = (1, 40);
+pub(crate) const NBDKIT_VERSION_NUMBERS: (u32, u32) = (1, 46);
 
 /// The version of this server.
 pub(crate) const OWN_VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -77,9 +77,9 @@ mod tests {
         for line in [
             "binary=/opt/x/nbdkit",
             "name=nbdkit",
-            "version=1.40.4",
+            "version=1.46.0",
             "version_major=1",
-            "version_minor=40",
+            "version_minor=46",
             "run_default_socket=Unix",
             "max_api_version=2",
             "exit_with_parent=yes",

@@ -111,7 +111,8 @@ pub struct Head {
     pub config: Option<unsafe extern "C" fn(NextConfigOf, BackendPointer, Text, Text) -> c_int>,
     pub config_complete: Option<unsafe extern "C" fn(NextComplete, BackendPointer) -> c_int>,
     pub config_help: Text,
-    pub thread_model: Option<unsafe extern "C" fn() -> c_int>,
+    /// Filters of 1.16 take no argument.
+    pub thread_model: Option<unsafe extern "C" fn(c_int) -> c_int>,
 }
 
 /// What follows it, up to `close`.

@@ -3,6 +3,7 @@
 //! Two types for two stages: configuration changes the modules and is done by one owner, serving
 //! shares them and changes nothing. nbdkit-filter(3), "Next plugin".
 
+use std::iter::repeat;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -186,6 +187,15 @@ impl Stack {
     /// Whether any layer keeps what clients write in this process.
     pub fn keeps_state(&self) -> bool {
         self.plugin.keeps_state() || self.filters.iter().any(|filter| filter.keeps_state())
+    }
+
+    /// Which way a request goes, for the log: nbdkit 1.44, `-v`.
+    pub fn describe(&self) -> String {
+        let mut text = "request processing: ".to_owned();
+        for (filter, place) in self.filters.iter().zip([", first"].into_iter().chain(repeat(""))) {
+            text += &format!("{} (filter{place}) -> ", filter.name());
+        }
+        text + &format!("{} (plugin, last)", self.plugin.name())
     }
 
     /// Ends configuration: the outermost layer of the stack that serves.

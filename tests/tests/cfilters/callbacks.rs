@@ -179,7 +179,7 @@ fn help_version_and_dump_plugin_name_the_filter_and_unload_it() {
             "--help",
             &["filter: every (a filter with everything)", &filter, "every=fail:CALLBACK"][..],
         ),
-        ("--version", &["every 1.40.4"]),
+        ("--version", &["every 1.46.0"]),
         ("--dump-plugin", &["every_name=every", "every_dump_plugin=1", "every_path=/"]),
     ] {
         let dir = TempDir::new();

@@ -12,7 +12,7 @@ const DATA: &str = "data=(0x01 0x02 0x03 0x04)*256 @8192 (0x05 0x06)*1024 @13107
 
 #[test]
 fn the_header_compiles_alone_in_both_languages_and_ages() {
-    for api in ["-DNBDKIT_FILTER_API=116", "-DNBDKIT_FILTER_API=140"] {
+    for api in ["-DNBDKIT_FILTER_API=116", "-DNBDKIT_FILTER_API=146"] {
         for (language, standard) in [("c", "-std=c99"), ("c", "-std=c11"), ("c++", "-std=c++11")] {
             let finished = check_header(language, &[api, standard]);
             assert!(finished.status.success(), "{api} {standard}: {}", finished.stderr);
