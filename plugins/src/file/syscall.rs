@@ -33,7 +33,7 @@ pub(super) fn sync_range(
 ///
 /// # Errors
 /// EBADF if there is no such descriptor, EMFILE.
-pub(super) fn duplicate(number: RawFd) -> nix::Result<OwnedFd> {
+pub(crate) fn duplicate(number: RawFd) -> nix::Result<OwnedFd> {
     // SAFETY: duplicating takes nothing from the owner of `number`, and fails with EBADF if it is
     // not open.
     let fd = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
