@@ -26,6 +26,7 @@ mod upstream;
 mod uri;
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use nbdkit_api::{
@@ -146,6 +147,14 @@ impl Plugin for Nbd {
         self.upstream()?.prepare()
     }
 
+    fn warm_up(&self) -> Result<()> {
+        match &self.upstream()?.tls {
+            // Has the library read what it reads once.
+            Some(tls) => tls.session().map(drop),
+            None => Ok(()),
+        }
+    }
+
     fn in_service(&self) -> Result<()> {
         let checked = self.checked()?;
         if checked.shared {
@@ -222,10 +231,17 @@ impl Plugin for Nbd {
             let export = if checked.dynamic { open.export } else { &checked.export };
             Arc::new(upstream.open(open.client.map(|client| &**client), export)?)
         };
+        // One request at a time is passed on without a hand-off, unless a network is between.
         let blocking = match &checked.target {
-            Target::Endpoint(Endpoint::Tcp { .. }) => Blocking::Long,
-            Target::Endpoint(_) | Target::Fd(_) | Target::Command(..) => Blocking::Long,
+            Target::Endpoint(Endpoint::Tcp { host, .. }) if !is_this_machine(host) => {
+                Blocking::Long
+            }
+            Target::Endpoint(_) | Target::Fd(_) | Target::Command(..) => Blocking::Peer,
         };
         Ok(Box::new(Handle { link, client: open.client.cloned(), blocking }))
     }
+}
+
+fn is_this_machine(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }

@@ -44,7 +44,16 @@ pub(super) struct Socket {
 struct Encrypted {
     session: Mutex<Box<dyn Session>>,
     /// Of the one thread that receives.
-    received: Mutex<Vec<u8>>,
+    received: Mutex<Ciphertext>,
+}
+
+/// Bytes that have been received and not yet been decrypted: a session takes as many as it has room
+/// for what is in them.
+#[derive(Default)]
+struct Ciphertext {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,6 +68,11 @@ fn more_follows() -> MsgFlags {
 /// The connection has ended where more was expected.
 pub(super) fn disconnected() -> Error {
     Error::new(Errno::ESHUTDOWN, "the NBD server has closed the connection")
+}
+
+/// A socket that is of no use any more.
+fn broken(call: &str, errno: Errno) -> Error {
+    Error::os(call, errno).with_errno(Errno::ESHUTDOWN)
 }
 
 impl Socket {
@@ -80,14 +94,25 @@ impl Socket {
         let Some(Encrypted { session, received }) = &self.tls else { return self.receive_raw(buf) };
         let mut received = lock(received);
         loop {
-            match lock(session).read(buf)? {
+            let mut session = lock(session);
+            match session.read(buf)? {
                 Some(0) => return Ok(Received::End),
                 Some(count) => return Ok(Received::Bytes(count)),
                 None => {}
             }
-            received.resize(CIPHERTEXT, 0);
-            match self.receive_raw(&mut received)? {
-                Received::Bytes(count) => feed(&mut **lock(session), &received[..count])?,
+            if received.start < received.end {
+                let Ciphertext { buffer, start, end } = &mut *received;
+                match session.feed(&buffer[*start..*end])? {
+                    // It has nothing to be read, and no room.
+                    0 => return Err(Error::new(Errno::EIO, "TLS: too much data")),
+                    count => *start += count,
+                }
+                continue;
+            }
+            drop(session);
+            received.buffer.resize(CIPHERTEXT, 0);
+            match self.receive_raw(&mut received.buffer)? {
+                Received::Bytes(count) => (received.start, received.end) = (0, count),
                 other => return Ok(other),
             }
         }
@@ -100,7 +125,7 @@ impl Socket {
                 Ok(count) => Ok(Received::Bytes(count)),
                 Err(Errno::EAGAIN) => Ok(Received::Nothing),
                 Err(Errno::EINTR) => continue,
-                Err(errno) => Err(Error::os("recv", errno)),
+                Err(errno) => Err(broken("recv", errno)),
             };
         }
     }
@@ -145,11 +170,11 @@ impl Socket {
                     match wait.ready(self.fd.as_fd(), PollFlags::POLLOUT) {
                         // A client of its own may wait as long as it likes.
                         Err(Errno::ETIMEDOUT) if client.is_some() => {}
-                        result => result.or_error(|| "send")?,
+                        result => result.map_err(|errno| broken("send", errno))?,
                     }
                 }
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Error::os("send", errno)),
+                Err(errno) => return Err(broken("send", errno)),
             }
         }
         Ok(())
@@ -168,18 +193,6 @@ impl Socket {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let _ = send(self.fd.as_raw_fd(), &bytes, flags);
     }
-}
-
-/// Feeds all of `bytes`.
-fn feed(session: &mut dyn Session, mut bytes: &[u8]) -> Result<()> {
-    while !bytes.is_empty() {
-        let count = session.feed(bytes)?;
-        if count == 0 {
-            return Err(Error::new(Errno::EIO, "TLS: too much data"));
-        }
-        bytes = &bytes[count..];
-    }
-    Ok(())
 }
 
 /// A socket during the handshake, which has a deadline.
@@ -222,7 +235,7 @@ impl Stream for Handshake<'_> {
     fn start_tls(&mut self) -> Result<()> {
         let tls = self.tls.ok_or_else(|| Error::msg("TLS is not configured"))?;
         let mut session = tls.session()?;
-        let mut buf = vec![0; CIPHERTEXT];
+        let mut received = Ciphertext::default();
         let mut output = Vec::new();
         loop {
             let done = session.handshake();
@@ -233,11 +246,18 @@ impl Stream for Handshake<'_> {
             if done? {
                 break;
             }
-            let count = self.receive(&mut buf)?;
-            feed(&mut *session, &buf[..count])?;
+            if received.start == received.end {
+                received.buffer.resize(CIPHERTEXT, 0);
+                (received.start, received.end) = (0, self.receive(&mut received.buffer)?);
+            }
+            match session.feed(&received.buffer[received.start..received.end])? {
+                0 => return Err(Error::new(Errno::EIO, "TLS: too much data")),
+                count => received.start += count,
+            }
         }
-        self.socket.tls =
-            Some(Encrypted { session: Mutex::new(session), received: Mutex::default() });
+        // What has come behind the handshake belongs to the session.
+        let received = Mutex::new(received);
+        self.socket.tls = Some(Encrypted { session: Mutex::new(session), received });
         Ok(())
     }
 }
