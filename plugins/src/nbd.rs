@@ -15,6 +15,9 @@ mod command;
 mod connection;
 mod coverage;
 mod decode;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod haggle;
 mod link;
 mod parameters;
