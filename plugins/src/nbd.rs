@@ -1,8 +1,9 @@
 //! nbdkit-nbd-plugin(1): passes everything on to another NBD server.
 //!
 //! The template reads parameters and credentials. Each client's worker connects to the upstream
-//! server by way of the broker; with `shared=true` the process that serves all clients does so once.
-//! Bytes of the upstream server are hostile: what decodes them is without sockets, and fuzzed.
+//! server by way of the broker; with `shared=true` the process that serves all clients does so
+//! once. Bytes of the upstream server are hostile: what decodes them is without sockets, and
+//! fuzzed.
 //!
 //! - `parameters`, `uri`: what was asked for
 //! - `upstream`, `command`: connecting; `socket`, `tls`, `session`: the connection

@@ -1,5 +1,5 @@
-//! The client's end of sessions with pre-shared keys, for the nbd plugin, by OpenSSL as the server's
-//! end is ([`psk`](super::psk)).
+//! The client's end of sessions with pre-shared keys, for the nbd plugin, by OpenSSL as the
+//! server's end is ([`psk`](super::psk)).
 
 #![forbid(unsafe_code)]
 

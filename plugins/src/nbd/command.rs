@@ -2,8 +2,8 @@
 //! nbd_connect_systemd_socket_activation(3).
 //!
 //! Its socket is made, and connected to, while the server starts; the program runs once the sandbox
-//! is closed, so that it is confined as other programs of the stack are: it may be qemu-nbd(8), which
-//! reads images that are hostile.
+//! is closed, so that it is confined as other programs of the stack are: it may be qemu-nbd(8),
+//! which reads images that are hostile.
 
 #![forbid(unsafe_code)]
 

@@ -6,8 +6,9 @@ use nbdkit_api::Result;
 
 use super::haggle::violation;
 
-/// Chunks of a read may come in any order; most servers keep to the order of offsets, and neighbours
-/// become one range. A server that sends more holes between what it has sent is not waited for.
+/// Chunks of a read may come in any order; most servers keep to the order of offsets, and
+/// neighbours become one range. A server that sends more holes between what it has sent is not
+/// waited for.
 const MAX_RANGES: usize = 64 * 1024;
 
 /// Ranges of bytes, in ascending order, none touching the next.

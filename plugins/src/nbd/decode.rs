@@ -206,8 +206,8 @@ impl Decoder {
     }
 }
 
-/// What is to be done with the payload of a chunk of request `index`, the bytes of it that have been
-/// used, and those that follow; `None` if there are too few to tell.
+/// What is to be done with the payload of a chunk of request `index`, the bytes of it that have
+/// been used, and those that follow; `None` if there are too few to tell.
 fn payload(
     header: &Header,
     body: &[u8],

@@ -67,8 +67,8 @@ const KINDS: [Kind; 6] = [
 ];
 const ABANDONED: [u32; 2] = [4, 5];
 
-/// Replies from a server that sends these bytes, in pieces of a length that `choice` chooses, as its
-/// lowest bits do the form of the replies.
+/// Replies from a server that sends these bytes, in pieces of a length that `choice` chooses, as
+/// its lowest bits do the form of the replies.
 ///
 /// # Panics
 /// If the decoder does, or believes what cannot be.

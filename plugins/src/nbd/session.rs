@@ -6,8 +6,8 @@ use nbdkit_api::Result;
 
 /// The client's end of a TLS connection.
 pub trait Session: Send {
-    /// Goes on with the handshake; true once it is over. There may be [`output`](Self::output) to be
-    /// sent, and bytes to be [fed](Self::feed).
+    /// Goes on with the handshake; true once it is over. There may be [`output`](Self::output) to
+    /// be sent, and bytes to be [fed](Self::feed).
     ///
     /// # Errors
     /// The server is not who it should be, or violates the protocol.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nbdkit_api::programs::Program;
 use nbdkit_api::{Client, Endpoint, Errno, Error, Result, ResultExt, client, debug, endpoints};
+use nix::sys::socket::{SockType, getsockopt, setsockopt, sockopt};
 
 use super::command::Sockets;
 use super::haggle::{Greeted, Haggling, Listed, TlsMode, greet};
@@ -197,9 +198,13 @@ fn gone() -> Error {
 pub(super) fn inherited(number: i32) -> Result<OwnedFd> {
     let name = || format!("socket-fd={number}");
     let fd = crate::file::syscall::duplicate(number).or_error(name)?;
-    let kind = nix::sys::socket::getsockopt(&fd, nix::sys::socket::sockopt::SockType);
+    let kind = getsockopt(&fd, sockopt::SockType);
     match kind.or_error(name)? {
-        nix::sys::socket::SockType::Stream => Ok(fd),
+        SockType::Stream => {
+            // A request must not wait for the next, if this is TCP. tcp(7)
+            let _ = setsockopt(&fd, sockopt::TcpNoDelay, &true);
+            Ok(fd)
+        }
         _ => Err(Error::msg(format!("socket-fd={number}: not a stream socket"))),
     }
 }

@@ -44,7 +44,7 @@ pub(super) struct Uri {
     pub(super) verify: Option<bool>,
 }
 
-/// Whether a value without a key is meant as a URI of this plugin.
+/// How the server is reached, by the scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transport {
     Tcp,
@@ -105,7 +105,8 @@ pub(super) fn parse(text: &str) -> Result<Uri> {
 
 fn no_socket() -> Error {
     Error::msg(
-        "cannot parse socket parameter from NBD URI (did you mean to use \"nbd+unix:///?socket=...\"?)",
+        "cannot parse socket parameter from NBD URI \
+         (did you mean to use \"nbd+unix:///?socket=...\"?)",
     )
 }
 

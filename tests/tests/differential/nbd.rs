@@ -1,4 +1,5 @@
-//! The nbd plugin in front of servers of Debian's, of which ours and Debian's show clients the same.
+//! The nbd plugin in front of servers of Debian's, of which ours and Debian's show clients the
+//! same.
 
 use nbd_protocol::constants::{CommandFlags, TransmissionFlags};
 use nbdkit_tests::binary::Binary;

@@ -1,5 +1,5 @@
-//! Pre-shared keys: `tls-psk=` and `tls-username=`. rustls has none; the program that is linked with
-//! a library that does has to say so, with [`use_pre_shared_keys`].
+//! Pre-shared keys: `tls-psk=` and `tls-username=`. rustls has none; the program that is linked
+//! with a library that does has to say so, with [`use_pre_shared_keys`].
 
 #![forbid(unsafe_code)]
 

@@ -1,6 +1,6 @@
 //! Whether an upstream server is who it should be: its certificate is by an authority that is
-//! trusted, and about the host that was connected to. Over sockets that have no host the name is not
-//! checked; with `tls-verify=false` nothing is.
+//! trusted, and about the host that was connected to. Over sockets that have no host the name is
+//! not checked; with `tls-verify=false` nothing is.
 
 #![forbid(unsafe_code)]
 
