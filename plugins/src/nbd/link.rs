@@ -10,7 +10,9 @@
 mod outgoing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
+use std::time::Instant;
 
 use nbd_protocol::constants::{Command, CommandFlags};
 use nbd_protocol::transmission::Request;
@@ -20,7 +22,7 @@ use self::outgoing::Outgoing;
 use super::decode::{Decoder, Step};
 use super::haggle::{Facts, Form};
 use super::socket::{LOOK, Received, Socket, disconnected};
-use super::table::{Kind, Reply, Table};
+use super::table::{Kind, Mailbox, Reply, Sleeper, Table};
 
 /// A request, without its cookie.
 #[derive(Debug, Clone, Copy)]
@@ -58,13 +60,11 @@ struct State {
 impl State {
     /// Has a thread woken that receives next, if none does.
     fn wake_receiver(&mut self) {
-        if self.decoder.is_some() && self.dead.is_none() {
-            let next = self.next.or_else(|| self.table.sleeper());
-            if let Some(next) = next.filter(|next| self.table.slot(*next).sleeps) {
-                self.table.slot(next).sleeps = false;
-                let wake = self.table.wake(next);
-                self.table.to_wake.push(wake);
-            }
+        if self.decoder.is_some()
+            && self.dead.is_none()
+            && let Some(next) = self.next.or_else(|| self.table.sleeper())
+        {
+            self.table.wake(next);
         }
     }
 }
@@ -150,6 +150,7 @@ impl Link {
 
     /// Waits for the reply to a request.
     fn wait(&self, client: Option<&Client>, index: u32, buf: &mut [u8]) -> Result<Reply> {
+        let mailbox = Arc::new(Mailbox::default());
         let mut state = self.lock();
         loop {
             if state.table.is_done(index) {
@@ -173,16 +174,25 @@ impl Link {
                 if state.next.is_some() {
                     state.wake_receiver();
                     let to_wake = std::mem::take(&mut state.table.to_wake);
-                    to_wake.iter().for_each(|wake| wake.notify_one());
+                    to_wake.iter().for_each(Thread::unpark);
                 }
                 continue;
             }
-            state.table.slot(index).sleeps = true;
-            let wake = state.table.wake(index);
-            let timed_out;
-            (state, timed_out) = sleep(state, &wake);
-            state.table.slot(index).sleeps = false;
-            if timed_out && client::check_present(client).is_err() {
+            let sleeper = Sleeper { thread: thread::current(), mailbox: Arc::clone(&mailbox) };
+            state.table.slot(index).sleeper = Some(sleeper);
+            drop(state);
+            let end = Instant::now() + LOOK;
+            thread::park_timeout(LOOK);
+            if let Some(reply) = mailbox.take() {
+                return reply;
+            }
+            state = self.lock();
+            if let Some(reply) = mailbox.take() {
+                return reply;
+            }
+            // It is for the thread to receive, or for nothing.
+            state.table.slot(index).sleeper = None;
+            if Instant::now() >= end && client::check_present(client).is_err() {
                 return Err(give_up(state, index));
             }
         }
@@ -258,13 +268,7 @@ fn unlock_and_wake(mut state: MutexGuard<'_, State>) {
     state.wake_receiver();
     let to_wake = std::mem::take(&mut state.table.to_wake);
     drop(state);
-    to_wake.iter().for_each(|wake| wake.notify_one());
-}
-
-/// Sleeps until woken, or for [`LOOK`]: then true.
-fn sleep<'a>(state: MutexGuard<'a, State>, wake: &Condvar) -> (MutexGuard<'a, State>, bool) {
-    let (state, result) = wake.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner);
-    (state, result.timed_out())
+    to_wake.iter().for_each(Thread::unpark);
 }
 
 impl Drop for Link {

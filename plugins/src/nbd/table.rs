@@ -5,7 +5,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::{Arc, Condvar};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
 
 use nbdkit_api::{Error, Result};
 
@@ -55,9 +56,31 @@ pub(super) struct Slot {
     pub(super) extents: Vec<(u64, u32)>,
     /// Whether data is received by the request's own thread alone.
     pub(super) own_thread: bool,
-    /// The request's thread sleeps until it is woken.
-    pub(super) sleeps: bool,
-    wake: Arc<Condvar>,
+    /// The request's thread, while it sleeps.
+    pub(super) sleeper: Option<Sleeper>,
+}
+
+/// A thread that sleeps until it is unparked, and where it finds its reply then. It need not lock
+/// the table for that, which all threads do.
+#[derive(Debug)]
+pub(super) struct Sleeper {
+    pub(super) thread: Thread,
+    pub(super) mailbox: Arc<Mailbox>,
+}
+
+/// Where the reply to one request is put.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox(Mutex<Option<Result<Reply>>>);
+
+impl Mailbox {
+    fn put(&self, reply: Result<Reply>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reply);
+    }
+
+    /// The reply, if it is there.
+    pub(super) fn take(&self) -> Option<Result<Reply>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 impl Slot {
@@ -84,8 +107,8 @@ pub(super) struct Reply {
 pub(super) struct Table {
     slots: Vec<Slot>,
     free: Vec<u32>,
-    /// Threads whose requests are done, to be woken once the table is unlocked.
-    pub(super) to_wake: Vec<Arc<Condvar>>,
+    /// Threads to be unparked once the table is unlocked.
+    pub(super) to_wake: Vec<Thread>,
 }
 
 impl Table {
@@ -101,8 +124,7 @@ impl Table {
                 data: Vec::new(),
                 extents: Vec::new(),
                 own_thread: false,
-                sleeps: false,
-                wake: Arc::default(),
+                sleeper: None,
             });
             // As many as there are threads.
             (self.slots.len() - 1) as u32
@@ -147,12 +169,7 @@ impl Table {
         self.slots[index as usize].state == State::Done
     }
 
-    /// What wakes the thread of a request.
-    pub(super) fn wake(&self, index: u32) -> Arc<Condvar> {
-        Arc::clone(&self.slots[index as usize].wake)
-    }
-
-    /// The reply is complete.
+    /// The reply is complete: a thread that sleeps gets it, and the slot is free.
     ///
     /// # Errors
     /// It lacks what the request asked for.
@@ -174,8 +191,9 @@ impl Table {
             }
         }
         slot.state = State::Done;
-        if std::mem::take(&mut slot.sleeps) {
-            self.to_wake.push(Arc::clone(&slot.wake));
+        if let Some(Sleeper { thread, mailbox }) = slot.sleeper.take() {
+            mailbox.put(self.take(index));
+            self.to_wake.push(thread);
         }
         Ok(())
     }
@@ -211,7 +229,7 @@ impl Table {
         if slot.state != State::Free {
             slot.state = State::Free;
             slot.error = None;
-            slot.sleeps = false;
+            slot.sleeper = None;
             slot.coverage.clear();
             (slot.data, slot.extents) = Default::default();
             self.free.push(index);
@@ -226,15 +244,18 @@ impl Table {
     /// A request whose thread sleeps.
     pub(super) fn sleeper(&self) -> Option<u32> {
         // As many as there are threads.
-        self.slots.iter().position(|slot| slot.sleeps).map(|index| index as u32)
+        self.slots.iter().position(|slot| slot.sleeper.is_some()).map(|index| index as u32)
+    }
+
+    /// Wakes the thread of a request, if it sleeps, once the table is unlocked.
+    pub(super) fn wake(&mut self, index: u32) {
+        let sleeper = self.slots[index as usize].sleeper.take();
+        self.to_wake.extend(sleeper.map(|sleeper| sleeper.thread));
     }
 
     /// Wakes all threads, once the table is unlocked.
     pub(super) fn wake_all(&mut self) {
-        let Table { slots, to_wake, .. } = self;
-        for slot in slots.iter_mut().filter(|slot| slot.sleeps) {
-            slot.sleeps = false;
-            to_wake.push(Arc::clone(&slot.wake));
-        }
+        let asleep = self.slots.iter_mut().filter_map(|slot| slot.sleeper.take());
+        self.to_wake.extend(asleep.map(|sleeper| sleeper.thread));
     }
 }
