@@ -72,6 +72,9 @@ pub(crate) enum Export {
     Fragmented,
     /// What filters make of an image.
     Filtered(&'static Stack),
+    /// A file in the page cache, which qemu-nbd serves: other servers pass on what it serves. If
+    /// the flag is set it may be overwritten.
+    Forwarded(bool),
 }
 
 /// How clients reach it.
@@ -131,8 +134,8 @@ impl Server {
         let dir = std::env::temp_dir().join(format!("nbdb-{}-{number}", std::process::id()));
         fs::create_dir_all(&dir)?;
         let file = match export {
-            Export::File => Some(fixtures.hashed(FILE_MIB)?),
-            Export::Writable => Some(fixtures.writable(SMALL_MIB)?),
+            Export::File | Export::Forwarded(false) => Some(fixtures.hashed(FILE_MIB)?),
+            Export::Writable | Export::Forwarded(true) => Some(fixtures.writable(SMALL_MIB)?),
             Export::Large => Some(fixtures.hashed(LARGE_MIB)?),
             Export::Memory => match kind {
                 Kind::Ours | Kind::Nbdkit => None,
@@ -280,6 +283,13 @@ struct Plan<'a> {
 impl Plan<'_> {
     fn command(&self, kind: Kind, ours: &Path) -> Result<Command, Failure> {
         match kind {
+            Kind::Ours | Kind::Nbdkit if matches!(self.export, Export::Forwarded(_)) => {
+                let ours = if kind == Kind::Ours { ours } else { Path::new("/usr/bin/nbdkit") };
+                Ok(self.forwarding(ours))
+            }
+            Kind::NbdServer | Kind::Floor if matches!(self.export, Export::Forwarded(_)) => {
+                Err(Failure::Unavailable(format!("{} forwards nothing", kind.name())))
+            }
             Kind::Ours => Ok(self.nbdkit(ours)),
             Kind::Nbdkit => Ok(self.nbdkit(Path::new("/usr/bin/nbdkit"))),
             Kind::QemuNbd if self.format().is_some() => Ok(self.qemu_nbd()),
@@ -343,6 +353,26 @@ impl Plan<'_> {
             (_, Some(file)) => command.arg("file").arg(file),
             (_, None) => command.arg("memory").arg(format!("{SMALL_MIB}M")),
         };
+        command
+    }
+
+    /// The nbd plugin in front of qemu-nbd, both in the process group of a shell.
+    fn forwarding(&self, program: &Path) -> Command {
+        let address = Address::Unix(self.dir.join("upstream"));
+        let qemu_nbd = Plan { address: &address, ..*self }.qemu_nbd();
+        let mut command = Command::new("/bin/sh");
+        command.args([
+            "-c",
+            r#"socket=$1 upstream=$2 program=$3; shift 3
+            "$@" & exec "$program" -f -U "$socket" nbd socket="$upstream" retry=10"#,
+        ]);
+        command.arg("sh");
+        match self.address {
+            Address::Unix(path) => command.arg(path),
+            Address::Tcp(address) => command.arg(address.to_string()),
+        };
+        command.arg(self.dir.join("upstream")).arg(program);
+        command.arg(qemu_nbd.get_program()).args(qemu_nbd.get_args());
         command
     }
 

@@ -81,11 +81,12 @@ pub(crate) struct Workload {
 }
 
 /// The families in the order of the plots, with their titles.
-pub(crate) const FAMILIES: [(&str, &str); 9] = [
+pub(crate) const FAMILIES: [(&str, &str); 10] = [
     ("small", "4 KiB requests, file in the page cache, Unix socket"),
     ("memory", "4 KiB reads without a file, Unix socket"),
     ("large", "256 KiB requests, Unix socket"),
     ("filters", "Filters over a file in the page cache, Unix socket"),
+    ("forwarded", "The nbd plugin in front of qemu-nbd, and qemu-nbd itself, Unix socket"),
     ("tcp", "TCP"),
     ("tls", "TLS over TCP, client libnbd"),
     ("connections", "Connections per second"),
@@ -128,6 +129,12 @@ const fn filtered_large(name: &'static str, stack: &'static Stack) -> Workload {
     workload(name, "filters", Export::Filtered(stack), Load(large(false)))
         .unit(Unit::Megabytes)
         .want(&[Nbdkit(1.0)])
+}
+
+/// What the nbd plugin passes on, beside what the upstream server serves itself.
+const fn forwarded(name: &'static str, access: Access) -> Workload {
+    workload(name, "forwarded", Export::Forwarded(access.write), Load(access))
+        .want(&[Nbdkit(1.0), Best(0.7)])
 }
 
 impl Workload {
@@ -222,6 +229,12 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     filtered_large("qcow2-256k", &stack::QCOW2).want(&[Best(1.0)]),
     filtered_small("qcow2-zlib-4k", &stack::COMPRESSED_QCOW2).want(&[Best(1.0)]),
     filtered_large("qcow2-zlib-256k", &stack::COMPRESSED_QCOW2).want(&[Best(1.0)]),
+    forwarded("nbd-4k-read-d1", small(1, true)),
+    forwarded("nbd-4k-read-d16", small(16, true)).quick(),
+    forwarded("nbd-4k-read-single-d16", small(16, false)),
+    forwarded("nbd-4k-write-d16", writing(small(16, true))),
+    forwarded("nbd-256k-read-d8", large(false)).unit(Unit::Megabytes),
+    forwarded("nbd-256k-write-d8", large(true)).unit(Unit::Megabytes),
     workload("tcp-4k-read-d16", "tcp", Export::File, Load(small(16, true)))
         .over(Tcp)
         .want(&[Best(2.0)])

@@ -40,6 +40,7 @@ pub fn main() -> ExitCode {
 /// The program `nbdkit-worker-psk`: the same, with pre-shared keys. It alone is linked with
 /// OpenSSL, which takes as long to load as everything else, and whose pages each worker would have.
 pub fn main_with_pre_shared_keys() -> ExitCode {
+    tls::lend_pre_shared_keys();
     run(Some(tls::pre_shared_keys))
 }
 

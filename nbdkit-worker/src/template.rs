@@ -155,6 +155,9 @@ fn get_ready(
         );
         return Err(Failed);
     }
+    if shared {
+        layer.in_service().map_err(failed)?;
+    }
     let strays = programs.then(strays::Strays::new).transpose().map_err(failed)?;
     let _ = link.send(&FromTemplate::Ready, &[]);
     Ok(Some(Service {

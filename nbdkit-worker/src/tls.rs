@@ -4,6 +4,8 @@
 //!
 //! - `certificates`: with rustls; `psk`: with OpenSSL, since rustls has no pre-shared keys, in a
 //!   program of its own
+//! - `psk_client`: the other end of the latter, for the nbd plugin; `pipes`: what OpenSSL reads and
+//!   writes
 //! - `session`: what both are to the rest: bytes in, bytes out, no sockets; `name`: who a
 //!   certificate is about
 
@@ -11,7 +13,9 @@
 
 mod certificates;
 mod name;
+mod pipes;
 mod psk;
+mod psk_client;
 mod session;
 mod verifier;
 
@@ -70,6 +74,11 @@ pub(crate) type MakeSessions = fn(Algorithms) -> Result<Box<dyn Sessions>>;
 /// The library's.
 pub(crate) fn pre_shared_keys(algorithms: Algorithms) -> Result<Box<dyn Sessions>> {
     Ok(Box::new(PreSharedKeys::new(algorithms)?))
+}
+
+/// Has the nbd plugin speak TLS with pre-shared keys. Whatever calls this is linked with OpenSSL.
+pub(crate) fn lend_pre_shared_keys() {
+    nbdkit_plugins::nbd::use_pre_shared_keys(psk_client::session);
 }
 
 impl Tls {

@@ -9,7 +9,7 @@ pub(crate) mod disk;
 mod ioctl;
 mod ladder;
 pub(crate) mod source;
-pub(crate) mod syscall;
+mod syscall;
 
 use std::io::Write;
 

@@ -1,5 +1,5 @@
-//! What the fuzz targets need of the plugins: the data format without files and scripts, and what
-//! scripts print without running any.
+//! What the fuzz targets need of the plugins: the data format without files and scripts, what
+//! scripts print without running any, and what an upstream server sends without a socket.
 
 #![forbid(unsafe_code)]
 
@@ -8,6 +8,7 @@ use std::process::ExitStatus;
 use nbdkit_api::{Exports, Extents};
 
 pub use crate::data::fuzz::image;
+pub use crate::nbd::fuzz as nbd;
 use crate::sh::{status, text};
 
 /// Reads what a script printed as the answer of every method that has a syntax, and its messages

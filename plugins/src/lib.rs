@@ -15,6 +15,7 @@ pub mod full;
 pub mod fuzz;
 pub mod info;
 pub mod memory;
+pub mod nbd;
 pub mod null;
 pub mod ones;
 pub mod pattern;
@@ -40,6 +41,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("full", || Box::<full::Full>::default()),
     ("info", || Box::<info::Info>::default()),
     ("memory", || Box::<memory::Memory>::default()),
+    ("nbd", || Box::<nbd::Nbd>::default()),
     ("null", || Box::<null::Null>::default()),
     ("ones", || Box::<ones::Ones>::default()),
     ("pattern", || Box::<pattern::Pattern>::default()),
@@ -147,6 +149,7 @@ mod tests {
         ),
         ("info", include_str!("info.rs"), Answers::Source(include_str!("info.rs"))),
         ("memory", include_str!("memory.rs"), Answers::Simple(Abilities::ALL, &["block_size"])),
+        ("nbd", include_str!("nbd.rs"), Answers::Source(include_str!("nbd/connection.rs"))),
         ("null", include_str!("null.rs"), Answers::Simple(Abilities::ALL, &[])),
         ("ones", include_str!("ones.rs"), Answers::Simple(Abilities::ALL, &[])),
         ("pattern", include_str!("pattern.rs"), Answers::Simple(Abilities::READ, &[])),

@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn lines_are_rules_and_comments() {
-        let text = b"# who may\n\n10.0.0.0/8, \n  ::1,anyunix # these\ndn:CN=a,O=b\n";
+        let text = b"# who may\n\n10.0.0.0/8,,::2\n  ::1,anyunix # these\ndn:CN=a,O=b\n";
         let rules = parse("allow-file", "f", text).unwrap_err();
         assert_eq!(rules.message(), "allow-file: f:3: allow-file: empty entry in rule list");
         let text = b"# who may\n\n10.0.0.0/8\n  ::1,anyunix # these\ndn:CN=a,O=b\n";

@@ -12,6 +12,7 @@
 //! - [`texts`]: parsers of what comes from command lines, scripts and the environment
 //! - [`images`]: what decoders make of images
 //! - [`primitives`]: what plugins and filters share, while a hostile worker scribbles on it
+//! - [`upstream`]: what the nbd plugin gets from its upstream server
 //! - [`shared`]: memory that hostile workers share, and what disks in memory must keep
 
 #![forbid(unsafe_code)]
@@ -27,6 +28,7 @@ pub mod session;
 pub mod shared;
 pub mod texts;
 pub mod transmission;
+pub mod upstream;
 
 /// A target: whatever the bytes, it must come back.
 pub type Target = fn(&[u8]);
@@ -49,6 +51,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("luks2", images::luks2),
     ("lzip", images::lzip),
     ("messages", channel::messages),
+    ("nbd_upstream", upstream::target),
     ("numbers", texts::numbers),
     ("parameters", texts::parameters),
     ("partition_table", layouts::partition_table),

@@ -32,6 +32,7 @@ mod errno {
     pub(super) const EPERM: i32 = 1;
     pub(super) const EIO: i32 = 5;
     pub(super) const ENOMEM: i32 = 12;
+    pub(super) const EINVAL: i32 = 22;
     pub(super) const EFBIG: i32 = 27;
     pub(super) const ENOSPC: i32 = 28;
     pub(super) const EROFS: i32 = 30;
@@ -81,6 +82,21 @@ impl NbdError {
             errno::EOPNOTSUPP => NbdError::NotSup,
             errno::ESHUTDOWN => NbdError::Shutdown,
             _ => NbdError::Inval,
+        }
+    }
+
+    /// The Linux errno, for clients.
+    #[must_use]
+    pub fn errno(self) -> i32 {
+        match self {
+            NbdError::Perm => errno::EPERM,
+            NbdError::Io => errno::EIO,
+            NbdError::NoMem => errno::ENOMEM,
+            NbdError::Inval => errno::EINVAL,
+            NbdError::NoSpc => errno::ENOSPC,
+            NbdError::Overflow => errno::EOVERFLOW,
+            NbdError::NotSup => errno::EOPNOTSUPP,
+            NbdError::Shutdown => errno::ESHUTDOWN,
         }
     }
 
@@ -140,7 +156,9 @@ mod tests {
             (0..200).filter(|code| NbdError::from_code(*code).is_some()).collect();
         assert_eq!(known, [1, 5, 12, 22, 28, 75, 95, 108]);
         for code in known {
-            assert_eq!(NbdError::from_code(code).map(NbdError::code), Some(code));
+            let error = NbdError::from_code(code).unwrap();
+            assert_eq!(error.code(), code);
+            assert_eq!(NbdError::from_errno(error.errno()), error);
         }
     }
 

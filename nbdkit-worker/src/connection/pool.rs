@@ -52,6 +52,8 @@ struct State {
     threads: usize,
     /// Jobs that a thread carries out.
     running: usize,
+    /// Who waits for room, a buffer, or the end of all jobs: telling nobody is a system call, too.
+    waiting: usize,
     /// Cost of all jobs queued and running, bytes.
     bytes: u64,
     /// Buffers of finished jobs, for the payloads of the next. In a preallocated pool, all buffers
@@ -129,6 +131,13 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn wait_for_room<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state
+    }
+
     /// Whether nothing is queued or running. Takes no lock: the reader asks for every request.
     #[inline]
     pub(super) fn is_idle(&self) -> bool {
@@ -139,7 +148,7 @@ impl Pool {
     pub(super) fn drain(&self) {
         let mut state = self.lock();
         while state.running > 0 || !state.queue.is_empty() {
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_for_room(state);
         }
     }
 
@@ -160,7 +169,7 @@ impl Pool {
         while (state.bytes > 0 && state.bytes + cost > self.max_bytes)
             || state.queue.len() >= MAX_QUEUED
         {
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_for_room(state);
         }
         if state.queue.len() >= state.idle && state.threads < self.limit {
             match thread().spawn_scoped(scope, serve) {
@@ -173,8 +182,11 @@ impl Pool {
         state.bytes += cost;
         state.queue.push_back(job);
         self.busy.store(true, Ordering::Release);
+        let idle = state.idle > 0;
         drop(state);
-        self.work.notify_one();
+        if idle {
+            self.work.notify_one();
+        }
         None
     }
 
@@ -186,7 +198,7 @@ impl Pool {
         }
         let mut state = self.lock();
         while self.preallocated && state.spare.is_empty() {
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_for_room(state);
         }
         state.spare.pop().unwrap_or_default()
     }
@@ -218,7 +230,9 @@ impl Pool {
                 if state.running == 0 && state.queue.is_empty() {
                     self.busy.store(false, Ordering::Release);
                 }
-                self.room.notify_one();
+                if state.waiting > 0 {
+                    self.room.notify_one();
+                }
             } else if state.closed {
                 return;
             } else {

@@ -152,7 +152,7 @@ fn run(plugin: Delayed, threads: u32, client: impl FnOnce(UnixStream)) -> Worker
 
 #[test]
 fn a_panic_on_any_thread_ends_the_connection() {
-    for blocking in [Blocking::Never, Blocking::Short, Blocking::Long] {
+    for blocking in [Blocking::Never, Blocking::Short, Blocking::Peer, Blocking::Long] {
         let exit = run(Delayed { panics: true, ..Delayed::new(blocking) }, 4, |mut client| {
             client.write_all(&read_request(1, 0)).unwrap();
             // The connection is closed without a reply.

@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nbdkit_api::{Error, Result, debug, quoted};
@@ -20,6 +20,7 @@ use openssl::ssl::{
     SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion,
 };
 
+use super::pipes::{Pipes, words};
 use super::session::{Failure, Session, Sessions};
 use crate::authority::Authority;
 
@@ -228,50 +229,10 @@ fn decoy() -> Vec<u8> {
     }
 }
 
-/// What OpenSSL reads and writes.
-#[derive(Debug, Default)]
-struct Pipes {
-    input: Vec<u8>,
-    read: usize,
-    output: Vec<u8>,
-    sent: usize,
-}
-
-impl Read for Pipes {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let rest = &self.input[self.read..];
-        if rest.is_empty() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let count = rest.len().min(out.len());
-        out[..count].copy_from_slice(&rest[..count]);
-        self.read += count;
-        Ok(count)
-    }
-}
-
-impl Write for Pipes {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.output.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 struct OpenSslSession {
     stream: SslStream<Pipes>,
     done: bool,
     asker: Index<Ssl, Asker>,
-}
-
-/// The library's words about what went wrong, without its file names.
-fn words(errors: &ErrorStack) -> String {
-    let reasons: Vec<&str> =
-        errors.errors().iter().filter_map(openssl::error::Error::reason).collect();
-    if reasons.is_empty() { "OpenSSL failed".to_owned() } else { reasons.join(", ") }
 }
 
 fn failure(error: &ssl::Error) -> Failure {
@@ -291,11 +252,7 @@ impl Session for OpenSslSession {
     }
 
     fn feed(&mut self, bytes: &[u8]) -> std::result::Result<usize, Failure> {
-        let pipes = self.stream.get_mut();
-        // It asks for more only when it has used up everything.
-        pipes.input.drain(..pipes.read);
-        pipes.read = 0;
-        pipes.input.extend_from_slice(bytes);
+        self.stream.get_mut().feed(bytes);
         Ok(bytes.len())
     }
 

@@ -81,7 +81,7 @@ impl TemplateSpec {
             },
         };
         let program = Program {
-            path: installed(worker_program(&configure)),
+            path: installed(worker_program(&configure, stack)),
             title: format!("template {}", title::name(crate::plugin_name(stack))),
             spared: is_spared(),
             // Later templates start when the listener may have left it.
@@ -170,11 +170,20 @@ pub(crate) fn is_spared() -> bool {
     argv0.as_bytes().first() == Some(&title::ROOT_STORAGE_DAEMON)
 }
 
-/// `nbdkit-worker`, or the one with pre-shared keys.
-fn worker_program(configure: &Configure) -> &'static str {
-    match &configure.tls {
-        Some(tls) if tls.credentials == Credentials::PreSharedKeys => "nbdkit-worker-psk",
-        _ => "nbdkit-worker",
+/// `nbdkit-worker`, or the one with pre-shared keys: for clients, or for the server that the nbd
+/// plugin connects to.
+fn worker_program(configure: &Configure, stack: &Stack) -> &'static str {
+    let for_clients =
+        configure.tls.as_ref().is_some_and(|tls| tls.credentials == Credentials::PreSharedKeys);
+    let names_keys = |parameter: &Parameter| {
+        let value = parameter.value.as_bytes();
+        parameter.key.as_deref() == Some("tls-psk")
+            || value.windows(13).any(|word| word == b"tls-psk-file=")
+    };
+    if for_clients || stack.parameters.iter().any(names_keys) {
+        "nbdkit-worker-psk"
+    } else {
+        "nbdkit-worker"
     }
 }
 

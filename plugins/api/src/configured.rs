@@ -25,6 +25,9 @@ pub(crate) trait Module: Send + Sync {
 
     fn warm_up(&self) -> Result<()>;
 
+    /// For plugins.
+    fn in_service(&self) -> Result<()>;
+
     fn cleanup(&self);
 
     fn unload(&self);
@@ -128,6 +131,17 @@ impl Layer {
             below.warm_up()?;
         }
         self.call(None, || self.module.warm_up())
+    }
+
+    /// `in_service`, of the plugin.
+    ///
+    /// # Errors
+    /// It failed; the server stops.
+    pub fn in_service(&self) -> Result<()> {
+        match self.below() {
+            Some(below) => below.in_service(),
+            None => self.call(None, || self.module.in_service()),
+        }
     }
 
     /// `cleanup`, the outermost filter first.

@@ -19,11 +19,12 @@ use crate::value::Value;
 ///
 /// The order of calls is nbdkit's: `config` for each parameter, `config_complete`, `thread_model`,
 /// `get_ready`, `checked_needs` as the invoking user; `after_fork` and `warm_up` once privileges
-/// are dropped; then for each client `preconnect`, `list_exports`, `default_export` and `open`;
-/// `cleanup` at the end. Up to and with `warm_up` they run in the template; from `preconnect` to
-/// `open` in a process or thread of the client, several at a time as far as the thread model
-/// allows. With [`Isolation::Connection`] what a client changes in ordinary memory no other client
-/// sees: shared state lives in [`crate::shared`] objects made up to `get_ready`.
+/// are dropped, and `in_service` once the sandbox is closed; then for each client `preconnect`,
+/// `list_exports`, `default_export` and `open`; `cleanup` at the end. Up to and with `warm_up` they
+/// run in the template; from `preconnect` to `open` in a process or thread of the client, several
+/// at a time as far as the thread model allows. With [`Isolation::Connection`] what a client
+/// changes in ordinary memory no other client sees: shared state lives in [`crate::shared`] objects
+/// made up to `get_ready`.
 pub trait Plugin: Send + Sync {
     /// The short name, ASCII alphanumerics and `-`.
     fn name(&self) -> &str;
@@ -114,6 +115,16 @@ pub trait Plugin: Send + Sync {
     /// # Errors
     /// The server stops.
     fn warm_up(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called once by the process that serves all clients, with [`Isolation::Shared`], when its
+    /// sandbox is closed and before the first client: for programs that run as long as it does, and
+    /// for what clients share of connections.
+    ///
+    /// # Errors
+    /// The server stops.
+    fn in_service(&self) -> Result<()> {
         Ok(())
     }
 

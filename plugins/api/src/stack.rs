@@ -232,6 +232,10 @@ impl Module for PluginModule {
         self.0.warm_up()
     }
 
+    fn in_service(&self) -> Result<()> {
+        self.0.in_service()
+    }
+
     fn cleanup(&self) {
         self.0.cleanup();
     }
@@ -290,6 +294,10 @@ impl Module for FilterModule {
 
     fn warm_up(&self) -> Result<()> {
         self.filter.warm_up()
+    }
+
+    fn in_service(&self) -> Result<()> {
+        Ok(())
     }
 
     fn cleanup(&self) {

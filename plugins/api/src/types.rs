@@ -146,6 +146,9 @@ pub enum Blocking {
     Never,
     /// May wait for a local device. Answered on the spot only if nothing else is outstanding.
     Short,
+    /// May wait for another program of this machine. Answered on the spot only if nothing else is
+    /// outstanding, writes like reads.
+    Peer,
     /// May wait for a network, a program or a timer. Never done by the thread that reads requests,
     /// if there may be another.
     Long,

@@ -25,6 +25,7 @@ mod images;
 mod luks;
 mod lzip;
 mod multi_conn;
+mod nbd;
 mod openonce;
 mod partition;
 mod plugins;
@@ -67,6 +68,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("handshake.rs"),
         include_str!("luks.rs"),
         include_str!("multi_conn.rs"),
+        include_str!("nbd.rs"),
         include_str!("openonce.rs"),
         include_str!("partition.rs"),
         include_str!("plugins.rs"),

@@ -4,6 +4,7 @@
 //! `cargo run -p nbdkit-fuzz --example seeds -- fuzz/corpus`
 
 mod images;
+mod upstream;
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd};
@@ -47,6 +48,7 @@ fn main() {
         ("messages", messages()),
         ("listener", listeners()),
         ("broker", brokers()),
+        ("nbd_upstream", upstream::upstream()),
         ("protocol", payloads()),
         (
             "command_line",

@@ -139,7 +139,8 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
     // With one request at a time there is nothing to do meanwhile.
     let alone = state.pool == PoolState::Idle
         && state.available < payload + header_length(state.rules.features.extended);
-    let inline = !pooled || timed || short && one_block && alone;
+    let soon = short || state.blocking == Blocking::Peer;
+    let inline = !pooled || timed || soon && one_block && alone;
     let executor = if inline {
         Executor::Inline {
             drain: timed && drain,

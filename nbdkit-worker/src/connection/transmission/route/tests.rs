@@ -148,7 +148,7 @@ fn commands() {
 #[test]
 fn states() {
     type Change = fn(&mut State<'_>);
-    let cases: [(&str, Change, [&str; 4]); 12] = [
+    let cases: [(&str, Change, [&str; 4]); 14] = [
         (
             "no pool, memory",
             |s| (s.pool, s.blocking) = (PoolState::Absent, Blocking::Never),
@@ -177,6 +177,26 @@ fn states() {
         (
             "network",
             |s| s.blocking = Blocking::Long,
+            [
+                "without waiting, else pool",
+                "without waiting, else splice out, else pool",
+                "pool",
+                "splice in, else pool",
+            ],
+        ),
+        (
+            "program of this machine, idle",
+            |s| s.blocking = Blocking::Peer,
+            [
+                "without waiting, else flush, inline",
+                "without waiting, else splice out, else flush, inline",
+                "flush, inline",
+                "splice in, else flush, inline",
+            ],
+        ),
+        (
+            "program of this machine, busy",
+            |s| (s.blocking, s.pool) = (Blocking::Peer, PoolState::Busy),
             [
                 "without waiting, else pool",
                 "without waiting, else splice out, else pool",
