@@ -16,6 +16,7 @@ mod checkwrite;
 mod command_line;
 mod count;
 mod ddrescue;
+mod devices;
 mod ext2;
 mod extentlist;
 mod filters;
@@ -58,6 +59,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("cache.rs"),
         include_str!("cacheextents.rs"),
         include_str!("checkwrite.rs"),
+        include_str!("devices.rs"),
         include_str!("command_line.rs"),
         include_str!("count.rs"),
         include_str!("ddrescue.rs"),
