@@ -41,7 +41,11 @@ contexts_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *k
 }
 
 static int
+#if NBDKIT_VERSION_MINOR >= 44
 contexts_thread_model (int next_thread_model)
+#else
+contexts_thread_model (void)
+#endif
 {
   return way == AGAIN ? NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS : NBDKIT_THREAD_MODEL_PARALLEL;
 }

@@ -93,10 +93,18 @@ every_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdata
   return fails ("config_complete") ? -1 : next (nxdata);
 }
 
+/* Older headers give no argument. */
+#if NBDKIT_VERSION_MINOR >= 44
 static int
 every_thread_model (int next_thread_model)
 {
-  note ("thread_model %d", next_thread_model);
+  nbdkit_debug ("the thread model below is %d", next_thread_model);
+#else
+static int
+every_thread_model (void)
+{
+#endif
+  note ("thread_model");
   return fails ("thread_model") ? -1 : NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
 }
 

@@ -158,6 +158,17 @@ fn what_the_plugin_says_about_a_parameter_is_said_once() {
 }
 
 #[test]
+fn a_filter_is_told_the_thread_model_below() {
+    let filter = format!("--filter={}", compile("every.c", &[]));
+    if !Binary::under_test().is_ours() {
+        eprintln!("skipped: a filter of nbdkit 1.32 is not told");
+        return;
+    }
+    let server = Server::nbdkit([&filter, "memory", "1M", "-v"]).start();
+    let _ = server.wait_for_stderr("the thread model below is 3");
+}
+
+#[test]
 fn the_thread_model_is_the_tightest_of_the_stack() {
     let filter = format!("--filter={}", compile("every.c", &[]));
     for (plugin, model) in [("memory", "serialize_requests"), ("ondemand", "serialize_requests")] {

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::process::Command as Program;
 
-use nbd_protocol::constants::CommandFlags;
+use nbd_protocol::constants::{CommandFlags, TransmissionFlags};
 use nbdkit_tests::differential::Row;
 use nbdkit_tests::row_name;
 use nbdkit_tests::transcript::Session;
@@ -79,7 +79,18 @@ fn has_loop_devices() -> bool {
 
 fn compare(name: &str, variant: &str, setup: fn(&TempDir), script: impl Fn(&mut Session)) {
     let _undo = Undo;
-    Row::new(name, &["file", "file={dir}/disk"]).variant(variant).setup(setup).compare(script);
+    Row::new(name, &["file", "file={dir}/disk"])
+        .variant(variant)
+        .setup(setup)
+        .normalise(without_limits)
+        .compare(script);
+}
+
+/// Later versions of nbdkit tell clients the block sizes of devices, and whether they rotate.
+fn without_limits(line: &str) -> Option<String> {
+    let about = ["INFO ", "BLOCK_SIZE ", "GO "].iter().any(|step| line.starts_with(step));
+    let known = line.split(" flags=").next().unwrap_or(line);
+    Some(if about { known.to_owned() } else { line.to_owned() })
 }
 
 /// Everything, aligned to the largest sectors.
@@ -93,7 +104,9 @@ fn exercise_sectors(s: &mut Session) {
     s.write(4096, 8192, 0xaa);
     s.ask(&Ask::write_zeroes(8192, 4096));
     s.ask(&Ask::write_zeroes(16384, 4096).flags(CommandFlags::NO_HOLE));
-    s.ask(&Ask::write_zeroes(32768, 65536).flags(CommandFlags::FAST_ZERO));
+    // Debian's server ends by an assertion where a device has no fast zeroes.
+    let fast = Ask::write_zeroes(32768, 65536).flags(CommandFlags::FAST_ZERO);
+    s.ask_if(TransmissionFlags::SEND_FAST_ZERO, &fast);
     s.ask(&Ask::trim(131_072, 65536));
     s.ask(&Ask::write(200_704, [1; 4096]).flags(CommandFlags::FUA));
     s.ask(&Ask::flush());
@@ -164,7 +177,8 @@ fn files_of_several_file_systems() {
     if !has_loop_devices() {
         return;
     }
-    let kinds: [(&str, fn(&TempDir)); 4] = [
+    type Setup = fn(&TempDir);
+    let kinds: [(&str, Setup); 4] = [
         ("ext4", |dir| in_file_system(dir, "ext4", 32 << 20)),
         ("xfs", |dir| in_file_system(dir, "xfs", 320 << 20)),
         ("btrfs", |dir| in_file_system(dir, "btrfs", 256 << 20)),
@@ -178,10 +192,15 @@ fn files_of_several_file_systems() {
 #[test]
 fn a_disk_of_nearly_8_eib() {
     let setup: fn(&TempDir) = |dir| {
-        let file = std::fs::File::create(dir.join("disk")).unwrap();
         // The largest of tmpfs and xfs; others have less.
-        if file.set_len(i64::MAX as u64).is_err() {
-            file.set_len(1 << 43).unwrap();
+        let mounted = TempDir::new();
+        let is_mounted = run("mount", &["-t", "tmpfs", "tmpfs", text(mounted.path())]).is_some();
+        let place = if is_mounted { mounted.join("disk") } else { dir.join("sparse") };
+        let file = std::fs::File::create(&place).unwrap();
+        file.set_len(if is_mounted { i64::MAX as u64 } else { 1 << 43 }).unwrap();
+        std::os::unix::fs::symlink(place, dir.join("disk")).unwrap();
+        if is_mounted {
+            note(Made::Mount(mounted));
         }
     };
     compare(row_name!(), "", setup, |s| {
@@ -192,9 +211,9 @@ fn a_disk_of_nearly_8_eib() {
         let size = std::fs::metadata(s.dir().join("disk")).unwrap().len();
         s.read(size - 512, 512);
         s.read(size - 511, 512);
-        s.ask(&Ask::write_zeroes(size - 4096, 4096));
+        s.ask(&Ask::write_zeroes((size - 8192) / 4096 * 4096, 4096));
         s.block_status(size - (1 << 20), 1 << 20);
-        s.block_status(0, u64::from(u32::MAX));
+        s.block_status(0, 1 << 31);
         s.disconnect();
     });
 }

@@ -217,13 +217,7 @@ fn a_file_that_is_replaced_meanwhile_is_the_new_one() {
 #[test]
 fn parameters_of_retry() {
     for_each(
-        &[
-            "retries=-1",
-            "retries=0x10",
-            "retry-delay=0",
-            "retry-exponential=x",
-            "retry-readonly=x",
-        ],
+        &["retries=-1", "retries=0x10", "retry-delay=0", "retry-exponential=x", "retry-readonly=x"],
         |parameter| {
             let arguments = ["--filter=retry", "null", "1M", parameter, "--run", "true"];
             Row::new(row_name!(), &arguments).variant(parameter).compare_command();
