@@ -8,6 +8,7 @@
 mod errno;
 mod isolation;
 pub mod numbers;
+pub mod partitions;
 mod peer;
 
 pub use errno::{errno_text, strerror};
