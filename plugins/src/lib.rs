@@ -17,8 +17,10 @@ pub mod info;
 pub mod memory;
 pub mod null;
 pub mod ones;
+pub mod partitioning;
 pub mod pattern;
 pub mod random;
+mod regions;
 pub mod sh;
 mod simple;
 pub mod split;
@@ -42,6 +44,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("memory", || Box::<memory::Memory>::default()),
     ("null", || Box::<null::Null>::default()),
     ("ones", || Box::<ones::Ones>::default()),
+    ("partitioning", || Box::<partitioning::Partitioning>::default()),
     ("pattern", || Box::<pattern::Pattern>::default()),
     ("random", || Box::<random::Random>::default()),
     ("sh", || Box::<sh::Sh>::default()),
@@ -149,6 +152,11 @@ mod tests {
         ("memory", include_str!("memory.rs"), Answers::Simple(Abilities::ALL, &["block_size"])),
         ("null", include_str!("null.rs"), Answers::Simple(Abilities::ALL, &[])),
         ("ones", include_str!("ones.rs"), Answers::Simple(Abilities::ALL, &[])),
+        (
+            "partitioning",
+            include_str!("partitioning.rs"),
+            Answers::Source(include_str!("regions/disk.rs")),
+        ),
         ("pattern", include_str!("pattern.rs"), Answers::Simple(Abilities::READ, &[])),
         (
             "random",
@@ -156,7 +164,7 @@ mod tests {
             Answers::Simple(Abilities { flush: false, extents: false, ..Abilities::ALL }, &[]),
         ),
         ("sh", include_str!("sh/plugin.rs"), Answers::Source(include_str!("sh/connection.rs"))),
-        ("split", include_str!("split.rs"), Answers::Source(include_str!("split.rs"))),
+        ("split", include_str!("split.rs"), Answers::Source(include_str!("regions/disk.rs"))),
         ("zero", include_str!("zero.rs"), Answers::Simple(Abilities::READ, &[])),
     ];
 

@@ -26,6 +26,7 @@ mod lzip;
 mod multi_conn;
 mod openonce;
 mod partition;
+mod partitioning;
 mod plugins;
 mod protect;
 mod rate;
@@ -67,6 +68,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("multi_conn.rs"),
         include_str!("openonce.rs"),
         include_str!("partition.rs"),
+        include_str!("partitioning.rs"),
         include_str!("plugins.rs"),
         include_str!("protect.rs"),
         include_str!("rate.rs"),
