@@ -9,6 +9,7 @@ pub mod allocator;
 pub mod data;
 pub mod eval;
 pub mod file;
+pub mod floppy;
 pub mod full;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
@@ -39,6 +40,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("data", || Box::<data::Data>::default()),
     ("eval", || Box::<eval::Eval>::default()),
     ("file", || Box::<file::File>::default()),
+    ("floppy", || Box::<floppy::Floppy>::default()),
     ("full", || Box::<full::Full>::default()),
     ("info", || Box::<info::Info>::default()),
     ("memory", || Box::<memory::Memory>::default()),
@@ -143,6 +145,7 @@ mod tests {
         ("data", include_str!("data.rs"), Answers::Simple(Abilities::ALL, &["block_size"])),
         ("eval", include_str!("sh/plugin.rs"), Answers::Source(include_str!("sh/connection.rs"))),
         ("file", include_str!("file.rs"), Answers::Source(include_str!("file/disk.rs"))),
+        ("floppy", include_str!("floppy.rs"), Answers::Source(include_str!("regions/disk.rs"))),
         (
             "full",
             include_str!("full.rs"),

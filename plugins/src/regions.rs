@@ -9,6 +9,9 @@ mod disk;
 
 pub(crate) use disk::{Disk, Files};
 
+use std::fmt::Debug;
+use std::sync::Arc;
+
 use nbdkit_api::{Errno, Error, Result};
 
 /// The callbacks of a plugin with such a disk and parameters, and without `get_ready`.
@@ -31,11 +34,19 @@ pub(crate) const CALLBACKS: &[&str] = &[
     "cache",
 ];
 
+/// Bytes that are made when they are read.
+pub(crate) trait Make: Debug + Send + Sync {
+    /// Fills `buf` from `offset`, bytes in the region.
+    fn fill(&self, buf: &mut [u8], offset: u64);
+}
+
 /// What stands in a region.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Content {
     /// These bytes, as many as the region has. Clients cannot change them.
     Bytes(Box<[u8]>),
+    /// Bytes that are made. Clients cannot change them.
+    Made(Arc<dyn Make>),
     /// The beginning of a file, by its number.
     File(usize),
     /// Zeroes that clients cannot change.
@@ -93,6 +104,14 @@ impl Regions {
     pub(crate) fn push_bytes(&mut self, bytes: impl Into<Box<[u8]>>) -> Result<()> {
         let bytes = bytes.into();
         self.push(bytes.len() as u64, Content::Bytes(bytes))
+    }
+
+    /// Appends so many bytes that are made.
+    ///
+    /// # Errors
+    /// EOVERFLOW: the disk is too large.
+    pub(crate) fn push_made(&mut self, make: Arc<dyn Make>, length: u64) -> Result<()> {
+        self.push(length, Content::Made(make))
     }
 
     /// Appends so many bytes of file `number`.

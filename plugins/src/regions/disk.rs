@@ -75,7 +75,6 @@ impl Files {
     }
 
     /// As many files, each of which is opened when it is first read.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for disks that are made of directories"))]
     pub(crate) fn on_demand(
         count: usize,
         find: impl Fn(usize) -> Result<Opened> + Send + Sync + 'static,
@@ -158,6 +157,7 @@ impl Disk {
                 Content::Bytes(bytes) if bytes[piece.offset as usize..][..now.len()] != *now => {
                     "attempt to change partition table of virtual disk"
                 }
+                Content::Made(_) => "attempt to change what the server makes",
                 Content::Zeroes if now.iter().any(|byte| *byte != 0) => {
                     "write non-zeroes to padding region"
                 }
@@ -190,7 +190,7 @@ impl Connection for Disk {
     }
 
     fn can_extents(&self) -> Result<bool> {
-        let zeroes = || self.regions.list.iter().any(|it| it.content == Content::Zeroes);
+        let zeroes = || self.regions.list.iter().any(|it| matches!(it.content, Content::Zeroes));
         Ok(self.files.kept().any(|file| file.knows_holes) || zeroes())
     }
 
@@ -212,6 +212,7 @@ impl Connection for Disk {
                 Content::Bytes(bytes) => {
                     now.copy_from_slice(&bytes[piece.offset as usize..][..now.len()]);
                 }
+                Content::Made(make) => make.fill(now, piece.offset),
                 Content::File(number) => read(&*self.files.get(*number)?, now, piece.offset)?,
                 Content::Zeroes => now.fill(0),
             }
@@ -246,7 +247,7 @@ impl Connection for Disk {
         for Piece { region, offset, length } in self.regions.pieces(offset, count) {
             let start = region.start;
             let kind = match region.content {
-                Content::Bytes(_) => ExtentKind::DATA,
+                Content::Bytes(_) | Content::Made(_) => ExtentKind::DATA,
                 // The rest of a sector: some clients take none for less than a sector.
                 Content::Zeroes if region.length < SECTOR => ExtentKind::DATA,
                 Content::Zeroes => ExtentKind::SPARSE,

@@ -92,6 +92,7 @@ fn dump_plugin_keys() {
             "file",
             "eval",
             "partitioning",
+            "floppy",
         ],
         |plugin| {
             Row::new(row_name!(), &["--dump-plugin", plugin])

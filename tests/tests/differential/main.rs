@@ -18,6 +18,7 @@ mod count;
 mod ddrescue;
 mod extentlist;
 mod filters;
+mod floppy;
 mod gzip;
 mod handshake;
 mod images;
@@ -62,6 +63,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("ddrescue.rs"),
         include_str!("extentlist.rs"),
         include_str!("filters.rs"),
+        include_str!("floppy.rs"),
         include_str!("gzip.rs"),
         include_str!("handshake.rs"),
         include_str!("luks.rs"),

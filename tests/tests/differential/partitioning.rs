@@ -1,12 +1,10 @@
 //! The partitioning plugin: disks and messages are those of Debian's, but for GUIDs and names, and
 //! the tools for partition tables are content with them.
 
-use std::path::Path;
-use std::process::Command;
-
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::differential::{Row, for_each};
 use nbdkit_tests::server::{Server, ours};
+use nbdkit_tests::tools::{disk, run};
 use nbdkit_tests::transcript::Session;
 use nbdkit_tests::{Ask, TempDir, row_name};
 
@@ -20,17 +18,9 @@ fn files(dir: &TempDir) {
     std::fs::write(dir.join("empty"), "").unwrap();
 }
 
-/// All of a disk's bytes.
-fn bytes(server: &Server) -> Vec<u8> {
-    let mut client = server.connected("");
-    let size = client.export().unwrap().0;
-    let at = (0..size).step_by(MIB as usize);
-    at.flat_map(|at| client.call(&Ask::read(at, MIB.min(size - at))).unwrap().data).collect()
-}
-
 /// A disk of `names` by each server.
 fn disks(parameters: &[&str], names: &[&str]) -> Option<[Vec<u8>; 2]> {
-    let disk = |binary: Binary| {
+    let made = |binary: Binary| {
         let server = Server::nbdkit(["partitioning"]).binary(binary);
         files(server.dir());
         let paths: Vec<String> = names
@@ -40,14 +30,14 @@ fn disks(parameters: &[&str], names: &[&str]) -> Option<[Vec<u8>; 2]> {
                 false => server.dir().join(name).display().to_string(),
             })
             .collect();
-        bytes(&server.args(parameters).args(paths).start())
+        disk(&server.args(parameters).args(paths).start())
     };
     let Some(debian) = Binary::debian() else {
         assert!(std::env::var_os("CI").is_none(), "CI must have Debian's nbdkit, the oracle");
         eprintln!("SKIPPED: Debian's nbdkit is not installed");
         return None;
     };
-    Some([disk(debian), disk(Binary::ours())])
+    Some([made(debian), made(Binary::ours())])
 }
 
 #[test]
@@ -184,23 +174,6 @@ fn partitioning_parameters_that_make_no_sense() {
     );
 }
 
-/// What a program prints about a disk; `None`, and a line, if there is no such program.
-fn judged(program: &str, arguments: &[&str], disk: &Path) -> Option<String> {
-    match Command::new(program).args(arguments).arg(disk).output() {
-        Ok(output) => {
-            let text =
-                String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-            assert!(output.status.success(), "{program}: {text}");
-            Some(text)
-        }
-        Err(error) => {
-            assert!(std::env::var_os("CI").is_none(), "CI must have {program}: {error}");
-            eprintln!("SKIPPED: {program}: {error}");
-            None
-        }
-    }
-}
-
 #[test]
 fn tools_find_the_partitions() {
     let arguments =
@@ -209,16 +182,16 @@ fn tools_find_the_partitions() {
         let server = ours(&arguments).arg(format!("partition-type={kind}"));
         files(server.dir());
         let server = server.start();
-        let disk = server.dir().join("disk");
-        std::fs::write(&disk, bytes(&server)).unwrap();
-        if let Some(text) = judged("sfdisk", &["-d"], &disk) {
+        let dir = server.dir().path();
+        std::fs::write(dir.join("disk"), disk(&server)).unwrap();
+        if let Some(text) = run("sfdisk", &["-d", "disk"], dir) {
             let found = text.lines().filter(|line| line.contains("start=")).count();
             assert_eq!(found, if kind == "mbr" { 7 } else { 6 }, "{text}");
             let last = text.lines().find(|line| line.contains("size=          12")).unwrap();
             assert!(last.contains("start=       12288"), "{text}");
         }
         if kind == "gpt"
-            && let Some(text) = judged("sgdisk", &["-v"], &disk)
+            && let Some(text) = run("sgdisk", &["-v", "disk"], dir)
         {
             assert!(text.contains("No problems found"), "{text}");
         }
@@ -237,7 +210,7 @@ fn the_partition_filter_takes_off_what_the_plugin_put_around() {
         let server = server.args(parameters).start();
         let mut expected = std::fs::read(server.dir().join(name)).unwrap();
         expected.resize(expected.len().next_multiple_of(512), 0);
-        assert_eq!(bytes(&server), expected, "{kind} {partition}");
+        assert_eq!(disk(&server), expected, "{kind} {partition}");
     }
 }
 
