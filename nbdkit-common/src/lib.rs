@@ -8,6 +8,7 @@
 mod errno;
 mod isolation;
 pub mod numbers;
+pub mod partitions;
 mod peer;
 
 /// The version of nbdkit whose command line, plugins, filters and interfaces this server has.

@@ -9,6 +9,7 @@ pub mod allocator;
 pub mod data;
 pub mod eval;
 pub mod file;
+pub mod floppy;
 pub mod full;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
@@ -18,8 +19,10 @@ pub mod memory;
 pub mod nbd;
 pub mod null;
 pub mod ones;
+pub mod partitioning;
 pub mod pattern;
 pub mod random;
+mod regions;
 pub mod sh;
 mod simple;
 pub mod split;
@@ -38,12 +41,14 @@ const REGISTRY: &[(&str, Load)] = &[
     ("data", || Box::<data::Data>::default()),
     ("eval", || Box::<eval::Eval>::default()),
     ("file", || Box::<file::File>::default()),
+    ("floppy", || Box::<floppy::Floppy>::default()),
     ("full", || Box::<full::Full>::default()),
     ("info", || Box::<info::Info>::default()),
     ("memory", || Box::<memory::Memory>::default()),
     ("nbd", || Box::<nbd::Nbd>::default()),
     ("null", || Box::<null::Null>::default()),
     ("ones", || Box::<ones::Ones>::default()),
+    ("partitioning", || Box::<partitioning::Partitioning>::default()),
     ("pattern", || Box::<pattern::Pattern>::default()),
     ("random", || Box::<random::Random>::default()),
     ("sh", || Box::<sh::Sh>::default()),
@@ -142,6 +147,7 @@ mod tests {
         ("data", include_str!("data.rs"), Answers::Simple(Abilities::ALL, &["block_size"])),
         ("eval", include_str!("sh/plugin.rs"), Answers::Source(include_str!("sh/connection.rs"))),
         ("file", include_str!("file.rs"), Answers::Source(include_str!("file/disk.rs"))),
+        ("floppy", include_str!("floppy.rs"), Answers::Source(include_str!("regions/disk.rs"))),
         (
             "full",
             include_str!("full.rs"),
@@ -152,6 +158,11 @@ mod tests {
         ("nbd", include_str!("nbd.rs"), Answers::Source(include_str!("nbd/connection.rs"))),
         ("null", include_str!("null.rs"), Answers::Simple(Abilities::ALL, &[])),
         ("ones", include_str!("ones.rs"), Answers::Simple(Abilities::ALL, &[])),
+        (
+            "partitioning",
+            include_str!("partitioning.rs"),
+            Answers::Source(include_str!("regions/disk.rs")),
+        ),
         ("pattern", include_str!("pattern.rs"), Answers::Simple(Abilities::READ, &[])),
         (
             "random",
@@ -159,7 +170,7 @@ mod tests {
             Answers::Simple(Abilities { flush: false, extents: false, ..Abilities::ALL }, &[]),
         ),
         ("sh", include_str!("sh/plugin.rs"), Answers::Source(include_str!("sh/connection.rs"))),
-        ("split", include_str!("split.rs"), Answers::Source(include_str!("split.rs"))),
+        ("split", include_str!("split.rs"), Answers::Source(include_str!("regions/disk.rs"))),
         ("zero", include_str!("zero.rs"), Answers::Simple(Abilities::READ, &[])),
     ];
 

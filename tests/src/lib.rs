@@ -18,6 +18,7 @@ pub mod server;
 pub mod single;
 pub mod tempdir;
 pub mod tls;
+pub mod tools;
 pub mod transcript;
 pub mod workout;
 

@@ -5,6 +5,10 @@
 
 use std::ops::Range;
 
+use nbdkit_api::partitions::{
+    GPT_ENTRIES, GPT_ENTRY_SIZE, GPT_HEADER_SIZE, GPT_SIGNATURE, MBR_PRIMARIES, MBR_SIZE, MbrEntry,
+    TYPE_EMPTY, TYPE_PROTECTIVE, mbr_entries, u32_at, u64_at,
+};
 use nbdkit_api::{Errno, Error, Result};
 
 /// The size of a sector.
@@ -54,55 +58,12 @@ pub struct Table<'a> {
     pub sector: Sector,
 }
 
-/// Bytes of a master boot record, and of the part of a GPT header that is looked at.
-const MBR_SIZE: usize = 512;
-const GPT_HEADER_SIZE: usize = 92;
-const GPT_ENTRY_SIZE: usize = 128;
-/// Where the entries of an MBR begin, how long each is, and how many there are.
-const MBR_ENTRIES: usize = 446;
-const MBR_ENTRY_SIZE: usize = 16;
-const MBR_PRIMARIES: u32 = 4;
-/// Where the entries of a GPT begin, in sectors.
-const GPT_ENTRIES: u64 = 2;
-
-const TYPE_EMPTY: u8 = 0;
-const TYPE_PROTECTIVE: u8 = 0xee;
-/// Extended partitions of DOS, of Windows (LBA) and of Linux.
-const TYPES_EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
-
-/// An entry of an MBR or EBR, in sectors.
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    kind: u8,
-    start: u32,
-    count: u32,
-}
-
-impl Entry {
-    fn is_extended(self) -> bool {
-        TYPES_EXTENDED.contains(&self.kind)
-    }
-
-    fn is_used(self) -> bool {
-        self.kind != TYPE_EMPTY && self.count != 0
-    }
-}
-
 fn error(why: impl Into<String>) -> Error {
     Error::new(Errno::EINVAL, why)
 }
 
 fn outside() -> Error {
     error("partition is outside the disk")
-}
-
-/// Little-endian numbers at `at`, which is within the buffer.
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes[at..at + 4].iter().rev().fold(0, |n, byte| n << 8 | u32::from(*byte))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes[at..at + 8].iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte))
 }
 
 impl Table<'_> {
@@ -117,7 +78,7 @@ impl Table<'_> {
         }
         let mut header = [0; GPT_HEADER_SIZE];
         (self.read)(&mut header, sector)?;
-        if header.starts_with(b"EFI PART") {
+        if header.starts_with(GPT_SIGNATURE) {
             return self.gpt(&header, number);
         }
         let Some(entries) = self.entries(0)? else {
@@ -130,7 +91,7 @@ impl Table<'_> {
                  partition-sectorsize={other}"
             )));
         }
-        if number > MBR_PRIMARIES {
+        if number as usize > MBR_PRIMARIES {
             return self.logical(&entries, number);
         }
         let entry = entries[number as usize - 1];
@@ -141,24 +102,14 @@ impl Table<'_> {
     }
 
     /// The entries of the MBR or EBR at `offset`, bytes; `None` if there is none.
-    fn entries(&self, offset: u64) -> Result<Option<[Entry; MBR_PRIMARIES as usize]>> {
+    fn entries(&self, offset: u64) -> Result<Option<[MbrEntry; MBR_PRIMARIES]>> {
         let mut record = [0; MBR_SIZE];
         (self.read)(&mut record, offset)?;
-        if !record.ends_with(&[0x55, 0xaa]) {
-            return Ok(None);
-        }
-        Ok(Some(std::array::from_fn(|i| {
-            let at = MBR_ENTRIES + i * MBR_ENTRY_SIZE;
-            Entry {
-                kind: record[at + 4],
-                start: u32_at(&record, at + 8),
-                count: u32_at(&record, at + 12),
-            }
-        })))
+        Ok(mbr_entries(&record))
     }
 
     /// A logical partition. Each is in an EBR, whose second entry leads to the next EBR.
-    fn logical(&self, primaries: &[Entry], number: u32) -> Result<Range<u64>> {
+    fn logical(&self, primaries: &[MbrEntry], number: u32) -> Result<Range<u64>> {
         let Some(extended) = primaries.iter().find(|entry| entry.is_extended()) else {
             return Err(error(
                 "MBR logical partition selected, but there is no extended partition in the \
@@ -168,7 +119,7 @@ impl Table<'_> {
         let sector = self.sector.size();
         let base = u64::from(extended.start);
         let mut at = base;
-        for found in MBR_PRIMARIES + 1.. {
+        for found in MBR_PRIMARIES as u32 + 1.. {
             let bytes = self.sectors(at, 1)?.start;
             let entries = self
                 .entries(bytes)?

@@ -51,6 +51,7 @@ pub use filter::{Filter, Slot};
 pub use layer::{Backend, Next, OpenLayer};
 pub use module::ModuleFile;
 pub use nbdkit_common::NBDKIT_VERSION;
+pub use nbdkit_common::partitions;
 pub use needs::{Access, Isolation, Level, Needs, Network};
 pub use next_config::NextConfig;
 pub use open::Open;

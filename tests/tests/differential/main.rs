@@ -20,6 +20,7 @@ mod devices;
 mod ext2;
 mod extentlist;
 mod filters;
+mod floppy;
 mod gzip;
 mod handshake;
 mod images;
@@ -29,6 +30,7 @@ mod multi_conn;
 mod nbd;
 mod openonce;
 mod partition;
+mod partitioning;
 mod plugins;
 mod protect;
 mod rate;
@@ -66,6 +68,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("ext2.rs"),
         include_str!("extentlist.rs"),
         include_str!("filters.rs"),
+        include_str!("floppy.rs"),
         include_str!("gzip.rs"),
         include_str!("handshake.rs"),
         include_str!("luks.rs"),
@@ -73,6 +76,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("nbd.rs"),
         include_str!("openonce.rs"),
         include_str!("partition.rs"),
+        include_str!("partitioning.rs"),
         include_str!("plugins.rs"),
         include_str!("protect.rs"),
         include_str!("rate.rs"),
