@@ -13,7 +13,12 @@ pub mod full;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
+mod image;
 pub mod info;
+pub mod iso;
+pub mod linuxdisk;
+#[cfg(test)]
+mod manual_pages;
 pub mod memory;
 pub mod null;
 pub mod ones;
@@ -39,6 +44,8 @@ const REGISTRY: &[(&str, Load)] = &[
     ("file", || Box::<file::File>::default()),
     ("full", || Box::<full::Full>::default()),
     ("info", || Box::<info::Info>::default()),
+    ("iso", || Box::<iso::Iso>::default()),
+    ("linuxdisk", || Box::<linuxdisk::LinuxDisk>::default()),
     ("memory", || Box::<memory::Memory>::default()),
     ("null", || Box::<null::Null>::default()),
     ("ones", || Box::<ones::Ones>::default()),
@@ -146,6 +153,8 @@ mod tests {
             Answers::Simple(Abilities { zero: false, flush: false, ..Abilities::ALL }, &[]),
         ),
         ("info", include_str!("info.rs"), Answers::Source(include_str!("info.rs"))),
+        ("iso", include_str!("iso.rs"), Answers::Source(include_str!("image.rs"))),
+        ("linuxdisk", include_str!("linuxdisk.rs"), Answers::Source(include_str!("image.rs"))),
         ("memory", include_str!("memory.rs"), Answers::Simple(Abilities::ALL, &["block_size"])),
         ("null", include_str!("null.rs"), Answers::Simple(Abilities::ALL, &[])),
         ("ones", include_str!("ones.rs"), Answers::Simple(Abilities::ALL, &[])),

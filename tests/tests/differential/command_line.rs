@@ -80,8 +80,19 @@ fn dump_config_keys() {
 fn dump_plugin_keys() {
     for_each(
         &[
-            "memory", "null", "zero", "full", "pattern", "data", "info", "random", "split", "file",
+            "memory",
+            "null",
+            "zero",
+            "full",
+            "pattern",
+            "data",
+            "info",
+            "random",
+            "split",
+            "file",
             "eval",
+            "iso",
+            "linuxdisk",
         ],
         |plugin| {
             Row::new(row_name!(), &["--dump-plugin", plugin])

@@ -24,6 +24,7 @@ mod handshake;
 mod images;
 mod luks;
 mod lzip;
+mod made_disks;
 mod multi_conn;
 mod openonce;
 mod partition;
@@ -57,6 +58,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("cache.rs"),
         include_str!("cacheextents.rs"),
         include_str!("checkwrite.rs"),
+        include_str!("made_disks.rs"),
         include_str!("command_line.rs"),
         include_str!("count.rs"),
         include_str!("ddrescue.rs"),
