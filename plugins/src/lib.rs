@@ -17,10 +17,12 @@ mod image;
 pub mod info;
 pub mod iso;
 pub mod linuxdisk;
+mod made_disk;
 #[cfg(test)]
 mod manual_pages;
 pub mod memory;
 pub mod null;
+pub mod ondemand;
 pub mod ones;
 pub mod pattern;
 pub mod random;
@@ -29,6 +31,7 @@ mod simple;
 pub mod split;
 #[cfg(test)]
 mod test_dir;
+pub mod tmpdisk;
 mod words;
 pub mod zero;
 
@@ -48,11 +51,13 @@ const REGISTRY: &[(&str, Load)] = &[
     ("linuxdisk", || Box::<linuxdisk::LinuxDisk>::default()),
     ("memory", || Box::<memory::Memory>::default()),
     ("null", || Box::<null::Null>::default()),
+    ("ondemand", || Box::<ondemand::OnDemand>::default()),
     ("ones", || Box::<ones::Ones>::default()),
     ("pattern", || Box::<pattern::Pattern>::default()),
     ("random", || Box::<random::Random>::default()),
     ("sh", || Box::<sh::Sh>::default()),
     ("split", || Box::<split::Split>::default()),
+    ("tmpdisk", || Box::<tmpdisk::TmpDisk>::default()),
     ("zero", || Box::<zero::Zero>::default()),
 ];
 
@@ -157,6 +162,11 @@ mod tests {
         ("linuxdisk", include_str!("linuxdisk.rs"), Answers::Source(include_str!("image.rs"))),
         ("memory", include_str!("memory.rs"), Answers::Simple(Abilities::ALL, &["block_size"])),
         ("null", include_str!("null.rs"), Answers::Simple(Abilities::ALL, &[])),
+        (
+            "ondemand",
+            include_str!("ondemand.rs"),
+            Answers::Source(include_str!("made_disk/connection.rs")),
+        ),
         ("ones", include_str!("ones.rs"), Answers::Simple(Abilities::ALL, &[])),
         ("pattern", include_str!("pattern.rs"), Answers::Simple(Abilities::READ, &[])),
         (
@@ -166,6 +176,11 @@ mod tests {
         ),
         ("sh", include_str!("sh/plugin.rs"), Answers::Source(include_str!("sh/connection.rs"))),
         ("split", include_str!("split.rs"), Answers::Source(include_str!("split.rs"))),
+        (
+            "tmpdisk",
+            include_str!("tmpdisk.rs"),
+            Answers::Source(include_str!("made_disk/connection.rs")),
+        ),
         ("zero", include_str!("zero.rs"), Answers::Simple(Abilities::READ, &[])),
     ];
 

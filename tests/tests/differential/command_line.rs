@@ -93,6 +93,8 @@ fn dump_plugin_keys() {
             "eval",
             "iso",
             "linuxdisk",
+            "ondemand",
+            "tmpdisk",
         ],
         |plugin| {
             Row::new(row_name!(), &["--dump-plugin", plugin])

@@ -310,11 +310,13 @@ fn plugins_and_filters_without_parameters_serve_or_say_why_not() {
         "linuxdisk",
         "memory",
         "null",
+        "ondemand",
         "ones",
         "pattern",
         "random",
         "sh",
         "split",
+        "tmpdisk",
         "zero",
     ] {
         let finished = run(&[plugin]);

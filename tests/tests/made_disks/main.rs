@@ -4,4 +4,6 @@
 
 mod iso;
 mod linuxdisk;
+mod ondemand;
 mod support;
+mod tmpdisk;
