@@ -31,8 +31,7 @@ pub struct File {
 
 impl Default for File {
     fn default() -> File {
-        let hints = Hints { spare_cache: false, advice: PosixFadviseAdvice::POSIX_FADV_NORMAL };
-        File { what: None, links: true, hints, source: None }
+        File { what: None, links: true, hints: Hints::default(), source: None }
     }
 }
 

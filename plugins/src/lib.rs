@@ -14,10 +14,17 @@ pub mod full;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
+mod image;
 pub mod info;
+pub mod iso;
+pub mod linuxdisk;
+mod made_disk;
+#[cfg(test)]
+mod manual_pages;
 pub mod memory;
 pub mod nbd;
 pub mod null;
+pub mod ondemand;
 pub mod ones;
 pub mod partitioning;
 pub mod pattern;
@@ -28,6 +35,7 @@ mod simple;
 pub mod split;
 #[cfg(test)]
 mod test_dir;
+pub mod tmpdisk;
 mod words;
 pub mod zero;
 
@@ -44,15 +52,19 @@ const REGISTRY: &[(&str, Load)] = &[
     ("floppy", || Box::<floppy::Floppy>::default()),
     ("full", || Box::<full::Full>::default()),
     ("info", || Box::<info::Info>::default()),
+    ("iso", || Box::<iso::Iso>::default()),
+    ("linuxdisk", || Box::<linuxdisk::LinuxDisk>::default()),
     ("memory", || Box::<memory::Memory>::default()),
     ("nbd", || Box::<nbd::Nbd>::default()),
     ("null", || Box::<null::Null>::default()),
+    ("ondemand", || Box::<ondemand::OnDemand>::default()),
     ("ones", || Box::<ones::Ones>::default()),
     ("partitioning", || Box::<partitioning::Partitioning>::default()),
     ("pattern", || Box::<pattern::Pattern>::default()),
     ("random", || Box::<random::Random>::default()),
     ("sh", || Box::<sh::Sh>::default()),
     ("split", || Box::<split::Split>::default()),
+    ("tmpdisk", || Box::<tmpdisk::TmpDisk>::default()),
     ("zero", || Box::<zero::Zero>::default()),
 ];
 
@@ -154,9 +166,16 @@ mod tests {
             Answers::Simple(Abilities { zero: false, flush: false, ..Abilities::ALL }, &[]),
         ),
         ("info", include_str!("info.rs"), Answers::Source(include_str!("info.rs"))),
+        ("iso", include_str!("iso.rs"), Answers::Source(include_str!("image.rs"))),
+        ("linuxdisk", include_str!("linuxdisk.rs"), Answers::Source(include_str!("image.rs"))),
         ("memory", include_str!("memory.rs"), Answers::Simple(Abilities::ALL, &["block_size"])),
         ("nbd", include_str!("nbd.rs"), Answers::Source(include_str!("nbd/connection.rs"))),
         ("null", include_str!("null.rs"), Answers::Simple(Abilities::ALL, &[])),
+        (
+            "ondemand",
+            include_str!("ondemand.rs"),
+            Answers::Source(include_str!("made_disk/connection.rs")),
+        ),
         ("ones", include_str!("ones.rs"), Answers::Simple(Abilities::ALL, &[])),
         (
             "partitioning",
@@ -171,6 +190,12 @@ mod tests {
         ),
         ("sh", include_str!("sh/plugin.rs"), Answers::Source(include_str!("sh/connection.rs"))),
         ("split", include_str!("split.rs"), Answers::Source(include_str!("regions/disk.rs"))),
+        ("split", include_str!("split.rs"), Answers::Source(include_str!("split.rs"))),
+        (
+            "tmpdisk",
+            include_str!("tmpdisk.rs"),
+            Answers::Source(include_str!("made_disk/connection.rs")),
+        ),
         ("zero", include_str!("zero.rs"), Answers::Simple(Abilities::READ, &[])),
     ];
 

@@ -7,7 +7,7 @@ pub(crate) mod call;
 pub(crate) mod connection;
 pub(crate) mod lifecycle;
 pub(crate) mod plugin;
-mod run;
+pub(crate) mod run;
 pub(crate) mod status;
 #[cfg(test)]
 mod tests;

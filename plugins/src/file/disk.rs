@@ -22,16 +22,22 @@ use super::ladder::{Failure, Ladder};
 
 /// How the page cache is to be used.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Hints {
+pub(crate) struct Hints {
     /// `cache=none`.
     pub(super) spare_cache: bool,
     /// `fadvise=`.
     pub(super) advice: PosixFadviseAdvice,
 }
 
+impl Default for Hints {
+    fn default() -> Hints {
+        Hints { spare_cache: false, advice: PosixFadviseAdvice::POSIX_FADV_NORMAL }
+    }
+}
+
 /// One open file or block device.
 #[derive(Debug)]
-pub(super) struct Disk {
+pub(crate) struct Disk {
     file: Lent,
     name: String,
     writable: bool,
@@ -48,7 +54,7 @@ impl Disk {
     ///
     /// # Errors
     /// The kernel does not take the advice, or the device does not tell its sector size.
-    pub(super) fn new(opened: Opened, hints: Hints) -> Result<Disk> {
+    pub(crate) fn new(opened: Opened, hints: Hints) -> Result<Disk> {
         let Opened { file, name, writable, is_block_device } = opened;
         if hints.advice != PosixFadviseAdvice::POSIX_FADV_NORMAL {
             posix_fadvise(&*file, 0, 0, hints.advice)

@@ -184,8 +184,11 @@ fn check_name(export: &str) -> Result<()> {
     Ok(())
 }
 
-/// See [`Source::names`].
-fn names(declared: &Declared) -> Result<Vec<String>> {
+/// See [`Source::names`]; `declared` is a directory.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn names(declared: &Declared) -> Result<Vec<String>> {
     let failed = |errno| Error::os(format!("opendir: {}", declared.path.display()), errno);
     let directory = paths::list(declared)?;
     let dir = directory.try_clone().or_error(|| format!("dup: {}", declared.path.display()))?;

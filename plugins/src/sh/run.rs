@@ -20,7 +20,7 @@ const PIECE: usize = 64 << 10;
 const MAX_EXCESS: usize = 1 << 20;
 
 /// Where standard output goes.
-pub(super) enum Sink<'a> {
+pub(crate) enum Sink<'a> {
     /// Into a growing buffer of at most so many bytes.
     Buffer(Vec<u8>, usize),
     /// Into exactly this place.
@@ -28,14 +28,14 @@ pub(super) enum Sink<'a> {
 }
 
 /// How the program ended.
-pub(super) struct Finished {
-    pub(super) status: ExitStatus,
+pub(crate) struct Finished {
+    pub(crate) status: ExitStatus,
     /// How many bytes it printed, as far as that was counted.
-    pub(super) printed: usize,
+    pub(crate) printed: usize,
     /// It printed more than the sink holds.
-    pub(super) overflow: bool,
+    pub(crate) overflow: bool,
     /// The beginning of what it printed on standard error.
-    pub(super) stderr: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
 }
 
 impl Sink<'_> {
@@ -78,7 +78,21 @@ pub(super) fn run(
     stdin: &[u8],
     sink: &mut Sink<'_>,
 ) -> io::Result<Finished> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    attend(command, stdin, sink)
+}
+
+/// As [`run`], with standard input and output where the caller has put them: no more than what is
+/// a pipe is fed or collected.
+///
+/// # Errors
+/// Those of [`run`].
+pub(crate) fn attend(
+    command: &mut Command,
+    stdin: &[u8],
+    sink: &mut Sink<'_>,
+) -> io::Result<Finished> {
+    command.stderr(Stdio::piped());
     let mut program = programs::start(command)?;
     let talked = talk(&mut program, stdin, sink);
     if talked.is_err() {

@@ -93,6 +93,10 @@ fn dump_plugin_keys() {
             "eval",
             "partitioning",
             "floppy",
+            "iso",
+            "linuxdisk",
+            "ondemand",
+            "tmpdisk",
         ],
         |plugin| {
             Row::new(row_name!(), &["--dump-plugin", plugin])

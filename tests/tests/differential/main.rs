@@ -26,6 +26,7 @@ mod handshake;
 mod images;
 mod luks;
 mod lzip;
+mod made_disks;
 mod multi_conn;
 mod nbd;
 mod openonce;
@@ -62,6 +63,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("cacheextents.rs"),
         include_str!("checkwrite.rs"),
         include_str!("devices.rs"),
+        include_str!("made_disks.rs"),
         include_str!("command_line.rs"),
         include_str!("count.rs"),
         include_str!("ddrescue.rs"),

@@ -301,8 +301,23 @@ fn run(arguments: &[&str]) -> command::Finished {
 #[test]
 fn plugins_and_filters_without_parameters_serve_or_say_why_not() {
     for plugin in [
-        "data", "eval", "file", "full", "info", "memory", "null", "ones", "pattern", "random",
-        "sh", "split", "zero",
+        "data",
+        "eval",
+        "file",
+        "full",
+        "info",
+        "iso",
+        "linuxdisk",
+        "memory",
+        "null",
+        "ondemand",
+        "ones",
+        "pattern",
+        "random",
+        "sh",
+        "split",
+        "tmpdisk",
+        "zero",
     ] {
         let finished = run(&[plugin]);
         let status = finished.status.code();

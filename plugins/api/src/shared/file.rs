@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, FdFlag, OFlag, SealFlag, fallocate, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -41,10 +41,7 @@ impl SharedFile {
     /// # Errors
     /// The kernel's, with the directory.
     pub fn temporary(name: &str, size: u64) -> Result<SharedFile> {
-        let dir = std::env::var_os("TMPDIR")
-            .filter(|dir| !dir.is_empty())
-            .unwrap_or_else(|| "/var/tmp".into());
-        let fd = unlinked(Path::new(&dir))?;
+        let fd = unlinked(&temporary_directory())?;
         let file = SharedFile { file: File::from(fd), name: name.to_owned() };
         file.set_len(size)?;
         Ok(file)
@@ -174,6 +171,12 @@ impl AsFd for SharedFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// `$TMPDIR`, or /var/tmp if that is not set.
+pub fn temporary_directory() -> PathBuf {
+    let set = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
+    set.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
 /// Opens a file in `dir` that has no name, so that nothing is left behind however we end.
