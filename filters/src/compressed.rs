@@ -14,6 +14,7 @@ pub(crate) mod expansion;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod index;
+pub(crate) mod index_file;
 #[cfg(test)]
 mod limits;
 pub(crate) mod points;

@@ -143,6 +143,9 @@ fn check_write(
 
 type Parameters = &'static [(&'static str, &'static str)];
 
+/// A file that the indexed-gzip filter makes.
+const INDEX: &str = "/tmp/nbdkit-index-data-paths";
+
 /// Every filter, in the configurations that its data path depends on, with the reads and the writes
 /// that have to pass: a filter that lets nothing pass is correct but slow.
 #[rustfmt::skip]
@@ -192,6 +195,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("fua", &[("fuamode", "discard")], All, All),
         ("fua", &[("fuamode", "force")], All, Nothing),
         ("gzip", &[], Nothing, Nothing),
+        ("indexed-gzip", &[("gzip-index-path", INDEX)], Nothing, Nothing),
         ("ip", &[], All, All),
         ("limit", &[], All, All),
         ("log", &[], All, All),
@@ -269,6 +273,7 @@ fn every_filter_does_to_data_what_it_says() {
         // The close of exitlast stops the server, and another test counts how often that happens.
         std::mem::forget(filter);
     }
+    let _ = std::fs::remove_file(INDEX);
     for name in crate::names() {
         assert!(FILTERS.iter().any(|(known, ..)| *known == name), "{name} is not in the table");
     }

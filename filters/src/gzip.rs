@@ -26,37 +26,52 @@ impl Format for Members {
     const MAX_EXPAND: Option<&'static str> = Some("gzip-max-expand");
 
     fn expand(image: &mut dyn BufRead, disk: &mut Disk<'_>) -> io::Result<u64> {
-        let count = Cell::new(0);
-        let mut image = Counted { inner: image, count: &count };
-        let mut end = 0;
-        expansion::members(NAME, &MAGIC, &mut image, |member| {
-            if disk.is_due() {
-                // Where its magic begins, which has been read.
-                let at = count.get() - MAGIC.len() as u64;
-                disk.point(at, Start::Member, &[]).map_err(io::Error::other)?;
-            }
-            members::member(member, &mut Indexed { disk, count: &count })?;
-            end = count.get();
-            Ok(())
-        })?;
-        Ok(end)
+        expand(NAME, image, disk)
     }
 
     fn decode(image: &Image<'_>, block: &Block, window: &[u8]) -> Result<Vec<u8>> {
-        let (start, sum) = Start::of(block);
-        let part = image.stream(block.offset, block.offset + block.length);
-        let size = usize::try_from(block.size).unwrap_or(usize::MAX);
-        let mut part = BufReader::with_capacity(reader::CHUNK, part);
-        let mut taken = Taken { data: reader::buffer(NAME, block.size)?, size };
-        members::from_point(&mut part, start, window, &mut taken)
-            .map_err(|error| reader::decoder_error(NAME, error))?;
-        let mut found = Crc::new();
-        found.update(&taken.data);
-        if found.sum() != sum {
-            return Err(corrupt(NAME, "the file is not what it was when its index was made"));
-        }
-        Ok(taken.data)
+        decode(NAME, image, block, window)
     }
+}
+
+/// [`Format::expand`] of the filter `name`.
+pub(crate) fn expand(name: &str, image: &mut dyn BufRead, disk: &mut Disk<'_>) -> io::Result<u64> {
+    let count = Cell::new(0);
+    let mut image = Counted { inner: image, count: &count };
+    let mut end = 0;
+    expansion::members(name, &MAGIC, &mut image, |member| {
+        if disk.is_due() {
+            // Where its magic begins, which has been read.
+            let at = count.get() - MAGIC.len() as u64;
+            disk.point(at, Start::Member, &[]).map_err(io::Error::other)?;
+        }
+        members::member(member, &mut Indexed { disk, count: &count })?;
+        end = count.get();
+        Ok(())
+    })?;
+    Ok(end)
+}
+
+/// [`Format::decode`] of the filter `name`.
+pub(crate) fn decode(
+    name: &str,
+    image: &Image<'_>,
+    block: &Block,
+    window: &[u8],
+) -> Result<Vec<u8>> {
+    let (start, sum) = Start::of(block);
+    let part = image.stream(block.offset, block.offset + block.length);
+    let size = usize::try_from(block.size).unwrap_or(usize::MAX);
+    let mut part = BufReader::with_capacity(reader::CHUNK, part);
+    let mut taken = Taken { data: reader::buffer(name, block.size)?, size };
+    members::from_point(&mut part, start, window, &mut taken)
+        .map_err(|error| reader::decoder_error(name, error))?;
+    let mut found = Crc::new();
+    found.update(&taken.data);
+    if found.sum() != sum {
+        return Err(corrupt(name, "the file is not what it was when its index was made"));
+    }
+    Ok(taken.data)
 }
 
 /// The disk, and how much of the image has been read.
@@ -98,4 +113,4 @@ impl Sink for Taken {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

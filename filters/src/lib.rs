@@ -30,6 +30,7 @@ pub mod fua;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gzip;
+pub mod indexed_gzip;
 pub mod ip;
 pub mod limit;
 pub mod log;
@@ -102,6 +103,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("extentlist", || Box::new(extentlist::ExtentList::default())),
     ("fua", || Box::new(fua::FuaFilter::default())),
     ("gzip", || Box::new(Expanding::<gzip::Members>::default())),
+    ("indexed-gzip", || Box::new(indexed_gzip::IndexedGzip::default())),
     ("ip", || Box::new(ip::Ip::default())),
     ("limit", || Box::new(limit::Limit::default())),
     ("log", || Box::new(log::Log::default())),

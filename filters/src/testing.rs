@@ -303,7 +303,7 @@ pub(crate) fn made_by(program: &str, arguments: &[&str], input: &[u8]) -> Option
 pub(crate) fn disk_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
     let image = match filter {
         "bzip2" => made_by("bzip2", &["--stdout"], &sample(size))?,
-        "gzip" => made_by("gzip", &["--stdout"], &sample(size))?,
+        "gzip" | "indexed-gzip" => made_by("gzip", &["--stdout"], &sample(size))?,
         "luks" => crate::luks::example::image(&sample(size)),
         "lzip" => made_by("lzip", &["--stdout", "--member-size=100000"], &sample(size))?,
         "xz" => made_by("xz", &["--stdout", "--block-size=50000"], &sample(size))?,

@@ -14,7 +14,7 @@ use nbdkit_api::{
 };
 
 use crate::compressed::blocks::{self, Block, Builder, Image, Parameters};
-use crate::compressed::expansion::{self, Expansions};
+use crate::compressed::expansion::{self, Expansions, Plan};
 use crate::compressed::points::Disk;
 use crate::compressed::{corrupt, reader};
 
@@ -66,7 +66,7 @@ impl Filter for Zstd {
         below.open(&open.readonly(true))?;
         Ok(Box::new(Handle {
             frames: self.parameters.layer::<Frames>(open)?,
-            whole: Expansions::layer::<Frames>(self.expansions.as_ref(), open, u64::MAX)?,
+            whole: Expansions::layer::<Frames>(self.expansions.as_ref(), open, Plan::expand(None))?,
             is_seekable: OnceLock::new(),
         }))
     }

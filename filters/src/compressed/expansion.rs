@@ -15,11 +15,12 @@ use nbdkit_api::{
     NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, error, page_cache,
 };
 
-use super::blocks::{Block, Image};
+use super::blocks::{Block, Builder, Image};
 use super::by_export::ByExport;
 use super::index::{Index, Summary};
-use super::points::{BLOCK, Disk, MAX_SPAN, WINDOW};
-use super::reader::{self, Below};
+use super::index_file::IndexFile;
+use super::points::{BLOCK, Disk, MAX_SPAN, SPAN, WINDOW};
+use super::reader;
 use super::{Cache, corrupt};
 
 /// Largest disk that is expanded if there are points, unless a parameter says otherwise.
@@ -52,6 +53,27 @@ pub(crate) trait Format: Send + Sync + 'static {
         Err(corrupt(Self::NAME, "the expanded image is damaged"))
     }
 }
+
+/// What becomes of an image.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// Largest disk that is expanded, bytes; `None` if the format has no points.
+    pub(crate) most: Option<u64>,
+    /// Bytes of the disk from one point to the next, at least.
+    pub(crate) span: u64,
+    /// The file that has the index from one start of the server to the next.
+    pub(crate) kept: Option<Arc<IndexFile>>,
+}
+
+impl Plan {
+    /// Disks of at most so many bytes are expanded, those of formats without points always.
+    pub(crate) fn expand(most: Option<u64>) -> Plan {
+        Plan { most, span: SPAN, kept: None }
+    }
+}
+
+/// What a worker of a filter with points needs in memory, bytes.
+pub(crate) const MEMORY: u64 = DEPTH as u64 * MAX_SPAN;
 
 /// Writes all that `decoder` makes to `disk`.
 ///
@@ -162,13 +184,14 @@ impl<F: Format> Filter for Expanding<F> {
     }
 
     fn needs(&self, below: Needs) -> Needs {
-        let blocks = if F::MAX_EXPAND.is_some() { DEPTH as u64 * MAX_SPAN } else { 0 };
+        let blocks = if F::MAX_EXPAND.is_some() { MEMORY } else { 0 };
         below.read_only().memory(blocks)
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(&open.readonly(true))?;
-        Expansions::layer::<F>(self.expansions.as_ref(), open, self.max_expand)
+        let plan = Plan::expand(F::MAX_EXPAND.map(|_| self.max_expand));
+        Expansions::layer::<F>(self.expansions.as_ref(), open, plan)
     }
 }
 
@@ -183,15 +206,14 @@ impl Expansions {
         ByExport::new(Expansion::new).map(Expansions)
     }
 
-    /// The filter on a layer that is open. A disk of more than `max_expand` bytes is not expanded
-    /// if there are points.
+    /// The filter on a layer that is open.
     ///
     /// # Errors
     /// EMFILE if there are too many exports.
     pub(crate) fn layer<F: Format>(
         this: Option<&Expansions>,
         open: &Open<'_>,
-        max_expand: u64,
+        plan: Plan,
     ) -> Result<Box<dyn OpenLayer>> {
         let this = this.ok_or_else(|| corrupt(F::NAME, "opened before get_ready"))?;
         let expansion = this.0.of(open).ok_or_else(|| {
@@ -200,20 +222,13 @@ impl Expansions {
                 format!("{}: clients have opened too many exports: restart the server", F::NAME),
             )
         })?;
-        Ok(Box::new(Handle::<F> {
-            client: open.client.cloned(),
-            expansion,
-            max_expand,
-            ready: OnceLock::new(),
-            cache: Cache::new(DEPTH),
-            format: std::marker::PhantomData,
-        }))
+        Ok(expansion.layer::<F>(open, plan))
     }
 }
 
 /// An expanded image, perhaps not made yet. Another worker may scribble on it.
 #[derive(Debug)]
-struct Expansion {
+pub(crate) struct Expansion {
     /// The blocks between points; one for all of the image if the format has none.
     index: Index,
     /// The expanded image, or nothing.
@@ -223,37 +238,47 @@ struct Expansion {
 }
 
 impl Expansion {
-    fn new() -> Result<Expansion> {
+    /// # Errors
+    /// Those of making temporary files.
+    pub(crate) fn new() -> Result<Expansion> {
         let temporary = |name| SharedFile::temporary(name, 0);
         let (file, windows) = (temporary("expanded image")?, temporary("windows")?);
         Ok(Expansion { index: Index::new()?, file, windows })
     }
 
+    /// The filter on a layer that is open.
+    pub(crate) fn layer<F: Format>(
+        self: Arc<Self>,
+        open: &Open<'_>,
+        plan: Plan,
+    ) -> Box<dyn OpenLayer> {
+        Box::new(Handle::<F> {
+            client: open.client.cloned(),
+            expansion: self,
+            plan,
+            ready: OnceLock::new(),
+            cache: Cache::new(DEPTH),
+            format: std::marker::PhantomData,
+        })
+    }
+
     /// What is known of the expanded image; expands it unless that has been done.
-    fn summary<F: Format>(
-        &self,
-        client: Option<&Arc<Client>>,
-        next: &Next,
-        max_expand: u64,
-    ) -> Result<Summary> {
-        let compressed = next.size()?;
-        let summary = self.index.summary(F::NAME, client, compressed, |index| {
+    fn summary<F: Format>(&self, image: &Image<'_>, plan: &Plan) -> Result<Summary> {
+        let compressed = image.next.size()?;
+        let kept = plan.kept.as_ref().map(|file| file.of(image, compressed)).transpose()?;
+        let summary = self.index.summary(F::NAME, image.client, compressed, |index| {
             // Another process may have died in the middle.
             self.clear()?;
-            let below = Below::new(next, client, 0, compressed);
-            let mut image = BufReader::with_capacity(reader::CHUNK, below);
-            let most = F::MAX_EXPAND.map(|_| max_expand);
-            let mut add = |size, offset, length, detail| index.add(size, offset, length, detail);
-            let mut disk = Disk::new(&self.file, &self.windows, &mut add, most);
-            let expanded = F::expand(&mut image, &mut disk)
-                .map_err(|error| reader::decoder_error(F::NAME, error))
-                .and_then(|end| disk.finish(end));
-            match expanded {
-                Ok(true) => self.windows.set_len(0),
-                Ok(false) => Ok(()),
-                // The space is free at once, not with the next attempt.
-                Err(error) => self.clear().and(Err(error)),
+            if let Some(kept) = &kept
+                && kept.load(index, &self.windows)?
+            {
+                return Ok(());
             }
+            self.make::<F>(image, plan, index)?;
+            if let Some(kept) = &kept {
+                kept.save(index, &self.windows);
+            }
+            Ok(())
         })?;
         if compressed != summary.compressed {
             return Err(Error::new(
@@ -265,7 +290,30 @@ impl Expansion {
                 ),
             ));
         }
+        kept.map_or(Ok(()), |kept| kept.check())?;
         Ok(summary)
+    }
+
+    /// Expands the image, or makes its index.
+    fn make<F: Format>(
+        &self,
+        image: &Image<'_>,
+        plan: &Plan,
+        index: &mut Builder<'_>,
+    ) -> Result<()> {
+        let mut below =
+            BufReader::with_capacity(reader::CHUNK, image.stream(0, index.compressed()));
+        let mut add = |size, offset, length, detail| index.add(size, offset, length, detail);
+        let mut disk = Disk::new(&self.file, &self.windows, &mut add, plan.most, plan.span);
+        let expanded = F::expand(&mut below, &mut disk)
+            .map_err(|error| reader::decoder_error(F::NAME, error))
+            .and_then(|end| disk.finish(end));
+        match expanded {
+            Ok(true) => self.windows.set_len(0),
+            Ok(false) => Ok(()),
+            // The space is free at once, not with the next attempt.
+            Err(error) => self.clear().and(Err(error)),
+        }
     }
 
     fn clear(&self) -> Result<()> {
@@ -287,7 +335,7 @@ impl Expansion {
 struct Handle<F> {
     client: Option<Arc<Client>>,
     expansion: Arc<Expansion>,
-    max_expand: u64,
+    plan: Plan,
     /// Once the expanded image is there: what is known of it, and whether all of it is in the file.
     ready: OnceLock<(Summary, bool)>,
     /// Blocks between points.
@@ -308,7 +356,8 @@ impl<F: Format> Handle<F> {
 
 impl<F: Format> OpenLayer for Handle<F> {
     fn prepare(&self, next: &Next, _: bool) -> Result<()> {
-        let summary = self.expansion.summary::<F>(self.client.as_ref(), next, self.max_expand)?;
+        let image = Image { next, client: self.client.as_ref() };
+        let summary = self.expansion.summary::<F>(&image, &self.plan)?;
         let is_expanded = self.expansion.file.size()? == summary.size;
         let _ = self.ready.set((summary, is_expanded));
         Ok(())
@@ -381,7 +430,9 @@ mod tests {
         let next = testing::backend(&testing::disk_of(image), &[], &[]);
         for max_expand in [MAX_EXPAND, 0] {
             let expansion = Expansion::new().unwrap();
-            expansion.summary::<crate::gzip::Members>(None, &next, max_expand).unwrap_err();
+            let image = Image { next: &next, client: None };
+            let plan = Plan::expand(Some(max_expand));
+            expansion.summary::<crate::gzip::Members>(&image, &plan).unwrap_err();
             assert_eq!(expansion.file.size().unwrap(), 0);
             assert_eq!(expansion.windows.size().unwrap(), 0);
         }

@@ -213,6 +213,35 @@ impl Builder<'_> {
         if self.pending.len() >= Builder::BATCH { self.write() } else { Ok(()) }
     }
 
+    /// Bytes of the compressed image.
+    pub(super) fn compressed(&self) -> u64 {
+        self.summary.compressed
+    }
+
+    /// What was added so far.
+    pub(super) fn summary(&self) -> Summary {
+        self.summary
+    }
+
+    /// Takes back what was added.
+    pub(super) fn clear(&mut self) {
+        *self = Builder::new(self.filter, self.file, self.summary.compressed);
+    }
+
+    /// Calls `visit` for each block that was added.
+    ///
+    /// # Errors
+    /// Those of `visit`, and of the file.
+    pub(super) fn each(&mut self, mut visit: impl FnMut(&Block) -> Result<()>) -> Result<()> {
+        self.write()?;
+        let mut bytes = [0; Block::BYTES];
+        for number in 0..self.summary.blocks {
+            self.file.read_at(&mut bytes, number * Block::BYTES as u64)?;
+            visit(&Block::decode(&bytes))?;
+        }
+        Ok(())
+    }
+
     fn write(&mut self) -> Result<()> {
         self.file.write_at(&self.pending, self.written)?;
         self.written += self.pending.len() as u64;

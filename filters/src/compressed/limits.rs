@@ -93,6 +93,8 @@ fn the_memory_that_a_client_may_take_is_declared() {
         assert_eq!(memory(filter, &params), least, "{filter}");
         assert!(memory(filter, &[]) >= 2 * 8 * (512 << 20), "{filter}");
     }
+    // Sixteen parts of up to 16 MiB.
+    assert_eq!(memory("gzip", &[]), 16 * (16 << 20));
     // Clusters of 2 MiB, as many that are being decompressed, from up to two each.
     assert!(memory("qcow2dec", &[]) >= 8 * 4 * (2 << 20));
 }

@@ -16,7 +16,7 @@ use super::index::Block;
 /// Bytes of a window.
 pub(crate) const WINDOW: usize = 32 << 10;
 /// Bytes of the disk from one point to the next, at least: what a read decompresses.
-const SPAN: u64 = 1 << 20;
+pub(crate) const SPAN: u64 = 1 << 20;
 /// Most bytes from one point to the next: what a client keeps in memory, a few times. A compressor
 /// that begins a block of deflate after 32 Ki symbols makes 8 MiB of zeroes from them.
 pub(crate) const MAX_SPAN: u64 = 16 << 20;
@@ -32,7 +32,7 @@ pub(crate) enum Start {
 
 impl Start {
     /// With the sum of what it makes, as an index has it.
-    fn encode(self, sum: u32) -> u64 {
+    pub(super) fn encode(self, sum: u32) -> u64 {
         let start = match self {
             Start::Member => 0,
             Start::Middle { bits, value } => 1 << 16 | u64::from(value) << 8 | u64::from(bits),
@@ -59,6 +59,8 @@ pub(crate) struct Disk<'a> {
     expanded: Option<Sparse<'a>>,
     /// Most bytes of the expanded file, if there are points instead.
     most: Option<u64>,
+    /// Bytes from one point to the next, at least.
+    span: u64,
     add: AddBlock<'a>,
     windows: &'a SharedFile,
     /// Windows so far, one for each block.
@@ -76,11 +78,13 @@ impl<'a> Disk<'a> {
         windows: &'a SharedFile,
         add: AddBlock<'a>,
         most: Option<u64>,
+        span: u64,
     ) -> Disk<'a> {
         Disk {
             size: 0,
             expanded: Some(Sparse::new(file)),
             most,
+            span,
             add,
             windows,
             blocks: 0,
@@ -92,7 +96,7 @@ impl<'a> Disk<'a> {
 
     /// Whether the next point is far enough from the last one.
     pub(crate) fn is_due(&self) -> bool {
-        self.size - self.block.1 >= SPAN
+        self.size - self.block.1 >= self.span
     }
 
     /// A point: the image has been read up to `at`, and `window`, of at most [`WINDOW`] bytes, is

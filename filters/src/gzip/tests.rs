@@ -1,8 +1,8 @@
-use nbdkit_api::{Cache, Errno};
+use nbdkit_api::{Cache, Errno, Next};
 
 use crate::testing::{self, damage, decoded, disk_of, made_by, sample};
 
-fn gzip(data: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn gzip(data: &[u8]) -> Option<Vec<u8>> {
     made_by("gzip", &["--stdout"], data)
 }
 
@@ -78,22 +78,25 @@ fn an_image_that_failed_is_tried_again() {
 /// Nothing is expanded.
 const INDEXED: &[(&str, &str)] = &[("gzip-max-expand", "0")];
 
-/// Reads parts of a disk that is not expanded, back and forth.
 fn check_parts(image: Vec<u8>, data: &[u8]) {
     let layer = testing::layer(&disk_of(image), &["gzip"], INDEXED);
-    let next = testing::open(&layer);
+    read_parts(&testing::open(&layer), data);
+}
+
+/// Reads parts of a disk that is not expanded, back and forth.
+pub(crate) fn read_parts(next: &Next, data: &[u8]) {
     assert_eq!(next.size().unwrap(), data.len() as u64);
     assert!(next.file_range(0, 1).is_none());
     for step in 0..60 {
         let count = [1, 4096, 70_000, 3 << 20][step % 4].min(data.len());
         let offset = step * 7_919_317 % (data.len() - count + 1);
-        let found = testing::read(&next, count, offset as u64);
+        let found = testing::read(next, count, offset as u64);
         assert!(found == data[offset..][..count], "{count} bytes at {offset}");
     }
 }
 
 /// Text that looks back far, with a part that cannot be compressed and a run of zeroes.
-fn long(size: usize) -> Vec<u8> {
+pub(crate) fn long(size: usize) -> Vec<u8> {
     let mut data = sample(3 << 20);
     data.resize(5 << 20, 0);
     let mut state = 7_u64;
