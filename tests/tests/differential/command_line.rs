@@ -93,6 +93,7 @@ fn dump_plugin_keys() {
             "eval",
             "partitioning",
             "floppy",
+            "sparse-random",
         ],
         |plugin| {
             Row::new(row_name!(), &["--dump-plugin", plugin])
