@@ -13,7 +13,7 @@ use std::fmt::Debug;
 use std::io::Write;
 use std::os::fd::BorrowedFd;
 
-use nbdkit_api::{Error, Extents, Isolation, Result, Value};
+use nbdkit_api::{Error, Extents, Isolation, Result, ResultExt, Value};
 
 /// Bytes that all clients share, all zero at first.
 ///
@@ -114,6 +114,28 @@ pub trait Allocator: Debug + Send + Sync {
 pub fn dump_plugin(out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(out, "mlock=yes")?;
     writeln!(out, "zstd=yes")
+}
+
+/// Bytes of memory that this machine has, with what it swaps to.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn machine_memory() -> Result<u64> {
+    let machine = nix::sys::sysinfo::sysinfo().or_error(|| "sysinfo")?;
+    Ok(machine.ram_total().saturating_add(machine.swap_total()))
+}
+
+/// Writes what is not zero in `buf`, in units of 4096 bytes from its start.
+///
+/// # Errors
+/// Those of [`Allocator::write`].
+pub(crate) fn write_used(disk: &dyn Allocator, buf: &[u8], offset: u64) -> Result<()> {
+    const UNIT: usize = 4096;
+    let units = buf.chunks(UNIT).zip((offset..).step_by(UNIT));
+    for (unit, at) in units.filter(|(unit, _)| unit.iter().any(|byte| *byte != 0)) {
+        disk.write(unit, at)?;
+    }
+    Ok(())
 }
 
 /// The page of nbdkit's sparse arrays, in which allocation and trimming show to clients, bytes.

@@ -23,7 +23,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use nbdkit_api::{Connection, Error, Isolation, Open, Plugin, Result, ResultExt, Value, debug};
+use nbdkit_api::{Connection, Error, Isolation, Open, Plugin, Result, Value, debug};
 
 use crate::allocator::{self, Allocator, Kind, Strategy};
 use crate::memory;
@@ -194,8 +194,7 @@ impl Plugin for Data {
 /// digits too many would otherwise fill the memory, and a file in memory that does not fit is not
 /// an error but a visit of the OOM killer.
 fn check_cost(image: &Image, strategy: Strategy) -> Result<()> {
-    let machine = nix::sys::sysinfo::sysinfo().or_error(|| "sysinfo")?;
-    let memory = machine.ram_total().saturating_add(machine.swap_total());
+    let memory = allocator::machine_memory()?;
     let compression = match strategy.kind {
         Kind::Sparse | Kind::Malloc { .. } => 1,
         // The patterns that one can write on a command line compress at least so well.
@@ -212,8 +211,6 @@ fn check_cost(image: &Image, strategy: Strategy) -> Result<()> {
 
 /// Piece in which the image is written, bytes.
 const PIECE: u64 = 64 << 10;
-/// Zeroes are left out in units of this many bytes.
-const PAGE: usize = 4096;
 
 /// Writes what is not zero in `image`.
 fn write(image: &Image, disk: &dyn Allocator) -> Result<()> {
@@ -224,11 +221,7 @@ fn write(image: &Image, disk: &dyn Allocator) -> Result<()> {
         let length = (image.size() - at).min(PIECE) as usize;
         let piece = &mut buf[..length];
         image.read(piece, at)?;
-        for (page, offset) in piece.chunks(PAGE).zip((at..).step_by(PAGE)) {
-            if page.iter().any(|&b| b != 0) {
-                disk.write(page, offset)?;
-            }
-        }
+        allocator::write_used(disk, piece, at)?;
         at += length as u64;
     }
     Ok(())

@@ -32,6 +32,7 @@ pub mod random;
 mod regions;
 pub mod sh;
 mod simple;
+pub mod sparse_random;
 pub mod split;
 #[cfg(test)]
 mod test_dir;
@@ -63,6 +64,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("pattern", || Box::<pattern::Pattern>::default()),
     ("random", || Box::<random::Random>::default()),
     ("sh", || Box::<sh::Sh>::default()),
+    ("sparse-random", || Box::<sparse_random::SparseRandom>::default()),
     ("split", || Box::<split::Split>::default()),
     ("tmpdisk", || Box::<tmpdisk::TmpDisk>::default()),
     ("zero", || Box::<zero::Zero>::default()),
@@ -189,6 +191,11 @@ mod tests {
             Answers::Simple(Abilities { flush: false, extents: false, ..Abilities::ALL }, &[]),
         ),
         ("sh", include_str!("sh/plugin.rs"), Answers::Source(include_str!("sh/connection.rs"))),
+        (
+            "sparse-random",
+            include_str!("sparse_random.rs"),
+            Answers::Simple(Abilities::ALL, &["block_size"]),
+        ),
         ("split", include_str!("split.rs"), Answers::Source(include_str!("regions/disk.rs"))),
         ("split", include_str!("split.rs"), Answers::Source(include_str!("split.rs"))),
         (

@@ -1,7 +1,10 @@
 //! nbdkit-memory-plugin(1): a RAM disk that all clients share.
 
+mod load;
+
 use std::io::Write;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nbdkit_api::{
@@ -11,11 +14,12 @@ use nbdkit_api::{
 use crate::allocator::{self, Allocator, Strategy};
 use crate::simple::{Abilities, Disk, Simple};
 
-/// The plugin: a size and, once it is ready, the disk.
+/// The plugin: a size, what is there at first and, once it is ready, the disk.
 #[derive(Debug, Default)]
 pub struct Memory {
     size: Option<u64>,
     strategy: Strategy,
+    load: Option<PathBuf>,
     disk: Option<Arc<dyn Allocator>>,
 }
 
@@ -59,7 +63,8 @@ impl Plugin for Memory {
     fn config_help(&self) -> Option<&str> {
         Some(
             "size=<SIZE>  (required) Size of the backing disk\n\
-             allocator=sparse|...    Backend allocation strategy, with ,max=<SIZE> at most so\n                        much memory",
+             allocator=sparse|...    Backend allocation strategy, with ,max=<SIZE> at most so\n                        much memory\n\
+             load=<FILE>             What the disk holds at first, and its size unless that is given",
         )
     }
 
@@ -67,21 +72,28 @@ impl Plugin for Memory {
         match key {
             "size" => self.size = Some(value.size()?),
             "allocator" => self.strategy = Strategy::parse(value)?,
+            "load" => self.load = Some(value.realpath()?),
             _ => return Err(Error::unknown_parameter(key)),
         }
         Ok(())
     }
 
     fn config_complete(&mut self) -> Result<()> {
-        match self.size {
-            Some(_) => Ok(()),
-            None => Err(Error::msg("you must specify size=<SIZE> on the command line")),
+        match (self.size, &self.load) {
+            (Some(_), _) | (None, Some(_)) => Ok(()),
+            (None, None) => Err(Error::msg("you must specify size=<SIZE> on the command line")),
         }
     }
 
     fn get_ready(&mut self) -> Result<()> {
+        let source = self.load.as_ref().map(load::Source::open).transpose()?;
+        let size = self.size.or(source.as_ref().map(|source| source.size)).unwrap_or(0);
         let mut disk = self.strategy.create("memory")?;
-        disk.set_size(self.size.unwrap_or(0))?;
+        disk.set_size(size)?;
+        if let Some(source) = source {
+            source.copy(&*disk, size)?;
+        }
+        self.size = Some(size);
         self.disk = Some(disk.into());
         Ok(())
     }
@@ -165,6 +177,7 @@ impl Disk for Allocated {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_dir::TestDir;
     use nbdkit_api::Flags;
 
     fn open(parameters: &[(&str, &str)]) -> Result<Box<dyn Connection>> {
@@ -175,6 +188,53 @@ mod tests {
         plugin.config_complete()?;
         plugin.get_ready()?;
         plugin.open(&Open { client: None, readonly: false, export: "", tls: false })
+    }
+
+    #[test]
+    fn a_file_is_loaded_with_its_holes_and_without_its_zeroes() {
+        let dir = TestDir::new();
+        let path = dir.join("file").display().to_string();
+        let file = std::fs::File::create(&path).unwrap();
+        let mut expected = vec![0; 3_000_001];
+        for (from, to, byte) in [(70_000, 1_100_000, 5), (1_200_000, 1_300_000, 0)] {
+            expected[from..to].fill(byte);
+            std::os::unix::fs::FileExt::write_all_at(&file, &expected[from..to], from as u64)
+                .unwrap();
+        }
+        file.set_len(3_000_001).unwrap();
+        for allocator in ["sparse", "malloc", "zstd", "sparse,max=2M"] {
+            for size in ["3000001", "4M", ""] {
+                let mut parameters = vec![("load", &*path), ("allocator", allocator)];
+                parameters.extend((!size.is_empty()).then_some(("size", size)));
+                let disk = open(&parameters).unwrap();
+                let length = disk.size().unwrap() as usize;
+                let mut found = vec![1; length];
+                disk.pread(&mut found, 0).unwrap();
+                expected.resize(length, 0);
+                assert!(found == expected, "{allocator} {size}");
+                expected.truncate(3_000_001);
+            }
+        }
+        let disk = open(&[("load", &path)]).unwrap();
+        let mut extents = Extents::new(0, 3_000_001);
+        disk.extents(3_000_001, 0, Flags::empty(), &mut extents).unwrap();
+        let ends: Vec<_> = extents.iter().map(|e| (e.end() >> 15, e.kind.bits())).collect();
+        assert_eq!(ends, [(2, 3), (34, 0), (91, 3)]);
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_stops_the_start() {
+        let dir = TestDir::new();
+        let path = dir.join("file").display().to_string();
+        std::fs::write(&path, [1; 5000]).unwrap();
+        let why = |parameters: &[(&str, &str)]| open(parameters).err().unwrap();
+        let larger = format!("load={path}: the file has 5000 bytes, and the disk 4999");
+        assert_eq!(why(&[("load", &path), ("size", "4999")]).message(), larger);
+        let directory = dir.path().display().to_string();
+        assert!(why(&[("load", &directory)]).message().contains("not regular or block device"));
+        assert!(why(&[("load", &format!("{path}x"))]).message().contains("No such file"));
+        let full = why(&[("load", &path), ("allocator", "sparse,max=4K")]);
+        assert_eq!(full.errno(), nbdkit_api::Errno::ENOSPC);
     }
 
     #[test]

@@ -76,19 +76,6 @@ struct Noise {
     seed: u32,
 }
 
-/// The 8 bytes at a multiple of 8: a step of SplitMix64 (Steele, Lea, Flood: "Fast splittable
-/// pseudorandom number generators", 2014) whose state is made of the seed and the offset.
-fn word(seed: u32, offset: u64) -> [u8; 8] {
-    let mix = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let start = mix(u64::from(seed).wrapping_add(0x9e37_79b9_7f4a_7c15));
-    let step = (offset / 8).wrapping_add(1);
-    mix(start.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15))).to_le_bytes()
-}
-
 impl Disk for Noise {
     const ABILITIES: Abilities = Abilities { flush: false, extents: false, ..Abilities::ALL };
 
@@ -97,12 +84,12 @@ impl Disk for Noise {
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        words::fill(buf, offset, |at| word(self.seed, at));
+        words::fill(buf, offset, |at| words::noise(self.seed.into(), at));
         Ok(())
     }
 
     fn write(&self, buf: &[u8], offset: u64) -> Result<()> {
-        if !words::matches(buf, offset, |at| word(self.seed, at)) {
+        if !words::matches(buf, offset, |at| words::noise(self.seed.into(), at)) {
             return Err(Error::new(Errno::EIO, "data written does not match expected"));
         }
         Ok(())
@@ -136,8 +123,8 @@ mod tests {
 
     #[test]
     fn the_bytes_do_not_change_between_versions() {
-        assert_eq!(read(0, 0, 8), word(0, 0));
-        assert_eq!(u64::from_le_bytes(word(0, 0)), 0xa706_dd2f_4d19_7e6f);
+        assert_eq!(read(0, 0, 8), words::noise(0, 0));
+        assert_eq!(u64::from_le_bytes(words::noise(0, 0)), 0xa706_dd2f_4d19_7e6f);
     }
 
     #[test]

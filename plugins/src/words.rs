@@ -1,4 +1,5 @@
-//! Disks whose 8-byte words are a function of their offset: the pattern and random plugins.
+//! Disks whose 8-byte words are a function of their offset: the pattern, random and sparse-random
+//! plugins.
 
 /// Fills `buf` with the bytes from `offset` on of the disk on which the 8 bytes at
 /// each multiple of 8 are `word` of that offset. The disk ends before 2^63.
@@ -27,6 +28,19 @@ pub(crate) fn matches(buf: &[u8], offset: u64, word: impl Fn(u64) -> [u8; 8]) ->
     *head == word(offset - offset % 8)[skip..][..head.len()]
         && whole.iter().zip((start..).step_by(8)).all(|(chunk, at)| *chunk == word(at))
         && (tail.is_empty() || *tail == word(end)[..tail.len()])
+}
+
+/// The 8 bytes at a multiple of 8: a step of SplitMix64 (Steele, Lea, Flood: "Fast splittable
+/// pseudorandom number generators", 2014) whose state is made of the seed and the offset.
+pub(crate) fn noise(seed: u64, offset: u64) -> [u8; 8] {
+    let mix = |mut z: u64| {
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let start = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
+    let step = (offset / 8).wrapping_add(1);
+    mix(start.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15))).to_le_bytes()
 }
 
 /// Bytes from `offset` to the next multiple of 8.

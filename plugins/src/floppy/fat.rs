@@ -32,6 +32,9 @@ const END_OF_CHAIN: u32 = 0x0fff_ffff;
 const DIRECTORY: u8 = 0x10;
 const ARCHIVE: u8 = 0x20;
 const VOLUME: u8 = 0x08;
+/// The system that has made the file system, as those believe that read it.
+const SYSTEM: &[u8; 8] = b"MSWIN4.1";
+const SYSTEM_AT: usize = 3;
 /// The number by which systems tell disks apart: nbdkit's.
 const VOLUME_ID: u32 = 0x0102_0304;
 
@@ -186,7 +189,10 @@ pub(super) fn regions(tree: &Tree, label: &Label, size: Option<u64>) -> Result<R
         start: START as u32,
         count: geometry.sectors as u32,
     };
-    regions.push_bytes(mbr(&[partition]))?;
+    let mut record = mbr(&[partition]);
+    // Programs that look at the beginning of the disk, and libnbd's manual, know it by this name.
+    put(&mut record, SYSTEM_AT, *SYSTEM);
+    regions.push_bytes(record)?;
     regions.pad(START * SECTOR)?;
     let reserved = regions.size();
     let (boot, info) = (boot_sector(geometry, *label), info_sector(geometry.clusters - used, free));
@@ -226,7 +232,7 @@ fn put<const N: usize>(sector: &mut [u8], at: usize, bytes: [u8; N]) {
 fn boot_sector(geometry: Geometry, label: Label) -> [u8; SECTOR as usize] {
     let mut sector = [0; SECTOR as usize];
     put(&mut sector, 0, [0xeb, 0x58, 0x90]);
-    put(&mut sector, 3, *b"MSWIN4.1");
+    put(&mut sector, SYSTEM_AT, *SYSTEM);
     put(&mut sector, 11, (SECTOR as u16).to_le_bytes());
     sector[13] = CLUSTER as u8;
     put(&mut sector, 14, (RESERVED as u16).to_le_bytes());

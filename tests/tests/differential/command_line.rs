@@ -97,6 +97,7 @@ fn dump_plugin_keys() {
             "linuxdisk",
             "ondemand",
             "tmpdisk",
+            "sparse-random",
         ],
         |plugin| {
             Row::new(row_name!(), &["--dump-plugin", plugin])

@@ -45,6 +45,7 @@ fn floppy_sizes() {
         let arguments = &arguments[..if size.is_empty() { 2 } else { 3 }];
         Row::new(row_name!(), arguments).variant(size).setup(directory).compare(|s| {
             s.open();
+            s.read(0, 440);
             s.read(446, 66);
             // Sectors of a cluster, reserved ones and FATs; sectors of all, and of a FAT.
             s.read(MIB + 11, 6);

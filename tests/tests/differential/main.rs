@@ -42,6 +42,7 @@ mod retry_request;
 mod scan;
 mod scripts;
 mod small;
+mod sparse_random;
 mod spinning;
 mod stacks;
 mod swab;
@@ -89,6 +90,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("scan.rs"),
         include_str!("scripts.rs"),
         include_str!("small.rs"),
+        include_str!("sparse_random.rs"),
         include_str!("stacks.rs"),
         include_str!("swab.rs"),
         include_str!("tar.rs"),
