@@ -91,6 +91,7 @@ fn dump_plugin_keys() {
             "split",
             "file",
             "eval",
+            "cc",
             "iso",
             "linuxdisk",
             "ondemand",

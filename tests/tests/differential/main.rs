@@ -58,7 +58,6 @@ fn every_listed_difference_names_a_row() {
         include_str!("cache.rs"),
         include_str!("cacheextents.rs"),
         include_str!("checkwrite.rs"),
-        include_str!("made_disks.rs"),
         include_str!("command_line.rs"),
         include_str!("count.rs"),
         include_str!("ddrescue.rs"),
@@ -68,6 +67,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("gzip.rs"),
         include_str!("handshake.rs"),
         include_str!("luks.rs"),
+        include_str!("made_disks.rs"),
         include_str!("multi_conn.rs"),
         include_str!("openonce.rs"),
         include_str!("partition.rs"),
@@ -87,5 +87,6 @@ fn every_listed_difference_names_a_row() {
         include_str!("time_limit.rs"),
         include_str!("transmission.rs"),
         include_str!("xz.rs"),
+        include_str!("../cabi/cc.rs"),
     ]);
 }

@@ -301,6 +301,7 @@ fn run(arguments: &[&str]) -> command::Finished {
 #[test]
 fn plugins_and_filters_without_parameters_serve_or_say_why_not() {
     for plugin in [
+        "cc",
         "data",
         "eval",
         "file",
