@@ -211,3 +211,46 @@ fn cc_refusals() {
             .compare(|_| {});
     });
 }
+
+/// The examples in C serve what the built-in ones do.
+#[test]
+fn the_examples_in_c_are_the_built_in_ones() {
+    let transcript = |arguments: &[&str]| {
+        let builder = served(arguments);
+        file(builder.dir(), "file", &[7; 10_000]);
+        let server = builder.start();
+        let mut client = server.connect();
+        open(&mut client);
+        let size = client.export().map(|(size, _)| size);
+        let asks = [Ask::write(512, [1; 512]), Ask::read(0, 8192), Ask::flush()];
+        let replies = asks.map(|ask| {
+            let reply = client.call(&ask).expect("a reply");
+            (reply.error.map(|error| error.code), reply.data)
+        });
+        assert_eq!(left_behind(&server), 0);
+        (size, replies)
+    };
+    for (name, parameter) in
+        [("example1", None), ("example2", Some("file={dir}/file")), ("example3", Some("size=1M"))]
+    {
+        let source = top().join(format!("examples/{name}.c"));
+        let built_in = transcript(&[&[name][..], parameter.as_slice()].concat());
+        let flags = ["cc", source.to_str().unwrap(), "EXTRA_CFLAGS=-Wall -Werror"];
+        assert_eq!(transcript(&[&flags[..], parameter.as_slice()].concat()), built_in, "{name}");
+    }
+}
+
+#[test]
+fn the_example_in_python_is_a_disk_that_clients_share() {
+    let example = top().join("examples/example4.py");
+    let server = ours(&["python", example.to_str().unwrap(), "size=1M"]).start();
+    let (mut one, mut other) = (server.connect(), server.connect());
+    open(&mut one);
+    open(&mut other);
+    assert_eq!(one.call(&Ask::write(512, [7; 512])).expect("a reply").error, None);
+    assert_eq!(one.call(&Ask::write_zeroes(600, 100)).expect("a reply").error, None);
+    let expected = [vec![7; 88], vec![0; 100], vec![7; 324]].concat();
+    assert_eq!(other.call(&Ask::read(512, 512)).expect("a reply").data, expected);
+    let finished = ours(&["python", example.to_str().unwrap()]).try_start().expect_err("refused");
+    assert!(finished.stderr.contains("size was not set"), "{}", finished.stderr);
+}

@@ -16,6 +16,7 @@ mod checkwrite;
 mod command_line;
 mod count;
 mod ddrescue;
+mod examples;
 mod ext2;
 mod extentlist;
 mod filters;
@@ -61,6 +62,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("command_line.rs"),
         include_str!("count.rs"),
         include_str!("ddrescue.rs"),
+        include_str!("examples.rs"),
         include_str!("ext2.rs"),
         include_str!("extentlist.rs"),
         include_str!("filters.rs"),
