@@ -11,6 +11,7 @@ use nbdkit_api::{Error, Filter, Plugin, Result, Stack, Value, log, quoted};
 use nbdkit_ipc::messages::{Applies, Configure, DebugFlag, Parameter};
 
 use crate::cabi;
+use crate::cc::{self, Cc};
 use crate::script_plugin::ScriptPlugin;
 
 /// If the plugin is a script, puts the plugin of its language in its place and the script before
@@ -86,6 +87,8 @@ fn owner_of(stack: &Stack, name: &str) -> Owner {
         (true, _) => Owner::Knows(plugin.debug_flags()),
         (false, Some(filter)) if filter.file().is_some() => Owner::InC,
         (false, Some(filter)) => Owner::Knows(filter.debug_flags()),
+        // What it compiles has a name of its own.
+        (false, None) if plugin.name() == cc::NAME => Owner::InC,
         (false, None) => Owner::Nobody,
     }
 }
@@ -109,7 +112,20 @@ fn script_of(name: &OsStr) -> Result<Option<ScriptPlugin>> {
 
 fn is_built_in(name: &OsStr) -> bool {
     let red_team = cfg!(feature = "red-team") && name == "redteam";
-    red_team || name.to_str().and_then(nbdkit_plugins::load).is_some()
+    red_team || name.to_str().and_then(|name| built_in(name, &[])).is_some()
+}
+
+/// A built-in plugin. Only the one that compiles others uses `flags`.
+pub(crate) fn built_in(name: &str, flags: &[DebugFlag]) -> Option<Box<dyn Plugin>> {
+    match name {
+        cc::NAME => Some(Box::new(Cc::new(flags))),
+        name => nbdkit_plugins::load(name),
+    }
+}
+
+/// The names of all built-in plugins.
+pub(crate) fn built_in_names() -> impl Iterator<Item = &'static str> {
+    [cc::NAME].into_iter().chain(nbdkit_plugins::names())
 }
 
 /// An argument with any of these is a path and not a short name (nbdkit 1.40, "Loading plugins").
@@ -128,7 +144,7 @@ fn load_plugin(name: &OsStr, flags: &[DebugFlag]) -> Result<Box<dyn Plugin>> {
     if name == "redteam" {
         return Ok(Box::<nbdkit_redteam::RedTeam>::default());
     }
-    match name.to_str().and_then(nbdkit_plugins::load) {
+    match name.to_str().and_then(|name| built_in(name, flags)) {
         Some(plugin) => Ok(plugin),
         None => cabi::load_plugin(name, &cabi::search::plugin(name), flags),
     }

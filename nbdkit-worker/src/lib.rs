@@ -10,6 +10,7 @@
 mod authority;
 mod broker;
 mod cabi;
+mod cc;
 mod configure;
 mod connection;
 mod describe;
@@ -67,7 +68,7 @@ fn run(pre_shared_keys: Option<tls::MakeSessions>) -> ExitCode {
 
 /// For "make install": the kind and the name of each built-in module, a line each.
 fn print_built_in() -> ExitCode {
-    let plugins = nbdkit_plugins::names().map(|name| format!("plugin {name}\n"));
+    let plugins = configure::built_in_names().map(|name| format!("plugin {name}\n"));
     let filters = nbdkit_filters::names().map(|name| format!("filter {name}\n"));
     let lines: String = plugins.chain(filters).collect();
     match std::io::stdout().write_all(lines.as_bytes()) {

@@ -8,6 +8,9 @@
 pub mod allocator;
 pub mod data;
 pub mod eval;
+pub mod example1;
+pub mod example2;
+pub mod example3;
 pub mod file;
 pub mod floppy;
 pub mod full;
@@ -49,6 +52,9 @@ type Load = fn() -> Box<dyn Plugin>;
 const REGISTRY: &[(&str, Load)] = &[
     ("data", || Box::<data::Data>::default()),
     ("eval", || Box::<eval::Eval>::default()),
+    ("example1", || Box::<example1::Example1>::default()),
+    ("example2", || Box::<example2::Example2>::default()),
+    ("example3", || Box::<example3::Example3>::default()),
     ("file", || Box::<file::File>::default()),
     ("floppy", || Box::<floppy::Floppy>::default()),
     ("full", || Box::<full::Full>::default()),
@@ -160,6 +166,9 @@ mod tests {
     const SOURCES: &[(&str, &str, Answers)] = &[
         ("data", include_str!("data.rs"), Answers::Simple(Abilities::ALL, &["block_size"])),
         ("eval", include_str!("sh/plugin.rs"), Answers::Source(include_str!("sh/connection.rs"))),
+        ("example1", include_str!("example1.rs"), Answers::Source(include_str!("example1.rs"))),
+        ("example2", include_str!("example2.rs"), Answers::Source(include_str!("example2.rs"))),
+        ("example3", include_str!("example3.rs"), Answers::Source(include_str!("example3.rs"))),
         ("file", include_str!("file.rs"), Answers::Source(include_str!("file/disk.rs"))),
         ("floppy", include_str!("floppy.rs"), Answers::Source(include_str!("regions/disk.rs"))),
         (

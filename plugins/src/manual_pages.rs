@@ -3,7 +3,8 @@
 use std::path::Path;
 
 /// Those that have a page of their own.
-const PAGES: &[&str] = &["iso", "linuxdisk", "ondemand", "tmpdisk"];
+const PAGES: &[&str] =
+    &["example1", "example2", "example3", "iso", "linuxdisk", "ondemand", "tmpdisk"];
 
 #[test]
 fn a_plugins_page_names_its_parameters() {

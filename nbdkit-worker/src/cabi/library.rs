@@ -133,7 +133,7 @@ fn hint(what: &str, name: &OsStr, path: &Path) -> String {
     };
     let mut there = super::search::installed(what);
     if what == "plugin" {
-        there.extend(nbdkit_plugins::names().map(str::to_owned));
+        there.extend(crate::configure::built_in_names().map(str::to_owned));
     } else {
         there.extend(nbdkit_filters::names().map(str::to_owned));
     }

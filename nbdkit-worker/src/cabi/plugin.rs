@@ -53,7 +53,7 @@ pub(crate) fn load_plugin(
 ) -> Result<Box<dyn Plugin>> {
     let module = Module::open("plugin", name, path)?;
     if module.stands_for_built_in() {
-        return module.built_in("plugin", nbdkit_plugins::load);
+        return module.built_in("plugin", |name| crate::configure::built_in(name, flags));
     }
     let table = module.init("plugin_init")?;
     // SAFETY: a plugin's entry point returns a pointer to its table, by the interface.

@@ -17,6 +17,7 @@ mod command_line;
 mod count;
 mod ddrescue;
 mod devices;
+mod examples;
 mod ext2;
 mod extentlist;
 mod filters;
@@ -68,6 +69,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("command_line.rs"),
         include_str!("count.rs"),
         include_str!("ddrescue.rs"),
+        include_str!("examples.rs"),
         include_str!("ext2.rs"),
         include_str!("extentlist.rs"),
         include_str!("filters.rs"),
@@ -75,6 +77,7 @@ fn every_listed_difference_names_a_row() {
         include_str!("gzip.rs"),
         include_str!("handshake.rs"),
         include_str!("luks.rs"),
+        include_str!("made_disks.rs"),
         include_str!("multi_conn.rs"),
         include_str!("nbd.rs"),
         include_str!("openonce.rs"),
@@ -97,5 +100,6 @@ fn every_listed_difference_names_a_row() {
         include_str!("time_limit.rs"),
         include_str!("transmission.rs"),
         include_str!("xz.rs"),
+        include_str!("../cabi/cc.rs"),
     ]);
 }

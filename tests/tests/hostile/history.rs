@@ -301,8 +301,12 @@ fn run(arguments: &[&str]) -> command::Finished {
 #[test]
 fn plugins_and_filters_without_parameters_serve_or_say_why_not() {
     for plugin in [
+        "cc",
         "data",
         "eval",
+        "example1",
+        "example2",
+        "example3",
         "file",
         "full",
         "info",
