@@ -280,6 +280,7 @@ impl Expansion {
             }
             Ok(())
         })?;
+        kept.map_or(Ok(()), |kept| kept.check())?;
         if compressed != summary.compressed {
             return Err(Error::new(
                 Errno::EINVAL,
@@ -290,7 +291,6 @@ impl Expansion {
                 ),
             ));
         }
-        kept.map_or(Ok(()), |kept| kept.check())?;
         Ok(summary)
     }
 
