@@ -8,6 +8,7 @@ use nbdkit_filters::fuzz::{self, image};
 /// If the filter does, or if it contradicts itself.
 pub fn bzip2(data: &[u8]) {
     image("bzip2", data, &[]);
+    image("bzip2", data, &[("bzip2-max-expand", "0")]);
 }
 
 /// The gzip filter.
