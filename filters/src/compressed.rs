@@ -19,6 +19,7 @@ pub(crate) mod index_file;
 mod limits;
 pub(crate) mod points;
 pub(crate) mod reader;
+pub(crate) mod sink;
 
 pub(crate) use cache::Cache;
 use nbdkit_api::{Errno, Error, Next};

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-pub use crate::compressed::fuzz::image;
+pub use crate::compressed::fuzz::{gzip_index, gzip_index_case, image};
 pub use crate::cow::fuzz::{Place, Shared};
 pub use crate::ip::fuzz::matches;
 pub use crate::luks::fuzz::{PASSPHRASE, luks2, text as luks2_text};

@@ -4,16 +4,16 @@
 mod members;
 
 use std::cell::Cell;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 
-use flate2::Crc;
 use nbdkit_api::Result;
 
-use self::members::{Counted, MAGIC, Sink};
+use self::members::MAGIC;
 use crate::compressed::blocks::{Block, Image};
 use crate::compressed::expansion::{self, Format};
 use crate::compressed::points::{Disk, Start};
-use crate::compressed::{corrupt, reader};
+use crate::compressed::reader;
+use crate::compressed::sink::{Counted, Indexed, Taken};
 
 const NAME: &str = "gzip";
 
@@ -61,55 +61,11 @@ pub(crate) fn decode(
 ) -> Result<Vec<u8>> {
     let (start, sum) = Start::of(block);
     let part = image.stream(block.offset, block.offset + block.length);
-    let size = usize::try_from(block.size).unwrap_or(usize::MAX);
     let mut part = BufReader::with_capacity(reader::CHUNK, part);
-    let mut taken = Taken { data: reader::buffer(name, block.size)?, size };
+    let mut taken = Taken::new(name, block.size)?;
     members::from_point(&mut part, start, window, &mut taken)
         .map_err(|error| reader::decoder_error(name, error))?;
-    let mut found = Crc::new();
-    found.update(&taken.data);
-    if found.sum() != sum {
-        return Err(corrupt(name, "the file is not what it was when its index was made"));
-    }
-    Ok(taken.data)
-}
-
-/// The disk, and how much of the image has been read.
-struct Indexed<'a, 'd> {
-    disk: &'a mut Disk<'d>,
-    count: &'a Cell<u64>,
-}
-
-impl Sink for Indexed<'_, '_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.disk.write_all(bytes)
-    }
-
-    fn is_due(&self) -> bool {
-        self.disk.is_due()
-    }
-
-    fn point(&mut self, start: Start, window: &[u8]) -> io::Result<()> {
-        self.disk.point(self.count.get(), start, window).map_err(io::Error::other)
-    }
-}
-
-/// The first bytes.
-struct Taken {
-    data: Vec<u8>,
-    size: usize,
-}
-
-impl Sink for Taken {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let count = bytes.len().min(self.size - self.data.len());
-        self.data.extend(&bytes[..count]);
-        Ok(())
-    }
-
-    fn is_full(&self) -> bool {
-        self.data.len() == self.size
-    }
+    taken.finish(name, sum)
 }
 
 #[cfg(test)]

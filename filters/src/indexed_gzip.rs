@@ -11,9 +11,9 @@ use nbdkit_api::{
 
 use crate::compressed::blocks::{Block, Image};
 use crate::compressed::corrupt;
-use crate::compressed::expansion::{self, Expansion, Format, Plan};
+use crate::compressed::expansion::{Expansion, Format, Plan};
 use crate::compressed::index_file::IndexFile;
-use crate::compressed::points::{Disk, SPAN};
+use crate::compressed::points::{Bounds, Disk, SPAN};
 use crate::gzip;
 
 const NAME: &str = "indexed-gzip";
@@ -83,14 +83,15 @@ impl Filter for IndexedGzip {
     }
 
     fn needs(&self, below: Needs) -> Needs {
-        below.read_only().memory(expansion::MEMORY)
+        below.read_only().memory(Members::MEMORY)
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(&open.readonly(true))?;
         let (expansion, file) =
             self.ready.as_ref().ok_or_else(|| corrupt(NAME, "opened before get_ready"))?;
-        let plan = Plan { most: Some(0), span: self.span, kept: Some(Arc::clone(file)) };
+        let bounds = Bounds { most: Some(0), span: self.span, max_span: Members::MAX_SPAN };
+        let plan = Plan { bounds, kept: Some(Arc::clone(file)) };
         Ok(Arc::clone(expansion).layer::<Members>(open, plan))
     }
 }

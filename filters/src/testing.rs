@@ -56,6 +56,13 @@ impl Disk {
     pub(crate) fn take_calls(&self) -> Vec<String> {
         std::mem::take(&mut self.calls.lock().unwrap())
     }
+
+    /// How many bytes the plugin was asked to read since the last call of this or of the other.
+    pub(crate) fn bytes_read(&self) -> usize {
+        let count =
+            |call: &String| call.strip_prefix("pread ")?.split('@').next()?.parse::<usize>().ok();
+        self.take_calls().iter().filter_map(count).sum()
+    }
 }
 
 struct Memory(Arc<Disk>);
@@ -373,8 +380,18 @@ pub(crate) fn sample(size: usize) -> Vec<u8> {
 /// Damages `image` in each of its bytes, and cuts it off everywhere: what `filter` shows of it is
 /// an error, or `data`. How many of the images gave `data`.
 pub(crate) fn damage(filter: &str, image: &[u8], data: &[u8]) -> usize {
+    damage_with(filter, image, data, &[])
+}
+
+/// The same with parameters.
+pub(crate) fn damage_with(
+    filter: &str,
+    image: &[u8],
+    data: &[u8],
+    parameters: &[(&str, &str)],
+) -> usize {
     let mut unharmed = 0;
-    let mut check = |image: Vec<u8>, how: &str| match decoded(filter, image, &[]) {
+    let mut check = |image: Vec<u8>, how: &str| match decoded(filter, image, parameters) {
         Ok(shown) => {
             assert!(shown == data, "{filter}: {how}: other data is shown");
             unharmed += 1;

@@ -66,7 +66,11 @@ impl Filter for Zstd {
         below.open(&open.readonly(true))?;
         Ok(Box::new(Handle {
             frames: self.parameters.layer::<Frames>(open)?,
-            whole: Expansions::layer::<Frames>(self.expansions.as_ref(), open, Plan::expand(None))?,
+            whole: Expansions::layer::<Frames>(
+                self.expansions.as_ref(),
+                open,
+                Plan::of::<Frames>(None),
+            )?,
             is_seekable: OnceLock::new(),
         }))
     }

@@ -19,15 +19,12 @@ use super::blocks::{Block, Builder, Image};
 use super::by_export::ByExport;
 use super::index::{Index, Summary};
 use super::index_file::IndexFile;
-use super::points::{BLOCK, Disk, MAX_SPAN, SPAN, WINDOW};
+use super::points::{BLOCK, Bounds, Disk, MAX_SPAN, SPAN, WINDOW};
 use super::reader;
 use super::{Cache, corrupt};
 
 /// Largest disk that is expanded if there are points, unless a parameter says otherwise.
 const MAX_EXPAND: u64 = 1 << 30;
-/// Blocks between points that a client keeps.
-const DEPTH: usize = 16;
-
 /// A compressed format without an index.
 pub(crate) trait Format: Send + Sync + 'static {
     /// Of the filter.
@@ -37,6 +34,15 @@ pub(crate) trait Format: Send + Sync + 'static {
 
     /// The parameter that says which disks are expanded. Of formats that have points.
     const MAX_EXPAND: Option<&'static str> = None;
+
+    /// Bytes of the disk from one point to the next, at least: what a read decompresses.
+    const SPAN: u64 = SPAN;
+    /// Most bytes from one point to the next.
+    const MAX_SPAN: u64 = MAX_SPAN;
+    /// Parts between points that a client keeps.
+    const DEPTH: usize = 16;
+    /// What that and decompressing take of a worker's memory, bytes.
+    const MEMORY: u64 = Self::DEPTH as u64 * Self::MAX_SPAN;
 
     /// Decompresses all of `image`. How many bytes of it that took; 0 of formats without points.
     ///
@@ -57,23 +63,18 @@ pub(crate) trait Format: Send + Sync + 'static {
 /// What becomes of an image.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    /// Largest disk that is expanded, bytes; `None` if the format has no points.
-    pub(crate) most: Option<u64>,
-    /// Bytes of the disk from one point to the next, at least.
-    pub(crate) span: u64,
+    pub(crate) bounds: Bounds,
     /// The file that has the index from one start of the server to the next.
     pub(crate) kept: Option<Arc<IndexFile>>,
 }
 
 impl Plan {
     /// Disks of at most so many bytes are expanded, those of formats without points always.
-    pub(crate) fn expand(most: Option<u64>) -> Plan {
-        Plan { most, span: SPAN, kept: None }
+    pub(crate) fn of<F: Format>(most: Option<u64>) -> Plan {
+        let bounds = Bounds { most, span: F::SPAN, max_span: F::MAX_SPAN };
+        Plan { bounds, kept: None }
     }
 }
-
-/// What a worker of a filter with points needs in memory, bytes.
-pub(crate) const MEMORY: u64 = DEPTH as u64 * MAX_SPAN;
 
 /// Writes all that `decoder` makes to `disk`.
 ///
@@ -184,13 +185,13 @@ impl<F: Format> Filter for Expanding<F> {
     }
 
     fn needs(&self, below: Needs) -> Needs {
-        let blocks = if F::MAX_EXPAND.is_some() { MEMORY } else { 0 };
+        let blocks = if F::MAX_EXPAND.is_some() { F::MEMORY } else { 0 };
         below.read_only().memory(blocks)
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(&open.readonly(true))?;
-        let plan = Plan::expand(F::MAX_EXPAND.map(|_| self.max_expand));
+        let plan = Plan::of::<F>(F::MAX_EXPAND.map(|_| self.max_expand));
         Expansions::layer::<F>(self.expansions.as_ref(), open, plan)
     }
 }
@@ -257,7 +258,7 @@ impl Expansion {
             expansion: self,
             plan,
             ready: OnceLock::new(),
-            cache: Cache::new(DEPTH),
+            cache: Cache::new(F::DEPTH),
             format: std::marker::PhantomData,
         })
     }
@@ -280,6 +281,7 @@ impl Expansion {
             }
             Ok(())
         })?;
+        kept.map_or(Ok(()), |kept| kept.check())?;
         if compressed != summary.compressed {
             return Err(Error::new(
                 Errno::EINVAL,
@@ -290,7 +292,6 @@ impl Expansion {
                 ),
             ));
         }
-        kept.map_or(Ok(()), |kept| kept.check())?;
         Ok(summary)
     }
 
@@ -304,7 +305,7 @@ impl Expansion {
         let mut below =
             BufReader::with_capacity(reader::CHUNK, image.stream(0, index.compressed()));
         let mut add = |size, offset, length, detail| index.add(size, offset, length, detail);
-        let mut disk = Disk::new(&self.file, &self.windows, &mut add, plan.most, plan.span);
+        let mut disk = Disk::new(&self.file, &self.windows, &mut add, plan.bounds);
         let expanded = F::expand(&mut below, &mut disk)
             .map_err(|error| reader::decoder_error(F::NAME, error))
             .and_then(|end| disk.finish(end));
@@ -394,7 +395,7 @@ impl<F: Format> OpenLayer for Handle<F> {
         }
         let image = Image { next, client: self.client.as_ref() };
         let index = &self.expansion.index;
-        index.read(F::NAME, summary, &self.cache, MAX_SPAN, buf, offset, |number, block| {
+        index.read(F::NAME, summary, &self.cache, F::MAX_SPAN, buf, offset, |number, block| {
             self.expansion.decode::<F>(&image, number, block)
         })
     }
@@ -431,7 +432,7 @@ mod tests {
         for max_expand in [MAX_EXPAND, 0] {
             let expansion = Expansion::new().unwrap();
             let image = Image { next: &next, client: None };
-            let plan = Plan::expand(Some(max_expand));
+            let plan = Plan::of::<crate::gzip::Members>(Some(max_expand));
             expansion.summary::<crate::gzip::Members>(&image, &plan).unwrap_err();
             assert_eq!(expansion.file.size().unwrap(), 0);
             assert_eq!(expansion.windows.size().unwrap(), 0);

@@ -1,8 +1,11 @@
 //! A filter on an image of any bytes, for the fuzz targets.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nbdkit_api::{Connection, Next, Open, Plugin, Result, Stack, Value};
+
+use super::index_file;
 
 /// Most bytes that are read of a disk.
 const MOST: u64 = 4 << 20;
@@ -32,6 +35,51 @@ pub fn image(filter: &str, bytes: &[u8], parameters: &[(&str, &str)]) {
         (Err(first), Err(_)) => assert!(!first.message().contains('\n'), "{first}"),
         (first, second) => panic!("{:?}, and then {:?}", first.err(), second.err()),
     }
+}
+
+/// Opens the indexed-gzip filter on a small image with an index that is made of `case`, and reads
+/// the disk twice from end to end.
+///
+/// # Panics
+/// As [`image`], or if the index cannot be written.
+pub fn gzip_index(case: &[u8]) {
+    let compressed = small();
+    with_file(&index_file::example::sealed(&compressed, case), |path| {
+        image("indexed-gzip", &compressed, &[("gzip-index-path", path)]);
+    });
+}
+
+/// What [`gzip_index`] makes a good index of.
+///
+/// # Panics
+/// If the index cannot be written.
+pub fn gzip_index_case() -> Vec<u8> {
+    with_file(&[], |path| {
+        image("indexed-gzip", &small(), &[("gzip-index-path", path), ("gzip-index-span", "64K")]);
+        index_file::example::case(&std::fs::read(path).expect("the index"))
+    })
+}
+
+/// A gzip file of 200 KiB.
+fn small() -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    for number in 0..25_600_u64 {
+        let bytes = (number * number).to_le_bytes();
+        std::io::Write::write_all(&mut encoder, &bytes).expect("memory");
+    }
+    encoder.finish().expect("memory")
+}
+
+/// Calls `act` with the path of a file that has these bytes, and removes it.
+fn with_file<T>(bytes: &[u8], act: impl FnOnce(&str) -> T) -> T {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("nbdkit-fuzz-{}-{number}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, bytes).expect("a temporary file");
+    let result = act(path.to_str().expect("a path of text"));
+    let _ = std::fs::remove_file(&path);
+    result
 }
 
 /// The size of the disk, and what each read has returned.

@@ -21,6 +21,17 @@ pub(crate) const SPAN: u64 = 1 << 20;
 /// that begins a block of deflate after 32 Ki symbols makes 8 MiB of zeroes from them.
 pub(crate) const MAX_SPAN: u64 = 16 << 20;
 
+/// What is made of a disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Largest disk that is expanded, bytes; `None` if the format has no points.
+    pub(crate) most: Option<u64>,
+    /// Bytes of the disk from one point to the next, at least.
+    pub(crate) span: u64,
+    /// The most, if the disk is not expanded.
+    pub(crate) max_span: u64,
+}
+
 /// Where a decoder can begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
@@ -57,10 +68,7 @@ pub(crate) struct Disk<'a> {
     size: u64,
     /// `None` once it did not fit.
     expanded: Option<Sparse<'a>>,
-    /// Most bytes of the expanded file, if there are points instead.
-    most: Option<u64>,
-    /// Bytes from one point to the next, at least.
-    span: u64,
+    bounds: Bounds,
     add: AddBlock<'a>,
     windows: &'a SharedFile,
     /// Windows so far, one for each block.
@@ -72,19 +80,17 @@ pub(crate) struct Disk<'a> {
 }
 
 impl<'a> Disk<'a> {
-    /// `most`: for a format with points, the most bytes that are expanded into `file`.
+    /// Expands into `file` as far as `bounds` permit.
     pub(super) fn new(
         file: &'a SharedFile,
         windows: &'a SharedFile,
         add: AddBlock<'a>,
-        most: Option<u64>,
-        span: u64,
+        bounds: Bounds,
     ) -> Disk<'a> {
         Disk {
             size: 0,
             expanded: Some(Sparse::new(file)),
-            most,
-            span,
+            bounds,
             add,
             windows,
             blocks: 0,
@@ -96,7 +102,7 @@ impl<'a> Disk<'a> {
 
     /// Whether the next point is far enough from the last one.
     pub(crate) fn is_due(&self) -> bool {
-        self.size - self.block.1 >= self.span
+        self.size - self.block.1 >= self.bounds.span
     }
 
     /// A point: the image has been read up to `at`, and `window`, of at most [`WINDOW`] bytes, is
@@ -121,7 +127,7 @@ impl<'a> Disk<'a> {
         if size == 0 {
             return Ok(());
         }
-        if size > MAX_SPAN && self.most.is_some() && self.expanded.is_none() {
+        if size > self.bounds.max_span && self.bounds.most.is_some() && self.expanded.is_none() {
             return Err(Error::new(
                 Errno::EFBIG,
                 format!(
@@ -158,12 +164,12 @@ impl<'a> Disk<'a> {
 
 impl Write for Disk<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.most.is_some_and(|most| self.size.saturating_add(buf.len() as u64) > most) {
+        if self.bounds.most.is_some_and(|most| self.size.saturating_add(buf.len() as u64) > most) {
             self.drop_expanded().map_err(io::Error::other)?;
         }
         match self.expanded.as_mut().map(|expanded| expanded.write(buf)) {
             // What fits nowhere else may do with points, which take less.
-            Some(Err(error)) if error.errno() == Errno::ENOSPC && self.most.is_some() => {
+            Some(Err(error)) if error.errno() == Errno::ENOSPC && self.bounds.most.is_some() => {
                 self.drop_expanded().map_err(io::Error::other)?;
             }
             Some(Err(error)) => return Err(io::Error::other(error)),

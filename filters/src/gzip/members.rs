@@ -1,7 +1,6 @@
 //! Decompressing gzip (RFC 1952), from the beginning of a file or from a point in the middle.
 
-use std::cell::Cell;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
 
 use flate2::Crc;
 use miniz_oxide::inflate::TINFLStatus as Status;
@@ -11,6 +10,7 @@ use miniz_oxide::inflate::core::inflate_flags::{
 use miniz_oxide::inflate::core::{BlockBoundaryState, DecompressorOxide, decompress};
 
 use crate::compressed::points::{Start, WINDOW};
+use crate::compressed::sink::Sink;
 
 /// RFC 1952, 2.3.1: of each member.
 pub(super) const MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -24,52 +24,6 @@ const COMMENT: u8 = 1 << 4;
 const RESERVED: u8 = 0b1110_0000;
 /// Bytes of the decoder's buffer, a power of two, of which the last [`WINDOW`] are looked back at.
 const RING: usize = 2 * WINDOW;
-
-/// What takes the decompressed bytes.
-pub(super) trait Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
-
-    /// Whether it has enough, and decompressing ends.
-    fn is_full(&self) -> bool {
-        false
-    }
-
-    /// Whether a point is wanted.
-    fn is_due(&self) -> bool {
-        false
-    }
-
-    /// A point: see [`Disk::point`](crate::compressed::points::Disk::point).
-    fn point(&mut self, start: Start, window: &[u8]) -> io::Result<()> {
-        let _ = (start, window);
-        Ok(())
-    }
-}
-
-/// A stream that counts what was read of it.
-pub(super) struct Counted<'a> {
-    pub(super) inner: &'a mut dyn BufRead,
-    pub(super) count: &'a Cell<u64>,
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buf)?;
-        self.count.set(self.count.get() + count as u64);
-        Ok(count)
-    }
-}
-
-impl BufRead for Counted<'_> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.inner.fill_buf()
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.inner.consume(count);
-        self.count.set(self.count.get() + count as u64);
-    }
-}
 
 /// Decompresses a member, and checks it.
 ///
@@ -220,7 +174,7 @@ impl Body {
                 Status::BlockBoundary if sink.is_due() => {
                     if let Some(state) = self.decoder.block_boundary_state() {
                         let start = Start::Middle { bits: state.num_bits, value: state.bit_buf };
-                        sink.point(start, &self.window())?;
+                        sink.point(0, start, &self.window())?;
                     }
                 }
                 Status::BlockBoundary | Status::HasMoreOutput => {}

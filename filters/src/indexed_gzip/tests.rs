@@ -46,18 +46,11 @@ impl Drop for Place {
     }
 }
 
-/// Bytes that were read of the image since the last time.
-fn bytes_read(disk: &Disk) -> usize {
-    let count =
-        |call: &String| call.strip_prefix("pread ")?.split('@').next()?.parse::<usize>().ok();
-    disk.take_calls().iter().filter_map(count).sum::<usize>()
-}
-
 /// Whether opening the disk decompresses the image, of which it then shows `data`.
 fn is_made(place: &Place, disk: &Arc<Disk>, data: &[u8]) -> bool {
-    bytes_read(disk);
+    disk.take_calls();
     let next = testing::open(&place.server(disk));
-    let read = bytes_read(disk);
+    let read = disk.bytes_read();
     let image = disk.data.lock().unwrap().len();
     assert!(testing::read(&next, data.len(), 0) == data);
     // What it is recognised by, and all of it.

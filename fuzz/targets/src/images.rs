@@ -8,6 +8,7 @@ use nbdkit_filters::fuzz::{self, image};
 /// If the filter does, or if it contradicts itself.
 pub fn bzip2(data: &[u8]) {
     image("bzip2", data, &[]);
+    image("bzip2", data, &[("bzip2-max-expand", "0")]);
 }
 
 /// The gzip filter.
@@ -17,6 +18,14 @@ pub fn bzip2(data: &[u8]) {
 pub fn gzip(data: &[u8]) {
     image("gzip", data, &[]);
     image("gzip", data, &[("gzip-max-expand", "0")]);
+}
+
+/// The indexed-gzip filter on a small image, whose index has any fields and body.
+///
+/// # Panics
+/// If the filter does, or if it contradicts itself.
+pub fn gzip_index(case: &[u8]) {
+    fuzz::gzip_index(case);
 }
 
 /// The luks filter. The header's numbers of iterations are made small: they only take time.

@@ -43,6 +43,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("data_format", texts::data_format),
     ("filter_lists", texts::filter_lists),
     ("gzip", images::gzip),
+    ("gzip_index", images::gzip_index),
     ("handshake", handshake::target),
     ("ip_rules", texts::ip_rules),
     ("listener", channel::listener),

@@ -93,9 +93,19 @@ esac
 /// made, and reads the image only so many times before it reads the disk. And damaged images are
 /// refused.
 pub(crate) fn clients_share(filter: &str, make: &str, second_reads: usize) {
+    clients_share_with(filter, &[], make, second_reads);
+}
+
+/// The same with more arguments.
+pub(crate) fn clients_share_with(
+    filter: &str,
+    arguments: &[&str],
+    make: &str,
+    second_reads: usize,
+) {
     const SIZE: usize = 1_000_000;
     let filter = format!("--filter={filter}");
-    let builder = Server::nbdkit([&filter, "sh", "{dir}/script"]);
+    let builder = Server::nbdkit([&filter, "sh", "{dir}/script"]).args(arguments);
     let disk = image(builder.dir(), SIZE);
     shell(builder.dir(), make);
     script(builder.dir(), LOGGING);
@@ -105,7 +115,8 @@ pub(crate) fn clients_share(filter: &str, make: &str, second_reads: usize) {
     assert_eq!(first.export().unwrap().0, SIZE as u64);
     std::fs::remove_file(&reads).expect("the first client reads the image");
     let mut second = server.connected("");
-    assert_eq!(server.workers().len(), 2);
+    let processes = if arguments.contains(&"--isolation=shared") { 0 } else { 2 };
+    assert_eq!(server.workers().len(), processes);
     let read = std::fs::read_to_string(&reads).unwrap_or_default();
     assert_eq!(read.lines().count(), second_reads, "the second client has read at {read:?}");
     for (count, offset) in [(512, 0), (300_000, 100_001), (512, SIZE - 512)] {
@@ -116,7 +127,7 @@ pub(crate) fn clients_share(filter: &str, make: &str, second_reads: usize) {
         }
     }
     for damage in ["head -c 20000 image >bad", ": >bad", "cp disk bad"] {
-        let builder = Server::nbdkit([&filter, "file", "{dir}/bad"]);
+        let builder = Server::nbdkit([&filter, "file", "{dir}/bad"]).args(arguments);
         image(builder.dir(), SIZE);
         shell(builder.dir(), make);
         shell(builder.dir(), damage);

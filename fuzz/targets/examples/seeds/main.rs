@@ -228,6 +228,7 @@ fn main() {
                 [made_by("gzip", &["-c1"]), made_by("gzip", &["-c9"]), vec![0; 5]].concat(),
             ],
         ),
+        ("gzip_index", vec![nbdkit_filters::fuzz::gzip_index_case()]),
         ("luks", vec![luks("xts-plain64\0", 32), luks("cbc-essiv:sha256\0", 16)]),
         ("luks2", vec![nbdkit_filters::fuzz::luks2_text().into_bytes()]),
         (
