@@ -206,7 +206,6 @@ mod tests {
             Answers::Simple(Abilities::ALL, &["block_size"]),
         ),
         ("split", include_str!("split.rs"), Answers::Source(include_str!("regions/disk.rs"))),
-        ("split", include_str!("split.rs"), Answers::Source(include_str!("split.rs"))),
         (
             "tmpdisk",
             include_str!("tmpdisk.rs"),
