@@ -16,8 +16,8 @@ use std::process::{Command, ExitStatus, Stdio};
 use nbdkit_api::paths::Opened;
 use nbdkit_api::shared::SharedFile;
 use nbdkit_api::{
-    BlockSize, Blocking, Cache, Connection, Errno, Error, Extents, FileRange, Flags, Result,
-    ResultExt,
+    BlockSize, Blocking, Cache, Client, Connection, Errno, Error, Extents, FileRange, Flags,
+    Result, ResultExt, client,
 };
 
 use crate::file::disk::{Disk, Hints};
@@ -79,19 +79,22 @@ impl Ended {
 }
 
 /// Runs `command`, with standard input and output where the caller has put them, in a search path
-/// that has administrators' programs. `package` is the Debian package of a program that is missing.
+/// that has administrators' programs. `package` is the Debian package of a program that is missing,
+/// `client` who waits for it: when it has gone the program is killed.
 ///
 /// # Errors
 /// It could not be run, or the client has gone.
-pub(crate) fn run(command: &mut Command, package: &str) -> Result<Ended> {
+pub(crate) fn run(command: &mut Command, package: &str, client: Option<&Client>) -> Result<Ended> {
     nbdkit_api::debug!("{command:?}");
     let name = command.get_program().to_owned();
     command.env("PATH", search_path());
     let mut sink = Sink::Buffer(Vec::new(), MAX_OUTPUT);
-    let finished = attend(command, &[], &mut sink).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => missing(&name, package),
-        _ => Error::io(format!("cannot run {}", name.display()), &error),
-    })?;
+    let unwanted = || client::check_present(client).is_err();
+    let finished =
+        attend(command, &[], &mut sink, &unwanted).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => missing(&name, package),
+            _ => Error::io(format!("cannot run {}", name.display()), &error),
+        })?;
     let output = match &sink {
         Sink::Buffer(output, _) => output.as_slice(),
         Sink::Place(_) => &[],
@@ -110,12 +113,16 @@ pub(crate) fn missing(name: &OsStr, package: &str) -> Error {
     )
 }
 
-/// Text for a message of one line: lines are joined, control characters are dropped.
+/// Longest text of a program in a message, characters.
+const MAX_WORDS: usize = 1000;
+
+/// Text for a message of one line: lines are joined, control characters are dropped, and so is what
+/// is too long.
 fn one_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let joined = lines.collect::<Vec<_>>().join("; ");
-    joined.chars().filter(|character| !character.is_control()).collect()
+    joined.chars().filter(|character| !character.is_control()).take(MAX_WORDS).collect()
 }
 
 /// An unnamed file that a program fills, in the temporary directory.
@@ -229,16 +236,18 @@ mod tests {
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped()),
             "dash",
+            None,
         )
         .unwrap();
         assert!(!ended.success());
         let expected = "x: command failed with exit code 3: one two; [2J three";
         assert_eq!(ended.error("x").message(), expected);
+        assert_eq!(one_line("long".repeat(1000).as_bytes()).len(), MAX_WORDS);
     }
 
     #[test]
     fn a_program_that_is_missing_is_named_with_its_package() {
-        let why = run(&mut Command::new("no-such-program"), "some-package").err().unwrap();
+        let why = run(&mut Command::new("no-such-program"), "some-package", None).err().unwrap();
         let expected =
             "no-such-program is not installed (Debian has it in the package some-package)";
         assert_eq!(why.message(), expected);
@@ -253,7 +262,7 @@ mod tests {
         let image = Image::new("test", BlockSize::default()).unwrap();
         let mut command = Command::new("/bin/echo");
         command.arg("hello").stdin(Stdio::null()).stdout(image.stdio().unwrap());
-        assert!(run(&mut command, "coreutils").unwrap().success());
+        assert!(run(&mut command, "coreutils", None).unwrap().success());
         let client = image.open().unwrap();
         assert_eq!(client.size().unwrap(), 6);
         let mut buf = [0; 6];

@@ -155,7 +155,7 @@ impl Plugin for Iso {
         let image = Image::new("iso", BLOCK_SIZE)?;
         let mut command = self.command(&prog);
         command.stdin(Stdio::null()).stdout(image.stdio()?);
-        let ended = image::run(&mut command, "xorriso")?;
+        let ended = image::run(&mut command, "xorriso", None)?;
         if !ended.success() {
             return Err(ended.error(&prog.to_string_lossy()));
         }
@@ -168,6 +168,11 @@ impl Plugin for Iso {
 
     fn dump_plugin(&self, out: &mut dyn Write) -> std::io::Result<()> {
         writeln!(out, "iso_prog={}", default_program().unwrap_or(PROGRAMS[0]))
+    }
+
+    /// One that is made again is not the same to the last byte.
+    fn keeps_state(&self) -> bool {
+        true
     }
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {

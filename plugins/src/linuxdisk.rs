@@ -168,7 +168,7 @@ impl LinuxDisk {
         // In units of 512 bytes, mke2fs(8).
         command.arg(format!("{}s", plan.length / gpt::SECTOR));
         command.stdin(image.stdio()?).stdout(Stdio::piped());
-        image::run(&mut command, "e2fsprogs")
+        image::run(&mut command, "e2fsprogs", None)
     }
 }
 
@@ -258,6 +258,11 @@ impl Plugin for LinuxDisk {
         gpt::write(image.file(), length, &guids).or_error(|| "linuxdisk: partition table")?;
         self.image = Some(image);
         Ok(())
+    }
+
+    /// One that is made again is not the same to the last byte.
+    fn keeps_state(&self) -> bool {
+        true
     }
 
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {

@@ -15,7 +15,7 @@ use std::fs::OpenOptions;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nbdkit_api::{Errno, Error, Result, ResultExt, Value};
+use nbdkit_api::{Client, Errno, Error, Result, ResultExt, Value};
 
 pub(crate) use self::connection::MadeDisk;
 pub(crate) use self::workplace::{Workplace, sweep};
@@ -157,11 +157,11 @@ impl Recipe {
         FILE_SYSTEMS.iter().find(known).unwrap_or(&OTHER)
     }
 
-    /// Makes a disk at the absolute path `disk`, where nothing is.
+    /// Makes a disk at the absolute path `disk`, where nothing is, for `client`.
     ///
     /// # Errors
-    /// EIO, with what the program said.
-    pub(crate) fn make(&self, disk: &Path) -> Result<()> {
+    /// EIO, with what the program said; ESHUTDOWN if the client has gone.
+    pub(crate) fn make(&self, disk: &Path, client: Option<&Client>) -> Result<()> {
         let (mut command, what, package) = match &self.command {
             Some(_) => {
                 let mut shell = Command::new("/bin/sh");
@@ -178,7 +178,7 @@ impl Recipe {
             }
         };
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let ended = image::run(&mut command, package)?;
+        let ended = image::run(&mut command, package, client)?;
         if !ended.success() {
             return Err(ended.error(&what));
         }

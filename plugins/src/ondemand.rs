@@ -68,7 +68,7 @@ impl OnDemand {
                 Err(_) => {}
             }
             client::check_present(client)?;
-            if let Some(opened) = self.make(dir, name)? {
+            if let Some(opened) = self.make(dir, name, client)? {
                 return Ok(opened);
             }
         }
@@ -76,10 +76,10 @@ impl OnDemand {
     }
 
     /// Makes a disk and returns it, locked. `None` if another process has been faster.
-    fn make(&self, dir: &Path, name: &str) -> Result<Option<Opened>> {
+    fn make(&self, dir: &Path, name: &str, client: Option<&Client>) -> Result<Option<Opened>> {
         let workplace = Workplace::new(dir)?;
         let made = workplace.path().join(name);
-        self.recipe.make(&made)?;
+        self.recipe.make(&made, client)?;
         let declared = Declared::directory(workplace.path(), true);
         let found = paths::find(&declared, Some(OsStr::new(name)), true);
         let found = found.map_err(|why| why.into_error(Path::new(name)))?;

@@ -90,13 +90,14 @@ impl Plugin for TmpDisk {
     }
 
     fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
-        client::check_present(open.client.map(|client| &**client))?;
+        let client = open.client.map(|client| &**client);
+        client::check_present(client)?;
         let workplace = Workplace::new(
             &std::path::absolute(temporary_directory())
                 .map_err(|error| Error::io("absolute path: $TMPDIR", &error))?,
         )?;
         let disk = workplace.path().join(DISK);
-        self.recipe.make(&disk)?;
+        self.recipe.make(&disk, client)?;
         let made = Declared::directory(workplace.path(), true);
         let found = paths::find(&made, Some(OsStr::new(DISK)), !open.readonly);
         let Found { file, writable, is_block_device } =

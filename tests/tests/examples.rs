@@ -1,5 +1,4 @@
 //! The examples of plugins that are built in, with two clients in two processes.
-#![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
 use nbdkit_tests::Ask;
 use nbdkit_tests::server::ours;
@@ -38,7 +37,7 @@ fn a_file_is_opened_for_each_client_and_for_reading() {
     let path = builder.dir().join("file");
     std::fs::write(&path, [1; 512]).unwrap();
     let server = builder.start();
-    let mut one = server.connected("");
+    let one = server.connected("");
     std::fs::write(&path, [2; 1024]).unwrap();
     let mut other = server.connected("");
     assert_eq!(server.workers().len(), 2);

@@ -17,7 +17,7 @@ fn parameters_become_variables_of_the_command_whatever_is_in_them() {
     let parameters =
         [("size", "3K"), ("label", nasty), ("x", nasty), ("_Y1", ""), ("command", command)];
     let disk = dir.join("a disk'");
-    recipe(&parameters).make(&disk).unwrap();
+    recipe(&parameters).make(&disk, None).unwrap();
     let expected = format!("|{nasty}|3072|{nasty}||");
     assert_eq!(std::fs::read_to_string(&disk).unwrap(), expected);
 }
@@ -37,14 +37,14 @@ fn keys_that_are_no_names_of_variables_are_unknown() {
 fn file_systems_have_their_size_type_and_label() {
     let dir = TestDir::new();
     let parameters = [("size", "1M"), ("type", "ext2"), ("label", "the label")];
-    recipe(&parameters).make(&dir.join("disk")).unwrap();
+    recipe(&parameters).make(&dir.join("disk"), None).unwrap();
     let disk = std::fs::read(dir.join("disk")).unwrap();
     assert_eq!(disk.len(), 1 << 20);
     assert_eq!(disk[1024 + 0x38..1024 + 0x3a], [0x53, 0xef]);
     assert_eq!(disk[1024 + 0x78..1024 + 0x81], *b"the label");
-    let why = recipe(&[("size", "1K")]).make(&dir.join("small")).unwrap_err();
+    let why = recipe(&[("size", "1K")]).make(&dir.join("small"), None).unwrap_err();
     assert!(why.message().starts_with("mkfs.ext4: command failed with exit code 1: "), "{why}");
-    let why = recipe(&[("size", "1M")]).make(&dir.join("disk")).unwrap_err();
+    let why = recipe(&[("size", "1M")]).make(&dir.join("disk"), None).unwrap_err();
     assert!(why.message().contains("File exists"), "{why}");
 }
 

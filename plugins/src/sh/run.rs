@@ -79,11 +79,12 @@ pub(super) fn run(
     sink: &mut Sink<'_>,
 ) -> io::Result<Finished> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    attend(command, stdin, sink)
+    attend(command, stdin, sink, &|| false)
 }
 
 /// As [`run`], with standard input and output where the caller has put them: no more than what is
-/// a pipe is fed or collected.
+/// a pipe is fed or collected. The program is killed once nobody wants its result, which `unwanted`
+/// is asked now and then: a connection that is not yet in transmission is not given up.
 ///
 /// # Errors
 /// Those of [`run`].
@@ -91,10 +92,11 @@ pub(crate) fn attend(
     command: &mut Command,
     stdin: &[u8],
     sink: &mut Sink<'_>,
+    unwanted: &dyn Fn() -> bool,
 ) -> io::Result<Finished> {
     command.stderr(Stdio::piped());
     let mut program = programs::start(command)?;
-    let talked = talk(&mut program, stdin, sink);
+    let talked = talk(&mut program, stdin, sink, unwanted);
     if talked.is_err() {
         // Without pipes its output would never be noticed.
         program.kill();
@@ -111,6 +113,7 @@ fn talk(
     program: &mut Program,
     mut input: &[u8],
     sink: &mut Sink<'_>,
+    unwanted: &dyn Fn() -> bool,
 ) -> io::Result<(usize, Vec<u8>)> {
     let child = &mut program.child;
     let mut stdin = child.stdin.take().filter(|_| !input.is_empty());
@@ -134,7 +137,7 @@ fn talk(
             stderr.as_ref().map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
         ])?;
         // A pipe may be held open by what was not in the script's group, and so not killed with it.
-        if program.is_given_up() {
+        if program.is_given_up() || unwanted() {
             return Err(nix::Error::ESHUTDOWN.into());
         }
         // Each is tried; those that are not ready return EAGAIN.

@@ -1,10 +1,12 @@
 //! nbdkit-tmpdisk-plugin(1).
 
+use std::os::unix::net::UnixStream;
+
 use nbd_protocol::constants::Opt;
 use nbd_protocol::handshake::InfoRequest;
 use nbdkit_tests::processes::{eventually, is_alive};
 use nbdkit_tests::server::ours;
-use nbdkit_tests::{Ask, Server};
+use nbdkit_tests::{Ask, Client, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -74,16 +76,41 @@ fn a_command_that_fails_or_makes_no_disk_is_an_error_of_one_client() {
     }
 }
 
-/// Waits until a command has written its process id to a file, and kills the worker that runs it.
-fn kill_worker_while_making(server: &Server) {
+/// Waits until a command has written its process id to a file.
+fn running_command(server: &Server) -> i32 {
     let pid_file = server.dir().join("command.pid");
     let read = || std::fs::read_to_string(&pid_file).unwrap_or_default();
     eventually("the command runs", || read().ends_with('\n'));
-    let command: i32 = read().trim().parse().unwrap();
+    read().trim().parse().unwrap()
+}
+
+/// Kills the worker that runs the command.
+fn kill_worker_while_making(server: &Server) {
+    let command = running_command(server);
     let [worker] = server.workers()[..] else { panic!("{:?}", server.workers()) };
     kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
     eventually("the command has been killed", || !is_alive(command));
-    std::fs::remove_file(&pid_file).unwrap();
+}
+
+/// A client that has asked for the disk and not yet got it.
+fn asking(server: &Server) -> Client<UnixStream> {
+    let mut client = server.connect();
+    client.handshake().expect("a greeting");
+    let mut payload = Vec::new();
+    InfoRequest::encode(&mut payload, "", &[]);
+    client.send_option(Opt::GO, &payload).unwrap();
+    client
+}
+
+#[test]
+fn a_command_ends_with_the_client_that_waits_for_it() {
+    let command = "command=echo $$ > {dir}/command.pid; exec sleep 1000";
+    let server = server(&["tmpdisk", "1M", command]).start();
+    let client = asking(&server);
+    let command = running_command(&server);
+    drop(client);
+    eventually("the command has been killed", || !is_alive(command));
+    eventually("nothing is left", || left_behind(&server).is_empty());
 }
 
 #[test]
@@ -92,11 +119,7 @@ fn what_a_killed_worker_leaves_behind_the_next_one_removes() {
     let command = "command=if mkdir {dir}/first 2>/dev/null; then echo $$ > {dir}/command.pid; \
                    exec sleep 1000; fi; truncate -s $size \"$disk\"";
     let mut server = server(&["tmpdisk", "1M", command]).start();
-    let mut client = server.connect();
-    client.handshake().expect("a greeting");
-    let mut payload = Vec::new();
-    InfoRequest::encode(&mut payload, "", &[]);
-    client.send_option(Opt::GO, &payload).unwrap();
+    let _client = asking(&server);
     kill_worker_while_making(&server);
     assert_eq!(left_behind(&server).len(), 1);
     let mut next = server.connected("");
