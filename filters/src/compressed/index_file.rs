@@ -146,6 +146,14 @@ pub(crate) mod example {
         bytes
     }
 
+    /// `file` as it is before its last header is written.
+    #[cfg(test)]
+    pub(crate) fn unfinished(file: &[u8]) -> Vec<u8> {
+        let header = Header::decode(file[..Header::BYTES].try_into().unwrap()).unwrap();
+        let unfinished = Header { windows: 0, body: 0, ..header }.encode(false);
+        [&unfinished, &file[Header::BYTES..]].concat()
+    }
+
     /// The case that `file` is.
     pub(crate) fn case(file: &[u8]) -> Vec<u8> {
         [&file[24..24 + BYTES], &file[BODY as usize..]].concat()

@@ -178,6 +178,19 @@ fn a_damaged_index_is_made_anew() {
     assert!(place.bytes() == whole, "longer");
 }
 
+/// A process that is killed while it writes leaves this, or less.
+#[test]
+fn an_unfinished_index_is_made_anew() {
+    let Some((place, disk, data)) = small() else { return };
+    let whole = place.bytes();
+    let unfinished = example::unfinished(&whole);
+    for length in [72, 4096, 4096 + 32, whole.len() - 1, whole.len()] {
+        std::fs::write(&place.0, &unfinished[..length]).unwrap();
+        assert!(is_made(&place, &disk, &data), "{length} bytes");
+        assert!(place.bytes() == whole, "{length} bytes");
+    }
+}
+
 #[test]
 fn a_file_that_is_no_index_is_not_overwritten() {
     let place = Place::new();
