@@ -28,6 +28,9 @@
 #define NBDKIT_PUBLIC
 #endif
 
+/* What a plugin's or filter's own functions are marked with that the server looks for. */
+#define NBDKIT_DLL_PUBLIC NBDKIT_PUBLIC
+
 #ifdef __cplusplus
 #define NBDKIT_LANGUAGE_C extern "C"
 extern "C" {

@@ -31,6 +31,113 @@ pub const GPT_ENTRY_SIZE: usize = 128;
 /// Where the entries of a GPT begin, in sectors.
 pub const GPT_ENTRIES: u64 = 2;
 
+/// Bytes of a sector of the disks that are made here.
+pub const SECTOR: u64 = 512;
+const REVISION: u32 = 0x0001_0000;
+/// "Linux filesystem data", as a GPT holds it.
+pub const GUID_LINUX: [u8; 16] = [
+    0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4,
+];
+/// Where an entry of a GPT has its name, and how long that may be, in units of UTF-16.
+const NAME: usize = 56;
+const NAME_LENGTH: usize = 36;
+
+const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
+
+/// A partition of a GPT.
+#[derive(Debug, Clone, Copy)]
+pub struct GptEntry<'a> {
+    /// What the partition holds.
+    pub kind: [u8; 16],
+    /// Which one it is.
+    pub unique: [u8; 16],
+    /// First and last sector.
+    pub first: u64,
+    /// See `first`.
+    pub last: u64,
+    /// Bits.
+    pub attributes: u64,
+    /// Left out if it has more than 36 units of UTF-16.
+    pub name: &'a str,
+}
+
+impl GptEntry<'_> {
+    /// Its bytes, UEFI specification, table 5.6.
+    pub fn encode(&self) -> [u8; GPT_ENTRY_SIZE] {
+        let mut bytes = [0; GPT_ENTRY_SIZE];
+        bytes[..16].copy_from_slice(&self.kind);
+        bytes[16..32].copy_from_slice(&self.unique);
+        bytes[32..40].copy_from_slice(&self.first.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.last.to_le_bytes());
+        bytes[48..NAME].copy_from_slice(&self.attributes.to_le_bytes());
+        if self.name.encode_utf16().count() <= NAME_LENGTH {
+            let units = bytes[NAME..].chunks_exact_mut(2).zip(self.name.encode_utf16());
+            units.for_each(|(two, unit)| two.copy_from_slice(&unit.to_le_bytes()));
+        }
+        bytes
+    }
+}
+
+/// One of the two headers of a GPT.
+#[derive(Debug, Clone, Copy)]
+pub struct GptHeader {
+    /// Bytes of it that count: from [`GPT_HEADER_SIZE`] to those of a sector.
+    pub size: usize,
+    /// The sector that it is in, and that of the other one.
+    pub own: u64,
+    /// See `own`.
+    pub other: u64,
+    /// The sectors that partitions may have, the first and the last one.
+    pub first_usable: u64,
+    /// See `first_usable`.
+    pub last_usable: u64,
+    /// Which disk it is.
+    pub disk: [u8; 16],
+    /// Where its entries begin.
+    pub entries: u64,
+}
+
+impl GptHeader {
+    /// Its sector, UEFI specification, table 5.5. `entries`: their bytes.
+    ///
+    /// # Panics
+    /// If the size is out of its bounds.
+    pub fn encode(&self, entries: &[u8]) -> [u8; SECTOR as usize] {
+        let mut sector = [0; SECTOR as usize];
+        sector[..8].copy_from_slice(GPT_SIGNATURE);
+        let count = entries.len() / GPT_ENTRY_SIZE;
+        for (at, number) in [
+            (8, REVISION),
+            (12, self.size as u32),
+            (80, count as u32),
+            (84, GPT_ENTRY_SIZE as u32),
+            (88, CRC.checksum(entries)),
+        ] {
+            sector[at..at + 4].copy_from_slice(&number.to_le_bytes());
+        }
+        for (at, number) in [
+            (24, self.own),
+            (32, self.other),
+            (40, self.first_usable),
+            (48, self.last_usable),
+            (72, self.entries),
+        ] {
+            sector[at..at + 8].copy_from_slice(&number.to_le_bytes());
+        }
+        sector[56..72].copy_from_slice(&self.disk);
+        let sum = CRC.checksum(&sector[..self.size]);
+        sector[16..20].copy_from_slice(&sum.to_le_bytes());
+        sector
+    }
+}
+
+/// The only entry of the MBR of a disk that has a GPT, and whose last sector is `last`: the disk
+/// may have more sectors than an MBR can express.
+pub fn protective(last: u64) -> MbrEntry {
+    let count = u32::try_from(last).unwrap_or(u32::MAX);
+    MbrEntry { active: false, kind: TYPE_PROTECTIVE, start: 1, count }
+}
+
 /// An entry of an MBR or EBR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MbrEntry {

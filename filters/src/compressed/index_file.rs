@@ -408,8 +408,8 @@ fn words(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// A block, 32 bytes: offset and length in the image; 32 bits each of bytes on the disk, whether a
-/// window follows, the CRC-32 of what is made, and where the decoder starts (0: a member; else
-/// 2^16 + 2^8 times the byte before + how many of its bits are not used yet).
+/// window follows, the CRC-32 of what is made, and where the decoder starts: 0 for a member, else
+/// 2^16, plus 2^8 times the bits of the byte before that are not used yet, plus their number.
 struct Record {
     offset: u64,
     length: u64,

@@ -3,22 +3,18 @@
 #![forbid(unsafe_code)]
 
 use nbdkit_api::partitions::{
-    GPT_ENTRIES, GPT_ENTRY_SIZE, GPT_SIGNATURE, MBR_PRIMARIES, MbrEntry, TYPE_EXTENDED,
-    TYPE_PROTECTIVE, mbr,
+    GPT_ENTRIES, GPT_ENTRY_SIZE, GptEntry, GptHeader, MBR_PRIMARIES, MbrEntry, TYPE_EXTENDED, mbr,
+    protective,
 };
+pub(super) use nbdkit_api::partitions::{GUID_LINUX as LINUX_GUID, SECTOR};
 use nbdkit_api::{Error, Result};
 
 use crate::regions::Regions;
 
-/// Bytes of a sector.
-pub(super) const SECTOR: u64 = 512;
 /// The largest alignment, bytes, and the default.
 pub(super) const MAX_ALIGNMENT: u64 = 1 << 20;
-/// A file system of Linux, in an MBR and in a GPT.
+/// A file system of Linux, in an MBR.
 pub(super) const LINUX_ID: u8 = 0x83;
-pub(super) const LINUX_GUID: [u8; 16] = [
-    0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4,
-];
 
 /// Most bytes of all files that nbdkit puts on a disk with an MBR: what 32-bit numbers of sectors
 /// can express, without a table and some padding.
@@ -26,16 +22,10 @@ const MBR_MOST: u64 = (1 << 32) * SECTOR - 5 * MAX_ALIGNMENT - SECTOR;
 
 /// The header that nbdkit writes is longer than the specification's by a reserved number.
 const HEADER_SIZE: usize = 96;
-const REVISION: u32 = 0x0001_0000;
 /// Entries come in so many at least, and in a multiple of it: 32 sectors.
 const ENTRIES_STEP: usize = 128;
 /// Attribute of a partition: an old BIOS boots from it.
 const LEGACY_BOOTABLE: u64 = 1 << 2;
-/// Where an entry has its name, and how long that may be, in units of UTF-16.
-const NAME: usize = 56;
-const NAME_LENGTH: usize = 36;
-
-const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 
 /// What kind of table there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,47 +168,29 @@ fn gpt_disk(partitions: &[Partition]) -> Result<Regions> {
     let mut entries = vec![0; count * GPT_ENTRY_SIZE];
     let filled = entries.chunks_exact_mut(GPT_ENTRY_SIZE).zip(partitions).zip(&spans);
     for (number, ((bytes, partition), span)) in filled.enumerate() {
-        bytes[..16].copy_from_slice(&partition.type_guid);
-        bytes[16..32].copy_from_slice(&partition.unique_guid);
-        bytes[32..40].copy_from_slice(&span.start.to_le_bytes());
-        bytes[40..48].copy_from_slice(&(span.end() - 1).to_le_bytes());
-        let attributes = if number == 0 { LEGACY_BOOTABLE } else { 0 };
-        bytes[48..NAME].copy_from_slice(&attributes.to_le_bytes());
-        if partition.name.encode_utf16().count() <= NAME_LENGTH {
-            let units = bytes[NAME..].chunks_exact_mut(2).zip(partition.name.encode_utf16());
-            units.for_each(|(two, unit)| two.copy_from_slice(&unit.to_le_bytes()));
-        }
+        let entry = GptEntry {
+            kind: partition.type_guid,
+            unique: partition.unique_guid,
+            first: span.start,
+            last: span.end() - 1,
+            attributes: if number == 0 { LEGACY_BOOTABLE } else { 0 },
+            name: &partition.name,
+        };
+        bytes.copy_from_slice(&entry.encode());
     }
-    let header = |at: u64, other: u64, table: u64| {
-        let mut sector = [0; SECTOR as usize];
-        sector[..8].copy_from_slice(GPT_SIGNATURE);
-        let mut put32 = |at: usize, n: u32| sector[at..at + 4].copy_from_slice(&n.to_le_bytes());
-        put32(8, REVISION);
-        put32(12, HEADER_SIZE as u32);
-        put32(80, count as u32);
-        put32(84, GPT_ENTRY_SIZE as u32);
-        put32(88, CRC.checksum(&entries));
-        let mut put64 = |at: usize, n: u64| sector[at..at + 8].copy_from_slice(&n.to_le_bytes());
-        put64(24, at);
-        put64(32, other);
-        put64(40, first_usable);
-        put64(48, usable_end - 1);
-        put64(72, table);
-        let crc = CRC.checksum(&sector[..HEADER_SIZE]);
-        sector[16..20].copy_from_slice(&crc.to_le_bytes());
-        sector
+    let (size, last_usable, disk) = (HEADER_SIZE, usable_end - 1, [0; 16]);
+    let header = |own: u64, other: u64, at: u64| {
+        GptHeader { size, own, other, first_usable, last_usable, disk, entries: at }
+            .encode(&entries)
     };
-    // The disk may have more sectors than an MBR can express.
-    let protected = u32::try_from(last).unwrap_or(u32::MAX);
-    let protective = MbrEntry { active: false, kind: TYPE_PROTECTIVE, start: 1, count: protected };
+    let backup = header(last, 1, usable_end);
     let mut regions = Regions::default();
-    regions.push_bytes(mbr(&[protective]))?;
+    regions.push_bytes(mbr(&[protective(last)]))?;
     regions.push_bytes(header(1, last, GPT_ENTRIES))?;
     regions.push_bytes(entries.clone())?;
     for (number, partition) in partitions.iter().enumerate() {
         push(&mut regions, number, partition)?;
     }
-    let backup = header(last, 1, usable_end);
     regions.push_bytes(entries)?;
     regions.push_bytes(backup)?;
     Ok(regions)
