@@ -46,10 +46,10 @@ fn a_disk_is_locked_while_it_is_open_unless_it_is_shared() {
     open(&exclusive, "b").unwrap();
     drop(first);
     // A program that another test starts has a copy of each open file until it is executed.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
     let again = loop {
         match open(&exclusive, "a") {
-            Err(why) if why.errno() == nbdkit_api::Errno::EBUSY => {
+            Err(why) if why.errno() == Errno::EBUSY => {
                 assert!(std::time::Instant::now() < deadline, "{why}");
             }
             other => break other.unwrap(),
