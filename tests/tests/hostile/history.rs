@@ -3,10 +3,10 @@
 //!
 //! | entry | why there is no test here |
 //! |---|---|
-//! | CVE-2025-47712: overflow in the blocksize filter | there is no blocksize filter yet |
-//! | luks: iteration counts, open without prepare, endless loop | there is no luks filter yet |
+//! | CVE-2025-47712: overflow in the blocksize filter | unit tests of the filter, `differential`: `blocksize` |
+//! | luks: iteration counts, open without prepare, endless loop | unit tests of the filter; fuzz: `luks`, `luks2` |
 //! | TLS: certificates' names | no name is promised to be checked; rules for names are in `tls`: `peers` |
-//! | ondemand, tmpdisk, ddrescue, tar: values in shell text | those plugins and filters are not there yet |
+//! | ondemand, tmpdisk, ddrescue, tar: values in shell text | unit tests of `made_disk` and `ondemand`; ddrescue and tar run no shell |
 //! | qcow2dec, gzip, xz, bzip2, lzip, indexed-gzip | hostile images are in the tests of each filter, and fuzzed |
 //! | a race on static buffers for names of the protocol | names are formatted where they are printed, nothing is static |
 //! | file: errors of flush and range sync taken as advice | needs a device that fails; units of the file plugin |
