@@ -291,9 +291,12 @@ fn log_scripts() {
         },
         awaited: &[
             "PRINT Ready",
+            "ENTER 1 Preconnect",
             "LEAVE 1 Preconnect",
             "1 PRINT Connect",
+            "1 ENTER 1 Read 0x0",
             "1 LEAVE 1 Read",
+            "1 ENTER 2 Write 0x200",
             "1 LEAVE 2 Write",
             "1 PRINT Disconnect",
         ],
