@@ -6,8 +6,8 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nbdkit_ipc::{
-    Channel, FromBroker, FromBrokerLink, FromTemplate, FromWorker, MAX_FDS, MAX_PACKET, RecvError,
-    ToBroker, ToBrokerLink, ToTemplate, ToWorker,
+    Channel, FromBroker, FromBrokerLink, FromTemplate, FromWatcher, FromWorker, MAX_FDS,
+    MAX_PACKET, RecvError, ToBroker, ToBrokerLink, ToTemplate, ToWorker,
 };
 use nbdkitd::fuzz::Listener;
 use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
@@ -40,7 +40,7 @@ pub fn messages(data: &[u8]) {
     let mut input = Input(data);
     let (kind, fds) = (input.u8(), usize::from(input.u8()) % (MOST_FDS + 1));
     let packet = &input.0[..input.0.len().min(MAX_PACKET)];
-    match kind & 7 {
+    match kind % 9 {
         0 => round_trip(Channel::<FromTemplate, FromTemplate>::pair(), packet, fds),
         1 => round_trip(Channel::<FromWorker, FromWorker>::pair(), packet, fds),
         2 => round_trip(Channel::<ToTemplate, ToTemplate>::pair(), packet, fds),
@@ -48,7 +48,8 @@ pub fn messages(data: &[u8]) {
         4 => round_trip(Channel::<ToBroker, ToBroker>::pair(), packet, fds),
         5 => round_trip(Channel::<FromBroker, FromBroker>::pair(), packet, fds),
         6 => round_trip(Channel::<ToBrokerLink, ToBrokerLink>::pair(), packet, fds),
-        _ => round_trip(Channel::<FromBrokerLink, FromBrokerLink>::pair(), packet, fds),
+        7 => round_trip(Channel::<FromBrokerLink, FromBrokerLink>::pair(), packet, fds),
+        _ => round_trip(Channel::<FromWatcher, FromWatcher>::pair(), packet, fds),
     }
 }
 
@@ -80,6 +81,7 @@ trait RoundTrip: Sized + Debug + PartialEq {
 // A duration, in a message of the listener, may have a second's worth of nanoseconds and more.
 round_trip!(FromTemplate: true, FromWorker: true, ToTemplate: false, ToWorker: true);
 round_trip!(ToBroker: true, FromBroker: true, ToBrokerLink: true, FromBrokerLink: true);
+round_trip!(FromWatcher: true);
 
 type Pair<T> = std::io::Result<(Channel<T, T>, Channel<T, T>)>;
 

@@ -19,8 +19,8 @@ use nbdkit_ipc::messages::{
     Configured, EnterService, Hello, Isolation, Level, LogRecord, Peer, PeerAddress, Serve,
 };
 use nbdkit_ipc::{
-    Channel, FromBroker, FromBrokerLink, FromTemplate, FromWorker, StackId, ToBroker, ToBrokerLink,
-    ToTemplate, ToWorker, WorkerExit,
+    Channel, FromBroker, FromBrokerLink, FromTemplate, FromWatcher, FromWorker, StackId, ToBroker,
+    ToBrokerLink, ToTemplate, ToWorker, WorkerExit,
 };
 use nix::sys::socket::{MsgFlags, recvmsg};
 
@@ -119,6 +119,7 @@ fn main() {
                 .map(|(head, gpt)| [head, &nbdkit_filters::fuzz::partitioned(gpt)].concat())
                 .into(),
         ),
+        ("vhd", [false, true].map(nbdkit_plugins::fuzz::vhd_example).into()),
         (
             "tar_archive",
             (0..4)
@@ -426,6 +427,13 @@ fn messages() -> Vec<Vec<u8>> {
         ),
         (6, vec![packet!(ToBrokerLink, ToBrokerLink::Channel { connection: 1 })]),
         (7, vec![packet!(FromBrokerLink, FromBrokerLink::Refused { syscall: 101 })]),
+        (
+            8,
+            vec![
+                packet!(FromWatcher, FromWatcher::Refused { syscall: 101 }),
+                packet!(FromWatcher, FromWatcher::Notify),
+            ],
+        ),
     ];
     all.into_iter()
         .flat_map(|(kind, packets): (u8, Vec<Vec<u8>>)| {
