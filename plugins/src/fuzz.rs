@@ -10,6 +10,7 @@ use nbdkit_api::{Exports, Extents};
 pub use crate::data::fuzz::image;
 pub use crate::nbd::fuzz as nbd;
 use crate::sh::{status, text};
+pub use crate::vhd::format::{example as vhd_example, walk as vhd};
 
 /// Reads what a script printed as the answer of every method that has a syntax, and its messages
 /// when it failed.

@@ -40,6 +40,7 @@ pub mod split;
 #[cfg(test)]
 mod test_dir;
 pub mod tmpdisk;
+pub mod vhd;
 mod words;
 pub mod zero;
 
@@ -73,6 +74,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("sparse-random", || Box::<sparse_random::SparseRandom>::default()),
     ("split", || Box::<split::Split>::default()),
     ("tmpdisk", || Box::<tmpdisk::TmpDisk>::default()),
+    ("vhd", || Box::<vhd::Vhd>::default()),
     ("zero", || Box::<zero::Zero>::default()),
 ];
 
@@ -211,6 +213,7 @@ mod tests {
             include_str!("tmpdisk.rs"),
             Answers::Source(include_str!("made_disk/connection.rs")),
         ),
+        ("vhd", include_str!("vhd.rs"), Answers::Source(include_str!("vhd.rs"))),
         ("zero", include_str!("zero.rs"), Answers::Simple(Abilities::READ, &[])),
     ];
 

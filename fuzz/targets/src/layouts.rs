@@ -1,4 +1,4 @@
-//! What filters find in images: partitions, and files in tar archives.
+//! What is found in images: partitions, files in tar archives, blocks of a VHD.
 
 use nbdkit_filters::fuzz;
 
@@ -34,4 +34,12 @@ pub fn tar_archive(data: &[u8]) {
     if let Some(found) = fuzz::find_entry(archive, entry, limit) {
         assert!(found.start <= found.end && found.end <= archive.len() as u64, "{found:?}");
     }
+}
+
+/// A VHD image.
+///
+/// # Panics
+/// If the parser does, or if a block is not within the image.
+pub fn vhd(data: &[u8]) {
+    nbdkit_plugins::fuzz::vhd(data);
 }

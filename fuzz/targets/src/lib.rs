@@ -64,6 +64,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("transmission", transmission::compact),
     ("transmission_extended", transmission::extended),
     ("qcow2dec", images::qcow2dec),
+    ("vhd", layouts::vhd),
     ("xz", images::xz),
     ("zstd", images::zstd),
 ];
