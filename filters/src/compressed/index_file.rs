@@ -18,11 +18,12 @@
 //! | 64 | CRC-64 of the 64 bytes before |
 //! | 4096 | the body: for each block a [`Record`], and its window if that is not all zeroes |
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use flate2::Crc;
 use nbdkit_api::shared::{SharedFile, SharedWords};
@@ -87,10 +88,10 @@ impl IndexFile {
         let mut writable = may_write;
         if !may_write {
             debug!("{filter}: {}: read-only: an index is not written", path.display());
-        } else if let Err(locked) = file.try_lock() {
+        } else if let Err(locked) = lock(&file) {
             match locked {
-                std::fs::TryLockError::WouldBlock => writable = false,
-                std::fs::TryLockError::Error(error) => {
+                TryLockError::WouldBlock => writable = false,
+                TryLockError::Error(error) => {
                     return Err(error).or_error(|| format!("flock: {}", path.display()));
                 }
             }
@@ -117,6 +118,20 @@ impl IndexFile {
         let print = sum(0)? << 32 | sum(compressed.saturating_sub(END))?;
         Ok(KeptIndex { file: self, image, compressed, print })
     }
+}
+
+/// Locks the file for this server. Not at the first try, perhaps: a program that a server has just
+/// started has a copy of the lock until it is executed.
+fn lock(file: &File) -> Result<(), TryLockError> {
+    const TRIES: u32 = 20;
+    const PAUSE: Duration = Duration::from_millis(5);
+    for _ in 0..TRIES {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
+    file.try_lock()
 }
 
 /// A file for an image, of any header and body whose sums are right, for fuzzing and tests.
