@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod block_status;
+mod known_data;
 mod read;
 
 use nbd_protocol::constants::Command;
@@ -12,6 +13,7 @@ use nbdkit_api::{Backend, Errno, Error, Flags, Result};
 use super::negotiated::Features;
 use super::reply::Replies;
 use crate::settings::Settings;
+pub(crate) use known_data::KnownData;
 
 /// The stack that requests are carried out against, and the form of its replies.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +23,7 @@ pub(crate) struct Target<'a> {
     pub(crate) features: Features,
     /// Export size, bytes.
     pub(crate) size: u64,
+    pub(crate) known_data: &'a KnownData,
 }
 
 impl Target<'_> {
@@ -53,8 +56,14 @@ impl Target<'_> {
             Command::BLOCK_STATUS => return self.block_status(request, flags, payload, replies),
             Command::WRITE => self.backend.pwrite(payload, offset, flags)?,
             Command::FLUSH => self.backend.flush()?,
-            Command::TRIM => self.backend.trim(length, offset, flags)?,
-            Command::WRITE_ZEROES => self.backend.zero(length, offset, flags)?,
+            Command::TRIM | Command::WRITE_ZEROES => {
+                let result = match command {
+                    Command::TRIM => self.backend.trim(length, offset, flags),
+                    _ => self.backend.zero(length, offset, flags),
+                };
+                self.known_data.forget();
+                result?;
+            }
             Command::CACHE => self.backend.cache(length, offset)?,
             // Rules::check() has rejected every other command.
             _ => return Err(Error::silent(Errno::EINVAL)),

@@ -20,7 +20,7 @@ use nbdkit_api::{Blocking, FileRange, debug, log};
 use reader::Reader;
 use sender::Sender;
 
-use super::execute::Target;
+use super::execute::{KnownData, Target};
 use super::export::Export;
 use super::input::Input;
 use super::negotiated::{Features, Negotiated};
@@ -47,6 +47,7 @@ pub(super) fn serve(
         prealloc.reserve(if pooled { connection.settings.threads } else { 0 })?;
         input.keep();
     }
+    let known_data = KnownData::default();
     let mut session = Session {
         connection,
         rules: Rules::from(negotiated),
@@ -55,6 +56,7 @@ pub(super) fn serve(
             settings: connection.settings,
             features: negotiated.features,
             size: negotiated.size,
+            known_data: &known_data,
         },
         sender: Sender::new(connection),
         pool: pooled.then(|| prealloc.pool(connection.settings.threads)),

@@ -118,6 +118,9 @@ impl Target<'_> {
         // The file is asked, not the layers, which pass it through and might look at more than its
         // map.
         let Some(range) = self.backend.file_range(length as u32, offset) else { return whole };
+        if self.known_data.covers(&range, length) {
+            return whole;
+        }
         let mut extents = Extents::new(range.offset, range.offset.saturating_add(length));
         if seek_extents(range.fd, length, range.offset, false, &mut extents).is_err() {
             return whole;
