@@ -1,5 +1,5 @@
-//! Links with the system's libext2fs, so that it is mended with the system; and takes the version
-//! of the interface from its header.
+//! Links with the system's libext2fs, which gets the distribution's security updates, and takes the
+//! version of the filter interface from nbdkit-version.h.
 
 const HEADER: &str = "../../include/nbdkit-version.h";
 

@@ -131,7 +131,7 @@ impl Ip {
     /// The rules that hold now.
     ///
     /// # Errors
-    /// A file cannot be read, or has a line that is no rule: nobody is admitted until it is mended.
+    /// A file cannot be read, or has an invalid line: clients are refused until it is corrected.
     fn rules(&self) -> Result<Cow<'_, Rules>> {
         if self.allow_files.is_empty() && self.deny_files.is_empty() {
             return Ok(Cow::Borrowed(&self.rules));

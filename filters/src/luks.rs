@@ -246,8 +246,9 @@ impl OpenLayer for Handle {
         })
     }
 
-    /// Only if the disk says so, as with dm-crypt: who sees what is below learns where there is no
-    /// data. What was trimmed reads as garbage, the decrypted zeroes.
+    /// Only if the LUKS2 header has the flag `allow-discards`, as with dm-crypt: trimming shows
+    /// anybody who can read the encrypted disk which sectors are unused. A trimmed sector reads as
+    /// garbage, the decryption of zeroes.
     fn can_trim(&self, next: &Next) -> Result<bool> {
         Ok(self.disk()?.may_trim && next.can_trim()?)
     }

@@ -1,4 +1,5 @@
-//! nbdkit-pause-filter(1): holds requests back while a control socket says so.
+//! nbdkit-pause-filter(1): holds requests back between the commands `p` and `r` on its control
+//! socket.
 //!
 //! The control socket is served by a watcher, [`control`]. Requests of all clients, in all
 //! processes, look at one word; each open export counts its requests under way in a word of its

@@ -45,7 +45,8 @@ macro_rules! call {
         let Some(function) = ops.$function else {
             return Err(Error::new(Errno::EIO, "the server lacks a function"));
         };
-        // SAFETY: the function with its own first argument, and buffers as long as it is told.
+        // SAFETY: the server's table goes with its context, the first argument; the callers below
+        // pass buffers of at least `count` bytes.
         unsafe { function($self.0 $(, $argument)*) }
     }};
 }

@@ -275,8 +275,8 @@ impl KeptIndex<'_> {
         Ok(true)
     }
 
-    /// Writes an index that was made. If that fails, the log says so, and clients use it all the
-    /// same.
+    /// Writes an index that was made. A failure is logged; the clients of this server use the index
+    /// in memory.
     pub(super) fn save(&self, index: &mut Builder<'_>, windows: &SharedFile) {
         if !self.file.writable {
             return;

@@ -1,5 +1,6 @@
-//! What is encrypted how, and where the keys are, whichever version of LUKS says so. A header may
-//! be hostile: what is absurd is refused before anything is computed or read.
+//! The decoded header of a LUKS disk, of version 1 or 2: the cipher, the encrypted area and the key
+//! slots. A header may be hostile: values out of bounds are refused before anything is computed or
+//! read.
 
 use super::cipher::{Iv, Mode};
 use super::hash::Hash;
