@@ -15,7 +15,7 @@ mod sender;
 use std::io;
 
 use nbd_protocol::transmission::Request;
-use nbdkit_api::{Blocking, FileRange, debug, log};
+use nbdkit_api::{Blocking, Direction, FileRange, Range, debug, log};
 
 use reader::Reader;
 use sender::Sender;
@@ -165,6 +165,7 @@ impl Session<'_> {
     ) -> Option<io::Result<()>> {
         let count = count?;
         let target = &self.target;
+        let started = target.backend.watch();
         let filled = target.settings.serialized(|| {
             let range = range()?;
             // A pipe that could not be filled holds part of the data: it is not used again.
@@ -172,6 +173,8 @@ impl Session<'_> {
             fresh.fill(range, count).then_some(fresh)
         })?;
         target.backend.trace_read(request.length as u32, request.offset);
+        let range = Range { count: request.length, offset: request.offset };
+        target.backend.passed(started, Direction::Read, range, true);
         let pipe = pipe.insert(filled);
         replies.data_header(request, self.features(), request.offset, count);
         Some(self.sender.send_with(replies, |socket, bytes| {

@@ -32,7 +32,9 @@ mod tests;
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
+pub use self::fast::Range;
 pub(crate) use self::opened::{Below, Opened};
 pub(crate) use self::reopen::Opener;
 use self::reopen::Reopenable;
@@ -188,14 +190,20 @@ pub trait OpenLayer: Send + Sync {
         false
     }
 
+    /// A request that was carried out without a call of `pread` or `pwrite`, in `took`. Called for
+    /// [`DataPath::Watched`]; `done`: it succeeded.
+    fn passed(&self, direction: Direction, count: u64, offset: u64, took: Duration, done: bool) {
+        let _ = (direction, count, offset, took, done);
+    }
+
     /// How long the data methods may take, apart from those of the layer below. Asked once.
     fn blocking(&self) -> Blocking {
         Blocking::Never
     }
 
     /// `pread` if that cannot block, else `None`, and nothing has been done. Called unless the data
-    /// path is [`Transparent`](DataPath::Transparent) or [`Shifted`](DataPath::Shifted). The
-    /// default can tell only if nothing ever blocks.
+    /// path is [`Transparent`](DataPath::Transparent), [`Shifted`](DataPath::Shifted) or
+    /// [`Watched`](DataPath::Watched). The default can tell only if nothing ever blocks.
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         let never = self.blocking().max(next.blocking()) == Blocking::Never;
         never.then(|| self.pread(next, buf, offset))

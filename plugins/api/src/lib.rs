@@ -48,7 +48,7 @@ pub use error::{Errno, Error, Result, ResultExt, strerror};
 pub use exports::{Export, Exports};
 pub use extents::{Extent, ExtentKind, Extents};
 pub use filter::{Filter, Slot};
-pub use layer::{Backend, Next, OpenLayer};
+pub use layer::{Backend, Next, OpenLayer, Range};
 pub use module::ModuleFile;
 pub use nbdkit_common::NBDKIT_VERSION;
 pub use nbdkit_common::partitions;
