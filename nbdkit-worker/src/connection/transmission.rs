@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod in_flight;
 mod reader;
 mod route;
 mod sender;

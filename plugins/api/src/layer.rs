@@ -14,6 +14,7 @@
 //! - [`answers`]: questions about the layer, each asked once and cached ([`cached`]);
 //! - [`data`]: requests, whose ranges are checked and which are traced;
 //! - [`fast`]: the ways around a request's callbacks: answers that cannot block, ranges of files;
+//! - [`pipelined`]: requests that the plugin has in flight without a thread for each;
 //! - [`emulate`]: zeroes and prefetching done by writing and reading;
 //! - [`extents`]: `nbdkit_extents_full` and `nbdkit_extents_aligned`.
 //!
@@ -26,6 +27,7 @@ pub(crate) mod emulate;
 mod extents;
 mod fast;
 mod opened;
+mod pipelined;
 mod reopen;
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,7 @@ pub(crate) use self::reopen::Opener;
 use self::reopen::Reopenable;
 use crate::error::{Errno, Error, Result};
 use crate::extents::Extents;
+use crate::pipeline::Pipeline;
 use crate::types::{BlockSize, Blocking, Cache, DataPath, Direction, FileRange, Flags, Fua, Zero};
 
 /// One open layer, from `open` to `close` (its drop). A filter implements it; for a plugin it is
@@ -213,6 +216,12 @@ pub trait OpenLayer: Send + Sync {
     /// pass to the layer below, if reading or writing there is all there is to it.
     fn file_range(&self, direction: Direction, count: u32, offset: u64) -> Option<FileRange<'_>> {
         let _ = (direction, count, offset);
+        None
+    }
+
+    /// How requests that do not pass to a layer below are carried out without a thread for each. A
+    /// plugin's layer has one.
+    fn pipeline(&self) -> Option<&dyn Pipeline> {
         None
     }
 }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 
@@ -16,6 +17,9 @@ use super::haggle::violation;
 /// Up to this many bytes, the reply to a read is kept for its thread by whichever thread receives
 /// it. A longer one is received by its own thread, straight into the buffer that it is for.
 pub(super) const KEPT: u32 = 32 * 1024;
+
+/// Bytes of memory that a slot keeps between requests of a pipeline.
+const REUSED: usize = 8 * 1024;
 
 /// Which request, and what its reply brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub(super) struct Slot {
     pub(super) own_thread: bool,
     /// The request's thread, while it sleeps.
     pub(super) sleeper: Option<Sleeper>,
+    /// No thread waits for it: it is one of a pipeline's.
+    queued: bool,
 }
 
 /// A thread that sleeps until it is unparked, and where it finds its reply then. It need not lock
@@ -109,6 +115,8 @@ pub(super) struct Table {
     free: Vec<u32>,
     /// Threads to be unparked once the table is unlocked.
     pub(super) to_wake: Vec<Thread>,
+    /// Requests of a pipeline that are done and have not been collected.
+    collectable: VecDeque<u32>,
 }
 
 impl Table {
@@ -125,8 +133,9 @@ impl Table {
                 extents: Vec::new(),
                 own_thread: false,
                 sleeper: None,
+                queued: false,
             });
-            // As many as there are threads.
+            // As many as there are threads, or the pipeline has requests.
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];
@@ -135,6 +144,30 @@ impl Table {
         slot.kind = kind;
         slot.own_thread = matches!(kind, Kind::Read { length, .. } if length > KEPT);
         (index, u64::from(slot.generation) << 32 | u64::from(index))
+    }
+
+    /// Enters a request that no thread waits for.
+    pub(super) fn begin_queued(&mut self, kind: Kind) -> (u32, u64) {
+        let (index, cookie) = self.begin(kind);
+        self.slots[index as usize].queued = true;
+        (index, cookie)
+    }
+
+    /// A request of a pipeline that is done, with its bytes in [`Slot::data`] and its error in
+    /// [`Slot::error`]; to be released.
+    pub(super) fn collect(&mut self) -> Option<u32> {
+        self.collectable.pop_front()
+    }
+
+    /// Ends the requests of a pipeline with an error.
+    pub(super) fn fail_queued(&mut self, why: &Error) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.queued && slot.state == State::Pending {
+                slot.state = State::Done;
+                slot.error.get_or_insert_with(|| why.clone());
+                self.collectable.push_back(index as u32);
+            }
+        }
     }
 
     /// The slot of a request that is outstanding.
@@ -191,6 +224,9 @@ impl Table {
             }
         }
         slot.state = State::Done;
+        if slot.queued {
+            self.collectable.push_back(index);
+        }
         if let Some(Sleeper { thread, mailbox }) = slot.sleeper.take() {
             mailbox.put(self.take(index));
             self.to_wake.push(thread);
@@ -231,7 +267,11 @@ impl Table {
             slot.error = None;
             slot.sleeper = None;
             slot.coverage.clear();
-            (slot.data, slot.extents) = Default::default();
+            slot.data.clear();
+            // Of a pipeline's request, the memory is kept for the next one.
+            slot.data.shrink_to(if slot.queued { REUSED } else { 0 });
+            slot.queued = false;
+            slot.extents = Vec::new();
             self.free.push(index);
         }
     }

@@ -19,6 +19,7 @@ use super::super::request_poll::RequestPoll;
 use super::super::splice::Pipe;
 use super::super::validate::payload_length;
 use super::super::{During, End};
+use super::in_flight::InFlight;
 use super::route::{Attempt, Executor, Plan, PoolState, Route, State, is_large_write, route};
 use super::{Session, header_length};
 
@@ -41,11 +42,15 @@ pub(super) type Threads<'scope, 's> = Option<(&'s Pool, &'scope Scope<'scope, 's
 
 /// The state of the thread that reads requests.
 pub(super) struct Reader<'s> {
-    session: &'s Session<'s>,
+    pub(super) session: &'s Session<'s>,
     blocking: Blocking,
-    input: Input,
+    pub(super) input: Input,
     /// Replies not yet sent.
-    replies: Replies,
+    pub(super) replies: Replies,
+    /// Requests that the plugin will say are done.
+    pub(super) in_flight: InFlight,
+    /// Whether the plugin can have requests in flight.
+    pipelined: bool,
     /// Payload of a write that does not fit the input buffer.
     payload: Vec<u8>,
     /// For requests that the reader splices.
@@ -68,6 +73,11 @@ impl<'s> Reader<'s> {
             blocking: session.target.backend.blocking(),
             input,
             replies: session.prealloc.replies(),
+            in_flight: InFlight::default(),
+            pipelined: session.pool.is_some()
+                && !session.prealloc.is_on()
+                && !session.connection.settings.is_serialized()
+                && session.target.backend.is_pipelined(),
             payload: session.prealloc.payload(),
             pipe: session.new_pipe(),
             writes: InlineWrites::default(),
@@ -109,6 +119,7 @@ impl<'s> Reader<'s> {
                 self.flush()?;
             }
         }
+        self.finish_in_flight()?;
         self.flush()
     }
 
@@ -119,8 +130,9 @@ impl<'s> Reader<'s> {
             self.poll_requests(length)?;
         }
         if self.input.available().len() < length {
+            self.reply_until_header(length)?;
             self.flush()?;
-            if !self.wait_for_header(length)? {
+            if self.input.available().len() < length && !self.wait_for_header(length)? {
                 return Ok(None);
             }
         }
@@ -177,7 +189,7 @@ impl<'s> Reader<'s> {
     }
 
     /// Sends the pending replies.
-    fn flush(&mut self) -> Result<(), End> {
+    pub(super) fn flush(&mut self) -> Result<(), End> {
         self.batch = 0;
         self.taken = 0;
         self.session.sender.send(&mut self.replies).during("write reply")
@@ -206,6 +218,8 @@ impl<'s> Reader<'s> {
                 Some(_) => PoolState::Busy,
             },
             // Reads the clock while writes go to the pool, so not for other commands.
+            pipelined: self.pipelined,
+            in_flight: self.in_flight.count(),
             writes: match request.command {
                 Command::WRITE => self.writes.verdict(),
                 _ => Verdict::Inline,
@@ -239,11 +253,12 @@ impl<'s> Reader<'s> {
             Attempt::WithoutWaiting => self.read_without_waiting(request, plan.splice_out)?,
             Attempt::SpliceIn { drain } => self.splice_in(request, payload, drain)?,
         };
-        if done {
+        if done || plan.executor == Executor::Pipeline && self.queue(request, payload)? {
             return Ok(());
         }
+        self.finish_in_flight()?;
         match (plan.executor, threads) {
-            (Executor::Pool, Some((pool, scope))) => {
+            (Executor::Pool | Executor::Pipeline, Some((pool, scope))) => {
                 self.dispatch(request, &plan, payload, pool, scope)
             }
             (Executor::Inline { drain, flush, timed }, _) => {
@@ -256,7 +271,9 @@ impl<'s> Reader<'s> {
                 self.execute_inline(request, &plan, payload, timed)
             }
             // Not a route without a pool.
-            (Executor::Pool, None) => self.execute_inline(request, &plan, payload, false),
+            (Executor::Pool | Executor::Pipeline, None) => {
+                self.execute_inline(request, &plan, payload, false)
+            }
         }
     }
 
@@ -368,7 +385,7 @@ fn payload_too_long(request: &Request, payload: u64) -> End {
 }
 
 /// What is being done while the payload of a request is read, for the log.
-fn read_data(request: &Request) -> impl std::fmt::Display + use<> {
+pub(super) fn read_data(request: &Request) -> impl std::fmt::Display + use<> {
     struct ReadData(Command);
     impl std::fmt::Display for ReadData {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

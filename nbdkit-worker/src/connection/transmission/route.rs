@@ -37,6 +37,10 @@ pub(super) struct State<'a> {
     pub(super) available: usize,
     /// The threads for requests that may wait.
     pub(super) pool: PoolState,
+    /// Whether the plugin has many requests of this thread in flight.
+    pub(super) pipelined: bool,
+    /// How many it has.
+    pub(super) in_flight: usize,
     /// Where writes to a local device go. Read for `NBD_CMD_WRITE` only.
     pub(super) writes: Verdict,
 }
@@ -105,6 +109,9 @@ pub(super) enum Executor {
     },
     /// A thread of the pool.
     Pool,
+    /// Nobody: the reader queues it, and the plugin says when it is done. If the request cannot be
+    /// queued, a thread of the pool carries it out.
+    Pipeline,
 }
 
 /// Decides how to treat `request`, which has `payload` bytes of payload.
@@ -138,6 +145,7 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
         matches!(request.command, Command::READ | Command::WRITE | Command::BLOCK_STATUS);
     // With one request at a time there is nothing to do meanwhile.
     let alone = state.pool == PoolState::Idle
+        && state.in_flight == 0
         && state.available < payload + header_length(state.rules.features.extended);
     let soon = short || state.blocking == Blocking::Peer;
     let inline = !pooled || timed || soon && one_block && alone;
@@ -147,6 +155,8 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
             flush: state.available < payload || state.blocking != Blocking::Never && !timed,
             timed,
         }
+    } else if is_pipelined(request, flags, state) {
+        Executor::Pipeline
     } else {
         Executor::Pool
     };
@@ -159,6 +169,17 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
         Attempt::None
     };
     Plan { flags, attempt, executor, splice_out: splice_out(request, state.plain) }
+}
+
+/// Whether a request is one that a plugin may have in flight without a thread: its data is copied.
+/// Not beside requests in the pool, which use the plugin too.
+#[inline]
+fn is_pipelined(request: &Request, flags: Flags, state: &State<'_>) -> bool {
+    state.pipelined
+        && state.pool == PoolState::Idle
+        && flags.is_empty()
+        && matches!(request.command, Command::READ | Command::WRITE)
+        && request.length < SPLICE_FROM as u64
 }
 
 /// Whether a request is a write long enough to be spliced.

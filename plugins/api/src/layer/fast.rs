@@ -21,7 +21,7 @@ pub struct Range {
 impl Backend {
     /// The layer of a context that stays as it is: where a layer may be reopened, its callbacks
     /// carry out every request.
-    fn fixed(&self) -> Option<&Opened> {
+    pub(super) fn fixed(&self) -> Option<&Opened> {
         match &self.context {
             Context::Fixed(opened) => Some(opened),
             Context::Reopenable(_) | Context::Absent => None,

@@ -30,6 +30,8 @@ fn state(rules: &Rules) -> State<'_> {
         shutting_down: false,
         available: 0,
         pool: PoolState::Idle,
+        pipelined: false,
+        in_flight: 0,
         writes: Verdict::Inline,
     }
 }
@@ -61,6 +63,7 @@ fn describe(request: &Request, state: &State<'_>) -> String {
     }
     match plan.executor {
         Executor::Pool => text += "pool",
+        Executor::Pipeline => text += "pipeline",
         Executor::Inline { drain, flush, timed } => {
             for (set, word) in [(drain, "drain, "), (flush, "flush, ")] {
                 text += if set { word } else { "" };
@@ -148,7 +151,7 @@ fn commands() {
 #[test]
 fn states() {
     type Change = fn(&mut State<'_>);
-    let cases: [(&str, Change, [&str; 4]); 14] = [
+    let cases: [(&str, Change, [&str; 4]); 18] = [
         (
             "no pool, memory",
             |s| (s.pool, s.blocking) = (PoolState::Absent, Blocking::Never),
@@ -197,6 +200,46 @@ fn states() {
         (
             "program of this machine, busy",
             |s| (s.blocking, s.pool) = (Blocking::Peer, PoolState::Busy),
+            [
+                "without waiting, else pool",
+                "without waiting, else splice out, else pool",
+                "pool",
+                "splice in, else pool",
+            ],
+        ),
+        (
+            "pipeline, one request",
+            |s| (s.blocking, s.pipelined) = (Blocking::Peer, true),
+            [
+                "without waiting, else flush, inline",
+                "without waiting, else splice out, else flush, inline",
+                "flush, inline",
+                "splice in, else flush, inline",
+            ],
+        ),
+        (
+            "pipeline, more requests in the buffer",
+            |s| (s.blocking, s.pipelined, s.available) = (Blocking::Peer, true, 64 * 1024),
+            [
+                "without waiting, else pipeline",
+                "without waiting, else splice out, else pool",
+                "pipeline",
+                "splice in, else flush, inline",
+            ],
+        ),
+        (
+            "pipeline, requests in flight",
+            |s| (s.blocking, s.pipelined, s.in_flight) = (Blocking::Peer, true, 1),
+            [
+                "without waiting, else pipeline",
+                "without waiting, else splice out, else pool",
+                "pipeline",
+                "splice in, else pool",
+            ],
+        ),
+        (
+            "pipeline, requests in the pool",
+            |s| (s.blocking, s.pipelined, s.pool) = (Blocking::Peer, true, PoolState::Busy),
             [
                 "without waiting, else pool",
                 "without waiting, else splice out, else pool",
