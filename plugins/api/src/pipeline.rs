@@ -28,7 +28,7 @@ pub trait Pipeline {
     /// `pread`, and nothing was done.
     fn queue_read(&self, count: u32, offset: u64) -> Option<Ticket>;
 
-    /// Queues a write, without flags, of a copy of `data`; `None` if it has to be carried out by `pwrite`, and
+    /// Queues a write, without flags, of `data`, or sends what there is room for; `None` if it has to be carried out by `pwrite`, and
     /// nothing was done.
     fn queue_write(&self, data: &[u8], offset: u64) -> Option<Ticket>;
 
@@ -41,4 +41,7 @@ pub trait Pipeline {
 
     /// What to wait for.
     fn awaited(&self) -> Awaited<'_>;
+
+    /// Frees memory that is kept for the next requests: the client is idle.
+    fn shrink(&self);
 }

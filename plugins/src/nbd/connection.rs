@@ -12,7 +12,7 @@ use nbdkit_api::{
 
 use super::haggle::Form;
 use super::link::{Asked, Link};
-use super::table::{KEPT, Kind};
+use super::table::Kind;
 
 /// The largest payload for a server that names no block sizes. NBD protocol, "Block size
 /// constraints".
@@ -52,10 +52,9 @@ impl Handle {
         Asked { command: Command::WRITE, flags, offset, length, kind: Kind::Plain }
     }
 
-    /// Whether a request of so many bytes goes as one, and is so short that copying its data costs
-    /// less than a thread for it.
+    /// Whether a request of so many bytes goes as one.
     fn is_queueable(&self, count: usize) -> bool {
-        count <= self.most_data().min(KEPT as usize)
+        count <= self.most_data()
     }
 
     fn call(&self, asked: &Asked, payload: &[u8], buf: &mut [u8]) -> Result<Vec<(u64, u32)>> {
@@ -243,5 +242,9 @@ impl Pipeline for Handle {
 
     fn awaited(&self) -> Awaited<'_> {
         self.link.awaited()
+    }
+
+    fn shrink(&self) {
+        self.link.shrink();
     }
 }

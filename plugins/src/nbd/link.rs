@@ -232,10 +232,13 @@ impl Link {
                 }
                 Ok(step) => step,
             };
+            let expected = state.table.expects_long();
             unlock_and_wake(state);
             let received = match step {
                 Step::Direct { at, left } => self.socket.receive(&mut buf[at..at + left]),
-                Step::Read | Step::Own(_) => self.socket.receive(decoder.space()),
+                Step::Read | Step::Own(_) | Step::Kept { .. } => {
+                    self.socket.receive(decoder.space(expected))
+                }
             };
             state = self.lock();
             let done = match (received, step) {

@@ -182,13 +182,14 @@ impl Socket {
         self.send_raw(client, &ciphertext, MsgFlags::empty())
     }
 
-    /// Sends as many of `bytes` as there is room for, without waiting; how many, `None` if there is
-    /// no room. Without TLS.
+    /// Sends as many of `bytes` as there is room for, without waiting; how many. `more` follow at
+    /// once. Without TLS.
     ///
     /// # Errors
     /// The kernel's.
-    pub(super) fn send_now(&self, bytes: &[u8]) -> Result<Option<usize>> {
-        self.send_some(bytes, MsgFlags::empty())
+    pub(super) fn send_now(&self, bytes: &[u8], more: bool) -> Result<usize> {
+        let flags = if more { more_follows() } else { MsgFlags::empty() };
+        self.send_some(bytes, flags).map(Option::unwrap_or_default)
     }
 
     fn send_some(&self, bytes: &[u8], flags: MsgFlags) -> Result<Option<usize>> {

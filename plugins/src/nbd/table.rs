@@ -18,9 +18,6 @@ use super::haggle::violation;
 /// it. A longer one is received by its own thread, straight into the buffer that it is for.
 pub(super) const KEPT: u32 = 32 * 1024;
 
-/// Bytes of memory that a slot keeps between requests of a pipeline.
-const REUSED: usize = 8 * 1024;
-
 /// Which request, and what its reply brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -30,6 +27,10 @@ pub(super) enum Kind {
     Read { offset: u64, length: u32 },
     /// Extents of one context.
     Status { context: u32 },
+}
+
+fn is_long(kind: Kind) -> bool {
+    matches!(kind, Kind::Read { length, .. } if length > KEPT)
 }
 
 /// How far a request is.
@@ -63,7 +64,7 @@ pub(super) struct Slot {
     /// The request's thread, while it sleeps.
     pub(super) sleeper: Option<Sleeper>,
     /// No thread waits for it: it is one of a pipeline's.
-    queued: bool,
+    pub(super) queued: bool,
 }
 
 /// A thread that sleeps until it is unparked, and where it finds its reply then. It need not lock
@@ -90,7 +91,7 @@ impl Mailbox {
 }
 
 impl Slot {
-    /// Where another thread puts the bytes of a read of at most [`KEPT`] bytes.
+    /// Where bytes of a read are put that are not received by the request's own thread.
     pub(super) fn kept(&mut self) -> &mut [u8] {
         if let Kind::Read { length, .. } = self.kind {
             self.data.resize(length as usize, 0);
@@ -115,6 +116,8 @@ pub(super) struct Table {
     free: Vec<u32>,
     /// Threads to be unparked once the table is unlocked.
     pub(super) to_wake: Vec<Thread>,
+    /// Reads of more than [`KEPT`] bytes that are outstanding.
+    long: usize,
     /// Requests of a pipeline that are done and have not been collected.
     collectable: VecDeque<u32>,
 }
@@ -122,6 +125,15 @@ pub(super) struct Table {
 impl Table {
     /// Enters a request; the number of its slot, and the cookie.
     pub(super) fn begin(&mut self, kind: Kind) -> (u32, u64) {
+        self.enter(kind, false)
+    }
+
+    /// Enters a request that no thread waits for.
+    pub(super) fn begin_queued(&mut self, kind: Kind) -> (u32, u64) {
+        self.enter(kind, true)
+    }
+
+    fn enter(&mut self, kind: Kind, queued: bool) -> (u32, u64) {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot {
                 generation: 0,
@@ -142,15 +154,15 @@ impl Table {
         slot.generation = slot.generation.wrapping_add(1);
         slot.state = State::Pending;
         slot.kind = kind;
-        slot.own_thread = matches!(kind, Kind::Read { length, .. } if length > KEPT);
+        slot.own_thread = is_long(kind) && !queued;
+        slot.queued = queued;
+        self.long += usize::from(is_long(kind));
         (index, u64::from(slot.generation) << 32 | u64::from(index))
     }
 
-    /// Enters a request that no thread waits for.
-    pub(super) fn begin_queued(&mut self, kind: Kind) -> (u32, u64) {
-        let (index, cookie) = self.begin(kind);
-        self.slots[index as usize].queued = true;
-        (index, cookie)
+    /// Whether a reply may come whose data is better received past the decoder's buffer.
+    pub(super) fn expects_long(&self) -> bool {
+        self.long > 0
     }
 
     /// A request of a pipeline that is done, with its bytes in [`Slot::data`] and its error in
@@ -267,12 +279,21 @@ impl Table {
             slot.error = None;
             slot.sleeper = None;
             slot.coverage.clear();
-            slot.data.clear();
+            self.long -= usize::from(is_long(slot.kind));
             // Of a pipeline's request, the memory is kept for the next one.
-            slot.data.shrink_to(if slot.queued { REUSED } else { 0 });
+            if !slot.queued {
+                slot.data = Vec::new();
+            }
             slot.queued = false;
             slot.extents = Vec::new();
             self.free.push(index);
+        }
+    }
+
+    /// Frees the memory that is kept for a pipeline's next requests.
+    pub(super) fn shrink(&mut self) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.state == State::Free) {
+            slot.data = Vec::new();
         }
     }
 

@@ -1,4 +1,4 @@
-//! Short requests that are in flight without a thread for each, and how they end.
+//! Requests that are in flight without a thread for each, and how they end.
 
 use nbd_protocol::constants::{Command, CommandFlags};
 use nbdkit_tests::processes::{eventually, is_alive};
@@ -17,19 +17,21 @@ fn threads(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
 }
 
-/// Sends reads and writes of 4096 bytes, then receives all replies; the contents have to be right.
+/// Sends writes and reads of so many bytes, then receives all replies; the contents have to be
+/// right.
 macro_rules! exchange {
-    ($client:expr, $round:expr) => {
-        let data = |slot: u64| vec![(slot * 7 + $round) as u8; 4096];
+    ($client:expr, $round:expr, $size:expr) => {
+        let size: u64 = $size;
+        let data = |slot: u64| vec![(slot * 7 + $round) as u8; size as usize];
         let mut slots = std::collections::HashMap::new();
         for slot in 0..MANY {
-            $client.send(&Ask::write(slot * 8192, data(slot))).unwrap();
+            $client.send(&Ask::write(slot * 2 * size, data(slot))).unwrap();
         }
         for _ in 0..MANY {
             assert_eq!($client.receive().unwrap().error, None);
         }
         for slot in 0..MANY {
-            slots.insert($client.send(&Ask::read(slot * 8192, 4096)).unwrap(), slot);
+            slots.insert($client.send(&Ask::read(slot * 2 * size, size)).unwrap(), slot);
         }
         for _ in 0..MANY {
             let reply = $client.receive().unwrap();
@@ -39,8 +41,8 @@ macro_rules! exchange {
 }
 
 #[test]
-fn short_requests_take_no_threads() {
-    let upstream = ours(&["memory", "1M"]).start();
+fn requests_take_no_threads() {
+    let upstream = ours(&["memory", "16M"]).start();
     for (filters, pipelined) in [
         (&[][..], true),
         (&["--filter=nofilter", "--filter=offset"], true),
@@ -52,7 +54,8 @@ fn short_requests_take_no_threads() {
         let mut client = server.connected("");
         let [worker] = server.workers()[..] else { panic!("one client") };
         for round in 0..20 {
-            exchange!(client, round);
+            exchange!(client, round, 4096);
+            exchange!(client, round, [1000, 40_000, 200_000, 524_288][round as usize % 4]);
         }
         // How the requests come decides whether a pool is needed, so that is not checked.
         if pipelined {
@@ -60,7 +63,7 @@ fn short_requests_take_no_threads() {
         }
         let flush = Ask::flush();
         assert_eq!(client.call(&flush).unwrap().error, None);
-        exchange!(client, 100);
+        exchange!(client, 100, 4096);
         client.disconnect().unwrap();
     }
 }
@@ -158,7 +161,8 @@ fn the_client_may_use_tls() {
     assert!(client.go("", &[]).unwrap().export().is_some());
     let [worker] = server.workers()[..] else { panic!("one client") };
     for round in 0..20 {
-        exchange!(client, round);
+        exchange!(client, round, 4096);
+        exchange!(client, round, 30_000);
     }
     assert_eq!(threads(worker), 1);
 }

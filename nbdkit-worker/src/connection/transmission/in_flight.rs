@@ -12,19 +12,24 @@ use std::io;
 use nbd_protocol::constants::Command;
 use nbd_protocol::transmission::Request;
 use nbdkit_api::pipeline::Ticket;
-use nbdkit_api::{Errno, Error, client};
+use nbdkit_api::{Errno, Error, Flags, client};
 
 use super::super::{During, End};
 use super::reader::{Reader, read_data};
+use super::route::is_large_write;
 
-/// The most requests in flight. The plugin keeps the data of each, which is short.
+/// The most requests in flight, and their bytes: the plugin keeps the data of each.
 const MAX: usize = 64;
+const MAX_BYTES: u64 = 8 << 20;
+/// The data of a read from this length on, bytes, is sent from where the plugin has it.
+const SENT_APART: usize = 32 * 1024;
 
 /// The requests in flight, by their tickets.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
     requests: Vec<Option<Request>>,
     count: usize,
+    bytes: u64,
     /// Their replies are not waited for, and no more are begun.
     given_up: bool,
 }
@@ -34,6 +39,11 @@ impl InFlight {
         self.count
     }
 
+    /// Whether there is no room for another of `length` bytes.
+    fn is_full(&self, length: u64) -> bool {
+        self.count >= MAX || self.count > 0 && self.bytes + length > MAX_BYTES
+    }
+
     fn begin(&mut self, ticket: Ticket, request: Request) {
         let at = ticket as usize;
         if self.requests.len() <= at {
@@ -41,11 +51,13 @@ impl InFlight {
         }
         self.requests[at] = Some(request);
         self.count += 1;
+        self.bytes += request.length;
     }
 
     fn end(&mut self, ticket: Ticket) -> Option<Request> {
         let request = self.requests.get_mut(ticket as usize)?.take()?;
         self.count -= 1;
+        self.bytes -= request.length;
         Some(request)
     }
 }
@@ -54,7 +66,7 @@ impl Reader<'_> {
     /// Queues a request with `length` bytes of payload; false if it has to take another way, and
     /// nothing was done.
     pub(super) fn queue(&mut self, request: &Request, length: usize) -> Result<bool, End> {
-        while self.in_flight.count >= MAX {
+        while self.in_flight.is_full(request.length) {
             self.flush()?;
             self.wait_for_plugin(false)?;
         }
@@ -62,6 +74,9 @@ impl Reader<'_> {
             return Ok(false);
         }
         let backend = self.session.target.backend;
+        if is_large_write(request) {
+            return self.queue_large_write(request, length).map(|()| true);
+        }
         let ticket = if request.command == Command::WRITE {
             if length > 0 && !self.input.fill(length).during(read_data(request))? {
                 return Err(io::ErrorKind::UnexpectedEof.into()).during(read_data(request));
@@ -74,6 +89,23 @@ impl Reader<'_> {
         self.input.consume(length);
         self.in_flight.begin(ticket, *request);
         Ok(true)
+    }
+
+    /// Queues a write whose payload is received apart from the input buffer; if that is not
+    /// possible, carries it out.
+    fn queue_large_write(&mut self, request: &Request, length: usize) -> Result<(), End> {
+        self.input.read_payload(&mut self.payload, length).during(read_data(request))?;
+        let target = &self.session.target;
+        match target.backend.queue_write(&self.payload, request.offset) {
+            Some(ticket) => self.in_flight.begin(ticket, *request),
+            None => {
+                self.finish_in_flight()?;
+                target.execute(request, Flags::empty(), &self.payload, &mut self.replies);
+            }
+        }
+        // The next payload should stay in the socket, to be received apart too.
+        self.input.set_narrow(true);
+        Ok(())
     }
 
     /// Waits until no request is in flight.
@@ -115,15 +147,26 @@ impl Reader<'_> {
             self.give_up();
             return Ok(false);
         };
+        let plain = session.connection.socket.is_plain();
         let socket = or_client.then_some(&session.connection.socket);
         let ready = super::super::socket::wait_either(&awaited, socket).during("wait")?;
         let Self { replies, in_flight, .. } = self;
+        let mut sent = Ok(());
         if ready.plugin || !ready.client {
             backend.collect(|ticket, result| {
                 let Some(request) = in_flight.end(ticket) else { return };
                 let features = session.features();
+                let is_read = request.command == Command::READ;
                 match result {
-                    Ok(data) if request.command == Command::READ => {
+                    Ok(data) if is_read && data.len() >= SENT_APART && plain => {
+                        replies.data_header(&request, features, request.offset, data.len());
+                        let result = session.sender.send_with(replies, |socket, head| {
+                            socket.write_before_more(head)?;
+                            socket.write_all(data, None)
+                        });
+                        sent = std::mem::replace(&mut sent, Ok(())).and(result);
+                    }
+                    Ok(data) if is_read => {
                         let range = (request.offset, data.len());
                         replies.data::<()>(&request, features, true, range, |buf| {
                             buf.copy_from_slice(data);
@@ -135,6 +178,7 @@ impl Reader<'_> {
                 }
             });
         }
+        sent.during("write reply")?;
         if !ready.plugin && client::check_present(Some(&session.connection.client)).is_err() {
             self.give_up();
         }
@@ -148,6 +192,6 @@ impl Reader<'_> {
             let error = Error::silent(Errno::ESHUTDOWN);
             self.replies.error(&request, self.session.features(), &error);
         }
-        self.in_flight.count = 0;
+        (self.in_flight.count, self.in_flight.bytes) = (0, 0);
     }
 }

@@ -52,7 +52,7 @@ pub(super) struct Reader<'s> {
     /// Whether the plugin can have requests in flight.
     pipelined: bool,
     /// Payload of a write that does not fit the input buffer.
-    payload: Vec<u8>,
+    pub(super) payload: Vec<u8>,
     /// For requests that the reader splices.
     pipe: Option<Pipe>,
     /// Whether the reader carries out writes.
@@ -152,12 +152,15 @@ impl<'s> Reader<'s> {
     /// Waits for `length` bytes, and frees memory if the client is idle; false if the client
     /// closed the connection.
     fn wait_for_header(&mut self, length: usize) -> Result<bool, End> {
-        let Reader { input, replies, payload, pipe, heavy, .. } = self;
+        let Reader { session, input, replies, payload, pipe, heavy, pipelined, .. } = self;
         // Not called where memory is kept.
         let idle = || {
             *replies = Replies::default();
             *payload = Vec::new();
             *pipe = None;
+            if *pipelined {
+                session.target.backend.shrink_pipeline();
+            }
             nbdkit_ipc::release_packet();
             // Where the heap has nothing to give back, trimming it would only touch pages that are
             // shared with the template.

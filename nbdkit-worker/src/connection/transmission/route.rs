@@ -17,6 +17,9 @@ use super::super::splice::{SPLICE_FROM, SPLICE_UP_TO};
 use super::super::validate::Rules;
 use super::header_length;
 
+/// Longest request that a plugin has in flight without a thread, bytes.
+const PIPELINED_UP_TO: u64 = 1 << 20;
+
 /// Longest write payload that is read and discarded, bytes. A longer one ends the connection.
 const MAX_SKIPPED_WRITE: u64 = 2 * MAX_REQUEST as u64;
 
@@ -171,15 +174,15 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
     Plan { flags, attempt, executor, splice_out: splice_out(request, state.plain) }
 }
 
-/// Whether a request is one that a plugin may have in flight without a thread: its data is copied.
-/// Not beside requests in the pool, which use the plugin too.
+/// Whether a request is one that a plugin may have in flight without a thread. Not beside requests
+/// in the pool, which use the plugin too.
 #[inline]
 fn is_pipelined(request: &Request, flags: Flags, state: &State<'_>) -> bool {
     state.pipelined
         && state.pool == PoolState::Idle
         && flags.is_empty()
         && matches!(request.command, Command::READ | Command::WRITE)
-        && request.length < SPLICE_FROM as u64
+        && request.length <= PIPELINED_UP_TO
 }
 
 /// Whether a request is a write long enough to be spliced.

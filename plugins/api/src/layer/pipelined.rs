@@ -87,6 +87,13 @@ impl Backend {
         }
     }
 
+    /// Frees memory that the pipeline keeps for the next requests.
+    pub fn shrink_pipeline(&self) {
+        if let Some((_, Some(pipeline))) = self.plugin() {
+            pipeline.shrink();
+        }
+    }
+
     /// What to wait for before [`collect`](Self::collect) may have something, if anything.
     pub fn awaited(&self) -> Option<Awaited<'_>> {
         Some(self.plugin()?.1?.awaited())

@@ -12,6 +12,7 @@ use nbdkit_api::pipeline::{Awaited, Ticket};
 
 use super::super::decode::Step;
 use super::super::socket::{Received, disconnected};
+use super::super::table::{KEPT, Kind};
 use super::{Asked, Link, unlock_and_wake};
 
 /// No request's number: the thread that decodes has no request of its own.
@@ -50,25 +51,44 @@ impl Link {
         };
         let mut queue = self.unsent.lock();
         self.encode(asked, cookie, |head| queue.bytes.extend_from_slice(head));
-        queue.bytes.extend_from_slice(payload);
+        if payload.len() > KEPT as usize {
+            // What is sent at once is not copied.
+            self.send_as_much(&mut queue, payload);
+        } else {
+            queue.bytes.extend_from_slice(payload);
+        }
         Some(index)
     }
 
     /// Sends what is queued, as far as there is room in the socket.
     pub(in super::super) fn send_queued(&self) {
-        let mut queue = self.unsent.lock();
+        self.send_as_much(&mut self.unsent.lock(), &[]);
+    }
+
+    /// Sends what is queued and then `payload`, as far as there is room, and queues the rest.
+    fn send_as_much(&self, queue: &mut Queue, mut payload: &[u8]) {
+        let send = |bytes: &[u8], more| match self.socket.send_now(bytes, more) {
+            Ok(count) => count,
+            Err(why) => {
+                self.kill(&mut self.lock(), &why);
+                // Nothing will be sent any more.
+                bytes.len()
+            }
+        };
         while queue.sent < queue.bytes.len() {
-            match self.socket.send_now(&queue.bytes[queue.sent..]) {
-                Ok(Some(count)) => queue.sent += count,
-                Ok(None) => return,
-                Err(why) => {
-                    self.kill(&mut self.lock(), &why);
-                    break;
-                }
+            match send(&queue.bytes[queue.sent..], !payload.is_empty()) {
+                0 => return queue.bytes.extend_from_slice(payload),
+                count => queue.sent += count,
             }
         }
         queue.bytes.clear();
         queue.sent = 0;
+        while !payload.is_empty() {
+            match send(payload, false) {
+                0 => return queue.bytes.extend_from_slice(payload),
+                count => payload = &payload[count..],
+            }
+        }
     }
 
     /// Receives what has come, and calls `done` for each queued request that is done.
@@ -79,21 +99,30 @@ impl Link {
             // Less than there was room for is all that there was.
             let mut more = true;
             let end = loop {
-                match decoder.step(&mut state.table, NOBODY, &mut []) {
-                    Ok(Step::Read) if more => {}
+                let table = &mut state.table;
+                let step = match decoder.step(table, NOBODY, &mut []) {
+                    Ok(step) if more => step,
                     Ok(_) => break Ok(()),
                     Err(why) => break Err(why),
-                }
-                let space = decoder.space();
+                };
+                let space = match step {
+                    Step::Read => decoder.space(table.expects_long()),
+                    Step::Kept { index, at, left } => &mut table.slot(index).kept()[at..][..left],
+                    // There is no request of a thread.
+                    Step::Own(_) | Step::Direct { .. } => break Ok(()),
+                };
                 let room = space.len();
-                match self.socket.receive_now(space) {
-                    Ok(Received::Bytes(count)) => {
-                        decoder.filled(count);
-                        more = count == room;
-                    }
+                let count = match self.socket.receive_now(space) {
+                    Ok(Received::Bytes(count)) => count,
                     Ok(Received::Nothing) => break Ok(()),
                     Ok(Received::End) => break Err(disconnected()),
                     Err(why) => break Err(why),
+                };
+                more = count == room;
+                if step == Step::Read {
+                    decoder.filled(count);
+                } else if let Err(why) = decoder.received(count, table) {
+                    break Err(why);
                 }
             };
             state.decoder = Some(decoder);
@@ -104,12 +133,24 @@ impl Link {
         while let Some(index) = state.table.collect() {
             let slot = state.table.slot(index);
             match slot.error.take() {
-                None => done(index, Ok(&slot.data)),
+                None => {
+                    let is_read = matches!(slot.kind, Kind::Read { .. });
+                    done(index, Ok(if is_read { &slot.data } else { &[] }));
+                }
                 Some(why) => done(index, Err(why)),
             }
             state.table.release(index);
         }
         unlock_and_wake(state);
+    }
+
+    /// Frees the memory that is kept for the next requests.
+    pub(in super::super) fn shrink(&self) {
+        self.lock().table.shrink();
+        let mut queue = self.unsent.lock();
+        if queue.bytes.is_empty() {
+            queue.bytes = Vec::new();
+        }
     }
 
     /// What to wait for before [`collect`](Self::collect) may find something.

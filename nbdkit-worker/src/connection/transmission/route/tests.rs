@@ -222,7 +222,7 @@ fn states() {
             |s| (s.blocking, s.pipelined, s.available) = (Blocking::Peer, true, 64 * 1024),
             [
                 "without waiting, else pipeline",
-                "without waiting, else splice out, else pool",
+                "without waiting, else splice out, else pipeline",
                 "pipeline",
                 "splice in, else flush, inline",
             ],
@@ -232,9 +232,9 @@ fn states() {
             |s| (s.blocking, s.pipelined, s.in_flight) = (Blocking::Peer, true, 1),
             [
                 "without waiting, else pipeline",
-                "without waiting, else splice out, else pool",
+                "without waiting, else splice out, else pipeline",
                 "pipeline",
-                "splice in, else pool",
+                "splice in, else pipeline",
             ],
         ),
         (
