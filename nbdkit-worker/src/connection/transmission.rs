@@ -23,6 +23,7 @@ use sender::Sender;
 
 use super::execute::{KnownData, Target};
 use super::export::Export;
+use super::inline_calls::Score;
 use super::input::Input;
 use super::negotiated::{Features, Negotiated};
 use super::pool::{Job, Pool};
@@ -61,6 +62,7 @@ pub(super) fn serve(
         },
         sender: Sender::new(connection),
         pool: pooled.then(|| prealloc.pool(connection.settings.threads)),
+        score: Score::default(),
         prealloc,
     };
     let end = session.run(input);
@@ -85,6 +87,8 @@ struct Session<'a> {
     sender: Sender<'a>,
     /// Threads for requests that may wait, where requests may overlap.
     pool: Option<Pool>,
+    /// How long the pool's calls take.
+    score: Score,
     /// Whether memory is kept.
     prealloc: Prealloc,
 }
@@ -125,7 +129,7 @@ impl Session<'_> {
         let range = || self.target.file_range(request);
         let spliced = self.splice_out(request, *splice_out, range, replies, pipe);
         let sent = spliced.unwrap_or_else(|| {
-            self.target.execute(request, *flags, payload, replies);
+            self.score.time(|| self.target.execute(request, *flags, payload, replies));
             self.sender.send(replies)
         });
         if let Err(error) = sent {

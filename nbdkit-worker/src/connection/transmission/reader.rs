@@ -10,6 +10,7 @@ use nbd_protocol::constants::Command;
 use nbd_protocol::transmission::Request;
 use nbdkit_api::{Blocking, Error, debug};
 
+use super::super::inline_calls::InlineCalls;
 use super::super::inline_writes::{InlineWrites, Verdict};
 use super::super::input::Input;
 use super::super::pool::{Job, Pool};
@@ -20,7 +21,9 @@ use super::super::splice::Pipe;
 use super::super::validate::payload_length;
 use super::super::{During, End};
 use super::in_flight::InFlight;
-use super::route::{Attempt, Executor, Plan, PoolState, Route, State, is_large_write, route};
+use super::route::{
+    Attempt, Executor, Plan, PoolState, Route, State, Timed, is_large_write, route,
+};
 use super::{Session, header_length};
 
 /// Replies are sent when this many bytes or requests are pending, even if more requests are in the
@@ -57,6 +60,8 @@ pub(super) struct Reader<'s> {
     pipe: Option<Pipe>,
     /// Whether the reader carries out writes.
     writes: InlineWrites,
+    /// Whether the reader makes the calls of a plugin that may wait for anything.
+    calls: InlineCalls,
     /// Whether to poll for more requests before replies are sent.
     request_poll: RequestPoll,
     /// Whether a request since the client was last idle was [`HEAVY`].
@@ -81,6 +86,7 @@ impl<'s> Reader<'s> {
             payload: session.prealloc.payload(),
             pipe: session.new_pipe(),
             writes: InlineWrites::default(),
+            calls: InlineCalls::default(),
             request_poll: RequestPoll::default(),
             heavy: false,
             batch: 0,
@@ -132,6 +138,7 @@ impl<'s> Reader<'s> {
         if self.input.available().len() < length {
             self.reply_until_header(length)?;
             self.flush()?;
+            self.calls.waited();
             if self.input.available().len() < length && !self.wait_for_header(length)? {
                 return Ok(None);
             }
@@ -195,6 +202,7 @@ impl<'s> Reader<'s> {
     pub(super) fn flush(&mut self) -> Result<(), End> {
         self.batch = 0;
         self.taken = 0;
+        self.calls.waited();
         self.session.sender.send(&mut self.replies).during("write reply")
     }
 
@@ -206,7 +214,7 @@ impl<'s> Reader<'s> {
 
     /// What the route of `request` depends on.
     #[inline]
-    fn state(&self, request: &Request, threads: Threads<'_, 's>) -> State<'s> {
+    fn state(&mut self, request: &Request, threads: Threads<'_, 's>) -> State<'s> {
         let session = self.session;
         State {
             rules: &session.rules,
@@ -223,6 +231,7 @@ impl<'s> Reader<'s> {
             // Reads the clock while writes go to the pool, so not for other commands.
             pipelined: self.pipelined,
             in_flight: self.in_flight.count(),
+            quick: self.blocking == Blocking::Long && self.calls.are_due(&session.score),
             writes: match request.command {
                 Command::WRITE => self.writes.verdict(),
                 _ => Verdict::Inline,
@@ -275,7 +284,7 @@ impl<'s> Reader<'s> {
             }
             // Not a route without a pool.
             (Executor::Pool | Executor::Pipeline, None) => {
-                self.execute_inline(request, &plan, payload, false)
+                self.execute_inline(request, &plan, payload, Timed::No)
             }
         }
     }
@@ -330,7 +339,7 @@ impl<'s> Reader<'s> {
         request: &Request,
         plan: &Plan,
         length: usize,
-        timed: bool,
+        timed: Timed,
     ) -> Result<(), End> {
         let session = self.session;
         let target = &session.target;
@@ -347,10 +356,11 @@ impl<'s> Reader<'s> {
         }
         let payload = if fits { &self.input.available()[..length] } else { &self.payload };
         let replies = &mut self.replies;
-        if timed {
-            self.writes.time(length, || target.execute(request, plan.flags, payload, replies));
-        } else {
-            target.execute(request, plan.flags, payload, replies);
+        let mut execute = || target.execute(request, plan.flags, payload, replies);
+        match timed {
+            Timed::No => execute(),
+            Timed::Write => self.writes.time(length, execute),
+            Timed::Call => self.calls.time(&session.score, execute),
         }
         if fits {
             self.input.consume(length);

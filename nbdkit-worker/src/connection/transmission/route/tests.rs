@@ -32,6 +32,7 @@ fn state(rules: &Rules) -> State<'_> {
         pool: PoolState::Idle,
         pipelined: false,
         in_flight: 0,
+        quick: false,
         writes: Verdict::Inline,
     }
 }
@@ -68,7 +69,11 @@ fn describe(request: &Request, state: &State<'_>) -> String {
             for (set, word) in [(drain, "drain, "), (flush, "flush, ")] {
                 text += if set { word } else { "" };
             }
-            text += if timed { "timed inline" } else { "inline" };
+            text += match timed {
+                Timed::No => "inline",
+                Timed::Write => "timed inline",
+                Timed::Call => "timed call",
+            };
         }
     }
     text
@@ -151,7 +156,7 @@ fn commands() {
 #[test]
 fn states() {
     type Change = fn(&mut State<'_>);
-    let cases: [(&str, Change, [&str; 4]); 18] = [
+    let cases: [(&str, Change, [&str; 4]); 19] = [
         (
             "no pool, memory",
             |s| (s.pool, s.blocking) = (PoolState::Absent, Blocking::Never),
@@ -244,6 +249,16 @@ fn states() {
                 "without waiting, else pool",
                 "without waiting, else splice out, else pool",
                 "pool",
+                "splice in, else pool",
+            ],
+        ),
+        (
+            "plugin with quick calls, busy",
+            |s| (s.blocking, s.pool, s.quick) = (Blocking::Long, PoolState::Busy, true),
+            [
+                "without waiting, else timed call",
+                "without waiting, else splice out, else pool",
+                "flush, timed call",
                 "splice in, else pool",
             ],
         ),
