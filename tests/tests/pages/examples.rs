@@ -24,6 +24,15 @@ fn is_run(page: &Page) -> bool {
     !is_module || page.section == "3" || MORE.contains(&&*page.name)
 }
 
+/// Stops the servers whose pid files are there, so that they remove what they have made in /tmp.
+const STOP: &str = "
+for file in *.pid; do
+    [ -e \"$file\" ] || continue
+    kill \"$(cat \"$file\")\" 2> /dev/null || continue
+    while [ -e \"/proc/$(cat \"$file\")\" ]; do sleep 0.01; done
+done
+";
+
 /// A shell script that does what the page says.
 fn script(page: &Page) -> String {
     let mut script = String::from("set -eu\nip link set lo up\n");
@@ -40,6 +49,7 @@ fn script(page: &Page) -> String {
             (None, None) => script.push_str(&text),
         }
     }
+    script.push_str(STOP);
     script
 }
 

@@ -58,7 +58,7 @@ fn every_plugin_and_filter_has_a_page_and_no_page_is_of_another() {
         if !synopsis.contains(&&*how) {
             wrong.push(format!("{}: its synopsis has no {how}", page.title()));
         }
-        for heading in ["DESCRIPTION", "PARAMETERS", "EXAMPLES", "SEE ALSO"] {
+        for heading in ["DESCRIPTION", "PARAMETERS", "EXAMPLES", "WHAT CLIENTS SHARE", "SEE ALSO"] {
             if page.section_lines(heading).is_empty() {
                 wrong.push(format!("{}: no section {heading}", page.title()));
             }

@@ -71,9 +71,7 @@ fn every_parameter_has_its_entry_and_every_entry_is_of_a_parameter() {
         // Some plugins hand on what they do not know.
         let takes_anything = is_taken(&module, "no-such-parameter", dir.path());
         for key in entries.difference(&help) {
-            // That of the memory plugin's allocator.
-            let is_part = module.name == "memory" && key == "mlock";
-            if !is_part && (takes_anything || !is_taken(&module, key, dir.path())) {
+            if takes_anything || !is_taken(&module, key, dir.path()) {
                 wrong.push(format!("{title} has {key}=, which is no parameter"));
             }
         }
