@@ -1,13 +1,14 @@
 //! What pages tell the reader to type is run, in the order of the page, in a directory, a network
 //! and a process namespace of its own, which all that was started ends with.
 //!
-//! Lines behind `$ ` are commands, and those that follow are what they print. Without such lines all
-//! of an example is a script. A comment before an example says that it is a file, or why it is not
-//! run.
+//! Lines behind `$ ` are commands, and those that follow are what they print. Without such lines
+//! all of an example is a script. A comment before an example says that it is a file, or why it is
+//! not run.
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use nbdkit_tests::TempDir;
 use nbdkit_tests::binary::Binary;
@@ -23,6 +24,9 @@ fn is_run(page: &Page) -> bool {
     let is_module = page.name.ends_with("-plugin") || page.name.ends_with("-filter");
     !is_module || page.section == "3" || MORE.contains(&&*page.name)
 }
+
+/// Longest time that the commands of a page may take.
+const LONG: Duration = Duration::from_secs(300);
 
 /// Stops the servers whose pid files are there, so that they remove what they have made in /tmp.
 const STOP: &str = "
@@ -99,13 +103,20 @@ fn isolated(arguments: &[&str], dir: &Path) -> Command {
     command
 }
 
+/// Whether this user may have namespaces; a line says that not.
+fn has_namespaces() -> bool {
+    let dir = TempDir::new();
+    let tried = run(&mut isolated(&["true"], dir.path()), DEADLINE);
+    if !tried.status.success() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have namespaces: {}", tried.stderr);
+        eprintln!("SKIPPED: unshare: {}", tried.stderr);
+    }
+    tried.status.success()
+}
+
 #[test]
 fn what_pages_tell_the_reader_to_type_works() {
-    let dir = TempDir::new();
-    let possible = run(&mut isolated(&["true"], dir.path()), DEADLINE);
-    if !possible.status.success() {
-        assert!(std::env::var_os("CI").is_none(), "CI must have namespaces: {}", possible.stderr);
-        eprintln!("SKIPPED: unshare: {}", possible.stderr);
+    if !has_namespaces() {
         return;
     }
     let pages = pages();
@@ -115,7 +126,8 @@ fn what_pages_tell_the_reader_to_type_works() {
     for page in pages {
         let dir = TempDir::new();
         write_package(dir.path());
-        let finished = run(&mut isolated(&["sh", "-c", &script(page)], dir.path()), DEADLINE);
+        let mut command = isolated(&["sh", "-c", &script(page)], dir.path());
+        let finished = run(&mut command, LONG);
         if !finished.status.success() {
             let line = std::fs::read_to_string(dir.join("line")).unwrap_or_default();
             failed.push(format!("{}, {line}{}{}", page.title(), finished.stdout, finished.stderr));
@@ -156,9 +168,7 @@ fn the_commands_of_the_readme_work() {
     assert!(text.len() >= 5 && text.len() <= 10, "{text:?}");
     let dir = TempDir::new();
     let script = format!("set -eu\nip link set lo up\n{}", text.join("\n"));
-    let possible = run(&mut isolated(&["true"], dir.path()), DEADLINE);
-    if !possible.status.success() {
-        eprintln!("SKIPPED: unshare: {}", possible.stderr);
+    if !has_namespaces() {
         return;
     }
     let finished = run(&mut isolated(&["sh", "-c", &script], dir.path()), DEADLINE);
