@@ -6,7 +6,7 @@ use nbdkit_tests::binary::Binary;
 use nbdkit_tests::command::run;
 
 use crate::page::{Page, page, pages};
-use crate::{DEADLINE, assert_none};
+use crate::{DEADLINE, assert_none, root};
 
 /// Pages of plugins and filters that are files of their own.
 const FILES: &[&str] = &["nbdkit-example4-plugin", "nbdkit-ext2-filter", "nbdkit-rust-plugin"];
@@ -104,4 +104,18 @@ fn pages_say_what_they_are_about_in_the_same_words_as_the_list() {
         }
     }
     assert_none("described differently", &wrong);
+}
+
+#[test]
+fn the_readme_lists_all_built_in_plugins_and_filters() {
+    let text = std::fs::read_to_string(root().join("README.md")).expect("a file");
+    for (is_filter, start) in [(false, "Plugins: "), (true, "Filters: ")] {
+        let (_, list) = text.split_once(start).expect("a list");
+        let end = list.find(['.', ';']).expect("its end");
+        let listed: Vec<&str> = list[..end].split(',').map(str::trim).collect();
+        let modules = built_in();
+        let modules = modules.iter().filter(|module| module.is_filter == is_filter);
+        let known: Vec<&str> = modules.map(|module| &*module.name).collect();
+        assert_eq!(listed, known);
+    }
 }
