@@ -10,6 +10,9 @@ PLUGINDIR   ?= $(LIBDIR)/nbdkit/plugins
 FILTERDIR   ?= $(LIBDIR)/nbdkit/filters
 PKGCONFIGDIR ?= $(LIBDIR)/pkgconfig
 MANDIR      ?= $(PREFIX)/share/man
+BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/site-functions
+FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 SYSCONFDIR  ?= /etc
 # What the listener becomes if root has started it, and if there is such a user: see --listener-user.
 LISTENER_USER ?= nbdkit-listener
@@ -142,10 +145,15 @@ install: build
 # BUILT_IN="plugin file filter cow ...". And what "make modules" has made.
 install-files: BUILT_IN ?= $(shell $(RELEASE)/nbdkit-worker --built-in)
 install-files:
-	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(UNITDIR)
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man3 $(DESTDIR)$(UNITDIR)
 	install -m 755 $(RELEASE)/nbdkit $(DESTDIR)$(SBINDIR)/nbdkit
 	install -m 755 $(RELEASE)/nbdkit-worker $(RELEASE)/nbdkit-worker-psk $(RELEASE)/nbdkit-spawner $(DESTDIR)$(LIBEXECDIR)/
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1/
+	install -m 644 man/*.3 $(DESTDIR)$(MANDIR)/man3/
+	install -d $(DESTDIR)$(BASHCOMPDIR) $(DESTDIR)$(ZSHCOMPDIR) $(DESTDIR)$(FISHCOMPDIR)
+	install -m 644 completions/nbdkit.bash $(DESTDIR)$(BASHCOMPDIR)/nbdkit
+	install -m 644 completions/_nbdkit $(DESTDIR)$(ZSHCOMPDIR)/_nbdkit
+	install -m 644 completions/nbdkit.fish $(DESTDIR)$(FISHCOMPDIR)/nbdkit.fish
 	install -d $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(PKGCONFIGDIR) $(DESTDIR)$(PLUGINDIR) $(DESTDIR)$(FILTERDIR)
 	install -m 644 include/*.h $(DESTDIR)$(INCLUDEDIR)/
 	version=$$(sed -n 's/^#define NBDKIT_VERSION_STRING "\(.*\)"/\1/p' include/nbdkit-version.h); \
