@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod enter;
+mod orphaned;
 mod reap;
 mod replaced;
 mod service;

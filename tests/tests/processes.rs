@@ -233,6 +233,26 @@ fn nothing_outlives_a_killed_listener() {
     });
 }
 
+/// A client has disconnected, and its requests are still waited for: nbdkit-delay-filter(1).
+#[test]
+fn a_killed_listener_takes_with_it_what_waits_for_the_stack() {
+    for isolation in ["--isolation=connection", "--isolation=shared"] {
+        let mut server = start(&[isolation, "--filter=delay", "memory", "1M", "delay-read=3600"]);
+        let mut client = server.connected("");
+        client.send(&Ask::read(0, 1)).expect("sent");
+        client.send(&Ask::read(1, 1)).expect("sent");
+        client.disconnect().expect("sent");
+        let everyone = descendants(listener(&server));
+        assert!(!everyone.is_empty());
+        drop(client);
+        server.signal(Signal::SIGKILL);
+        let _ = server.wait();
+        eventually("all others end", || {
+            everyone.iter().all(|known| process(known.pid).is_none_or(|now| now.state == 'Z'))
+        });
+    }
+}
+
 #[test]
 fn stopping_the_server_finishes_running_requests() {
     let mut server = start(&["--filter=delay", "memory", "1M", "wdelay=500ms"]);

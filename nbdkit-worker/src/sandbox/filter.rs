@@ -93,6 +93,9 @@ pub(super) fn worker(needs: &Needs, shared: bool) -> Result<Program> {
     if !shared {
         lists.push(policy::CHILDREN);
     }
+    if !needs.programs {
+        lists.push(policy::KILLING);
+    }
     if needs.network == Network::None {
         lists.push(policy::PASSING);
     }
@@ -182,6 +185,7 @@ mod tests {
         for line in [
             policy::GIVEN_UP,
             policy::CHILDREN,
+            policy::KILLING,
             policy::ABSENT,
             policy::OPENING,
             policy::SHARED_MEMORY,

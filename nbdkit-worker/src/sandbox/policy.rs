@@ -30,7 +30,7 @@ pub(super) use network::{FAST_OPEN, INET, OTHER_TRANSPORTS, UNIX};
 pub(super) use programs::PROGRAMS;
 pub(super) use runtime::ABSENT;
 pub(super) use shared::SHARED_MEMORY;
-pub(super) use template::{CHILDREN, GIVEN_UP, PASSING, TEMPLATE};
+pub(super) use template::{CHILDREN, GIVEN_UP, KILLING, PASSING, TEMPLATE};
 pub(super) use threads::THREADS;
 pub(super) use tree::TREE;
 

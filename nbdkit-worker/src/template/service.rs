@@ -10,8 +10,9 @@ use nbdkit_ipc::messages::Serve;
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::{FromTemplate, Received, RecvError, StackId, ToTemplate};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 
+use super::orphaned::Deadline;
 use super::replaced::Replaced;
 use super::{reap, shared, strays, unexpected, worker};
 use crate::broker::Broker;
@@ -82,6 +83,8 @@ impl Service {
         };
         let mut serving = true;
         let mut listener_lives = true;
+        // When workers are killed.
+        let mut deadline: Option<Deadline> = None;
         while serving || !children.is_empty() {
             self.oom_score.iter_mut().for_each(OomScore::for_template);
             // A closed link would end each poll(2) at once.
@@ -91,7 +94,7 @@ impl Service {
             let fds = [Some(children.as_fd()), link].into_iter().flatten().chain(watchers);
             let mut fds: Vec<PollFd<'_>> =
                 fds.chain(replaced).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-            match poll(&mut fds, PollTimeout::NONE) {
+            match poll(&mut fds, Deadline::left(deadline)) {
                 Ok(_) => {
                     if replaced.is_some() && fds.last().and_then(PollFd::any) == Some(true) {
                         self.replaced.iter().for_each(Replaced::take);
@@ -105,6 +108,9 @@ impl Service {
             }
             if let (Some(watchers), Some(link)) = (&mut self.watchers, &self.link) {
                 watchers.handle(link);
+            }
+            if deadline.take_if(|deadline| deadline.has_passed()).is_some() {
+                children.kill();
             }
             let (ended, any) = children.reap();
             for (connection, exit) in ended {
@@ -139,11 +145,12 @@ impl Service {
                             log_error(&format!("control channel: {error}"));
                         }
                         (serving, listener_lives) = (false, false);
-                        // Workers end by themselves, but not while they wait for a script; and
-                        // scripts must not outlive a server that was killed.
+                        // Workers end by themselves, but not while they wait for the stack.
+                        // Scripts must not outlive a server that was killed.
                         if self.strays.is_some() {
                             children.kill();
                         }
+                        deadline = Some(Deadline::new());
                     }
                 }
             }

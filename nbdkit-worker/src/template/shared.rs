@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nbdkit_api::log::error as log_error;
 use nbdkit_api::{Client, programs, strerror};
@@ -17,10 +18,12 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{pipe2, read, write};
 
+use super::orphaned::Deadline;
 use super::{Service, unexpected, worker};
 use crate::authority::{SharedListener, Waiting};
 use crate::connection::{Connection, Socket};
 use crate::log::TemplateLink;
+use crate::process;
 
 /// The clients being served, so that they can be ended.
 type Clients = Mutex<HashMap<u64, (Arc<Client>, Socket)>>;
@@ -124,16 +127,30 @@ fn give_up(clients: &Clients, connection: u64) {
 }
 
 /// Waits until all clients have ended, and gives up those that the listener is tired of. If the
-/// listener has been killed there is nobody else to end one that waits for a script: then all.
+/// listener has been killed there is nobody else to end one that waits for the stack: then all, at
+/// once if that may be a script, and the process if that does not help.
 fn wait(service: &Service, link: &TemplateLink, clients: &Clients, over: &OwnedFd) {
     let mut listener_lives = true;
+    let mut deadline: Option<Deadline> = None;
+    let mut given_up = false;
+    let give_up_all = || {
+        let all: Vec<u64> = lock(clients).keys().copied().collect();
+        all.into_iter().for_each(|connection| give_up(clients, connection));
+    };
     while !lock(clients).is_empty() {
         let mut fds = vec![PollFd::new(over.as_fd(), PollFlags::POLLIN)];
         if listener_lives {
             fds.push(PollFd::new(link.as_fd(), PollFlags::POLLIN));
         }
-        if !matches!(poll(&mut fds, PollTimeout::NONE), Ok(_) | Err(Errno::EINTR)) {
+        if !matches!(poll(&mut fds, Deadline::left(deadline)), Ok(_) | Err(Errno::EINTR)) {
             return;
+        }
+        if deadline.is_some_and(Deadline::has_passed) {
+            if given_up {
+                process::exit_now(WorkerExit::Failed.code());
+            }
+            give_up_all();
+            (given_up, deadline) = (true, Some(Deadline::new()));
         }
         let _ = read(over, &mut [0; 64]);
         while listener_lives {
@@ -146,9 +163,9 @@ fn wait(service: &Service, link: &TemplateLink, clients: &Clients, over: &OwnedF
                 Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => break,
                 Err(_) => {
                     listener_lives = false;
+                    deadline = Some(Deadline::new());
                     if service.strays.is_some() {
-                        let all: Vec<u64> = lock(clients).keys().copied().collect();
-                        all.into_iter().for_each(|connection| give_up(clients, connection));
+                        give_up_all();
                     }
                 }
             }
@@ -193,9 +210,11 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
             waiting.close();
             served.disconnect(false);
             reading.stop_reading();
-            if listener_is_tired(service, link, over) {
-                reading.cut();
-                programs::give_up(connection);
+            let Some(listener_lives) = listener_is_tired(service, link, over) else { return };
+            reading.cut();
+            programs::give_up(connection);
+            if !listener_lives && !is_over_in_time(over) {
+                process::exit_now(WorkerExit::Failed.code());
             }
         });
         let exit = match started {
@@ -210,20 +229,32 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
     });
 }
 
-/// Waits, after `Quiesce`, until the client has ended (`over`) or is to be ended: the listener
-/// sends so, or is gone and the client may wait for a script.
-fn listener_is_tired(service: &Service, link: &TemplateLink, over: &AtomicBool) -> bool {
-    /// How often is looked whether the client has ended, milliseconds.
-    const LOOK: u16 = 20;
+/// How often is looked whether the client has ended, milliseconds.
+const LOOK: u16 = 20;
+
+/// Waits, after `Quiesce`, until the client has ended (`over`: `None`) or is to be ended: the
+/// listener sends so (true), or is gone (false).
+fn listener_is_tired(service: &Service, link: &TemplateLink, over: &AtomicBool) -> Option<bool> {
     while !over.load(Ordering::Relaxed) {
         let _ = poll(&mut [PollFd::new(link.as_fd(), PollFlags::POLLIN)], PollTimeout::from(LOOK));
         match link.try_recv() {
-            Ok(Received { message: ToTemplate::Disconnect { .. }, .. }) => return true,
+            Ok(Received { message: ToTemplate::Disconnect { .. }, .. }) => return Some(true),
             Ok(_) | Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
-            Err(_) => return service.strays.is_some(),
+            // A client that may wait for a script is not waited for.
+            Err(_) if service.strays.is_some() => return Some(false),
+            Err(_) => return (!is_over_in_time(over)).then_some(false),
         }
     }
-    false
+    None
+}
+
+/// Waits for a while until the client has ended, if it does.
+fn is_over_in_time(over: &AtomicBool) -> bool {
+    let deadline = Deadline::new();
+    while !over.load(Ordering::Relaxed) && !deadline.has_passed() {
+        std::thread::sleep(Duration::from_millis(LOOK.into()));
+    }
+    over.load(Ordering::Relaxed)
 }
 
 fn lock(clients: &Clients) -> std::sync::MutexGuard<'_, HashMap<u64, (Arc<Client>, Socket)>> {

@@ -15,6 +15,7 @@ pub(in crate::sandbox) const TEMPLATE: &[Line] = &[
     any(c::SYS_pidfd_open),       // fork_worker: a handle on the worker, for the listener
     any(c::SYS_wait4),            // reap: how a worker ended
     any(c::SYS_signalfd4),        // reap: SIGCHLD
+    with(c::SYS_kill, &[Is(1, c::SIGKILL as u64)]), // run_forking: workers, some time after the listener was killed
     any(c::SYS_mlockall),         // --swap, in each worker: locks are not inherited
     any(c::SYS_seccomp),          // Sandbox::close_worker: the filter of each worker
     with(c::SYS_prctl, &[Is(0, c::PR_SET_NO_NEW_PRIVS as u64)]), // seccompiler sets it before each filter
@@ -38,6 +39,12 @@ pub(in crate::sandbox) const GIVEN_UP: &[Line] = &[
 #[rustfmt::skip]
 pub(in crate::sandbox) const CHILDREN: &[Line] = &[
     any(c::SYS_wait4),            // a worker has no children
+];
+
+/// What a worker gives up that runs no programs.
+#[rustfmt::skip]
+pub(in crate::sandbox) const KILLING: &[Line] = &[
+    any(c::SYS_kill),             // other workers
 ];
 
 /// What a worker gives up that makes no socket: the one that it may have been given, its client's,
