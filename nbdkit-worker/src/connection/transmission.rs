@@ -8,7 +8,6 @@
 
 #![forbid(unsafe_code)]
 
-mod in_flight;
 mod reader;
 mod route;
 mod sender;

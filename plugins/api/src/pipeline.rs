@@ -28,8 +28,8 @@ pub trait Pipeline {
     /// `pread`, and nothing was done.
     fn queue_read(&self, count: u32, offset: u64) -> Option<Ticket>;
 
-    /// Queues a write, without flags, of `data`, or sends what there is room for; `None` if it has to be carried out by `pwrite`, and
-    /// nothing was done.
+    /// Queues a write, without flags, of `data`, or sends what there is room for; `None` if it has
+    /// to be carried out by `pwrite`, and nothing was done.
     fn queue_write(&self, data: &[u8], offset: u64) -> Option<Ticket>;
 
     /// Sends what is queued, as far as there is room for it. An error shows as the result of each

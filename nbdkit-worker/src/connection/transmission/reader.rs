@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+mod in_flight;
+
 use std::io;
 use std::thread::Scope;
 
@@ -20,11 +22,11 @@ use super::super::request_poll::RequestPoll;
 use super::super::splice::Pipe;
 use super::super::validate::payload_length;
 use super::super::{During, End};
-use super::in_flight::InFlight;
 use super::route::{
     Attempt, Executor, Plan, PoolState, Route, State, Timed, is_large_write, route,
 };
 use super::{Session, header_length};
+use in_flight::InFlight;
 
 /// Replies are sent when this many bytes or requests are pending, even if more requests are in the
 /// input buffer.
@@ -45,17 +47,17 @@ pub(super) type Threads<'scope, 's> = Option<(&'s Pool, &'scope Scope<'scope, 's
 
 /// The state of the thread that reads requests.
 pub(super) struct Reader<'s> {
-    pub(super) session: &'s Session<'s>,
+    session: &'s Session<'s>,
     blocking: Blocking,
-    pub(super) input: Input,
+    input: Input,
     /// Replies not yet sent.
-    pub(super) replies: Replies,
+    replies: Replies,
     /// Requests that the plugin will say are done.
-    pub(super) in_flight: InFlight,
+    in_flight: InFlight,
     /// Whether the plugin can have requests in flight.
     pipelined: bool,
     /// Payload of a write that does not fit the input buffer.
-    pub(super) payload: Vec<u8>,
+    payload: Vec<u8>,
     /// For requests that the reader splices.
     pipe: Option<Pipe>,
     /// Whether the reader carries out writes.
@@ -199,7 +201,7 @@ impl<'s> Reader<'s> {
     }
 
     /// Sends the pending replies.
-    pub(super) fn flush(&mut self) -> Result<(), End> {
+    fn flush(&mut self) -> Result<(), End> {
         self.batch = 0;
         self.taken = 0;
         self.calls.waited();
@@ -398,7 +400,7 @@ fn payload_too_long(request: &Request, payload: u64) -> End {
 }
 
 /// What is being done while the payload of a request is read, for the log.
-pub(super) fn read_data(request: &Request) -> impl std::fmt::Display + use<> {
+fn read_data(request: &Request) -> impl std::fmt::Display + use<> {
     struct ReadData(Command);
     impl std::fmt::Display for ReadData {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

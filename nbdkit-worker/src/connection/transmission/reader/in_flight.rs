@@ -14,9 +14,10 @@ use nbd_protocol::transmission::Request;
 use nbdkit_api::pipeline::Ticket;
 use nbdkit_api::{Errno, Error, Flags, client};
 
-use super::super::{During, End};
-use super::reader::{Reader, read_data};
-use super::route::is_large_write;
+use super::super::super::socket::wait_either;
+use super::super::super::{During, End};
+use super::super::route::is_large_write;
+use super::{Reader, read_data};
 
 /// The most requests in flight, and their bytes: the plugin keeps the data of each.
 const MAX: usize = 64;
@@ -149,7 +150,7 @@ impl Reader<'_> {
         };
         let plain = session.connection.socket.is_plain();
         let socket = or_client.then_some(&session.connection.socket);
-        let ready = super::super::socket::wait_either(&awaited, socket).during("wait")?;
+        let ready = wait_either(&awaited, socket).during("wait")?;
         let Self { replies, in_flight, .. } = self;
         let mut sent = Ok(());
         if ready.plugin || !ready.client {
