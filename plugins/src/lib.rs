@@ -12,6 +12,7 @@ pub mod example1;
 pub mod example2;
 pub mod example3;
 pub mod file;
+mod files;
 pub mod floppy;
 pub mod full;
 #[cfg(feature = "fuzz")]
