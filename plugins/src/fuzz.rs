@@ -10,7 +10,7 @@ use nbdkit_api::{Exports, Extents};
 pub use crate::data::fuzz::image;
 pub use crate::nbd::fuzz as nbd;
 use crate::sh::{status, text};
-pub use crate::vhd::format::{example as vhd_example, walk as vhd};
+use crate::{disk_image, vhd};
 
 /// Reads what a script printed as the answer of every method that has a syntax, and its messages
 /// when it failed.
@@ -31,4 +31,19 @@ pub fn script(code: ExitStatus, stdout: &[u8], stderr: &[u8]) {
         at = extent.end();
     }
     assert!(at == extents.covered_to() && at <= end, "extents are those asked for: {extents:?}");
+}
+
+/// Any bytes are a VHD image, or an error, and what is found is in it.
+///
+/// # Panics
+/// If not.
+pub fn vhd(image: &[u8]) {
+    if let Ok(disk) = vhd::format::Disk::of(image) {
+        disk_image::walk(&disk, false);
+    }
+}
+
+/// Small VHD images: of three blocks of 4 KiB, the second of which it has, and fixed.
+pub fn vhd_examples() -> Vec<Vec<u8>> {
+    [false, true].map(vhd::format::example).into()
 }

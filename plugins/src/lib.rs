@@ -7,6 +7,7 @@
 
 pub mod allocator;
 pub mod data;
+mod disk_image;
 pub mod eval;
 pub mod example1;
 pub mod example2;
@@ -41,7 +42,7 @@ pub mod split;
 #[cfg(test)]
 mod test_dir;
 pub mod tmpdisk;
-pub mod vhd;
+mod vhd;
 mod words;
 pub mod zero;
 
@@ -214,7 +215,7 @@ mod tests {
             include_str!("tmpdisk.rs"),
             Answers::Source(include_str!("made_disk/connection.rs")),
         ),
-        ("vhd", include_str!("vhd.rs"), Answers::Source(include_str!("vhd.rs"))),
+        ("vhd", include_str!("disk_image.rs"), Answers::Source(include_str!("disk_image.rs"))),
         ("zero", include_str!("zero.rs"), Answers::Simple(Abilities::READ, &[])),
     ];
 

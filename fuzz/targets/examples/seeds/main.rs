@@ -119,7 +119,7 @@ fn main() {
                 .map(|(head, gpt)| [head, &nbdkit_filters::fuzz::partitioned(gpt)].concat())
                 .into(),
         ),
-        ("vhd", [false, true].map(nbdkit_plugins::fuzz::vhd_example).into()),
+        ("vhd", nbdkit_plugins::fuzz::vhd_examples()),
         (
             "tar_archive",
             (0..4)
