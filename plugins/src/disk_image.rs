@@ -185,6 +185,11 @@ impl<F: Format> DiskImage<F> {
     }
 }
 
+/// The number of `length` bytes, at most 8, that is at `at`.
+pub(crate) fn little_endian(bytes: &[u8], at: usize, length: usize) -> u64 {
+    bytes[at..at + length].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
 /// The result, with the image's name in front of what went wrong.
 fn with_name<T>(result: Result<T>, path: &Path) -> Result<T> {
     result.map_err(|why| why.context(path.display()))

@@ -10,7 +10,7 @@ use nbdkit_api::{Exports, Extents};
 pub use crate::data::fuzz::image;
 pub use crate::nbd::fuzz as nbd;
 use crate::sh::{status, text};
-use crate::{disk_image, vhd};
+use crate::{disk_image, vhd, vhdx};
 
 /// Reads what a script printed as the answer of every method that has a syntax, and its messages
 /// when it failed.
@@ -44,6 +44,19 @@ pub fn vhd(image: &[u8]) {
 }
 
 /// Small VHD images: of three blocks of 4 KiB, the second of which it has, and fixed.
-pub fn vhd_examples() -> Vec<Vec<u8>> {
+pub fn vhd_seeds() -> Vec<Vec<u8>> {
     [false, true].map(vhd::format::example).into()
+}
+
+/// Any case is a VHDX image, or an error, and what is found is in it.
+///
+/// # Panics
+/// If not.
+pub fn vhdx(case: &[u8]) {
+    vhdx::fuzz::run(case);
+}
+
+/// Cases of small VHDX images: without a log, and with one.
+pub fn vhdx_seeds() -> Vec<Vec<u8>> {
+    vhdx::fuzz::seeds()
 }

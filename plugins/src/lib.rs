@@ -43,6 +43,7 @@ pub mod split;
 mod test_dir;
 pub mod tmpdisk;
 mod vhd;
+mod vhdx;
 mod words;
 pub mod zero;
 
@@ -77,6 +78,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("split", || Box::<split::Split>::default()),
     ("tmpdisk", || Box::<tmpdisk::TmpDisk>::default()),
     ("vhd", || Box::<vhd::Vhd>::default()),
+    ("vhdx", || Box::<vhdx::Vhdx>::default()),
     ("zero", || Box::<zero::Zero>::default()),
 ];
 
@@ -216,6 +218,7 @@ mod tests {
             Answers::Source(include_str!("made_disk/connection.rs")),
         ),
         ("vhd", include_str!("disk_image.rs"), Answers::Source(include_str!("disk_image.rs"))),
+        ("vhdx", include_str!("disk_image.rs"), Answers::Source(include_str!("disk_image.rs"))),
         ("zero", include_str!("zero.rs"), Answers::Simple(Abilities::READ, &[])),
     ];
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// Those that have a page of their own.
 const PAGES: &[&str] =
-    &["example1", "example2", "example3", "iso", "linuxdisk", "ondemand", "tmpdisk", "vhd"];
+    &["example1", "example2", "example3", "iso", "linuxdisk", "ondemand", "tmpdisk", "vhd", "vhdx"];
 
 #[test]
 fn a_plugins_page_names_its_parameters() {

@@ -65,6 +65,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("transmission_extended", transmission::extended),
     ("qcow2dec", images::qcow2dec),
     ("vhd", layouts::vhd),
+    ("vhdx", layouts::vhdx),
     ("xz", images::xz),
     ("zstd", images::zstd),
 ];

@@ -13,6 +13,8 @@ pub(crate) enum Entry {
     Zeroes,
     /// Its first byte is at this offset of the image.
     At(u64),
+    /// Nonsense.
+    Bad,
 }
 
 /// The error of a block, or of a table, that the image does not have.
@@ -25,7 +27,7 @@ pub(crate) fn outside() -> Error {
 /// `read` reads as many entries as it is given, from the one of that number.
 ///
 /// # Errors
-/// EIO: what the entry says is not in the image. Those of `read`.
+/// EIO: the entry is bad, or what it says is not in the image. Those of `read`.
 pub(crate) fn find(
     (at, count): (u64, u64),
     block: u64,
@@ -54,15 +56,16 @@ pub(crate) fn find(
             }
             Ok((Some(begin + within), count))
         }
+        Entry::Bad => Err(Error::new(Errno::EIO, "an entry of the image's table makes no sense")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Entry::{At, Zeroes};
+    use Entry::{At, Bad, Zeroes};
 
-    const TABLE: [Entry; 7] = [Zeroes, Zeroes, At(100), At(110), At(50), At(120), At(u64::MAX)];
+    const TABLE: [Entry; 7] = [Zeroes, Zeroes, At(100), At(110), At(50), Bad, At(u64::MAX)];
 
     fn look(at: u64, count: u64) -> Result<(Option<u64>, u64)> {
         find((at, count), 10, 120, |first, entries| {
@@ -81,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_are_outside_fail_only_who_needs_them() {
+    fn entries_that_are_bad_or_outside_fail_only_who_needs_them() {
         for at in [50, 60] {
             assert_eq!(look(at, 1).unwrap_err().errno(), Errno::EIO);
         }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nbdkit_api::{Client, Connection, ExtentKind, Extents, Flags, Open, Plugin, Result, Value};
+use nbdkit_api::{
+    Client, Connection, Errno, ExtentKind, Extents, Flags, Open, Plugin, Result, Value,
+};
 
 use super::{DiskImage, Format};
 use crate::test_dir::TestDir;
@@ -36,6 +38,15 @@ pub(crate) fn image(dir: &TestDir, format: &str, options: &str, name: &str) -> O
     };
     assert!(made.success(), "qemu-img: {format} {options}");
     Some(image)
+}
+
+/// What qemu-img reads from an image.
+pub(crate) fn as_qemu_reads(dir: &TestDir, format: &str, image: &Path) -> Vec<u8> {
+    let raw = dir.join("read-by-qemu");
+    let mut command = Command::new("qemu-img");
+    command.args(["convert", "-f", format, "-O", "raw"]).args([image, &raw]);
+    assert!(command.status().unwrap().success(), "{}", image.display());
+    std::fs::read(raw).unwrap()
 }
 
 /// The plugin on an image.
@@ -102,6 +113,22 @@ pub(crate) fn kinds(connection: &dyn Connection) -> Vec<(u64, ExtentKind)> {
         at = first.end();
     }
     extents.iter().map(|it| (it.offset, it.kind)).collect()
+}
+
+/// Reads all of a damaged image: each request succeeds or fails with EIO and one line.
+pub(crate) fn read_damaged<F: Format>(dir: &TestDir, image: &[u8]) {
+    let Ok(plugin) = plugin_on::<F>(dir, image) else { return };
+    let connection = open(&plugin);
+    let size = connection.size().unwrap();
+    let mut buf = vec![0; MIB];
+    for at in (0..size).step_by(MIB).take(64) {
+        let count = (size - at).min(MIB as u64);
+        if let Err(why) = connection.pread(&mut buf[..count as usize], at) {
+            assert_eq!(why.errno(), Errno::EIO, "{}", why.message());
+            assert!(!why.message().contains('\n'), "{}", why.message());
+        }
+        let _ = connection.extents(count, at, Flags::empty(), &mut Extents::new(at, at + count));
+    }
 }
 
 /// Numbers that look random, the same each time.

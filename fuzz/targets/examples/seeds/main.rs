@@ -119,7 +119,8 @@ fn main() {
                 .map(|(head, gpt)| [head, &nbdkit_filters::fuzz::partitioned(gpt)].concat())
                 .into(),
         ),
-        ("vhd", nbdkit_plugins::fuzz::vhd_examples()),
+        ("vhd", nbdkit_plugins::fuzz::vhd_seeds()),
+        ("vhdx", nbdkit_plugins::fuzz::vhdx_seeds()),
         (
             "tar_archive",
             (0..4)
