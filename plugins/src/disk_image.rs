@@ -153,7 +153,8 @@ impl<F: Format> Plugin for DiskImage<F> {
     fn get_ready(&mut self) -> Result<()> {
         let image = self.declared()?;
         self.parts = with_name(F::parts(&self.part()?, &image.path), &image.path)?;
-        self.image()?.map.check()
+        let Image { map, .. } = self.image()?;
+        with_name(map.check(), &self.declared()?.path)
     }
 
     fn needs(&self, _: bool) -> Needs {

@@ -10,7 +10,7 @@ use nbdkit_api::{Exports, Extents};
 pub use crate::data::fuzz::image;
 pub use crate::nbd::fuzz as nbd;
 use crate::sh::{status, text};
-use crate::{disk_image, vhd, vhdx};
+use crate::{disk_image, vhd, vhdx, vmdk};
 
 /// Reads what a script printed as the answer of every method that has a syntax, and its messages
 /// when it failed.
@@ -59,4 +59,17 @@ pub fn vhdx(case: &[u8]) {
 /// Cases of small VHDX images: without a log, and with one.
 pub fn vhdx_seeds() -> Vec<Vec<u8>> {
     vhdx::fuzz::seeds()
+}
+
+/// Any case is a VMDK image, or an error, and what is found is in it.
+///
+/// # Panics
+/// If not.
+pub fn vmdk(case: &[u8]) {
+    vmdk::fuzz::run(case);
+}
+
+/// Cases of small VMDK images of each kind.
+pub fn vmdk_seeds() -> Vec<Vec<u8>> {
+    vmdk::fuzz::seeds()
 }

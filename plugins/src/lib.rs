@@ -44,6 +44,7 @@ mod test_dir;
 pub mod tmpdisk;
 mod vhd;
 mod vhdx;
+mod vmdk;
 mod words;
 pub mod zero;
 
@@ -79,6 +80,7 @@ const REGISTRY: &[(&str, Load)] = &[
     ("tmpdisk", || Box::<tmpdisk::TmpDisk>::default()),
     ("vhd", || Box::<vhd::Vhd>::default()),
     ("vhdx", || Box::<vhdx::Vhdx>::default()),
+    ("vmdk", || Box::<vmdk::Vmdk>::default()),
     ("zero", || Box::<zero::Zero>::default()),
 ];
 
@@ -219,6 +221,7 @@ mod tests {
         ),
         ("vhd", include_str!("disk_image.rs"), Answers::Source(include_str!("disk_image.rs"))),
         ("vhdx", include_str!("disk_image.rs"), Answers::Source(include_str!("disk_image.rs"))),
+        ("vmdk", include_str!("disk_image.rs"), Answers::Source(include_str!("disk_image.rs"))),
         ("zero", include_str!("zero.rs"), Answers::Simple(Abilities::READ, &[])),
     ];
 

@@ -3,8 +3,18 @@
 use std::path::Path;
 
 /// Those that have a page of their own.
-const PAGES: &[&str] =
-    &["example1", "example2", "example3", "iso", "linuxdisk", "ondemand", "tmpdisk", "vhd", "vhdx"];
+const PAGES: &[&str] = &[
+    "example1",
+    "example2",
+    "example3",
+    "iso",
+    "linuxdisk",
+    "ondemand",
+    "tmpdisk",
+    "vhd",
+    "vhdx",
+    "vmdk",
+];
 
 #[test]
 fn a_plugins_page_names_its_parameters() {

@@ -51,3 +51,11 @@ pub fn vhd(data: &[u8]) {
 pub fn vhdx(data: &[u8]) {
     nbdkit_plugins::fuzz::vhdx(data);
 }
+
+/// A VMDK image; or a descriptor and, after a zero, the bytes of the files that it names.
+///
+/// # Panics
+/// If the parser does, or if a grain is not within the image.
+pub fn vmdk(data: &[u8]) {
+    nbdkit_plugins::fuzz::vmdk(data);
+}

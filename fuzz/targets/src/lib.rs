@@ -66,6 +66,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("qcow2dec", images::qcow2dec),
     ("vhd", layouts::vhd),
     ("vhdx", layouts::vhdx),
+    ("vmdk", layouts::vmdk),
     ("xz", images::xz),
     ("zstd", images::zstd),
 ];

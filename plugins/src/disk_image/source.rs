@@ -38,6 +38,11 @@ impl Part {
     pub(crate) fn opened(opened: Opened) -> Part {
         Part { files: Arc::new(Files::open(vec![opened])), number: 0 }
     }
+
+    /// The file of this number.
+    pub(crate) fn of(files: &Arc<Files>, number: usize) -> Part {
+        Part { files: Arc::clone(files), number }
+    }
 }
 
 impl Source for Part {
@@ -82,12 +87,19 @@ const PAGE: u64 = 32 << 10;
 /// Pages that are kept.
 const PAGES: usize = 64;
 
+/// Room for the pages.
+pub(crate) fn pages() -> Arc<BlockCache> {
+    Arc::new(BlockCache::new(PAGES))
+}
+
 /// An image, with those pages of its tables that were used last.
 pub(crate) struct Tables<S> {
     source: S,
     /// Bytes of the image.
     size: u64,
-    pages: BlockCache,
+    pages: Arc<BlockCache>,
+    /// Of the first page.
+    key: u64,
 }
 
 /// Bytes of memory that pages take, those that are being read included.
@@ -99,7 +111,17 @@ impl<S: Source> Tables<S> {
     /// # Errors
     /// Those of [`Source::size`].
     pub(crate) fn of(source: S) -> Result<Tables<S>> {
-        Ok(Tables { size: source.size()?, source, pages: BlockCache::new(PAGES) })
+        Tables::of_one(source, 0, &pages())
+    }
+
+    /// Of one of several images, which have the pages in common. `number` is less than 2^16.
+    ///
+    /// # Errors
+    /// Those of [`Source::size`].
+    pub(crate) fn of_one(source: S, number: usize, pages: &Arc<BlockCache>) -> Result<Tables<S>> {
+        // An image has at most 2^63 bytes, and so 2^48 pages.
+        let key = (number as u64) << 48;
+        Ok(Tables { size: source.size()?, source, pages: Arc::clone(pages), key })
     }
 
     /// Bytes of the image.
@@ -119,7 +141,7 @@ impl<S: Source> Tables<S> {
     pub(crate) fn read(&self, mut buf: &mut [u8], mut offset: u64) -> Result<()> {
         while !buf.is_empty() {
             let (number, within) = (offset / PAGE, (offset % PAGE) as usize);
-            let page = self.pages.get(number, || {
+            let page = self.pages.get(self.key | number, || {
                 let length = PAGE.min(self.size.saturating_sub(number * PAGE));
                 let mut page = vec![0; length as usize];
                 self.source.read(&mut page, number * PAGE)?;

@@ -2,8 +2,8 @@
 
 use nbdkit_api::{Errno, Error, Result};
 
-/// Entries that are looked at together.
-const ENTRIES: usize = 64;
+/// Entries that are looked at together: those of a table of VMDK.
+const ENTRIES: usize = 512;
 
 /// What an entry says of its block.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,16 +36,15 @@ pub(crate) fn find(
 ) -> Result<(Option<u64>, u64)> {
     let (first, within) = (at / block, at % block);
     let last = (at + count - 1) / block;
-    let mut entries = [Entry::Zeroes; ENTRIES];
     let blocks = usize::try_from(last - first + 1).map_or(ENTRIES, |all| all.min(ENTRIES));
-    let entries = &mut entries[..blocks];
-    read(first, entries)?;
+    let mut entries = vec![Entry::Zeroes; blocks];
+    read(first, &mut entries)?;
     let follows = |entry: &Entry, number: u64| match (entries[0], *entry) {
         (Entry::Zeroes, Entry::Zeroes) => true,
         (Entry::At(begin), Entry::At(at)) => begin.checked_add(number * block) == Some(at),
         _ => false,
     };
-    let run = (0..).zip(&*entries).take_while(|(number, entry)| follows(entry, *number)).count();
+    let run = (0..).zip(&entries).take_while(|(number, entry)| follows(entry, *number)).count();
     let count = (run as u64 * block).saturating_sub(within).min(count);
     match entries[0] {
         Entry::Zeroes => Ok((None, count)),

@@ -121,6 +121,7 @@ fn main() {
         ),
         ("vhd", nbdkit_plugins::fuzz::vhd_seeds()),
         ("vhdx", nbdkit_plugins::fuzz::vhdx_seeds()),
+        ("vmdk", nbdkit_plugins::fuzz::vmdk_seeds()),
         (
             "tar_archive",
             (0..4)
