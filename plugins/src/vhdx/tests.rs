@@ -54,6 +54,32 @@ fn images_of_qemu_are_read_and_what_is_in_no_block_is_a_hole() {
 }
 
 #[test]
+fn entries_for_bitmaps_are_left_out() {
+    let dir = TestDir::new();
+    let path = dir.join("image.vhdx");
+    // One for 16 blocks of this size: blocks 15 and 16 are on its two sides.
+    let create = ["create", "-q", "-f", "vhdx", "-o", "block_size=256M"];
+    let Ok(made) = Command::new("qemu-img").args(create).arg(&path).arg("6G").status() else {
+        eprintln!("skipped: no qemu-img to make an image");
+        return;
+    };
+    assert!(made.success());
+    let block = 256 * MIB as u64;
+    let mut command = Command::new("qemu-io");
+    command.args(["-f", "vhdx", "-c", "write -P 7 4194300k 8k", "-c", "write -P 8 5G 4k"]);
+    assert!(command.arg(&path).output().unwrap().status.success());
+    let connection = open(&plugin::<Images>(&path).unwrap());
+    let mut found = [9; 8192];
+    connection.pread(&mut found, 16 * block - 4096).unwrap();
+    assert_eq!(found, [7; 8192]);
+    connection.pread(&mut found, 20 * block).unwrap();
+    assert_eq!(found[..], [[8; 4096], [0; 4096]].concat());
+    let (data, hole) = (ExtentKind::DATA, ExtentKind::SPARSE);
+    let expected = [(0, hole), (15, data), (17, hole), (20, data), (21, hole)];
+    assert_eq!(kinds(&*connection), expected.map(|(number, kind)| (number * block, kind)));
+}
+
+#[test]
 fn an_image_made_by_hand_is_what_qemu_takes_it_for() {
     let dir = TestDir::new();
     let found = read_all(&*connection(&dir, &example::image()));
