@@ -10,7 +10,7 @@ use nbdkit_api::{Exports, Extents};
 pub use crate::data::fuzz::image;
 pub use crate::nbd::fuzz as nbd;
 use crate::sh::{status, text};
-use crate::{disk_image, vhd, vhdx, vmdk};
+use crate::{vhd, vhdx, vmdk};
 
 /// Reads what a script printed as the answer of every method that has a syntax, and its messages
 /// when it failed.
@@ -38,14 +38,12 @@ pub fn script(code: ExitStatus, stdout: &[u8], stderr: &[u8]) {
 /// # Panics
 /// If not.
 pub fn vhd(image: &[u8]) {
-    if let Ok(disk) = vhd::format::Disk::of(image) {
-        disk_image::walk(&disk, false);
-    }
+    vhd::fuzz::run(image);
 }
 
-/// Small VHD images: of three blocks of 4 KiB, the second of which it has, and fixed.
+/// Small VHD images of both kinds.
 pub fn vhd_seeds() -> Vec<Vec<u8>> {
-    [false, true].map(vhd::format::example).into()
+    [false, true].map(vhd::fuzz::example).into()
 }
 
 /// Any case is a VHDX image, or an error, and what is found is in it.

@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-pub(crate) mod format;
+mod format;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 
 use nbdkit_api::Result;
 use nbdkit_api::paths::Declared;

@@ -13,11 +13,11 @@ use crate::files::File;
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
 /// Bytes of the footer, and of the header of a dynamic image.
-const FOOTER: usize = 512;
-const HEADER: usize = 1024;
+pub(super) const FOOTER: usize = 512;
+pub(super) const HEADER: usize = 1024;
 /// Where the sums are in them.
-const FOOTER_SUM: usize = 64;
-const HEADER_SUM: usize = 36;
+pub(super) const FOOTER_SUM: usize = 64;
+pub(super) const HEADER_SUM: usize = 36;
 /// An entry of the table without a block.
 const UNUSED: u64 = 0xffff_ffff;
 /// Largest disk, bytes: some 2 TiB, the number of sectors that the table's entries can express.
@@ -48,7 +48,7 @@ fn bad(why: impl std::fmt::Display) -> Error {
     Error::new(Errno::EINVAL, format!("bad VHD image: {why}"))
 }
 
-fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
+pub(super) fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
     bytes[at..at + length].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
@@ -177,33 +177,8 @@ fn blocks(disk: u64, image: &Tables<impl Source>, at: u64) -> Result<Blocks> {
 
 /// Writes the sum at `at`.
 #[cfg(any(test, feature = "fuzz"))]
-pub(crate) fn seal(bytes: &mut [u8], at: usize) {
+pub(super) fn seal(bytes: &mut [u8], at: usize) {
     bytes[at..at + 4].fill(0);
     let sum = !bytes.iter().fold(0_u32, |sum, byte| sum + u32::from(*byte));
     bytes[at..at + 4].copy_from_slice(&sum.to_be_bytes());
-}
-
-/// A small image, for fuzzing: of three blocks of 4 KiB, the second of which it has, or fixed.
-#[cfg(any(test, feature = "fuzz"))]
-pub(crate) fn example(dynamic: bool) -> Vec<u8> {
-    let mut footer = [0; FOOTER];
-    footer[..8].copy_from_slice(b"conectix");
-    footer[16..24].copy_from_slice(&(if dynamic { 512 } else { u64::MAX }).to_be_bytes());
-    footer[28..32].copy_from_slice(b"test");
-    footer[48..56].copy_from_slice(&(3_u64 << 12).to_be_bytes());
-    footer[60..64].copy_from_slice(&(if dynamic { 3_u32 } else { 2 }).to_be_bytes());
-    seal(&mut footer, FOOTER_SUM);
-    if !dynamic {
-        return [&[7; 3 << 12][..], &footer].concat();
-    }
-    let mut header = [0; HEADER];
-    header[..8].copy_from_slice(b"cxsparse");
-    header[16..24].copy_from_slice(&1536_u64.to_be_bytes());
-    header[28..32].copy_from_slice(&3_u32.to_be_bytes());
-    header[32..36].copy_from_slice(&4096_u32.to_be_bytes());
-    seal(&mut header, HEADER_SUM);
-    let mut table = [0xff; 512];
-    // Behind the table.
-    table[4..8].copy_from_slice(&4_u32.to_be_bytes());
-    [&footer[..], &header, &table, &[0xff; 512], &[7; 4096], &footer].concat()
 }
