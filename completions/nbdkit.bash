@@ -4,7 +4,7 @@
 
 _nbdkit_plugins='
     cc data eval example1 example2 example3 file floppy full info iso linuxdisk memory nbd null
-    ondemand ones partitioning pattern random sh sparse-random split tmpdisk vhd zero'
+    ondemand ones partitioning pattern random sh sparse-random split tmpdisk vhd vhdx vmdk zero'
 _nbdkit_filters='
     blocksize blocksize-policy bzip2 cache cacheextents checkwrite count cow ddrescue delay error evil
     exitlast exitwhen exportname extentlist fua gzip indexed-gzip ip limit log luks lzip map multi-conn

@@ -2,7 +2,7 @@
 
 set -g __nbdkit_plugins \
     cc data eval example1 example2 example3 file floppy full info iso linuxdisk memory nbd null \
-    ondemand ones partitioning pattern random sh sparse-random split tmpdisk vhd zero
+    ondemand ones partitioning pattern random sh sparse-random split tmpdisk vhd vhdx vmdk zero
 set -g __nbdkit_filters \
     blocksize blocksize-policy bzip2 cache cacheextents checkwrite count cow ddrescue delay error evil \
     exitlast exitwhen exportname extentlist fua gzip indexed-gzip ip limit log luks lzip map multi-conn \

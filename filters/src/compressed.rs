@@ -1,6 +1,6 @@
 //! What the filters for compressed images share. Two kinds of formats:
 //!
-//! - with an index of blocks that can be decompressed by themselves (`blocks`, `index`, `cache`);
+//! - with an index of blocks that can be decompressed by themselves (`blocks`, `index`);
 //! - without, where all of the image is expanded into a temporary file (`expansion`), or, if that
 //!   is too large and the format can, an index of points to begin from is made (`points`).
 //!
@@ -9,7 +9,6 @@
 
 pub(crate) mod blocks;
 mod by_export;
-mod cache;
 pub(crate) mod expansion;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
@@ -21,7 +20,6 @@ pub(crate) mod points;
 pub(crate) mod reader;
 pub(crate) mod sink;
 
-pub(crate) use cache::Cache;
 use nbdkit_api::{Errno, Error, Next};
 
 /// The error of an image that is not what it should be.

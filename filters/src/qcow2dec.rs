@@ -9,12 +9,12 @@ mod tables;
 use std::sync::OnceLock;
 
 use nbdkit_api::{
-    Cache as Caching, ExtentKind, Extents, Filter, Flags, Needs, Next, NextConfig, Open, OpenLayer,
-    Result, Slot, Value,
+    BlockCache, Cache, ExtentKind, Extents, Filter, Flags, Needs, Next, NextConfig, Open,
+    OpenLayer, Result, Slot, Value,
 };
 
 use crate::compressed::blocks::Image;
-use crate::compressed::{Cache, corrupt};
+use crate::compressed::corrupt;
 use header::Header;
 use tables::{Place, Tables};
 
@@ -53,7 +53,7 @@ impl Filter for Qcow2dec {
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(&open.readonly(true))?;
-        Ok(Box::new(Handle { disk: OnceLock::new(), clusters: Cache::new(CLUSTERS) }))
+        Ok(Box::new(Handle { disk: OnceLock::new(), clusters: BlockCache::new(CLUSTERS) }))
     }
 }
 
@@ -61,7 +61,7 @@ struct Handle {
     /// Set when the layer is prepared.
     disk: OnceLock<Disk>,
     /// By the number of the cluster.
-    clusters: Cache,
+    clusters: BlockCache,
 }
 
 /// What an image says of its disk.
@@ -184,8 +184,8 @@ impl OpenLayer for Handle {
         Ok(true)
     }
 
-    fn can_cache(&self, _: &Next) -> Result<Caching> {
-        Ok(Caching::Emulate)
+    fn can_cache(&self, _: &Next) -> Result<Cache> {
+        Ok(Cache::Emulate)
     }
 
     fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {

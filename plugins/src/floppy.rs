@@ -15,7 +15,8 @@ use std::sync::Arc;
 use nbdkit_api::paths::{self, Declared};
 use nbdkit_api::{BlockSize, Connection, Error, Needs, Open, Plugin, Result, Value};
 
-use crate::regions::{Disk, Files, Regions};
+use crate::files::Files;
+use crate::regions::{Disk, Regions};
 use fat::Label;
 use tree::Tree;
 

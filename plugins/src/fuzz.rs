@@ -10,7 +10,7 @@ use nbdkit_api::{Exports, Extents};
 pub use crate::data::fuzz::image;
 pub use crate::nbd::fuzz as nbd;
 use crate::sh::{status, text};
-pub use crate::vhd::format::{example as vhd_example, walk as vhd};
+use crate::{vhd, vhdx, vmdk};
 
 /// Reads what a script printed as the answer of every method that has a syntax, and its messages
 /// when it failed.
@@ -31,4 +31,43 @@ pub fn script(code: ExitStatus, stdout: &[u8], stderr: &[u8]) {
         at = extent.end();
     }
     assert!(at == extents.covered_to() && at <= end, "extents are those asked for: {extents:?}");
+}
+
+/// Any bytes are a VHD image, or an error, and what is found is in it.
+///
+/// # Panics
+/// If not.
+pub fn vhd(image: &[u8]) {
+    vhd::fuzz::run(image);
+}
+
+/// Small VHD images of both kinds.
+pub fn vhd_seeds() -> Vec<Vec<u8>> {
+    [false, true].map(vhd::fuzz::example).into()
+}
+
+/// Any case is a VHDX image, or an error, and what is found is in it.
+///
+/// # Panics
+/// If not.
+pub fn vhdx(case: &[u8]) {
+    vhdx::fuzz::run(case);
+}
+
+/// Cases of small VHDX images: without a log, and with one.
+pub fn vhdx_seeds() -> Vec<Vec<u8>> {
+    vhdx::fuzz::seeds()
+}
+
+/// Any case is a VMDK image, or an error, and what is found is in it.
+///
+/// # Panics
+/// If not.
+pub fn vmdk(case: &[u8]) {
+    vmdk::fuzz::run(case);
+}
+
+/// Cases of small VMDK images of each kind.
+pub fn vmdk_seeds() -> Vec<Vec<u8>> {
+    vmdk::fuzz::seeds()
 }

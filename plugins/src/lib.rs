@@ -7,11 +7,13 @@
 
 pub mod allocator;
 pub mod data;
+mod disk_image;
 pub mod eval;
 pub mod example1;
 pub mod example2;
 pub mod example3;
 pub mod file;
+mod files;
 pub mod floppy;
 pub mod full;
 #[cfg(feature = "fuzz")]
@@ -38,7 +40,9 @@ pub mod split;
 #[cfg(test)]
 mod test_dir;
 pub mod tmpdisk;
-pub mod vhd;
+mod vhd;
+mod vhdx;
+mod vmdk;
 mod words;
 pub mod zero;
 
@@ -73,6 +77,8 @@ const REGISTRY: &[(&str, Load)] = &[
     ("split", || Box::<split::Split>::default()),
     ("tmpdisk", || Box::<tmpdisk::TmpDisk>::default()),
     ("vhd", || Box::<vhd::Vhd>::default()),
+    ("vhdx", || Box::<vhdx::Vhdx>::default()),
+    ("vmdk", || Box::<vmdk::Vmdk>::default()),
     ("zero", || Box::<zero::Zero>::default()),
 ];
 
@@ -211,7 +217,9 @@ mod tests {
             include_str!("tmpdisk.rs"),
             Answers::Source(include_str!("made_disk/connection.rs")),
         ),
-        ("vhd", include_str!("vhd.rs"), Answers::Source(include_str!("vhd.rs"))),
+        ("vhd", include_str!("disk_image.rs"), Answers::Source(include_str!("disk_image.rs"))),
+        ("vhdx", include_str!("disk_image.rs"), Answers::Source(include_str!("disk_image.rs"))),
+        ("vmdk", include_str!("disk_image.rs"), Answers::Source(include_str!("disk_image.rs"))),
         ("zero", include_str!("zero.rs"), Answers::Simple(Abilities::READ, &[])),
     ];
 

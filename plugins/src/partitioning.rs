@@ -16,7 +16,8 @@ use nbdkit_api::paths::{self, Declared};
 use nbdkit_api::{BlockSize, Connection, Error, Needs, Open, Plugin, Result, ResultExt, Value};
 
 use crate::file::disk::file_size;
-use crate::regions::{self, Disk, Files, Regions};
+use crate::files::Files;
+use crate::regions::{self, Disk, Regions};
 use layout::{LINUX_GUID, LINUX_ID, MAX_ALIGNMENT, Partition, SECTOR, Table};
 
 /// Most files: a client has all of them open, and a worker at most 1024 descriptors.

@@ -7,7 +7,7 @@
 
 mod disk;
 
-pub(crate) use disk::{Disk, Files};
+pub(crate) use disk::Disk;
 
 use std::fmt::Debug;
 use std::sync::Arc;

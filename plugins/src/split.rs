@@ -8,7 +8,8 @@ use nbdkit_api::paths::{self, Declared, Opened};
 use nbdkit_api::{BlockSize, Connection, Error, Needs, Open, Plugin, Result, ResultExt, Value};
 
 use crate::file::disk::file_size;
-use crate::regions::{self, Disk, Files, Regions};
+use crate::files::Files;
+use crate::regions::{self, Disk, Regions};
 
 /// The plugin: the files in their order.
 #[derive(Debug, Default)]

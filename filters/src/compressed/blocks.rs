@@ -4,12 +4,11 @@
 use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::{
-    Blocking, Cache as Caching, Client, Errno, Error, Next, NextConfig, Open, OpenLayer, Result,
+    BlockCache, Blocking, Cache, Client, Errno, Error, Next, NextConfig, Open, OpenLayer, Result,
     Slot, Value, client,
 };
 
 pub(crate) use super::by_export::ByExport;
-use super::cache::Cache;
 pub(crate) use super::index::{Block, Builder, MAX_BLOCKS};
 use super::index::{Index, Summary};
 use super::{corrupt, reader};
@@ -142,7 +141,7 @@ impl Parameters {
             // Clients of too many exports have an index each.
             shared: indexes.of(open).map_or_else(|| Index::new().map(Arc::new), Ok)?,
             ready: OnceLock::new(),
-            cache: Cache::new(self.depth as usize),
+            cache: BlockCache::new(self.depth as usize),
             format: std::marker::PhantomData,
         }))
     }
@@ -154,7 +153,7 @@ struct Handle<F> {
     shared: Arc<Index>,
     /// Set when the layer is prepared.
     ready: OnceLock<(Arc<Index>, Summary)>,
-    cache: Cache,
+    cache: BlockCache,
     format: std::marker::PhantomData<F>,
 }
 
@@ -216,8 +215,8 @@ impl<F: Format> OpenLayer for Handle<F> {
         Ok(true)
     }
 
-    fn can_cache(&self, _: &Next) -> Result<Caching> {
-        Ok(Caching::Emulate)
+    fn can_cache(&self, _: &Next) -> Result<Cache> {
+        Ok(Cache::Emulate)
     }
 
     fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -11,17 +11,17 @@ use std::sync::{Arc, OnceLock};
 
 use nbdkit_api::shared::SharedFile;
 use nbdkit_api::{
-    Blocking, Cache as Caching, Client, Direction, Errno, Error, FileRange, Filter, Needs, Next,
+    BlockCache, Blocking, Cache, Client, Direction, Errno, Error, FileRange, Filter, Needs, Next,
     NextConfig, Open, OpenLayer, Result, Slot, ThreadModel, Value, error, page_cache,
 };
 
 use super::blocks::{Block, Builder, Image};
 use super::by_export::ByExport;
+use super::corrupt;
 use super::index::{Index, Summary};
 use super::index_file::IndexFile;
 use super::points::{BLOCK, Bounds, Disk, MAX_SPAN, SPAN, WINDOW};
 use super::reader;
-use super::{Cache, corrupt};
 
 /// Largest disk that is expanded if there are points, unless a parameter says otherwise.
 const MAX_EXPAND: u64 = 1 << 30;
@@ -258,7 +258,7 @@ impl Expansion {
             expansion: self,
             plan,
             ready: OnceLock::new(),
-            cache: Cache::new(F::DEPTH),
+            cache: BlockCache::new(F::DEPTH),
             format: std::marker::PhantomData,
         })
     }
@@ -340,7 +340,7 @@ struct Handle<F> {
     /// Once the expanded image is there: what is known of it, and whether all of it is in the file.
     ready: OnceLock<(Summary, bool)>,
     /// Blocks between points.
-    cache: Cache,
+    cache: BlockCache,
     format: std::marker::PhantomData<F>,
 }
 
@@ -384,8 +384,8 @@ impl<F: Format> OpenLayer for Handle<F> {
         Ok(true)
     }
 
-    fn can_cache(&self, _: &Next) -> Result<Caching> {
-        Ok(Caching::Emulate)
+    fn can_cache(&self, _: &Next) -> Result<Cache> {
+        Ok(Cache::Emulate)
     }
 
     fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {

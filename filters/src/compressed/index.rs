@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use nbdkit_api::shared::{SharedFile, SharedOnce};
-use nbdkit_api::{Client, Errno, Error, Result};
+use nbdkit_api::{BlockCache, Client, Errno, Error, Result};
 
-use super::{Cache, corrupt};
+use super::corrupt;
 
 /// Most blocks of an image: 256 MiB of index. An image of more is refused.
 /// Tests have less to do.
@@ -138,7 +138,7 @@ impl Index {
         &self,
         filter: &str,
         summary: &Summary,
-        cache: &Cache,
+        cache: &BlockCache,
         limit: u64,
         mut buf: &mut [u8],
         mut offset: u64,

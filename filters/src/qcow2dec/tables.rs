@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use nbdkit_api::{Next, Result};
+use nbdkit_api::{BlockCache, Next, Result};
 
 use super::NAME;
 use super::header::Header;
-use crate::compressed::{Cache, corrupt};
+use crate::compressed::corrupt;
 
 /// Bytes of the image that are read at a time.
 const PAGE: u64 = 32 << 10;
@@ -43,11 +43,11 @@ impl Place {
 }
 
 /// The pages that were read.
-pub(super) struct Tables(Cache);
+pub(super) struct Tables(BlockCache);
 
 impl Tables {
     pub(super) fn new() -> Tables {
-        Tables(Cache::new(PAGES))
+        Tables(BlockCache::new(PAGES))
     }
 
     /// For a request, whose entries are often next to each other.

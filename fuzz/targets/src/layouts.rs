@@ -1,4 +1,4 @@
-//! What is found in images: partitions, files in tar archives, blocks of a VHD.
+//! What is found in images: partitions, files in tar archives, blocks of virtual disks.
 
 use nbdkit_filters::fuzz;
 
@@ -42,4 +42,20 @@ pub fn tar_archive(data: &[u8]) {
 /// If the parser does, or if a block is not within the image.
 pub fn vhd(data: &[u8]) {
     nbdkit_plugins::fuzz::vhd(data);
+}
+
+/// A VHDX image, as the bytes that are not zero.
+///
+/// # Panics
+/// If the parser does, or if a block is not within the image.
+pub fn vhdx(data: &[u8]) {
+    nbdkit_plugins::fuzz::vhdx(data);
+}
+
+/// A VMDK image; or a descriptor and, after a zero, the bytes of the files that it names.
+///
+/// # Panics
+/// If the parser does, or if a grain is not within the image.
+pub fn vmdk(data: &[u8]) {
+    nbdkit_plugins::fuzz::vmdk(data);
 }

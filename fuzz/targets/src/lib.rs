@@ -65,6 +65,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("transmission_extended", transmission::extended),
     ("qcow2dec", images::qcow2dec),
     ("vhd", layouts::vhd),
+    ("vhdx", layouts::vhdx),
+    ("vmdk", layouts::vmdk),
     ("xz", images::xz),
     ("zstd", images::zstd),
 ];

@@ -10,6 +10,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod block_cache;
 pub mod client;
 mod configured;
 mod connection;
@@ -41,6 +42,7 @@ pub mod types;
 pub mod value;
 pub mod watcher;
 
+pub use block_cache::BlockCache;
 pub use client::Client;
 pub use configured::Layer;
 pub use connection::Connection;

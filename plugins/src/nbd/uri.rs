@@ -125,7 +125,12 @@ impl Uri {
                 "tls-hostname" => self.hostname = Some(text_of(value)?),
                 "tls-username" => self.username = Some(text_of(value)?),
                 "tls-verify-peer" => {
-                    self.verify = Some(nbdkit_api::parse::boolean(&text_of(value)?)?);
+                    let verify = nbdkit_api::parse::boolean(&text_of(value)?);
+                    // One line, whatever the value is.
+                    self.verify = Some(verify.map_err(|_| {
+                        let value = value.escape_default();
+                        Error::msg(format!("could not decipher boolean ({value})"))
+                    })?);
                 }
                 // What follows from the other parameters.
                 "tls-type" if matches!(value, "x509" | "psk") => {}
@@ -162,7 +167,8 @@ fn tcp(authority: &str) -> Result<Place> {
     let host = text_of(host)?;
     let host = if host.is_empty() { "localhost".to_owned() } else { host };
     let port = if port.is_empty() { Some(PORT) } else { number(port).filter(|port| *port != 0) };
-    let port = port.ok_or_else(|| Error::msg(format!("NBD URI: bad port: {authority}")))?;
+    let port = port
+        .ok_or_else(|| Error::msg(format!("NBD URI: bad port: {}", authority.escape_default())))?;
     Ok(Place::Tcp(host, port))
 }
 
@@ -289,7 +295,9 @@ mod tests {
             ("nbd://h/%00", "NBD URI: not UTF-8 without NUL: %00"),
             ("nbd://h/%ff", "NBD URI: not UTF-8 without NUL: %ff"),
             ("nbds://h?tls-type=anon", "NBD URI: tls-type=anon: only x509 and psk are supported"),
+            ("nbd://h:1\n2", "NBD URI: bad port: h:1\\n2"),
             ("nbd://h?tls-verify-peer=x", "could not decipher boolean (x)"),
+            ("nbd://h?tls-verify-peer=%0a", "could not decipher boolean (%0a)"),
         ] {
             let why = parse(text).unwrap_err();
             assert!(why.message().starts_with(message), "{text}: {}", why.message());

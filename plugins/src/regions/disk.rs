@@ -2,109 +2,22 @@
 
 #![forbid(unsafe_code)]
 
-use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use nbdkit_api::page_cache::{is_in_memory, read_now};
-use nbdkit_api::paths::Opened;
-use nbdkit_api::shared::seek_extents;
 use nbdkit_api::{
     BlockSize, Blocking, Cache, Connection, Errno, Error, ExtentKind, Extents, FileRange, Flags,
     Result, ResultExt,
 };
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::unistd::{Whence, lseek64};
 
 use super::{Content, Piece, Regions};
-
-/// Most files that a client keeps open which were opened when they were first read.
-const MOST_OPEN: usize = 256;
+use crate::files::{File, Files};
 
 /// Bytes of a sector of clients that think in sectors.
 const SECTOR: u64 = 512;
-
-/// Opens the file of a number.
-type Find = Box<dyn Fn(usize) -> Result<Opened> + Send + Sync>;
-
-/// A file that is open.
-struct File {
-    opened: Opened,
-    knows_holes: bool,
-}
-
-impl File {
-    fn new(opened: Opened) -> File {
-        let knows_holes = lseek64(&*opened.file, 0, Whence::SeekHole).is_ok();
-        File { opened, knows_holes }
-    }
-}
-
-/// A client's files.
-pub(crate) struct Files {
-    open: Vec<OnceLock<File>>,
-    /// How many were opened when they were read.
-    found: AtomicUsize,
-    find: Option<Find>,
-}
-
-/// A file for one request, which is closed behind it if too many are open.
-enum Use<'a> {
-    Kept(&'a File),
-    Once(File),
-}
-
-impl Deref for Use<'_> {
-    type Target = File;
-
-    fn deref(&self) -> &File {
-        match self {
-            Use::Kept(file) => file,
-            Use::Once(file) => file,
-        }
-    }
-}
-
-impl Files {
-    /// Files that are open.
-    pub(crate) fn open(files: Vec<Opened>) -> Files {
-        let open = files.into_iter().map(|opened| OnceLock::from(File::new(opened))).collect();
-        Files { open, found: AtomicUsize::new(0), find: None }
-    }
-
-    /// As many files, each of which is opened when it is first read.
-    pub(crate) fn on_demand(
-        count: usize,
-        find: impl Fn(usize) -> Result<Opened> + Send + Sync + 'static,
-    ) -> Files {
-        let open = (0..count).map(|_| OnceLock::new()).collect();
-        Files { open, found: AtomicUsize::new(0), find: Some(Box::new(find)) }
-    }
-
-    fn get(&self, number: usize) -> Result<Use<'_>> {
-        let slot = self.open.get(number);
-        if let Some(file) = slot.and_then(OnceLock::get) {
-            return Ok(Use::Kept(file));
-        }
-        let (Some(slot), Some(find)) = (slot, &self.find) else {
-            return Err(Error::new(Errno::EIO, format!("there is no file {number}")));
-        };
-        let file = File::new(find(number)?);
-        if self.found.fetch_add(1, Ordering::Relaxed) < MOST_OPEN {
-            // Another thread may have been first.
-            return Ok(Use::Kept(slot.get_or_init(|| file)));
-        }
-        self.found.fetch_sub(1, Ordering::Relaxed);
-        Ok(Use::Once(file))
-    }
-
-    /// Those that are open, and stay so.
-    fn kept(&self) -> impl Iterator<Item = &File> {
-        self.open.iter().filter_map(OnceLock::get)
-    }
-}
 
 /// A client's disk.
 pub(crate) struct Disk {
@@ -112,23 +25,6 @@ pub(crate) struct Disk {
     pub(crate) files: Files,
     /// All zero for no constraints.
     pub(crate) block_size: BlockSize,
-}
-
-/// What was done to which part of a file, for messages.
-fn what(operation: &str, file: &File, offset: u64, length: u64) -> String {
-    format!("{operation}: {} offset={offset} count={length}", file.opened.name)
-}
-
-fn read(file: &File, buf: &mut [u8], offset: u64) -> Result<()> {
-    let count = buf.len() as u64;
-    file.opened.file.read_exact_at(buf, offset).map_err(|error| {
-        let what = what("pread", file, offset, count);
-        if error.kind() == std::io::ErrorKind::UnexpectedEof {
-            Error::new(Errno::EIO, format!("{what}: unexpected end of file"))
-        } else {
-            Error::io(what, &error)
-        }
-    })
 }
 
 impl Disk {
@@ -141,7 +37,7 @@ impl Disk {
     fn only_file(&self, offset: u64, count: u64) -> Option<(&File, u64)> {
         let piece = self.only_piece(offset, count)?;
         let Content::File(number) = piece.region.content else { return None };
-        Some((self.files.open.get(number)?.get()?, piece.offset))
+        Some((self.files.open_one(number)?, piece.offset))
     }
 
     fn range(&self, offset: u64, count: u32) -> Option<FileRange<'_>> {
@@ -182,16 +78,16 @@ impl Connection for Disk {
     }
 
     fn can_write(&self) -> Result<bool> {
-        Ok(self.files.find.is_none() && self.files.kept().all(|file| file.opened.writable))
+        Ok(!self.files.are_on_demand() && self.files.kept().all(|file| file.opened.writable))
     }
 
     fn can_flush(&self) -> Result<bool> {
-        Ok(self.files.find.is_none())
+        Ok(!self.files.are_on_demand())
     }
 
     fn can_extents(&self) -> Result<bool> {
         let zeroes = || self.regions.list.iter().any(|it| matches!(it.content, Content::Zeroes));
-        Ok(self.files.kept().any(|file| file.knows_holes) || zeroes())
+        Ok(self.files.kept().any(File::knows_holes) || zeroes())
     }
 
     // All workers share the kernel's page cache, and fdatasync(2) is for the file, not for the
@@ -213,7 +109,7 @@ impl Connection for Disk {
                     now.copy_from_slice(&bytes[piece.offset as usize..][..now.len()]);
                 }
                 Content::Made(make) => make.fill(now, piece.offset),
-                Content::File(number) => read(&*self.files.get(*number)?, now, piece.offset)?,
+                Content::File(number) => self.files.get(*number)?.read(now, piece.offset)?,
                 Content::Zeroes => now.fill(0),
             }
             buf = rest;
@@ -228,7 +124,7 @@ impl Connection for Disk {
             if let Content::File(number) = piece.region.content {
                 let file = self.files.get(number)?;
                 let written = file.opened.file.write_all_at(now, piece.offset);
-                written.or_error(|| what("pwrite", &file, piece.offset, piece.length))?;
+                written.or_error(|| file.what("pwrite", piece.offset, piece.length))?;
             }
             buf = rest;
         }
@@ -253,25 +149,14 @@ impl Connection for Disk {
                 Content::Zeroes => ExtentKind::SPARSE,
                 // Nothing is opened in order to look for holes.
                 Content::File(number) => {
-                    match self.files.open.get(number).and_then(OnceLock::get) {
-                        Some(file) if file.knows_holes => {
-                            // Without the bound, what follows the piece in its file would be added
-                            // before the next.
-                            let mut found = Extents::new(offset, offset + length);
-                            seek_extents(file.opened.file.as_fd(), length, offset, one, &mut found)
-                                .map_err(|why| {
-                                    why.context(what("extents", file, offset, length))
-                                })?;
-                            for extent in found.iter() {
-                                extents.add(start + extent.offset, extent.length, extent.kind)?;
-                            }
-                            if one {
-                                break;
-                            }
-                            continue;
+                    if let Some(file) = self.files.open_one(number) {
+                        file.add_extents(length, offset, one, start + offset, extents)?;
+                        if one {
+                            break;
                         }
-                        _ => ExtentKind::DATA,
+                        continue;
                     }
+                    ExtentKind::DATA
                 }
             };
             extents.add(start + offset, length, kind)?;
@@ -286,7 +171,7 @@ impl Connection for Disk {
         for piece in self.regions.pieces(offset, count) {
             let Content::File(number) = piece.region.content else { continue };
             let file = self.files.get(number)?;
-            let failed = || what("posix_fadvise", &file, piece.offset, piece.length);
+            let failed = || file.what("posix_fadvise", piece.offset, piece.length);
             let (Ok(at), Ok(length)) = (i64::try_from(piece.offset), i64::try_from(piece.length))
             else {
                 return Err(Error::os(failed(), Errno::EINVAL));
@@ -327,28 +212,19 @@ mod tests {
     use nbdkit_api::paths::{self, Declared};
 
     #[test]
-    fn files_on_demand_are_opened_once_unless_they_are_many() {
+    fn a_disk_of_files_on_demand_is_read_only_and_moves_what_is_open() {
         let dir = TestDir::new();
         std::fs::write(dir.join("a"), [7; 4]).unwrap();
-        let count = MOST_OPEN + 2;
         let mut regions = Regions::default();
-        (0..count).for_each(|number| regions.push_file(number, 4).unwrap());
+        (0..2).for_each(|number| regions.push_file(number, 4).unwrap());
         let path = dir.join("a");
-        let files = Files::on_demand(count, move |_| {
-            paths::open(&Declared::file(path.clone()), None, true)
-        });
+        let files =
+            Files::on_demand(2, move |_| paths::open(&Declared::file(path.clone()), None, true));
         let disk = Disk { regions: Arc::new(regions), files, block_size: BlockSize::default() };
         assert!(!disk.can_write().unwrap() && disk.file_range(4, 0).is_none());
-        let mut buf = vec![0; 4 * count];
-        for _ in 0..2 {
-            disk.pread(&mut buf, 0).unwrap();
-            assert!(buf.iter().all(|byte| *byte == 7));
-            assert_eq!(disk.files.kept().count(), MOST_OPEN);
-        }
+        let mut buf = [0; 8];
+        disk.pread(&mut buf, 0).unwrap();
+        assert_eq!(buf, [7; 8]);
         assert!(disk.file_range(4, 0).is_some());
-        // Those that are open need not be found any more, the others do.
-        std::fs::remove_file(dir.join("a")).unwrap();
-        disk.pread(&mut buf[..4 * MOST_OPEN], 0).unwrap();
-        assert!(disk.pread(&mut buf[..4], 4 * MOST_OPEN as u64).is_err());
     }
 }

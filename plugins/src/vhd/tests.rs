@@ -1,85 +1,54 @@
-use std::process::Command;
-
-use nbdkit_api::Client;
+use nbdkit_api::{Errno, ExtentKind, Plugin, Value};
 
 use super::*;
+use crate::disk_image::testing::{self, MIB, Random, disk, kinds, open, plugin_on, read_all};
 use crate::test_dir::TestDir;
-
-const MIB: usize = 1 << 20;
-
-/// A disk with data here and there: 9 MiB, so that its last block is not whole.
-fn disk() -> Vec<u8> {
-    let mut disk = vec![0; 9 * MIB];
-    for (at, count) in [(0, 1000), (3 * MIB - 7, 100), (6 * MIB, MIB), (9 * MIB - 512, 512)] {
-        disk[at..at + count]
-            .iter_mut()
-            .enumerate()
-            .for_each(|(n, byte)| *byte = (n % 251) as u8 + 1);
-    }
-    disk
-}
-
-/// What qemu-img(1) makes of it; `None` where there is none.
-fn image(dir: &TestDir, options: &str) -> Option<Vec<u8>> {
-    let [raw, vhd] = ["raw", "vhd"].map(|name| dir.join(name));
-    std::fs::write(&raw, disk()).unwrap();
-    let made = Command::new("qemu-img")
-        .args(["convert", "-f", "raw", "-O", "vpc", "-o", options])
-        .args([&raw, &vhd])
-        .status();
-    let Ok(made) = made else {
-        eprintln!("skipped: no qemu-img to make an image");
-        return None;
-    };
-    assert!(made.success());
-    Some(std::fs::read(vhd).unwrap())
-}
-
-fn plugin(dir: &TestDir, image: &[u8]) -> Result<Vhd> {
-    let path = dir.join("image");
-    std::fs::write(&path, image).unwrap();
-    let mut plugin = Vhd::default();
-    plugin.config("file", Value::new(&path))?;
-    plugin.config_complete()?;
-    plugin.get_ready()?;
-    Ok(plugin)
-}
-
-fn open(plugin: &Vhd) -> Box<dyn Connection> {
-    let client: Option<&std::sync::Arc<Client>> = None;
-    plugin.open(&Open { client, readonly: true, export: "", tls: false }).unwrap()
-}
 
 const FIXED: &str = "subformat=fixed,force_size=on";
 const DYNAMIC: &str = "subformat=dynamic,force_size=on";
 
+/// An image of the disk.
+fn image(dir: &TestDir, options: &str) -> Option<Vec<u8>> {
+    testing::image(dir, "vpc", options, "vhd").map(|path| std::fs::read(path).unwrap())
+}
+
 #[test]
 fn images_of_both_kinds_are_read_and_what_is_in_no_block_is_a_hole() {
     let dir = TestDir::new();
+    let (data, hole) = (ExtentKind::DATA, ExtentKind::SPARSE);
     for options in [FIXED, DYNAMIC] {
         let Some(image) = image(&dir, options) else { return };
-        let connection = open(&plugin(&dir, &image).unwrap());
-        let disk = disk();
-        assert_eq!(connection.size().unwrap(), disk.len() as u64, "{options}");
-        let mut found = vec![9; disk.len()];
-        connection.pread(&mut found, 0).unwrap();
-        assert!(found == disk, "{options}");
-        for (at, count) in [(1, 1), (2 * MIB - 1, 2), (4 * MIB - 5, 2 * MIB + 10)] {
-            connection.pread(&mut found[..count], at as u64).unwrap();
-            assert!(found[..count] == disk[at..at + count], "{options}: {count} at {at}");
+        let connection = open(&plugin_on::<Images>(&dir, &image).unwrap());
+        assert!(read_all(&*connection) == disk(), "{options}");
+        let kinds = kinds(&*connection);
+        let mib = |count: usize| (count * MIB) as u64;
+        match options {
+            // What is a hole of the file is one of the disk.
+            FIXED => assert_eq!(kinds[0], (0, data)),
+            _ => assert_eq!(kinds, [(0, data), (mib(4), hole), (mib(6), data)]),
         }
-        let mut extents = Extents::new(0, disk.len() as u64);
-        connection.extents(disk.len() as u64, 0, Flags::empty(), &mut extents).unwrap();
-        let kinds: Vec<_> = extents.iter().map(|it| (it.offset, it.kind)).collect();
-        let (data, hole) = (ExtentKind::DATA, ExtentKind::SPARSE);
-        let mib = |count: u64| count << 20;
-        let expected = match options {
-            FIXED => vec![(0, data)],
-            _ => vec![(0, data), (mib(4), hole), (mib(6), data)],
-        };
-        assert_eq!(kinds, expected, "{options}");
         assert_eq!(connection.file_range(512, 5).is_some(), options == FIXED);
+        assert!(connection.file_range(512, mib(9) - 511).is_none());
+        assert!(connection.file_range(0, mib(9)).is_none());
     }
+}
+
+#[test]
+fn holes_of_a_fixed_image_are_holes_of_the_disk() {
+    let dir = TestDir::new();
+    // As large as the blocks of any file system; only the first is written.
+    let mut footer = fuzz::example(false).split_off(3 * fuzz::BLOCK);
+    let size = 64 * MIB as u64;
+    footer[48..56].copy_from_slice(&size.to_be_bytes());
+    format::seal(&mut footer, 64);
+    let path = dir.join("image");
+    std::fs::write(&path, [7; 512]).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &footer, size).unwrap();
+    let connection = open(&testing::plugin::<Images>(&path).unwrap());
+    let kinds = kinds(&*connection);
+    assert_eq!(kinds[0], (0, ExtentKind::DATA));
+    assert!(kinds[1].0 < size / 2 && kinds[1].1 == ExtentKind::SPARSE, "{kinds:?}");
 }
 
 #[test]
@@ -89,7 +58,7 @@ fn an_image_whose_footer_at_the_end_is_damaged_has_a_copy() {
         let Some(mut image) = image(&dir, options) else { return };
         let end = image.len() - 1;
         image[end] ^= 1;
-        assert_eq!(plugin(&dir, &image).is_ok(), works, "{options}");
+        assert_eq!(plugin_on::<Images>(&dir, &image).is_ok(), works, "{options}");
     }
 }
 
@@ -98,9 +67,8 @@ fn images_that_make_no_sense_are_one_line() {
     let dir = TestDir::new();
     let Some(image) = image(&dir, DYNAMIC) else { return };
     let why = |image: &[u8]| {
-        let why = plugin(&dir, image).unwrap_err().message().to_owned();
-        assert_eq!(why.lines().count(), 1);
-        why.split_once("bad VHD image: ").map(|(_, why)| why.to_owned()).unwrap_or(why)
+        let why = testing::why::<Images>(&dir, image);
+        why.strip_prefix("bad VHD image: ").map(str::to_owned).unwrap_or(why)
     };
     assert_eq!(why(b""), "it is too small");
     assert_eq!(why(&[0; 1024]), "there is no footer");
@@ -110,9 +78,7 @@ fn images_that_make_no_sense_are_one_line() {
         for begin in [0, changed.len() - 512] {
             let footer = &mut changed[begin..begin + 512];
             footer[at..at + bytes.len()].copy_from_slice(bytes);
-            footer[64..68].fill(0);
-            let sum = !footer.iter().fold(0_u32, |sum, byte| sum + u32::from(*byte));
-            footer[64..68].copy_from_slice(&sum.to_be_bytes());
+            format::seal(footer, 64);
         }
         changed
     };
@@ -141,9 +107,10 @@ fn a_block_outside_of_the_image_is_eio_for_who_reads_it() {
     let Some(mut image) = image(&dir, DYNAMIC) else { return };
     // The table is behind the copy of the footer and the header; its third block is a hole.
     image[1536 + 8..1536 + 12].copy_from_slice(&0xffff_fffe_u32.to_be_bytes());
-    let connection = open(&plugin(&dir, &image).unwrap());
+    let connection = open(&plugin_on::<Images>(&dir, &image).unwrap());
     let why = connection.pread(&mut [0; 512], 4 << 20).unwrap_err();
     assert_eq!(why.errno(), Errno::EIO);
+    assert!(why.message().ends_with("/image: a block lies outside of the image"));
     connection.pread(&mut [0; 512], 0).unwrap();
 }
 
@@ -151,12 +118,12 @@ fn a_block_outside_of_the_image_is_eio_for_who_reads_it() {
 fn the_examples_of_the_fuzz_target_are_images() {
     let dir = TestDir::new();
     for dynamic in [false, true] {
-        let connection = open(&plugin(&dir, &format::example(dynamic)).unwrap());
-        let mut found = [9; 3 << 12];
-        connection.pread(&mut found, 0).unwrap();
+        let image = fuzz::example(dynamic);
+        assert!(image.len() <= 4096);
+        let found = read_all(&*open(&plugin_on::<Images>(&dir, &image).unwrap()));
         let hole = if dynamic { 0 } else { 7 };
-        assert!(found[..4096] == [hole; 4096] && found[4096..8192] == [7; 4096]);
-        format::walk(&format::example(dynamic));
+        assert_eq!(found, [[hole; fuzz::BLOCK], [7; fuzz::BLOCK], [hole; fuzz::BLOCK]].concat());
+        fuzz::run(&image);
     }
 }
 
@@ -165,18 +132,16 @@ fn damaged_and_truncated_images_are_errors_and_no_panics() {
     let dir = TestDir::new();
     for options in [FIXED, DYNAMIC] {
         let Some(image) = image(&dir, options) else { return };
-        format::walk(&image);
-        let mut state = 1_u32;
+        fuzz::run(&image);
+        let mut random = Random::new();
         for _ in 0..2000 {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let mut damaged = image.clone();
             // In what is not data.
-            let at = state as usize % 3072;
-            damaged[at] = (state >> 24) as u8;
-            format::walk(&damaged[..damaged.len() - state as usize % 3]);
+            damaged[random.below(3072)] = random.below(256) as u8;
+            fuzz::run(&damaged[..damaged.len() - random.below(3)]);
         }
         for length in [0, 1, 511, 512, 1024, 1536, 2048, image.len() / 2] {
-            format::walk(&image[..length]);
+            fuzz::run(&image[..length]);
         }
     }
 }

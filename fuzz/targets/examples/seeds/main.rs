@@ -119,7 +119,9 @@ fn main() {
                 .map(|(head, gpt)| [head, &nbdkit_filters::fuzz::partitioned(gpt)].concat())
                 .into(),
         ),
-        ("vhd", [false, true].map(nbdkit_plugins::fuzz::vhd_example).into()),
+        ("vhd", nbdkit_plugins::fuzz::vhd_seeds()),
+        ("vhdx", nbdkit_plugins::fuzz::vhdx_seeds()),
+        ("vmdk", nbdkit_plugins::fuzz::vmdk_seeds()),
         (
             "tar_archive",
             (0..4)

@@ -1,24 +1,29 @@
-//! The decompressed blocks of one client, the most recently used ones.
+//! The blocks of an image that one client has had read or decompressed, the most recently used
+//! ones.
+
+#![forbid(unsafe_code)]
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use nbdkit_api::Result;
+use crate::error::Result;
 
 /// At most `depth` blocks, those that are being decompressed counted.
-pub(crate) struct Cache {
+#[derive(Debug)]
+pub struct BlockCache {
     depth: usize,
     state: Mutex<State>,
     /// A block is ready, or could not be made.
     changed: Condvar,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     entries: Vec<Entry>,
     /// Counts uses.
     clock: u64,
 }
 
+#[derive(Debug)]
 struct Entry {
     number: u64,
     used: u64,
@@ -26,9 +31,10 @@ struct Entry {
     data: Option<Arc<Vec<u8>>>,
 }
 
-impl Cache {
-    pub(crate) fn new(depth: usize) -> Cache {
-        Cache { depth, state: Mutex::default(), changed: Condvar::new() }
+impl BlockCache {
+    /// An empty one for `depth` blocks, at least 1.
+    pub fn new(depth: usize) -> BlockCache {
+        BlockCache { depth, state: Mutex::default(), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -40,7 +46,7 @@ impl Cache {
     ///
     /// # Errors
     /// Those of `decode`.
-    pub(crate) fn get(
+    pub fn get(
         &self,
         number: u64,
         decode: impl FnOnce() -> Result<Vec<u8>>,
@@ -89,7 +95,7 @@ impl State {
 /// The attempt to make a block. Its entry is removed unless it has succeeded by the end, also if
 /// that is a panic.
 struct Decoding<'a> {
-    cache: &'a Cache,
+    cache: &'a BlockCache,
     number: u64,
 }
 
@@ -106,13 +112,13 @@ impl Drop for Decoding<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nbdkit_api::{Errno, Error};
+    use crate::error::{Errno, Error};
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     #[test]
     fn the_block_that_was_not_used_for_longest_is_evicted() {
-        let cache = Cache::new(2);
+        let cache = BlockCache::new(2);
         let made = AtomicU64::new(0);
         let get = |number: u64| {
             let data = cache.get(number, || {
@@ -127,7 +133,7 @@ mod tests {
 
     #[test]
     fn one_thread_makes_a_block_and_others_wait_for_it() {
-        let cache = Cache::new(1);
+        let cache = BlockCache::new(1);
         let (made, begun) = (AtomicU64::new(0), Barrier::new(2));
         std::thread::scope(|scope| {
             let first = scope.spawn(|| {
@@ -151,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_block_that_failed_is_tried_again() {
-        let cache = Cache::new(1);
+        let cache = BlockCache::new(1);
         let failed = cache.get(1, || Err(Error::silent(Errno::EIO)));
         assert_eq!(failed.unwrap_err().errno(), Errno::EIO);
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
