@@ -41,11 +41,13 @@ pub use status::WorkerExit;
 /// the spawner. 4: `Level` of a log record, the spawner as a program of its own,
 /// `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what the
 /// spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`. 6: `StackId` and
-/// `KeyId`. 7: watchers.
-pub const VERSION: u32 = 7;
+/// `KeyId`. 7: watchers. 8: the spawner's `Hello`.
+pub const VERSION: u32 = 8;
 
-/// Identifies the build: listener and worker must come from the same one.
-pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));
+/// Identifies the build: all programs of a server must come from the same one. The number is a hash
+/// of what the programs are made of; see build.rs of this crate.
+pub const BUILD: &str =
+    concat!("nbdkitd ", env!("CARGO_PKG_VERSION"), " build ", env!("NBDKIT_BUILD"));
 
 /// Largest packet, bytes. The longest message is a parameter, which the kernel's limit on one
 /// command line argument (128 KiB) bounds.

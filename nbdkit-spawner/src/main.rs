@@ -91,9 +91,22 @@ fn run(link: &Link) -> ExitCode {
 
 /// Receives the set-up, which the listener sends before it confines itself.
 fn receive_setup(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
-    let SpawnerSetup { listener, private: _, gains, replaces, program, directory, title, spared } =
-        setup;
+    let SpawnerSetup {
+        hello,
+        listener,
+        private: _,
+        gains,
+        replaces,
+        program,
+        directory,
+        title,
+        spared,
+    } = setup;
     let listener = Pid::from_raw(listener);
+    if let Err(line) = hello.check() {
+        eprintln!("nbdkit-spawner: {line}");
+        return None;
+    }
     // The template gets root's capabilities from the bounding set when it is executed, and drops
     // them itself.
     if let Err(line) = confine::confine(gains) {

@@ -5,6 +5,7 @@
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use nbdkit_ipc::messages::Hello;
 use nbdkit_ipc::messages::spawner::SpawnerSetup;
 use nbdkit_ipc::program::Program;
 use nbdkit_ipc::{Channel, FromSpawner, StackId, ToSpawner, private};
@@ -22,6 +23,13 @@ fn directory(name: &str) -> PathBuf {
 }
 
 fn start(directory: &Path, replaces: bool) -> (Pid, Channel<ToSpawner, FromSpawner>) {
+    start_with(directory, |setup| setup.replaces = replaces)
+}
+
+fn start_with(
+    directory: &Path,
+    change: impl FnOnce(&mut SpawnerSetup),
+) -> (Pid, Channel<ToSpawner, FromSpawner>) {
     let program = Program {
         path: env!("CARGO_BIN_EXE_nbdkit-spawner").into(),
         title: "spawner".to_owned(),
@@ -30,16 +38,18 @@ fn start(directory: &Path, replaces: bool) -> (Pid, Channel<ToSpawner, FromSpawn
         stderr: None,
     };
     let (pid, link) = program.start(&[]).unwrap();
-    let setup = SpawnerSetup {
+    let mut setup = SpawnerSetup {
+        hello: Hello::ours(),
         listener: Pid::this().as_raw(),
         private: Some(directory.into()),
         gains: false,
-        replaces,
+        replaces: false,
         program: TEMPLATE.into(),
         directory: None,
         title: "template".to_owned(),
         spared: false,
     };
+    change(&mut setup);
     link.send(&ToSpawner::Setup(setup), &[]).unwrap();
     (pid, link)
 }
@@ -81,4 +91,13 @@ fn a_template_for_a_stack_that_does_not_exist_is_not_started() {
     }
     assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 1)));
     assert!(link.recv().is_err(), "no answer");
+}
+
+#[test]
+fn a_listener_of_another_build_is_refused() {
+    let directory = directory("build");
+    let (pid, link) = start_with(&directory, |setup| setup.hello.build.push('x'));
+    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 1)));
+    assert!(link.recv().is_err(), "no answer");
+    assert!(!directory.exists(), "removed, however the spawner ends");
 }

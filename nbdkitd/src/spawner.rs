@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 
 use nbdkit_ipc::messages::spawner::SpawnerSetup;
-use nbdkit_ipc::messages::{EnterService, Purpose};
+use nbdkit_ipc::messages::{EnterService, Hello, Purpose};
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::program::Program;
 use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, StackId, ToSpawner, ToTemplate};
@@ -90,6 +90,7 @@ impl Spawner {
         let (replaces, removes) = (service.is_some(), private.is_some());
         let spawner = Spawner { pid, reaped: false, replaces, removes, link };
         let setup = SpawnerSetup {
+            hello: Hello::ours(),
             listener: Pid::this().as_raw(),
             private: private.map(Into::into),
             gains,

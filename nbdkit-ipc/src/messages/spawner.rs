@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::StackId;
-use crate::messages::ToTemplate;
+use crate::messages::{Hello, ToTemplate};
 
 /// Sent by the listener to its spawner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,8 @@ pub enum ToSpawner {
 /// What the spawner has to know to start templates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpawnerSetup {
+    /// The listener's: the spawner ends if it is of another build.
+    pub hello: Hello,
     /// The listener's process id. The spawner ends with it.
     pub listener: i32,
     /// The directory of `-U -`: see [`private`](crate::private). Removed when the listener closes
@@ -94,5 +96,23 @@ mod tests {
         assert_eq!(first(encode(&ToSpawner::SetupEnd)), 3);
         assert_eq!(first(encode(&ToSpawner::Follow { template: 1 })), 4);
         assert_eq!(first(encode(&FromSpawner::Failed { stack: StackId::ONLY, errno: 1 })), 1);
+    }
+
+    /// A spawner of another build has to find the listener's `Hello` where it expects it.
+    #[test]
+    fn the_setup_begins_with_the_hello() {
+        let setup = SpawnerSetup {
+            hello: Hello { version: 1, build: "b".to_owned() },
+            listener: 2,
+            private: None,
+            gains: false,
+            replaces: true,
+            program: "p".into(),
+            directory: None,
+            title: String::new(),
+            spared: false,
+        };
+        let bytes = [1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, b'b', 2, 0, 0, 0, 0];
+        assert!(encode(&ToSpawner::Setup(setup)).unwrap().starts_with(&bytes));
     }
 }

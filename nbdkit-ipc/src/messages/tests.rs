@@ -148,6 +148,10 @@ fn random_bytes_decode_to_nothing_or_to_their_message() {
 
 #[test]
 fn another_build_is_refused_with_both_names() {
+    let (ours, digit) = (Hello::ours(), if crate::BUILD.ends_with('0') { "1" } else { "0" });
+    let other = [&crate::BUILD[..crate::BUILD.len() - 1], digit].concat();
+    let error = Hello { build: other.clone(), ..ours }.check().unwrap_err();
+    assert!(error.contains(crate::BUILD) && error.contains(&other), "{error}");
     let error = Hello { version: 1, build: "evil\x1b[2J".to_owned() }.check().unwrap_err();
     assert!(error.contains("evil\\u{1b}[2J"), "{error}");
     assert!(Hello::ours().check().is_ok());

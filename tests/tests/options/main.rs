@@ -6,6 +6,7 @@
 //! reason, what it does not have.
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
+mod build;
 mod captive;
 mod cgroup;
 mod daemon;

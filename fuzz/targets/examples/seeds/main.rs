@@ -336,6 +336,11 @@ fn signed(parts: &[&[u8]]) -> Vec<u8> {
     [&[1, 0x03, 0x04, 0, 0], parts.concat().as_slice()].concat()
 }
 
+/// Of no build: the seeds are those of all.
+fn hello() -> Hello {
+    Hello { version: nbdkit_ipc::VERSION, build: "nbdkitd".to_owned() }
+}
+
 fn from_template() -> Vec<Vec<u8>> {
     let configured = Configured {
         stack: StackId::ONLY,
@@ -347,7 +352,7 @@ fn from_template() -> Vec<Vec<u8>> {
         undeclared: false,
     };
     [
-        FromTemplate::Hello(Hello::ours()),
+        FromTemplate::Hello(hello()),
         FromTemplate::Configured(configured),
         FromTemplate::Ready,
         FromTemplate::Log(record()),
@@ -393,7 +398,7 @@ fn messages() -> Vec<Vec<u8>> {
         })
     };
     let to_template = [
-        ToTemplate::Hello(Hello::ours()),
+        ToTemplate::Hello(hello()),
         ToTemplate::Configure(Box::new(session::configuration(&["cow"], "memory"))),
         ToTemplate::Parameter(session::parameter("size", "1M")),
         ToTemplate::ConfigureEnd,
@@ -483,11 +488,12 @@ fn listeners() -> Vec<Vec<u8>> {
         [&[who][..], &(packet.len() as u16).to_le_bytes(), packet].concat()
     };
     let (template, worker) = (from_template(), from_worker());
-    let hello: Vec<u8> = template[..2].iter().flat_map(|packet| say(0, packet)).collect();
+    // The listener target's own greeting, and `Configured`.
+    let hello = [&[14][..], &say(0, &template[1])].concat();
     let mut all = Vec::new();
     for shared in [0, 1] {
-        let all_of_it: Vec<u8> = template[..9].iter().flat_map(|packet| say(0, packet)).collect();
-        all.push([&[shared][..], &all_of_it, &[15]].concat());
+        let all_of_it: Vec<u8> = template[2..9].iter().flat_map(|packet| say(0, packet)).collect();
+        all.push([&[shared][..], &hello, &all_of_it, &[15]].concat());
         for packet in &template[2..] {
             all.push([&[shared][..], &hello, &say(0, packet), &[15]].concat());
         }
