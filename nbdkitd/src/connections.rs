@@ -13,7 +13,7 @@ use nbdkit_ipc::messages::{Isolation, Peer, PeerAddress};
 use nbdkit_ipc::phase::{Brokers, WorkerPhase};
 use nbdkit_ipc::process::Process;
 
-use crate::log::{Quota, escape};
+use crate::log::{Quota, Subject, escape};
 use crate::peer_key::PeerKey;
 
 /// The longest export name. NBD protocol, "String values".
@@ -80,6 +80,17 @@ impl Connection {
         }
         self.export = Some(export);
         Ok(())
+    }
+
+    /// The client, for a line of the log. `is_named`: the text of the line names it.
+    pub(crate) fn subject(&self, is_named: bool) -> Subject<'_> {
+        Subject { peer: &self.peer, export: self.export.as_deref(), is_named }
+    }
+
+    /// The quota of the worker's log lines, and the client, for a line that the worker has sent.
+    pub(crate) fn quota_and_subject(&mut self) -> (&mut Quota, Subject<'_>) {
+        let Connection { peer, export, quota, .. } = self;
+        (quota, Subject { peer, export: export.as_deref(), is_named: false })
     }
 }
 

@@ -6,11 +6,17 @@
 //! lines of several programs with the same standard error do not mix. Without a system log
 //! (`/dev/log`) lines for it are lost, as with syslog(3). If a system log is started later, it gets
 //! the lines from then on.
+//!
+//! Lines on standard error are nbdkit's. Those in a file begin with the time; there, in the system
+//! log and in the journal each line about a connection names the client.
 
 #![forbid(unsafe_code)]
 
+mod clock;
 mod destination;
+mod file;
 mod format;
+mod journal;
 mod output;
 mod quota;
 mod quotas;
@@ -27,9 +33,10 @@ use crate::cli::command_line::{LogDestination, Options};
 use crate::peer_key::PeerKey;
 use crate::system_error::SystemError;
 use destination::Destination;
+use format::Entry;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use format::line as format_line;
-pub(crate) use format::{Speaker, escape};
+pub(crate) use format::{Speaker, Subject, escape};
 pub(crate) use nbdkit_ipc::messages::Level;
 use output::Output;
 pub(crate) use quota::{Quota, Verdict};
@@ -46,6 +53,8 @@ pub(crate) struct Log {
     default: bool,
     /// Notices from before the server leaves the terminal, for the log that is used from then on.
     kept: RefCell<Vec<String>>,
+    /// The filters and the plugin, for the journal.
+    stack: String,
 }
 
 /// Most notices that are kept; a start has two or three.
@@ -74,7 +83,13 @@ impl Log {
             quotas: RefCell::new(Quotas::new(Instant::now())),
             default: options.log == LogDestination::Default && !options.foreground,
             kept: RefCell::default(),
+            stack: String::new(),
         })
+    }
+
+    /// Sets the names of the filters and the plugin.
+    pub(crate) fn set_stack(&mut self, stack: String) {
+        self.stack = stack;
     }
 
     /// The server leaves the terminal: the default destination becomes the system log.
@@ -155,13 +170,14 @@ impl Log {
                         format::line(&self.prefix, speaker, level, text, self.bold)
                     }
                     destination::Kind::File => {
-                        format::line(&self.prefix, speaker, level, text, false)
+                        format::file_line(&self.prefix, speaker, level, text)
                     }
                     destination::Kind::Syslog => format::syslog_line(speaker, text),
                 };
                 let note = |dropped| self.unread(dropped);
                 let stderr = &mut self.stderr.borrow_mut();
-                self.destination.borrow_mut().write(stderr, level, line, note);
+                let entry = Entry { level, speaker, stack: &self.stack };
+                self.destination.borrow_mut().write(stderr, entry, line, note);
             }
         }
     }
@@ -178,7 +194,7 @@ impl Log {
         let note = |dropped| self.unread(dropped);
         let stderr = self.stderr.borrow_mut().catch_up(&note);
         let mut destination = self.destination.borrow_mut();
-        let file = destination.file().and_then(|file| file.catch_up(&note));
+        let file = destination.file().and_then(|file| file.catch_up(note));
         let pause = stderr.into_iter().chain(file).min()?;
         Some(now + pause)
     }
@@ -240,7 +256,7 @@ impl Drop for Log {
         let note = |dropped| self.unread(dropped);
         self.stderr.borrow_mut().finish(&note);
         if let Some(file) = self.destination.borrow_mut().file() {
-            file.finish(&note);
+            file.finish(note);
         }
     }
 }

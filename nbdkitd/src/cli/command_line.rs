@@ -216,6 +216,8 @@ pub(crate) enum LogDestination {
     Stderr,
     /// The system log.
     Syslog,
+    /// The journal of systemd.
+    Journal,
     /// Nowhere.
     Null,
     /// Appended to the file at this absolute path.

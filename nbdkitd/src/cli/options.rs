@@ -151,7 +151,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     row(OptionId::ListenerUser, None, &["listener-user"], &["listener-user"],
         Argument::Equals("USER"), "the user of the process that accepts clients"),
     row(OptionId::Log, None, &["log"], &["log"],
-        Argument::Equals("stderr|syslog|null|/PATH"), "where error messages go"),
+        Argument::Equals("stderr|syslog|journal|null|/PATH"), "where error messages go"),
     row(OptionId::LongOptions, None, &["long-options"], &[],
         Argument::None, ""),
     row(OptionId::MaskHandshake, None, &["mask-handshake"], &["mask-handshake"],

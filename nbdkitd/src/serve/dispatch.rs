@@ -108,8 +108,8 @@ impl Server {
         if !record.is_plausible() {
             return Err("a log record that is too long");
         }
-        let known = self.workers.connections().get(record.connection).is_some();
-        self.slot.log(record, if known { record.connection } else { 0 }, &self.context);
+        let connection = self.workers.connections().get(record.connection);
+        self.slot.log(record, connection, &self.context);
         Ok(())
     }
 
@@ -304,6 +304,7 @@ impl Server {
 
     fn report_end(&mut self, number: u64, connection: &Connection, exit: Option<WorkerExit>) {
         let (log, now) = (self.context.log(), Instant::now());
+        let speaker = self.context.speaker(None, number, Some(connection.subject(true)));
         let report = exit.and_then(WorkerExit::report).map(|it| format!("{it} ({connection})"));
         if connection.evicted {
             let text = format!("handshake evicted for a newer client ({connection})");
@@ -312,7 +313,6 @@ impl Server {
             }
         } else if let Some(text) = report {
             if exit != Some(WorkerExit::Deadline) {
-                let speaker = self.context.speaker(None, number);
                 log.about(connection.key, None, speaker, Level::Error, &text);
             } else if let Some(line) = self.acceptor.limited(&text, now) {
                 self.workers.error(number, &line, &self.context);
@@ -321,7 +321,7 @@ impl Server {
         if log.verbose() {
             let exit = exit.map_or_else(|| "unknown".to_owned(), |exit| format!("{exit:?}"));
             let text = format!("connection ended: {exit} ({connection})");
-            log.write(self.context.speaker(None, number), Level::Debug, &text);
+            log.write(speaker, Level::Debug, &text);
         }
     }
 }

@@ -111,24 +111,28 @@ impl Workers {
         if let Err(error) = added {
             // Closing the channel ends the worker.
             self.links.remove(&number);
-            let text = format!("epoll_ctl: {}", crate::errno_text(&error));
+            let client = self.connections.get(number).map(ToString::to_string).unwrap_or_default();
+            let text = format!("epoll_ctl: {} ({client})", crate::errno_text(&error));
             self.error(number, &text, context);
         }
     }
 
-    /// Logs an error that concerns a connection.
+    /// Logs an error that concerns a connection, and names its client.
     pub(super) fn error(&self, number: u64, text: &str, context: &Context) {
-        let key = self.connections.get(number).map_or(PeerKey::Unknown, |it| it.key);
-        context.log().about(key, None, context.speaker(None, number), Level::Error, text);
+        let connection = self.connections.get(number);
+        let key = connection.map_or(PeerKey::Unknown, |it| it.key);
+        let speaker = context.speaker(None, number, connection.map(|it| it.subject(true)));
+        context.log().about(key, None, speaker, Level::Error, text);
     }
 
     /// Logs what a worker has sent, within its quota. The number of the connection is the
     /// channel's, whatever the record says.
     pub(super) fn log(&mut self, number: u64, record: &LogRecord, context: &Context) {
         let Some(connection) = self.connections.get_mut(number) else { return };
-        let speaker = context.speaker(record.layer.as_deref(), number);
-        let own = Some(&mut connection.quota);
-        context.log().about(connection.key, own, speaker, record.level, &record.text);
+        let key = connection.key;
+        let (own, client) = connection.quota_and_subject();
+        let speaker = context.speaker(record.layer.as_deref(), number, Some(client));
+        context.log().about(key, Some(own), speaker, record.level, &record.text);
     }
 
     /// How log lines name a worker: `worker 7 (client 127.0.0.1:4000)`. `None` if there is no such

@@ -17,6 +17,8 @@ mod information;
 mod isolation;
 mod listener_user;
 mod log;
+mod log_file;
+mod log_journal;
 mod negotiation;
 mod oom;
 mod parameters;

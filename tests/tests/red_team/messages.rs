@@ -199,8 +199,31 @@ fn a_listener_that_makes_a_call_it_never_makes_ends_and_the_log_says_why() {
     let log = std::fs::read_to_string(server.dir().path().join("log")).expect("a log");
     assert!(log.contains("to the listener, which ends"), "{log}");
 
-    // To the system log, by a socket that it has had all along.
+    // To the journal and to the system log, by sockets that it has had all along.
     if may_mount() {
+        let script = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && \
+                      ln -s {dir}/journal /run/systemd/journal/socket && exec \"$0\" \"$@\"";
+        let builder = self::server(&["--log=journal", "redteam"]);
+        let journal = UnixDatagram::bind(builder.dir().join("journal")).expect("a socket");
+        journal.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        let script = format!(r#"exec unshare -m sh -c '{script}' "$0" "$@""#);
+        let mut server = builder.through_shell(&script).start();
+        let _ = attack(&server, &text);
+        assert_eq!(server.wait().code(), Some(1));
+        let mut buffer = [0; 4096];
+        let last_words = loop {
+            let length = journal.recv(&mut buffer).expect("its last words");
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if text.contains("to the listener, which ends") {
+                break text;
+            }
+        };
+        let head = "PRIORITY=3\nSYSLOG_IDENTIFIER=nbdkit\nMESSAGE=the sandbox refused system call ";
+        assert!(
+            last_words.starts_with(head) && last_words.ends_with("which ends\n"),
+            "{last_words}"
+        );
+
         let script = "mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && \
                       ln -s {dir}/devlog /dev/log && exec \"$0\" \"$@\"";
         let builder = self::server(&["--log=syslog", "redteam"]);
