@@ -41,7 +41,8 @@ pub use status::WorkerExit;
 /// the spawner. 4: `Level` of a log record, the spawner as a program of its own,
 /// `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what the
 /// spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`. 6: `StackId` and
-/// `KeyId`. 7: watchers. 8: the spawner's `Hello`.
+/// `KeyId`. 7: watchers. 8: the spawner's `Hello`,
+/// `Totals`, `Configure::log_connections`, who a client is by TLS (`tls_dn`).
 pub const VERSION: u32 = 8;
 
 /// Identifies the build: all programs of a server must come from the same one. The number is a hash

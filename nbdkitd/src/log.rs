@@ -152,13 +152,20 @@ impl Log {
 
     /// Writes a line. Errors are ignored, since there is no other log for them.
     pub(crate) fn write(&self, speaker: Speaker<'_>, level: Level, text: &str) {
+        self.put(speaker, level, text, false);
+    }
+
+    /// `demanded`: the user has asked for this notice, which appears on a terminal, too.
+    fn put(&self, speaker: Speaker<'_>, level: Level, text: &str, demanded: bool) {
         match level {
             Level::Debug if self.verbose => {
                 let line = format::line(&self.prefix, speaker, level, text, self.bold);
                 self.stderr.borrow_mut().write(line, |dropped| self.unread(dropped));
             }
             Level::Debug => {}
-            Level::Notice if !self.verbose && self.destination.borrow().is_terminal() => {
+            Level::Notice
+                if !self.verbose && !demanded && self.destination.borrow().is_terminal() =>
+            {
                 let mut kept = self.kept.borrow_mut();
                 if self.default && speaker == Speaker::default() && kept.len() < MOST_KEPT {
                     kept.push(text.to_owned());
@@ -212,13 +219,26 @@ impl Log {
         if level == Level::Debug {
             return self.write(speaker, level, text);
         }
-        let verdict = self.quotas.borrow_mut().take(peer, own, text.len(), Instant::now());
-        match verdict {
-            Verdict::Drop => {}
-            Verdict::Write { dropped } => {
-                self.left_out(dropped);
-                self.write(speaker, level, text);
-            }
+        self.within_quota(peer, own, text.len(), || self.write(speaker, level, text));
+    }
+
+    /// Writes the notice about a connection that has ended (`--log-connections`), within the
+    /// quotas.
+    pub(crate) fn connection_ended(&self, peer: PeerKey, speaker: Speaker<'_>, text: &str) {
+        self.within_quota(peer, None, text.len(), || self.put(speaker, Level::Notice, text, true));
+    }
+
+    fn within_quota(
+        &self,
+        peer: PeerKey,
+        own: Option<&mut Quota>,
+        length: usize,
+        write: impl FnOnce(),
+    ) {
+        let verdict = self.quotas.borrow_mut().take(peer, own, length, Instant::now());
+        if let Verdict::Write { dropped } = verdict {
+            self.left_out(dropped);
+            write();
         }
     }
 

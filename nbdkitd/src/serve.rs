@@ -13,7 +13,7 @@
 //! - `context`: settings, log and poll instance; `startup`: from the first template to the first
 //!   client
 //! - `dispatch`: messages of template and workers; `strays`: processes that scripts leave;
-//!   `own_user`: leaving root
+//!   `own_user`: leaving root; `ended`: what is logged about a connection that has ended
 //! - `printed`: what other processes print where the server has a terminal; `fuzz`: a server
 //!   without processes
 
@@ -23,6 +23,7 @@ mod acceptor;
 mod clients;
 mod context;
 mod dispatch;
+mod ended;
 mod ending;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;

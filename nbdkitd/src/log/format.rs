@@ -28,6 +28,10 @@ pub(crate) struct Subject<'a> {
     pub(crate) peer: &'a Peer,
     /// The export that it has chosen: its own word.
     pub(crate) export: Option<&'a str>,
+    /// The subject of its certificate: its worker's word.
+    pub(crate) tls_dn: Option<&'a str>,
+    /// Why its connection has ended, in the line that reports that.
+    pub(crate) reason: Option<&'a str>,
     /// Whether the text of the line names it.
     pub(crate) is_named: bool,
 }
@@ -185,7 +189,13 @@ mod tests {
     #[test]
     fn a_log_names_the_client_once_and_before_the_text_and_a_terminal_does_not() {
         let peer = Peer { address: PeerAddress::Unix, credentials: Some((7, 8, 9)), ..peer() };
-        let client = Subject { peer: &peer, export: Some("disk"), is_named: false };
+        let client = Subject {
+            peer: &peer,
+            export: Some("disk"),
+            tls_dn: None,
+            reason: None,
+            is_named: false,
+        };
         let of = |client| Speaker { client: Some(client), ..speaker("file", 1) };
         let from_worker = of(client);
         assert_eq!(

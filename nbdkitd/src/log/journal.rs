@@ -106,7 +106,8 @@ fn priority(level: Level) -> libc::c_int {
     }
 }
 
-/// The fields of a line. The export's name is as the client has chosen it, at most 4096 bytes.
+/// The fields of a line. Those of the client are as it has chosen them: at most the 4096 bytes of
+/// an export's name and the bytes of [`MAX_DN`](nbdkit_ipc::messages::MAX_DN).
 fn fields(entry: Entry<'_>, message: &str) -> Vec<u8> {
     let Entry { level, speaker, stack } = entry;
     let mut fields = Vec::with_capacity(message.len() + 256);
@@ -131,8 +132,12 @@ fn fields(entry: Entry<'_>, message: &str) -> Vec<u8> {
     if let Some((_, uid, _)) = client.peer.credentials {
         add("UID", &uid.to_string());
     }
-    if let Some(export) = client.export {
-        add("EXPORT", export);
+    for (name, value) in
+        [("EXPORT", client.export), ("TLS_DN", client.tls_dn), ("REASON", client.reason)]
+    {
+        if let Some(value) = value {
+            add(name, value);
+        }
     }
     fields
 }
@@ -168,7 +173,13 @@ mod tests {
         let peer =
             Peer { address: PeerAddress::Unix, credentials: Some((7, 8, 9)), ..Peer::default() };
         let forged = "x\nPRIORITY=0\nMESSAGE=forged\n";
-        let client = Subject { peer: &peer, export: Some(forged), is_named: true };
+        let client = Subject {
+            peer: &peer,
+            export: Some(forged),
+            tls_dn: Some("CN=a\nUID=0"),
+            reason: Some("client left"),
+            is_named: true,
+        };
         let speaker = Speaker { layer: Some("file"), connection: 3, client: Some(client) };
         let entry = Entry { level: Level::Warning, speaker, stack: "cow file" };
         let expected = [
@@ -177,8 +188,10 @@ mod tests {
             ("MESSAGE", "text"),
             ("PEER", "pid 7 uid 8"),
             ("PRIORITY", "4"),
+            ("REASON", "client left"),
             ("STACK", "cow file"),
             ("SYSLOG_IDENTIFIER", "nbdkit"),
+            ("TLS_DN", "CN=a\nUID=0"),
             ("UID", "8"),
         ];
         let fields = parsed(&fields(entry, "text"));

@@ -295,7 +295,8 @@ impl Acceptor {
         context: &Context,
     ) {
         if let Some(line) = self.limited(text, now) {
-            let client = Subject { peer, export: None, is_named: true };
+            let (export, tls_dn) = (None, None);
+            let client = Subject { peer, export, tls_dn, reason: None, is_named: true };
             let speaker = Speaker { client: Some(client), ..Speaker::default() };
             context.log().write(speaker, Level::Error, &line);
         }

@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use mio::{Interest, Token};
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
-use nbdkit_ipc::messages::{Isolation, LogRecord, Peer};
+use nbdkit_ipc::messages::{Isolation, LogRecord, Peer, Totals};
 use nbdkit_ipc::phase::{check_worker_ids, worker_message};
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::{Channel, FromWorker, RecvError, ToWorker};
@@ -241,9 +241,14 @@ impl Workers {
     ///
     /// # Errors
     /// There is no such connection, it was over before, or the export cannot be one.
-    pub(super) fn serving(&mut self, number: u64, export: String) -> Result<(), Violation> {
+    pub(super) fn serving(
+        &mut self,
+        number: u64,
+        export: String,
+        tls_dn: Option<String>,
+    ) -> Result<(), Violation> {
         let connection = self.connections.get_mut(number).ok_or(Violation::UnknownConnection)?;
-        connection.serving(export)?;
+        connection.serving(export, tls_dn)?;
         if connection.signed_for {
             self.signing.led_to_transmission(connection.key);
         }
@@ -266,6 +271,13 @@ impl Workers {
     /// Marks a connection as evicted. False if there is no such connection.
     pub(super) fn set_evicted(&mut self, number: u64) -> bool {
         self.connections.get_mut(number).map(|it| it.evicted = true).is_some()
+    }
+
+    /// Marks a connection as one whose worker has violated the protocol.
+    pub(super) fn set_violated(&mut self, number: u64) {
+        if let Some(connection) = self.connections.get_mut(number) {
+            connection.has_violated = true;
+        }
     }
 
     /// Removes a connection that has ended.
@@ -311,6 +323,32 @@ impl Workers {
             self.connections.get_mut(number).ok_or("a key for a connection that does not exist")?;
         let next = connection.phase.after(&FromWorker::Key(request.clone()));
         connection.phase = next.ok_or("a second key for the same connection")?;
+        Ok(())
+    }
+
+    /// A worker has reported what its client has read and written.
+    pub(super) fn set_totals(&mut self, number: u64, totals: Totals) {
+        if let Some(connection) = self.connections.get_mut(number) {
+            connection.totals = Some(totals);
+        }
+    }
+
+    /// The shared template reports it. The table of phases is that of workers.
+    ///
+    /// # Errors
+    /// There is no such connection, or it was reported before.
+    pub(super) fn set_shared_totals(
+        &mut self,
+        number: u64,
+        totals: Totals,
+    ) -> Result<(), &'static str> {
+        let connection = self
+            .connections
+            .get_mut(number)
+            .ok_or("the totals of a connection that does not exist")?;
+        let next = connection.phase.after(&FromWorker::Totals(totals));
+        connection.phase = next.ok_or("second totals of the same connection")?;
+        connection.totals = Some(totals);
         Ok(())
     }
 

@@ -114,21 +114,23 @@ fn a_notice_has_its_priority_and_no_client() {
     assert_eq!(names, ["MESSAGE", "PRIORITY", "STACK", "SYSLOG_IDENTIFIER"]);
 }
 
-/// The export's name is the client's.
+/// The export's name is the client's; in the message it is escaped.
 #[test]
 fn what_a_client_chooses_cannot_forge_a_field() {
     if is_skipped() {
         return;
     }
     let paths = Paths::new();
-    let (journal, _server) = start(&paths, &COMPLAINING);
+    let (journal, _server) = start(&paths, &["--log-connections", "memory", "1M"]);
     let forged = "evil\nPRIORITY=0\nUID=0\n";
     let mut client = connect(&paths.path("sock"));
     client.handshake().expect("a greeting");
     client.go(forged, &[]).expect("a reply");
-    assert!(client.call(&Ask::read(0, 512)).expect("a reply").error.is_some());
-    let fields = message(&journal, COMPLAINT);
-    assert_eq!((&*fields["EXPORT"], &*fields["PRIORITY"]), (forged, "3"));
+    client.disconnect().expect("sent");
+    let fields = message(&journal, "connection ended");
+    assert_eq!((&*fields["EXPORT"], &*fields["PRIORITY"]), (forged, "5"));
+    assert_eq!(fields["REASON"], "client left");
+    assert!(fields["MESSAGE"].contains(r"evil\nPRIORITY=0\nUID=0\n"), "{fields:?}");
 }
 
 /// The listener is confined by then, and makes no sockets any more.

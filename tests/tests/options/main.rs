@@ -17,6 +17,7 @@ mod information;
 mod isolation;
 mod listener_user;
 mod log;
+mod log_connections;
 mod log_file;
 mod log_journal;
 mod negotiation;

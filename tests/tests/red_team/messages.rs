@@ -27,7 +27,8 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
     let log = format!("000000000000000000{}", "00".repeat(16));
     let layer =
         format!("0000000000000000010101000000000000{}{}", "41".repeat(257), "00".repeat(16));
-    let serving = "02000000000000000000000000000000";
+    let serving = "0200000000000000000000000000000000";
+    let totals = format!("06000000{}", "ff".repeat(16));
     let refused = "0300000065000000";
     // Ed25519, for two bytes.
     let sign = "040000000000000000000000070802000000000000004141";
@@ -63,6 +64,7 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
             format!("say={serving},{serving}"),
             "unexpected Serving in phase Serving",
         ),
+        ("totals, twice", format!("say={totals},{totals}"), "unexpected Totals in phase Ended"),
         (
             "last words, twice",
             format!("say={refused},{refused}"),
@@ -77,7 +79,7 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
         ),
         (
             "an export of another stack",
-            "say=02000000010000000000000000000000".to_owned(),
+            "say=0200000001000000000000000000000000".to_owned(),
             "a stack that does not exist",
         ),
         (

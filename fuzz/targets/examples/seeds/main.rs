@@ -16,7 +16,7 @@ use nbd_protocol::handshake::{InfoRequest, MetaContextRequest, encode_option};
 use nbdkit_fuzz::session;
 use nbdkit_ipc::messages::broker::OpenAccess;
 use nbdkit_ipc::messages::{
-    Configured, EnterService, Hello, Isolation, Level, LogRecord, Peer, PeerAddress, Serve,
+    Configured, EnterService, Hello, Isolation, Level, LogRecord, Peer, PeerAddress, Serve, Totals,
 };
 use nbdkit_ipc::{
     Channel, FromBroker, FromBrokerLink, FromTemplate, FromWatcher, FromWorker, StackId, ToBroker,
@@ -362,7 +362,13 @@ fn from_template() -> Vec<Vec<u8>> {
         FromTemplate::Refused { syscall: 1 },
         FromTemplate::Shutdown,
         FromTemplate::Failed,
-        FromTemplate::Serving { connection: 1, stack: StackId(1), export: "disk".to_owned() },
+        FromTemplate::Serving {
+            connection: 1,
+            stack: StackId(1),
+            export: "disk".to_owned(),
+            tls_dn: None,
+        },
+        FromTemplate::Totals { connection: 1, totals: Totals { read: 4096, written: 512 } },
         FromTemplate::Broker { stack: StackId::ONLY, pid: 4_000_009, always: true },
     ]
     .iter()
@@ -373,10 +379,15 @@ fn from_template() -> Vec<Vec<u8>> {
 fn from_worker() -> Vec<Vec<u8>> {
     [
         FromWorker::Log(record()),
-        FromWorker::Serving { stack: StackId::ONLY, export: "disk".to_owned() },
+        FromWorker::Serving {
+            stack: StackId::ONLY,
+            export: "disk".to_owned(),
+            tls_dn: Some("CN=alice".to_owned()),
+        },
         FromWorker::Refused { syscall: 1 },
         FromWorker::Shutdown,
-        FromWorker::Serving { stack: StackId(1), export: "disk".to_owned() },
+        FromWorker::Serving { stack: StackId(1), export: "disk".to_owned(), tls_dn: None },
+        FromWorker::Totals(Totals { read: 4096, written: 512 }),
         FromWorker::Broker { stack: StackId::ONLY },
     ]
     .iter()
