@@ -1,7 +1,9 @@
-//! The spawner by itself, with this test as its listener: what it removes, and what it does not
-//! do.
+//! The spawner by itself, with this test as its listener: what it removes and opens, and what it
+//! does not do.
 #![expect(clippy::unwrap_used, reason = "a spawner that cannot be started is a failed test")]
 
+use std::fs::File;
+use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +44,7 @@ fn start_with(
         hello: Hello::ours(),
         listener: Pid::this().as_raw(),
         private: Some(directory.into()),
+        log: None,
         gains: false,
         replaces: false,
         program: TEMPLATE.into(),
@@ -87,6 +90,42 @@ fn a_template_that_was_not_described_is_not_started() {
 fn a_template_for_a_stack_that_does_not_exist_is_not_started() {
     let (pid, link) = start(&directory("stack"), true);
     for message in [ToSpawner::SetupEnd, ToSpawner::Start { stack: StackId(1) }] {
+        link.send(&message, &[]).unwrap();
+    }
+    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 1)));
+    assert!(link.recv().is_err(), "no answer");
+}
+
+#[test]
+fn the_log_file_of_the_setup_is_opened_and_a_failure_reported() {
+    let directory = directory("log");
+    let log = directory.join("log");
+    let (pid, link) = start_with(&directory, |setup| setup.log = Some((&log).into()));
+    link.send(&ToSpawner::SetupEnd, &[]).unwrap();
+    for text in ["one\n", "two\n"] {
+        link.send(&ToSpawner::OpenLog, &[]).unwrap();
+        let received = link.recv().unwrap();
+        assert_eq!(received.message, FromSpawner::Log);
+        let [fd] = <[_; 1]>::try_from(received.fds).unwrap();
+        File::from(fd).write_all(text.as_bytes()).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "one\ntwo\n");
+    std::fs::remove_file(&log).unwrap();
+    std::fs::create_dir(&log).unwrap();
+    link.send(&ToSpawner::OpenLog, &[]).unwrap();
+    let received = link.recv().unwrap();
+    let errno = nix::errno::Errno::EISDIR as i32;
+    assert_eq!((received.message, received.fds.len()), (FromSpawner::NoLog { errno }, 0));
+    std::fs::remove_dir(&log).unwrap();
+    drop(link);
+    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
+    assert!(!directory.exists());
+}
+
+#[test]
+fn without_a_log_file_none_is_opened() {
+    let (pid, link) = start(&directory("no-log"), false);
+    for message in [ToSpawner::SetupEnd, ToSpawner::OpenLog] {
         link.send(&message, &[]).unwrap();
     }
     assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 1)));

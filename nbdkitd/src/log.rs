@@ -24,7 +24,9 @@ pub(crate) mod syscalls;
 mod syslog;
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io::{self, IsTerminal, Stderr};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use nbdkit_ipc::messages::LogRecord;
@@ -90,6 +92,19 @@ impl Log {
     /// Sets the names of the filters and the plugin.
     pub(crate) fn set_stack(&mut self, stack: String) {
         self.stack = stack;
+    }
+
+    /// The file of `--log`, if it is one.
+    pub(crate) fn file(&self) -> Option<PathBuf> {
+        Some(self.destination.borrow_mut().file()?.path().to_owned())
+    }
+
+    /// The file of `--log` was opened anew: lines go there from now on.
+    pub(crate) fn reopened(&self, file: File) {
+        if let Some(log) = self.destination.borrow_mut().file() {
+            log.replace(file, |dropped| self.unread(dropped));
+        }
+        self.notice("the log file was opened anew");
     }
 
     /// The server leaves the terminal: the default destination becomes the system log.

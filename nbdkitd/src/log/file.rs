@@ -1,19 +1,24 @@
-//! The file of `--log`: each line begins with the time.
+//! The file of `--log`: each line begins with the time, and the file can be replaced by one that
+//! was opened anew.
 
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nbdkit_ipc::log_file;
 
 use super::clock::Clock;
 use super::output::Output;
+use crate::sys::refusal;
 use crate::system_error::SystemError;
 
 /// A log file.
 pub(super) struct LogFile {
     output: Output<File>,
+    path: PathBuf,
     clock: Clock,
 }
 
@@ -23,14 +28,13 @@ impl LogFile {
     /// # Errors
     /// It cannot be opened; the text is for standard error.
     pub(super) fn open(path: &Path) -> Result<LogFile, SystemError> {
-        // A log may name clients and files: only its owner may read it.
-        let mut options = File::options();
-        options.append(true).create(true).mode(0o600);
-        // A FIFO without a reader is an error, and one with a slow reader does not stop the
-        // server.
-        options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        let file = options.open(path).map_err(SystemError::on("--log", path.display()))?;
-        Ok(LogFile { output: Output::new(file), clock: Clock::new() })
+        let file = log_file::open(path).map_err(SystemError::on("--log", path.display()))?;
+        Ok(LogFile { output: Output::new(file), path: path.to_owned(), clock: Clock::new() })
+    }
+
+    /// Its path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Its descriptor.
@@ -40,20 +44,28 @@ impl LogFile {
 
     /// Writes a line with its newline, behind the time. `note`: see [`Output`].
     pub(super) fn write(&mut self, line: &str, note: impl Fn(u64) -> String) {
-        let LogFile { output, clock } = self;
+        let LogFile { output, clock, .. } = self;
         output.write(timed(clock, line), |dropped| timed(clock, &note(dropped)));
     }
 
     /// As [`Output::catch_up`].
     pub(super) fn catch_up(&mut self, note: impl Fn(u64) -> String) -> Option<Duration> {
-        let LogFile { output, clock } = self;
+        let LogFile { output, clock, .. } = self;
         output.catch_up(&|dropped| timed(clock, &note(dropped)))
     }
 
     /// As [`Output::finish`].
     pub(super) fn finish(&mut self, note: impl Fn(u64) -> String) {
-        let LogFile { output, clock } = self;
+        let LogFile { output, clock, .. } = self;
         output.finish(&|dropped| timed(clock, &note(dropped)));
+    }
+
+    /// Writes to `file` from now on, also what is still queued.
+    pub(super) fn replace(&mut self, file: File, note: impl Fn(u64) -> String) {
+        let LogFile { output, clock, .. } = self;
+        // The number of the descriptor may soon be that of a client's socket.
+        refusal::redirect(file.as_raw_fd());
+        drop(output.replace(file, &|dropped| timed(clock, &note(dropped))));
     }
 }
 
@@ -87,6 +99,27 @@ mod tests {
         assert_eq!(lines(&path), ["one", "two"]);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0);
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_opened_anew_gets_the_next_line() {
+        let [path, renamed] = ["now", "old"].map(|name| {
+            std::env::temp_dir().join(format!("nbdkitd-log-{name}-{}", std::process::id()))
+        });
+        let _ = std::fs::remove_file(&path);
+        let mut log = LogFile::open(&path).unwrap();
+        log.write("one\n", |_| String::new());
+        std::fs::rename(&path, &renamed).unwrap();
+        log.write("two\n", |_| String::new());
+        log.replace(log_file::open(&path).unwrap(), |_| String::new());
+        log.write("three\n", |_| String::new());
+        assert_eq!(
+            (lines(&renamed), lines(&path)),
+            (vec!["one".into(), "two".into()], vec!["three".into()])
+        );
+        for path in [path, renamed] {
+            std::fs::remove_file(path).unwrap();
+        }
     }
 
     #[test]

@@ -118,6 +118,11 @@ impl TemplateSlot {
         self.broker.pid()
     }
 
+    /// By whom a template is replaced, and the log file opened.
+    pub(super) fn maker_mut(&mut self) -> &mut Maker {
+        &mut self.maker
+    }
+
     /// Whether the template accepts clients.
     pub(super) fn is_serving(&self) -> bool {
         self.template.as_ref().is_some_and(|template| template.phase() == Phase::Serving)

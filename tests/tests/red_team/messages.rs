@@ -13,6 +13,7 @@ use nbdkit_tests::red_team::attack;
 use nbdkit_tests::tempdir::TempDir;
 use nbdkit_tests::tls::{self, Authority, KeyType};
 
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use nix::unistd::{User, geteuid};
 
@@ -200,6 +201,17 @@ fn a_listener_that_makes_a_call_it_never_makes_ends_and_the_log_says_why() {
     assert_eq!(server.wait().code(), Some(1));
     let log = std::fs::read_to_string(server.dir().path().join("log")).expect("a log");
     assert!(log.contains("to the listener, which ends"), "{log}");
+
+    // To the file that was opened anew, and not to the descriptor that the old one had.
+    let mut server = self::server(&["--log={dir}/log", "redteam"]).start();
+    let (log, old) = (server.dir().path().join("log"), server.dir().path().join("old"));
+    std::fs::rename(&log, &old).expect("renamed");
+    server.signal(Signal::SIGUSR1);
+    let logged = |words: &str| std::fs::read_to_string(&log).is_ok_and(|text| text.contains(words));
+    eventually("the log is opened anew", || logged("opened anew"));
+    let _ = attack(&server, &text);
+    assert_eq!(server.wait().code(), Some(1));
+    assert!(logged("to the listener, which ends"));
 
     // To the journal and to the system log, by sockets that it has had all along.
     if may_mount() {
