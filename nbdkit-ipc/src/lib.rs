@@ -14,6 +14,7 @@ pub mod der;
 pub mod ids;
 mod inherit;
 pub mod keys;
+pub mod log_file;
 pub mod messages;
 pub mod oom;
 pub mod phase;
@@ -41,11 +42,14 @@ pub use status::WorkerExit;
 /// the spawner. 4: `Level` of a log record, the spawner as a program of its own,
 /// `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what the
 /// spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`. 6: `StackId` and
-/// `KeyId`. 7: watchers.
-pub const VERSION: u32 = 7;
+/// `KeyId`. 7: watchers. 8: `Totals`, `Configure::log_connections`, who a client is by TLS
+/// (`tls_dn`), the log file that the spawner opens (`OpenLog`), the spawner's `Hello`.
+pub const VERSION: u32 = 8;
 
-/// Identifies the build: listener and worker must come from the same one.
-pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));
+/// Identifies the build: all programs of a server must come from the same one. The number is a hash
+/// of what the programs are made of; see build.rs of this crate.
+pub const BUILD: &str =
+    concat!("nbdkitd ", env!("CARGO_PKG_VERSION"), " build ", env!("NBDKIT_BUILD"));
 
 /// Largest packet, bytes. The longest message is a parameter, which the kernel's limit on one
 /// command line argument (128 KiB) bounds.

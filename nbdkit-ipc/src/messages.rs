@@ -22,4 +22,4 @@ pub use configure::{
 pub use log::{Level, LogRecord, MAX_LOG_TEXT};
 pub use nbdkit_common::{Isolation, Peer, PeerAddress};
 pub use template::{Configured, EnterService, FromTemplate, Hello, Serve, ToTemplate};
-pub use worker::{FromWorker, ToWorker};
+pub use worker::{FromWorker, MAX_DN, ToWorker, Totals};

@@ -36,6 +36,7 @@ pub fn name(message: &FromTemplate) -> &'static str {
         FromTemplate::Key { .. } => "Key",
         FromTemplate::Serving { .. } => "Serving",
         FromTemplate::Broker { .. } => "Broker",
+        FromTemplate::Totals { .. } => "Totals",
     }
 }
 
@@ -55,7 +56,8 @@ pub fn check_ids(message: &FromTemplate) -> Result<(), &'static str> {
         | FromTemplate::Forked { .. }
         | FromTemplate::Exited { .. }
         | FromTemplate::Shutdown
-        | FromTemplate::Refused { .. } => Ok(()),
+        | FromTemplate::Refused { .. }
+        | FromTemplate::Totals { .. } => Ok(()),
     }
 }
 
@@ -67,7 +69,10 @@ pub fn check_worker_ids(message: &FromWorker) -> Result<(), &'static str> {
     match message {
         FromWorker::Serving { stack, .. } | FromWorker::Broker { stack } => stack.check(),
         FromWorker::Key(request) => request.check_id(),
-        FromWorker::Log(_) | FromWorker::Shutdown | FromWorker::Refused { .. } => Ok(()),
+        FromWorker::Log(_)
+        | FromWorker::Shutdown
+        | FromWorker::Refused { .. }
+        | FromWorker::Totals(_) => Ok(()),
     }
 }
 
@@ -90,7 +95,8 @@ impl Phase {
                 FromTemplate::Forked { .. }
                 | FromTemplate::Exited { .. }
                 | FromTemplate::Key { .. }
-                | FromTemplate::Serving { .. },
+                | FromTemplate::Serving { .. }
+                | FromTemplate::Totals { .. },
                 Serving,
             ) => Some(self),
             (FromTemplate::Refused { .. }, ExpectReady | Serving) => Some(self),
@@ -107,7 +113,8 @@ impl Phase {
                 | FromTemplate::Refused { .. }
                 | FromTemplate::Key { .. }
                 | FromTemplate::Serving { .. }
-                | FromTemplate::Broker { .. },
+                | FromTemplate::Broker { .. }
+                | FromTemplate::Totals { .. },
                 _,
             ) => None,
         }
@@ -124,6 +131,8 @@ pub enum WorkerPhase {
     Keyed,
     /// In transmission.
     Serving,
+    /// At its end, after `Totals`.
+    Ended,
     /// At its end, after `Refused`.
     Refused,
 }
@@ -137,17 +146,19 @@ pub fn worker_message(message: &FromWorker) -> &'static str {
         FromWorker::Refused { .. } => "Refused",
         FromWorker::Key(_) => "Key",
         FromWorker::Broker { .. } => "Broker",
+        FromWorker::Totals(_) => "Totals",
     }
 }
 
 impl WorkerPhase {
     /// The phase after `message`; `None` if it is not permitted in this phase.
     pub fn after(self, message: &FromWorker) -> Option<WorkerPhase> {
-        use WorkerPhase::{Handshake, Keyed, Refused, Serving};
+        use WorkerPhase::{Ended, Handshake, Keyed, Refused, Serving};
         match (message, self) {
             (FromWorker::Key(_), Handshake) => Some(Keyed),
             (FromWorker::Serving { .. }, Handshake | Keyed) => Some(Serving),
-            (FromWorker::Refused { .. }, Handshake | Keyed | Serving) => Some(Refused),
+            (FromWorker::Totals(_), Handshake | Keyed | Serving) => Some(Ended),
+            (FromWorker::Refused { .. }, Handshake | Keyed | Serving | Ended) => Some(Refused),
             // At any time: another thread may send these between `Refused` and the end.
             (FromWorker::Log(_) | FromWorker::Shutdown, _) => Some(self),
             // `Brokers` counts how often.
@@ -156,7 +167,8 @@ impl WorkerPhase {
                 FromWorker::Key(_)
                 | FromWorker::Serving { .. }
                 | FromWorker::Refused { .. }
-                | FromWorker::Broker { .. },
+                | FromWorker::Broker { .. }
+                | FromWorker::Totals(_),
                 _,
             ) => None,
         }
@@ -183,7 +195,7 @@ mod tests {
     use super::*;
     use crate::ids::{KeyId, StackId};
     use crate::keys::KeyRequest;
-    use crate::messages::{Configured, Hello, Isolation};
+    use crate::messages::{Configured, Hello, Isolation, Totals};
 
     #[test]
     fn out_of_phase_messages_are_refused() {
@@ -191,8 +203,12 @@ mod tests {
         assert_eq!(Phase::ExpectHello.after(&forked), None);
         assert_eq!(Phase::ExpectConfigured.after(&forked), None);
         assert_eq!(Phase::Serving.after(&forked), Some(Phase::Serving));
-        let serving =
-            FromTemplate::Serving { connection: 1, stack: StackId::ONLY, export: String::new() };
+        let serving = FromTemplate::Serving {
+            connection: 1,
+            stack: StackId::ONLY,
+            export: String::new(),
+            tls_dn: None,
+        };
         assert_eq!(Phase::ExpectReady.after(&serving), None);
         assert_eq!(Phase::Serving.after(&serving), Some(Phase::Serving));
         assert_eq!(Phase::Serving.after(&FromTemplate::Ready), None);
@@ -206,7 +222,8 @@ mod tests {
     #[test]
     fn a_key_is_requested_once_and_before_transmission() {
         let key = FromWorker::Key(KeyRequest::Psk { identity: vec![] });
-        let serving = FromWorker::Serving { stack: StackId::ONLY, export: String::new() };
+        let serving =
+            FromWorker::Serving { stack: StackId::ONLY, export: String::new(), tls_dn: None };
         let keyed = WorkerPhase::default().after(&key);
         assert_eq!(keyed, Some(WorkerPhase::Keyed));
         assert_eq!(keyed.and_then(|phase| phase.after(&key)), None);
@@ -251,14 +268,14 @@ mod tests {
             };
             for message in [
                 FromTemplate::Configured(configured),
-                FromTemplate::Serving { connection: 1, stack, export: export() },
+                FromTemplate::Serving { connection: 1, stack, export: export(), tls_dn: None },
                 FromTemplate::Broker { stack, pid: 2, always: true },
                 FromTemplate::Key { connection: 1, request: sign(id) },
             ] {
                 assert_eq!(check_ids(&message).is_ok(), id == 0, "{message:?}");
             }
             for message in [
-                FromWorker::Serving { stack, export: export() },
+                FromWorker::Serving { stack, export: export(), tls_dn: None },
                 FromWorker::Broker { stack },
                 FromWorker::Key(sign(id)),
             ] {
@@ -272,10 +289,26 @@ mod tests {
         let refused = FromWorker::Refused { syscall: 1 };
         assert_eq!(WorkerPhase::Serving.after(&refused), Some(WorkerPhase::Refused));
         assert_eq!(WorkerPhase::Refused.after(&refused), None);
-        assert_eq!(
-            WorkerPhase::Refused
-                .after(&FromWorker::Serving { stack: StackId::ONLY, export: "".into() }),
-            None
-        );
+        let serving =
+            FromWorker::Serving { stack: StackId::ONLY, export: String::new(), tls_dn: None };
+        assert_eq!(WorkerPhase::Refused.after(&serving), None);
+    }
+
+    #[test]
+    fn totals_come_once_and_at_the_end() {
+        let totals = FromWorker::Totals(Totals::default());
+        for phase in [WorkerPhase::Handshake, WorkerPhase::Keyed, WorkerPhase::Serving] {
+            assert_eq!(phase.after(&totals), Some(WorkerPhase::Ended));
+        }
+        let serving =
+            FromWorker::Serving { stack: StackId::ONLY, export: String::new(), tls_dn: None };
+        let broker = FromWorker::Broker { stack: StackId::ONLY };
+        for message in [&totals, &serving, &broker] {
+            assert_eq!(WorkerPhase::Ended.after(message), None);
+        }
+        assert_eq!(WorkerPhase::Refused.after(&totals), None);
+        let shared = FromTemplate::Totals { connection: 1, totals: Totals::default() };
+        assert_eq!(Phase::ExpectReady.after(&shared), None);
+        assert_eq!(Phase::Serving.after(&shared), Some(Phase::Serving));
     }
 }

@@ -21,10 +21,11 @@ pub fn catch(signals: &SigSet) -> nix::Result<()> {
     Ok(())
 }
 
-/// The signals that a terminal or a service manager sends to all processes at once. Only the
-/// listener acts on them.
+/// The signals that a terminal, a service manager or logrotate(8) may send to all processes at
+/// once. Only the listener acts on them.
 pub fn of_all_processes() -> SigSet {
-    SigSet::from_iter([Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP])
+    use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
+    SigSet::from_iter([SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1])
 }
 
 /// Makes a file that may not grow further (`ulimit -f`) an error of the writing call, EFBIG, and

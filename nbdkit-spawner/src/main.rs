@@ -1,7 +1,7 @@
 //! `nbdkit-spawner`, the spawner. It starts new templates for the listener, which is confined and
-//! cannot; moves the other processes into the control group that the listener was moved into; and
-//! removes the private directory of `-U -` when the listener has ended, even if the listener was
-//! killed.
+//! cannot; opens the log file anew for it; moves the other processes into the control group that
+//! the listener was moved into; and removes the private directory of `-U -` when the listener has
+//! ended, even if the listener was killed.
 //!
 //! Only the listener (`nbdkit`) starts it, before it confines itself, with the number of the
 //! channel as the one argument. The spawner is a program of its own rather than a fork of the
@@ -27,7 +27,7 @@ use nbdkit_ipc::messages::spawner::SpawnerSetup;
 use nbdkit_ipc::program::Program;
 use nbdkit_ipc::{
     Channel, FromSpawner, FromTemplate, Received, RecvError, StackId, ToSpawner, ToTemplate,
-    inherited, private, title,
+    inherited, log_file, private, title,
 };
 use nbdkit_sandbox::process::{close_all_but, end_with_parent, exit_now, fork};
 use nbdkit_sandbox::{capabilities, signals};
@@ -48,6 +48,8 @@ struct Spawner {
     template: Program,
     /// The messages that configure a template, in order.
     messages: Vec<ToTemplate>,
+    /// The log file.
+    log: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -91,9 +93,23 @@ fn run(link: &Link) -> ExitCode {
 
 /// Receives the set-up, which the listener sends before it confines itself.
 fn receive_setup(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
-    let SpawnerSetup { listener, private: _, gains, replaces, program, directory, title, spared } =
-        setup;
+    let SpawnerSetup {
+        hello,
+        listener,
+        private: _,
+        log,
+        gains,
+        replaces,
+        program,
+        directory,
+        title,
+        spared,
+    } = setup;
     let listener = Pid::from_raw(listener);
+    if let Err(line) = hello.check() {
+        eprintln!("nbdkit-spawner: {line}");
+        return None;
+    }
     // The template gets root's capabilities from the bounding set when it is executed, and drops
     // them itself.
     if let Err(line) = confine::confine(gains) {
@@ -116,12 +132,13 @@ fn receive_setup(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
             ToSpawner::Setup(_)
             | ToSpawner::Know(_)
             | ToSpawner::Start { .. }
-            | ToSpawner::Follow { .. } => {
+            | ToSpawner::Follow { .. }
+            | ToSpawner::OpenLog => {
                 return None;
             }
         }
     }
-    Some(Spawner { listener, replaces, template, messages })
+    Some(Spawner { listener, replaces, template, messages, log: log.map(PathBuf::from) })
 }
 
 /// Receives the next message; `None` when the channel is closed.
@@ -143,6 +160,7 @@ impl Spawner {
                 Some(ToSpawner::Start { stack: StackId::ONLY }) if self.replaces => {
                     self.start_template(link);
                 }
+                Some(ToSpawner::OpenLog) if self.log.is_some() => self.open_log(link),
                 Some(ToSpawner::Follow { template }) => {
                     cgroup::follow(self.listener, Pid::from_raw(template));
                 }
@@ -152,7 +170,8 @@ impl Spawner {
                     ToSpawner::Setup(_)
                     | ToSpawner::Know(_)
                     | ToSpawner::SetupEnd
-                    | ToSpawner::Start { .. },
+                    | ToSpawner::Start { .. }
+                    | ToSpawner::OpenLog,
                 ) => return ExitCode::FAILURE,
                 // The listener is gone.
                 None => return ExitCode::SUCCESS,
@@ -189,6 +208,15 @@ impl Spawner {
         let _ = prctl::set_pdeathsig(None);
     }
 
+    /// Opens the log file and sends it.
+    fn open_log(&self, link: &Link) {
+        let _ = match self.log.as_deref().map(log_file::open) {
+            Some(Ok(file)) => link.send(&FromSpawner::Log, &[file.as_fd()]),
+            Some(Err(error)) => link.send(&FromSpawner::NoLog { errno: errno_of(&error) }, &[]),
+            None => Ok(()),
+        };
+    }
+
     /// Starts a template and sends it everything up to `EnterService`. Waits until it has taken
     /// that.
     fn start(&self) -> io::Result<(Pid, Channel<ToTemplate, FromTemplate>)> {
@@ -198,6 +226,10 @@ impl Spawner {
         }
         Ok((pid, link))
     }
+}
+
+fn errno_of(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
 }
 
 /// Waits for the end of the process that starts a template and answers. If it was killed, it may
@@ -213,7 +245,7 @@ fn await_answer(maker: Pid, link: &Link) {
 }
 
 fn failure(error: &io::Error) -> FromSpawner {
-    FromSpawner::Failed { stack: StackId::ONLY, errno: error.raw_os_error().unwrap_or(libc::EIO) }
+    FromSpawner::Failed { stack: StackId::ONLY, errno: errno_of(error) }
 }
 
 /// Has the signals that are sent to all processes at once, which the listener has blocked until

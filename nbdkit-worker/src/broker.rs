@@ -49,8 +49,9 @@ use crate::process;
 use connecting::{Connecting, MOST_THREADS};
 use desk::Desk;
 
-/// The kernel sends it when the template has ended.
-const TEMPLATE_ENDED: Signal = Signal::SIGUSR1;
+/// The kernel sends it when the template has ended. Not SIGUSR1, which may be sent to all processes
+/// of a server.
+const TEMPLATE_ENDED: Signal = Signal::SIGUSR2;
 
 /// How long the template waits for its broker before it ends, milliseconds.
 const PATIENCE: u16 = 2000;

@@ -22,6 +22,7 @@ mod request_poll;
 mod socket;
 mod splice;
 mod tls;
+mod totals;
 mod transmission;
 mod validate;
 
@@ -35,6 +36,7 @@ use nbdkit_api::{Client, Errno, Layer, strerror};
 use nbdkit_ipc::WorkerExit;
 
 pub(crate) use socket::Socket;
+pub(crate) use totals::Counters;
 
 use crate::authority::Authority;
 use crate::settings::Settings;
@@ -53,6 +55,8 @@ pub(crate) struct Connection<'a> {
     pub(crate) authority: Arc<dyn Authority>,
     /// Called with the export's name when the handshake has succeeded.
     pub(crate) on_serving: &'a (dyn Fn(&str) + Sync),
+    /// What the client reads and writes.
+    pub(crate) totals: Counters,
 }
 
 /// Why a connection ended before or without NBD_CMD_DISC, by who caused it.

@@ -16,7 +16,7 @@ use crate::authority::Authority;
 use crate::broker::connecting::Connecting;
 use crate::broker::desk::Desk;
 use crate::configure;
-use crate::connection::{Connection, Socket};
+use crate::connection::{Connection, Counters, Socket};
 use crate::settings::Settings;
 
 /// A configured stack, as a template has it when it is ready for clients.
@@ -51,7 +51,9 @@ impl Server {
         let client = Client::new(1, Peer::default(), None, Box::new(move || cut.cut()));
         let (layer, settings) = (&self.layer, &self.settings);
         let authority = Arc::new(Nobody);
-        Connection { layer, settings, client, socket, authority, on_serving: &|_| {} }.serve()
+        let totals = Counters::default();
+        let on_serving = &|_: &str| {};
+        Connection { layer, settings, client, socket, authority, on_serving, totals }.serve()
     }
 }
 

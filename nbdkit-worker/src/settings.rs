@@ -28,6 +28,8 @@ pub(crate) struct Settings {
     /// `--swap`: connections allocate their memory and start their threads before the first
     /// request, and keep them.
     pub(crate) swap: bool,
+    /// `--log-connections`: the listener is sent what each client has read and written.
+    pub(crate) log_connections: bool,
     /// Whether everything has to run on one processor.
     pub(crate) one_processor: bool,
     /// The lock around every call into the stack, for NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS.
@@ -53,6 +55,7 @@ impl Settings {
             timeout: configure.timeout,
             tls: None,
             swap: configure.swap,
+            log_connections: configure.log_connections,
             one_processor: std::thread::available_parallelism().is_ok_and(|count| count.get() == 1),
             all_requests,
         })

@@ -218,10 +218,8 @@ fn receive_configuration(
     link: &TemplateLink,
 ) -> Result<(Configure, Vec<Parameter>, Material), Failed> {
     let ToTemplate::Hello(hello) = receive(link)?.message else { return Err(Failed) };
-    if let Err(why) = hello.check() {
-        eprintln!("nbdkit-worker: {why}");
-        return Err(Failed);
-    }
+    // The listener checks ours, and logs both builds.
+    hello.check().map_err(|_| Failed)?;
     let ToTemplate::Configure(configure) = receive(link)?.message else { return Err(Failed) };
     configure.stack.check().map_err(|_| Failed)?;
     let (mut parameters, mut material) = (Vec::new(), Material::default());

@@ -69,6 +69,7 @@ impl Template {
             introduction: String::new(),
             one_client: false,
             allowed: Allowed::default(),
+            log_connections: false,
         })));
         for (key, value) in parameters {
             let parameter = Parameter {
@@ -178,7 +179,7 @@ fn every_client_gets_a_process_that_ends_with_it() {
     negotiate(&mut second);
     assert_eq!(
         first_link.recv().unwrap().message,
-        FromWorker::Serving { stack: StackId::ONLY, export: String::new() }
+        FromWorker::Serving { stack: StackId::ONLY, export: String::new(), tls_dn: None }
     );
     assert_eq!(read(&mut first, 0, 512), [0; 512]);
     drop(first);
@@ -222,8 +223,12 @@ fn shared_isolation_serves_on_threads() {
         .unwrap();
     drop(theirs);
     negotiate(&mut ours);
-    let serving =
-        FromTemplate::Serving { connection: 1, stack: StackId::ONLY, export: String::new() };
+    let serving = FromTemplate::Serving {
+        connection: 1,
+        stack: StackId::ONLY,
+        export: String::new(),
+        tls_dn: None,
+    };
     assert_eq!(template.recv(), serving);
     assert_eq!(read(&mut ours, 0, 512), [0; 512]);
     // One that is not there any more is no reason to complain.

@@ -82,6 +82,7 @@ mod tests {
     use super::*;
     use nix::errno::Errno;
     use nix::fcntl::{OFlag, open};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     use nix::sys::stat::Mode;
 
@@ -114,6 +115,9 @@ mod tests {
             };
             assert_eq!((pair(SockType::SeqPacket), pair(SockType::Datagram)), (None, refused));
             assert_eq!(opened("/dev/null", OFlag::O_RDONLY), None);
+            let memfd = |flags| memfd_create(c"x", flags).map(drop).err();
+            let of_the_journal = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+            assert_eq!((memfd(of_the_journal), memfd(MFdFlags::empty())), (None, refused));
             for flags in [OFlag::O_WRONLY, OFlag::O_RDWR, OFlag::O_CREAT, OFlag::O_PATH] {
                 assert_eq!(opened("/dev/null", flags), refused, "{flags:?}");
             }

@@ -9,18 +9,19 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use nbdkit_ipc::messages::{Isolation, Peer, PeerAddress};
+use nbdkit_ipc::messages::{Isolation, MAX_DN, Peer, PeerAddress, Totals};
 use nbdkit_ipc::phase::{Brokers, WorkerPhase};
 use nbdkit_ipc::process::Process;
 
-use crate::log::{Quota, escape};
+use crate::log::{Quota, Subject, escape};
 use crate::peer_key::PeerKey;
 
 /// The longest export name. NBD protocol, "String values".
 const MAX_EXPORT: usize = 4096;
 
-/// The longest part of an export name in a log line, bytes.
+/// The longest part of an export name, and of a certificate's, in a log line, bytes.
 const MAX_SHOWN: usize = 64;
+const MAX_SHOWN_DN: usize = 256;
 
 /// Error lines that one client's worker may cause: at once, and each second.
 const LINES: (u32, u32) = (200, 20);
@@ -47,10 +48,15 @@ pub(crate) struct Connection {
     /// The listener has made a signature, or sent a key, for its TLS handshake.
     pub(crate) signed_for: bool,
     export: Option<String>,
+    tls_dn: Option<String>,
+    /// What it has read and written, if its worker has reported that.
+    pub(crate) totals: Option<Totals>,
     /// When it was sent to the template.
     pub(crate) since: Instant,
     /// It is being disconnected, since another client's handshake needs the slot.
     pub(crate) evicted: bool,
+    /// Its worker has violated the protocol of the control channel, and is killed.
+    pub(crate) has_violated: bool,
     /// Its worker is to be killed; its process may not be known yet.
     pub(crate) kill_requested: bool,
     /// The template that it was sent to has ended.
@@ -73,14 +79,47 @@ impl Connection {
     /// Its handshake is over, and this export is being served.
     ///
     /// # Errors
-    /// It was over before, or the name is too long.
-    pub(crate) fn serving(&mut self, export: String) -> Result<(), Violation> {
-        if export.len() > MAX_EXPORT || self.export.is_some() {
+    /// It was over before, or a name is too long.
+    pub(crate) fn serving(
+        &mut self,
+        export: String,
+        tls_dn: Option<String>,
+    ) -> Result<(), Violation> {
+        let is_too_long = tls_dn.as_ref().is_some_and(|dn| dn.len() > MAX_DN);
+        if export.len() > MAX_EXPORT || is_too_long || self.export.is_some() {
             return Err(Violation::Serving);
         }
-        self.export = Some(export);
+        (self.export, self.tls_dn) = (Some(export), tls_dn);
         Ok(())
     }
+
+    /// The client, for a line of the log. `is_named`: the text of the line names it.
+    pub(crate) fn subject(&self, is_named: bool) -> Subject<'_> {
+        let Connection { peer, export, tls_dn, .. } = self;
+        let (export, tls_dn) = (export.as_deref(), tls_dn.as_deref());
+        Subject { peer, export, tls_dn, reason: None, is_named }
+    }
+
+    /// The quota of the worker's log lines, and the client, for a line that the worker has sent.
+    pub(crate) fn quota_and_subject(&mut self) -> (&mut Quota, Subject<'_>) {
+        let Connection { peer, export, tls_dn, quota, .. } = self;
+        let (export, tls_dn) = (export.as_deref(), tls_dn.as_deref());
+        (quota, Subject { peer, export, tls_dn, reason: None, is_named: false })
+    }
+
+    /// `, certificate "CN=alice"`, if it has shown one.
+    pub(crate) fn certificate(&self) -> String {
+        let dn = self.tls_dn.iter().map(|dn| format!(", certificate {}", quoted(dn, MAX_SHOWN_DN)));
+        dn.collect()
+    }
+}
+
+/// A name in quotes: escaped, and cut to so many bytes.
+fn quoted(name: &str, most: usize) -> String {
+    let cut = name.floor_char_boundary(most);
+    let mut quoted = "\"".to_owned();
+    escape(&mut quoted, &name[..cut]);
+    quoted + if cut < name.len() { "\"..." } else { "\"" }
 }
 
 /// For log lines: `client 127.0.0.1:4000, export "x"`.
@@ -88,10 +127,7 @@ impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&client_name(&self.peer))?;
         if let Some(export) = &self.export {
-            let (mut escaped, cut) = (String::new(), export.floor_char_boundary(MAX_SHOWN));
-            escape(&mut escaped, &export[..cut]);
-            let more = if cut < export.len() { "..." } else { "" };
-            write!(f, ", export \"{escaped}\"{more}")?;
+            write!(f, ", export {}", quoted(export, MAX_SHOWN))?;
         }
         Ok(())
     }
@@ -114,7 +150,7 @@ pub(crate) enum Violation {
     Forked,
     /// The process is another connection's worker, or the number is no process id.
     Process,
-    /// The handshake had ended before, or the name is too long.
+    /// The handshake had ended before, or a name is too long.
     Serving,
 }
 
@@ -159,8 +195,11 @@ impl Connections {
             brokers: Brokers::default(),
             signed_for: false,
             export: None,
+            tls_dn: None,
+            totals: None,
             since: now,
             evicted: false,
+            has_violated: false,
             kill_requested: false,
             orphan: false,
             client,
@@ -283,9 +322,11 @@ mod tests {
     fn a_handshake_ends_once_and_with_a_name_that_is_not_too_long() {
         let mut table = table(&[1]);
         let connection = table.get_mut(1).unwrap();
-        assert_eq!(connection.serving("x".repeat(MAX_EXPORT + 1)), Err(Violation::Serving));
-        assert_eq!(connection.serving(String::new()), Ok(()));
-        assert_eq!(connection.serving(String::new()), Err(Violation::Serving));
+        let too_long = ("x".repeat(MAX_EXPORT + 1), Some("x".repeat(MAX_DN + 1)));
+        assert_eq!(connection.serving(too_long.0, None), Err(Violation::Serving));
+        assert_eq!(connection.serving(String::new(), too_long.1), Err(Violation::Serving));
+        assert_eq!(connection.serving(String::new(), Some("x".repeat(MAX_DN))), Ok(()));
+        assert_eq!(connection.serving(String::new(), None), Err(Violation::Serving));
     }
 
     #[test]
@@ -295,7 +336,8 @@ mod tests {
         table.add(1, peer(address), None, false, Instant::now());
         let connection = table.get_mut(1).unwrap();
         assert_eq!(connection.to_string(), "client [::1]:4000");
-        connection.serving("a\x1b\n".to_owned()).unwrap();
+        connection.serving("a\x1b\n".to_owned(), Some("CN=\x1b".to_owned())).unwrap();
+        assert_eq!(connection.certificate(), ", certificate \"CN=\\x1b\"");
         assert_eq!(connection.to_string(), "client [::1]:4000, export \"a\\x1b\\n\"");
         connection.export = Some("é".repeat(1000));
         let shown = format!("client [::1]:4000, export \"{}\"...", "é".repeat(32));

@@ -35,6 +35,14 @@ impl DatagramClient {
         }
     }
 
+    /// Connects again: whether the service is there.
+    ///
+    /// # Errors
+    /// Those of connect(2).
+    pub(crate) fn reconnect(&self) -> io::Result<()> {
+        self.socket.connect_addr(&self.address)
+    }
+
     /// Sends a message. It is lost if the service is not there, or does not read.
     ///
     /// # Errors

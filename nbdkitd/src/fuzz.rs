@@ -62,6 +62,7 @@ pub fn command_line(
 
 /// The line that a record becomes, as standard error or a file gets it.
 pub fn log_line(record: &LogRecord) -> String {
-    let speaker = Speaker { layer: record.layer.as_deref(), connection: record.connection };
+    let layer = record.layer.as_deref();
+    let speaker = Speaker { layer, connection: record.connection, client: None };
     format_line("nbdkit", speaker, record.level, &record.text, false)
 }

@@ -132,7 +132,7 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Start
     let sandboxed = options.sandbox != Some(Sandbox::Off);
     let listener_user =
         identity::listener_user(options.listener_user.as_deref(), sandboxed, identity)?;
-    let log = Log::new(&program, &options)?;
+    let mut log = Log::new(&program, &options)?;
     let single = mode == Some(ServiceMode::Stdin);
     let streams = if single {
         // They are the client's: nothing else may read or write them.
@@ -150,6 +150,7 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Start
         None
     };
     let spec = TemplateSpec::new(&stack, &options, purpose, !single, tls.as_ref());
+    log.set_stack(spec.stack());
     let plugin = plugin_name(&stack);
     let first = Some(FirstStart { adopted });
     let plan = Plan {

@@ -6,11 +6,17 @@
 //! lines of several programs with the same standard error do not mix. Without a system log
 //! (`/dev/log`) lines for it are lost, as with syslog(3). If a system log is started later, it gets
 //! the lines from then on.
+//!
+//! Lines on standard error are nbdkit's. Those in a file begin with the time; there, in the system
+//! log and in the journal each line about a connection names the client.
 
 #![forbid(unsafe_code)]
 
+mod clock;
 mod destination;
+mod file;
 mod format;
+mod journal;
 mod output;
 mod quota;
 mod quotas;
@@ -18,7 +24,9 @@ pub(crate) mod syscalls;
 mod syslog;
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io::{self, IsTerminal, Stderr};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use nbdkit_ipc::messages::LogRecord;
@@ -27,9 +35,10 @@ use crate::cli::command_line::{LogDestination, Options};
 use crate::peer_key::PeerKey;
 use crate::system_error::SystemError;
 use destination::Destination;
+use format::Entry;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use format::line as format_line;
-pub(crate) use format::{Speaker, escape};
+pub(crate) use format::{Speaker, Subject, escape};
 pub(crate) use nbdkit_ipc::messages::Level;
 use output::Output;
 pub(crate) use quota::{Quota, Verdict};
@@ -46,6 +55,8 @@ pub(crate) struct Log {
     default: bool,
     /// Notices from before the server leaves the terminal, for the log that is used from then on.
     kept: RefCell<Vec<String>>,
+    /// The filters and the plugin, for the journal.
+    stack: String,
 }
 
 /// Most notices that are kept; a start has two or three.
@@ -74,7 +85,26 @@ impl Log {
             quotas: RefCell::new(Quotas::new(Instant::now())),
             default: options.log == LogDestination::Default && !options.foreground,
             kept: RefCell::default(),
+            stack: String::new(),
         })
+    }
+
+    /// Sets the names of the filters and the plugin.
+    pub(crate) fn set_stack(&mut self, stack: String) {
+        self.stack = stack;
+    }
+
+    /// The file of `--log`, if it is one.
+    pub(crate) fn file(&self) -> Option<PathBuf> {
+        Some(self.destination.borrow_mut().file()?.path().to_owned())
+    }
+
+    /// The file of `--log` was opened anew: lines go there from now on.
+    pub(crate) fn reopened(&self, file: File) {
+        if let Some(log) = self.destination.borrow_mut().file() {
+            log.replace(file, |dropped| self.unread(dropped));
+        }
+        self.notice("the log file was opened anew");
     }
 
     /// The server leaves the terminal: the default destination becomes the system log.
@@ -137,13 +167,20 @@ impl Log {
 
     /// Writes a line. Errors are ignored, since there is no other log for them.
     pub(crate) fn write(&self, speaker: Speaker<'_>, level: Level, text: &str) {
+        self.put(speaker, level, text, false);
+    }
+
+    /// `demanded`: the user has asked for this notice, which appears on a terminal, too.
+    fn put(&self, speaker: Speaker<'_>, level: Level, text: &str, demanded: bool) {
         match level {
             Level::Debug if self.verbose => {
                 let line = format::line(&self.prefix, speaker, level, text, self.bold);
                 self.stderr.borrow_mut().write(line, |dropped| self.unread(dropped));
             }
             Level::Debug => {}
-            Level::Notice if !self.verbose && self.destination.borrow().is_terminal() => {
+            Level::Notice
+                if !self.verbose && !demanded && self.destination.borrow().is_terminal() =>
+            {
                 let mut kept = self.kept.borrow_mut();
                 if self.default && speaker == Speaker::default() && kept.len() < MOST_KEPT {
                     kept.push(text.to_owned());
@@ -155,13 +192,14 @@ impl Log {
                         format::line(&self.prefix, speaker, level, text, self.bold)
                     }
                     destination::Kind::File => {
-                        format::line(&self.prefix, speaker, level, text, false)
+                        format::file_line(&self.prefix, speaker, level, text)
                     }
                     destination::Kind::Syslog => format::syslog_line(speaker, text),
                 };
                 let note = |dropped| self.unread(dropped);
                 let stderr = &mut self.stderr.borrow_mut();
-                self.destination.borrow_mut().write(stderr, level, line, note);
+                let entry = Entry { level, speaker, stack: &self.stack };
+                self.destination.borrow_mut().write(stderr, entry, line, note);
             }
         }
     }
@@ -178,7 +216,7 @@ impl Log {
         let note = |dropped| self.unread(dropped);
         let stderr = self.stderr.borrow_mut().catch_up(&note);
         let mut destination = self.destination.borrow_mut();
-        let file = destination.file().and_then(|file| file.catch_up(&note));
+        let file = destination.file().and_then(|file| file.catch_up(note));
         let pause = stderr.into_iter().chain(file).min()?;
         Some(now + pause)
     }
@@ -196,13 +234,26 @@ impl Log {
         if level == Level::Debug {
             return self.write(speaker, level, text);
         }
-        let verdict = self.quotas.borrow_mut().take(peer, own, text.len(), Instant::now());
-        match verdict {
-            Verdict::Drop => {}
-            Verdict::Write { dropped } => {
-                self.left_out(dropped);
-                self.write(speaker, level, text);
-            }
+        self.within_quota(peer, own, text.len(), || self.write(speaker, level, text));
+    }
+
+    /// Writes the notice about a connection that has ended (`--log-connections`), within the
+    /// quotas.
+    pub(crate) fn connection_ended(&self, peer: PeerKey, speaker: Speaker<'_>, text: &str) {
+        self.within_quota(peer, None, text.len(), || self.put(speaker, Level::Notice, text, true));
+    }
+
+    fn within_quota(
+        &self,
+        peer: PeerKey,
+        own: Option<&mut Quota>,
+        length: usize,
+        write: impl FnOnce(),
+    ) {
+        let verdict = self.quotas.borrow_mut().take(peer, own, length, Instant::now());
+        if let Verdict::Write { dropped } = verdict {
+            self.left_out(dropped);
+            write();
         }
     }
 
@@ -240,7 +291,7 @@ impl Drop for Log {
         let note = |dropped| self.unread(dropped);
         self.stderr.borrow_mut().finish(&note);
         if let Some(file) = self.destination.borrow_mut().file() {
-            file.finish(&note);
+            file.finish(note);
         }
     }
 }

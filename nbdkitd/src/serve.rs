@@ -13,7 +13,8 @@
 //! - `context`: settings, log and poll instance; `startup`: from the first template to the first
 //!   client
 //! - `dispatch`: messages of template and workers; `strays`: processes that scripts leave;
-//!   `own_user`: leaving root
+//!   `own_user`: leaving root; `reopen`: the log file on SIGUSR1; `ended`: what is logged about a
+//!   connection that has ended
 //! - `printed`: what other processes print where the server has a terminal; `fuzz`: a server
 //!   without processes
 
@@ -23,11 +24,13 @@ mod acceptor;
 mod clients;
 mod context;
 mod dispatch;
+mod ended;
 mod ending;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod own_user;
 mod printed;
+mod reopen;
 mod shutdown;
 mod slot;
 mod startup;
@@ -40,7 +43,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::prctl;
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::captive::Streams;
@@ -150,7 +153,7 @@ impl Server {
     /// A server without a template.
     fn new(mut plan: Plan, log: Log, stage: Stage) -> Result<Server, SystemError> {
         let poll = Poll::new().map_err(SystemError::in_call("epoll_create"))?;
-        let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM])
+        let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1])
             .map_err(SystemError::in_call("sigaction"))?;
         poll.registry()
             .register(&mut signals, SIGNALS, Interest::READABLE)

@@ -7,17 +7,19 @@
 //! confines itself; later messages have none of that in them.
 //!
 //! The spawner also removes the private directory of `-U -`, when the listener closes the channel:
-//! at its end, or because it was killed. There is a spawner only if a template that ended is
-//! replaced at all, or if there is such a directory.
+//! at its end, or because it was killed. And it opens the log file anew (SIGUSR1), which a confined
+//! listener cannot. There is a spawner only if a template that ended is replaced at all, or if
+//! there is such a directory or such a file.
 
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 
 use nbdkit_ipc::messages::spawner::SpawnerSetup;
-use nbdkit_ipc::messages::{EnterService, Purpose};
+use nbdkit_ipc::messages::{EnterService, Hello, Purpose};
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::program::Program;
 use nbdkit_ipc::{Channel, FromSpawner, Received, RecvError, StackId, ToSpawner, ToTemplate};
@@ -44,6 +46,8 @@ pub(crate) struct Spawner {
     replaces: bool,
     /// Whether it has a private directory to remove.
     removes: bool,
+    /// How often it was asked for the log file and has not answered.
+    log_requests: u32,
     link: Channel<ToSpawner, FromSpawner>,
 }
 
@@ -55,6 +59,8 @@ pub(crate) enum Answer {
     Template(Box<Template>),
     /// No template could be started; why, one line.
     Failed(String),
+    /// The log file, opened anew, or why it could not be.
+    Log(io::Result<File>),
     /// The spawner has ended.
     Gone,
 }
@@ -62,7 +68,7 @@ pub(crate) enum Answer {
 impl Spawner {
     /// Starts the spawner. Must be called while the listener may still execute programs. `service`:
     /// how a new template enters service, if there may be one. `private`: the directory that is
-    /// removed at the end. `gains`: see [`SpawnerSetup`].
+    /// removed at the end. `log`: the file that is opened anew. `gains`: see [`SpawnerSetup`].
     ///
     /// # Errors
     /// The program cannot be started.
@@ -70,6 +76,7 @@ impl Spawner {
         spec: &TemplateSpec,
         service: Option<&EnterService>,
         private: Option<&Path>,
+        log: Option<&Path>,
         gains: bool,
     ) -> Result<Spawner, ProgramError> {
         let template = spec.program();
@@ -88,10 +95,12 @@ impl Spawner {
         let _ = usual.thread_set_mask();
         let (pid, link) = started.map_err(failed)?;
         let (replaces, removes) = (service.is_some(), private.is_some());
-        let spawner = Spawner { pid, reaped: false, replaces, removes, link };
+        let spawner = Spawner { pid, reaped: false, replaces, removes, log_requests: 0, link };
         let setup = SpawnerSetup {
+            hello: Hello::ours(),
             listener: Pid::this().as_raw(),
             private: private.map(Into::into),
+            log: log.map(Into::into),
             gains,
             replaces,
             program: template.path.clone().into(),
@@ -143,9 +152,38 @@ impl Spawner {
         let _ = self.link.try_send(&ToSpawner::Follow { template: template.as_raw() }, &[]);
     }
 
+    /// Asks for the log file.
+    ///
+    /// # Errors
+    /// EPIPE: the spawner has ended. EAGAIN: it has not taken earlier requests.
+    pub(crate) fn ask_for_log(&mut self) -> io::Result<()> {
+        self.link.try_send(&ToSpawner::OpenLog, &[])?;
+        self.log_requests += 1;
+        Ok(())
+    }
+
+    /// Counts an answer about the log file; whether it was asked for.
+    fn was_asked_for_log(&mut self) -> bool {
+        let requests = self.log_requests.checked_sub(1);
+        self.log_requests = requests.unwrap_or(0);
+        requests.is_some()
+    }
+
     /// Takes an answer, if there is one.
-    pub(crate) fn receive(&self) -> Answer {
+    pub(crate) fn receive(&mut self) -> Answer {
         match self.link.try_recv() {
+            Ok(Received { message: FromSpawner::Log, fds, lost }) if self.was_asked_for_log() => {
+                match <[_; 1]>::try_from(fds) {
+                    Ok([fd]) => Answer::Log(Ok(fd.into())),
+                    Err(_) if lost => Answer::Log(Err(Errno::EMFILE.into())),
+                    Err(_) => Answer::Gone,
+                }
+            }
+            Ok(Received { message: FromSpawner::NoLog { errno }, .. })
+                if self.was_asked_for_log() =>
+            {
+                Answer::Log(Err(io::Error::from_raw_os_error(errno)))
+            }
             Ok(Received {
                 message: FromSpawner::Started { stack: StackId::ONLY, pid },
                 fds,
@@ -161,7 +199,7 @@ impl Spawner {
                 strerror(Errno::from_raw(errno))
             )),
             Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => Answer::Nothing,
-            // Nor is a spawner of use that answers for a stack that it was not asked for.
+            // Nor is a spawner of use that answers what it was not asked for.
             Ok(_) | Err(_) => Answer::Gone,
         }
     }
@@ -202,5 +240,39 @@ fn ends_soon(pid: Pid) -> bool {
             Err(Errno::EINTR) => {}
             ended => return ended == Ok(1),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_file_is_taken_as_often_as_it_was_asked_for() {
+        let (link, other) = Channel::<ToSpawner, FromSpawner>::pair().unwrap();
+        let new = |link| Spawner {
+            pid: Pid::this(),
+            reaped: true,
+            replaces: false,
+            removes: false,
+            log_requests: 0,
+            link,
+        };
+        let mut spawner = new(link);
+        let file = File::open("/dev/null").unwrap();
+        spawner.ask_for_log().unwrap();
+        spawner.ask_for_log().unwrap();
+        assert_eq!(other.recv().unwrap().message, ToSpawner::OpenLog);
+        assert!(matches!(spawner.receive(), Answer::Nothing));
+        other.send(&FromSpawner::Log, &[file.as_fd()]).unwrap();
+        assert!(matches!(spawner.receive(), Answer::Log(Ok(_))));
+        other.send(&FromSpawner::NoLog { errno: libc::EACCES }, &[]).unwrap();
+        let Answer::Log(Err(error)) = spawner.receive() else { panic!("an error") };
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+        other.send(&FromSpawner::Log, &[file.as_fd()]).unwrap();
+        assert!(matches!(spawner.receive(), Answer::Gone), "not asked for");
+        spawner.ask_for_log().unwrap();
+        other.send(&FromSpawner::Log, &[]).unwrap();
+        assert!(matches!(spawner.receive(), Answer::Gone), "without a file");
     }
 }

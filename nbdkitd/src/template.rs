@@ -268,7 +268,12 @@ mod tests {
         other.send(&FromTemplate::Hello(Hello::ours()), &[]).unwrap();
         assert!(matches!(template.receive(), Incoming::Message(FromTemplate::Hello(_), _)));
         template.phase = Phase::Serving;
-        let serving = FromTemplate::Serving { connection: 1, stack: StackId(1), export: "".into() };
+        let serving = FromTemplate::Serving {
+            connection: 1,
+            stack: StackId(1),
+            export: "".into(),
+            tls_dn: None,
+        };
         other.send(&serving, &[]).unwrap();
         assert!(matches!(template.receive(), Incoming::Violation(why) if why.contains("stack")));
         drop(other);

@@ -42,6 +42,7 @@ pub fn configuration(filters: &[&str], plugin: &str) -> Configure {
         introduction: String::new(),
         one_client: false,
         allowed: Allowed::default(),
+        log_connections: false,
     }
 }
 

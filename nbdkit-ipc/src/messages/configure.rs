@@ -68,6 +68,8 @@ pub struct Configure {
     pub one_client: bool,
     /// `--allow-path` and `--allow-net`.
     pub allowed: Allowed,
+    /// `--log-connections`: whether `Totals` are wanted.
+    pub log_connections: bool,
 }
 
 /// What a strictly confined stack may reach beyond what it declares.

@@ -1,4 +1,5 @@
-//! The messages between listener and spawner, which starts new templates.
+//! The messages between listener and spawner, which starts new templates and opens the log file
+//! anew.
 
 #![forbid(unsafe_code)]
 
@@ -7,7 +8,7 @@ use std::ffi::OsString;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::StackId;
-use crate::messages::ToTemplate;
+use crate::messages::{Hello, ToTemplate};
 
 /// Sent by the listener to its spawner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,23 +24,29 @@ pub enum ToSpawner {
     /// One of the messages that a template is configured with, up to `EnterService`, in order.
     /// After `Setup`.
     Know(Box<ToTemplate>),
-    /// The set-up is complete. After it only `Start` and `Follow`.
+    /// The set-up is complete. After it only `Start`, `Follow` and `OpenLog`.
     SetupEnd,
     /// The listener was moved into another control group: move the other processes, too.
     Follow {
         /// The template's process id.
         template: i32,
     },
+    /// Open the log file of the set-up. Only if the setup has one. Answer: `Log` or `NoLog`.
+    OpenLog,
 }
 
 /// What the spawner has to know to start templates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpawnerSetup {
+    /// The listener's: the spawner ends if it is of another build.
+    pub hello: Hello,
     /// The listener's process id. The spawner ends with it.
     pub listener: i32,
     /// The directory of `-U -`: see [`private`](crate::private). Removed when the listener closes
     /// the channel or ends.
     pub private: Option<OsString>,
+    /// The absolute path of `--log`, if that is a file: see [`log_file`](crate::log_file).
+    pub log: Option<OsString>,
     /// Whether programs that a stack executes while it starts may gain privileges: the stack runs
     /// programs, or has code that declares nothing.
     pub gains: bool,
@@ -75,6 +82,13 @@ pub enum FromSpawner {
         /// Why.
         errno: i32,
     },
+    /// Descriptor: the log file, opened anew.
+    Log,
+    /// The log file could not be opened.
+    NoLog {
+        /// Why.
+        errno: i32,
+    },
 }
 
 #[cfg(test)]
@@ -93,6 +107,34 @@ mod tests {
         assert_eq!(first(encode(&ToSpawner::Know(Box::new(ToTemplate::ConfigureEnd)))), 2);
         assert_eq!(first(encode(&ToSpawner::SetupEnd)), 3);
         assert_eq!(first(encode(&ToSpawner::Follow { template: 1 })), 4);
+        assert_eq!(encode(&ToSpawner::OpenLog).unwrap(), [5, 0, 0, 0]);
         assert_eq!(first(encode(&FromSpawner::Failed { stack: StackId::ONLY, errno: 1 })), 1);
+        assert_eq!(encode(&FromSpawner::Log).unwrap(), [2, 0, 0, 0]);
+        let none = FromSpawner::NoLog { errno: 13 };
+        assert_eq!(encode(&none).unwrap(), [3, 0, 0, 0, 13, 0, 0, 0]);
+    }
+
+    /// A spawner of another build has to find the listener's `Hello` where it expects it.
+    #[test]
+    fn the_setup_begins_with_the_hello() {
+        let setup = SpawnerSetup {
+            hello: Hello { version: 1, build: "b".to_owned() },
+            listener: 2,
+            private: None,
+            log: Some("/l".into()),
+            gains: false,
+            replaces: true,
+            program: "p".into(),
+            directory: None,
+            title: String::new(),
+            spared: false,
+        };
+        let bytes = [
+            &[1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, b'b', 2, 0, 0, 0, 0][..],
+            // OsString on Unix.
+            &[1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, b'/', b'l'],
+        ]
+        .concat();
+        assert!(encode(&ToSpawner::Setup(setup)).unwrap().starts_with(&bytes));
     }
 }

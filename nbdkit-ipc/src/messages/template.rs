@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Configure, Isolation, LogRecord, Parameter, Peer};
+use super::{Configure, Isolation, LogRecord, Parameter, Peer, Totals};
 use crate::ids::StackId;
 use crate::keys::{KeyAnswer, KeyRequest, TlsPiece};
 use crate::status::WorkerExit;
@@ -133,6 +133,8 @@ pub enum FromTemplate {
         stack: StackId,
         /// The export's name as the client gave it: hostile.
         export: String,
+        /// As in [`FromWorker::Serving`](crate::FromWorker::Serving).
+        tls_dn: Option<String>,
     },
     /// The template has forked its broker. At most once, before `Ready`. Descriptor: the listener's
     /// end of its channel.
@@ -143,6 +145,13 @@ pub enum FromTemplate {
         pid: i32,
         /// Every client will need it: workers get their channels with their clients.
         always: bool,
+    },
+    /// With isolation `Shared`: a connection's `Totals`, which else its worker sends.
+    Totals {
+        /// Which client's.
+        connection: u64,
+        /// What it has read and written.
+        totals: Totals,
     },
 }
 

@@ -34,13 +34,21 @@ fn variants_keep_their_order() {
     assert_eq!(first(encode(&FromTemplate::Shutdown)), 7);
     assert_eq!(first(encode(&FromWorker::Shutdown)), 1);
     assert_eq!(
-        first(encode(&FromWorker::Serving { stack: StackId::ONLY, export: String::new() })),
+        first(encode(&FromWorker::Serving {
+            stack: StackId::ONLY,
+            export: String::new(),
+            tls_dn: None
+        })),
         2
     );
     assert_eq!(first(encode(&FromTemplate::Refused { syscall: 0 })), 8);
     assert_eq!(first(encode(&FromWorker::Refused { syscall: 0 })), 3);
-    let serving =
-        FromTemplate::Serving { connection: 1, stack: StackId::ONLY, export: String::new() };
+    let serving = FromTemplate::Serving {
+        connection: 1,
+        stack: StackId::ONLY,
+        export: String::new(),
+        tls_dn: None,
+    };
     assert_eq!(first(encode(&serving)), 10);
     assert_eq!(first(encode(&ToTemplate::Disconnect { connection: 1 })), 9);
     assert_eq!(first(encode(&ToWorker::Quiesce)), 0);
@@ -65,11 +73,12 @@ fn ids_keep_their_place() {
     let (stack, key) = (StackId(7), crate::ids::KeyId(9));
     let export = || "x".to_owned();
     let name = [1, 0, 0, 0, 0, 0, 0, 0, b'x'];
-    let serving = encode(&FromWorker::Serving { stack, export: export() }).unwrap();
-    assert_eq!(serving, [&[2, 0, 0, 0, 7, 0, 0, 0][..], &name].concat());
-    let serving = FromTemplate::Serving { connection: 3, stack, export: export() };
+    let serving = encode(&FromWorker::Serving { stack, export: export(), tls_dn: None }).unwrap();
+    assert_eq!(serving, [&[2, 0, 0, 0, 7, 0, 0, 0][..], &name, &[0]].concat());
+    let tls_dn = Some(export());
+    let serving = FromTemplate::Serving { connection: 3, stack, export: export(), tls_dn };
     let start = [10, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0];
-    assert_eq!(encode(&serving).unwrap(), [&start[..], &name].concat());
+    assert_eq!(encode(&serving).unwrap(), [&start[..], &name, &[1], &name].concat());
     let broker = FromTemplate::Broker { stack, pid: 2, always: true };
     assert_eq!(encode(&broker).unwrap(), [11, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0, 0, 1]);
     assert_eq!(encode(&FromWorker::Broker { stack }).unwrap(), [5, 0, 0, 0, 7, 0, 0, 0]);
@@ -110,6 +119,17 @@ fn shared_types_keep_their_bytes() {
     }
 }
 
+/// If these bytes change, so must `VERSION`.
+#[test]
+fn totals_keep_their_bytes() {
+    let totals = Totals { read: 0x0102, written: 3 };
+    let numbers = [2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
+    let worker = [&[6, 0, 0, 0][..], &numbers].concat();
+    assert_eq!(encode(&FromWorker::Totals(totals)).unwrap(), worker);
+    let template = [&[12, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0][..], &numbers].concat();
+    assert_eq!(encode(&FromTemplate::Totals { connection: 7, totals }).unwrap(), template);
+}
+
 #[test]
 fn levels_keep_their_order() {
     for (number, level) in
@@ -148,6 +168,10 @@ fn random_bytes_decode_to_nothing_or_to_their_message() {
 
 #[test]
 fn another_build_is_refused_with_both_names() {
+    let (ours, digit) = (Hello::ours(), if crate::BUILD.ends_with('0') { "1" } else { "0" });
+    let other = [&crate::BUILD[..crate::BUILD.len() - 1], digit].concat();
+    let error = Hello { build: other.clone(), ..ours }.check().unwrap_err();
+    assert!(error.contains(crate::BUILD) && error.contains(&other), "{error}");
     let error = Hello { version: 1, build: "evil\x1b[2J".to_owned() }.check().unwrap_err();
     assert!(error.contains("evil\\u{1b}[2J"), "{error}");
     assert!(Hello::ours().check().is_ok());

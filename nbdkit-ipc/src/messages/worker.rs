@@ -8,6 +8,20 @@ use super::LogRecord;
 use crate::ids::StackId;
 use crate::keys::{KeyAnswer, KeyRequest};
 
+/// Longest name of a client's certificate, bytes. The sender truncates longer ones, the receiver
+/// refuses them.
+pub const MAX_DN: usize = 1024;
+
+/// What a client's valid requests have read and written, bytes, but for those that failed. The
+/// worker's word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// NBD_CMD_READ.
+    pub read: u64,
+    /// NBD_CMD_WRITE.
+    pub written: u64,
+}
+
 /// Sent by a worker, a process that parses a client's bytes, on its own channel: check before use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromWorker {
@@ -21,6 +35,9 @@ pub enum FromWorker {
         stack: StackId,
         /// The export's name as the client gave it: hostile.
         export: String,
+        /// The subject of the client's certificate, RFC 4514, if there is one: at most [`MAX_DN`]
+        /// bytes.
+        tls_dn: Option<String>,
     },
     /// The sandbox refused a system call, and the worker ends now. Sent by a signal handler: see
     /// [`refusal`](crate::refusal).
@@ -35,6 +52,10 @@ pub enum FromWorker {
         /// The stack whose broker is meant.
         stack: StackId,
     },
+    /// The client is gone. At the end, once, if [`log_connections`] asks for it.
+    ///
+    /// [`log_connections`]: super::Configure::log_connections
+    Totals(Totals),
 }
 
 /// Sent by the listener to a worker.

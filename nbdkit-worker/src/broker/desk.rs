@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nbdkit_api::endpoints::direct::{self, Address};
 use nbdkit_api::paths::{self, Declared, Failure, Found};
-use nbdkit_api::{endpoints, strerror};
+use nbdkit_api::{endpoints, log, strerror};
 use nbdkit_ipc::messages::broker::{MAX_REASON, OpenAccess};
 use nbdkit_ipc::{Channel, FromBroker, Received, RecvError, ToBroker};
 use nix::errno::Errno;
@@ -250,9 +250,8 @@ fn receive(asker: &mut Asker) -> Result<ToBroker, Next> {
 fn has_to_wait(asker: &mut Asker, wait: Duration, does: &str) -> Next {
     if !std::mem::replace(&mut asker.reported, true) {
         let connection = asker.connection;
-        nbdkit_api::log::error(&format!(
-            "connection {connection} {does} too often and has to wait"
-        ));
+        let _about = log::enter(log::Speaker { layer: None, connection });
+        log::error(&format!("connection {connection} {does} too often and has to wait"));
     }
     Next::Waits(wait)
 }
@@ -319,7 +318,8 @@ fn has_gone(asker: &Asker) -> bool {
 }
 
 fn broke_the_rules(asker: &Asker, what: &str) -> Next {
-    nbdkit_api::log::error(&format!(
+    let _about = log::enter(log::Speaker { layer: None, connection: asker.connection });
+    log::error(&format!(
         "connection {} sent an invalid message to the broker, its channel is closed: {what}",
         asker.connection
     ));

@@ -12,6 +12,7 @@ use nbdkit_api::{Backend, Errno, Error, Flags, Result};
 
 use super::negotiated::Features;
 use super::reply::Replies;
+use super::totals::Counters;
 use crate::settings::Settings;
 pub(crate) use known_data::KnownData;
 
@@ -24,6 +25,7 @@ pub(crate) struct Target<'a> {
     /// Export size, bytes.
     pub(crate) size: u64,
     pub(crate) known_data: &'a KnownData,
+    pub(crate) totals: &'a Counters,
 }
 
 impl Target<'_> {
@@ -38,6 +40,7 @@ impl Target<'_> {
     ) {
         let result = self.settings.serialized(|| self.call(request, flags, payload, replies));
         if let Err(error) = result {
+            self.totals.failed(request);
             replies.error(request, self.features, &error);
         }
     }

@@ -103,6 +103,7 @@ fn serve(socket: UnixStream, plugin: Delayed, threads: u32) -> WorkerExit {
         introduction: String::new(),
         one_client: false,
         allowed: nbdkit_ipc::messages::Allowed::default(),
+        log_connections: false,
     };
     let settings = Settings::new(&configure, ThreadModel::Parallel).unwrap();
     let socket = Socket::new(socket.into(), None);
@@ -115,6 +116,7 @@ fn serve(socket: UnixStream, plugin: Delayed, threads: u32) -> WorkerExit {
         socket,
         authority: Arc::new(Nobody),
         on_serving: &|_| {},
+        totals: super::Counters::default(),
     };
     catch_unwind(AssertUnwindSafe(|| connection.serve())).unwrap_or(WorkerExit::Panicked)
 }

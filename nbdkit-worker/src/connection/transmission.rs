@@ -58,6 +58,7 @@ pub(super) fn serve(
             features: negotiated.features,
             size: negotiated.size,
             known_data: &known_data,
+            totals: &connection.totals,
         },
         sender: Sender::new(connection),
         pool: pooled.then(|| prealloc.pool(connection.settings.threads)),

@@ -21,7 +21,7 @@ use nix::unistd::{pipe2, read, write};
 use super::orphaned::Deadline;
 use super::{Service, unexpected, worker};
 use crate::authority::{SharedListener, Waiting};
-use crate::connection::{Connection, Socket};
+use crate::connection::{Connection, Counters, Socket};
 use crate::log::TemplateLink;
 use crate::process;
 
@@ -277,17 +277,24 @@ fn serve_one(
 ) -> WorkerExit {
     let (layer, settings) = (&service.layer, &service.settings);
     let number = client.number();
+    let told = Arc::clone(&client);
     let on_serving = |export: &str| {
         service.send(&FromTemplate::Serving {
             connection: number,
             stack: StackId::ONLY,
             export: export.to_owned(),
+            tls_dn: worker::tls_dn(&told),
         });
     };
     let authority = Arc::new(authority);
-    let connection =
-        Connection { layer, settings, client, socket, authority, on_serving: &on_serving };
-    catch_unwind(AssertUnwindSafe(|| connection.serve())).unwrap_or(WorkerExit::Panicked)
+    let (on_serving, totals) = (&on_serving, Counters::default());
+    let connection = Connection { layer, settings, client, socket, authority, on_serving, totals };
+    let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));
+    if settings.log_connections {
+        let totals = connection.totals.totals();
+        service.send(&FromTemplate::Totals { connection: number, totals });
+    }
+    served.unwrap_or(WorkerExit::Panicked)
 }
 
 fn ended(service: &Service, connection: u64, exit: WorkerExit) {

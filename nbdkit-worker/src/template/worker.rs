@@ -7,13 +7,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use nbdkit_api::client::Client;
-use nbdkit_ipc::messages::{self, Serve};
+use nbdkit_ipc::messages::{self, MAX_DN, Serve};
 use nbdkit_ipc::{Channel, FromWorker, StackId, WorkerExit, title};
 
 use super::Service;
 use crate::authority::Listener;
 use crate::broker::ask;
-use crate::connection::{Connection, Socket};
+use crate::connection::{Connection, Counters, Socket};
 use crate::log::TemplateLink;
 use crate::{log, privileges, process};
 
@@ -66,12 +66,13 @@ pub(super) fn run(
         ask::ask_by(Arc::clone(&listener), broker);
     }
     let socket = Socket::new(input, output);
+    let client = client(serve, &socket);
+    let told = Arc::clone(&client);
     let tell = |export: &str| {
         entitle(&serve.peer.address, Some(export));
-        let _ = link
-            .send(&FromWorker::Serving { stack: StackId::ONLY, export: export.to_owned() }, &[]);
+        let (stack, export, tls_dn) = (StackId::ONLY, export.to_owned(), tls_dn(&told));
+        let _ = link.send(&FromWorker::Serving { stack, export, tls_dn }, &[]);
     };
-    let client = client(serve, &socket);
     let connection = Connection {
         layer: &service.layer,
         settings: &service.settings,
@@ -79,8 +80,12 @@ pub(super) fn run(
         socket,
         authority: listener,
         on_serving: &tell,
+        totals: Counters::default(),
     };
     let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));
+    if service.settings.log_connections {
+        let _ = link.send(&FromWorker::Totals(connection.totals.totals()), &[]);
+    }
     served.unwrap_or(WorkerExit::Panicked).code()
 }
 
@@ -94,6 +99,12 @@ fn entitle(address: &messages::PeerAddress, export: Option<&str>) {
     };
     let export = export.map_or(String::new(), |name| format!(" export={}", title::name(name)));
     title::set(&format!("worker {address}{export}"));
+}
+
+/// The subject of a client's certificate, if it has shown one, as the listener takes it.
+pub(super) fn tls_dn(client: &Client) -> Option<String> {
+    let dn = &client.tls()?.dn;
+    (!dn.is_empty()).then(|| dn[..dn.floor_char_boundary(MAX_DN)].to_owned())
 }
 
 /// The client that came with `serve`.

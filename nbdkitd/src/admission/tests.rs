@@ -105,7 +105,7 @@ fn finished_and_evicted_connections_do_not_count_as_handshakes() {
     let admission = admission(256, 0);
     let mut table = table(&[(A, 32)]);
     let late = Instant::now() + OWN_TIME;
-    table.get_mut(1).unwrap().serving(String::new()).unwrap();
+    table.get_mut(1).unwrap().serving(String::new(), None).unwrap();
     assert_eq!(decide(&admission, &table, A, late), Decision::Admit);
     table.add(33, peer(A), None, false, Instant::now());
     assert_eq!(decide(&admission, &table, A, late), Decision::Evict(2));
@@ -188,14 +188,14 @@ fn where_descriptors_are_few_so_are_clients() {
 fn a_handshake_that_takes_long_gives_up_the_last_place() {
     let admission = admission(2, 0);
     let mut table = table(&[(A, 2)]);
-    table.get_mut(1).unwrap().serving(String::new()).unwrap();
+    table.get_mut(1).unwrap().serving(String::new(), None).unwrap();
     let since = table.get_mut(2).unwrap().since;
     let late = since + EVICTION_AGE;
     assert!(admission.is_full(&table, since) && !admission.is_full(&table, late));
     assert_eq!(admission.next_slot(&table), Some(late));
     assert_eq!(decide(&admission, &table, B, since), Decision::Wait(Some(late)));
     assert_eq!(decide(&admission, &table, B, late), Decision::Evict(2));
-    table.get_mut(2).unwrap().serving(String::new()).unwrap();
+    table.get_mut(2).unwrap().serving(String::new(), None).unwrap();
     assert!(admission.is_full(&table, late));
     assert_eq!(decide(&admission, &table, B, late), Decision::Wait(None));
     assert_eq!(admission.next_slot(&table), None);

@@ -172,6 +172,8 @@ pub(crate) struct Options {
     pub(crate) listener_user: Option<OsString>,
     /// `--log`.
     pub(crate) log: LogDestination,
+    /// `--log-connections`.
+    pub(crate) log_connections: bool,
     /// `--max-connections`; 0 is no limit, `None` the default.
     pub(crate) max_connections: Option<u32>,
     /// `--max-connections-per-peer`; 0 is no limit, `None` half of all for an address.
@@ -216,6 +218,8 @@ pub(crate) enum LogDestination {
     Stderr,
     /// The system log.
     Syslog,
+    /// The journal of systemd.
+    Journal,
     /// Nowhere.
     Null,
     /// Appended to the file at this absolute path.

@@ -163,6 +163,7 @@ impl Given {
             OptionId::KeepAlive => options.keepalive = KeepAlive::System,
             OptionId::ListenerUser => options.listener_user = Some(argument),
             OptionId::Log => options.log = parse_log(&argument)?,
+            OptionId::LogConnections => options.log_connections = true,
             OptionId::MaskHandshake => {
                 options.protocol.mask_handshake = parse_integer("mask-handshake", &argument)?;
             }

@@ -152,6 +152,7 @@ fn every_spelling_of_every_argument_sets_its_field() {
         (&["--isolation"], "shared", |o| o.isolation = Some(Isolation::Shared)),
         (&["--log"], "stderr", |o| o.log = LogDestination::Stderr),
         (&["--log"], "syslog", |o| o.log = LogDestination::Syslog),
+        (&["--log"], "journal", |o| o.log = LogDestination::Journal),
         (&["--log"], "null", |o| o.log = LogDestination::Null),
         (&["--listener-user"], "daemon", |o| o.listener_user = Some("daemon".into())),
         (&["--log"], "default", |o| o.log = LogDestination::Default),
@@ -294,7 +295,7 @@ fn bad_arguments_have_the_errors_of_nbdkit() {
         ),
         (
             &["--log=relative"],
-            "nbdkit: --log must be \"stderr\", \"syslog\", \"null\", or an absolute path",
+            "nbdkit: --log must be \"stderr\", \"syslog\", \"journal\", \"null\", or an absolute path",
         ),
         (&["-U", ""], "nbdkit: error: cannot convert null or empty path to an absolute path"),
         (&["-P", ""], "nbdkit: error: cannot convert null or empty path to an absolute path"),

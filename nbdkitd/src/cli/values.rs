@@ -56,11 +56,12 @@ pub(crate) fn parse_log(argument: &OsStr) -> Result<LogDestination, Fault> {
         b"default" => Ok(LogDestination::Default),
         b"stderr" => Ok(LogDestination::Stderr),
         b"syslog" => Ok(LogDestination::Syslog),
+        b"journal" => Ok(LogDestination::Journal),
         b"null" => Ok(LogDestination::Null),
         [b'/', ..] => Ok(LogDestination::File(argument.into())),
-        _ => {
-            Err(Fault::plain("--log must be \"stderr\", \"syslog\", \"null\", or an absolute path"))
-        }
+        _ => Err(Fault::plain(
+            "--log must be \"stderr\", \"syslog\", \"journal\", \"null\", or an absolute path",
+        )),
     }
 }
 

@@ -19,6 +19,9 @@ const MORE_THAN_READ: u64 =
 /// The type of channels, as nbdkit-ipc makes them.
 const CHANNEL: u64 = (c::SOCK_SEQPACKET | c::SOCK_CLOEXEC) as u64;
 
+/// The flags of a file for the journal.
+const MEMFD: u64 = (c::MFD_CLOEXEC | c::MFD_ALLOW_SEALING) as u64;
+
 /// The listener, once it serves.
 #[rustfmt::skip]
 pub(super) const LISTENER: &[Line] = &[
@@ -65,6 +68,8 @@ pub(super) const LISTENER: &[Line] = &[
     #[cfg(target_arch = "x86_64")]
     any(c::SYS_poll),             // log: whether standard error can be written to
     any(c::SYS_ppoll),            // glibc poll(3) on machines without a poll system call
+    with(c::SYS_memfd_create, &[Is(1, MEMFD)]),              // log: a line that is too long for a datagram to the journal
+    with(c::SYS_fcntl, &[Is(1, c::F_ADD_SEALS as u64)]),     // log: seals of that file
     any(c::SYS_write),            // log: standard error, --log=FILE; signal-hook: the socket of its handlers
     any(c::SYS_writev),           // std: the message of a panic
     with(c::SYS_ioctl, &[Is(1, c::TCGETS)]),                 // std is_terminal: standard error

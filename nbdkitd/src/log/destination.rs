@@ -2,17 +2,16 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::File;
 use std::io::Stderr;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-
-use nbdkit_ipc::messages::Level;
 
 use crate::cli::command_line::LogDestination;
 use crate::sys::refusal;
 use crate::system_error::SystemError;
 
+use super::file::LogFile;
+use super::format::Entry;
+use super::journal::Journal;
 use super::output::Output;
 use super::syslog::Syslog;
 
@@ -23,7 +22,7 @@ pub(super) enum Kind {
     Terminal,
     /// A file.
     File,
-    /// The system log.
+    /// The system log, or the journal.
     Syslog,
 }
 
@@ -31,8 +30,9 @@ pub(super) enum Kind {
 pub(super) enum Destination {
     Stderr,
     Null,
-    File(Output<File>),
+    File(LogFile),
     Syslog(Syslog),
+    Journal(Journal),
 }
 
 impl Destination {
@@ -40,22 +40,14 @@ impl Destination {
     /// into the background.
     ///
     /// # Errors
-    /// A file that cannot be opened, for standard error.
+    /// A file that cannot be opened, or a journal that is not there, for standard error.
     pub(super) fn open(wanted: &LogDestination) -> Result<Destination, SystemError> {
         Ok(match wanted {
             LogDestination::Default | LogDestination::Stderr => Destination::Stderr,
             LogDestination::Syslog => Destination::syslog(),
             LogDestination::Null => Destination::Null,
-            LogDestination::File(path) => {
-                // A log may name clients and files: only its owner may read it.
-                let mut options = File::options();
-                options.append(true).create(true).mode(0o600);
-                // A FIFO without a reader is an error, and one with a slow reader does not stop the
-                // server.
-                options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-                let file = options.open(path).map_err(SystemError::on("--log", path.display()))?;
-                Destination::File(Output::new(file))
-            }
+            LogDestination::Journal => Destination::Journal(Journal::connect()?),
+            LogDestination::File(path) => Destination::File(LogFile::open(path)?),
         })
     }
 
@@ -77,6 +69,10 @@ impl Destination {
                 Some((fd, address, head)) => refusal::log_to(fd.as_raw_fd(), address, &head),
                 None => refusal::log_to(NOWHERE, None, head),
             },
+            Destination::Journal(journal) => {
+                let (fd, address, head) = journal.raw_output();
+                refusal::log_to(fd.as_raw_fd(), address, &head);
+            }
         }
     }
 
@@ -89,54 +85,27 @@ impl Destination {
     pub(super) fn write(
         &mut self,
         stderr: &mut Output<Stderr>,
-        level: Level,
+        entry: Entry<'_>,
         line: impl FnOnce(Kind) -> String,
         note: impl Fn(u64) -> String,
     ) {
         match self {
             Destination::Null => {}
             Destination::Stderr => stderr.write(line(Kind::Terminal), note),
-            Destination::File(file) => file.write(line(Kind::File), note),
-            Destination::Syslog(syslog) => syslog.write(level, &line(Kind::Syslog)),
+            Destination::File(file) => file.write(&line(Kind::File), note),
+            Destination::Syslog(syslog) => syslog.write(entry.level, &line(Kind::Syslog)),
+            Destination::Journal(journal) => journal.write(entry, &line(Kind::Syslog)),
         }
     }
 
     /// The file, if it is one.
-    pub(super) fn file(&mut self) -> Option<&mut Output<File>> {
+    pub(super) fn file(&mut self) -> Option<&mut LogFile> {
         match self {
             Destination::File(file) => Some(file),
-            Destination::Stderr | Destination::Null | Destination::Syslog(_) => None,
+            Destination::Stderr
+            | Destination::Null
+            | Destination::Syslog(_)
+            | Destination::Journal(_) => None,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_are_appended_to_and_private() {
-        use std::os::unix::fs::PermissionsExt;
-        let path = std::env::temp_dir().join(format!("nbdkitd-log-{}", std::process::id()));
-        let _ = std::fs::remove_file(&path);
-        for text in ["one\n", "two\n"] {
-            let mut log = Destination::open(&LogDestination::File(path.clone())).unwrap();
-            let line = |kind| {
-                assert_eq!(kind, Kind::File);
-                text.to_owned()
-            };
-            let mut stderr = Output::new(std::io::stderr());
-            log.write(&mut stderr, Level::Error, line, |_| String::new());
-        }
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0);
-        std::fs::remove_file(&path).unwrap();
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_opened_is_named() {
-        let path = std::path::PathBuf::from("/no/such/dir/log");
-        let error = Destination::open(&LogDestination::File(path)).err().unwrap();
-        assert_eq!(error.to_string(), "--log: /no/such/dir/log: No such file or directory");
     }
 }

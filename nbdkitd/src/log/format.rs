@@ -6,22 +6,50 @@
 
 use std::fmt::Write as _;
 
-use nbdkit_ipc::messages::Level;
+use nbdkit_ipc::messages::{Level, Peer};
 
-/// The source of a line.
+use crate::connections::client_name;
+
+/// The source of a line, and whom it is about.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Speaker<'a> {
     /// Plugin or filter; `None` for the server itself.
     pub(crate) layer: Option<&'a str>,
     /// Number of the connection; 0 for none.
     pub(crate) connection: u64,
+    /// The client, if the line is about one.
+    pub(crate) client: Option<Subject<'a>>,
+}
+
+/// The client that a line is about, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Subject<'a> {
+    /// Its address and credentials.
+    pub(crate) peer: &'a Peer,
+    /// The export that it has chosen: its own word.
+    pub(crate) export: Option<&'a str>,
+    /// The subject of its certificate: its worker's word.
+    pub(crate) tls_dn: Option<&'a str>,
+    /// Why its connection has ended, in the line that reports that.
+    pub(crate) reason: Option<&'a str>,
+    /// Whether the text of the line names it.
+    pub(crate) is_named: bool,
+}
+
+/// A line, beside its text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry<'a> {
+    pub(super) level: Level,
+    pub(super) speaker: Speaker<'a>,
+    /// The filters and the plugin.
+    pub(super) stack: &'a str,
 }
 
 /// Longest name of a layer that is printed, bytes.
 const MAX_LAYER: usize = 64;
 
-/// A line for standard error or a file, with its newline: `nbdkit: file[1]: error: open: disk.img:
-/// ...`.
+/// A line for standard error, with its newline: `nbdkit: file[1]: error: open: disk.img: ...`. This
+/// is nbdkit's format.
 ///
 /// `bold` makes the layer's name stand out on a terminal.
 pub(crate) fn line(
@@ -38,25 +66,46 @@ pub(crate) fn line(
         // Writing to a String does not fail.
         let _ = write!(line, "{on}{name}{off}: ");
     }
+    finish(&mut line, level, text);
+    line
+}
+
+/// A line for a file, with its newline and without the time: as [`line`], and with the client.
+pub(super) fn file_line(prefix: &str, speaker: Speaker<'_>, level: Level, text: &str) -> String {
+    let mut line = format!("{prefix}: ");
+    introduce(&mut line, speaker);
+    finish(&mut line, level, text);
+    line
+}
+
+/// A line for the system log, which adds time, program, process and priority itself.
+pub(super) fn syslog_line(speaker: Speaker<'_>, text: &str) -> String {
+    let mut line = String::new();
+    introduce(&mut line, speaker);
+    escape(&mut line, text);
+    line
+}
+
+/// The layer and the client, before the text: what a worker has written cannot look like it.
+fn introduce(line: &mut String, speaker: Speaker<'_>) {
+    let name = name(speaker);
+    if !name.is_empty() {
+        let _ = write!(line, "{name}: ");
+    }
+    if let Some(client) = speaker.client.filter(|client| !client.is_named) {
+        let _ = write!(line, "{}: ", client_name(client.peer));
+    }
+}
+
+fn finish(line: &mut String, level: Level, text: &str) {
     line.push_str(match level {
         Level::Error => "error: ",
         Level::Warning => "warning: ",
         Level::Notice => "notice: ",
         Level::Debug => "debug: ",
     });
-    escape(&mut line, text);
+    escape(line, text);
     line.push('\n');
-    line
-}
-
-/// A line for the system log, which adds program, process and priority itself.
-pub(crate) fn syslog_line(speaker: Speaker<'_>, text: &str) -> String {
-    let mut line = name(speaker);
-    if !line.is_empty() {
-        line.push_str(": ");
-    }
-    escape(&mut line, text);
-    line
 }
 
 /// `LAYER[CONNECTION]`, or less. A name holds only what the names of plugins and filters may hold.
@@ -115,9 +164,10 @@ fn escape_bytes(line: &mut String, character: char) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nbdkit_ipc::messages::PeerAddress;
 
     fn speaker(layer: &str, connection: u64) -> Speaker<'_> {
-        Speaker { layer: (!layer.is_empty()).then_some(layer), connection }
+        Speaker { layer: (!layer.is_empty()).then_some(layer), connection, client: None }
     }
 
     #[test]
@@ -134,6 +184,39 @@ mod tests {
         }
         let named = line("nbdkit[web]", speaker("", 0), Level::Error, "x", false);
         assert_eq!(named, "nbdkit[web]: error: x\n");
+    }
+
+    #[test]
+    fn a_log_names_the_client_once_and_before_the_text_and_a_terminal_does_not() {
+        let peer = Peer { address: PeerAddress::Unix, credentials: Some((7, 8, 9)), ..peer() };
+        let client = Subject {
+            peer: &peer,
+            export: Some("disk"),
+            tls_dn: None,
+            reason: None,
+            is_named: false,
+        };
+        let of = |client| Speaker { client: Some(client), ..speaker("file", 1) };
+        let from_worker = of(client);
+        assert_eq!(
+            file_line("nbdkit", from_worker, Level::Error, "x (client pid 1 uid 0)"),
+            "nbdkit: file[1]: client pid 7 uid 8: error: x (client pid 1 uid 0)\n"
+        );
+        assert_eq!(syslog_line(from_worker, "x"), "file[1]: client pid 7 uid 8: x");
+        assert_eq!(
+            line("nbdkit", from_worker, Level::Error, "x", false),
+            "nbdkit: file[1]: error: x\n"
+        );
+        let from_listener = of(Subject { is_named: true, ..client });
+        assert_eq!(syslog_line(from_listener, "x (client ...)"), "file[1]: x (client ...)");
+        assert_eq!(
+            file_line("nbdkit", Speaker::default(), Level::Warning, "x"),
+            "nbdkit: warning: x\n"
+        );
+    }
+
+    fn peer() -> Peer {
+        Peer::default()
     }
 
     #[test]

@@ -46,6 +46,12 @@ impl<F: AsFd> Output<F> {
         &self.fd
     }
 
+    /// Writes to another descriptor from now on. Returns the one before.
+    pub(super) fn replace(&mut self, fd: F, note: &impl Fn(u64) -> String) -> F {
+        self.flush(note);
+        std::mem::replace(&mut self.fd, fd)
+    }
+
     /// Whether lines are queued.
     pub(super) fn is_behind(&self) -> bool {
         !self.queue.is_empty() || self.dropped != 0

@@ -33,7 +33,7 @@ use crate::admission::{Admission, Decision, MOST_WAITING, Waiting};
 use crate::cli::command_line::Options;
 use crate::connections::client_name;
 use crate::descriptors;
-use crate::log::Verdict;
+use crate::log::{Level, Speaker, Subject, Verdict};
 use crate::peer_key::PeerKey;
 use crate::sockets::PrivateDirectory;
 use crate::sys::socket::accept;
@@ -282,13 +282,23 @@ impl Acceptor {
     fn report_surplus(&mut self, peer: &Peer, now: Instant, context: &Context) {
         let who = client_name(peer);
         let line = format!("{who} is refused: too many clients of that peer wait already");
-        self.report_refused(&line, now, context);
+        self.report_refused(peer, &line, now, context);
     }
 
-    /// Logs that a client was disconnected, unless that was logged often of late.
-    pub(super) fn report_refused(&mut self, text: &str, now: Instant, context: &Context) {
+    /// Logs that a client was disconnected, unless that was logged often of late. The text names
+    /// the client.
+    pub(super) fn report_refused(
+        &mut self,
+        peer: &Peer,
+        text: &str,
+        now: Instant,
+        context: &Context,
+    ) {
         if let Some(line) = self.limited(text, now) {
-            context.log().error(&line);
+            let (export, tls_dn) = (None, None);
+            let client = Subject { peer, export, tls_dn, reason: None, is_named: true };
+            let speaker = Speaker { client: Some(client), ..Speaker::default() };
+            context.log().write(speaker, Level::Error, &line);
         }
     }
 

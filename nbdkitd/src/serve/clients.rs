@@ -83,7 +83,7 @@ impl Server {
             let line = format!(
                 "{who} has too many connections, disconnected (--max-connections-per-peer)"
             );
-            return self.acceptor.report_refused(&line, now, &self.context);
+            return self.acceptor.report_refused(&peer, &line, now, &self.context);
         }
         // Without these the client is served, more slowly.
         if sockets::is_tcp(&peer) {
@@ -177,6 +177,6 @@ impl Server {
         self.slot.client_refused();
         let line =
             format!("{} is disconnected: there is no template to serve it", client_name(peer));
-        self.acceptor.report_refused(&line, now, &self.context);
+        self.acceptor.report_refused(peer, &line, now, &self.context);
     }
 }

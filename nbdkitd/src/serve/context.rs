@@ -10,7 +10,7 @@ use mio::{Interest, Poll, Token};
 
 use super::Plan;
 use crate::cli::command_line::{Sandbox, ServiceMode};
-use crate::log::{Log, Speaker};
+use crate::log::{Log, Speaker, Subject};
 
 /// Settings, log and poll instance. Passed to the functions that need one of them.
 pub(super) struct Context {
@@ -57,11 +57,14 @@ impl Context {
 
     /// Who speaks in log lines that concern a connection. Like nbdkit, `-s` does not number its one
     /// client.
-    pub(super) fn speaker<'a>(&'a self, layer: Option<&'a str>, connection: u64) -> Speaker<'a> {
-        Speaker {
-            layer: layer.or(Some(&self.plan.plugin)),
-            connection: if self.is_single() { 0 } else { connection },
-        }
+    pub(super) fn speaker<'a>(
+        &'a self,
+        layer: Option<&'a str>,
+        connection: u64,
+        client: Option<Subject<'a>>,
+    ) -> Speaker<'a> {
+        let connection = if self.is_single() { 0 } else { connection };
+        Speaker { layer: layer.or(Some(&self.plan.plugin)), connection, client }
     }
 
     /// Whether the only client is the one on standard input and output (`-s`).

@@ -8,14 +8,14 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
-use nbdkit_ipc::messages::{Isolation, LogRecord};
+use nbdkit_ipc::messages::{Isolation, LogRecord, Totals};
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::{FromTemplate, FromWorker, ToTemplate, ToWorker, WorkerExit};
 
 use super::Server;
 use super::workers::{self, signing};
-use crate::connections::{Connection, Violation};
-use crate::log::{Level, syscalls};
+use crate::connections::Violation;
+use crate::log::syscalls;
 use crate::template::Incoming;
 
 /// How many messages are taken from one source before the others get their turn.
@@ -77,8 +77,8 @@ impl Server {
                 Ok(())
             }
             FromTemplate::Shutdown => Err(UNDECLARED_SHUTDOWN),
-            FromTemplate::Serving { connection, stack: _, export } => {
-                self.serving_shared(connection, export).map_err(Violation::text)
+            FromTemplate::Serving { connection, stack: _, export, tls_dn } => {
+                self.serving_shared(connection, export, tls_dn).map_err(Violation::text)
             }
             FromTemplate::Refused { syscall } => {
                 self.report_refused_template(syscall);
@@ -89,6 +89,7 @@ impl Server {
                 self.slot.install_broker(pid, always, fds, stage, &self.workers, &self.context)
             }
             FromTemplate::Key { connection, request } => self.key_for_shared(connection, request),
+            FromTemplate::Totals { connection, totals } => self.totals_shared(connection, totals),
         };
         if let Err(what) = handled {
             self.slot.violation(what, &self.context);
@@ -108,8 +109,8 @@ impl Server {
         if !record.is_plausible() {
             return Err("a log record that is too long");
         }
-        let known = self.workers.connections().get(record.connection).is_some();
-        self.slot.log(record, if known { record.connection } else { 0 }, &self.context);
+        let connection = self.workers.connections().get(record.connection);
+        self.slot.log(record, connection, &self.context);
         Ok(())
     }
 
@@ -123,11 +124,24 @@ impl Server {
     }
 
     /// A handshake in the one process that serves all is over. Workers report this themselves.
-    fn serving_shared(&mut self, number: u64, export: String) -> Result<(), Violation> {
+    fn serving_shared(
+        &mut self,
+        number: u64,
+        export: String,
+        tls_dn: Option<String>,
+    ) -> Result<(), Violation> {
         if !self.slot.is_shared() {
             return Err(Violation::Serving);
         }
-        self.workers.serving(number, export)
+        self.workers.serving(number, export, tls_dn)
+    }
+
+    /// A connection of the one process that serves all is over.
+    fn totals_shared(&mut self, number: u64, totals: Totals) -> Result<(), &'static str> {
+        if !self.slot.is_shared() {
+            return Err("the totals of a connection that has a worker");
+        }
+        self.workers.set_shared_totals(number, totals)
     }
 
     pub(super) fn forked(
@@ -205,9 +219,10 @@ impl Server {
                 self.slot.request_broker(number, stage, &mut self.workers, &self.context)?;
             }
             FromWorker::Key(request) => self.queue_signature(number, request)?,
-            FromWorker::Serving { stack: _, export } => {
-                self.workers.serving(number, export).map_err(Violation::text)?;
+            FromWorker::Serving { stack: _, export, tls_dn } => {
+                self.workers.serving(number, export, tls_dn).map_err(Violation::text)?;
             }
+            FromWorker::Totals(totals) => self.workers.set_totals(number, totals),
         }
         Ok(())
     }
@@ -229,6 +244,7 @@ impl Server {
         let Some(worker) = self.workers.name(number) else { return };
         let text = format!("protocol violation by {worker}: {what}; killed");
         self.workers.error(number, &text, &self.context);
+        self.workers.set_violated(number);
         self.kill_worker(number);
     }
 
@@ -300,29 +316,6 @@ impl Server {
         self.stop_if_unused();
         self.slot.replace_if_broker_lost(self.shutdown.stage(), &self.workers);
         Ok(())
-    }
-
-    fn report_end(&mut self, number: u64, connection: &Connection, exit: Option<WorkerExit>) {
-        let (log, now) = (self.context.log(), Instant::now());
-        let report = exit.and_then(WorkerExit::report).map(|it| format!("{it} ({connection})"));
-        if connection.evicted {
-            let text = format!("handshake evicted for a newer client ({connection})");
-            if let Some(line) = self.acceptor.limited(&text, now) {
-                self.workers.error(number, &line, &self.context);
-            }
-        } else if let Some(text) = report {
-            if exit != Some(WorkerExit::Deadline) {
-                let speaker = self.context.speaker(None, number);
-                log.about(connection.key, None, speaker, Level::Error, &text);
-            } else if let Some(line) = self.acceptor.limited(&text, now) {
-                self.workers.error(number, &line, &self.context);
-            }
-        }
-        if log.verbose() {
-            let exit = exit.map_or_else(|| "unknown".to_owned(), |exit| format!("{exit:?}"));
-            let text = format!("connection ended: {exit} ({connection})");
-            log.write(self.context.speaker(None, number), Level::Debug, &text);
-        }
     }
 }
 

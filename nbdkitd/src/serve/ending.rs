@@ -12,7 +12,7 @@ use nbdkit_ipc::{ToTemplate, WorkerExit};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use signal_hook::consts::SIGCHLD;
+use signal_hook::consts::{SIGCHLD, SIGUSR1};
 
 use super::Server;
 use super::shutdown::{Expired, Stage, WORKERS_TIMEOUT};
@@ -42,6 +42,7 @@ impl Server {
         for signal in signals {
             match signal {
                 SIGCHLD => self.reap_again = true,
+                SIGUSR1 => self.reopen_log(),
                 signal => self.signalled(signal),
             }
         }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use nbdkit_ipc::messages::{Configured, Isolation, Peer, PeerAddress, Purpose};
+use nbdkit_ipc::messages::{Configured, Hello, Isolation, Peer, PeerAddress, Purpose};
 use nbdkit_ipc::{Channel, FromTemplate, FromWorker, StackId, ToTemplate, ToWorker};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
@@ -98,6 +98,11 @@ impl Listener {
     /// The template's end.
     pub fn template(&self) -> BorrowedFd<'_> {
         self.template.as_fd()
+    }
+
+    /// The template is of this build.
+    pub fn template_says_hello(&self) {
+        let _ = self.template.try_send(&FromTemplate::Hello(Hello::ours()), &[]);
     }
 
     /// A worker's end.

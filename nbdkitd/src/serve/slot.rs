@@ -24,6 +24,7 @@ use nix::unistd::Pid;
 use super::TEMPLATE;
 use super::context::Context;
 use super::workers::Workers;
+use crate::connections::Connection;
 use crate::log::{Quota, Speaker};
 use crate::system_error::SystemError;
 use crate::template::ProgramError;
@@ -115,6 +116,11 @@ impl TemplateSlot {
 
     pub(super) fn broker_pid(&self) -> Option<Pid> {
         self.broker.pid()
+    }
+
+    /// By whom a template is replaced, and the log file opened.
+    pub(super) fn maker_mut(&mut self) -> &mut Maker {
+        &mut self.maker
     }
 
     /// Whether the template accepts clients.
@@ -288,16 +294,20 @@ impl TemplateSlot {
         self.unread = false;
     }
 
-    /// Logs what the template has sent. `connection`: that of the record, if it exists, else 0.
-    pub(super) fn log(&mut self, record: &LogRecord, connection: u64, context: &Context) {
+    /// Logs what the template has sent. `connection`: that of the record, if it exists.
+    pub(super) fn log(
+        &mut self,
+        record: &LogRecord,
+        connection: Option<&Connection>,
+        context: &Context,
+    ) {
         self.note_failure(record);
         // As in nbdkit, only lines that concern a connection name the plugin.
-        let speaker = if connection == 0 {
-            Speaker::default()
-        } else {
+        let speaker = connection.map_or(Speaker::default(), |connection| {
             let layer = record.layer.as_deref().or(Some(&context.plan().plugin));
-            Speaker { layer, connection }
-        };
+            let client = Some(connection.subject(false));
+            Speaker { layer, connection: record.connection, client }
+        });
         context.log().record(record, speaker, &mut self.quota);
     }
 

@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use mio::{Interest, Token};
 use nbdkit_ipc::keys::{KeyAnswer, KeyRequest};
-use nbdkit_ipc::messages::{Isolation, LogRecord, Peer};
+use nbdkit_ipc::messages::{Isolation, LogRecord, Peer, Totals};
 use nbdkit_ipc::phase::{check_worker_ids, worker_message};
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::{Channel, FromWorker, RecvError, ToWorker};
@@ -111,24 +111,28 @@ impl Workers {
         if let Err(error) = added {
             // Closing the channel ends the worker.
             self.links.remove(&number);
-            let text = format!("epoll_ctl: {}", crate::errno_text(&error));
+            let client = self.connections.get(number).map(ToString::to_string).unwrap_or_default();
+            let text = format!("epoll_ctl: {} ({client})", crate::errno_text(&error));
             self.error(number, &text, context);
         }
     }
 
-    /// Logs an error that concerns a connection.
+    /// Logs an error that concerns a connection, and names its client.
     pub(super) fn error(&self, number: u64, text: &str, context: &Context) {
-        let key = self.connections.get(number).map_or(PeerKey::Unknown, |it| it.key);
-        context.log().about(key, None, context.speaker(None, number), Level::Error, text);
+        let connection = self.connections.get(number);
+        let key = connection.map_or(PeerKey::Unknown, |it| it.key);
+        let speaker = context.speaker(None, number, connection.map(|it| it.subject(true)));
+        context.log().about(key, None, speaker, Level::Error, text);
     }
 
     /// Logs what a worker has sent, within its quota. The number of the connection is the
     /// channel's, whatever the record says.
     pub(super) fn log(&mut self, number: u64, record: &LogRecord, context: &Context) {
         let Some(connection) = self.connections.get_mut(number) else { return };
-        let speaker = context.speaker(record.layer.as_deref(), number);
-        let own = Some(&mut connection.quota);
-        context.log().about(connection.key, own, speaker, record.level, &record.text);
+        let key = connection.key;
+        let (own, client) = connection.quota_and_subject();
+        let speaker = context.speaker(record.layer.as_deref(), number, Some(client));
+        context.log().about(key, Some(own), speaker, record.level, &record.text);
     }
 
     /// How log lines name a worker: `worker 7 (client 127.0.0.1:4000)`. `None` if there is no such
@@ -237,9 +241,14 @@ impl Workers {
     ///
     /// # Errors
     /// There is no such connection, it was over before, or the export cannot be one.
-    pub(super) fn serving(&mut self, number: u64, export: String) -> Result<(), Violation> {
+    pub(super) fn serving(
+        &mut self,
+        number: u64,
+        export: String,
+        tls_dn: Option<String>,
+    ) -> Result<(), Violation> {
         let connection = self.connections.get_mut(number).ok_or(Violation::UnknownConnection)?;
-        connection.serving(export)?;
+        connection.serving(export, tls_dn)?;
         if connection.signed_for {
             self.signing.led_to_transmission(connection.key);
         }
@@ -262,6 +271,13 @@ impl Workers {
     /// Marks a connection as evicted. False if there is no such connection.
     pub(super) fn set_evicted(&mut self, number: u64) -> bool {
         self.connections.get_mut(number).map(|it| it.evicted = true).is_some()
+    }
+
+    /// Marks a connection as one whose worker has violated the protocol.
+    pub(super) fn set_violated(&mut self, number: u64) {
+        if let Some(connection) = self.connections.get_mut(number) {
+            connection.has_violated = true;
+        }
     }
 
     /// Removes a connection that has ended.
@@ -307,6 +323,32 @@ impl Workers {
             self.connections.get_mut(number).ok_or("a key for a connection that does not exist")?;
         let next = connection.phase.after(&FromWorker::Key(request.clone()));
         connection.phase = next.ok_or("a second key for the same connection")?;
+        Ok(())
+    }
+
+    /// A worker has reported what its client has read and written.
+    pub(super) fn set_totals(&mut self, number: u64, totals: Totals) {
+        if let Some(connection) = self.connections.get_mut(number) {
+            connection.totals = Some(totals);
+        }
+    }
+
+    /// The shared template reports it. The table of phases is that of workers.
+    ///
+    /// # Errors
+    /// There is no such connection, or it was reported before.
+    pub(super) fn set_shared_totals(
+        &mut self,
+        number: u64,
+        totals: Totals,
+    ) -> Result<(), &'static str> {
+        let connection = self
+            .connections
+            .get_mut(number)
+            .ok_or("the totals of a connection that does not exist")?;
+        let next = connection.phase.after(&FromWorker::Totals(totals));
+        connection.phase = next.ok_or("second totals of the same connection")?;
+        connection.totals = Some(totals);
         Ok(())
     }
 

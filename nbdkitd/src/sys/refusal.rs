@@ -4,6 +4,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use nbdkit_sandbox::process::exit_now;
 use nbdkit_sandbox::seccomp::on_refusal;
@@ -15,7 +16,7 @@ use crate::log::syscalls;
 static LOG: OnceLock<Destination> = OnceLock::new();
 
 struct Destination {
-    fd: RawFd,
+    fd: AtomicI32,
     /// For a datagram socket that is not, or no longer, connected.
     address: Option<UnixAddr>,
     head: Vec<u8>,
@@ -26,7 +27,14 @@ const REFUSED: i32 = 1;
 
 /// Sets where the line is written to. Only the first call has an effect.
 pub(crate) fn log_to(fd: RawFd, address: Option<UnixAddr>, head: &str) {
-    let _ = LOG.set(Destination { fd, address, head: head.as_bytes().to_vec() });
+    let _ = LOG.set(Destination { fd: fd.into(), address, head: head.as_bytes().to_vec() });
+}
+
+/// The log has another descriptor now.
+pub(crate) fn redirect(fd: RawFd) {
+    if let Some(log) = LOG.get() {
+        log.fd.store(fd, Ordering::Relaxed);
+    }
 }
 
 /// Installs the signal handler that logs a refused system call.
@@ -52,7 +60,7 @@ fn refused(syscall: u32) -> ! {
         line.push(b")");
     }
     line.push(b" to the listener, which ends\n");
-    let fd = log.map_or(libc::STDERR_FILENO, |log| log.fd);
+    let fd = log.map_or(libc::STDERR_FILENO, |log| log.fd.load(Ordering::Relaxed));
     let (bytes, length) = (line.bytes.as_ptr().cast(), line.length);
     // SAFETY: reads `length` bytes of `line`, which is at least as long; EBADF if the number is no
     // descriptor.

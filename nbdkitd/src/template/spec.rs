@@ -79,6 +79,7 @@ impl TemplateSpec {
                     .collect(),
                 network: options.allow_net,
             },
+            log_connections: options.log_connections,
         };
         let program = Program {
             path: installed(worker_program(&configure, stack)),

@@ -82,6 +82,7 @@ fn every_option_in_the_list_is_accepted() {
             | "--ipv4-only"
             | "--ipv6-only"
             | "--newstyle"
+            | "--log-connections"
             | "--new-style"
             | "--oldstyle"
             | "--old-style"

@@ -16,9 +16,9 @@ use crate::support::{
 };
 
 /// A plugin whose reads fail with this complaint.
-const COMPLAINING: [&str; 3] =
+pub(crate) const COMPLAINING: [&str; 3] =
     ["eval", "get_size=echo 1M", "pread=echo EIO the head is stuck >&2; exit 1"];
-const COMPLAINT: &str = "the head is stuck";
+pub(crate) const COMPLAINT: &str = "the head is stuck";
 
 /// Serves one client, to whom the plugin's complaint happens, and gives everything on standard
 /// error.
@@ -29,7 +29,7 @@ fn complain(options: &[&str]) -> String {
     server.stderr_text_after_end()
 }
 
-fn fail_to_read(server: &Server) {
+pub(crate) fn fail_to_read(server: &Server) {
     let mut client = server.connect();
     open(&mut client);
     assert!(client.call(&Ask::read(0, 512)).expect("a reply").error.is_some());

@@ -6,6 +6,7 @@
 //! reason, what it does not have.
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
+mod build;
 mod captive;
 mod cgroup;
 mod daemon;
@@ -16,6 +17,9 @@ mod information;
 mod isolation;
 mod listener_user;
 mod log;
+mod log_connections;
+mod log_file;
+mod log_journal;
 mod negotiation;
 mod oom;
 mod parameters;

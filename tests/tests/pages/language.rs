@@ -27,6 +27,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("guestfs", "3"),
     ("gzip", "1"),
     ("link", "2"),
+    ("logrotate", "8"),
     ("lzip", "1"),
     ("mke2fs", "8"),
     ("mkfs", "8"),

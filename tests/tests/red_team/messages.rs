@@ -13,6 +13,7 @@ use nbdkit_tests::red_team::attack;
 use nbdkit_tests::tempdir::TempDir;
 use nbdkit_tests::tls::{self, Authority, KeyType};
 
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use nix::unistd::{User, geteuid};
 
@@ -27,7 +28,8 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
     let log = format!("000000000000000000{}", "00".repeat(16));
     let layer =
         format!("0000000000000000010101000000000000{}{}", "41".repeat(257), "00".repeat(16));
-    let serving = "02000000000000000000000000000000";
+    let serving = "0200000000000000000000000000000000";
+    let totals = format!("06000000{}", "ff".repeat(16));
     let refused = "0300000065000000";
     // Ed25519, for two bytes.
     let sign = "040000000000000000000000070802000000000000004141";
@@ -63,6 +65,7 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
             format!("say={serving},{serving}"),
             "unexpected Serving in phase Serving",
         ),
+        ("totals, twice", format!("say={totals},{totals}"), "unexpected Totals in phase Ended"),
         (
             "last words, twice",
             format!("say={refused},{refused}"),
@@ -77,7 +80,7 @@ fn a_worker_that_breaks_the_rules_of_its_channel_is_ended_and_nobody_else() {
         ),
         (
             "an export of another stack",
-            "say=02000000010000000000000000000000".to_owned(),
+            "say=0200000001000000000000000000000000".to_owned(),
             "a stack that does not exist",
         ),
         (
@@ -199,8 +202,42 @@ fn a_listener_that_makes_a_call_it_never_makes_ends_and_the_log_says_why() {
     let log = std::fs::read_to_string(server.dir().path().join("log")).expect("a log");
     assert!(log.contains("to the listener, which ends"), "{log}");
 
-    // To the system log, by a socket that it has had all along.
+    // To the file that was opened anew, and not to the descriptor that the old one had.
+    let mut server = self::server(&["--log={dir}/log", "redteam"]).start();
+    let (log, old) = (server.dir().path().join("log"), server.dir().path().join("old"));
+    std::fs::rename(&log, &old).expect("renamed");
+    server.signal(Signal::SIGUSR1);
+    let logged = |words: &str| std::fs::read_to_string(&log).is_ok_and(|text| text.contains(words));
+    eventually("the log is opened anew", || logged("opened anew"));
+    let _ = attack(&server, &text);
+    assert_eq!(server.wait().code(), Some(1));
+    assert!(logged("to the listener, which ends"));
+
+    // To the journal and to the system log, by sockets that it has had all along.
     if may_mount() {
+        let script = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && \
+                      ln -s {dir}/journal /run/systemd/journal/socket && exec \"$0\" \"$@\"";
+        let builder = self::server(&["--log=journal", "redteam"]);
+        let journal = UnixDatagram::bind(builder.dir().join("journal")).expect("a socket");
+        journal.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        let script = format!(r#"exec unshare -m sh -c '{script}' "$0" "$@""#);
+        let mut server = builder.through_shell(&script).start();
+        let _ = attack(&server, &text);
+        assert_eq!(server.wait().code(), Some(1));
+        let mut buffer = [0; 4096];
+        let last_words = loop {
+            let length = journal.recv(&mut buffer).expect("its last words");
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if text.contains("to the listener, which ends") {
+                break text;
+            }
+        };
+        let head = "PRIORITY=3\nSYSLOG_IDENTIFIER=nbdkit\nMESSAGE=the sandbox refused system call ";
+        assert!(
+            last_words.starts_with(head) && last_words.ends_with("which ends\n"),
+            "{last_words}"
+        );
+
         let script = "mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && \
                       ln -s {dir}/devlog /dev/log && exec \"$0\" \"$@\"";
         let builder = self::server(&["--log=syslog", "redteam"]);

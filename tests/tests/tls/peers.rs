@@ -76,6 +76,22 @@ fn certificates_of_version_1_serve_and_are_refused_from_clients_with_the_reason(
     assert!(admitted(&pki, &server, "old"));
 }
 
+/// In one process for all as in one for each.
+#[test]
+fn the_notice_of_a_connection_names_the_certificate() {
+    let Some(pki) = pki() else { return };
+    for isolation in ["--isolation=connection", "--isolation=shared"] {
+        let options = ["--tls=require", "--tls-verify-peer", "--log-connections", isolation];
+        let server = pki.server(&[&options[..], &["memory", "1M"]].concat()).start();
+        assert!(admitted(&pki, &server, "alice"));
+        let line = server.wait_for_stderr("connection ended: client left");
+        assert!(
+            line.contains(r#", export "", certificate "CN=alice,O=Example\, Inc.,C=US"), 0 bytes"#),
+            "{line}"
+        );
+    }
+}
+
 #[test]
 fn without_verify_peer_everybody_is() {
     let Some(pki) = pki() else { return };

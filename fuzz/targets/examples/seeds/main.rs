@@ -16,7 +16,7 @@ use nbd_protocol::handshake::{InfoRequest, MetaContextRequest, encode_option};
 use nbdkit_fuzz::session;
 use nbdkit_ipc::messages::broker::OpenAccess;
 use nbdkit_ipc::messages::{
-    Configured, EnterService, Hello, Isolation, Level, LogRecord, Peer, PeerAddress, Serve,
+    Configured, EnterService, Hello, Isolation, Level, LogRecord, Peer, PeerAddress, Serve, Totals,
 };
 use nbdkit_ipc::{
     Channel, FromBroker, FromBrokerLink, FromTemplate, FromWatcher, FromWorker, StackId, ToBroker,
@@ -338,6 +338,11 @@ fn signed(parts: &[&[u8]]) -> Vec<u8> {
     [&[1, 0x03, 0x04, 0, 0], parts.concat().as_slice()].concat()
 }
 
+/// Of no build: the seeds are those of all.
+fn hello() -> Hello {
+    Hello { version: nbdkit_ipc::VERSION, build: "nbdkitd".to_owned() }
+}
+
 fn from_template() -> Vec<Vec<u8>> {
     let configured = Configured {
         stack: StackId::ONLY,
@@ -349,7 +354,7 @@ fn from_template() -> Vec<Vec<u8>> {
         undeclared: false,
     };
     [
-        FromTemplate::Hello(Hello::ours()),
+        FromTemplate::Hello(hello()),
         FromTemplate::Configured(configured),
         FromTemplate::Ready,
         FromTemplate::Log(record()),
@@ -359,7 +364,13 @@ fn from_template() -> Vec<Vec<u8>> {
         FromTemplate::Refused { syscall: 1 },
         FromTemplate::Shutdown,
         FromTemplate::Failed,
-        FromTemplate::Serving { connection: 1, stack: StackId(1), export: "disk".to_owned() },
+        FromTemplate::Serving {
+            connection: 1,
+            stack: StackId(1),
+            export: "disk".to_owned(),
+            tls_dn: None,
+        },
+        FromTemplate::Totals { connection: 1, totals: Totals { read: 4096, written: 512 } },
         FromTemplate::Broker { stack: StackId::ONLY, pid: 4_000_009, always: true },
     ]
     .iter()
@@ -370,10 +381,15 @@ fn from_template() -> Vec<Vec<u8>> {
 fn from_worker() -> Vec<Vec<u8>> {
     [
         FromWorker::Log(record()),
-        FromWorker::Serving { stack: StackId::ONLY, export: "disk".to_owned() },
+        FromWorker::Serving {
+            stack: StackId::ONLY,
+            export: "disk".to_owned(),
+            tls_dn: Some("CN=alice".to_owned()),
+        },
         FromWorker::Refused { syscall: 1 },
         FromWorker::Shutdown,
-        FromWorker::Serving { stack: StackId(1), export: "disk".to_owned() },
+        FromWorker::Serving { stack: StackId(1), export: "disk".to_owned(), tls_dn: None },
+        FromWorker::Totals(Totals { read: 4096, written: 512 }),
         FromWorker::Broker { stack: StackId::ONLY },
     ]
     .iter()
@@ -395,7 +411,7 @@ fn messages() -> Vec<Vec<u8>> {
         })
     };
     let to_template = [
-        ToTemplate::Hello(Hello::ours()),
+        ToTemplate::Hello(hello()),
         ToTemplate::Configure(Box::new(session::configuration(&["cow"], "memory"))),
         ToTemplate::Parameter(session::parameter("size", "1M")),
         ToTemplate::ConfigureEnd,
@@ -485,11 +501,12 @@ fn listeners() -> Vec<Vec<u8>> {
         [&[who][..], &(packet.len() as u16).to_le_bytes(), packet].concat()
     };
     let (template, worker) = (from_template(), from_worker());
-    let hello: Vec<u8> = template[..2].iter().flat_map(|packet| say(0, packet)).collect();
+    // The listener target's own greeting, and `Configured`.
+    let hello = [&[14][..], &say(0, &template[1])].concat();
     let mut all = Vec::new();
     for shared in [0, 1] {
-        let all_of_it: Vec<u8> = template[..9].iter().flat_map(|packet| say(0, packet)).collect();
-        all.push([&[shared][..], &all_of_it, &[15]].concat());
+        let all_of_it: Vec<u8> = template[2..9].iter().flat_map(|packet| say(0, packet)).collect();
+        all.push([&[shared][..], &hello, &all_of_it, &[15]].concat());
         for packet in &template[2..] {
             all.push([&[shared][..], &hello, &say(0, packet), &[15]].concat());
         }

@@ -40,6 +40,7 @@ impl Target<'_> {
             self.backend.try_pread(buf, offset)
         });
         if let Some(Err(error)) = &result {
+            self.totals.failed(request);
             replies.error(request, self.features, error);
         }
         result.is_some()

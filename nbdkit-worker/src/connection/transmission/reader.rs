@@ -119,7 +119,10 @@ impl<'s> Reader<'s> {
                 }
                 Route::Violation => return Err(payload_too_long(&request, payload)),
                 Route::Reject(error) => self.reject(&request, payload, &error)?,
-                Route::Execute(plan) => self.execute(&request, plan, payload as usize, threads)?,
+                Route::Execute(plan) => {
+                    self.session.target.totals.requested(&request);
+                    self.execute(&request, plan, payload as usize, threads)?;
+                }
             }
             self.batch += 1;
             self.taken += header_length(extended) + payload as usize;
@@ -328,7 +331,10 @@ impl<'s> Reader<'s> {
         let receive = Receive::new(backend, range, request.offset, count);
         match receive.run(input, pipe, writes).during(read_data(request))? {
             Ok(()) => replies.success(request, session.features()),
-            Err(error) => replies.error(request, session.features(), &error),
+            Err(error) => {
+                session.target.totals.failed(request);
+                replies.error(request, session.features(), &error);
+            }
         }
         // The next payload should stay in the socket, to be spliced too.
         input.set_narrow(true);

@@ -200,7 +200,8 @@ impl TemplateSlot {
             // The broker's queue is full: the worker is served when it has room.
             Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
             Err(error) => {
-                let text = format!("socketpair: {}", crate::errno_text(&error));
+                let who = workers.name(number).unwrap_or_default();
+                let text = format!("socketpair: {} ({who})", crate::errno_text(&error));
                 workers.error(number, &text, context);
                 workers.send(number, &ToWorker::Broker, &[]);
             }
@@ -247,7 +248,7 @@ impl TemplateSlot {
             let Some(broker) = &mut self.broker.broker else { return };
             let violation = match broker.link.try_recv() {
                 Ok(received) if received.fds.is_empty() && !received.lost => {
-                    match handle_message(broker, received.message, context) {
+                    match handle_message(broker, received.message, workers, context) {
                         Ok(()) => continue,
                         Err(what) => what.to_owned(),
                     }
@@ -314,11 +315,15 @@ impl TemplateSlot {
 fn handle_message(
     broker: &mut Broker,
     message: FromBrokerLink,
+    workers: &Workers,
     context: &Context,
 ) -> Result<(), &'static str> {
     match message {
         FromBrokerLink::Log(record) if record.is_plausible() => {
-            context.log().record(&record, Speaker::default(), &mut broker.quota);
+            let connection = workers.connections().get(record.connection);
+            let client = connection.map(|it| it.subject(false));
+            let speaker = Speaker { client, ..Speaker::default() };
+            context.log().record(&record, speaker, &mut broker.quota);
         }
         FromBrokerLink::Log(_) => return Err("a log record that is too long"),
         FromBrokerLink::Refused { syscall } => context.log().error(&format!(

@@ -19,6 +19,7 @@ use crate::error::StartError;
 use crate::log::Level;
 use crate::serve::SPAWNER;
 use crate::serve::context::Context;
+use crate::serve::reopen::reopened;
 use crate::serve::shutdown::Stage;
 use crate::sockets::PrivateDirectory;
 use crate::spawner::{Answer, Spawner};
@@ -60,9 +61,9 @@ impl TemplateSlot {
         }
     }
 
-    /// Starts the spawner, if a template can be replaced or there is a private directory to be
-    /// removed. Must be called before the listener confines itself. From then on the listener
-    /// itself starts no template.
+    /// Starts the spawner, if a template can be replaced, if there is a private directory to be
+    /// removed, or a log file to be opened anew. Must be called before the listener confines
+    /// itself. From then on the listener itself starts no template.
     ///
     /// # Errors
     /// The program cannot be started, or its channel not be polled.
@@ -76,14 +77,15 @@ impl TemplateSlot {
         let replaces = self.configured.as_ref().is_some_and(|configured| configured.replaceable)
             && !context.is_single()
             && plan.spec.repeatable();
-        if !replaces && private.is_none() {
+        let log = context.log().file();
+        if !replaces && private.is_none() && log.is_none() {
             return Ok(());
         }
         let service = replaces.then(|| Self::service(context));
         let gains =
             replaces && self.configured.as_ref().is_none_or(|it| it.programs || it.undeclared);
         let path = private.as_deref().map(PrivateDirectory::path);
-        let spawner = Spawner::start(&plan.spec, service.as_ref(), path, gains)?;
+        let spawner = Spawner::start(&plan.spec, service.as_ref(), path, log.as_deref(), gains)?;
         private.into_iter().for_each(PrivateDirectory::leave_to_spawner);
         context
             .register(spawner.raw_fd(), SPAWNER, Interest::READABLE)
@@ -245,7 +247,7 @@ impl TemplateSlot {
         context: &Context,
     ) -> Result<(), &'static str> {
         while self.spawner_unread
-            && let Maker::Spawner(spawner) = &self.maker
+            && let Maker::Spawner(spawner) = &mut self.maker
         {
             let (fd, answer) = (spawner.raw_fd(), spawner.receive());
             if matches!(answer, Answer::Gone) {
@@ -276,6 +278,7 @@ impl TemplateSlot {
             }
             // About an attempt that is over.
             Answer::Failed(_) => {}
+            Answer::Log(file) => reopened(file, context),
         }
     }
 

@@ -175,7 +175,10 @@ impl Reader<'_> {
                         });
                     }
                     Ok(_) => replies.success(&request, features),
-                    Err(error) => replies.error(&request, features, &error),
+                    Err(error) => {
+                        session.target.totals.failed(&request);
+                        replies.error(&request, features, &error);
+                    }
                 }
             });
         }
@@ -191,6 +194,7 @@ impl Reader<'_> {
         self.in_flight.given_up = true;
         for request in std::mem::take(&mut self.in_flight.requests).into_iter().flatten() {
             let error = Error::silent(Errno::ESHUTDOWN);
+            self.session.target.totals.failed(&request);
             self.replies.error(&request, self.session.features(), &error);
         }
         (self.in_flight.count, self.in_flight.bytes) = (0, 0);
