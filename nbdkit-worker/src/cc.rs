@@ -386,17 +386,6 @@ mod tests {
     }
 
     #[test]
-    fn the_manual_page_names_the_parameters() {
-        let page = include_str!("../../man/nbdkit-cc-plugin.1");
-        let cc = Cc::new(&[]);
-        let help = cc.config_help().unwrap().lines();
-        for key in help.filter_map(|line| Some(line.split_once('=')?.0)) {
-            let key = key.trim_matches(['[', ']']);
-            assert!(page.contains(&format!(".BR {key}=")), "{key}");
-        }
-    }
-
-    #[test]
     fn a_users_own_headers_come_before_ours() {
         assert_eq!(include_path(None), HEADERS);
         assert_eq!(include_path(Some("".into())), HEADERS);
