@@ -81,19 +81,25 @@ impl Connection {
         self.export = Some(export);
         Ok(())
     }
+
+    /// The name of its export for a line, which the client has chosen: quoted, cut and escaped.
+    pub(crate) fn shown_export(&self) -> Option<String> {
+        let export = self.export.as_ref()?;
+        let (mut escaped, cut) = (String::new(), export.floor_char_boundary(MAX_SHOWN));
+        escape(&mut escaped, &export[..cut]);
+        let more = if cut < export.len() { "..." } else { "" };
+        Some(format!("\"{escaped}\"{more}"))
+    }
 }
 
 /// For log lines: `client 127.0.0.1:4000, export "x"`.
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&client_name(&self.peer))?;
-        if let Some(export) = &self.export {
-            let (mut escaped, cut) = (String::new(), export.floor_char_boundary(MAX_SHOWN));
-            escape(&mut escaped, &export[..cut]);
-            let more = if cut < export.len() { "..." } else { "" };
-            write!(f, ", export \"{escaped}\"{more}")?;
+        match self.shown_export() {
+            Some(export) => write!(f, ", export {export}"),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
