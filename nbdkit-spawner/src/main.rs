@@ -35,7 +35,7 @@ use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, setsid};
+use nix::unistd::{Pid, geteuid, setsid};
 
 /// The spawner's end of its channel.
 type Link = Channel<FromSpawner, ToSpawner>;
@@ -225,8 +225,12 @@ fn leave_signals_to_listener() -> nix::Result<()> {
 }
 
 /// Drops all capabilities. With no_new_privs the permitted ones stay: an executed template gets no
-/// more than its caller has. execve(2).
+/// more than its caller has. So do the ambient ones of a user who is not root, which are all that a
+/// template gets. execve(2).
 fn drop_capabilities() -> nbdkit_sandbox::Result<()> {
+    if !geteuid().is_root() {
+        return capabilities::lower_effective([]);
+    }
     if prctl::get_no_new_privs() == Ok(false) {
         return capabilities::keep([]).map(drop);
     }

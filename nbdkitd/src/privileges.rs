@@ -12,7 +12,7 @@ use nbdkit_sandbox::credentials::{Credentials, Refused};
 use nbdkit_sandbox::process::forbid_dumps;
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::unistd::{Gid, Uid};
+use nix::unistd::{Gid, Uid, geteuid};
 use thiserror::Error;
 
 use crate::system_error::SystemError;
@@ -59,9 +59,10 @@ pub(crate) enum NotLeft {
 pub(crate) fn reduce(leaves: bool) -> nbdkit_sandbox::Result<()> {
     let later = if leaves { &TO_LEAVE[..] } else { &[] };
     let kept = later.iter().copied().chain([KEPT]);
-    if prctl::get_no_new_privs() == Ok(true) {
+    if prctl::get_no_new_privs() == Ok(true) || !geteuid().is_root() {
         // The permitted set limits what executed programs get: the command of --run, the spawner
-        // and through it templates, or without a sandbox templates. execve(2)
+        // and through it templates, or without a sandbox templates. If this process is not root,
+        // they get its ambient capabilities, which the permitted set limits too. execve(2)
         return capabilities::lower_effective(kept);
     }
     keep(kept)
