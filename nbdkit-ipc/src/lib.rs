@@ -44,8 +44,14 @@ pub use status::WorkerExit;
 /// `KeyId`. 7: watchers.
 pub const VERSION: u32 = 7;
 
-/// Identifies the build: listener and worker must come from the same one.
-pub const BUILD: &str = concat!("nbdkitd ", env!("CARGO_PKG_VERSION"));
+/// Identifies the build: listener and worker must come from the same one. Release builds have a sum
+/// of all that the programs are made of (`scripts/release-flags.sh`), so that a listener which is
+/// older than an upgrade takes no worker that is newer. In others the version has to do: the tests'
+/// programs are built one by one.
+pub const BUILD: &str = match option_env!("NBDKIT_BUILD") {
+    Some(build) => build,
+    None => concat!("nbdkitd ", env!("CARGO_PKG_VERSION")),
+};
 
 /// Largest packet, bytes. The longest message is a parameter, which the kernel's limit on one
 /// command line argument (128 KiB) bounds.
