@@ -23,6 +23,11 @@ else
 fi
 export SOURCE_DATE_EPOCH
 mv "$source/packaging/debian" "$source/debian"
+# Files that are installed as they are keep their dates.
+find "$source" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
+
+# Beside the source, so that the next build compiles what has changed.
+export CARGO_TARGET_DIR="$out/objects"
 
 # Rust may come from elsewhere than Debian, which dpkg cannot know; install-packages.sh has seen to the others.
 checks=
