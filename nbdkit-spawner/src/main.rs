@@ -129,9 +129,9 @@ fn receive_setup(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
     Some(Spawner { listener, replaces, template, _image: image, messages })
 }
 
-/// The template's program as it is now. An upgrade replaces the file and not what is open: a listener
-/// goes on with templates of its own build until it is restarted. Without /proc it is found by its
-/// path, and refused if it is of another build.
+/// The template's program as it is now. An upgrade replaces the file and not what is open: a
+/// listener goes on with templates of its own build until it is restarted. Without /proc it is
+/// found by its path, and refused if it is of another build.
 fn open_image(program: &Path) -> Option<OwnedFd> {
     let image = open(program, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
     path_of(&image).exists().then_some(image)

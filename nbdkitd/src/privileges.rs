@@ -65,7 +65,7 @@ pub(crate) fn reduce(leaves: bool) -> nbdkit_sandbox::Result<()> {
         // they get its ambient capabilities, which the permitted set limits too. execve(2)
         return capabilities::lower_effective(kept);
     }
-    keep(kept)
+    capabilities::keep(kept).map(drop)
 }
 
 /// Drops all capabilities but [`KEPT`]. Must not yet be called while there are programs to execute,
@@ -74,7 +74,12 @@ pub(crate) fn reduce(leaves: bool) -> nbdkit_sandbox::Result<()> {
 /// # Errors
 /// As [`reduce`].
 pub(crate) fn settle() -> nbdkit_sandbox::Result<()> {
-    keep([KEPT])
+    let kept = capabilities::keep([KEPT])?;
+    if !geteuid().is_root() && !kept.is_empty() {
+        // A user for listeners has others, which must not read or trace this one.
+        forbid_dumps()?;
+    }
+    Ok(())
 }
 
 /// Empties the bounding set: programs that are executed as root from now on get no capabilities.
@@ -110,9 +115,4 @@ pub(crate) fn leave_root(account: Account) -> Result<(), NotLeft> {
     // Other processes of the user must not read or trace this one.
     forbid_dumps()?;
     Ok(wanted.check()?)
-}
-
-/// Drops all capabilities but these, as far as the process has them.
-fn keep(kept: impl IntoIterator<Item = Capability>) -> nbdkit_sandbox::Result<()> {
-    capabilities::keep(kept).map(drop)
 }

@@ -100,6 +100,9 @@ fn assert_is(pid: i32, listener: i32, user: &str, capabilities: u64, filters: u3
         assert_eq!(u64::from_str_radix(field(set), 16), Ok(0), "{title}: {set}");
     }
     assert_eq!(field("NoNewPrivs"), "1", "{title}");
+    // Not dumpable: others of the user must not look into it. proc(5).
+    let environ = std::fs::metadata(format!("/proc/{pid}/environ")).expect("alive");
+    assert_eq!(environ.uid(), 0, "{title}");
     let outer = 4;
     assert_eq!(field("Seccomp_filters"), (outer + filters).to_string(), "{title}");
     for name in ["net", "ipc", "uts"] {
