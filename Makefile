@@ -12,6 +12,9 @@ PKGCONFIGDIR ?= $(LIBDIR)/pkgconfig
 DATADIR     ?= $(PREFIX)/share
 MANDIR      ?= $(DATADIR)/man
 EXAMPLEDIR  ?= $(DATADIR)/doc/nbdkitd/examples
+BASHCOMPDIR ?= $(DATADIR)/bash-completion/completions
+ZSHCOMPDIR  ?= $(DATADIR)/zsh/site-functions
+FISHCOMPDIR ?= $(DATADIR)/fish/vendor_completions.d
 SYSCONFDIR  ?= /etc
 # What the listener becomes if root has started it, and if there is such a user: see --listener-user.
 LISTENER_USER ?= nbdkit-listener
@@ -178,7 +181,7 @@ check-built:
 # BUILT_IN="plugin file filter cow ...". And what "make modules" has made.
 install-files: BUILT_IN ?= $(shell $(RELEASE)/nbdkit-worker --built-in)
 install-files:
-	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR)
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man3
 	install -m 755 $(RELEASE)/nbdkit $(DESTDIR)$(BINDIR)/nbdkit
 	install -m 755 $(RELEASE)/nbdkit-worker $(RELEASE)/nbdkit-worker-psk $(RELEASE)/nbdkit-spawner $(DESTDIR)$(LIBEXECDIR)/
 	@# The first lines of plugins that are scripts say #!/usr/sbin/nbdkit, as nbdkit's manual does.
@@ -186,11 +189,12 @@ install-files:
 	    install -d $(DESTDIR)$(SBINDIR); \
 	    ln -sf "$$(realpath -m -s --relative-to=$(SBINDIR) $(BINDIR)/nbdkit)" $(DESTDIR)$(SBINDIR)/nbdkit; \
 	fi
-	set -e; for section in 1 3; do \
-	    for page in man/*.$$section; do \
-	        [ ! -e $$page ] || install -D -m 644 -t $(DESTDIR)$(MANDIR)/man$$section $$page; \
-	    done; \
-	done
+	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1/
+	install -m 644 man/*.3 $(DESTDIR)$(MANDIR)/man3/
+	install -d $(DESTDIR)$(BASHCOMPDIR) $(DESTDIR)$(ZSHCOMPDIR) $(DESTDIR)$(FISHCOMPDIR)
+	install -m 644 completions/nbdkit.bash $(DESTDIR)$(BASHCOMPDIR)/nbdkit
+	install -m 644 completions/_nbdkit $(DESTDIR)$(ZSHCOMPDIR)/_nbdkit
+	install -m 644 completions/nbdkit.fish $(DESTDIR)$(FISHCOMPDIR)/nbdkit.fish
 	install -d $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(PKGCONFIGDIR) $(DESTDIR)$(PLUGINDIR) $(DESTDIR)$(FILTERDIR)
 	install -m 644 include/*.h $(DESTDIR)$(INCLUDEDIR)/
 	version=$$(sed -n 's/^#define NBDKIT_VERSION_STRING "\(.*\)"/\1/p' include/nbdkit-version.h); \
@@ -210,15 +214,6 @@ install-files:
 	install -D -m 644 systemd/nbdkitd.sysusers $(DESTDIR)$(SYSUSERSDIR)/nbdkitd.conf
 	install -D -m 644 systemd/nbdkitd.tmpfiles $(DESTDIR)$(TMPFILESDIR)/nbdkitd.conf
 	install -m 644 systemd/etc/*.conf.example $(DESTDIR)$(SYSCONFDIR)/nbdkit/
-	set -e; if [ -e completions/nbdkit.bash ]; then \
-	    install -D -m 644 completions/nbdkit.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/nbdkit; \
-	fi; \
-	if [ -e completions/_nbdkit ]; then \
-	    install -D -m 644 completions/_nbdkit $(DESTDIR)$(DATADIR)/zsh/site-functions/_nbdkit; \
-	fi; \
-	if [ -e completions/nbdkit.fish ]; then \
-	    install -D -m 644 completions/nbdkit.fish $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/nbdkit.fish; \
-	fi; \
 	if [ -e packaging/nbdkit.logrotate ]; then \
 	    install -D -m 644 packaging/nbdkit.logrotate $(DESTDIR)$(SYSCONFDIR)/logrotate.d/nbdkit; \
 	fi

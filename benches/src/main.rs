@@ -16,6 +16,7 @@ mod images;
 mod json;
 mod libnbd;
 mod load;
+mod loaded;
 mod machine;
 mod map;
 mod measure;

@@ -17,6 +17,7 @@ use crate::client::{Address, Client, Wishes};
 use crate::failure::Failure;
 use crate::fixtures::{Fixtures, PSK_USER};
 use crate::images::image_of;
+use crate::loaded::Loaded;
 use crate::stack::{Image, Stack};
 
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -75,6 +76,8 @@ pub(crate) enum Export {
     /// A file in the page cache, which qemu-nbd serves: other servers pass on what it serves. If
     /// the flag is set it may be overwritten.
     Forwarded(bool),
+    /// A file in the page cache, served by a plugin that Debian's nbdkit brings.
+    Loaded(Loaded),
 }
 
 /// How clients reach it.
@@ -134,7 +137,9 @@ impl Server {
         let dir = std::env::temp_dir().join(format!("nbdb-{}-{number}", std::process::id()));
         fs::create_dir_all(&dir)?;
         let file = match export {
-            Export::File | Export::Forwarded(false) => Some(fixtures.hashed(FILE_MIB)?),
+            Export::File | Export::Forwarded(false) | Export::Loaded(_) => {
+                Some(fixtures.hashed(FILE_MIB)?)
+            }
             Export::Writable | Export::Forwarded(true) => Some(fixtures.writable(SMALL_MIB)?),
             Export::Large => Some(fixtures.hashed(LARGE_MIB)?),
             Export::Memory => match kind {
@@ -290,8 +295,13 @@ impl Plan<'_> {
             Kind::NbdServer | Kind::Floor if matches!(self.export, Export::Forwarded(_)) => {
                 Err(Failure::Unavailable(format!("{} forwards nothing", kind.name())))
             }
-            Kind::Ours => Ok(self.nbdkit(ours)),
-            Kind::Nbdkit => Ok(self.nbdkit(Path::new("/usr/bin/nbdkit"))),
+            Kind::QemuNbd | Kind::NbdServer | Kind::Floor
+                if matches!(self.export, Export::Loaded(_)) =>
+            {
+                Err(Failure::Unavailable(format!("{} loads no plugins", kind.name())))
+            }
+            Kind::Ours => self.nbdkit(ours),
+            Kind::Nbdkit => self.nbdkit(Path::new("/usr/bin/nbdkit")),
             Kind::QemuNbd if self.format().is_some() => Ok(self.qemu_nbd()),
             _ if matches!(self.export, Export::Filtered(_)) => {
                 let why = format!("{} has no such filter", kind.name());
@@ -322,7 +332,7 @@ impl Plan<'_> {
         self.pki_dir().join(name).to_string_lossy().into_owned()
     }
 
-    fn nbdkit(&self, program: &Path) -> Command {
+    fn nbdkit(&self, program: &Path) -> Result<Command, Failure> {
         let mut command = Command::new(program);
         command.arg("-f");
         match self.address {
@@ -350,10 +360,11 @@ impl Plan<'_> {
                 command.args(stack.filters.iter().map(|name| format!("--filter={name}")));
                 command.arg("file").arg(file).args(stack.parameters)
             }
+            (Export::Loaded(plugin), Some(file)) => command.args(plugin.arguments(self.dir, file)?),
             (_, Some(file)) => command.arg("file").arg(file),
             (_, None) => command.arg("memory").arg(format!("{SMALL_MIB}M")),
         };
-        command
+        Ok(command)
     }
 
     /// The nbd plugin in front of qemu-nbd, both in the process group of a shell.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::load::Access;
+use crate::loaded::Loaded;
 use crate::server::{Export, Transport};
 use crate::stack::{self, Stack};
 use crate::target::Target;
@@ -81,12 +82,13 @@ pub(crate) struct Workload {
 }
 
 /// The families in the order of the plots, with their titles.
-pub(crate) const FAMILIES: [(&str, &str); 10] = [
+pub(crate) const FAMILIES: [(&str, &str); 11] = [
     ("small", "4 KiB requests, file in the page cache, Unix socket"),
     ("memory", "4 KiB reads without a file, Unix socket"),
     ("large", "256 KiB requests, Unix socket"),
     ("filters", "Filters over a file in the page cache, Unix socket"),
     ("forwarded", "The nbd plugin in front of qemu-nbd, and qemu-nbd itself, Unix socket"),
+    ("loaded", "Debian's file plugin, and a script in Python, in one process, Unix socket"),
     ("tcp", "TCP"),
     ("tls", "TLS over TCP, client libnbd"),
     ("connections", "Connections per second"),
@@ -135,6 +137,11 @@ const fn filtered_large(name: &'static str, stack: &'static Stack) -> Workload {
 const fn forwarded(name: &'static str, access: Access) -> Workload {
     workload(name, "forwarded", Export::Forwarded(access.write), Load(access))
         .want(&[Nbdkit(1.0), Best(0.7)])
+}
+
+/// A plugin in a file, in one process for all clients.
+const fn loaded(name: &'static str, plugin: Loaded, job: Job) -> Workload {
+    workload(name, "loaded", Export::Loaded(plugin), job).want(&[Nbdkit(1.1)])
 }
 
 impl Workload {
@@ -235,6 +242,11 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     forwarded("nbd-4k-write-d16", writing(small(16, true))),
     forwarded("nbd-256k-read-d8", large(false)).unit(Unit::Megabytes),
     forwarded("nbd-256k-write-d8", large(true)).unit(Unit::Megabytes),
+    loaded("so-4k-read-d1", Loaded::File, Load(small(1, true))),
+    loaded("so-4k-read-d16", Loaded::File, Load(small(16, true))).quick(),
+    loaded("so-clients-8-d8", Loaded::File, Many(small(8, true), 8)),
+    loaded("python-4k-read-d16", Loaded::Python, Load(small(16, true))),
+    loaded("python-clients-8-d8", Loaded::Python, Many(small(8, true), 8)),
     workload("tcp-4k-read-d16", "tcp", Export::File, Load(small(16, true)))
         .over(Tcp)
         .want(&[Best(2.0)])

@@ -5,9 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use nbdkit_api::shared::SharedWords;
-use nbdkit_api::{Error, Filter, Flags, Next, Open, OpenLayer, Result, Slot, ThreadModel, debug};
+use nbdkit_api::{
+    DataPath, Direction, Error, Filter, Flags, Next, Open, OpenLayer, Result, Slot, ThreadModel,
+    debug,
+};
 
 /// The filter and, once ready, its counters.
 #[derive(Debug, Default)]
@@ -84,11 +88,16 @@ impl OpenLayer for Handle {
         next.zero(count, offset, flags)
     }
 
-    /// A read that would block is not counted here: `pread` comes and counts it.
-    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        let result = next.try_pread(buf, offset)?;
-        self.add(READ, buf.len() as u64);
-        Some(result)
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Watched
+    }
+
+    fn passed(&self, direction: Direction, count: u64, _: u64, _: Duration, _: bool) {
+        let index = match direction {
+            Direction::Read => READ,
+            Direction::Write => WRITTEN,
+        };
+        self.add(index, count);
     }
 }
 
@@ -106,11 +115,10 @@ mod tests {
         let handle = Handle(Arc::clone(&counters));
         let backend = testing::backend(&disk, &[], &[]);
         handle.pread(&backend, &mut [0; 10], 0).unwrap();
-        handle.try_pread(&backend, &mut [0; 1], 0).unwrap().unwrap();
         handle.pwrite(&backend, &[0; 200], 0, Flags::empty()).unwrap();
         handle.zero(&backend, 3000, 0, Flags::empty()).unwrap();
         handle.trim(&backend, 40_000, 0, Flags::empty()).unwrap();
         let counted = [0, 1, 2, 3].map(|index: usize| counters[index].load(Ordering::Relaxed));
-        assert_eq!(counted, [11, 200, 3000, 40_000]);
+        assert_eq!(counted, [10, 200, 3000, 40_000]);
     }
 }

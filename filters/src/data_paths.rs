@@ -170,7 +170,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
         ("cache", &[("cache-on-read", "true")], Nothing, Nothing),
         ("cacheextents", &[], All, Nothing),
         ("checkwrite", &[], All, Nothing),
-        ("count", &[], Nothing, Nothing),
+        ("count", &[], All, All),
         ("cow", &[("cow-block-size", "4096")], Part, Nothing),
         ("cow", &[("cow-on-read", "true")], Nothing, Nothing),
         // Nothing is rescued by an empty map.
@@ -248,7 +248,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
             Nothing,
             Nothing,
         ),
-        ("stats", &[("statsfile", "/dev/null")], Nothing, Nothing),
+        ("stats", &[("statsfile", "/dev/null")], All, All),
         ("swab", &[], Nothing, Nothing),
         ("swab", &[("swab-bits", "8")], All, All),
         ("tar", &[("tar-entry", "x")], All, All),

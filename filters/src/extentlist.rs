@@ -26,6 +26,10 @@ impl Filter for ExtentList {
         Some("nbdkit extentlist filter")
     }
 
+    fn config_help(&self) -> Option<&str> {
+        Some("extentlist=<FILENAME>  (required) The file of extents.")
+    }
+
     fn config(&mut self, next: NextConfig<'_>, key: &str, value: Value<'_>) -> Result<()> {
         if key != "extentlist" {
             return next.config(key, value);

@@ -36,8 +36,6 @@ pub mod limit;
 pub mod log;
 pub mod luks;
 pub mod lzip;
-#[cfg(test)]
-mod manual_pages;
 pub mod map;
 pub mod multi_conn;
 pub mod nocache;

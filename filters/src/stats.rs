@@ -9,11 +9,11 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nbdkit_api::{
-    Error, Extents, Filter, Flags, Layer, Next, NextConfig, Open, OpenLayer, Result, ResultExt,
-    Slot, ThreadModel, Value,
+    DataPath, Direction, Error, Extents, Filter, Flags, Layer, Next, NextConfig, Open, OpenLayer,
+    Result, ResultExt, Slot, ThreadModel, Value,
 };
 
 use counters::{Counters, Operation};
@@ -173,14 +173,18 @@ impl OpenLayer for Handle {
         self.counted(Operation::Cache, count, offset, || next.cache(count, offset))
     }
 
-    /// Counted only if it was done.
-    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        let (start, count) = (Instant::now(), buf.len() as u64);
-        let result = next.try_pread(buf, offset)?;
-        if result.is_ok() {
-            self.counters.add(Operation::Read, count, offset, start.elapsed());
+    fn data_path(&self, _: Direction) -> DataPath {
+        DataPath::Watched
+    }
+
+    fn passed(&self, direction: Direction, count: u64, offset: u64, took: Duration, done: bool) {
+        let operation = match direction {
+            Direction::Read => Operation::Read,
+            Direction::Write => Operation::Write,
+        };
+        if done {
+            self.counters.add(operation, count, offset, took);
         }
-        Some(result)
     }
 }
 

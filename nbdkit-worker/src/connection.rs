@@ -9,6 +9,7 @@ mod execute;
 mod export;
 mod haggling;
 mod handshake;
+mod inline_calls;
 mod inline_writes;
 mod input;
 mod negotiated;

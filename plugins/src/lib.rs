@@ -22,8 +22,6 @@ pub mod info;
 pub mod iso;
 pub mod linuxdisk;
 mod made_disk;
-#[cfg(test)]
-mod manual_pages;
 pub mod memory;
 pub mod nbd;
 pub mod null;

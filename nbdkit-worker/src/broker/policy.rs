@@ -143,6 +143,7 @@ pub(super) const RESOLVING: &[Line] = &[
 #[rustfmt::skip]
 pub(super) const UNIX: &[Line] = &[
     with(c::SYS_socket, &[Is(0, c::AF_UNIX as u64), Is(1, STREAM | NONBLOCK)]), // a declared endpoint; nscd
+    with(c::SYS_setsockopt, &[Is(1, c::SOL_SOCKET as u64), Is(2, c::SO_SNDBUF as u64)]), // large requests leave at once
     any(c::SYS_readv),            // nscd: its answer
 ];
 

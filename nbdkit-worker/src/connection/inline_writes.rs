@@ -99,7 +99,7 @@ impl InlineWrites {
 }
 
 /// How often this thread has slept, as opposed to being preempted. getrusage(2), `ru_nvcsw`.
-fn sleeps() -> i64 {
+pub(super) fn sleeps() -> i64 {
     getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.voluntary_context_switches())
 }
 

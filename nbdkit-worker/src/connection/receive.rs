@@ -7,7 +7,7 @@
 
 use std::io;
 
-use nbdkit_api::{Backend, FileRange, Flags, Result, log};
+use nbdkit_api::{Backend, Direction, FileRange, Range, Result, log};
 use nix::errno::Errno;
 
 use super::inline_writes::InlineWrites;
@@ -54,12 +54,29 @@ impl<'a> Receive<'a> {
     /// # Errors
     /// The client is gone.
     pub(super) fn run(
+        self,
+        input: &mut Input,
+        pipe: &mut Option<Pipe>,
+        writes: &mut InlineWrites,
+    ) -> io::Result<Result<()>> {
+        let (backend, request) = (self.backend, self.request());
+        backend.trace_write(self.count as u32, self.offset);
+        let started = backend.watch();
+        let result = self.splice(input, pipe, writes)?;
+        backend.passed(started, Direction::Write, request, result.is_ok());
+        Ok(result)
+    }
+
+    fn request(&self) -> Range {
+        Range { count: self.count as u64, offset: self.offset }
+    }
+
+    fn splice(
         mut self,
         input: &mut Input,
         pipe: &mut Option<Pipe>,
         writes: &mut InlineWrites,
     ) -> io::Result<Result<()>> {
-        self.backend.trace_write(self.count as u32, self.offset);
         // First the bytes in the input buffer, completed to a whole block.
         let first = self.whole_blocks(input.available().len().min(self.count), usize::div_ceil);
         if first > 0 && !input.fill_exactly(first)? {
@@ -137,6 +154,6 @@ impl<'a> Receive<'a> {
 
     /// Writes a part of the request, which was logged as one.
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        log::without_datapath(|| self.backend.pwrite(bytes, offset, Flags::empty()))
+        log::without_datapath(|| self.backend.pwrite_part(self.request(), bytes, offset))
     }
 }

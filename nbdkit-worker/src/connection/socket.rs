@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use nbdkit_api::pipeline::Awaited;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::ReceiveTimeout;
@@ -19,6 +20,9 @@ use super::tls::Stream;
 
 /// Bytes per write under a deadline: a socket that polls as writable has room for more than this.
 const DEADLINE_CHUNK: usize = 1024;
+
+/// Milliseconds to wait for a plugin before looking whether the connection is closing.
+const LOOK: u8 = 250;
 
 /// The connection to a client: an input and an output, which may be the same descriptor. Cheap to
 /// clone.
@@ -205,6 +209,32 @@ impl Socket {
     pub(crate) fn stop_reading(&self) {
         let _ = shutdown(self.input.as_raw_fd(), Shutdown::Read);
     }
+}
+
+/// What has become ready.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ready {
+    pub(super) plugin: bool,
+    pub(super) client: bool,
+}
+
+/// Waits for a plugin's socket, and for input of the client if there is one, for up to [`LOOK`].
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn wait_either(awaited: &Awaited<'_>, client: Option<&Socket>) -> io::Result<Ready> {
+    let mut events = PollFlags::POLLIN;
+    events.set(PollFlags::POLLOUT, awaited.writable);
+    let input = client.map_or(awaited.fd, |client| client.input.as_fd());
+    let mut fds = [PollFd::new(awaited.fd, events), PollFd::new(input, PollFlags::POLLIN)];
+    let count = if client.is_some() { 2 } else { 1 };
+    match poll(&mut fds[..count], LOOK) {
+        Ok(_) => {}
+        Err(Errno::EINTR) => return Ok(Ready { plugin: false, client: false }),
+        Err(errno) => return Err(errno.into()),
+    }
+    let [plugin, input] = fds.map(|fd| fd.any().unwrap_or(true));
+    Ok(Ready { plugin, client: client.is_some() && input })
 }
 
 /// Waits for one of `events`, until the deadline.

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod in_flight;
 mod reader;
 mod route;
 mod sender;
@@ -15,13 +16,14 @@ mod sender;
 use std::io;
 
 use nbd_protocol::transmission::Request;
-use nbdkit_api::{Blocking, FileRange, debug, log};
+use nbdkit_api::{Blocking, Direction, FileRange, Range, debug, log};
 
 use reader::Reader;
 use sender::Sender;
 
 use super::execute::{KnownData, Target};
 use super::export::Export;
+use super::inline_calls::Score;
 use super::input::Input;
 use super::negotiated::{Features, Negotiated};
 use super::pool::{Job, Pool};
@@ -60,6 +62,7 @@ pub(super) fn serve(
         },
         sender: Sender::new(connection),
         pool: pooled.then(|| prealloc.pool(connection.settings.threads)),
+        score: Score::default(),
         prealloc,
     };
     let end = session.run(input);
@@ -84,6 +87,8 @@ struct Session<'a> {
     sender: Sender<'a>,
     /// Threads for requests that may wait, where requests may overlap.
     pool: Option<Pool>,
+    /// How long the pool's calls take.
+    score: Score,
     /// Whether memory is kept.
     prealloc: Prealloc,
 }
@@ -124,7 +129,7 @@ impl Session<'_> {
         let range = || self.target.file_range(request);
         let spliced = self.splice_out(request, *splice_out, range, replies, pipe);
         let sent = spliced.unwrap_or_else(|| {
-            self.target.execute(request, *flags, payload, replies);
+            self.score.time(|| self.target.execute(request, *flags, payload, replies));
             self.sender.send(replies)
         });
         if let Err(error) = sent {
@@ -165,6 +170,7 @@ impl Session<'_> {
     ) -> Option<io::Result<()>> {
         let count = count?;
         let target = &self.target;
+        let started = target.backend.watch();
         let filled = target.settings.serialized(|| {
             let range = range()?;
             // A pipe that could not be filled holds part of the data: it is not used again.
@@ -172,6 +178,8 @@ impl Session<'_> {
             fresh.fill(range, count).then_some(fresh)
         })?;
         target.backend.trace_read(request.length as u32, request.offset);
+        let range = Range { count: request.length, offset: request.offset };
+        target.backend.passed(started, Direction::Read, range, true);
         let pipe = pipe.insert(filled);
         replies.data_header(request, self.features(), request.offset, count);
         Some(self.sender.send_with(replies, |socket, bytes| {

@@ -5,6 +5,7 @@ mod layer;
 pub(crate) use self::layer::IntoLayer;
 use crate::error::{Errno, Error, Result};
 use crate::extents::Extents;
+use crate::pipeline::Pipeline;
 use crate::types::{BlockSize, Blocking, Cache, FileRange, Flags, Fua};
 
 /// One client's use of a plugin, from `open` to `close` (its drop).
@@ -196,6 +197,11 @@ pub trait Connection: IntoLayer + Send + Sync {
     /// call it for a part.
     fn write_range(&self, count: u32, offset: u64) -> Option<FileRange<'_>> {
         let _ = (count, offset);
+        None
+    }
+
+    /// How many requests can be in flight without a thread for each, if they can.
+    fn pipeline(&self) -> Option<&dyn Pipeline> {
         None
     }
 }

@@ -14,6 +14,7 @@
 //! - [`answers`]: questions about the layer, each asked once and cached ([`cached`]);
 //! - [`data`]: requests, whose ranges are checked and which are traced;
 //! - [`fast`]: the ways around a request's callbacks: answers that cannot block, ranges of files;
+//! - [`pipelined`]: requests that the plugin has in flight without a thread for each;
 //! - [`emulate`]: zeroes and prefetching done by writing and reading;
 //! - [`extents`]: `nbdkit_extents_full` and `nbdkit_extents_aligned`.
 //!
@@ -26,18 +27,22 @@ pub(crate) mod emulate;
 mod extents;
 mod fast;
 mod opened;
+mod pipelined;
 mod reopen;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
+pub use self::fast::Range;
 pub(crate) use self::opened::{Below, Opened};
 pub(crate) use self::reopen::Opener;
 use self::reopen::Reopenable;
 use crate::error::{Errno, Error, Result};
 use crate::extents::Extents;
+use crate::pipeline::Pipeline;
 use crate::types::{BlockSize, Blocking, Cache, DataPath, Direction, FileRange, Flags, Fua, Zero};
 
 /// One open layer, from `open` to `close` (its drop). A filter implements it; for a plugin it is
@@ -188,14 +193,20 @@ pub trait OpenLayer: Send + Sync {
         false
     }
 
+    /// A request that was carried out without a call of `pread` or `pwrite`, in `took`. Called for
+    /// [`DataPath::Watched`]; `done`: it succeeded.
+    fn passed(&self, direction: Direction, count: u64, offset: u64, took: Duration, done: bool) {
+        let _ = (direction, count, offset, took, done);
+    }
+
     /// How long the data methods may take, apart from those of the layer below. Asked once.
     fn blocking(&self) -> Blocking {
         Blocking::Never
     }
 
     /// `pread` if that cannot block, else `None`, and nothing has been done. Called unless the data
-    /// path is [`Transparent`](DataPath::Transparent) or [`Shifted`](DataPath::Shifted). The
-    /// default can tell only if nothing ever blocks.
+    /// path is [`Transparent`](DataPath::Transparent), [`Shifted`](DataPath::Shifted) or
+    /// [`Watched`](DataPath::Watched). The default can tell only if nothing ever blocks.
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         let never = self.blocking().max(next.blocking()) == Blocking::Never;
         never.then(|| self.pread(next, buf, offset))
@@ -205,6 +216,12 @@ pub trait OpenLayer: Send + Sync {
     /// pass to the layer below, if reading or writing there is all there is to it.
     fn file_range(&self, direction: Direction, count: u32, offset: u64) -> Option<FileRange<'_>> {
         let _ = (direction, count, offset);
+        None
+    }
+
+    /// How requests that do not pass to a layer below are carried out without a thread for each. A
+    /// plugin's layer has one.
+    fn pipeline(&self) -> Option<&dyn Pipeline> {
         None
     }
 }

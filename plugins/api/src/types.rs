@@ -172,6 +172,9 @@ pub enum DataPath {
     Transparent,
     /// Each request passes to an offset that is so many bytes higher.
     Shifted(u64),
+    /// Nothing: each request passes to the same offset of the layer below, and the filter is
+    /// [told of it](crate::OpenLayer::passed) when it has been carried out.
+    Watched,
     /// Some requests pass to the same offset:
     /// [`passes`](crate::OpenLayer::passes) decides for each.
     PerRequest,

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use nbd_protocol::constants::{Command, CommandFlags, MAX_REQUEST, TransmissionFlags};
+use nbdkit_api::pipeline::{Awaited, Pipeline, Ticket};
 use nbdkit_api::{
     BlockSize, Blocking, Cache, Client, Connection, ExtentKind, Extents, Flags, Fua, Result,
 };
@@ -43,6 +44,19 @@ impl Handle {
         if self.link.facts.form == Form::Extended { i64::MAX as u64 } else { MAX_RANGE }
     }
 
+    fn write(&self, length: u64, offset: u64, flags: Flags) -> Asked {
+        let mut flags = fua(flags);
+        if self.link.facts.form == Form::Extended {
+            flags |= CommandFlags::PAYLOAD_LEN;
+        }
+        Asked { command: Command::WRITE, flags, offset, length, kind: Kind::Plain }
+    }
+
+    /// Whether a request of so many bytes goes as one.
+    fn is_queueable(&self, count: usize) -> bool {
+        count <= self.most_data()
+    }
+
     fn call(&self, asked: &Asked, payload: &[u8], buf: &mut [u8]) -> Result<Vec<(u64, u32)>> {
         self.link.call(self.client.as_deref(), asked, payload, buf)
     }
@@ -58,6 +72,16 @@ impl Handle {
             done += length;
         }
         Ok(())
+    }
+}
+
+fn read(length: u32, offset: u64) -> Asked {
+    Asked {
+        command: Command::READ,
+        flags: CommandFlags::empty(),
+        offset,
+        length: length.into(),
+        kind: Kind::Read { offset, length },
     }
 }
 
@@ -126,34 +150,16 @@ impl Connection for Handle {
         for part in buf.chunks_mut(self.most_data()) {
             // At most MAX_REQUEST.
             let length = part.len() as u32;
-            let asked = Asked {
-                command: Command::READ,
-                flags: CommandFlags::empty(),
-                offset,
-                length: length.into(),
-                kind: Kind::Read { offset, length },
-            };
-            self.call(&asked, &[], part)?;
+            self.call(&read(length, offset), &[], part)?;
             offset += u64::from(length);
         }
         Ok(())
     }
 
     fn pwrite(&self, buf: &[u8], mut offset: u64, flags: Flags) -> Result<()> {
-        let mut command_flags = fua(flags);
-        if self.link.facts.form == Form::Extended {
-            command_flags |= CommandFlags::PAYLOAD_LEN;
-        }
         for part in buf.chunks(self.most_data()) {
             let length = part.len() as u64;
-            let asked = Asked {
-                command: Command::WRITE,
-                flags: command_flags,
-                offset,
-                length,
-                kind: Kind::Plain,
-            };
-            self.call(&asked, part, &mut [])?;
+            self.call(&self.write(length, offset, flags), part, &mut [])?;
             offset += length;
         }
         Ok(())
@@ -208,5 +214,37 @@ impl Connection for Handle {
 
     fn blocking(&self) -> Blocking {
         self.blocking
+    }
+
+    fn pipeline(&self) -> Option<&dyn Pipeline> {
+        self.link.is_pipelined().then_some(self)
+    }
+}
+
+impl Pipeline for Handle {
+    fn queue_read(&self, count: u32, offset: u64) -> Option<Ticket> {
+        let queueable = self.is_queueable(count as usize);
+        queueable.then(|| self.link.queue(&read(count, offset), &[])).flatten()
+    }
+
+    fn queue_write(&self, data: &[u8], offset: u64) -> Option<Ticket> {
+        let asked = self.write(data.len() as u64, offset, Flags::empty());
+        self.is_queueable(data.len()).then(|| self.link.queue(&asked, data)).flatten()
+    }
+
+    fn send(&self) {
+        self.link.send_queued();
+    }
+
+    fn collect(&self, done: &mut dyn FnMut(Ticket, Result<&[u8]>)) {
+        self.link.collect(done);
+    }
+
+    fn awaited(&self) -> Awaited<'_> {
+        self.link.awaited()
+    }
+
+    fn shrink(&self) {
+        self.link.shrink();
     }
 }

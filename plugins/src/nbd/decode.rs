@@ -10,7 +10,7 @@ mod header;
 
 use nbd_protocol::Malformed;
 use nbd_protocol::constants::{ChunkType, NbdError};
-use nbd_protocol::transmission::{ErrorChunk, HoleChunk};
+use nbd_protocol::transmission::{ErrorChunk, ExtendedReplyChunk, HoleChunk};
 use nbdkit_api::{Errno, Error, Result, quoted};
 
 use self::header::{Header, What};
@@ -25,6 +25,8 @@ const MAX_PIECE: u64 = 66 * 1024;
 const MAX_STATUS: u64 = 8 + 16 * 1024 * 1024;
 /// Most extents of one reply that are kept; a list may always be shorter than what was asked for.
 const MAX_EXTENTS: usize = 64 * 1024;
+/// The largest header with the offset of its data, bytes.
+const HEAD: usize = ExtendedReplyChunk::LENGTH + 8;
 /// From this many bytes on, the rest of a payload is read past the buffer.
 const DIRECT: usize = 16 * 1024;
 
@@ -38,6 +40,8 @@ pub(super) enum Step {
     /// The thread that decodes should read up to so many bytes into its buffer from this position
     /// on, and tell [`Decoder::received`].
     Direct { at: usize, left: usize },
+    /// The same, into the [`kept`](super::table::Slot::kept) bytes of this request.
+    Kept { index: u32, at: usize, left: usize },
 }
 
 /// What is done with the payload of a chunk.
@@ -78,11 +82,14 @@ impl Decoder {
         Decoder { form, buffer: vec![0; BUFFER], start: 0, end: 0, chunk: None }
     }
 
-    /// Where bytes of the server go next; not empty after [`Step::Read`].
-    pub(super) fn space(&mut self) -> &mut [u8] {
+    /// Where bytes of the server go next; not empty after [`Step::Read`]. If the replies to long
+    /// reads are `expected`, no more than tells what comes: their data has a place of its own.
+    pub(super) fn space(&mut self, expected: bool) -> &mut [u8] {
         self.buffer.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
-        &mut self.buffer[self.end..]
+        let room = if expected { self.chunk.map_or(0, |chunk| chunk.left) + HEAD } else { BUFFER };
+        let end = room.max(self.end + HEAD).min(BUFFER);
+        &mut self.buffer[self.end..end]
     }
 
     /// So many bytes have been put into [`space`](Self::space).
@@ -147,6 +154,7 @@ impl Decoder {
         let bytes = &bytes[..bytes.len().min(chunk.left)];
         let mut used = bytes.len();
         let slot = table.slot(index);
+        let queued = slot.queued;
         // Once a part of a read has gone to its own buffer, all of it has to, by its own thread.
         let to_own = index == own && slot.data.is_empty();
         if matches!(chunk.payload, Payload::Data { .. } | Payload::Hole { .. }) {
@@ -184,6 +192,9 @@ impl Decoder {
             Chunk { left: 0, .. } => None,
             Chunk { payload: Payload::Data { at }, left, .. } if to_own && left >= DIRECT => {
                 Some(Ok(Step::Direct { at, left }))
+            }
+            Chunk { payload: Payload::Data { at }, left, .. } if queued && left >= DIRECT => {
+                Some(Ok(Step::Kept { index, at, left }))
             }
             _ => Some(Ok(Step::Read)),
         }

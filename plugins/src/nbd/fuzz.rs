@@ -56,15 +56,19 @@ pub fn handshake(purpose: u8, bytes: &[u8]) {
     }
 }
 
-/// The requests that are outstanding, in slots from 0 on. The last two have lost their clients.
-const KINDS: [Kind; 6] = [
+/// The requests that are outstanding, in slots from 0 on. Those in ABANDONED have lost their
+/// clients.
+const KINDS: [Kind; 7] = [
     Kind::Plain,
     Kind::Read { offset: 0x1000, length: 64 },
     Kind::Read { offset: 0x1000, length: KEPT + 64 },
     Kind::Status { context: 1 },
     Kind::Read { offset: 0x1000, length: KEPT + 64 },
     Kind::Plain,
+    Kind::Read { offset: 0x1000, length: KEPT + 64 },
 ];
+/// The last one is of a pipeline.
+const QUEUED: usize = 6;
 const ABANDONED: [u32; 2] = [4, 5];
 
 /// Replies from a server that sends these bytes, in pieces of a length that `choice` chooses, as
@@ -77,15 +81,19 @@ pub fn replies(choice: u8, mut bytes: &[u8]) {
     let piece = [1, 7, 100, 100_000][usize::from(choice) / 3 % 4];
     let mut table = Table::default();
     let mut decoder = Decoder::new(form);
-    let mut buffers: Vec<Vec<u8>> = KINDS
-        .map(|kind| {
-            table.begin(kind);
+    let mut buffers: Vec<Vec<u8>> = (0..)
+        .zip(KINDS)
+        .map(|(number, kind)| {
+            match number {
+                QUEUED => table.begin_queued(kind),
+                _ => table.begin(kind),
+            };
             match kind {
                 Kind::Read { length, .. } => vec![0xee; length as usize],
                 Kind::Plain | Kind::Status { .. } => Vec::new(),
             }
         })
-        .into();
+        .collect();
     for index in ABANDONED {
         table.abandon(index);
     }
@@ -107,8 +115,16 @@ pub fn replies(choice: u8, mut bytes: &[u8]) {
                     return;
                 }
             }
+            Step::Kept { index, at, left } => {
+                let count = bytes.len().min(left).min(piece);
+                table.slot(index).kept()[at..][..count].copy_from_slice(&bytes[..count]);
+                bytes = &bytes[count..];
+                if count == 0 || decoder.received(count, &mut table).is_err() {
+                    return;
+                }
+            }
             Step::Read => {
-                let space = decoder.space();
+                let space = decoder.space(table.expects_long());
                 let count = bytes.len().min(space.len()).min(piece);
                 space[..count].copy_from_slice(&bytes[..count]);
                 bytes = &bytes[count..];

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod outgoing;
+mod pipelined;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,7 @@ use nbd_protocol::transmission::Request;
 use nbdkit_api::{Client, Errno, Error, Result, client};
 
 use self::outgoing::Outgoing;
+use self::pipelined::Unsent;
 use super::decode::{Decoder, Step};
 use super::haggle::{Facts, Form};
 use super::socket::{LOOK, Received, Socket, disconnected};
@@ -43,6 +45,7 @@ pub(super) struct Link {
     /// Several clients use it.
     shared: bool,
     outgoing: Outgoing,
+    unsent: Unsent,
     state: Mutex<State>,
     is_dead: AtomicBool,
 }
@@ -82,6 +85,7 @@ impl Link {
             facts,
             shared,
             outgoing: Outgoing::default(),
+            unsent: Unsent::default(),
             state: Mutex::new(state),
             is_dead: AtomicBool::new(false),
         }
@@ -111,12 +115,7 @@ impl Link {
             }
             state.table.begin(asked.kind)
         };
-        let Asked { command, flags, offset, length, .. } = *asked;
-        let request = Request { flags, command, cookie, offset, length };
-        let result = match self.facts.form {
-            Form::Extended => self.send(client, &request.encode_extended(), payload),
-            Form::Simple | Form::Structured => self.send(client, &request.encode(), payload),
-        };
+        let result = self.encode(asked, cookie, |head| self.send(client, head, payload));
         if let Err(why) = result {
             // A part of the request may have been sent.
             self.kill(&mut self.lock(), &why);
@@ -126,6 +125,16 @@ impl Link {
             buf.copy_from_slice(&data);
         }
         Ok(extents)
+    }
+
+    /// Encodes a request in the form of this connection.
+    fn encode<T>(&self, asked: &Asked, cookie: u64, use_head: impl FnOnce(&[u8]) -> T) -> T {
+        let Asked { command, flags, offset, length, .. } = *asked;
+        let request = Request { flags, command, cookie, offset, length };
+        match self.facts.form {
+            Form::Extended => use_head(&request.encode_extended()),
+            Form::Simple | Form::Structured => use_head(&request.encode()),
+        }
     }
 
     fn send(&self, client: Option<&Client>, head: &[u8], payload: &[u8]) -> Result<()> {
@@ -142,6 +151,7 @@ impl Link {
             if why.take_for_log() {
                 nbdkit_api::error!("{}", why.message());
             }
+            state.table.fail_queued(&why);
             state.dead = Some(why);
             self.is_dead.store(true, Ordering::Relaxed);
         }
@@ -222,10 +232,13 @@ impl Link {
                 }
                 Ok(step) => step,
             };
+            let expected = state.table.expects_long();
             unlock_and_wake(state);
             let received = match step {
                 Step::Direct { at, left } => self.socket.receive(&mut buf[at..at + left]),
-                Step::Read | Step::Own(_) => self.socket.receive(decoder.space()),
+                Step::Read | Step::Own(_) | Step::Kept { .. } => {
+                    self.socket.receive(decoder.space(expected))
+                }
             };
             state = self.lock();
             let done = match (received, step) {

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -118,9 +118,31 @@ impl Socket {
         }
     }
 
+    /// The socket itself.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Whether bytes are sent and received as they are.
+    pub(super) fn is_plain(&self) -> bool {
+        self.tls.is_none()
+    }
+
+    /// Receives what has come into `buf`, which is not empty, without waiting. Without TLS.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn receive_now(&self, buf: &mut [u8]) -> Result<Received> {
+        self.receive_with(buf, MsgFlags::MSG_DONTWAIT)
+    }
+
     fn receive_raw(&self, buf: &mut [u8]) -> Result<Received> {
+        self.receive_with(buf, MsgFlags::empty())
+    }
+
+    fn receive_with(&self, buf: &mut [u8], flags: MsgFlags) -> Result<Received> {
         loop {
-            return match recv(self.fd.as_raw_fd(), buf, MsgFlags::empty()) {
+            return match recv(self.fd.as_raw_fd(), buf, flags) {
                 Ok(0) => Ok(Received::End),
                 Ok(count) => Ok(Received::Bytes(count)),
                 Err(Errno::EAGAIN) => Ok(Received::Nothing),
@@ -160,12 +182,33 @@ impl Socket {
         self.send_raw(client, &ciphertext, MsgFlags::empty())
     }
 
-    fn send_raw(&self, client: Option<&Client>, mut bytes: &[u8], flags: MsgFlags) -> Result<()> {
+    /// Sends as many of `bytes` as there is room for, without waiting; how many. `more` follow at
+    /// once. Without TLS.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn send_now(&self, bytes: &[u8], more: bool) -> Result<usize> {
+        let flags = if more { more_follows() } else { MsgFlags::empty() };
+        self.send_some(bytes, flags).map(Option::unwrap_or_default)
+    }
+
+    fn send_some(&self, bytes: &[u8], flags: MsgFlags) -> Result<Option<usize>> {
         let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            return match send(self.fd.as_raw_fd(), bytes, flags) {
+                Ok(count) => Ok(Some(count)),
+                Err(Errno::EAGAIN) => Ok(None),
+                Err(Errno::EINTR) => continue,
+                Err(errno) => Err(broken("send", errno)),
+            };
+        }
+    }
+
+    fn send_raw(&self, client: Option<&Client>, mut bytes: &[u8], flags: MsgFlags) -> Result<()> {
         while !bytes.is_empty() {
-            match send(self.fd.as_raw_fd(), bytes, flags) {
-                Ok(count) => bytes = &bytes[count..],
-                Err(Errno::EAGAIN) => {
+            match self.send_some(bytes, flags)? {
+                Some(count) => bytes = &bytes[count..],
+                None => {
                     let wait = Wait { client, deadline: Instant::now() + STALLED };
                     match wait.ready(self.fd.as_fd(), PollFlags::POLLOUT) {
                         // A client of its own may wait as long as it likes.
@@ -173,8 +216,6 @@ impl Socket {
                         result => result.map_err(|errno| broken("send", errno))?,
                     }
                 }
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(broken("send", errno)),
             }
         }
         Ok(())

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 
@@ -26,6 +27,10 @@ pub(super) enum Kind {
     Read { offset: u64, length: u32 },
     /// Extents of one context.
     Status { context: u32 },
+}
+
+fn is_long(kind: Kind) -> bool {
+    matches!(kind, Kind::Read { length, .. } if length > KEPT)
 }
 
 /// How far a request is.
@@ -58,6 +63,8 @@ pub(super) struct Slot {
     pub(super) own_thread: bool,
     /// The request's thread, while it sleeps.
     pub(super) sleeper: Option<Sleeper>,
+    /// No thread waits for it: it is one of a pipeline's.
+    pub(super) queued: bool,
 }
 
 /// A thread that sleeps until it is unparked, and where it finds its reply then. It need not lock
@@ -84,7 +91,7 @@ impl Mailbox {
 }
 
 impl Slot {
-    /// Where another thread puts the bytes of a read of at most [`KEPT`] bytes.
+    /// Where bytes of a read are put that are not received by the request's own thread.
     pub(super) fn kept(&mut self) -> &mut [u8] {
         if let Kind::Read { length, .. } = self.kind {
             self.data.resize(length as usize, 0);
@@ -109,11 +116,24 @@ pub(super) struct Table {
     free: Vec<u32>,
     /// Threads to be unparked once the table is unlocked.
     pub(super) to_wake: Vec<Thread>,
+    /// Reads of more than [`KEPT`] bytes that are outstanding.
+    long: usize,
+    /// Requests of a pipeline that are done and have not been collected.
+    collectable: VecDeque<u32>,
 }
 
 impl Table {
     /// Enters a request; the number of its slot, and the cookie.
     pub(super) fn begin(&mut self, kind: Kind) -> (u32, u64) {
+        self.enter(kind, false)
+    }
+
+    /// Enters a request that no thread waits for.
+    pub(super) fn begin_queued(&mut self, kind: Kind) -> (u32, u64) {
+        self.enter(kind, true)
+    }
+
+    fn enter(&mut self, kind: Kind, queued: bool) -> (u32, u64) {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot {
                 generation: 0,
@@ -125,16 +145,41 @@ impl Table {
                 extents: Vec::new(),
                 own_thread: false,
                 sleeper: None,
+                queued: false,
             });
-            // As many as there are threads.
+            // As many as there are threads, or the pipeline has requests.
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];
         slot.generation = slot.generation.wrapping_add(1);
         slot.state = State::Pending;
         slot.kind = kind;
-        slot.own_thread = matches!(kind, Kind::Read { length, .. } if length > KEPT);
+        slot.own_thread = is_long(kind) && !queued;
+        slot.queued = queued;
+        self.long += usize::from(is_long(kind));
         (index, u64::from(slot.generation) << 32 | u64::from(index))
+    }
+
+    /// Whether a reply may come whose data is better received past the decoder's buffer.
+    pub(super) fn expects_long(&self) -> bool {
+        self.long > 0
+    }
+
+    /// A request of a pipeline that is done, with its bytes in [`Slot::data`] and its error in
+    /// [`Slot::error`]; to be released.
+    pub(super) fn collect(&mut self) -> Option<u32> {
+        self.collectable.pop_front()
+    }
+
+    /// Ends the requests of a pipeline with an error.
+    pub(super) fn fail_queued(&mut self, why: &Error) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.queued && slot.state == State::Pending {
+                slot.state = State::Done;
+                slot.error.get_or_insert_with(|| why.clone());
+                self.collectable.push_back(index as u32);
+            }
+        }
     }
 
     /// The slot of a request that is outstanding.
@@ -191,6 +236,9 @@ impl Table {
             }
         }
         slot.state = State::Done;
+        if slot.queued {
+            self.collectable.push_back(index);
+        }
         if let Some(Sleeper { thread, mailbox }) = slot.sleeper.take() {
             mailbox.put(self.take(index));
             self.to_wake.push(thread);
@@ -231,8 +279,21 @@ impl Table {
             slot.error = None;
             slot.sleeper = None;
             slot.coverage.clear();
-            (slot.data, slot.extents) = Default::default();
+            self.long -= usize::from(is_long(slot.kind));
+            // Of a pipeline's request, the memory is kept for the next one.
+            if !slot.queued {
+                slot.data = Vec::new();
+            }
+            slot.queued = false;
+            slot.extents = Vec::new();
             self.free.push(index);
+        }
+    }
+
+    /// Frees the memory that is kept for a pipeline's next requests.
+    pub(super) fn shrink(&mut self) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.state == State::Free) {
+            slot.data = Vec::new();
         }
     }
 

@@ -105,7 +105,7 @@ fn every_built_in_module_has_a_file_that_means_it() {
 }
 
 #[test]
-fn programs_headers_and_manual_pages_are_installed() {
+fn programs_headers_pages_and_completions_are_installed() {
     let dir = install();
     for (path, mode) in [
         ("usr/bin/nbdkit", 0o755),
@@ -114,6 +114,10 @@ fn programs_headers_and_manual_pages_are_installed() {
         ("usr/include/nbdkit-confine.h", 0o644),
         ("usr/lib/pkgconfig/nbdkit.pc", 0o644),
         ("usr/share/man/man1/nbdkit.1", 0o644),
+        ("usr/share/man/man3/nbdkit-plugin.3", 0o644),
+        ("usr/share/bash-completion/completions/nbdkit", 0o644),
+        ("usr/share/zsh/site-functions/_nbdkit", 0o644),
+        ("usr/share/fish/vendor_completions.d/nbdkit.fish", 0o644),
         ("usr/lib/nbdkit/plugins/nbdkit-file-plugin.so", 0o644),
         ("usr/lib/systemd/system/nbdkit@.service", 0o644),
         ("usr/lib/systemd/system/nbdkit@.socket", 0o644),

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::os::unix::net::UnixStream;
 
+use nbdkit_tests::processes::eventually;
 use nbdkit_tests::{Ask, Client, Server};
 
 use crate::support::{compile, open};
@@ -12,13 +13,14 @@ use crate::support::{compile, open};
 struct Seen {
     most: u64,
     process: u64,
+    thread: u64,
     reads: u64,
 }
 
 fn seen(client: &mut Client<UnixStream>) -> Seen {
     let data = client.call(&Ask::read(4096, 32)).expect("a reply").data;
     let word = |n: usize| u64::from_ne_bytes(data[8 * n..8 * n + 8].try_into().unwrap());
-    Seen { most: word(0), process: word(1), reads: word(3) }
+    Seen { most: word(0), process: word(1), thread: word(2), reads: word(3) }
 }
 
 /// Has two clients read four times each, all at once, and returns what the plugin saw.
@@ -56,6 +58,37 @@ fn serialize_requests_overlaps_once_for_each_client() {
 fn parallel_overlaps_up_to_the_limit_of_threads() {
     assert_eq!(overlap(3, &[]).most, 8);
     assert_eq!(overlap(3, &["-t", "3"]).most, 6);
+}
+
+/// The reader is the first thread of a process that has one client.
+#[test]
+fn the_reader_makes_quick_calls_itself_until_one_sleeps() {
+    let plugin = compile("overlap.c", &["-DMODEL=3"]);
+    let server = Server::nbdkit(["--isolation=connection", &plugin]).start();
+    let mut client = server.connect();
+    open(&mut client);
+    let first = seen(&mut client);
+    assert_ne!(first.thread, first.process, "nothing is known of the plugin yet");
+    eventually("the reader makes the calls", || {
+        for _ in 0..100 {
+            client.send(&Ask::read(8192, 512)).expect("sent");
+        }
+        for _ in 0..100 {
+            assert_eq!(client.receive().expect("a reply").error, None);
+        }
+        let last = seen(&mut client);
+        last.thread == last.process
+    });
+    // The first one, and none behind it: they do not wait for each other.
+    for _ in 0..8 {
+        client.send(&Ask::read(0, 512)).expect("sent");
+    }
+    for _ in 0..8 {
+        assert_eq!(client.receive().expect("a reply").error, None);
+    }
+    let last = seen(&mut client);
+    assert_eq!(last.reads, 8);
+    assert!(last.most > 1);
 }
 
 #[test]

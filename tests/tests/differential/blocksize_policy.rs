@@ -1,9 +1,12 @@
 //! The blocksize-policy filter: what is advertised, and what is refused.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use nbdkit_tests::differential::{Row, for_each};
 use nbdkit_tests::processes::eventually;
 use nbdkit_tests::server::ours;
-use nbdkit_tests::{Ask, row_name};
+use nbdkit_tests::{Ask, TempDir, row_name};
 
 use crate::below;
 
@@ -111,4 +114,24 @@ fn a_client_that_writes_too_much_at_once_is_disconnected() {
     greedy.call(&Ask::write(0, [2; 65_537])).unwrap_err();
     eventually("its worker has ended", || server.workers().len() == 1);
     assert_eq!(below::read(&mut other, 0, 10), [1; 10]);
+}
+
+/// The server reads around the holes in a file, and writes in blocks: sizes that the policy would
+/// refuse if a client chose them.
+#[test]
+fn parts_of_a_request_are_not_held_against_the_policy() {
+    let dir = TempDir::new();
+    let disk = dir.path().join("disk");
+    let file = File::create(&disk).unwrap();
+    file.set_len(4 << 20).unwrap();
+    file.write_all_at(&[1], 8192).unwrap();
+    let server = ours(&["--filter=blocksize-policy", "file", disk.to_str().unwrap()])
+        .args(["blocksize-minimum=64k", "blocksize-preferred=64k", "blocksize-maximum=32M"])
+        .arg("blocksize-error-policy=error")
+        .start();
+    let mut client = below::open(&server);
+    let data = below::read(&mut client, 0, 256 << 10);
+    assert_eq!((data.len(), data[8191], data[8192], data[8193]), (256 << 10, 0, 1, 0));
+    below::write(&mut client, 1 << 20, 256 << 10, 2);
+    assert_eq!(below::read(&mut client, 1 << 20, 256 << 10), [2; 256 << 10]);
 }

@@ -261,12 +261,13 @@ fn a_lie_in_a_reply_fails_the_request_and_the_connection() {
             reply(chunk(cookie, ChunkType::ERROR, DONE, &[1; 1 << 20]))(s)
         }),
     ];
+    const IN_FLIGHT: usize = 8;
+    let read = Ask::read(0, 4096);
     for (name, act) in LIES {
         let liar = Liar::new(*act);
         for more in [&[][..], &["shared=true"]] {
             let server = liar.client_of(more);
             let mut client = server.connected("");
-            let read = Ask::read(0, 4096);
             let first = client.call(&read).unwrap();
             // What is wrong with a reply that comes twice is noticed at the next one.
             let failed = match first.error {
@@ -278,6 +279,14 @@ fn a_lie_in_a_reply_fails_the_request_and_the_connection() {
             assert!([5, 108].contains(&again), "{name}: {again}");
             client.disconnect().unwrap();
         }
+        // Several requests in flight: all fail but one that may have been answered.
+        let server = liar.client_of(&[]);
+        let mut client = server.connected("");
+        for _ in 0..IN_FLIGHT {
+            client.send(&read).unwrap();
+        }
+        let failed = (0..IN_FLIGHT).filter(|_| client.receive().unwrap().error.is_some()).count();
+        assert!(failed >= IN_FLIGHT - 1, "{name}: {failed} of {IN_FLIGHT} failed");
     }
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a file that cannot be prepared is a failed test")]
 
 mod hostile;
+mod pipeline;
 mod tls;
 mod transports;
 

@@ -3,8 +3,11 @@
 use std::net::{Ipv6Addr, TcpListener};
 use std::os::unix::net::UnixStream;
 
+use nbdkit_tests::processes::eventually;
 use nbdkit_tests::server::{free_port, ours};
-use nbdkit_tests::{Ask, Client};
+use nbdkit_tests::{Ask, Client, TempDir, tools};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::socket;
 
@@ -51,6 +54,57 @@ fn unix_sockets_by_path_and_by_uri() {
         let data = server.connected("").call(&Ask::read(8, 8)).unwrap().data;
         assert_eq!(data, 8_u64.to_be_bytes());
     }
+}
+
+/// nbd-server(1), which is always a daemon. It ends with this.
+struct NbdServer(Pid);
+
+impl NbdServer {
+    /// Serves `disk` in `dir` as the export `disk`, at the socket `socket` there.
+    fn start(dir: &TempDir) -> Option<NbdServer> {
+        let at = |name: &str| dir.join(name);
+        let config = format!(
+            "[generic]\nunixsock = {}\nport = {}\n[disk]\nexportname = {}\nflush = true\n",
+            at("socket").display(),
+            free_port(),
+            at("disk").display()
+        );
+        std::fs::write(at("config"), config).unwrap();
+        let [config, pid] = ["config", "pid"].map(|name| at(name).display().to_string());
+        tools::run("nbd-server", &["-C", &config, "-p", &pid], dir.path())?;
+        let read = || std::fs::read_to_string(&pid).ok()?.trim().parse().ok();
+        eventually("there is a pid file", || read().is_some());
+        let server = NbdServer(Pid::from_raw(read().unwrap()));
+        eventually("it listens", || UnixStream::connect(at("socket")).is_ok());
+        Some(server)
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGTERM);
+    }
+}
+
+#[test]
+fn the_reference_server_is_forwarded() {
+    let dir = TempDir::new();
+    std::fs::write(dir.join("disk"), vec![1; 1 << 20]).unwrap();
+    let Some(_upstream) = NbdServer::start(&dir) else { return };
+    let socket = format!("socket={}", dir.join("socket").display());
+    let server = ours(&["nbd", &socket, "export=disk"]).start();
+    let mut client = server.connected("");
+    for block in 0..64 {
+        client.send(&Ask::write(block * 8192, [block as u8; 4096])).unwrap();
+    }
+    for _ in 0..64 {
+        assert_eq!(client.receive().unwrap().error, None);
+    }
+    assert_eq!(client.call(&Ask::flush()).unwrap().error, None);
+    let expected: Vec<u8> = (0..64).flat_map(|block| [[block; 4096], [1; 4096]].concat()).collect();
+    assert!(client.call(&Ask::read(0, 1 << 19)).unwrap().data == expected);
+    client.disconnect().unwrap();
+    assert!(std::fs::read(dir.join("disk")).unwrap()[..1 << 19] == expected);
 }
 
 /// Where there is no vsock(7), or nobody listens, that is the client's refusal and one line.

@@ -138,6 +138,9 @@ fn chunks(extended: bool) -> Vec<u8> {
         chunk(4, ChunkType::ERROR_OFFSET, true, &error),
         chunk(0, ChunkType::NONE, true, b""),
         chunk(5, ChunkType::NONE, true, b""),
+        // One that no thread waits for.
+        chunk(6, ChunkType::OFFSET_HOLE, false, &hole(0x1000, 32 * 1024 + 64 - 20_000)),
+        chunk(6, ChunkType::OFFSET_DATA, true, &data(0x9040 - 20_000, 20_000)),
     ]
     .concat()
 }

@@ -5,7 +5,7 @@
 use nbd_protocol::constants::CommandFlags;
 use nbd_protocol::transmission::Request;
 use nbdkit_api::shared::seek_extents;
-use nbdkit_api::{ExtentKind, Extents, FileRange, Result, log};
+use nbdkit_api::{Direction, ExtentKind, Extents, FileRange, Range, Result, log};
 
 use super::super::reply::Replies;
 use super::Target;
@@ -84,19 +84,15 @@ impl Target<'_> {
     /// `NBD_CMD_READ`.
     pub(super) fn read(&self, request: &Request, replies: &mut Replies) -> Result<()> {
         let Request { offset, length, .. } = *request;
-        let data = |replies: &mut Replies, last, offset, length: u64| {
-            replies
-                .data(request, self.features, last, (offset, length as usize), |buf| {
-                    Some(self.backend.pread(buf, offset))
-                })
-                .unwrap_or(Ok(()))
-        };
+        let whole = Range { count: length, offset };
         if !self.may_be_sparse(request) {
-            return data(replies, true, offset, length);
+            return self
+                .read_part(request, replies, true, whole, |buf| self.backend.pread(buf, offset));
         }
         // One request in the log, whatever the number of segments.
         self.backend.trace_read(length as u32, offset);
-        log::without_datapath(|| {
+        let started = self.backend.watch();
+        let result = log::without_datapath(|| {
             let segments = self.segments(offset, length);
             for (index, &Segment { offset, length, hole }) in segments.iter().enumerate() {
                 let last = index + 1 == segments.len();
@@ -104,11 +100,29 @@ impl Target<'_> {
                     // A read is at most 64 MiB, so its segments fit 32 bits.
                     replies.hole(request, self.features, last, offset, length as u32);
                 } else {
-                    data(replies, last, offset, length)?;
+                    let part = Range { count: length, offset };
+                    self.read_part(request, replies, last, part, |buf| {
+                        self.backend.pread_part(whole, buf, offset)
+                    })?;
                 }
             }
             Ok(())
-        })
+        });
+        self.backend.passed(started, Direction::Read, whole, result.is_ok());
+        result
+    }
+
+    /// Appends the data of `part` of a read, which `read` puts into a buffer, to the replies.
+    fn read_part(
+        &self,
+        request: &Request,
+        replies: &mut Replies,
+        last: bool,
+        part: Range,
+        read: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let range = (part.offset, part.count as usize);
+        replies.data(request, self.features, last, range, |buf| Some(read(buf))).unwrap_or(Ok(()))
     }
 
     /// Divides a read into data and holes, contiguous and complete. If the file has no map of its

@@ -10,6 +10,7 @@ use nbd_protocol::constants::Command;
 use nbd_protocol::transmission::Request;
 use nbdkit_api::{Blocking, Error, debug};
 
+use super::super::inline_calls::InlineCalls;
 use super::super::inline_writes::{InlineWrites, Verdict};
 use super::super::input::Input;
 use super::super::pool::{Job, Pool};
@@ -19,7 +20,10 @@ use super::super::request_poll::RequestPoll;
 use super::super::splice::Pipe;
 use super::super::validate::payload_length;
 use super::super::{During, End};
-use super::route::{Attempt, Executor, Plan, PoolState, Route, State, is_large_write, route};
+use super::in_flight::InFlight;
+use super::route::{
+    Attempt, Executor, Plan, PoolState, Route, State, Timed, is_large_write, route,
+};
 use super::{Session, header_length};
 
 /// Replies are sent when this many bytes or requests are pending, even if more requests are in the
@@ -41,17 +45,23 @@ pub(super) type Threads<'scope, 's> = Option<(&'s Pool, &'scope Scope<'scope, 's
 
 /// The state of the thread that reads requests.
 pub(super) struct Reader<'s> {
-    session: &'s Session<'s>,
+    pub(super) session: &'s Session<'s>,
     blocking: Blocking,
-    input: Input,
+    pub(super) input: Input,
     /// Replies not yet sent.
-    replies: Replies,
+    pub(super) replies: Replies,
+    /// Requests that the plugin will say are done.
+    pub(super) in_flight: InFlight,
+    /// Whether the plugin can have requests in flight.
+    pipelined: bool,
     /// Payload of a write that does not fit the input buffer.
-    payload: Vec<u8>,
+    pub(super) payload: Vec<u8>,
     /// For requests that the reader splices.
     pipe: Option<Pipe>,
     /// Whether the reader carries out writes.
     writes: InlineWrites,
+    /// Whether the reader makes the calls of a plugin that may wait for anything.
+    calls: InlineCalls,
     /// Whether to poll for more requests before replies are sent.
     request_poll: RequestPoll,
     /// Whether a request since the client was last idle was [`HEAVY`].
@@ -68,9 +78,15 @@ impl<'s> Reader<'s> {
             blocking: session.target.backend.blocking(),
             input,
             replies: session.prealloc.replies(),
+            in_flight: InFlight::default(),
+            pipelined: session.pool.is_some()
+                && !session.prealloc.is_on()
+                && !session.connection.settings.is_serialized()
+                && session.target.backend.is_pipelined(),
             payload: session.prealloc.payload(),
             pipe: session.new_pipe(),
             writes: InlineWrites::default(),
+            calls: InlineCalls::default(),
             request_poll: RequestPoll::default(),
             heavy: false,
             batch: 0,
@@ -109,6 +125,7 @@ impl<'s> Reader<'s> {
                 self.flush()?;
             }
         }
+        self.finish_in_flight()?;
         self.flush()
     }
 
@@ -119,8 +136,10 @@ impl<'s> Reader<'s> {
             self.poll_requests(length)?;
         }
         if self.input.available().len() < length {
+            self.reply_until_header(length)?;
             self.flush()?;
-            if !self.wait_for_header(length)? {
+            self.calls.waited();
+            if self.input.available().len() < length && !self.wait_for_header(length)? {
                 return Ok(None);
             }
         }
@@ -140,12 +159,15 @@ impl<'s> Reader<'s> {
     /// Waits for `length` bytes, and frees memory if the client is idle; false if the client
     /// closed the connection.
     fn wait_for_header(&mut self, length: usize) -> Result<bool, End> {
-        let Reader { input, replies, payload, pipe, heavy, .. } = self;
+        let Reader { session, input, replies, payload, pipe, heavy, pipelined, .. } = self;
         // Not called where memory is kept.
         let idle = || {
             *replies = Replies::default();
             *payload = Vec::new();
             *pipe = None;
+            if *pipelined {
+                session.target.backend.shrink_pipeline();
+            }
             nbdkit_ipc::release_packet();
             // Where the heap has nothing to give back, trimming it would only touch pages that are
             // shared with the template.
@@ -177,9 +199,10 @@ impl<'s> Reader<'s> {
     }
 
     /// Sends the pending replies.
-    fn flush(&mut self) -> Result<(), End> {
+    pub(super) fn flush(&mut self) -> Result<(), End> {
         self.batch = 0;
         self.taken = 0;
+        self.calls.waited();
         self.session.sender.send(&mut self.replies).during("write reply")
     }
 
@@ -191,7 +214,7 @@ impl<'s> Reader<'s> {
 
     /// What the route of `request` depends on.
     #[inline]
-    fn state(&self, request: &Request, threads: Threads<'_, 's>) -> State<'s> {
+    fn state(&mut self, request: &Request, threads: Threads<'_, 's>) -> State<'s> {
         let session = self.session;
         State {
             rules: &session.rules,
@@ -206,6 +229,9 @@ impl<'s> Reader<'s> {
                 Some(_) => PoolState::Busy,
             },
             // Reads the clock while writes go to the pool, so not for other commands.
+            pipelined: self.pipelined,
+            in_flight: self.in_flight.count(),
+            quick: self.blocking == Blocking::Long && self.calls.are_due(&session.score),
             writes: match request.command {
                 Command::WRITE => self.writes.verdict(),
                 _ => Verdict::Inline,
@@ -239,11 +265,12 @@ impl<'s> Reader<'s> {
             Attempt::WithoutWaiting => self.read_without_waiting(request, plan.splice_out)?,
             Attempt::SpliceIn { drain } => self.splice_in(request, payload, drain)?,
         };
-        if done {
+        if done || plan.executor == Executor::Pipeline && self.queue(request, payload)? {
             return Ok(());
         }
+        self.finish_in_flight()?;
         match (plan.executor, threads) {
-            (Executor::Pool, Some((pool, scope))) => {
+            (Executor::Pool | Executor::Pipeline, Some((pool, scope))) => {
                 self.dispatch(request, &plan, payload, pool, scope)
             }
             (Executor::Inline { drain, flush, timed }, _) => {
@@ -256,7 +283,9 @@ impl<'s> Reader<'s> {
                 self.execute_inline(request, &plan, payload, timed)
             }
             // Not a route without a pool.
-            (Executor::Pool, None) => self.execute_inline(request, &plan, payload, false),
+            (Executor::Pool | Executor::Pipeline, None) => {
+                self.execute_inline(request, &plan, payload, Timed::No)
+            }
         }
     }
 
@@ -310,7 +339,7 @@ impl<'s> Reader<'s> {
         request: &Request,
         plan: &Plan,
         length: usize,
-        timed: bool,
+        timed: Timed,
     ) -> Result<(), End> {
         let session = self.session;
         let target = &session.target;
@@ -327,10 +356,11 @@ impl<'s> Reader<'s> {
         }
         let payload = if fits { &self.input.available()[..length] } else { &self.payload };
         let replies = &mut self.replies;
-        if timed {
-            self.writes.time(length, || target.execute(request, plan.flags, payload, replies));
-        } else {
-            target.execute(request, plan.flags, payload, replies);
+        let mut execute = || target.execute(request, plan.flags, payload, replies);
+        match timed {
+            Timed::No => execute(),
+            Timed::Write => self.writes.time(length, execute),
+            Timed::Call => self.calls.time(&session.score, execute),
         }
         if fits {
             self.input.consume(length);
@@ -368,7 +398,7 @@ fn payload_too_long(request: &Request, payload: u64) -> End {
 }
 
 /// What is being done while the payload of a request is read, for the log.
-fn read_data(request: &Request) -> impl std::fmt::Display + use<> {
+pub(super) fn read_data(request: &Request) -> impl std::fmt::Display + use<> {
     struct ReadData(Command);
     impl std::fmt::Display for ReadData {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

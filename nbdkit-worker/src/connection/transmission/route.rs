@@ -17,6 +17,13 @@ use super::super::splice::{SPLICE_FROM, SPLICE_UP_TO};
 use super::super::validate::Rules;
 use super::header_length;
 
+/// Longest request that a plugin has in flight without a thread, bytes.
+const PIPELINED_UP_TO: u64 = 1 << 20;
+
+/// Longest request that the reader makes a plugin's call for because that is quick, bytes: copying
+/// more takes as long as a hand-over.
+const QUICK_UP_TO: u64 = 64 << 10;
+
 /// Longest write payload that is read and discarded, bytes. A longer one ends the connection.
 const MAX_SKIPPED_WRITE: u64 = 2 * MAX_REQUEST as u64;
 
@@ -37,6 +44,13 @@ pub(super) struct State<'a> {
     pub(super) available: usize,
     /// The threads for requests that may wait.
     pub(super) pool: PoolState,
+    /// Whether the plugin has many requests of this thread in flight.
+    pub(super) pipelined: bool,
+    /// How many it has.
+    pub(super) in_flight: usize,
+    /// Whether the reader makes the calls of a plugin that may wait for anything, since they are
+    /// quick.
+    pub(super) quick: bool,
     /// Where writes to a local device go. Read for `NBD_CMD_WRITE` only.
     pub(super) writes: Verdict,
 }
@@ -91,6 +105,17 @@ pub(super) enum Attempt {
     },
 }
 
+/// Why the time of a request is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Timed {
+    /// It is not.
+    No,
+    /// To notice when a device no longer takes writes at once.
+    Write,
+    /// To notice when a plugin's calls are no longer quick.
+    Call,
+}
+
 /// The thread that carries a request out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Executor {
@@ -100,11 +125,13 @@ pub(super) enum Executor {
         drain: bool,
         /// Send the pending replies first, because this request may wait.
         flush: bool,
-        /// Time the write, to notice when the device no longer takes writes at once.
-        timed: bool,
+        timed: Timed,
     },
     /// A thread of the pool.
     Pool,
+    /// Nobody: the reader queues it, and the plugin says when it is done. If the request cannot be
+    /// queued, a thread of the pool carries it out.
+    Pipeline,
 }
 
 /// Decides how to treat `request`, which has `payload` bytes of payload.
@@ -138,15 +165,24 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
         matches!(request.command, Command::READ | Command::WRITE | Command::BLOCK_STATUS);
     // With one request at a time there is nothing to do meanwhile.
     let alone = state.pool == PoolState::Idle
+        && state.in_flight == 0
         && state.available < payload + header_length(state.rules.features.extended);
     let soon = short || state.blocking == Blocking::Peer;
-    let inline = !pooled || timed || soon && one_block && alone;
+    let quick = state.quick && pooled && one_block && request.length <= QUICK_UP_TO;
+    let inline = !pooled || timed || quick || soon && one_block && alone;
     let executor = if inline {
+        let waits = state.blocking != Blocking::Never && !timed && !quick;
         Executor::Inline {
             drain: timed && drain,
-            flush: state.available < payload || state.blocking != Blocking::Never && !timed,
-            timed,
+            flush: state.available < payload || waits,
+            timed: match (timed, quick) {
+                (true, _) => Timed::Write,
+                (false, true) => Timed::Call,
+                (false, false) => Timed::No,
+            },
         }
+    } else if is_pipelined(request, flags, state) {
+        Executor::Pipeline
     } else {
         Executor::Pool
     };
@@ -159,6 +195,17 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
         Attempt::None
     };
     Plan { flags, attempt, executor, splice_out: splice_out(request, state.plain) }
+}
+
+/// Whether a request is one that a plugin may have in flight without a thread. Not beside requests
+/// in the pool, which use the plugin too.
+#[inline]
+fn is_pipelined(request: &Request, flags: Flags, state: &State<'_>) -> bool {
+    state.pipelined
+        && state.pool == PoolState::Idle
+        && flags.is_empty()
+        && matches!(request.command, Command::READ | Command::WRITE)
+        && request.length <= PIPELINED_UP_TO
 }
 
 /// Whether a request is a write long enough to be spliced.

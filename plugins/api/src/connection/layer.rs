@@ -7,6 +7,7 @@ use super::Connection;
 use crate::error::Result;
 use crate::extents::Extents;
 use crate::layer::{Next, OpenLayer, emulate};
+use crate::pipeline::Pipeline;
 use crate::types::{BlockSize, Blocking, Cache, Direction, FileRange, Flags, Fua, Zero};
 
 /// Implemented for every [`Connection`]: the layer is compiled for each plugin, so that a request
@@ -164,5 +165,9 @@ impl<C: Connection> OpenLayer for PluginLayer<C> {
             Direction::Read => self.connection.file_range(count, offset),
             Direction::Write => self.connection.write_range(count, offset),
         }
+    }
+
+    fn pipeline(&self) -> Option<&dyn Pipeline> {
+        self.connection.pipeline()
     }
 }

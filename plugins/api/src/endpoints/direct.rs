@@ -32,6 +32,10 @@ const INTERVAL: u32 = 15;
 /// How long probes, or data that were sent, may go without an answer, milliseconds.
 const UNANSWERED: u32 = 120_000;
 
+/// Bytes of a Unix socket's send buffer: two requests of 256 KiB. The default holds less than one,
+/// so that both ends would sleep for each.
+const UNIX_SEND_BUFFER: usize = 512 << 10;
+
 /// What an endpoint leads to now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
@@ -202,7 +206,9 @@ fn begin_one(address: &Address) -> nix::Result<OwnedFd> {
             started(fd, &SockaddrStorage::from(*address))
         }
         Address::Unix(path) => {
-            started(stream(AddressFamily::Unix, None)?, &UnixAddr::new(path.as_path())?)
+            let fd = stream(AddressFamily::Unix, None)?;
+            let _ = setsockopt(&fd, sockopt::SndBuf, &UNIX_SEND_BUFFER);
+            started(fd, &UnixAddr::new(path.as_path())?)
         }
         Address::Vsock { cid, port } => {
             started(stream(AddressFamily::Vsock, None)?, &VsockAddr::new(*cid, *port))

@@ -22,4 +22,5 @@ pub(super) struct Answers {
     pub(super) blocking: OnceLock<Blocking>,
     pub(super) reads: OnceLock<DataPath>,
     pub(super) writes: OnceLock<DataPath>,
+    pub(super) watched: OnceLock<bool>,
 }

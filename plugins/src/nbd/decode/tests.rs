@@ -45,7 +45,7 @@ impl Memory {
         let mut step = self.decoder.step(&mut self.table, own, buf)?;
         for piece in bytes.chunks(piece) {
             assert_eq!(step, Step::Read);
-            self.decoder.space()[..piece.len()].copy_from_slice(piece);
+            self.decoder.space(false)[..piece.len()].copy_from_slice(piece);
             self.decoder.filled(piece.len());
             step = self.decoder.step(&mut self.table, own, buf)?;
         }

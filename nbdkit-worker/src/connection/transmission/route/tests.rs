@@ -30,6 +30,9 @@ fn state(rules: &Rules) -> State<'_> {
         shutting_down: false,
         available: 0,
         pool: PoolState::Idle,
+        pipelined: false,
+        in_flight: 0,
+        quick: false,
         writes: Verdict::Inline,
     }
 }
@@ -61,11 +64,16 @@ fn describe(request: &Request, state: &State<'_>) -> String {
     }
     match plan.executor {
         Executor::Pool => text += "pool",
+        Executor::Pipeline => text += "pipeline",
         Executor::Inline { drain, flush, timed } => {
             for (set, word) in [(drain, "drain, "), (flush, "flush, ")] {
                 text += if set { word } else { "" };
             }
-            text += if timed { "timed inline" } else { "inline" };
+            text += match timed {
+                Timed::No => "inline",
+                Timed::Write => "timed inline",
+                Timed::Call => "timed call",
+            };
         }
     }
     text
@@ -148,7 +156,7 @@ fn commands() {
 #[test]
 fn states() {
     type Change = fn(&mut State<'_>);
-    let cases: [(&str, Change, [&str; 4]); 14] = [
+    let cases: [(&str, Change, [&str; 4]); 19] = [
         (
             "no pool, memory",
             |s| (s.pool, s.blocking) = (PoolState::Absent, Blocking::Never),
@@ -201,6 +209,56 @@ fn states() {
                 "without waiting, else pool",
                 "without waiting, else splice out, else pool",
                 "pool",
+                "splice in, else pool",
+            ],
+        ),
+        (
+            "pipeline, one request",
+            |s| (s.blocking, s.pipelined) = (Blocking::Peer, true),
+            [
+                "without waiting, else flush, inline",
+                "without waiting, else splice out, else flush, inline",
+                "flush, inline",
+                "splice in, else flush, inline",
+            ],
+        ),
+        (
+            "pipeline, more requests in the buffer",
+            |s| (s.blocking, s.pipelined, s.available) = (Blocking::Peer, true, 64 * 1024),
+            [
+                "without waiting, else pipeline",
+                "without waiting, else splice out, else pipeline",
+                "pipeline",
+                "splice in, else flush, inline",
+            ],
+        ),
+        (
+            "pipeline, requests in flight",
+            |s| (s.blocking, s.pipelined, s.in_flight) = (Blocking::Peer, true, 1),
+            [
+                "without waiting, else pipeline",
+                "without waiting, else splice out, else pipeline",
+                "pipeline",
+                "splice in, else pipeline",
+            ],
+        ),
+        (
+            "pipeline, requests in the pool",
+            |s| (s.blocking, s.pipelined, s.pool) = (Blocking::Peer, true, PoolState::Busy),
+            [
+                "without waiting, else pool",
+                "without waiting, else splice out, else pool",
+                "pool",
+                "splice in, else pool",
+            ],
+        ),
+        (
+            "plugin with quick calls, busy",
+            |s| (s.blocking, s.pool, s.quick) = (Blocking::Long, PoolState::Busy, true),
+            [
+                "without waiting, else timed call",
+                "without waiting, else splice out, else pool",
+                "flush, timed call",
                 "splice in, else pool",
             ],
         ),

@@ -1,0 +1,174 @@
+//! Policy: whether the reader itself calls a plugin that may wait for anything.
+//!
+//! Nothing is known of a plugin in C but what its calls took so far. Handing a request over to a
+//! thread of the pool costs two wake-ups and, with many clients, hundreds of threads on a few
+//! processors; a call that only copies costs less than that. So requests begin in the pool, whose
+//! threads take the time of each. Once nearly all were quick the reader calls the plugin itself,
+//! until a call has slept: then the next ones go to the pool again, so that they do not wait for
+//! each other.
+
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::inline_writes::sleeps;
+
+/// A call that takes less costs no more than a hand-over.
+const QUICK: Duration = Duration::from_micros(20);
+/// A call that takes longer may have slept; whether it has is in the kernel's counters. Less than a
+/// scheduler's time slice.
+const LONG: Duration = Duration::from_micros(200);
+/// What each quick call in the pool adds to the score and each other takes away: one in nine may be
+/// slow, because its thread was preempted.
+const WON: u32 = 1;
+const LOST: u32 = 8;
+/// The score from which on the reader makes the calls.
+const ENOUGH: u32 = 64;
+/// After a call that slept, requests go to the pool for this many times as long as it took: to try
+/// again costs the reader at most a tenth of its time.
+const PAUSE: u32 = 10;
+
+/// How calls went in the pool; all threads of a connection add to it.
+#[derive(Debug, Default)]
+pub(super) struct Score(AtomicU32);
+
+impl Score {
+    /// Makes a call in the pool, and takes its time.
+    pub(super) fn time<T>(&self, call: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = call();
+        self.record(start.elapsed());
+        result
+    }
+
+    fn record(&self, time: Duration) {
+        let now = self.0.load(Ordering::Relaxed);
+        let next = if time < QUICK { (now + WON).min(ENOUGH) } else { now.saturating_sub(LOST) };
+        // Two threads at once may count as one.
+        self.0.store(next, Ordering::Relaxed);
+    }
+
+    fn is_enough(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= ENOUGH
+    }
+
+    fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+/// How the reader's own calls went.
+#[derive(Debug, Default)]
+pub(super) struct InlineCalls {
+    /// How often the thread had slept before the first call since it last waited by itself.
+    sleeps: Option<i64>,
+    /// Until when the pool makes the calls.
+    pool_until: Option<Instant>,
+}
+
+impl InlineCalls {
+    /// Whether the reader should make the next call.
+    pub(super) fn are_due(&mut self, score: &Score) -> bool {
+        self.are_due_at(score, Instant::now)
+    }
+
+    fn are_due_at(&mut self, score: &Score, now: impl FnOnce() -> Instant) -> bool {
+        if !score.is_enough() {
+            return false;
+        }
+        if self.pool_until.is_some_and(|until| now() < until) {
+            return false;
+        }
+        self.pool_until = None;
+        true
+    }
+
+    /// The thread may have slept elsewhere.
+    pub(super) fn waited(&mut self) {
+        self.sleeps = None;
+    }
+
+    /// Makes a call, and takes its time.
+    pub(super) fn time<T>(&mut self, score: &Score, call: impl FnOnce() -> T) -> T {
+        let before = *self.sleeps.get_or_insert_with(sleeps);
+        let start = Instant::now();
+        let result = call();
+        self.record(score, start, start.elapsed(), || before != sleeps());
+        result
+    }
+
+    fn record(
+        &mut self,
+        score: &Score,
+        start: Instant,
+        time: Duration,
+        slept: impl FnOnce() -> bool,
+    ) {
+        if time > LONG && slept() {
+            score.reset();
+            self.sleeps = None;
+            self.pool_until = start.checked_add(time * (PAUSE + 1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn after(times: impl IntoIterator<Item = Duration>) -> Score {
+        let score = Score::default();
+        times.into_iter().for_each(|time| score.record(time));
+        score
+    }
+
+    #[test]
+    fn the_reader_makes_calls_once_nearly_all_were_quick() {
+        let quick = QUICK / 2;
+        let due = |score: &Score| InlineCalls::default().are_due(score);
+        assert!(!due(&after(std::iter::repeat_n(quick, 63))));
+        assert!(due(&after(std::iter::repeat_n(quick, 64))));
+        assert!(!due(&after(std::iter::repeat_n(QUICK, 1000))));
+        let mixed = |every: usize| {
+            (1..5000).map(move |number| if number % every == 0 { 10 * MS } else { quick })
+        };
+        assert!(!due(&after(mixed(8))), "one in eight sleeps");
+        assert!(due(&after(mixed(100).take(5000 - 35))), "one in a hundred may be preempted");
+    }
+
+    #[test]
+    fn a_call_that_slept_sends_the_next_ones_to_the_pool_for_ten_times_as_long() {
+        let score = after(std::iter::repeat_n(QUICK / 2, 100));
+        let start = Instant::now();
+        let mut calls = InlineCalls::default();
+        calls.record(&score, start, 5 * MS, || false);
+        assert!(calls.are_due(&score), "it was preempted");
+        calls.record(&score, start, LONG, || unreachable!("not long"));
+        calls.record(&score, start, 5 * MS, || true);
+        assert!(!calls.are_due_at(&score, || start + 56 * MS), "the score is lost, too");
+        (0..100).for_each(|_| score.record(QUICK / 2));
+        assert!(!calls.are_due_at(&score, || start + 54 * MS));
+        assert!(calls.are_due_at(&score, || start + 55 * MS));
+        assert!(calls.are_due_at(&score, || unreachable!("no clock")));
+    }
+
+    /// The kernel's count behind it.
+    #[test]
+    fn a_call_that_sleeps_is_told_from_one_that_computes() {
+        for sleeps in [false, true] {
+            let score = after(std::iter::repeat_n(QUICK / 2, 100));
+            let mut calls = InlineCalls::default();
+            let end = Instant::now() + 2 * MS;
+            calls.time(&score, || {
+                if sleeps {
+                    std::thread::sleep(20 * MS);
+                }
+                while Instant::now() < end {}
+            });
+            assert_eq!(calls.are_due(&score), !sleeps);
+        }
+    }
+}
