@@ -27,18 +27,18 @@ fn systemd(program: &str, arguments: &[&str]) -> Option<Finished> {
 /// The units as they are installed, with a program that is there.
 fn units() -> TempDir {
     let dir = TempDir::new();
-    std::os::unix::fs::symlink("/bin/true", dir.join("nbdkit")).unwrap();
-    for entry in std::fs::read_dir(tree("systemd")).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+    std::os::unix::fs::symlink("/bin/true", dir.join("nbdkit")).expect("a link");
+    for entry in std::fs::read_dir(tree("systemd")).expect("units") {
+        let path = entry.expect("a unit").path();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
         if [".service", ".socket", ".slice"].iter().any(|end| name.ends_with(end)) {
-            let text = std::fs::read_to_string(&path).unwrap();
-            let bin = dir.path().to_str().unwrap();
+            let text = std::fs::read_to_string(&path).expect("UTF-8");
+            let bin = dir.path().to_str().expect("UTF-8");
             let text = text.replace("@BINDIR@", bin).replace("@EXAMPLEDIR@", "/usr/share");
             // Since systemd 254; the unit says that older ones ignore it.
             let text = text.replace("\nSurviveFinalKillSignal=yes", "");
             // systemd looks units up by the names of instances.
-            std::fs::write(dir.join(&name.replace('@', "@disk")), text).unwrap();
+            std::fs::write(dir.join(&name.replace('@', "@disk")), text).expect("written");
         }
     }
     dir
