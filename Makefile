@@ -9,16 +9,24 @@ INCLUDEDIR  ?= $(PREFIX)/include
 PLUGINDIR   ?= $(LIBDIR)/nbdkit/plugins
 FILTERDIR   ?= $(LIBDIR)/nbdkit/filters
 PKGCONFIGDIR ?= $(LIBDIR)/pkgconfig
-MANDIR      ?= $(PREFIX)/share/man
-BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
-ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/site-functions
-FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
+DATADIR     ?= $(PREFIX)/share
+MANDIR      ?= $(DATADIR)/man
+EXAMPLEDIR  ?= $(DATADIR)/doc/nbdkitd/examples
+BASHCOMPDIR ?= $(DATADIR)/bash-completion/completions
+ZSHCOMPDIR  ?= $(DATADIR)/zsh/site-functions
+FISHCOMPDIR ?= $(DATADIR)/fish/vendor_completions.d
 SYSCONFDIR  ?= /etc
 # What the listener becomes if root has started it, and if there is such a user: see --listener-user.
 LISTENER_USER ?= nbdkit-listener
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 CARGO       ?= cargo
+RUSTC       ?= rustc
 CARGOFLAGS  ?= --locked
+# Installed programs have no symbols: a worker cannot read its own file to print a backtrace, and a panic names its line without
+# them. What gdb needs stays in target/release. STRIP= leaves them in, for packagers, whose tools split them off.
+STRIP       ?= strip
 
 # Baked into the programs: where the listener finds the worker, and the worker plugins; and what --dump-config says.
 export NBDKIT_BINDIR = $(BINDIR)
@@ -38,24 +46,33 @@ RELEASE = $(TARGET)/release
 # What is installed for each built-in plugin and filter: see plugins/built-in.
 BUILT_IN_FILE ?= $(RELEASE)/libnbdkit_built_in.so
 
-.PHONY: all build built-in modules run test surroundings bench red-team listener-user fuzz fuzz-sessions lint install install-files clean
+# What is installed depends on the directories that were built in: "make install" compares.
+BUILT_FOR = $(RELEASE)/built-for
+SETTINGS  = $(BINDIR) $(SBINDIR) $(LIBDIR) $(LIBEXECDIR) $(INCLUDEDIR) $(PLUGINDIR) $(FILTERDIR) $(MANDIR) $(SYSCONFDIR) $(LISTENER_USER)
+
+# Release builds get paths that are the same on every machine, and flags for the code in C: see scripts/release-flags.sh.
+RELEASE_FLAGS = flags=$$(CARGO_TARGET_DIR='$(abspath $(TARGET))' RUSTC='$(RUSTC)' scripts/release-flags.sh) && eval "$$flags"
+
+.PHONY: all build built-in modules run test surroundings bench red-team listener-user fuzz fuzz-sessions lint reproducible deb install check-built install-files clean
 
 all: build
 
 build:
-	$(CARGO) build $(CARGOFLAGS) --release -p nbdkitd -p nbdkit-worker -p nbdkit-spawner --bins
+	@rm -f $(BUILT_FOR)
+	$(RELEASE_FLAGS) && $(CARGO) build $(CARGOFLAGS) --release -p nbdkitd -p nbdkit-worker -p nbdkit-spawner --bins
 	$(MAKE) --no-print-directory built-in
+	@echo "$(SETTINGS)" > $(BUILT_FOR)
 
 # The file that stands for a built-in module, a shared library of a few kilobytes. PROFILE= makes it in target/debug.
 built-in: PROFILE ?= --release
 built-in:
-	$(CARGO) rustc $(CARGOFLAGS) $(PROFILE) -p nbdkit-built-in --crate-type cdylib -- \
+	$(if $(PROFILE),$(RELEASE_FLAGS) &&) $(CARGO) rustc $(CARGOFLAGS) $(PROFILE) -p nbdkit-built-in --crate-type cdylib -- \
 	    -C panic=abort -C strip=symbols -C link-arg=-nostdlib
 
 # What is a file of its own because it brings a library in C: the ext2 filter, which needs libext2fs-dev. Not part of
 # "build"; what has been made is installed.
 modules:
-	$(CARGO) build $(CARGOFLAGS) --release -p nbdkit-ext2-filter
+	$(RELEASE_FLAGS) && $(CARGO) build $(CARGOFLAGS) --release -p nbdkit-ext2-filter
 
 # Makes a small ext4 image with a file in it, serves it, and has a real client read that file back.
 run:
@@ -91,7 +108,7 @@ surroundings: red-team
 # make bench BENCHFLAGS="--only 4k-read-d16,null --servers ours,nbdkit,floor --rounds 5 --seconds 1".
 bench:
 	scripts/install-packages.sh bench
-	$(CARGO) build $(CARGOFLAGS) --release --bins
+	$(RELEASE_FLAGS) && $(CARGO) build $(CARGOFLAGS) --release --bins
 	$(RELEASE)/nbdkit-bench run $(if $(BENCHFLAGS),$(BENCHFLAGS),$(if $(filter quick,$(BENCH)),--quick,--publish .))
 
 # Programs that attack themselves, for the red-team tests only: moved to a directory of their own, and never installed.
@@ -137,17 +154,41 @@ lint:
 	@# The fuzzers' own lock file has all that the programs depend on.
 	$(CARGO) tree $(CARGOFLAGS) --manifest-path fuzz/Cargo.toml > /dev/null
 
-install: build
+# Two builds, in two directories with a cargo home each, and their files byte by byte: some ten minutes.
+reproducible:
+	CARGO="$(CARGO)" MAKE="$(MAKE)" scripts/reproducible.sh
+
+# Debian packages, in target/deb. Nothing is fetched but what cargo has not got.
+deb:
+	scripts/install-packages.sh package
+	CARGO="$(CARGO)" packaging/deb.sh $(abspath $(TARGET))/deb
+
+# Installs what "make" has built, and builds nothing: root need not have cargo.
+install: check-built
 	$(MAKE) --no-print-directory install-files
 
-# As install, of what has been built: RELEASE is where the programs are. Each built-in module gets a file where libvirt,
+check-built:
+	@for file in $(RELEASE)/nbdkit $(RELEASE)/nbdkit-worker $(RELEASE)/nbdkit-worker-psk $(RELEASE)/nbdkit-spawner $(BUILT_IN_FILE); do \
+	    [ -e $$file ] || { echo "make install: there is no $$file: run \"make\" first" >&2; exit 1; }; \
+	done
+	@built=$$(cat $(BUILT_FOR) 2>/dev/null) || \
+	    { echo "make install: the last build is not complete: run \"make\" first" >&2; exit 1; }; \
+	[ "$$built" = "$(SETTINGS)" ] || \
+	    { echo "make install: built for other directories ($$built): run \"make\" with those of \"make install\"" >&2; exit 1; }
+
+# As install, without its checks: RELEASE is where the programs are. Each built-in module gets a file where libvirt,
 # scripts and people look for it. The worker knows their names; who builds for another machine gives them as
 # BUILT_IN="plugin file filter cow ...". And what "make modules" has made.
 install-files: BUILT_IN ?= $(shell $(RELEASE)/nbdkit-worker --built-in)
 install-files:
-	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man3 $(DESTDIR)$(UNITDIR)
-	install -m 755 $(RELEASE)/nbdkit $(DESTDIR)$(SBINDIR)/nbdkit
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man3
+	install -m 755 $(RELEASE)/nbdkit $(DESTDIR)$(BINDIR)/nbdkit
 	install -m 755 $(RELEASE)/nbdkit-worker $(RELEASE)/nbdkit-worker-psk $(RELEASE)/nbdkit-spawner $(DESTDIR)$(LIBEXECDIR)/
+	@# The first lines of plugins that are scripts say #!/usr/sbin/nbdkit, as nbdkit's manual does.
+	if [ "$(SBINDIR)" != "$(BINDIR)" ] && ! [ -L "$(DESTDIR)$(SBINDIR)" ]; then \
+	    install -d $(DESTDIR)$(SBINDIR); \
+	    ln -sf "$$(realpath -m -s --relative-to=$(SBINDIR) $(BINDIR)/nbdkit)" $(DESTDIR)$(SBINDIR)/nbdkit; \
+	fi
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1/
 	install -m 644 man/*.3 $(DESTDIR)$(MANDIR)/man3/
 	install -d $(DESTDIR)$(BASHCOMPDIR) $(DESTDIR)$(ZSHCOMPDIR) $(DESTDIR)$(FISHCOMPDIR)
@@ -160,8 +201,22 @@ install-files:
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
 	    -e 's|@PLUGINDIR@|$(PLUGINDIR)|' -e 's|@FILTERDIR@|$(FILTERDIR)|' -e "s|@VERSION@|$$version|" \
 	    include/nbdkit.pc.in > $(DESTDIR)$(PKGCONFIGDIR)/nbdkit.pc
-	sed 's|@SBINDIR@|$(SBINDIR)|g' systemd/nbdkit@.service > $(DESTDIR)$(UNITDIR)/nbdkit@.service
-	install -m 644 systemd/nbdkit@.socket $(DESTDIR)$(UNITDIR)/nbdkit@.socket
+	chmod 644 $(DESTDIR)$(PKGCONFIGDIR)/nbdkit.pc
+	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(EXAMPLEDIR)/systemd $(DESTDIR)$(SYSCONFDIR)/nbdkit
+	set -e; for unit in systemd/*.service systemd/*.socket systemd/*.slice; do \
+	    sed -e 's|@BINDIR@|$(BINDIR)|g' -e 's|@EXAMPLEDIR@|$(EXAMPLEDIR)|g' $$unit > $(DESTDIR)$(UNITDIR)/$$(basename $$unit); \
+	    chmod 644 $(DESTDIR)$(UNITDIR)/$$(basename $$unit); \
+	done
+	set -e; for example in systemd/examples/*.conf; do \
+	    sed 's|@BINDIR@|$(BINDIR)|g' $$example > $(DESTDIR)$(EXAMPLEDIR)/systemd/$$(basename $$example); \
+	    chmod 644 $(DESTDIR)$(EXAMPLEDIR)/systemd/$$(basename $$example); \
+	done
+	install -D -m 644 systemd/nbdkitd.sysusers $(DESTDIR)$(SYSUSERSDIR)/nbdkitd.conf
+	install -D -m 644 systemd/nbdkitd.tmpfiles $(DESTDIR)$(TMPFILESDIR)/nbdkitd.conf
+	install -m 644 systemd/etc/*.conf.example $(DESTDIR)$(SYSCONFDIR)/nbdkit/
+	if [ -e packaging/nbdkit.logrotate ]; then \
+	    install -D -m 644 packaging/nbdkit.logrotate $(DESTDIR)$(SYSCONFDIR)/logrotate.d/nbdkit; \
+	fi
 	set -e; set -- $(BUILT_IN); [ $$# -gt 0 ]; \
 	while [ $$# -gt 0 ]; do \
 	    case $$1 in plugin) directory=$(PLUGINDIR) ;; filter) directory=$(FILTERDIR) ;; *) exit 1 ;; esac; \
@@ -171,6 +226,8 @@ install-files:
 	if [ -e $(RELEASE)/libnbdkit_ext2_filter.so ]; then \
 	    install -m 644 $(RELEASE)/libnbdkit_ext2_filter.so $(DESTDIR)$(FILTERDIR)/nbdkit-ext2-filter.so; \
 	fi
+	$(if $(STRIP),cd $(or $(DESTDIR),/) && $(STRIP) .$(BINDIR)/nbdkit .$(LIBEXECDIR)/nbdkit-* && \
+	    if [ -e .$(FILTERDIR)/nbdkit-ext2-filter.so ]; then $(STRIP) .$(FILTERDIR)/nbdkit-ext2-filter.so; fi)
 
 clean:
 	$(CARGO) clean

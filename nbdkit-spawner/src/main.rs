@@ -18,8 +18,8 @@ mod cgroup;
 mod confine;
 
 use std::ffi::OsString;
-use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{env, io};
 
@@ -32,10 +32,12 @@ use nbdkit_ipc::{
 use nbdkit_sandbox::process::{close_all_but, end_with_parent, exit_now, fork};
 use nbdkit_sandbox::{capabilities, signals};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, setsid};
+use nix::unistd::{Pid, geteuid, setsid};
 
 /// The spawner's end of its channel.
 type Link = Channel<FromSpawner, ToSpawner>;
@@ -46,6 +48,8 @@ struct Spawner {
     /// Whether it starts templates.
     replaces: bool,
     template: Program,
+    /// The template's program, which [`template`](Self::template) names by this descriptor.
+    _image: Option<OwnedFd>,
     /// The messages that configure a template, in order.
     messages: Vec<ToTemplate>,
     /// The log file.
@@ -117,8 +121,9 @@ fn receive_setup(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
         return None;
     }
     drop_capabilities().ok()?;
+    let image = open_image(Path::new(&program));
     let template = Program {
-        path: program.into(),
+        path: image.as_ref().map_or_else(|| program.into(), path_of),
         title,
         spared,
         directory: directory.map(PathBuf::from),
@@ -138,7 +143,21 @@ fn receive_setup(setup: SpawnerSetup, link: &Link) -> Option<Spawner> {
             }
         }
     }
-    Some(Spawner { listener, replaces, template, messages, log: log.map(PathBuf::from) })
+    let log = log.map(PathBuf::from);
+    Some(Spawner { listener, replaces, template, _image: image, messages, log })
+}
+
+/// The template's program as it is now. An upgrade replaces the file and not what is open: a
+/// listener goes on with templates of its own build until it is restarted. Without /proc it is
+/// found by its path, and refused if it is of another build.
+fn open_image(program: &Path) -> Option<OwnedFd> {
+    let image = open(program, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    path_of(&image).exists().then_some(image)
+}
+
+/// A path by which a descriptor of this process is executed. proc_pid_fd(5).
+fn path_of(image: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", image.as_raw_fd()))
 }
 
 /// Receives the next message; `None` when the channel is closed.
@@ -257,8 +276,12 @@ fn leave_signals_to_listener() -> nix::Result<()> {
 }
 
 /// Drops all capabilities. With no_new_privs the permitted ones stay: an executed template gets no
-/// more than its caller has. execve(2).
+/// more than its caller has. So do the ambient ones of a user who is not root, which are all that a
+/// template gets. execve(2).
 fn drop_capabilities() -> nbdkit_sandbox::Result<()> {
+    if !geteuid().is_root() {
+        return capabilities::lower_effective([]);
+    }
     if prctl::get_no_new_privs() == Ok(false) {
         return capabilities::keep([]).map(drop);
     }

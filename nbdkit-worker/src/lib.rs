@@ -56,6 +56,8 @@ fn run(pre_shared_keys: Option<tls::MakeSessions>) -> ExitCode {
     };
     let inherited = inherited(number);
     title::adopt();
+    // The spawner executes a descriptor, and the kernel names the process by that number.
+    let _ = nix::sys::prctl::set_name(c"nbdkit-worker");
     nbdkit_sandbox::signals::survive_file_size_limit();
     match inherited {
         Ok(fd) => template::run(Channel::from_fd(fd), pre_shared_keys),

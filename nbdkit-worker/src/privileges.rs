@@ -41,7 +41,13 @@ pub(crate) fn become_user(service: &EnterService, swap: bool) -> Result<()> {
         group,
         groups: (group.is_some() || another).then(|| group.into_iter().collect()),
     };
+    let was_root = geteuid().is_root();
     wanted.take().map_err(failed)?;
+    if !was_root && service.user.is_some() {
+        // A change of user takes root's capabilities away, and leaves those of any other user
+        // (ambient ones). capabilities(7).
+        capabilities::keep([]).map_err(failed)?;
+    }
     wanted.check().map_err(failed)
 }
 

@@ -60,6 +60,8 @@ impl Captive {
             .arg("-c")
             .arg(OsString::from(script))
             .env_remove(notify::NOTIFY_SOCKET)
+            .env_remove(notify::WATCHDOG_PID)
+            .env_remove(notify::WATCHDOG_USEC)
             .stdin(Stdio::from(streams.input))
             .stdout(Stdio::from(streams.output))
             .spawn()?;

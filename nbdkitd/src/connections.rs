@@ -112,6 +112,11 @@ impl Connection {
         let dn = self.tls_dn.iter().map(|dn| format!(", certificate {}", quoted(dn, MAX_SHOWN_DN)));
         dn.collect()
     }
+
+    /// The name of its export for a line, which the client has chosen: quoted, cut and escaped.
+    pub(crate) fn shown_export(&self) -> Option<String> {
+        self.export.as_ref().map(|export| quoted(export, MAX_SHOWN))
+    }
 }
 
 /// A name in quotes: escaped, and cut to so many bytes.
@@ -126,10 +131,10 @@ fn quoted(name: &str, most: usize) -> String {
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&client_name(&self.peer))?;
-        if let Some(export) = &self.export {
-            write!(f, ", export {}", quoted(export, MAX_SHOWN))?;
+        match self.shown_export() {
+            Some(export) => write!(f, ", export {export}"),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use nbdkit_sandbox::credentials::{Credentials, Refused};
 use nbdkit_sandbox::process::forbid_dumps;
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::unistd::{Gid, Uid};
+use nix::unistd::{Gid, Uid, geteuid};
 use thiserror::Error;
 
 use crate::system_error::SystemError;
@@ -59,12 +59,13 @@ pub(crate) enum NotLeft {
 pub(crate) fn reduce(leaves: bool) -> nbdkit_sandbox::Result<()> {
     let later = if leaves { &TO_LEAVE[..] } else { &[] };
     let kept = later.iter().copied().chain([KEPT]);
-    if prctl::get_no_new_privs() == Ok(true) {
+    if prctl::get_no_new_privs() == Ok(true) || !geteuid().is_root() {
         // The permitted set limits what executed programs get: the command of --run, the spawner
-        // and through it templates, or without a sandbox templates. execve(2)
+        // and through it templates, or without a sandbox templates. If this process is not root,
+        // they get its ambient capabilities, which the permitted set limits too. execve(2)
         return capabilities::lower_effective(kept);
     }
-    keep(kept)
+    capabilities::keep(kept).map(drop)
 }
 
 /// Drops all capabilities but [`KEPT`]. Must not yet be called while there are programs to execute,
@@ -73,7 +74,12 @@ pub(crate) fn reduce(leaves: bool) -> nbdkit_sandbox::Result<()> {
 /// # Errors
 /// As [`reduce`].
 pub(crate) fn settle() -> nbdkit_sandbox::Result<()> {
-    keep([KEPT])
+    let kept = capabilities::keep([KEPT])?;
+    if !geteuid().is_root() && !kept.is_empty() {
+        // A user for listeners has others, which must not read or trace this one.
+        forbid_dumps()?;
+    }
+    Ok(())
 }
 
 /// Empties the bounding set: programs that are executed as root from now on get no capabilities.
@@ -109,9 +115,4 @@ pub(crate) fn leave_root(account: Account) -> Result<(), NotLeft> {
     // Other processes of the user must not read or trace this one.
     forbid_dumps()?;
     Ok(wanted.check()?)
-}
-
-/// Drops all capabilities but these, as far as the process has them.
-fn keep(kept: impl IntoIterator<Item = Capability>) -> nbdkit_sandbox::Result<()> {
-    capabilities::keep(kept).map(drop)
 }

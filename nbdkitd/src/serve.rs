@@ -14,7 +14,7 @@
 //!   client
 //! - `dispatch`: messages of template and workers; `strays`: processes that scripts leave;
 //!   `own_user`: leaving root; `reopen`: the log file on SIGUSR1; `ended`: what is logged about a
-//!   connection that has ended
+//!   connection that has ended; `status`: what the service manager shows
 //! - `printed`: what other processes print where the server has a terminal; `fuzz`: a server
 //!   without processes
 
@@ -34,6 +34,7 @@ mod reopen;
 mod shutdown;
 mod slot;
 mod startup;
+mod status;
 mod strays;
 mod workers;
 
@@ -166,7 +167,7 @@ impl Server {
             first: plan.first.take(),
             acceptor: Acceptor::new(&plan.options, now),
             context: Context::new(plan, log, poll),
-            manager: Manager::from_env(),
+            manager: Manager::from_env(now),
             signals,
             made: Vec::new(),
             printed: None,
@@ -188,6 +189,9 @@ impl Server {
                 self.context.log().error(&format!("epoll_wait: {}", crate::errno_text(&error)));
                 self.slot.end_spawner(self.acceptor.private(), &self.context);
                 return End::Status(1);
+            }
+            if !events.is_empty() {
+                self.manager.status_may_have_changed();
             }
             for event in &events {
                 match event.token() {
@@ -216,6 +220,7 @@ impl Server {
             self.enforce_deadlines(now);
             self.disconnect_unserved(now);
             self.accept_clients(now);
+            self.notify_manager(now);
         }
         self.slot.end_spawner(self.acceptor.private(), &self.context);
         self.end_strays();
@@ -249,6 +254,7 @@ impl Server {
             // event.
             self.acceptor.next_slot(state).filter(|at| *at > now),
             self.acceptor.next_admission(state),
+            self.manager.next_deadline().filter(|_| !self.shutdown.is_starting()),
         ]
         .into_iter()
         .flatten()

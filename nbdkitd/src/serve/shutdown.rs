@@ -88,6 +88,11 @@ impl Shutdown {
         self.stage == Stage::Serving
     }
 
+    /// Whether the server is not yet ready.
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(self.stage, Stage::Configuring | Stage::Entering)
+    }
+
     pub(super) fn is_stopping(&self) -> bool {
         self.stage == Stage::Stopping
     }

@@ -23,8 +23,14 @@ use crate::tls::Tls;
 const DEFAULT_THREADS: u32 = 16;
 
 /// Environment variables for the listener alone, which other processes do not inherit.
-pub(crate) const LISTENER_VARIABLES: [&str; 4] =
-    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", notify::NOTIFY_SOCKET];
+pub(crate) const LISTENER_VARIABLES: [&str; 6] = [
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    notify::NOTIFY_SOCKET,
+    notify::WATCHDOG_PID,
+    notify::WATCHDOG_USEC,
+];
 
 /// What a template is started and configured with: the first one, and those that replace it.
 pub(crate) struct TemplateSpec {

@@ -108,7 +108,7 @@ fn every_built_in_module_has_a_file_that_means_it() {
 fn programs_headers_pages_and_completions_are_installed() {
     let dir = install();
     for (path, mode) in [
-        ("usr/sbin/nbdkit", 0o755),
+        ("usr/bin/nbdkit", 0o755),
         ("usr/libexec/nbdkit/nbdkit-worker", 0o755),
         ("usr/include/nbdkit-plugin.h", 0o644),
         ("usr/include/nbdkit-confine.h", 0o644),
@@ -119,11 +119,92 @@ fn programs_headers_pages_and_completions_are_installed() {
         ("usr/share/zsh/site-functions/_nbdkit", 0o644),
         ("usr/share/fish/vendor_completions.d/nbdkit.fish", 0o644),
         ("usr/lib/nbdkit/plugins/nbdkit-file-plugin.so", 0o644),
+        ("usr/lib/systemd/system/nbdkit@.service", 0o644),
+        ("usr/lib/systemd/system/nbdkit@.socket", 0o644),
+        ("usr/lib/systemd/system/nbdkit-root@.service", 0o644),
+        ("usr/lib/systemd/system/nbdkit.slice", 0o644),
+        ("usr/lib/sysusers.d/nbdkitd.conf", 0o644),
+        ("usr/lib/tmpfiles.d/nbdkitd.conf", 0o644),
+        ("usr/share/doc/nbdkitd/examples/systemd/tls-psk.conf", 0o644),
+        ("etc/nbdkit/disk.conf.example", 0o644),
     ] {
         let metadata =
             std::fs::metadata(dir.join(path)).unwrap_or_else(|why| panic!("{path}: {why}"));
         assert_eq!(metadata.permissions().mode() & 0o7777, mode, "{path}");
     }
+    // Plugins that are scripts begin with #!/usr/sbin/nbdkit.
+    let link = std::fs::read_link(dir.join("usr/sbin/nbdkit")).unwrap();
+    assert_eq!(link, Path::new("../bin/nbdkit"));
+    for directory in ["usr/lib/systemd/system", "usr/share/doc/nbdkitd/examples/systemd"] {
+        for entry in std::fs::read_dir(dir.join(directory)).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            for blank in ["@BINDIR@", "@EXAMPLEDIR@"] {
+                assert!(!text.contains(blank), "{}: {blank}", path.display());
+            }
+        }
+    }
+    let unit = "usr/lib/systemd/system/nbdkit@.service";
+    let unit = std::fs::read_to_string(dir.join(unit)).unwrap();
+    assert!(unit.contains("\nExecStart=/usr/bin/nbdkit "), "{unit}");
+}
+
+/// What `readelf` prints of an installed program.
+fn readelf(path: &Path) -> String {
+    let finished = run(Path::new("readelf"), &["--wide", "-hlSd", path.to_str().unwrap()]);
+    assert!(finished.status.success(), "{}", finished.stderr);
+    finished.stdout
+}
+
+#[test]
+fn installed_programs_are_stripped_and_hardened() {
+    let dir = install();
+    for name in ["bin/nbdkit", "libexec/nbdkit/nbdkit-worker", "libexec/nbdkit/nbdkit-spawner"] {
+        let elf = readelf(&dir.join(&format!("usr/{name}")));
+        // Position independent; what the dynamic linker fills in is read-only from the start on.
+        for hardened in ["DYN (Position-Independent", "GNU_RELRO", "BIND_NOW"] {
+            assert!(elf.contains(hardened), "{name}: {hardened}: {elf}");
+        }
+        let stack = elf.lines().find(|line| line.contains("GNU_STACK")).expect("a stack");
+        assert!(stack.contains(" RW ") && !stack.contains("RWE"), "{name}: {stack}");
+        for section in [".debug_info", ".debug_line", ".symtab"] {
+            assert!(!elf.contains(section), "{name}: {section}: {elf}");
+        }
+    }
+    // What modules call is still there.
+    let dynamic = run(
+        Path::new("readelf"),
+        &["--wide", "--dyn-syms", dir.join("usr/libexec/nbdkit/nbdkit-worker").to_str().unwrap()],
+    );
+    assert!(dynamic.stdout.contains(" nbdkit_error"), "{}", dynamic.stdout);
+}
+
+/// Root need not have cargo: `make install` builds nothing and says what is missing.
+#[test]
+fn make_install_without_a_build_says_so() {
+    let (dir, out) = (TempDir::new(), TempDir::new());
+    let install = |arguments: &[&str]| {
+        let mut make = Command::new("make");
+        make.arg("-C").arg(top()).args(["install", "CARGO=false", "RUSTC=false"]).args(arguments);
+        make.arg(format!("RELEASE={}", dir.path().display()));
+        make.arg(format!("DESTDIR={}", out.path().display()));
+        make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
+        command::run(&mut make, Duration::from_secs(60))
+    };
+    let refused = |arguments: &[&str], why: &str| {
+        let finished = install(arguments);
+        assert!(!finished.status.success());
+        assert!(finished.stderr.contains(why), "{}", finished.stderr);
+        assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0, "nothing is installed");
+    };
+    refused(&[], "/nbdkit: run \"make\" first");
+    let programs = ["nbdkit", "nbdkit-worker", "nbdkit-worker-psk", "nbdkit-spawner"];
+    for name in programs.into_iter().chain(["libnbdkit_built_in.so"]) {
+        std::fs::copy("/bin/true", dir.join(name)).unwrap();
+    }
+    refused(&[], "the last build is not complete");
+    std::fs::write(dir.join("built-for"), "/elsewhere/bin\n").unwrap();
+    refused(&[], "built for other directories (/elsewhere/bin)");
 }
 
 #[test]

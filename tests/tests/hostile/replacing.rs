@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::Headers;
 use nbdkit_tests::processes::{children, eventually, is_alive};
 use nbdkit_tests::server::Builder;
@@ -173,6 +174,28 @@ fn waits_for_its_image(option: &str) {
     eventually("newcomers are served again", || answer(&server) == Answer::Greeting);
     let read = Ask::read(2 * MIB - 512, 512);
     assert_eq!(succeed(&mut open(&server, Headers::Simple), &read), [7; 512], "{option}");
+    assert!(server.stop().success());
+}
+
+/// The programs of a running server are replaced, as dpkg does it. A worker of another build would
+/// be refused.
+#[test]
+fn an_upgrade_leaves_a_server_the_worker_of_its_own_build() {
+    let programs = nbdkit_tests::TempDir::new();
+    let built = Binary::ours().path().parent().expect("a directory").to_owned();
+    for name in ["nbdkit", "nbdkit-worker", "nbdkit-spawner"] {
+        fs::copy(built.join(name), programs.join(name)).expect("copied");
+    }
+    let stack = ["file", "{dir}/disk"];
+    let binary = Binary::Ours(programs.join("nbdkit"));
+    let mut server = with_disk(&stack, false).binary(binary).start();
+    let mut client = open(&server, Headers::Structured);
+    fs::copy("/bin/false", programs.join("newer")).expect("copied");
+    fs::rename(programs.join("newer"), programs.join("nbdkit-worker")).expect("renamed");
+    kill_9(server.template());
+    work_until(&mut client, "newcomers are served", || answer(&server) == Answer::Greeting);
+    succeed(&mut open(&server, Headers::Simple), &Ask::read(0, 4096));
+    assert_eq!(count(&server, "cannot replace the template"), 0);
     assert!(server.stop().success());
 }
 

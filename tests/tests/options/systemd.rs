@@ -186,12 +186,21 @@ fn other_places_to_listen_are_refused() {
 fn the_programs_of_the_server_do_not_inherit_the_variables() {
     let paths = Paths::new();
     let listener = UnixListener::bind(paths.path("activated")).unwrap();
-    let size = r#"get_size=test -z "$LISTEN_FDS$LISTEN_PID" && echo 1M || echo 2M"#;
-    let _server =
-        Server::nbdkit(["eval", size, "pread=head -c $3 /dev/zero"]).activated_by(listener).start();
+    let size = r#"get_size=test -z "$LISTEN_FDS$LISTEN_PID$WATCHDOG_USEC" && echo 1M || echo 2M"#;
+    let _server = Server::nbdkit(["eval", size, "pread=head -c $3 /dev/zero"])
+        .activated_by(listener)
+        .env("WATCHDOG_USEC", "1000000")
+        .start();
     let mut client = connect(&paths.path("activated"));
     crate::support::open(&mut client);
     assert_eq!(client.export().map(|(size, _)| size), Some(1 << 20));
+}
+
+/// The next message to the service manager. sd_notify(3).
+fn heard(manager: &UnixDatagram) -> String {
+    let mut buffer = [0; 256];
+    let length = manager.recv(&mut buffer).expect("a message to the service manager");
+    String::from_utf8_lossy(&buffer[..length]).into_owned()
 }
 
 /// sd_notify(3): what the server has become, also to a manager that was restarted meanwhile and has
@@ -203,16 +212,12 @@ fn a_service_manager_is_told_and_so_is_one_that_was_restarted() {
     }
     let paths = Paths::new();
     let path = paths.path("notify");
-    let heard = |manager: &UnixDatagram| {
-        let mut buffer = [0; 256];
-        let length = manager.recv(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..length]).into_owned()
-    };
     for restarted in [false, true] {
         let mut manager = paths.bind_service("notify");
         let builder = Server::nbdkit(["memory", "1M"]).env("NOTIFY_SOCKET", &path);
         let mut server = builder.start();
         assert_eq!(heard(&manager), format!("READY=1\nMAINPID={}", server.pid()));
+        assert_eq!(heard(&manager), "STATUS=serving memory: no clients");
         if restarted {
             drop(manager);
             paths.await_closed("notify");
@@ -223,4 +228,65 @@ fn a_service_manager_is_told_and_so_is_one_that_was_restarted() {
         assert_eq!(heard(&manager), "STOPPING=1");
         std::fs::remove_file(&path).unwrap();
     }
+}
+
+#[test]
+fn the_status_line_has_the_clients_and_their_exports() {
+    if debian_lacks("a status line") {
+        return;
+    }
+    let paths = Paths::new();
+    let manager = paths.bind_service("notify");
+    let builder = Server::nbdkit(["memory", "1M"]).env("NOTIFY_SOCKET", paths.path("notify"));
+    let mut server = builder.start();
+    let until = |expected: &str| while heard(&manager) != format!("STATUS={expected}") {};
+    until("serving memory: no clients");
+    let mut first = server.connect();
+    crate::support::open(&mut first);
+    until("serving memory: 1 client, export \"\"");
+    let second = server.connect();
+    until("serving memory: 2 clients, 1 of them in the handshake, export \"\"");
+    drop(second);
+    until("serving memory: 1 client, export \"\"");
+    drop(first);
+    until("serving memory: no clients");
+    assert!(server.stop().success());
+}
+
+/// WATCHDOG=1, sd_watchdog_enabled(3). The loop itself sends it: one that hangs sends none.
+#[test]
+fn the_watchdog_hears_of_a_loop_that_turns() {
+    if debian_lacks("a watchdog") {
+        return;
+    }
+    let paths = Paths::new();
+    let manager = paths.bind_service("notify");
+    let interval = std::time::Duration::from_millis(50);
+    let patience = (2 * interval).as_micros().to_string();
+    let builder = Server::nbdkit(["memory", "1M"])
+        .env("NOTIFY_SOCKET", paths.path("notify"))
+        .env("WATCHDOG_USEC", &patience);
+    let mut server = builder.start();
+    let pings = |count| {
+        for _ in 0..count {
+            while heard(&manager) != "WATCHDOG=1" {}
+        }
+    };
+    pings(5);
+    let listener = server.pid();
+    nix::sys::signal::kill(listener, Signal::SIGSTOP).unwrap();
+    nix::sys::wait::waitid(
+        nix::sys::wait::Id::Pid(listener),
+        nix::sys::wait::WaitPidFlag::WSTOPPED | nix::sys::wait::WaitPidFlag::WNOWAIT,
+    )
+    .unwrap();
+    // What it had sent before it was stopped.
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 256]).is_ok() {}
+    std::thread::sleep(10 * interval);
+    assert!(manager.recv(&mut [0; 256]).is_err(), "a stopped listener sends nothing");
+    manager.set_nonblocking(false).unwrap();
+    nix::sys::signal::kill(listener, Signal::SIGCONT).unwrap();
+    pings(2);
+    assert!(server.stop().success());
 }

@@ -142,12 +142,22 @@ fn a_sign_for_systemd_is_every_processes() {
     }
     let paths = Paths::new();
     let socket = paths.text("sock");
-    let arguments = ["-f", "-U", &socket, "-P", &paths.text("pid"), "null", "1M"];
-    let _server = Foreground::start(nbdkit(arguments).arg0("@nbdkit"));
+    let (disk, control) = (paths.text("disk"), format!("pause-control={}", paths.text("control")));
+    std::fs::write(&disk, [0; 512]).unwrap();
+    // A stack with every kind of process: a file has a broker, the filter a watcher.
+    let stack = ["--filter=pause", "file", &disk, &control];
+    let options = ["-f", "-U", &socket, "-P", &paths.text("pid")];
+    let _server = Foreground::start(nbdkit([&options[..], &stack].concat()).arg0("@nbdkit"));
     let listener = pid_in(&paths.path("pid"));
     let mut client = connect(&paths.path("sock"));
     open(&mut client);
-    let signed = ["@nbdkit: spawner", "@nbdkit: template null", "@nbdkit: worker unix export="];
+    let signed = [
+        "@nbdkit: broker file",
+        "@nbdkit: spawner",
+        "@nbdkit: template file",
+        "@nbdkit: watcher pause",
+        "@nbdkit: worker unix export=",
+    ];
     assert_titles(listener, &signed);
     // So has a template that was made later.
     let is_template = |process: &&(i32, Process)| process.1.name == "nbdkit:template";
@@ -155,7 +165,7 @@ fn a_sign_for_systemd_is_every_processes() {
     let first = template().expect("a template").0;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), Signal::SIGKILL).unwrap();
     eventually("another template", || template().is_some_and(|(pid, _)| pid != first));
-    eventually("its title", || template().is_some_and(|(_, it)| it.first == signed[1]));
+    eventually("its title", || template().is_some_and(|(_, it)| it.first == signed[2]));
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //!   network, by the broker or past it
 //! - `messages`: attacks on the listener; `shared`: on what clients share
 //! - `proc`: what hardening takes away of /proc
+//! - `service`: under the restrictions of nbdkit@.service
 //! - `terminal`: the terminal of whoever started the server
 //! - `legal`: what must work, and how a worker that just breaks is reported; `upstream`: connecting
 //!   to what was declared, with `names` of the test's own
@@ -21,6 +22,7 @@ mod legal;
 mod messages;
 mod names;
 mod proc;
+mod service;
 mod shared;
 mod terminal;
 mod upstream;
