@@ -65,7 +65,7 @@ mod tests {
                 Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
             connections.add(number, peer, None, true, Instant::now());
             if let Some(name) = export {
-                connections.get_mut(number).unwrap().serving((*name).to_owned()).unwrap();
+                connections.get_mut(number).unwrap().serving((*name).to_owned(), None).unwrap();
             }
         }
         clients(&connections)
