@@ -27,7 +27,11 @@ remap() {
 remap "$home" /usr/src/cargo
 # A directory for each registry; its name depends on how the registry is reached.
 for registry in "$home"/registry/src/*/; do
-    [ ! -d "$registry" ] || remap "${registry%/}" /usr/src/crates
+    [ -d "$registry" ] || continue
+    remap "${registry%/}" /usr/src/crates
+    # What a link leads to is the directory that rustc says it ran in.
+    real=$(realpath "$registry")
+    [ "$real" = "${registry%/}" ] || remap "$real" /usr/src/crates
 done
 remap "$sysroot/lib/rustlib/src/rust" "/rustc/$commit"
 remap "$source" /usr/src/nbdkitd
