@@ -1,15 +1,12 @@
-//! The programs of a server come from one build: others are refused, whatever their version.
+//! The programs of a server come from one build: others are refused, whatever their version. What
+//! an upgrade of a running server does: `hostile/replacing.rs`.
 
 use std::path::Path;
-use std::process::Stdio;
 
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::command::{self, Finished};
-use nbdkit_tests::processes::{descendants, eventually, name};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
-use crate::support::{DEADLINE, Foreground, Paths, assert_serves, connect, debian_lacks, pid_in};
+use crate::support::{DEADLINE, Paths, debian_lacks};
 
 /// Before the number of the build, in each program.
 const BEFORE: &[u8] = b"nbdkitd 0.1.0 build ";
@@ -69,43 +66,6 @@ fn a_worker_of_another_build_is_refused_with_one_line() {
     assert!(line.contains("different builds"), "{line}");
     // Both numbers.
     assert_eq!(line.matches("build ").count(), 2, "{line}");
-}
-
-/// A package that is replaced under a running server: what serves goes on, and no template of the
-/// new build is made.
-#[test]
-fn a_running_server_takes_no_template_of_another_build() {
-    if debian_lacks("a worker") {
-        return;
-    }
-    let paths = Paths::new();
-    copy(&paths);
-    let mut command = std::process::Command::new(paths.path("nbdkit"));
-    command.args(["-f", "-U", &paths.text("sock"), "-P", &paths.text("pid"), "null", "1M"]);
-    let server = Foreground::start(command.stdin(Stdio::null()));
-    let pid = pid_in(&paths.path("pid"));
-    assert_serves(&mut connect(&paths.path("sock")));
-    let mut client = connect(&paths.path("sock"));
-    crate::support::open(&mut client);
-    change(&paths.path("nbdkit-worker"));
-    let is_template = |pid: &i32| name(*pid).is_some_and(|name| name == "nbdkit:template");
-    let template = descendants(pid).into_iter().find(is_template).expect("a template");
-    kill(Pid::from_raw(template), Signal::SIGKILL).unwrap();
-    server.wait_for_stderr("different builds");
-    let ask = nbdkit_tests::Ask::read(0, 512);
-    assert_eq!(client.call(&ask).expect("a reply").error, None);
-    change_back(&paths);
-    eventually("clients are served again", || {
-        let mut client = connect(&paths.path("sock"));
-        client.handshake().is_ok()
-    });
-}
-
-fn change_back(paths: &Paths) {
-    let directory = Binary::under_test().path().parent().unwrap().to_owned();
-    let (from, new) = (directory.join("nbdkit-worker"), paths.path("worker.new"));
-    std::fs::copy(from, &new).unwrap();
-    std::fs::rename(new, paths.path("nbdkit-worker")).unwrap();
 }
 
 /// As it must for all programs of one build.
