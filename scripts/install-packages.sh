@@ -1,13 +1,14 @@
 #!/bin/sh
-# Installs the Debian packages that "make run", "make test" or "make bench" needs and that are missing.
-# usage: install-packages.sh run|test|bench
+# Installs the Debian packages that "make run", "make test", "make bench" or "make vm-test" needs and that are missing.
+# usage: install-packages.sh run|test|bench|vm
 set -eu
 
 case "${1:-}" in
 run)  packages="e2fsprogs libnbd-bin libssl-dev pkg-config procps" ;;
 test) packages="btrfs-progs bzip2 cryptsetup-bin dosfstools e2fsprogs fdisk fio gdisk genisoimage gnutls-bin gzip iproute2 libext2fs-dev libnbd-bin libssl-dev lzip mount mtools nbdkit nbdkit-plugin-dev nbdkit-plugin-libvirt nbdkit-plugin-lua nbdkit-plugin-perl nbdkit-plugin-python nbdkit-plugin-ruby nbdkit-plugin-tcl openssl pkg-config procps python3 python3-libnbd qemu-utils strace xfsprogs xorriso xz-utils zstd" ;;
 bench) packages="fio gnutls-bin gzip libnbd-bin libssl-dev linux-perf nbd-server nbdkit pkg-config python3 python3-libnbd qemu-utils xz-utils" ;;
-*)    echo "usage: $0 run|test|bench" >&2; exit 2 ;;
+vm)   packages="apparmor binutils cpio debootstrap e2fsprogs libssl-dev pkg-config selinux-policy-dev" ;;
+*)    echo "usage: $0 run|test|bench|vm" >&2; exit 2 ;;
 esac
 
 missing=
