@@ -42,6 +42,7 @@ export NBDKIT_LISTENER_USER = $(LISTENER_USER)
 
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 RELEASE = $(TARGET)/release
+VM_DIRECTORY = $(abspath $(TARGET))/vm
 
 # What is installed for each built-in plugin and filter: see plugins/built-in.
 BUILT_IN_FILE ?= $(RELEASE)/libnbdkit_built_in.so
@@ -53,7 +54,7 @@ SETTINGS  = $(BINDIR) $(SBINDIR) $(LIBDIR) $(LIBEXECDIR) $(INCLUDEDIR) $(PLUGIND
 # Release builds get paths that are the same on every machine, and flags for the code in C: see scripts/release-flags.sh.
 RELEASE_FLAGS = flags=$$(CARGO_TARGET_DIR='$(abspath $(TARGET))' RUSTC='$(RUSTC)' scripts/release-flags.sh) && eval "$$flags"
 
-.PHONY: all build built-in modules run test surroundings bench red-team listener-user fuzz fuzz-sessions lint reproducible deb install check-built install-files clean
+.PHONY: all build built-in modules run test surroundings vm-test policies bench red-team listener-user fuzz fuzz-sessions lint reproducible deb install check-built install-files clean
 
 all: build
 
@@ -102,6 +103,29 @@ test:
 surroundings: red-team
 	$(CARGO) build $(CARGOFLAGS) --workspace --bins --lib
 	CARGO="$(CARGO)" scripts/surroundings.sh $(TARGET) $(SURROUNDINGS)
+
+# Machines that boot, with systemd, kernel clients, SELinux and others, in an emulator: see tests/vm/README.md. Root, for the image
+# of the machine, which is made once. VM chooses scenarios: VM=quick, or names.
+vm-test: policies
+	$(CARGO) build $(CARGOFLAGS) -p nbdkitd -p nbdkit-worker -p nbdkit-spawner --bins
+	$(MAKE) --no-print-directory built-in PROFILE=
+	rm -rf $(VM_DIRECTORY)/payload
+	$(MAKE) --no-print-directory -s install-files DESTDIR=$(VM_DIRECTORY)/payload RELEASE=$(TARGET)/debug \
+	    BUILT_IN_FILE=$(TARGET)/debug/libnbdkit_built_in.so
+	@tests/vm/build.sh $(VM_DIRECTORY)/machine; status=$$?; \
+	if [ $$status -eq 3 ]; then echo "SKIPPED: make vm-test"; exit 0; fi; \
+	[ $$status -eq 0 ] && tests/vm/run.sh $(VM_DIRECTORY)/machine $(VM_DIRECTORY)/payload $(VM)
+
+# The policies for SELinux and AppArmor, compiled with the distribution's tools.
+policies:
+	scripts/install-packages.sh vm
+	rm -rf $(VM_DIRECTORY)/policies
+	mkdir -p $(VM_DIRECTORY)/policies
+	cp -r selinux $(VM_DIRECTORY)/policies/
+	$(MAKE) -s -C $(VM_DIRECTORY)/policies/selinux > $(VM_DIRECTORY)/policies/log 2>&1 || { cat $(VM_DIRECTORY)/policies/log >&2; exit 1; }
+	for profile in apparmor/usr.*; do \
+	    apparmor_parser --skip-kernel-load --skip-cache -I /etc/apparmor.d -I apparmor $$profile || exit 1; \
+	done
 
 # This server, its peers and a floor side by side: about twenty minutes, on a machine that does nothing else. The table in the
 # README and the plots in docs/ are made anew. BENCH=quick is three minutes and changes neither; BENCHFLAGS choose, as in

@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
 use thiserror::Error;
@@ -39,7 +41,7 @@ impl SocketLabel {
     pub(super) fn set(label: &OsStr) -> Result<SocketLabel, LabelError> {
         let mut value = label.as_bytes().to_vec();
         value.push(0);
-        std::fs::write(ATTRIBUTE, value)
+        write(&value)
             .map_err(SystemError::on(CALL, label.to_string_lossy()))
             .map_err(LabelError::Set)?;
         Ok(SocketLabel(()))
@@ -50,15 +52,19 @@ impl SocketLabel {
     /// # Errors
     /// The kernel's.
     pub(super) fn reset(self) -> Result<(), LabelError> {
-        std::fs::write(ATTRIBUTE, [0])
-            .map_err(SystemError::in_call(CALL))
-            .map_err(LabelError::Reset)
+        write(&[0]).map_err(SystemError::in_call(CALL)).map_err(LabelError::Reset)
     }
+}
+
+/// Opens the attribute without O_CREAT: with it, SELinux checks whether this process may create
+/// files in its directory of /proc, and logs a denial.
+fn write(value: &[u8]) -> std::io::Result<()> {
+    OpenOptions::new().write(true).open(ATTRIBUTE)?.write_all(value)
 }
 
 impl Drop for SocketLabel {
     fn drop(&mut self) {
         // After another error, which is the one that is reported.
-        let _ = std::fs::write(ATTRIBUTE, [0]);
+        let _ = write(&[0]);
     }
 }

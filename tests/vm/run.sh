@@ -1,0 +1,128 @@
+#!/bin/sh
+# Boots a machine for each scenario, and collects what it reports. See README.md in this directory.
+# usage: run.sh MACHINE PAYLOAD [quick | SCENARIO...]
+# MACHINE is what build.sh has made. PAYLOAD is a directory as "make install-files DESTDIR=" fills
+# it.
+set -eu
+
+machine=$(realpath "${1:?"usage: $0 MACHINE PAYLOAD [quick | SCENARIO...]"}")
+payload=$(realpath "$2")
+shift 2
+here=$(realpath "$(dirname "$0")")
+
+# A scenario's own wishes: "# vm: key=value ..." in its first lines.
+wish() {
+    sed -n 's/^# vm: *//p' "$here/scenarios/$1.sh" | tr ' ' '\n' | sed -n "s/^$2=//p"
+}
+
+all=$(cd "$here/scenarios" && for file in *.sh; do echo "${file%.sh}"; done)
+quick=$(for name in $all; do [ "$(wish "$name" quick)" != yes ] || echo "$name"; done)
+case "${*:-all}" in
+all) chosen=$all ;;
+quick) chosen=$quick ;;
+*) chosen=$* ;;
+esac
+for name in $chosen; do
+    [ -e "$here/scenarios/$name.sh" ] || { echo "$0: no such scenario: $name" >&2; exit 2; }
+done
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/vm-test.XXXXXX")
+qemu_pid=
+host_pid=
+host_stop() { :; }
+stop_host() {
+    [ -z "$host_pid" ] || kill "$host_pid" 2> /dev/null || true
+    host_pid=
+    host_stop
+    host_stop() { :; }
+}
+# shellcheck disable=SC2317,SC2329 # by the trap
+clean_up() {
+    trap '' INT TERM
+    [ -z "$qemu_pid" ] || kill "$qemu_pid" 2> /dev/null || true
+    stop_host
+    rm -rf "$work"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+# shellcheck source=tests/vm/qemu.sh
+. "$here/qemu.sh"
+choose_accelerator
+
+# The second disk of every guest: programs, units, scenarios.
+mkdir "$work/tree" "$work/tree/root"
+cp -a "$payload/." "$work/tree/root/"
+# Lines of the debugger are nine tenths of a program, and none of what is tried.
+find "$work/tree/root" -type f -perm -u+x -exec strip --strip-debug {} + 2> /dev/null || true
+cp "$here"/*.sh "$here"/*.pl "$work/tree/"
+cp -r "$here/scenarios" "$work/tree/"
+cp -r "$here/../../apparmor" "$here/../../selinux" "$work/tree/"
+case " $(echo $chosen) " in
+*" selinux "*)
+    make -s -C "$work/tree/selinux" > "$work/selinux.log" 2>&1 || { cat "$work/selinux.log" >&2; exit 1; }
+    ;;
+esac
+truncate -s "$(($(du -sm "$work/tree" | cut -f1) * 5 / 4 + 16))M" "$work/payload.img"
+mke2fs -q -t ext4 -L payload -d "$work/tree" "$work/payload.img"
+
+# Prints the report of a scenario, and fails if anything in it failed.
+scenario() {
+    name=$1
+    report=$work/$name.report
+    console=$work/$name.console
+    limit=$(wish "$name" limit)
+    started=$(date +%s)
+    echo "=== $name"
+    : > "$report"
+    extra="$root_disk $payload_disk"
+    append=
+    size=$(wish "$name" disk)
+    if [ -n "$size" ]; then
+        truncate -s "${size}M" "$work/$name.img"
+        extra="$extra -drive if=virtio,format=raw,file=$work/$name.img"
+    fi
+    if [ -e "$here/scenarios/$name.host" ]; then
+        # Changes extra, arguments of qemu, and append, words of the kernel's command line. May
+        # start what host_pid names, and define host_stop.
+        # shellcheck disable=SC1090 # one of several
+        . "$here/scenarios/$name.host"
+    fi
+    # shellcheck disable=SC2086 # lists of words
+    run_qemu "$limit" -m "$(wish "$name" memory)" $extra -initrd "$machine/initramfs.gz" \
+        -append "console=ttyS0 panic=-1 systemd.show_status=error vm.scenario=$name $append $(wish "$name" kernel | tr , ' ')" \
+        -serial "file:$console" -serial "file:$report" < /dev/null > "$work/$name.qemu" 2>&1 &
+    qemu_pid=$!
+    wait "$qemu_pid" 2> /dev/null || true
+    qemu_pid=
+    stop_host
+    tr -d '\r' < "$report" | grep -v '^end$' || true
+    status=0
+    if ! grep -q '^end' "$report" && [ "$(wish "$name" hang)" = allowed ]; then
+        echo "# $name: the machine hung, as it may"
+        ! grep -q '^not ok' "$report" || status=1
+    elif ! grep -q '^end' "$report"; then
+        status=1
+        echo "not ok $name: did not end within $limit s; its console:"
+        cat "$work/$name.qemu"
+        tail -n 40 "$console" | tr -d '\r'
+    elif grep -q '^not ok' "$report" || ! grep -q '^ok' "$report"; then
+        status=1
+        echo "# the end of the console:"
+        tail -n 120 "$console" | tr -d '\r'
+    fi
+    [ -z "${VM_KEEP:-}" ] || cp "$report" "$console" "$VM_KEEP/"
+    echo "# $name: $(($(date +%s) - started)) s"
+    return $status
+}
+
+failed=
+for name in $chosen; do
+    scenario "$name" || failed="$failed $name"
+done
+left=
+for name in $all; do
+    case " $(echo $chosen) " in *" $name "*) ;; *) left="$left $name" ;; esac
+done
+[ -z "$left" ] || echo "left out:$left (make vm-test VM=\"NAME...\", or all without VM=)"
+[ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }
