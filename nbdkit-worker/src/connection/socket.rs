@@ -214,7 +214,10 @@ impl Socket {
 /// What has become ready.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ready {
+    /// The plugin may have something to collect, or there is an error to find.
     pub(super) plugin: bool,
+    /// The plugin's socket has room.
+    pub(super) room: bool,
     pub(super) client: bool,
 }
 
@@ -230,11 +233,15 @@ pub(super) fn wait_either(awaited: &Awaited<'_>, client: Option<&Socket>) -> io:
     let count = if client.is_some() { 2 } else { 1 };
     match poll(&mut fds[..count], LOOK) {
         Ok(_) => {}
-        Err(Errno::EINTR) => return Ok(Ready { plugin: false, client: false }),
+        Err(Errno::EINTR) => return Ok(Ready { plugin: false, room: false, client: false }),
         Err(errno) => return Err(errno.into()),
     }
-    let [plugin, input] = fds.map(|fd| fd.any().unwrap_or(true));
-    Ok(Ready { plugin, client: client.is_some() && input })
+    let [plugin, input] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::all()));
+    Ok(Ready {
+        plugin: plugin.intersects(!PollFlags::POLLOUT),
+        room: plugin.contains(PollFlags::POLLOUT),
+        client: client.is_some() && !input.is_empty(),
+    })
 }
 
 /// Waits for one of `events`, until the deadline.

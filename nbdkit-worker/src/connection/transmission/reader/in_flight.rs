@@ -14,7 +14,7 @@ use nbd_protocol::transmission::Request;
 use nbdkit_api::pipeline::Ticket;
 use nbdkit_api::{Errno, Error, Flags, client};
 
-use super::super::super::socket::wait_either;
+use super::super::super::socket::{Ready, wait_either};
 use super::super::super::{During, End};
 use super::super::route::is_large_write;
 use super::{Reader, read_data};
@@ -24,6 +24,15 @@ const MAX: usize = 64;
 const MAX_BYTES: u64 = 8 << 20;
 /// The data of a read from this length on, bytes, is sent from where the plugin has it.
 const SENT_APART: usize = 32 * 1024;
+
+/// What the reader waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    Plugin,
+    PluginOrClient,
+    /// The plugin, or that a large request can be sent to it.
+    Room,
+}
 
 /// The requests in flight, by their tickets.
 #[derive(Debug, Default)]
@@ -69,7 +78,7 @@ impl Reader<'_> {
     pub(super) fn queue(&mut self, request: &Request, length: usize) -> Result<bool, End> {
         while self.in_flight.is_full(request.length) {
             self.flush()?;
-            self.wait_for_plugin(false)?;
+            self.wait_for_plugin(For::Plugin)?;
         }
         if self.in_flight.given_up {
             return Ok(false);
@@ -95,6 +104,10 @@ impl Reader<'_> {
     /// Queues a write whose payload is received apart from the input buffer; if that is not
     /// possible, carries it out.
     fn queue_large_write(&mut self, request: &Request, length: usize) -> Result<(), End> {
+        // What does not fit the socket would be copied. A dead one has nothing in flight.
+        while self.in_flight.count > 0 && !self.wait_for_plugin(For::Room)?.room {
+            self.flush()?;
+        }
         self.input.read_payload(&mut self.payload, length).during(read_data(request))?;
         let target = &self.session.target;
         match target.backend.queue_write(&self.payload, request.offset) {
@@ -113,7 +126,7 @@ impl Reader<'_> {
     pub(super) fn finish_in_flight(&mut self) -> Result<(), End> {
         while self.in_flight.count > 0 {
             self.flush()?;
-            self.wait_for_plugin(false)?;
+            self.wait_for_plugin(For::Plugin)?;
         }
         Ok(())
     }
@@ -128,7 +141,7 @@ impl Reader<'_> {
             if !plain && self.input.take_more(length).during("read request")? {
                 continue;
             }
-            if self.wait_for_plugin(true)?
+            if self.wait_for_plugin(For::PluginOrClient)?.client
                 && !self.input.take_more(length).during("read request")?
             {
                 // The end of input, which stays readable; a part of a TLS record; a pipe.
@@ -138,22 +151,25 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Sends what is queued, waits for the plugin, or for the client too, and takes the results of
-    /// what is done. True if the client has sent something.
-    fn wait_for_plugin(&mut self, or_client: bool) -> Result<bool, End> {
+    /// Sends what is queued, waits, and takes the results of what is done. Room: with nothing queued
+    /// any more.
+    fn wait_for_plugin(&mut self, wait: For) -> Result<Ready, End> {
         let session = self.session;
         let backend = session.target.backend;
         backend.send_queued();
-        let Some(awaited) = backend.awaited() else {
+        let Some(mut awaited) = backend.awaited() else {
             self.give_up();
-            return Ok(false);
+            return Ok(Ready { plugin: false, room: false, client: false });
         };
+        let is_queued = awaited.writable;
+        awaited.writable |= wait == For::Room;
         let plain = session.connection.socket.is_plain();
-        let socket = or_client.then_some(&session.connection.socket);
+        let socket = (wait == For::PluginOrClient).then_some(&session.connection.socket);
         let ready = wait_either(&awaited, socket).during("wait")?;
         let Self { replies, in_flight, .. } = self;
         let mut sent = Ok(());
-        if ready.plugin || !ready.client {
+        let is_over = !ready.plugin && !ready.room && !ready.client;
+        if ready.plugin || is_over {
             backend.collect(|ticket, result| {
                 let Some(request) = in_flight.end(ticket) else { return };
                 let features = session.features();
@@ -183,10 +199,10 @@ impl Reader<'_> {
             });
         }
         sent.during("write reply")?;
-        if !ready.plugin && client::check_present(Some(&session.connection.client)).is_err() {
+        if is_over && client::check_present(Some(&session.connection.client)).is_err() {
             self.give_up();
         }
-        Ok(ready.client)
+        Ok(Ready { room: ready.room && !is_queued, ..ready })
     }
 
     /// Replies to what is in flight that the connection is closing.
