@@ -89,6 +89,7 @@ test:
 	scripts/install-packages.sh test
 	scripts/unpack-guestfs-plugin.sh $(or $(CARGO_TARGET_DIR),target)/guestfs
 	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory policies
 	$(MAKE) --no-print-directory listener-user
 	$(MAKE) --no-print-directory red-team
 	$(CARGO) build $(CARGOFLAGS) --workspace --bins --lib
@@ -97,6 +98,7 @@ test:
 	$(WITH_LISTENER_USER) --test hostile -- admission killing processes
 	$(WITH_LISTENER_USER) --test options -- captive listener_user log systemd
 	scripts/demo.sh $(TARGET)/debug/nbdkit
+	@echo "left out: the machines that boot (make vm-test)"
 
 # The suites of attackers and hostile clients, where hardened systems, containers and older kernels take something away. Root;
 # SURROUNDINGS chooses some of them.

@@ -151,8 +151,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Sends what is queued, waits, and takes the results of what is done. Room: with nothing queued
-    /// any more.
+    /// Sends what is queued, waits, and takes the results of what is done. Room: with nothing
+    /// queued any more.
     fn wait_for_plugin(&mut self, wait: For) -> Result<Ready, End> {
         let session = self.session;
         let backend = session.target.backend;

@@ -219,7 +219,7 @@ fn states() {
                 "without waiting, else flush, inline",
                 "without waiting, else splice out, else flush, inline",
                 "flush, inline",
-                "splice in, else flush, inline",
+                "splice in, else pipeline",
             ],
         ),
         (
@@ -229,7 +229,7 @@ fn states() {
                 "without waiting, else pipeline",
                 "without waiting, else splice out, else pipeline",
                 "pipeline",
-                "splice in, else flush, inline",
+                "splice in, else pipeline",
             ],
         ),
         (
