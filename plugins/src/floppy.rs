@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod fat;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod names;
 mod tree;
 

@@ -10,7 +10,7 @@ use nbdkit_api::{Exports, Extents};
 pub use crate::data::fuzz::image;
 pub use crate::nbd::fuzz as nbd;
 use crate::sh::{status, text};
-use crate::{vhd, vhdx, vmdk};
+use crate::{floppy, vhd, vhdx, vmdk};
 
 /// Reads what a script printed as the answer of every method that has a syntax, and its messages
 /// when it failed.
@@ -31,6 +31,14 @@ pub fn script(code: ExitStatus, stdout: &[u8], stderr: &[u8]) {
         at = extent.end();
     }
     assert!(at == extents.covered_to() && at <= end, "extents are those asked for: {extents:?}");
+}
+
+/// Any names are refused, or can be told apart and read on a FAT file system.
+///
+/// # Panics
+/// If not.
+pub fn fat_names(names: &[u8]) {
+    floppy::fuzz::run(names);
 }
 
 /// Any bytes are a VHD image, or an error, and what is found is in it.

@@ -36,6 +36,14 @@ pub fn tar_archive(data: &[u8]) {
     }
 }
 
+/// Names of files in a directory, between zero bytes, for a FAT file system.
+///
+/// # Panics
+/// If two have one short name, or the entries of one do not say it.
+pub fn fat_names(data: &[u8]) {
+    nbdkit_plugins::fuzz::fat_names(data);
+}
+
 /// A VHD image.
 ///
 /// # Panics

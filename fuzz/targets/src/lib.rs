@@ -41,6 +41,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("command_line", texts::command_line),
     ("cow_shared", shared::cow),
     ("data_format", texts::data_format),
+    ("fat_names", layouts::fat_names),
     ("filter_lists", texts::filter_lists),
     ("gzip", images::gzip),
     ("gzip_index", images::gzip_index),

@@ -178,11 +178,13 @@ fn files_of_several_file_systems() {
         return;
     }
     type Setup = fn(&TempDir);
-    let kinds: [(&str, Setup); 4] = [
+    let kinds: [(&str, Setup); 5] = [
         ("ext4", |dir| in_file_system(dir, "ext4", 32 << 20)),
         ("xfs", |dir| in_file_system(dir, "xfs", 320 << 20)),
         ("btrfs", |dir| in_file_system(dir, "btrfs", 256 << 20)),
         ("tmpfs", |dir| in_file_system(dir, "tmpfs", 0)),
+        // Without holes.
+        ("vfat", |dir| in_file_system(dir, "vfat", 32 << 20)),
     ];
     for (kind, setup) in kinds {
         compare(row_name!(), kind, setup, exercise);

@@ -119,6 +119,13 @@ fn main() {
                 .map(|(head, gpt)| [head, &nbdkit_filters::fuzz::partitioned(gpt)].concat())
                 .into(),
         ),
+        (
+            "fat_names",
+            vec![
+                b"README.TXT\0read me.txt\0readme~1.txt\0.profile\0a.b.c\0\xc3\xa4.html".to_vec(),
+                [&[b'x'; 255][..], b"\0", &[b'x'; 254], b"\0XXXXXX~1\0con.\0 a\0a?"].concat(),
+            ],
+        ),
         ("vhd", nbdkit_plugins::fuzz::vhd_seeds()),
         ("vhdx", nbdkit_plugins::fuzz::vhdx_seeds()),
         ("vmdk", nbdkit_plugins::fuzz::vmdk_seeds()),
