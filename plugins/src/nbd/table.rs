@@ -18,6 +18,9 @@ use super::haggle::violation;
 /// it. A longer one is received by its own thread, straight into the buffer that it is for.
 pub(super) const KEPT: u32 = 32 * 1024;
 
+/// Bytes of memory that a slot keeps at most between requests of a pipeline.
+const REUSED: usize = 256 * 1024;
+
 /// Which request, and what its reply brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -281,7 +284,7 @@ impl Table {
             slot.coverage.clear();
             self.long -= usize::from(is_long(slot.kind));
             // Of a pipeline's request, the memory is kept for the next one.
-            if !slot.queued {
+            if !slot.queued || slot.data.capacity() > REUSED {
                 slot.data = Vec::new();
             }
             slot.queued = false;

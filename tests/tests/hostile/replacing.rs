@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::Headers;
-use nbdkit_tests::processes::{children, eventually, is_alive};
+use nbdkit_tests::processes::{children, children_called, descriptors, eventually, is_alive};
 use nbdkit_tests::server::Builder;
 use nbdkit_tests::server::ours;
 use nbdkit_tests::{Ask, Server};
@@ -190,8 +190,17 @@ fn an_upgrade_leaves_a_server_the_worker_of_its_own_build() {
     let binary = Binary::Ours(programs.join("nbdkit"));
     let mut server = with_disk(&stack, false).binary(binary).start();
     let mut client = open(&server, Headers::Structured);
+    let worker = programs.join("nbdkit-worker");
+    eventually("the spawner has the program open", || {
+        let spawners = children_called(server.pid().as_raw(), "nbdkit:spawner");
+        // Others than root may not look at it.
+        spawners.into_iter().any(|pid| match fs::read_dir(format!("/proc/{pid}/fd")) {
+            Ok(_) => descriptors(pid).contains(&worker),
+            Err(_) => true,
+        })
+    });
     fs::copy("/bin/false", programs.join("newer")).expect("copied");
-    fs::rename(programs.join("newer"), programs.join("nbdkit-worker")).expect("renamed");
+    fs::rename(programs.join("newer"), worker).expect("renamed");
     kill_9(server.template());
     work_until(&mut client, "newcomers are served", || answer(&server) == Answer::Greeting);
     succeed(&mut open(&server, Headers::Simple), &Ask::read(0, 4096));
