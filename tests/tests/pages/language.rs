@@ -55,6 +55,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("ss", "8"),
     ("ssh", "1"),
     ("systemd-socket-activate", "1"),
+    ("systemd.resource-control", "5"),
     ("systemd.service", "5"),
     ("systemd.socket", "5"),
     ("tar", "1"),
