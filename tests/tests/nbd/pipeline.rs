@@ -114,8 +114,7 @@ fn every_request_fails_when_the_server_dies() {
         client.send(&Ask::read(slot, 1)).unwrap();
     }
     let [worker] = upstream.workers()[..] else { panic!("one connection") };
-    // Once they are there: the first may be the one that the worker waits for.
-    eventually("the requests are in flight", || threads(worker) > 4);
+    eventually("the requests are in flight", || threads(worker) > 8);
     kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
     for _ in 0..MANY {
         let error = client.receive().unwrap().error.map_or(0, |error| error.code);

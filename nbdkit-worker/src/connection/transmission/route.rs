@@ -163,12 +163,12 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
     // A flush or a zero may keep a device much longer than a block does.
     let one_block =
         matches!(request.command, Command::READ | Command::WRITE | Command::BLOCK_STATUS);
-    // With one request at a time there is nothing to do meanwhile. What comes behind the payload of
-    // a large write is not known yet.
+    // With one request at a time there is nothing to do meanwhile. What is pipelined is not waited
+    // for all the same: the next request may come while this one is far away.
     let alone = state.pool == PoolState::Idle
         && state.in_flight == 0
         && state.available < payload + header_length(state.rules.features.extended)
-        && !(is_large_write(request) && is_pipelined(request, flags, state));
+        && !is_pipelined(request, flags, state);
     let soon = short || state.blocking == Blocking::Peer;
     let quick = state.quick && pooled && one_block && request.length <= QUICK_UP_TO;
     let inline = !pooled || timed || quick || soon && one_block && alone;

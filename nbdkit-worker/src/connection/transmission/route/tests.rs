@@ -216,9 +216,9 @@ fn states() {
             "pipeline, one request",
             |s| (s.blocking, s.pipelined) = (Blocking::Peer, true),
             [
-                "without waiting, else flush, inline",
-                "without waiting, else splice out, else flush, inline",
-                "flush, inline",
+                "without waiting, else pipeline",
+                "without waiting, else splice out, else pipeline",
+                "pipeline",
                 "splice in, else pipeline",
             ],
         ),
