@@ -15,7 +15,7 @@ echo "$boot" > "$state/boot"
 if [ "$boot" = 1 ]; then
     # Not -a: it would take the labels and the owners of directories that are there from the
     # payload.
-    cp -dR --preserve=mode /vm/root/. /
+    cp -dR --preserve=mode /vm/payload/. /
     systemctl daemon-reload
     systemd-sysusers > "$state/sysusers" 2>&1
     systemd-tmpfiles --create > "$state/tmpfiles" 2>&1

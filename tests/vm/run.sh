@@ -51,10 +51,10 @@ trap 'exit 130' INT TERM
 choose_accelerator
 
 # The second disk of every guest: programs, units, scenarios.
-mkdir "$work/tree" "$work/tree/root"
-cp -a "$payload/." "$work/tree/root/"
+mkdir "$work/tree" "$work/tree/payload"
+cp -a "$payload/." "$work/tree/payload/"
 # Lines of the debugger are nine tenths of a program, and none of what is tried.
-find "$work/tree/root" -type f -perm -u+x -exec strip --strip-debug {} + 2> /dev/null || true
+find "$work/tree/payload" -type f -perm -u+x -exec strip --strip-debug {} + 2> /dev/null || true
 cp "$here"/*.sh "$here"/*.pl "$work/tree/"
 cp -r "$here/scenarios" "$work/tree/"
 cp -r "$here/../../apparmor" "$here/../../selinux" "$work/tree/"

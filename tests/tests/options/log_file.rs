@@ -202,7 +202,7 @@ fn without_a_spawner_the_old_log_stays_in_use() {
     assert_serves(&mut server.connect());
 }
 
-/// As `systemctl kill` does, unless it is told otherwise, and killall(1).
+/// Sends the signal to every process of the server, as `systemctl kill` does by default.
 #[test]
 fn sigusr1_ends_nobody_whatever_the_log_is() {
     if debian_lacks("SIGUSR1 for the log") {

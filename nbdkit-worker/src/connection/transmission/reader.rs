@@ -233,10 +233,10 @@ impl<'s> Reader<'s> {
                 Some((pool, _)) if pool.is_idle() => PoolState::Idle,
                 Some(_) => PoolState::Busy,
             },
-            // Reads the clock while writes go to the pool, so not for other commands.
             pipelined: self.pipelined,
             in_flight: self.in_flight.count(),
             quick: self.blocking == Blocking::Long && self.calls.are_due(&session.score),
+            // Reads the clock while writes go to the pool, so not for other commands.
             writes: match request.command {
                 Command::WRITE => self.writes.verdict(),
                 _ => Verdict::Inline,
