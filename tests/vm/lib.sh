@@ -74,3 +74,14 @@ reboot_now() {
     # Until systemd ends this.
     sleep 600
 }
+
+# Starts nbdkit@disk.socket, writes and reads the disk, and leaves the kernel's client connected.
+use_disk() {
+    head -c 16M /dev/urandom > "$state/data"
+    check "a socket is started" systemctl start nbdkit@disk.socket
+    expect "the first client starts the service" "$(nbdinfo --size "$(uri disk)")" 16777216
+    check "a disk is written" nbdcopy "$state/data" "$(uri disk)"
+    check "and read" sh -c "nbdcopy '$(uri disk)' - | cmp - '$state/data'"
+    modprobe nbd
+    check "the kernel's client connects" nbd-client -unix /run/nbdkit/disk.sock /dev/nbd0
+}

@@ -48,13 +48,7 @@ mkdir -p /etc/systemd/system/nbdkit@.service.d
 printf '%s\n' '[Service]' 'AppArmorProfile=nbdkit' > /etc/systemd/system/nbdkit@.service.d/apparmor.conf
 systemctl daemon-reload
 
-head -c 16M /dev/urandom > "$state/data"
-check "a socket is started" systemctl start nbdkit@disk.socket
-expect "the first client starts the service" "$(nbdinfo --size "$(uri disk)")" 16777216
-check "a disk is written" nbdcopy "$state/data" "$(uri disk)"
-check "and read" sh -c "nbdcopy '$(uri disk)' - | cmp - '$state/data'"
-modprobe nbd
-check "the kernel's client connects" nbd-client -unix /run/nbdkit/disk.sock /dev/nbd0
+use_disk
 expect "the listener's profile" "$(profile nbdkit)" "nbdkit (enforce) "
 for kind in template broker worker; do
     expect "the profiles of the $kind" "$(profile "nbdkit:$kind")" "nbdkit//&nbdkit-worker (enforce) "

@@ -41,13 +41,7 @@ note "$(ls -LZ "$(command -v nbdkit)" /usr/local/libexec/nbdkit/nbdkit-worker | 
 dmesg -C
 check "SELinux enforces" setenforce 1
 
-head -c 16M /dev/urandom > "$state/data"
-check "a socket is started" systemctl start nbdkit@disk.socket
-expect "the first client starts the service" "$(nbdinfo --size "$(uri disk)")" 16777216
-check "a disk is written" nbdcopy "$state/data" "$(uri disk)"
-check "and read" sh -c "nbdcopy '$(uri disk)' - | cmp - '$state/data'"
-modprobe nbd
-check "the kernel's client connects" nbd-client -unix /run/nbdkit/disk.sock /dev/nbd0
+use_disk
 expect "the listener's domain" "$(context nbdkit)" "nbdkit_t "
 for kind in template broker worker; do
     expect "the domain of the $kind" "$(context "nbdkit:$kind")" "nbdkit_worker_t "
