@@ -75,6 +75,11 @@ reboot_now() {
     sleep 600
 }
 
+# Where the socket of a unit's server is.
+uri() {
+    echo "nbd+unix:///?socket=/run/nbdkit/$1.sock"
+}
+
 # Starts nbdkit@disk.socket, writes and reads the disk, and leaves the kernel's client connected.
 use_disk() {
     head -c 16M /dev/urandom > "$state/data"

@@ -2,10 +2,6 @@
 # sandbox is held by them.
 # vm: memory=1024 limit=900
 
-uri() {
-    echo "nbd+unix:///?socket=/run/nbdkit/$1.sock"
-}
-
 denials() {
     dmesg | grep 'apparmor="DENIED"' | grep nbdkit || true
 }

@@ -23,10 +23,6 @@ run() {
         "$(command -v nbdkit)" -f --log=stderr -P "/run/nbdkit/$instance.pid" -U "/run/nbdkit/$instance.sock" "$@"
 }
 
-uri() {
-    echo "nbd+unix:///?socket=/run/nbdkit/$1.sock"
-}
-
 expect "SELinux is in the kernel" "$(getenforce)" Permissive
 sysctl -q -w kernel.printk_ratelimit=0
 check "the module is loaded" semodule -i /vm/selinux/nbdkit.pp
