@@ -190,6 +190,7 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         .want(&[Nbdkit(2.0)])
         .quick(),
     workload("4k-write-single-d16", "small", Export::Writable, Load(writing(small(16, false)))),
+    workload("clients-8-d1", "small", Export::File, Many(small(1, true), 8)),
     workload("clients-8-d8", "small", Export::File, Many(small(8, true), 8))
         .want(&[Nbdkit(2.0), Fair(0.8)])
         .quick(),

@@ -43,8 +43,9 @@ pub use status::WorkerExit;
 /// `Sandbox::Programs`, `Configure::allowed`, `Configured::programs`; the broker. 5: what the
 /// spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`. 6: `StackId` and
 /// `KeyId`. 7: watchers. 8: `Totals`, `Configure::log_connections`, who a client is by TLS
-/// (`tls_dn`), the log file that the spawner opens (`OpenLog`), the spawner's `Hello`.
-pub const VERSION: u32 = 8;
+/// (`tls_dn`), the log file that the spawner opens (`OpenLog`), the spawner's `Hello`. 9:
+/// `Configure::busy_poll`.
+pub const VERSION: u32 = 9;
 
 /// Identifies the build: all programs of a server must come from the same one. The number is a hash
 /// of what the programs are made of; see build.rs of this crate.

@@ -12,6 +12,7 @@ use nbdkit_ipc::messages::{Applies, Configure, DebugFlag, Parameter};
 
 use crate::cabi;
 use crate::cc::{self, Cc};
+use crate::connection::pin;
 use crate::script_plugin::ScriptPlugin;
 
 /// If the plugin is a script, puts the plugin of its language in its place and the script before
@@ -62,6 +63,11 @@ const SERVER_FLAGS: &[&str] = &[
     "backend.controlpath",
     "backend.datapath",
     "environ",
+    pin::BUSY_POLL,
+    pin::CALLS,
+    pin::REQUEST_POLL,
+    pin::SPLICE,
+    pin::WRITES,
     #[cfg(feature = "red-team")]
     "skip",
     "tls.log",

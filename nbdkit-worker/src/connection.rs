@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod busy_poll;
 mod execute;
 mod export;
 mod haggling;
@@ -14,6 +15,7 @@ mod inline_writes;
 mod input;
 mod negotiated;
 mod options;
+pub(crate) mod pin;
 mod pool;
 mod prealloc;
 mod receive;

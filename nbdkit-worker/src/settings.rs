@@ -30,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) swap: bool,
     /// `--log-connections`: the listener is sent what each client has read and written.
     pub(crate) log_connections: bool,
+    /// `--busy-poll`: how long a reader polls for the next request before it sleeps.
+    pub(crate) busy_poll: Duration,
     /// Whether everything has to run on one processor.
     pub(crate) one_processor: bool,
     /// The lock around every call into the stack, for NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS.
@@ -56,6 +58,7 @@ impl Settings {
             tls: None,
             swap: configure.swap,
             log_connections: configure.log_connections,
+            busy_poll: configure.busy_poll,
             one_processor: std::thread::available_parallelism().is_ok_and(|count| count.get() == 1),
             all_requests,
         })

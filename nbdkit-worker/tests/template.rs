@@ -70,6 +70,7 @@ impl Template {
             one_client: false,
             allowed: Allowed::default(),
             log_connections: false,
+            busy_poll: Duration::ZERO,
         })));
         for (key, value) in parameters {
             let parameter = Parameter {

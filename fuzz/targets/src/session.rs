@@ -43,6 +43,7 @@ pub fn configuration(filters: &[&str], plugin: &str) -> Configure {
         one_client: false,
         allowed: Allowed::default(),
         log_connections: false,
+        busy_poll: Duration::ZERO,
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Configure {
     pub allowed: Allowed,
     /// `--log-connections`: whether `Totals` are wanted.
     pub log_connections: bool,
+    /// `--busy-poll`: how long a reader polls for the next request before it sleeps.
+    pub busy_poll: Duration,
 }
 
 /// What a strictly confined stack may reach beyond what it declares.

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::inline_writes::sleeps;
+use super::pin::{self, Pin};
 
 /// A call that takes less costs no more than a hand-over.
 const QUICK: Duration = Duration::from_micros(20);
@@ -59,12 +60,19 @@ impl Score {
 }
 
 /// How the reader's own calls went.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct InlineCalls {
     /// How often the thread had slept before the first call since it last waited by itself.
     sleeps: Option<i64>,
     /// Until when the pool makes the calls.
     pool_until: Option<Instant>,
+    pin: Option<Pin>,
+}
+
+impl Default for InlineCalls {
+    fn default() -> InlineCalls {
+        InlineCalls { sleeps: None, pool_until: None, pin: Pin::of(pin::CALLS) }
+    }
 }
 
 impl InlineCalls {
@@ -74,6 +82,9 @@ impl InlineCalls {
     }
 
     fn are_due_at(&mut self, score: &Score, now: impl FnOnce() -> Instant) -> bool {
+        if let Some(pin) = self.pin {
+            return pin == Pin::Always;
+        }
         if !score.is_enough() {
             return false;
         }
@@ -153,6 +164,13 @@ mod tests {
         assert!(!calls.are_due_at(&score, || start + 54 * MS));
         assert!(calls.are_due_at(&score, || start + 55 * MS));
         assert!(calls.are_due_at(&score, || unreachable!("no clock")));
+    }
+
+    #[test]
+    fn a_pinned_policy_does_not_look_at_what_calls_take() {
+        let pinned = |pin| InlineCalls { pin: Some(pin), ..InlineCalls::default() };
+        assert!(pinned(Pin::Always).are_due(&after([])));
+        assert!(!pinned(Pin::Never).are_due(&after(std::iter::repeat_n(QUICK / 2, 100))));
     }
 
     /// The kernel's count behind it.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
 
+use super::pin::{self, Pin};
+
 /// A write that took longer, apart from copying, may have waited for a device. Ten times what a
 /// hand-off to the pool costs on a slow machine, and less than a scheduler's time slice. It only
 /// decides which writes are examined: whether one waited is in the kernel's counters.
@@ -38,12 +40,19 @@ pub(super) enum Verdict {
 }
 
 /// How the last writes of a connection went.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct InlineWrites {
     /// Writes still to be examined.
     examine: u32,
     /// When writes may be carried out inline again, after a slow one.
     slow_until: Option<Instant>,
+    pin: Option<Pin>,
+}
+
+impl Default for InlineWrites {
+    fn default() -> InlineWrites {
+        InlineWrites { examine: 0, slow_until: None, pin: Pin::of(pin::WRITES) }
+    }
 }
 
 impl InlineWrites {
@@ -57,6 +66,8 @@ impl InlineWrites {
     #[inline]
     fn verdict_at(&self, now: impl FnOnce() -> Instant) -> Verdict {
         match self.slow_until {
+            _ if self.pin == Some(Pin::Always) => Verdict::Inline,
+            _ if self.pin == Some(Pin::Never) => Verdict::Pool,
             None => Verdict::Inline,
             Some(until) if now() < until => Verdict::Pool,
             Some(_) => Verdict::InlineAfterDrain,
@@ -65,7 +76,7 @@ impl InlineWrites {
 
     /// Carries writes out inline again.
     pub(super) fn resume(&mut self) {
-        *self = InlineWrites::default();
+        (self.examine, self.slow_until) = (0, None);
     }
 
     /// Carries out a write of `count` bytes inline and records how it went.
@@ -111,6 +122,20 @@ mod tests {
     const BLOCK: usize = 4096;
 
     #[test]
+    fn a_pinned_policy_does_not_look_at_what_writes_take() {
+        for (pin, verdict) in [(Pin::Always, Verdict::Inline), (Pin::Never, Verdict::Pool)] {
+            let mut writes = InlineWrites { pin: Some(pin), ..InlineWrites::default() };
+            assert_eq!(writes.verdict(), verdict);
+            for _ in 0..3 {
+                writes.record(4096, Instant::now(), Duration::from_secs(1), || true);
+                assert_eq!(writes.verdict(), verdict);
+            }
+            writes.resume();
+            assert_eq!(writes.verdict(), verdict);
+        }
+    }
+
+    #[test]
     fn a_long_write_that_slept_sends_writes_to_the_pool_for_ten_times_as_long() {
         let start = Instant::now();
         let mut writes = InlineWrites::default();
@@ -153,10 +178,10 @@ mod tests {
     /// The kernel's count behind it.
     #[test]
     fn a_write_that_sleeps_is_told_from_one_that_computes() {
-        let mut slept = InlineWrites { examine: 1, slow_until: None };
+        let mut slept = InlineWrites { examine: 1, ..InlineWrites::default() };
         slept.time(BLOCK, || std::thread::sleep(20 * MS));
         assert_eq!(slept.verdict(), Verdict::Pool);
-        let mut computed = InlineWrites { examine: 1, slow_until: None };
+        let mut computed = InlineWrites { examine: 1, ..InlineWrites::default() };
         let end = Instant::now() + 2 * MS;
         computed.time(BLOCK, || while Instant::now() < end {});
         assert_eq!(computed.verdict(), Verdict::Inline);

@@ -10,6 +10,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::pin::{self, Pin};
+
 /// The longest poll, in empty looks at the socket: about what one batch in place of two saves,
 /// which is a send with the wake-up of the receiver here, and a poll and a recv there. How long an
 /// empty look takes on this machine is measured.
@@ -28,7 +30,7 @@ const MISSES: u32 = 3;
 const MAX_SKIPPED: u32 = 256;
 
 /// How polling for requests went on one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct RequestPoll {
     /// Polls in vain in a row.
     misses: u32,
@@ -36,11 +38,21 @@ pub(super) struct RequestPoll {
     skip: u32,
     /// The shortest time that an empty look took, once one was measured.
     look: Option<Duration>,
+    pin: Option<Pin>,
+}
+
+impl Default for RequestPoll {
+    fn default() -> RequestPoll {
+        RequestPoll { misses: 0, skip: 0, look: None, pin: Pin::of(pin::REQUEST_POLL) }
+    }
 }
 
 impl RequestPoll {
     /// Whether to poll before this batch is sent.
     pub(super) fn is_due(&mut self) -> bool {
+        if let Some(pin) = self.pin {
+            return pin == Pin::Always;
+        }
         if self.skip > 0 {
             self.skip -= 1;
             return false;
@@ -178,6 +190,17 @@ mod tests {
         assert_eq!(looks(1, true), 1);
         assert_eq!(looks(ENOUGH, false), 1);
         assert!(looks(ENOUGH - 1, false) > 1);
+    }
+
+    #[test]
+    fn a_pinned_policy_does_not_look_at_what_polls_find() {
+        for (pin, due) in [(Pin::Always, true), (Pin::Never, false)] {
+            let mut policy = RequestPoll { pin: Some(pin), ..RequestPoll::default() };
+            for _ in 0..20 {
+                assert_eq!(policy.is_due(), due);
+                policy.record(false);
+            }
+        }
     }
 
     #[test]

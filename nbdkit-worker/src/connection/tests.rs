@@ -104,6 +104,7 @@ fn serve(socket: UnixStream, plugin: Delayed, threads: u32) -> WorkerExit {
         one_client: false,
         allowed: nbdkit_ipc::messages::Allowed::default(),
         log_connections: false,
+        busy_poll: Duration::ZERO,
     };
     let settings = Settings::new(&configure, ThreadModel::Parallel).unwrap();
     let socket = Socket::new(socket.into(), None);

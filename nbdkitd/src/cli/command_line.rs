@@ -154,6 +154,8 @@ pub(crate) struct Options {
     pub(crate) allow_net: bool,
     /// `--allow-path`, in order.
     pub(crate) allow_paths: Vec<AllowedPath>,
+    /// `--busy-poll`; `None` is the default, zero is never.
+    pub(crate) busy_poll: Option<Duration>,
     /// `-D`, in order; a later flag of the same name wins.
     pub(crate) debug_flags: Vec<DebugFlag>,
     /// `--exit-with-parent`. Implies foreground.

@@ -14,6 +14,7 @@ const USAGE_WIDTH: usize = 58;
 pub(crate) enum OptionId {
     AllowNet,
     AllowPath,
+    BusyPoll,
     Debug,
     DumpConfig,
     DumpPlugin,
@@ -125,6 +126,8 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         Argument::None, "let a strict sandbox make connections"),
     row(OptionId::AllowPath, None, &["allow-path"], &["allow-path"],
         Argument::Equals("PATH[:rw]"), "let a strict sandbox read, or read and write, PATH; repeatable"),
+    row(OptionId::BusyPoll, None, &["busy-poll"], &["busy-poll"],
+        Argument::Equals("MICROSECONDS"), "longest poll for the next request (default 50, 0: none)"),
     row(OptionId::Debug, Some('D'), &["debug"], &["debug"],
         Argument::Spaced("PLUGIN|FILTER|nbdkit.FLAG=N"), "set a debug flag to the integer N"),
     row(OptionId::DumpConfig, None, &["dump-config"], &[],

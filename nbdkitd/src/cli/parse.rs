@@ -23,8 +23,8 @@ use super::options::OptionId;
 use super::parameters::{self, ReadFile};
 use super::tokens::{Token, Tokens};
 use super::values::{
-    parse_crl_expiry, parse_debug_flag, parse_isolation, parse_log, parse_sandbox, parse_tcp_port,
-    parse_text, parse_tls, parse_tls_version,
+    parse_busy_poll, parse_crl_expiry, parse_debug_flag, parse_isolation, parse_log, parse_sandbox,
+    parse_tcp_port, parse_text, parse_tls, parse_tls_version,
 };
 
 /// The longest path of a Unix socket, in bytes: `sun_path` without its NUL. unix(7).
@@ -147,6 +147,7 @@ impl Given {
             OptionId::AllowPath => {
                 options.allow_paths.push(allowed_path(&argument, environment)?);
             }
+            OptionId::BusyPoll => options.busy_poll = Some(parse_busy_poll(&argument)?),
             OptionId::Debug => options.debug_flags.push(parse_debug_flag(&argument)?),
             OptionId::DumpConfig | OptionId::LongOptions | OptionId::ShortOptions => {}
             OptionId::DumpPlugin => self.dump_plugin = true,

@@ -103,6 +103,15 @@ fn a_plugin_alone_is_served_over_tcp_with_the_defaults() {
 }
 
 #[test]
+fn a_poll_is_in_microseconds_and_may_be_none() {
+    for (value, micros) in [("0", 0), ("25", 25), ("1000", 1000)] {
+        let poll = options(&[&format!("--busy-poll={value}")]).busy_poll;
+        assert_eq!(poll, Some(Duration::from_micros(micros)));
+    }
+    assert_eq!(options(&[]).busy_poll, None);
+}
+
+#[test]
 fn every_spelling_of_every_switch_sets_its_field() {
     type Set = fn(&mut Options);
     let cases: &[(&[&str], Set)] = &[
@@ -312,6 +321,11 @@ fn bad_arguments_have_the_errors_of_nbdkit() {
         (&["-p", "65536"], "nbdkit: error: port: 65536 is out of range: TCP ports end at 65535"),
         (&["-p", ""], "nbdkit: error: port: empty string where we expected a number"),
         (&["--timeout=1x"], "nbdkit: error: timeout: could not parse delay or sleep: \"1x\""),
+        (&["--busy-poll=1001"], "nbdkit: --busy-poll must be from 0 to 1000 microseconds"),
+        (
+            &["--busy-poll=1ms"],
+            "nbdkit: error: busy-poll: could not parse number: \"1ms\": trailing garbage",
+        ),
         (&["--isolation=none"], "nbdkit: --isolation must be \"connection\" or \"shared\""),
         (
             &["--sandbox=on"],

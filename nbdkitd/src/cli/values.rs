@@ -8,12 +8,16 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use super::command_line::{
     CrlExpiry, DebugFlag, Isolation, LogDestination, Sandbox, TcpPort, TlsMode, TlsVersion,
 };
 use super::error::Fault;
 use super::numbers::{parse_bool, parse_integer};
+
+/// The longest `--busy-poll`: beyond it, to sleep costs nothing in comparison.
+const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
 
 /// `-p` for TCP: a number or the name of a service.
 ///
@@ -98,6 +102,15 @@ pub(crate) fn parse_isolation(argument: &OsStr) -> Result<Isolation, Fault> {
         b"shared" => Ok(Isolation::Shared),
         _ => Err(Fault::plain("--isolation must be \"connection\" or \"shared\"")),
     }
+}
+
+/// `--busy-poll`: microseconds, at most [`MAX_BUSY_POLL`].
+pub(crate) fn parse_busy_poll(argument: &OsStr) -> Result<Duration, Fault> {
+    let poll = Duration::from_micros(parse_integer::<u32>("busy-poll", argument)?.into());
+    if poll > MAX_BUSY_POLL {
+        return Err(Fault::plain("--busy-poll must be from 0 to 1000 microseconds"));
+    }
+    Ok(poll)
 }
 
 /// `--sandbox`.

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nbdkit_ipc::keys::{Credentials, TlsPiece};
 use nbdkit_ipc::messages::{self, Configure, EnterService, Hello, Parameter, Purpose};
@@ -21,6 +22,8 @@ use crate::tls::Tls;
 
 /// Most requests of one client that run at the same time, without `-t`. nbdkit(1).
 const DEFAULT_THREADS: u32 = 16;
+/// `--busy-poll`, if it is not given: the time that a processor takes to be woken, several times.
+const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(50);
 
 /// Environment variables for the listener alone, which other processes do not inherit.
 pub(crate) const LISTENER_VARIABLES: [&str; 6] = [
@@ -86,6 +89,7 @@ impl TemplateSpec {
                 network: options.allow_net,
             },
             log_connections: options.log_connections,
+            busy_poll: options.busy_poll.unwrap_or(DEFAULT_BUSY_POLL),
         };
         let program = Program {
             path: installed(worker_program(&configure, stack)),

@@ -12,9 +12,11 @@ use nbd_protocol::constants::Command;
 use nbd_protocol::transmission::Request;
 use nbdkit_api::{Blocking, Error, debug};
 
+use super::super::busy_poll::BusyPoll;
 use super::super::inline_calls::InlineCalls;
 use super::super::inline_writes::{InlineWrites, Verdict};
 use super::super::input::Input;
+use super::super::pin::{self, Pin};
 use super::super::pool::{Job, Pool};
 use super::super::receive::Receive;
 use super::super::reply::Replies;
@@ -23,7 +25,7 @@ use super::super::splice::Pipe;
 use super::super::validate::payload_length;
 use super::super::{During, End};
 use super::route::{
-    Attempt, Executor, Plan, PoolState, Route, State, Timed, is_large_write, route,
+    Attempt, Executor, Plan, PoolState, Route, Spliced, State, Timed, is_large_write, route,
 };
 use super::{Session, header_length};
 use in_flight::InFlight;
@@ -60,12 +62,16 @@ pub(super) struct Reader<'s> {
     payload: Vec<u8>,
     /// For requests that the reader splices.
     pipe: Option<Pipe>,
+    /// What is spliced.
+    spliced: Spliced,
     /// Whether the reader carries out writes.
     writes: InlineWrites,
     /// Whether the reader makes the calls of a plugin that may wait for anything.
     calls: InlineCalls,
     /// Whether to poll for more requests before replies are sent.
     request_poll: RequestPoll,
+    /// Whether to poll before the reader sleeps.
+    busy_poll: BusyPoll,
     /// Whether a request since the client was last idle was [`HEAVY`].
     heavy: bool,
     /// Requests since replies were last sent, and their bytes.
@@ -87,9 +93,11 @@ impl<'s> Reader<'s> {
                 && session.target.backend.is_pipelined(),
             payload: session.prealloc.payload(),
             pipe: session.new_pipe(),
+            spliced: Spliced::new(session.connection.socket.is_plain(), Pin::of(pin::SPLICE)),
             writes: InlineWrites::default(),
             calls: InlineCalls::default(),
             request_poll: RequestPoll::default(),
+            busy_poll: BusyPoll::new(session.connection.settings.busy_poll),
             heavy: false,
             batch: 0,
             taken: 0,
@@ -144,7 +152,10 @@ impl<'s> Reader<'s> {
             self.reply_until_header(length)?;
             self.flush()?;
             self.calls.waited();
-            if self.input.available().len() < length && !self.wait_for_header(length)? {
+            if self.input.available().len() < length
+                && !self.poll_for_header(length)?
+                && !self.wait_for_header(length)?
+            {
                 return Ok(None);
             }
         }
@@ -159,6 +170,17 @@ impl<'s> Reader<'s> {
             request.map_err(|malformed| End::Protocol(format!("invalid request: {malformed}")))?;
         self.heavy |= request.length >= HEAVY;
         Ok(Some(request))
+    }
+
+    /// Polls for `length` bytes for a short time, if that has been worth it of late; false if they
+    /// have to be waited for.
+    fn poll_for_header(&mut self, length: usize) -> Result<bool, End> {
+        let Reader { busy_poll, input, session, .. } = self;
+        if !busy_poll.is_due() || session.pool.as_ref().is_some_and(|pool| !pool.is_idle()) {
+            return Ok(false);
+        }
+        let look = || Ok(input.take_more(length)? && input.available().len() >= length);
+        busy_poll.poll(look, std::thread::yield_now).during("read request")
     }
 
     /// Waits for `length` bytes, and frees memory if the client is idle; false if the client
@@ -224,7 +246,7 @@ impl<'s> Reader<'s> {
         State {
             rules: &session.rules,
             blocking: self.blocking,
-            plain: session.connection.socket.is_plain(),
+            spliced: self.spliced,
             serialized: session.connection.settings.is_serialized(),
             shutting_down: session.connection.client.is_disconnecting(),
             available: self.input.available().len(),

@@ -12,6 +12,7 @@ use nbd_protocol::transmission::Request;
 use nbdkit_api::{Blocking, Errno, Error, Flags};
 
 use super::super::inline_writes::Verdict;
+use super::super::pin::Pin;
 use super::super::receive;
 use super::super::splice::{SPLICE_FROM, SPLICE_UP_TO};
 use super::super::validate::Rules;
@@ -34,8 +35,8 @@ pub(super) struct State<'a> {
     pub(super) rules: &'a Rules,
     /// How long the backend may keep a thread waiting.
     pub(super) blocking: Blocking,
-    /// Whether bytes go to and from the client as they are, without TLS.
-    pub(super) plain: bool,
+    /// The lengths that go between file and socket without a copy, bytes: none with TLS.
+    pub(super) spliced: Spliced,
     /// Whether one lock is held around every call into the stack.
     pub(super) serialized: bool,
     /// Whether new requests are refused because the connection shuts down.
@@ -196,7 +197,7 @@ fn plan(request: &Request, flags: Flags, payload: usize, state: &State<'_>) -> P
     } else {
         Attempt::None
     };
-    Plan { flags, attempt, executor, splice_out: splice_out(request, state.plain) }
+    Plan { flags, attempt, executor, splice_out: state.spliced.out(request) }
 }
 
 /// Whether a request is one that a plugin may have in flight without a thread. Not beside requests
@@ -210,29 +211,53 @@ fn is_pipelined(request: &Request, flags: Flags, state: &State<'_>) -> bool {
         && request.length <= PIPELINED_UP_TO
 }
 
-/// Whether a request is a write long enough to be spliced.
+/// Whether the payload of a request is received apart from the input buffer: one that may be
+/// spliced.
 #[inline]
 pub(super) fn is_large_write(request: &Request) -> bool {
     request.command == Command::WRITE && request.length >= SPLICE_FROM as u64
+}
+
+/// Policy: the lengths of the reads and writes that are spliced, bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spliced {
+    from: usize,
+}
+
+impl Spliced {
+    /// Of a connection, on which bytes go as they are if it is `plain`.
+    pub(super) fn new(plain: bool, pin: Option<Pin>) -> Spliced {
+        let from = match (plain, pin) {
+            (false, _) | (true, Some(Pin::Never)) => usize::MAX,
+            (true, Some(Pin::Always)) => 1,
+            (true, None) => SPLICE_FROM,
+        };
+        Spliced { from }
+    }
+
+    /// Whether a request is a write that should go from the socket into a file without a copy.
+    #[inline]
+    fn is_in(self, request: &Request) -> bool {
+        request.command == Command::WRITE && request.length >= self.from as u64
+    }
+
+    /// The bytes of a read that should go from a file to the socket without a copy, if it is one.
+    #[inline]
+    fn out(self, request: &Request) -> Option<usize> {
+        let count = usize::try_from(request.length).ok()?;
+        let large = count >= self.from && count <= SPLICE_UP_TO;
+        (large && request.command == Command::READ).then_some(count)
+    }
 }
 
 /// Whether a write's payload may go from the socket into a file without a copy. A client that is
 /// slow to send must not hold the lock of a serialized stack meanwhile.
 #[inline]
 fn splices_in(request: &Request, flags: Flags, state: &State<'_>) -> bool {
-    is_large_write(request)
+    state.spliced.is_in(request)
         && flags.is_empty()
-        && state.plain
         && !state.serialized
         && receive::has_room(state.available)
-}
-
-/// The bytes of a read that should go from a file to the socket without a copy, if it is one.
-#[inline]
-fn splice_out(request: &Request, plain: bool) -> Option<usize> {
-    let count = usize::try_from(request.length).ok()?;
-    let large = (SPLICE_FROM..=SPLICE_UP_TO).contains(&count);
-    (large && plain && request.command == Command::READ).then_some(count)
 }
 
 #[cfg(test)]

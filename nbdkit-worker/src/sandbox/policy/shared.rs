@@ -14,7 +14,7 @@ pub(super) const SHARED: &[Line] = &[
     with(c::SYS_fcntl, &[Is(1, c::F_ADD_SEALS as u64)]), // SharedFile: what is mapped must not shrink
     any(c::SYS_memfd_create),     // programs: scratch memory; see SHARED_MEMORY
     any(c::SYS_mlock),            // allocator=malloc,mlock=true
-    any(c::SYS_sched_yield),      // spinning on a lock of malloc or std
+    any(c::SYS_sched_yield),      // spinning on a lock of malloc or std; reader: polls for requests
     any(c::SYS_getpid),           // Presence: whose record lock it is; abort(3); TempDir: who made it
 ];
 

@@ -25,7 +25,7 @@ fn state(rules: &Rules) -> State<'_> {
     State {
         rules,
         blocking: Blocking::Short,
-        plain: true,
+        spliced: Spliced::new(true, None),
         serialized: false,
         shutting_down: false,
         available: 0,
@@ -156,7 +156,7 @@ fn commands() {
 #[test]
 fn states() {
     type Change = fn(&mut State<'_>);
-    let cases: [(&str, Change, [&str; 4]); 19] = [
+    let cases: [(&str, Change, [&str; 4]); 21] = [
         (
             "no pool, memory",
             |s| (s.pool, s.blocking) = (PoolState::Absent, Blocking::Never),
@@ -294,12 +294,32 @@ fn states() {
         ),
         (
             "TLS",
-            |s| s.plain = false,
+            |s| s.spliced = Spliced::new(false, None),
             [
                 "without waiting, else flush, inline",
                 "without waiting, else flush, inline",
                 "flush, timed inline",
                 "flush, timed inline",
+            ],
+        ),
+        (
+            "never spliced",
+            |s| s.spliced = Spliced::new(true, Some(Pin::Never)),
+            [
+                "without waiting, else flush, inline",
+                "without waiting, else flush, inline",
+                "flush, timed inline",
+                "flush, timed inline",
+            ],
+        ),
+        (
+            "always spliced",
+            |s| s.spliced = Spliced::new(true, Some(Pin::Always)),
+            [
+                "without waiting, else splice out, else flush, inline",
+                "without waiting, else splice out, else flush, inline",
+                "splice in, else flush, timed inline",
+                "splice in, else flush, timed inline",
             ],
         ),
         (

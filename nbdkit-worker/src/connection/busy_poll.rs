@@ -1,0 +1,200 @@
+//! Policy: whether the reader polls the socket before it sleeps until the next request.
+//!
+//! A client that has one request in flight sends the next as soon as it has the reply. To wake a
+//! thread that sleeps takes longer than all that the server does for a small request, so a reader
+//! that has slept is what such a client waits for. Polling takes a processor meanwhile, so it ends
+//! after a limit, is done only while it finds requests, and leaves the processor to any other
+//! thread that wants it. nbdkit(1), `--busy-poll`.
+
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use super::pin::{self, Pin};
+
+/// Polls in vain in a row from which on polling becomes rarer. The end of every burst is one.
+const MISSES: u32 = 3;
+/// The most waits in a row without a poll.
+const MAX_SKIPPED: u32 = 256;
+/// A yield that took longer has let another thread run: more than a system call that finds nothing
+/// to do takes on any machine, and less than one needs to be of use.
+const YIELDED: Duration = Duration::from_micros(4);
+/// Yields to others during one poll from which on the processors count as taken.
+const CROWDED: u32 = 2;
+
+/// How polling before sleep went on one connection.
+#[derive(Debug)]
+pub(super) struct BusyPoll {
+    /// The longest poll; zero for none.
+    limit: Duration,
+    /// Polls in vain in a row.
+    misses: u32,
+    /// Waits that will not be polled.
+    skip: u32,
+    pin: Option<Pin>,
+}
+
+impl BusyPoll {
+    /// Polls for no longer than `limit`; never if that is zero.
+    pub(super) fn new(limit: Duration) -> BusyPoll {
+        BusyPoll { limit, misses: 0, skip: 0, pin: Pin::of(pin::BUSY_POLL) }
+    }
+
+    /// Whether to poll during this wait.
+    #[inline]
+    pub(super) fn is_due(&mut self) -> bool {
+        if self.limit.is_zero() || self.pin == Some(Pin::Never) {
+            return false;
+        }
+        if self.skip > 0 && self.pin.is_none() {
+            self.skip -= 1;
+            return false;
+        }
+        true
+    }
+
+    /// Polls by `look` until it finds something; false if it did not within the limit, or others
+    /// want the processor. `pause` lets them run.
+    ///
+    /// # Errors
+    /// Those of `look`.
+    pub(super) fn poll<E>(
+        &mut self,
+        look: impl FnMut() -> Result<bool, E>,
+        pause: impl FnMut(),
+    ) -> Result<bool, E> {
+        self.poll_by(Instant::now, look, pause)
+    }
+
+    fn poll_by<E>(
+        &mut self,
+        now: impl Fn() -> Instant,
+        mut look: impl FnMut() -> Result<bool, E>,
+        mut pause: impl FnMut(),
+    ) -> Result<bool, E> {
+        let start = now();
+        let mut yields = 0;
+        loop {
+            if look()? {
+                self.misses = 0;
+                return Ok(true);
+            }
+            let before = now();
+            let passed = before.saturating_duration_since(start) >= self.limit;
+            if yields >= CROWDED || passed && yields > 0 {
+                self.skip = MAX_SKIPPED;
+                return Ok(false);
+            }
+            if passed {
+                self.missed();
+                return Ok(false);
+            }
+            pause();
+            if now().saturating_duration_since(before) > YIELDED {
+                yields += 1;
+            }
+        }
+    }
+
+    fn missed(&mut self) {
+        self.misses = self.misses.saturating_add(1);
+        if let Some(more) = self.misses.checked_sub(MISSES) {
+            self.skip = (2 << more.min(16)).min(MAX_SKIPPED);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    const LIMIT: Duration = Duration::from_micros(50);
+    /// What a look and a yield that finds nobody else take.
+    const LOOK: Duration = Duration::from_nanos(300);
+
+    /// Polls with a clock; how long it took, and whether look number `found` found something.
+    /// Yield number `n` lets others run for `others(n)`.
+    fn poll(
+        policy: &mut BusyPoll,
+        found: u32,
+        others: impl Fn(u32) -> Duration,
+    ) -> (Duration, bool) {
+        let start = Instant::now();
+        let time = Cell::new(Duration::ZERO);
+        let pass = |by| time.set(time.get() + by);
+        let (mut looks, mut yields) = (0, 0);
+        let look = || {
+            looks += 1;
+            pass(LOOK);
+            Ok::<_, ()>(looks == found)
+        };
+        let pause = || {
+            yields += 1;
+            pass(LOOK + others(yields));
+        };
+        let result = policy.poll_by(|| start + time.get(), look, pause).unwrap();
+        (time.get(), result)
+    }
+
+    fn alone(_: u32) -> Duration {
+        Duration::ZERO
+    }
+
+    fn policy() -> BusyPoll {
+        BusyPoll::new(LIMIT)
+    }
+
+    #[test]
+    fn a_poll_ends_with_the_request_or_at_the_limit() {
+        let (time, found) = poll(&mut policy(), 20, alone);
+        assert!(found && time < LIMIT / 4, "{time:?}");
+        let (time, found) = poll(&mut policy(), u32::MAX, alone);
+        assert!(!found && (LIMIT..LIMIT + 3 * LOOK).contains(&time), "{time:?}");
+    }
+
+    #[test]
+    fn polls_in_vain_become_rare_and_one_that_is_not_makes_them_usual_again() {
+        let mut policy = policy();
+        let mut polls = 0;
+        for _ in 0..1000 {
+            if policy.is_due() {
+                polls += 1;
+                poll(&mut policy, u32::MAX, alone);
+            }
+        }
+        assert!((10..40).contains(&polls), "{polls}");
+        while !policy.is_due() {}
+        assert!(poll(&mut policy, 5, alone).1);
+        for _ in 0..2 {
+            assert!(policy.is_due());
+            poll(&mut policy, u32::MAX, alone);
+        }
+        assert!(policy.is_due(), "a client may pause");
+    }
+
+    #[test]
+    fn a_processor_that_others_want_is_left_to_them() {
+        let busy = |_| 20 * YIELDED;
+        let mut crowded = policy();
+        let (time, found) = poll(&mut crowded, u32::MAX, busy);
+        assert!(!found && time < 2 * LIMIT, "{time:?}");
+        assert_eq!((0..1000).filter(|_| crowded.is_due()).count(), 1000 - MAX_SKIPPED as usize);
+        // An interrupt, or the client itself.
+        let mut once = policy();
+        let (_, found) = poll(&mut once, 30, |number| if number == 5 { YIELDED } else { LOOK });
+        assert!(found && once.is_due());
+    }
+
+    #[test]
+    fn it_can_be_pinned_and_switched_off() {
+        assert!(!BusyPoll::new(Duration::ZERO).is_due());
+        let mut never = BusyPoll { pin: Some(Pin::Never), ..policy() };
+        assert!(!never.is_due());
+        let mut always = BusyPoll { pin: Some(Pin::Always), ..policy() };
+        for _ in 0..20 {
+            assert!(always.is_due());
+            poll(&mut always, u32::MAX, alone);
+        }
+    }
+}
