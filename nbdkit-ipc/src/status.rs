@@ -28,6 +28,8 @@ pub enum WorkerExit {
     Unknown(i32),
     /// The sandbox refused a system call, reported by `Refused`. Status 8.
     Forbidden,
+    /// The plugin or a filter has disconnected the client, `nbdkit_disconnect`. Status 9.
+    Disconnected,
 }
 
 impl WorkerExit {
@@ -42,6 +44,7 @@ impl WorkerExit {
             WorkerExit::Broken => 6,
             WorkerExit::Failed => 7,
             WorkerExit::Forbidden => 8,
+            WorkerExit::Disconnected => 9,
             WorkerExit::Panicked => 101,
             WorkerExit::Killed(_) => 128,
             WorkerExit::Unknown(status) => status,
@@ -58,6 +61,7 @@ impl WorkerExit {
             6 => WorkerExit::Broken,
             7 => WorkerExit::Failed,
             8 => WorkerExit::Forbidden,
+            9 => WorkerExit::Disconnected,
             101 => WorkerExit::Panicked,
             other => WorkerExit::Unknown(other),
         }
@@ -66,9 +70,11 @@ impl WorkerExit {
     /// The line for the log; `None` for ordinary ends.
     pub fn report(self) -> Option<String> {
         match self {
-            WorkerExit::Clean | WorkerExit::Protocol | WorkerExit::Refused | WorkerExit::Broken => {
-                None
-            }
+            WorkerExit::Clean
+            | WorkerExit::Protocol
+            | WorkerExit::Refused
+            | WorkerExit::Broken
+            | WorkerExit::Disconnected => None,
             WorkerExit::Deadline => {
                 Some("handshake not finished in time, client disconnected".to_owned())
             }
@@ -95,6 +101,7 @@ mod tests {
             WorkerExit::Broken,
             WorkerExit::Failed,
             WorkerExit::Forbidden,
+            WorkerExit::Disconnected,
             WorkerExit::Panicked,
         ] {
             assert_eq!(WorkerExit::from_code(exit.code()), exit);

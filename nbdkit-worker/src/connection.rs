@@ -135,7 +135,13 @@ impl Connection<'_> {
             Err(end) => Err(end),
         };
         self.socket.close();
+        let stopping = crate::process::is_quiescing();
         match end {
+            Ok(()) | Err(End::Done | End::Broken(_))
+                if self.client.is_disconnecting() && !stopping =>
+            {
+                WorkerExit::Disconnected
+            }
             Ok(()) | Err(End::Done) => WorkerExit::Clean,
             Err(End::Protocol(what)) => {
                 nbdkit_api::error!("{what}");
@@ -143,8 +149,8 @@ impl Connection<'_> {
             }
             Err(End::Deadline) => WorkerExit::Deadline,
             Err(End::Refused) => WorkerExit::Refused,
-            // This server cut the connection, or is shutting down: not an error of the client.
-            Err(End::Broken(why)) if self.client.is_cut() || crate::process::is_quiescing() => {
+            // This server is shutting down: not an error of the client.
+            Err(End::Broken(why)) if stopping => {
                 nbdkit_api::debug!("{why}");
                 WorkerExit::Broken
             }

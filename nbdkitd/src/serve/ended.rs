@@ -75,7 +75,9 @@ fn reason(
         return "worker killed, violation of the control protocol".into();
     }
     match exit {
-        Some(WorkerExit::Clean | WorkerExit::Broken) if is_stopping => SHUTDOWN.into(),
+        Some(WorkerExit::Clean | WorkerExit::Broken | WorkerExit::Disconnected) if is_stopping => {
+            SHUTDOWN.into()
+        }
         Some(WorkerExit::Killed(libc::SIGKILL)) if is_stopping && connection.kill_requested => {
             SHUTDOWN.into()
         }
@@ -84,6 +86,7 @@ fn reason(
         Some(WorkerExit::Deadline) => "handshake timed out".into(),
         Some(WorkerExit::Refused) => "refused by the plugin or a filter".into(),
         Some(WorkerExit::Broken) => "connection broken".into(),
+        Some(WorkerExit::Disconnected) => "disconnected by the plugin or a filter".into(),
         Some(WorkerExit::Failed) => "error of the server".into(),
         Some(WorkerExit::Panicked) => "worker panicked".into(),
         Some(WorkerExit::Killed(signal)) => format!("worker killed by signal {signal}").into(),

@@ -138,6 +138,16 @@ fn the_reason_tells_who_has_ended_the_connection() {
     client.expect_close().expect("closed");
     let _ = notice(&server, "protocol violation by the client");
 
+    for isolation in ["--isolation=connection", "--isolation=shared"] {
+        let server = Server::nbdkit([OPTION, isolation, "--filter=blocksize-policy", "null", "1M"])
+            .arg("blocksize-write-disconnect=512")
+            .start();
+        let mut client = server.connect();
+        open(&mut client);
+        assert!(client.call(&Ask::write(0, [0; 1024])).is_err());
+        let _ = notice(&server, "disconnected by the plugin or a filter");
+    }
+
     let mut server = Server::nbdkit([OPTION, "null", "1M"]).start();
     let mut client = server.connect();
     open(&mut client);
