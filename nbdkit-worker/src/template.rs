@@ -83,6 +83,7 @@ fn get_ready(
     log::use_template(Arc::clone(link), configure.verbose);
     nbdkit_api::client::set_stdio_safe(configure.stdio_safe);
     nbdkit_api::client::set_replacement(configure.purpose == Purpose::ServeAgain);
+    nbdkit_api::client::set_swap(configure.swap);
     nbdkit_api::client::on_shutdown(Box::new(log::request_shutdown));
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
 

@@ -5,6 +5,7 @@
 //! directory holds is the user's affair.
 
 mod cache;
+mod direct;
 pub(crate) mod disk;
 mod ioctl;
 mod ladder;
@@ -13,9 +14,10 @@ mod syscall;
 
 use std::io::Write;
 
-use nbdkit_api::{Connection, Error, Exports, Needs, Open, Plugin, Result, Value};
+use nbdkit_api::{Connection, Error, Exports, Needs, Open, Plugin, Result, Value, client, log};
 use nix::fcntl::PosixFadviseAdvice;
 
+use direct::Direct;
 use disk::{Disk, Hints};
 use source::{Source, What};
 
@@ -26,12 +28,24 @@ pub struct File {
     /// `dir-links`
     links: bool,
     hints: Hints,
+    /// `cache=direct`, or what `--swap` does if `cache` is not given.
+    direct: Wanted,
     source: Option<Source>,
+}
+
+/// Whether the page cache is passed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    No,
+    /// If the file system can.
+    IfPossible,
+    Yes,
 }
 
 impl Default for File {
     fn default() -> File {
-        File { what: None, links: true, hints: Hints::default(), source: None }
+        let direct = if client::swap() { Wanted::IfPossible } else { Wanted::No };
+        File { what: None, links: true, hints: Hints::default(), direct, source: None }
     }
 }
 
@@ -114,7 +128,7 @@ impl Plugin for File {
              dir-links=<BOOL>      Follow symbolic links in that directory (default true).\n\
              fd=<FD>               An inherited file descriptor to serve.\n\
              dirfd=<FD>            An inherited descriptor of a directory to serve.\n\
-             cache=<MODE>          Set use of caching (default, none).\n\
+             cache=<MODE>          Set use of caching (default, none, direct).\n\
              reduce-memory-pressure=<BOOL>  Same as cache=none if true.\n\
              fadvise=<LEVEL>       Set fadvise hint (normal, random, sequential).",
         )
@@ -132,13 +146,16 @@ impl Plugin for File {
             "dirfd" => self.serve(What::DirFd(descriptor(key, value)?))?,
             "dir-links" => self.links = value.boolean()?,
             "cache" => {
-                self.hints.spare_cache = match value.str()? {
-                    "default" => false,
-                    "none" => true,
+                (self.hints.spare_cache, self.direct) = match value.str()? {
+                    "default" => (false, Wanted::No),
+                    "none" => (true, Wanted::No),
+                    "direct" => (false, Wanted::Yes),
                     mode => return Err(Error::msg(format!("unknown cache mode: {mode}"))),
                 };
             }
-            "reduce-memory-pressure" => self.hints.spare_cache = value.boolean()?,
+            "reduce-memory-pressure" => {
+                (self.hints.spare_cache, self.direct) = (value.boolean()?, Wanted::No);
+            }
             "fadvise" => {
                 self.hints.advice = match value.str()? {
                     "normal" => PosixFadviseAdvice::POSIX_FADV_NORMAL,
@@ -180,7 +197,8 @@ impl Plugin for File {
     }
 
     fn needs(&self, readonly: bool) -> Needs {
-        self.source.as_ref().map_or_else(Needs::nothing, |source| source.needs(readonly))
+        let direct = self.direct != Wanted::No;
+        self.source.as_ref().map_or_else(Needs::nothing, |source| source.needs(readonly, direct))
     }
 
     fn list_exports(
@@ -202,6 +220,16 @@ impl Plugin for File {
 
     fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
         let source = self.source.as_ref().ok_or_else(|| Error::msg("file: not configured"))?;
-        Ok(Box::new(Disk::new(source.open(open.export, open.readonly)?, self.hints)?))
+        let opened = source.open(open.export, open.readonly)?;
+        let direct = match self.direct {
+            Wanted::No => None,
+            Wanted::Yes => Some(source.open_direct(open.export, &opened)?),
+            Wanted::IfPossible => source
+                .open_direct(open.export, &opened)
+                .inspect_err(|why| log::warning(&format!("--swap: {}", why.message())))
+                .ok(),
+        };
+        let disk = Disk::new(opened, self.hints)?;
+        Ok(Box::new(disk.with_direct(direct.map(Direct::new))))
     }
 }

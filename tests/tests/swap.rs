@@ -247,3 +247,62 @@ fn a_client_for_whom_there_is_not_enough_memory_is_refused_with_a_line() {
     let text = server.wait_for_stderr("ulimit -l");
     assert!(text.contains("--swap"), "{text}");
 }
+
+/// Pages of a file that are in the page cache: fincore(1).
+fn cached_pages(path: &Path) -> u64 {
+    let mut fincore = std::process::Command::new("fincore");
+    let output = fincore.args(["-n", "-r", "-o", "PAGES"]).arg(path).output().expect("fincore");
+    String::from_utf8_lossy(&output.stdout).trim().parse().expect("a number")
+}
+
+/// A machine that has no memory left cannot have a page for what is written.
+#[test]
+fn a_file_is_written_and_read_past_the_page_cache() {
+    use std::os::unix::fs::OpenOptionsExt;
+    const LENGTH: usize = 1 << 20;
+    let swaps: &[&str] = if needs_root() { &[] } else { &["--swap"] };
+    for (option, cache, past) in [
+        (None, "cache=direct", true),
+        (swaps.first().copied(), "fadvise=normal", !swaps.is_empty()),
+        (swaps.first().copied(), "cache=default", false),
+    ] {
+        let builder = Server::nbdkit(option).binary(Binary::ours());
+        let path = builder.dir().join("disk");
+        std::fs::write(&path, vec![1; 2 * LENGTH + 100]).expect("written");
+        let mut direct = std::fs::File::options();
+        let direct = direct.read(true).custom_flags(nix::libc::O_DIRECT).open(&path);
+        let server = builder.args(["file", "{dir}/disk", cache]).start();
+        let mut client = server.connect();
+        client.handshake().expect("a greeting");
+        let end = client.go("", &[]).expect("a reply").end;
+        if direct.is_err() && past {
+            // On this file system.
+            let _ = server.wait_for_stderr("no O_DIRECT, only through the page cache");
+            assert_eq!(end.reply == Rep::ACK, cache != "cache=direct");
+            continue;
+        }
+        assert_eq!(end.reply, Rep::ACK, "{cache}");
+        std::fs::File::open(&path).expect("there").sync_all().expect("synced");
+        let drop_pages = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        let file = std::fs::File::open(&path).expect("there");
+        nix::fcntl::posix_fadvise(&file, 0, 0, drop_pages).expect("dropped");
+        assert_eq!(cached_pages(&path), 0, "{cache}: before");
+        let data: Vec<u8> = (0..LENGTH).map(|at| (at / 4096 + at) as u8).collect();
+        together(&mut client, &[Ask::write(4096, data.clone())]);
+        client.send(&Ask::read(4096, LENGTH as u64)).expect("sent");
+        assert!(client.receive().expect("a reply").data == data, "{cache}: what was written");
+        assert_eq!(cached_pages(&path) == 0, past, "{cache}: {} pages", cached_pages(&path));
+        // What is no whole block, and the end of the file, are no less right.
+        let edges = [(4000, 200), (4096 + LENGTH as u64 - 10, 30), (2 * LENGTH as u64 + 1, 99)];
+        let mut mirror = std::fs::read(&path).expect("read");
+        for (at, length) in edges {
+            let data = vec![at as u8; length];
+            mirror[at as usize..][..length].copy_from_slice(&data);
+            together(&mut client, &[Ask::write(at, data)]);
+        }
+        together(&mut client, &[Ask::flush()]);
+        client.send(&Ask::read(0, mirror.len() as u64)).expect("sent");
+        assert!(client.receive().expect("a reply").data == mirror, "{cache}: edges");
+        assert!(std::fs::read(&path).expect("read") == mirror, "{cache}: the file");
+    }
+}

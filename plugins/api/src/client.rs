@@ -262,6 +262,7 @@ pub(crate) fn closing() -> Error {
 static STDIO_SAFE: AtomicBool = AtomicBool::new(true);
 static FORKED: AtomicBool = AtomicBool::new(false);
 static REPLACEMENT: AtomicBool = AtomicBool::new(false);
+static SWAP: AtomicBool = AtomicBool::new(false);
 static TLS_REQUIRED: AtomicBool = AtomicBool::new(false);
 static SHUTDOWN: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
@@ -285,6 +286,16 @@ pub fn forked() -> bool {
 /// Set once before `after_fork` by the process that runs the stack.
 pub fn set_forked(forked: bool) {
     FORKED.store(forked, Ordering::Relaxed);
+}
+
+/// Whether the machine swaps on what is served (`--swap`): requests must not wait for memory.
+pub fn swap() -> bool {
+    SWAP.load(Ordering::Relaxed)
+}
+
+/// Set once at start by the process that runs the stack.
+pub fn set_swap(swap: bool) {
+    SWAP.store(swap, Ordering::Relaxed);
 }
 
 /// Whether the stack is configured again in place of one that has ended: files that filters write

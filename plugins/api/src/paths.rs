@@ -20,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 use nix::fcntl::AT_FDCWD;
 
 use crate::error::{Errno, Error, Result};
+use direct::How;
 pub use direct::{Failure, Found};
 pub use kept::{Kept, Lent, MOST_KEPT};
 
@@ -37,6 +38,8 @@ pub struct Declared {
     /// A directory that was open before the start: names are looked up there, wherever it has gone
     /// since.
     pub directory: Option<Arc<OwnedFd>>,
+    /// What is opened is read and written without the page cache: O_DIRECT, open(2).
+    pub direct: bool,
 }
 
 impl Declared {
@@ -48,6 +51,7 @@ impl Declared {
             children: false,
             links: true,
             directory: None,
+            direct: false,
         }
     }
 
@@ -68,6 +72,12 @@ impl Declared {
         self
     }
 
+    /// The same, opened with O_DIRECT.
+    #[must_use]
+    pub fn direct(self) -> Declared {
+        Declared { direct: true, ..self }
+    }
+
     /// Where to look up, and what: the path itself, or the child called `name`.
     fn place(&self, name: Option<&OsStr>) -> Result<(BorrowedFd<'_>, PathBuf), Failure> {
         if name.is_some() != self.children {
@@ -82,7 +92,7 @@ impl Declared {
     }
 }
 
-/// Two that lead to the same.
+/// Two that lead to the same, opened alike.
 impl PartialEq for Declared {
     fn eq(&self, other: &Declared) -> bool {
         let same = match (&self.directory, &other.directory) {
@@ -90,7 +100,9 @@ impl PartialEq for Declared {
             (None, None) => true,
             _ => false,
         };
-        same && self.path == other.path && self.children == other.children
+        same && self.path == other.path
+            && self.children == other.children
+            && self.direct == other.direct
     }
 }
 
@@ -105,7 +117,8 @@ impl Eq for Declared {}
 pub fn find(declared: &Declared, name: Option<&OsStr>, write: bool) -> Result<Found, Failure> {
     let (dir, path) = declared.place(name)?;
     let links = name.is_none() || declared.links;
-    direct::file(dir, &path, write && declared.writable, links)
+    let how = How { write: write && declared.writable, links, direct: declared.direct };
+    direct::file(dir, &path, how)
 }
 
 /// A descriptor for listing the directory that `declared` leads to now, as [`find`].

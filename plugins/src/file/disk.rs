@@ -17,6 +17,7 @@ use nix::sys::stat::fstat;
 use nix::unistd::{Whence, lseek64};
 
 use super::cache::{Windows, drop_pages};
+use super::direct::Direct;
 use super::ioctl;
 use super::ladder::{Failure, Ladder};
 
@@ -45,6 +46,8 @@ pub(crate) struct Disk {
     ladder: Ladder,
     /// With `cache=none`.
     windows: Option<Windows>,
+    /// With `cache=direct`.
+    direct: Option<Direct>,
     /// Reading without waiting is not known to be unsupported.
     read_now: AtomicBool,
 }
@@ -71,8 +74,21 @@ impl Disk {
             is_block_device,
             ladder: Ladder::new(sector),
             windows: hints.spare_cache.then(Windows::default),
+            direct: None,
             read_now: AtomicBool::new(!hints.spare_cache),
         })
+    }
+
+    /// Passes the page cache by where that is possible.
+    pub(super) fn with_direct(mut self, direct: Option<Direct>) -> Disk {
+        *self.read_now.get_mut() &= direct.is_none();
+        self.direct = direct;
+        self
+    }
+
+    /// The file without the page cache, if a request can be carried out so.
+    fn direct(&self, count: usize, offset: u64) -> Option<&Direct> {
+        self.direct.as_ref().filter(|_| Direct::takes(count, offset))
     }
 
     fn failed(&self, operation: &str, offset: u64, count: u64, errno: Errno) -> Error {
@@ -83,10 +99,15 @@ impl Disk {
         self.failed(operation, offset, count, errno)
     }
 
-    /// `None` with cache=none, where what was read or written must be dropped afterwards.
+    /// `None` with cache=none, where what was read or written must be dropped afterwards, and with
+    /// cache=direct.
     fn range(&self, offset: u64) -> Option<FileRange<'_>> {
         let in_memory = Some(page_cache::is_in_memory as fn(BorrowedFd<'_>, u64) -> bool);
-        self.windows.is_none().then(|| FileRange { fd: self.file.as_fd(), offset, in_memory })
+        (self.windows.is_none() && self.direct.is_none()).then(|| FileRange {
+            fd: self.file.as_fd(),
+            offset,
+            in_memory,
+        })
     }
 
     fn flush_if(&self, flags: Flags) -> Result<()> {
@@ -145,33 +166,24 @@ impl Connection for Disk {
     }
 
     fn can_cache(&self) -> Result<Cache> {
-        Ok(Cache::Native)
+        Ok(if self.direct.is_none() { Cache::Native } else { Cache::None })
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let count = buf.len();
-        let mut done = 0;
-        while done < count {
-            match self.file.read_at(&mut buf[done..], offset + done as u64) {
-                Ok(0) => {
-                    return Err(Error::new(
-                        Errno::EIO,
-                        format!(
-                            "pread: {} offset={offset} count={count}: unexpected end of file",
-                            self.name
-                        ),
-                    ));
+        let read = match self.direct(count, offset) {
+            Some(direct) => direct.read(buf, offset),
+            None => self.file.read_exact_at(buf, offset),
+        };
+        read.map_err(|error| {
+            let what = format!("pread: {} offset={offset} count={count}", self.name);
+            match error.kind() {
+                ErrorKind::UnexpectedEof => {
+                    Error::new(Errno::EIO, format!("{what}: unexpected end of file"))
                 }
-                Ok(read) => done += read,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => {
-                    return Err(Error::io(
-                        format!("pread: {} offset={offset} count={count}", self.name),
-                        &error,
-                    ));
-                }
+                _ => Error::io(what, &error),
             }
-        }
+        })?;
         if self.windows.is_some() {
             drop_pages(self.file.as_fd(), offset, count as u64);
         }
@@ -179,8 +191,11 @@ impl Connection for Disk {
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.file
-            .write_all_at(buf, offset)
+        let written = match self.direct(buf.len(), offset) {
+            Some(direct) => direct.write(buf, offset),
+            None => self.file.write_all_at(buf, offset),
+        };
+        written
             .or_error(|| format!("pwrite: {} offset={offset} count={}", self.name, buf.len()))?;
         self.flush_if(flags)?;
         if let Some(windows) = &self.windows {

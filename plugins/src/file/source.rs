@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nbdkit_api::exports::MAX_EXPORTS;
 use nbdkit_api::paths::direct::{Type, type_of, wrong_type};
-use nbdkit_api::paths::{self, Declared, Opened};
+use nbdkit_api::paths::{self, Declared, Lent, Opened};
 use nbdkit_api::{Errno, Error, Needs, Result, ResultExt, inherited};
 use nix::dir::{Dir, Type as EntryType};
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl, open};
@@ -117,12 +117,14 @@ impl Source {
         Ok(Source::Descriptor(File::from(fd), name, writable, is_block_device))
     }
 
-    /// What workers open.
-    pub(super) fn needs(&self, readonly: bool) -> Needs {
+    /// What workers open; `direct`: also by [`open_direct`](Self::open_direct).
+    pub(super) fn needs(&self, readonly: bool, direct: bool) -> Needs {
         match self {
             Source::Descriptor(..) => Needs::nothing(),
             Source::File(declared) | Source::Directory(declared) => {
-                Needs::nothing().declare(declared.clone().read_only(readonly))
+                let declared = declared.clone().read_only(readonly);
+                let needs = Needs::nothing().declare(declared.clone());
+                if direct { needs.declare(declared.direct()) } else { needs }
             }
         }
     }
@@ -156,6 +158,40 @@ impl Source {
                 is_block_device: *is_block_device,
             }),
         }
+    }
+
+    /// What was just `opened` by [`open`](Self::open), once more with O_DIRECT. Not if it is a
+    /// descriptor: another's open file description stays as it is.
+    ///
+    /// # Errors
+    /// EINVAL if that is not possible; ESTALE if the path leads to another file by now; those of
+    /// [`open`](Self::open).
+    pub(super) fn open_direct(&self, export: &str, opened: &Opened) -> Result<Lent> {
+        let readonly = !opened.writable;
+        let direct = match self {
+            Source::File(declared) => paths::open(&declared.clone().direct(), None, readonly),
+            Source::Directory(declared) => {
+                check_name(export)?;
+                paths::open(&declared.clone().direct(), Some(OsStr::new(export)), readonly)
+            }
+            Source::Descriptor(_, name, ..) => {
+                Err(Error::new(Errno::EINVAL, format!("{name} cannot be opened with O_DIRECT")))
+            }
+        };
+        let direct = direct.map_err(|why| match why.errno() {
+            Errno::EINVAL => why.context("no O_DIRECT, only through the page cache"),
+            _ => why,
+        })?;
+        let identity = |file: &File| {
+            let stat = fstat(file).or_error(|| format!("fstat: {}", opened.name))?;
+            Ok::<_, Error>((stat.st_dev, stat.st_ino))
+        };
+        if identity(&direct.file)? != identity(&opened.file)? || direct.writable != opened.writable
+        {
+            let why = format!("{} was replaced while it was opened", opened.name);
+            return Err(Error::new(Errno::ESTALE, why));
+        }
+        Ok(direct.file)
     }
 }
 
@@ -252,7 +288,7 @@ mod tests {
         let mut names = source.names().unwrap().unwrap();
         names.sort_unstable();
         assert_eq!(names, ["a", "b"]);
-        assert_eq!(source.needs(false).declared, [Declared::directory(dir.path(), true)]);
+        assert_eq!(source.needs(false, false).declared, [Declared::directory(dir.path(), true)]);
         let unlinked = Source::new(&What::Directory(dir.path().to_owned()), false).unwrap();
         assert_eq!(unlinked.names().unwrap().unwrap(), ["b"]);
     }
@@ -283,7 +319,7 @@ mod tests {
         std::fs::write(&path, "data").unwrap();
         let source = Source::new(&What::File(path.clone()), true).unwrap();
         assert_eq!(source.open("whatever", false).unwrap().file.metadata().unwrap().len(), 4);
-        let needs = [source.needs(false), source.needs(true)];
+        let needs = [source.needs(false, false), source.needs(true, false)];
         assert!(needs.iter().all(|needs| needs.declared[0].path == path));
         assert_eq!(needs.map(|needs| needs.writes()), [true, false]);
     }
@@ -301,6 +337,20 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_replaced_is_not_opened_once_more() {
+        let dir = TestDir::new();
+        std::fs::write(dir.join("a"), "a").unwrap();
+        let source = Source::new(&What::File(dir.join("a")), true).unwrap();
+        assert_eq!(source.needs(false, true).declared.len(), 2);
+        let opened = source.open("", false).unwrap();
+        std::fs::write(dir.join("b"), "b").unwrap();
+        std::fs::rename(dir.join("b"), dir.join("a")).unwrap();
+        let errno = source.open_direct("", &opened).unwrap_err().errno();
+        // EINVAL: this file system has no O_DIRECT.
+        assert!(matches!(errno, Errno::ESTALE | Errno::EINVAL), "{errno}");
+    }
+
+    #[test]
     fn a_directory_descriptor_serves_its_files() {
         let dir = TestDir::new();
         std::fs::write(dir.join("a"), "a").unwrap();
@@ -308,6 +358,6 @@ mod tests {
         let source = Source::new(&What::DirFd(std::os::fd::AsRawFd::as_raw_fd(&fd)), true).unwrap();
         assert_eq!(source.names().unwrap().unwrap(), ["a"]);
         assert!(source.open("a", false).unwrap().writable);
-        assert_eq!(source.needs(false).declared[0].path, dir.path());
+        assert_eq!(source.needs(false, false).declared[0].path, dir.path());
     }
 }

@@ -102,12 +102,24 @@ pub fn directory(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Failure> {
     Ok(openat(dir, path, flags, Mode::empty())?)
 }
 
-/// Opens `path` beneath `dir`, with `write` for writing too if that is permitted. `links`: whether
-/// it may be a symbolic link.
+/// How a file is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    /// For writing too, if that is permitted.
+    pub write: bool,
+    /// It may be a symbolic link.
+    pub links: bool,
+    /// With O_DIRECT.
+    pub direct: bool,
+}
+
+/// Opens `path` beneath `dir`.
 ///
 /// # Errors
-/// It is of another type; ELOOP for a link; the kernel's.
-pub fn file(dir: BorrowedFd<'_>, path: &Path, write: bool, links: bool) -> Result<Found, Failure> {
+/// It is of another type; ELOOP for a link; EINVAL if the file system has no O_DIRECT; the
+/// kernel's.
+pub fn file(dir: BorrowedFd<'_>, path: &Path, how: How) -> Result<Found, Failure> {
+    let How { write, links, direct } = how;
     let (look, no_link) = if links {
         (AtFlags::empty(), OFlag::empty())
     } else {
@@ -124,6 +136,7 @@ pub fn file(dir: BorrowedFd<'_>, path: &Path, write: bool, links: bool) -> Resul
     if expected == Type::Regular {
         flags |= OFlag::O_NONBLOCK;
     }
+    flags.set(OFlag::O_DIRECT, direct);
     let mut writable = write;
     let mut result = Err(Errno::EROFS);
     if write {

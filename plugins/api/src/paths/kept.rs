@@ -9,7 +9,7 @@
 //! its own.
 //!
 //! Only regular files are kept: one that keeps a block device open keeps the machine from
-//! reconfiguring it.
+//! reconfiguring it. And none with O_DIRECT, which only `--swap` and `cache=direct` want.
 
 #![forbid(unsafe_code)]
 
@@ -93,7 +93,7 @@ impl Kept {
             (0..FILLERS).map_while(|_| stdin.as_fd().try_clone_to_owned().ok()).collect();
         // Slot by slot, so that the descriptors of one are neighbours.
         for slot in 0..slots {
-            for declared in declared {
+            for declared in declared.iter().filter(|declared| !declared.direct) {
                 match entries.iter_mut().find(|entry| entry.path == declared.path) {
                     Some(entry) if entry.files.len() == slot => entry.add(declared),
                     None if slot == 0 => entries.extend(Entry::new(declared)),
@@ -208,6 +208,9 @@ impl Entry {
 /// What was kept of `declared`, for one client, and whether it is writable; `None` if its path
 /// leads elsewhere now, or if none is free.
 pub(super) fn lend(kept: &Kept, declared: &Declared) -> Option<(Lent, bool)> {
+    if declared.direct {
+        return None;
+    }
     let entries = kept.read();
     let entry = entries.iter().find(|entry| entry.path == declared.path)?;
     let lent = entry.take(kept.ours.load(Ordering::Relaxed))?;
