@@ -8,7 +8,7 @@ use lexopt::prelude::*;
 
 use crate::client::Address;
 use crate::floor::Content;
-use crate::server::Kind;
+use crate::plan::Kind;
 use crate::workload::{WORKLOADS, Workload};
 
 pub(crate) const USAGE: &str = "\

@@ -21,6 +21,7 @@ mod machine;
 mod map;
 mod measure;
 mod pattern;
+mod plan;
 mod plot;
 mod process_tree;
 mod publish;

@@ -15,9 +15,10 @@ use crate::libnbd;
 use crate::load::{Access, Load, Tally, run_together};
 use crate::map;
 use crate::pattern::Pattern;
+use crate::plan::{Export, FILE_MIB, Kind, LARGE_MIB};
 use crate::process_tree::{SyscallCounter, cpu_time, pss_kib};
 use crate::replies::{Check, Replies};
-use crate::server::{Export, FILE_MIB, Kind, LARGE_MIB, Server};
+use crate::server::Server;
 use crate::workload::{Job, Unit, Workload};
 
 /// How much of an export is compared byte for byte before the first timed run.

@@ -5,8 +5,8 @@
 
 use std::fmt::Write;
 
+use crate::plan::Kind;
 use crate::results::{Line, Series};
-use crate::server::Kind;
 use crate::stats::Summary;
 use crate::table::number;
 

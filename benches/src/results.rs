@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::measure::Measurement;
-use crate::server::Kind;
+use crate::plan::Kind;
 use crate::stats::{Summary, paired_ratio};
 use crate::target::Reached;
 use crate::workload::Workload;

@@ -12,9 +12,9 @@ use crate::fixtures::Fixtures;
 use crate::json;
 use crate::machine;
 use crate::measure::{Setting, measure};
+use crate::plan::Kind;
 use crate::publish::publish;
 use crate::results::{Line, Series};
-use crate::server::Kind;
 use crate::table;
 use crate::workload::Workload;
 

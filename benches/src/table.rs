@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 use crate::measure::Measurement;
+use crate::plan::Kind;
 use crate::results::{Line, Series};
-use crate::server::Kind;
 use crate::workload::Unit;
 
 /// The columns, in order.

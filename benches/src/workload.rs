@@ -3,7 +3,7 @@
 
 use crate::load::Access;
 use crate::loaded::Loaded;
-use crate::server::{Export, Transport};
+use crate::plan::{Export, Transport};
 use crate::stack::{self, Stack};
 use crate::target::Target;
 
