@@ -19,7 +19,8 @@ use crate::plan::{Export, FILE_MIB, Kind, LARGE_MIB};
 use crate::process_tree::{SyscallCounter, cpu_time, pss_kib};
 use crate::replies::{Check, Replies};
 use crate::server::Server;
-use crate::workload::{Job, Unit, Workload};
+use crate::unit::Unit;
+use crate::workload::{Job, Workload};
 
 /// How much of an export is compared byte for byte before the first timed run.
 const VERIFIED: u64 = 8 << 20;

@@ -2,6 +2,7 @@
 //! each.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -9,6 +10,7 @@ use std::process::Command;
 use crate::client::Address;
 use crate::failure::Failure;
 use crate::loaded::Loaded;
+use crate::peer::{Peer, Placeholder, Values};
 use crate::stack::{Image, Stack};
 
 /// Mebibytes of the RAM disk and of the file that is written.
@@ -18,6 +20,9 @@ pub(crate) const FILE_MIB: u64 = 256;
 /// Mebibytes of the file that is copied, and of the one that is read cold.
 pub(crate) const LARGE_MIB: u64 = 1024;
 
+/// Bytes of the export of zeroes.
+const NULL_SIZE: u64 = 1 << 30;
+
 /// Who serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
@@ -26,13 +31,21 @@ pub(crate) enum Kind {
     QemuNbd,
     NbdServer,
     Floor,
+    /// One of the user's: `--peer`.
+    Peer(&'static Peer),
 }
 
 impl Kind {
+    /// Those that every run has.
     pub(crate) const ALL: [Kind; 5] =
         [Kind::Ours, Kind::Nbdkit, Kind::QemuNbd, Kind::NbdServer, Kind::Floor];
-    /// The other servers; the floor is not one.
-    pub(crate) const PEERS: [Kind; 3] = [Kind::Nbdkit, Kind::QemuNbd, Kind::NbdServer];
+    /// Whether it is a server of others; the floor is not one.
+    pub(crate) fn is_peer(self) -> bool {
+        match self {
+            Kind::Nbdkit | Kind::QemuNbd | Kind::NbdServer | Kind::Peer(_) => true,
+            Kind::Ours | Kind::Floor => false,
+        }
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -41,6 +54,7 @@ impl Kind {
             Kind::QemuNbd => "qemu-nbd",
             Kind::NbdServer => "nbd-server",
             Kind::Floor => "floor",
+            Kind::Peer(peer) => &peer.name,
         }
     }
 }
@@ -96,6 +110,7 @@ pub(crate) struct Plan<'a> {
 impl Plan<'_> {
     pub(crate) fn command(&self, kind: Kind, ours: &Path) -> Result<Command, Failure> {
         match kind {
+            Kind::Peer(peer) => self.peer(peer),
             Kind::Ours | Kind::Nbdkit if matches!(self.export, Export::Forwarded(_)) => {
                 let ours = if kind == Kind::Ours { ours } else { Path::new("/usr/bin/nbdkit") };
                 Ok(self.forwarding(ours))
@@ -260,6 +275,50 @@ impl Plan<'_> {
         Ok(command)
     }
 
+    fn peer(&self, peer: &Peer) -> Result<Command, Failure> {
+        let mut needed = Vec::new();
+        let mut optional = Vec::new();
+        match self.address {
+            Address::Unix(path) => needed.push((Placeholder::Socket, path.into())),
+            Address::Tcp(address) => {
+                needed.push((Placeholder::Port, address.port().to_string().into()));
+            }
+        }
+        match self.transport {
+            Transport::Unix | Transport::Tcp => {}
+            Transport::Certificates => {
+                needed.push((Placeholder::Certificates, self.pki_dir().into()));
+            }
+            Transport::Psk => needed.push((Placeholder::Psk, self.pki_file("keys.psk").into())),
+        }
+        match (self.export, self.file) {
+            (Export::Forwarded(_), _) => {
+                return Err(Failure::Unavailable(format!("{} forwards nothing", peer.name)));
+            }
+            // Only all of nbdkit's arguments have filters and plugins.
+            (Export::Filtered(_) | Export::Loaded(_), _) => {
+                needed.push((Placeholder::Arguments, OsString::new()));
+            }
+            (_, Some(file)) => {
+                needed.push((Placeholder::File, file.into()));
+                let size = fs::metadata(file)?.len();
+                optional.push((Placeholder::Size, size.to_string().into()));
+            }
+            (_, None) => needed.push((Placeholder::Size, NULL_SIZE.to_string().into())),
+        }
+        // The program is the peer's.
+        let nbdkit = self.nbdkit(Path::new(""))?;
+        let arguments = nbdkit.get_args().map(Into::into).collect();
+        let words = peer.command(&Values { needed, optional, arguments });
+        let words = words.filter(|words| !words.is_empty());
+        let words = words.ok_or_else(|| {
+            Failure::Unavailable(format!("no command of {} has what it needs", peer.name))
+        })?;
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        Ok(command)
+    }
+
     fn floor(&self) -> Result<Command, Failure> {
         if matches!(self.transport, Transport::Certificates | Transport::Psk) {
             return Err(Failure::Unavailable("the floor has no TLS".to_owned()));
@@ -275,7 +334,7 @@ impl Plan<'_> {
         };
         match self.file {
             Some(file) => command.arg("--file").arg(file),
-            None => command.args(["--null", "1073741824"]),
+            None => command.args(["--null", &NULL_SIZE.to_string()]),
         };
         Ok(command)
     }

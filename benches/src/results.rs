@@ -58,7 +58,8 @@ impl Line {
 
     /// Our ratio to the peer to which it is the worst.
     pub(crate) fn ratio_to_best(&self) -> Option<f64> {
-        Kind::PEERS.into_iter().filter_map(|peer| self.ratio(peer)).min_by(f64::total_cmp)
+        let peers = self.series.iter().map(|series| series.kind).filter(|kind| kind.is_peer());
+        peers.filter_map(|peer| self.ratio(peer)).min_by(f64::total_cmp)
     }
 
     /// The server CPU time of ours, divided by that of another.

@@ -6,6 +6,7 @@ use crate::loaded::Loaded;
 use crate::plan::{Export, Transport};
 use crate::stack::{self, Stack};
 use crate::target::Target;
+use crate::unit::Unit;
 
 /// What the client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,38 +33,6 @@ pub(crate) enum Job {
     Startup,
     /// Block status of the whole export.
     Map,
-}
-
-/// The unit of a workload's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unit {
-    /// Thousands of requests per second.
-    KiloOps,
-    /// Megabytes (10^6) per second.
-    Megabytes,
-    /// Connections per second.
-    Connections,
-    /// Milliseconds.
-    Milliseconds,
-    /// MiB.
-    Mebibytes,
-}
-
-impl Unit {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Unit::KiloOps => "kop/s",
-            Unit::Megabytes => "MB/s",
-            Unit::Connections => "conn/s",
-            Unit::Milliseconds => "ms",
-            Unit::Mebibytes => "MiB",
-        }
-    }
-
-    /// Whether less is better.
-    pub(crate) fn is_cost(self) -> bool {
-        matches!(self, Unit::Milliseconds | Unit::Mebibytes)
-    }
 }
 
 /// One line of the results.
