@@ -10,7 +10,7 @@ use nbd_protocol::constants::Command;
 
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::fixtures::{Fixtures, drop_cache};
+use crate::fixtures::{FRAGMENTED_STEP, Fixtures, IN_DIRECTORY_SIZE, drop_cache};
 use crate::libnbd;
 use crate::load::{Access, Load, Tally, run_together};
 use crate::map;
@@ -82,7 +82,7 @@ pub(crate) fn measure(
         return startup(workload, kind, setting);
     }
     let Setting { ours, fixtures, .. } = setting;
-    let mut server = Server::start(kind, ours, workload.export, workload.transport, fixtures)?;
+    let server = Server::start(kind, ours, workload.export, workload.transport, fixtures)?;
     let run = Run { workload, setting, first };
     let result = match workload.job {
         Job::Load(access) => run.load(&server, access),
@@ -98,7 +98,9 @@ pub(crate) fn measure(
         }
         Job::Connects(clients) => run.connects(&server, clients),
         Job::Idle(clients) => run.idle(&server, clients),
-        Job::Map => run.map(&mut server),
+        Job::Map => run.map(&server),
+        Job::Maps => run.maps(&server),
+        Job::Lists(exports) => run.lists(&server, exports),
         Job::Startup => startup(workload, kind, setting),
     };
     result.map_err(|failure| match failure {
@@ -116,15 +118,11 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn pattern(&self) -> Pattern {
-        match self.workload.export {
-            Export::Null => Pattern::Zero,
-            Export::Filtered(_) => Pattern::Repeated,
-            _ => Pattern::Hashed,
-        }
+        self.workload.export.pattern()
     }
 
     fn connect(&self, server: &Server) -> Result<Client, Failure> {
-        server.connect(self.setting.structured, self.workload.job == Job::Map)
+        server.connect(self.setting.structured, matches!(self.workload.job, Job::Map | Job::Maps))
     }
 
     /// Does the job and takes what it cost the server.
@@ -186,13 +184,15 @@ impl Run<'_> {
         clients: usize,
     ) -> Result<Measurement, Failure> {
         let check = Check::Ends(self.pattern());
+        // With many clients each gets less time beforehand, so that all do not get minutes.
+        let share = u32::try_from(clients / 8).unwrap_or(u32::MAX).max(1);
         let mut loads = Vec::new();
         for seed in 0..clients {
             let mut load = Load::new(self.connect(server)?, access, seed as u64)?;
             if self.first {
-                load.verify(self.pattern(), VERIFIED)?;
+                load.verify(self.pattern(), VERIFIED / u64::from(share))?;
             }
-            load.run(self.setting.time / 20, check)?;
+            load.run(self.setting.time / 20 / share, check)?;
             loads.push(load);
         }
         let mut tallies = Vec::new();
@@ -224,13 +224,17 @@ impl Run<'_> {
 
     fn connects(&self, server: &Server, clients: usize) -> Result<Measurement, Failure> {
         let count = Mutex::new(0);
+        let size = match self.workload.export {
+            Export::Directory(_) => IN_DIRECTORY_SIZE,
+            _ => FILE_MIB << 20,
+        };
         self.timed(server, || {
             let start = Instant::now();
             parallel(0..clients, |_| {
                 let mut mine = 0;
                 while start.elapsed() < self.setting.time {
                     let mut client = self.connect(server)?;
-                    if client.size != FILE_MIB << 20 {
+                    if client.size != size {
                         return Err(Failure::Wrong(format!("export size: {}", client.size)));
                     }
                     client.send(Command::DISC, 0, 0)?;
@@ -259,9 +263,34 @@ impl Run<'_> {
         Ok(measurement)
     }
 
-    fn map(&self, server: &mut Server) -> Result<Measurement, Failure> {
+    fn map(&self, server: &Server) -> Result<Measurement, Failure> {
         let mut client = self.connect(server)?;
-        self.timed(server, || map::map(&mut client))
+        self.timed(server, || map::map(&mut client, FRAGMENTED_STEP))
+    }
+
+    fn maps(&self, server: &Server) -> Result<Measurement, Failure> {
+        let mut client = self.connect(server)?;
+        let Pattern::Pieces(step) = self.pattern() else {
+            return Err(Failure::Unavailable("the export has no pieces".to_owned()));
+        };
+        map::map(&mut client, step)?;
+        self.timed(server, || map::map_for(&mut client, step, self.setting.time))
+    }
+
+    fn lists(&self, server: &Server, exports: u64) -> Result<Measurement, Failure> {
+        self.timed(server, || {
+            let start = Instant::now();
+            let mut operations = 0;
+            while operations == 0 || start.elapsed() < self.setting.time {
+                let came = Client::list(&server.address)?;
+                if came != exports {
+                    let what = format!("NBD_OPT_LIST: {came} of {exports} names came");
+                    return Err(Failure::Unavailable(what));
+                }
+                operations += came;
+            }
+            Ok(Tally { operations, bytes: 0, elapsed: start.elapsed() })
+        })
     }
 }
 

@@ -9,7 +9,9 @@ use std::process::Command;
 
 use crate::client::Address;
 use crate::failure::Failure;
+use crate::fixtures::sparse_step;
 use crate::loaded::Loaded;
+use crate::pattern::Pattern;
 use crate::peer::{Peer, Placeholder, Values};
 use crate::stack::{Image, Stack};
 
@@ -74,6 +76,14 @@ pub(crate) enum Export {
     Null,
     /// A sparse file of many pieces.
     Fragmented,
+    /// A sparse file of so many extents.
+    Sparse(u64),
+    /// An empty RAM disk of so many bytes.
+    Empty(u64),
+    /// Zeroes through so many filters, at most [`LAYERS`].
+    Layers(usize),
+    /// One of so many files of a directory.
+    Directory(u64),
     /// What filters make of an image.
     Filtered(&'static Stack),
     /// A file in the page cache, which qemu-nbd serves: other servers pass on what it serves. If
@@ -81,6 +91,28 @@ pub(crate) enum Export {
     Forwarded(bool),
     /// A file in the page cache, served by a plugin that Debian's nbdkit brings.
     Loaded(Loaded),
+}
+
+/// Filters of which each looks at every request and passes it on as it came, outermost first.
+const LAYERS: [&str; 6] = ["offset", "error", "delay", "blocksize", "rate", "retry"];
+
+impl Export {
+    /// What is in it.
+    pub(crate) fn pattern(self) -> Pattern {
+        match self {
+            Export::Null | Export::Empty(_) | Export::Layers(_) => Pattern::Zero,
+            Export::Filtered(_) => Pattern::Repeated,
+            Export::Sparse(extents) => Pattern::Pieces(sparse_step(extents)),
+            Export::File
+            | Export::Writable
+            | Export::Large
+            | Export::Memory
+            | Export::Fragmented
+            | Export::Forwarded(_)
+            | Export::Loaded(_)
+            | Export::Directory(_) => Pattern::Hashed,
+        }
+    }
 }
 
 /// How clients reach it.
@@ -122,6 +154,19 @@ impl Plan<'_> {
                 if matches!(self.export, Export::Loaded(_)) =>
             {
                 Err(Failure::Unavailable(format!("{} loads no plugins", kind.name())))
+            }
+            Kind::QemuNbd | Kind::NbdServer
+                if matches!(self.export, Export::Empty(_) | Export::Layers(_)) =>
+            {
+                Err(Failure::Unavailable(format!("{} has no such stack", kind.name())))
+            }
+            Kind::Floor if matches!(self.export, Export::Layers(_)) => {
+                Err(Failure::Unavailable("the floor has no filters".to_owned()))
+            }
+            Kind::QemuNbd | Kind::NbdServer | Kind::Floor
+                if matches!(self.export, Export::Directory(_)) =>
+            {
+                Err(Failure::Unavailable(format!("{} serves no directories", kind.name())))
             }
             Kind::Ours => self.nbdkit(ours),
             Kind::Nbdkit => self.nbdkit(Path::new("/usr/bin/nbdkit")),
@@ -179,6 +224,14 @@ impl Plan<'_> {
         }
         match (self.export, self.file) {
             (Export::Null, _) => command.args(["null", "1G"]),
+            (Export::Empty(size), _) => command.arg("memory").arg(size.to_string()),
+            (Export::Layers(filters), _) => {
+                command.args(LAYERS[..filters].iter().map(|name| format!("--filter={name}")));
+                command.args(["null", "1G"])
+            }
+            (Export::Directory(_), Some(dir)) => {
+                command.arg("file").arg(format!("dir={}", dir.display()))
+            }
             (Export::Filtered(stack), Some(file)) => {
                 command.args(stack.filters.iter().map(|name| format!("--filter={name}")));
                 command.arg("file").arg(file).args(stack.parameters)
@@ -295,8 +348,15 @@ impl Plan<'_> {
             (Export::Forwarded(_), _) => {
                 return Err(Failure::Unavailable(format!("{} forwards nothing", peer.name)));
             }
-            // Only all of nbdkit's arguments have filters and plugins.
-            (Export::Filtered(_) | Export::Loaded(_), _) => {
+            // Only all of nbdkit's arguments have plugins and filters.
+            (
+                Export::Filtered(_)
+                | Export::Loaded(_)
+                | Export::Empty(_)
+                | Export::Layers(_)
+                | Export::Directory(_),
+                _,
+            ) => {
                 needed.push((Placeholder::Arguments, OsString::new()));
             }
             (_, Some(file)) => {
@@ -334,7 +394,10 @@ impl Plan<'_> {
         };
         match self.file {
             Some(file) => command.arg("--file").arg(file),
-            None => command.args(["--null", &NULL_SIZE.to_string()]),
+            None => {
+                let size = if let Export::Empty(size) = self.export { size } else { NULL_SIZE };
+                command.arg("--null").arg(size.to_string())
+            }
         };
         Ok(command)
     }

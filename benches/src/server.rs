@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use crate::client::{Address, Client, Wishes};
 use crate::failure::Failure;
-use crate::fixtures::{Fixtures, PSK_USER};
+use crate::fixtures::{Fixtures, IN_DIRECTORY, PSK_USER};
 use crate::images::image_of;
 use crate::plan::{Export, FILE_MIB, Kind, LARGE_MIB, Plan, SECTION, SMALL_MIB, Transport};
 
@@ -24,6 +24,7 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) kind: Kind,
+    export: Export,
     transport: Transport,
     pub(crate) address: Address,
     /// Just before the program was started.
@@ -75,7 +76,9 @@ impl Server {
                 Kind::Ours | Kind::Nbdkit => None,
                 _ => Some(fixtures.in_memory(SMALL_MIB)?),
             },
-            Export::Null => None,
+            Export::Null | Export::Empty(_) | Export::Layers(_) => None,
+            Export::Sparse(extents) => Some(fixtures.sparse(extents)?),
+            Export::Directory(files) => Some(fixtures.directory(files)?),
             Export::Fragmented => Some(fixtures.fragmented()?),
             Export::Filtered(stack) => Some(image_of(&fixtures.repeated(SMALL_MIB)?, stack.image)?),
         };
@@ -105,7 +108,8 @@ impl Server {
             Failure::io("run", Path::new(command.get_program()).display(), &error)
         })?;
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-        let mut server = Server { kind, transport, address, started, child, pid, file, pki, dir };
+        let mut server =
+            Server { kind, export, transport, address, started, child, pid, file, pki, dir };
         if kind == Kind::NbdServer {
             server.find_daemon()?;
         }
@@ -159,8 +163,9 @@ impl Server {
     }
 
     fn export_name(&self) -> &'static str {
-        match self.kind {
-            Kind::NbdServer => SECTION,
+        match (self.kind, self.export) {
+            (Kind::NbdServer, _) => SECTION,
+            (_, Export::Directory(_)) => IN_DIRECTORY,
             _ => "",
         }
     }
