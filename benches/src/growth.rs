@@ -10,9 +10,10 @@ use crate::table::{markdown_of, number};
 pub(crate) const FAMILY: &str = "growth";
 
 /// The beginning of the names of a series, what its parameter is, and what a request of it is.
-const SERIES: [(&str, &str, &str); 8] = [
+const SERIES: [(&str, &str, &str); 9] = [
     ("clients", "clients", "reads of 4 KiB, 8 in flight for each client, file in the page cache"),
     ("connects", "clients", "connections, so many clients at a time"),
+    ("beside", "idle clients", "connections, one at a time, beside so many idle ones"),
     ("filters", "filters", "reads of 4 KiB, 16 in flight, zeroes through so many filters"),
     ("size", "export", "reads of 4 KiB, 16 in flight, all over an empty RAM disk of this size"),
     (

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Err(error) => {
-            eprintln!("nbdkit-bench: error: {error}\n{}", command_line::USAGE);
+            eprintln!("nbdkit-bench: error: {error} (see nbdkit-bench --help)");
             return ExitCode::from(2);
         }
     };

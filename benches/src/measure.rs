@@ -97,6 +97,7 @@ pub(crate) fn measure(
             run.timed(&server, || libnbd::connects(&server.uri(), processes, setting.time))
         }
         Job::Connects(clients) => run.connects(&server, clients),
+        Job::ConnectsBeside(idle) => run.connects_beside(&server, idle),
         Job::Idle(clients) => run.idle(&server, clients),
         Job::Map => run.map(&server),
         Job::Maps => run.maps(&server),
@@ -246,6 +247,16 @@ impl Run<'_> {
             let operations = *count.lock().unwrap_or_else(PoisonError::into_inner);
             Ok(Tally { operations, bytes: 0, elapsed: start.elapsed() })
         })
+    }
+
+    fn connects_beside(&self, server: &Server, idle: usize) -> Result<Measurement, Failure> {
+        let idle: Result<Vec<Client>, Failure> = (0..idle).map(|_| self.connect(server)).collect();
+        let idle = idle?;
+        let measurement = self.connects(server, 1)?;
+        for mut client in idle {
+            first_block(&mut client)?;
+        }
+        Ok(measurement)
     }
 
     fn idle(&self, server: &Server, clients: usize) -> Result<Measurement, Failure> {

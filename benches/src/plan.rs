@@ -402,3 +402,63 @@ impl Plan<'_> {
         Ok(command)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stack::OFFSET;
+
+    fn words(peer: &str, export: Export, transport: Transport) -> Option<Vec<String>> {
+        let mut peers = Vec::new();
+        Peer::add(&mut peers, peer, &[]).unwrap();
+        let peer = Kind::Peer(Box::leak(Box::new(peers.remove(0))));
+        let unix = Address::Unix("/s".into());
+        let tcp = Address::Tcp("127.0.0.1:7".parse().unwrap());
+        let file =
+            (!matches!(export, Export::Null | Export::Empty(_))).then(|| "/etc/passwd".as_ref());
+        let address = if transport == Transport::Unix { &unix } else { &tcp };
+        let (pki, dir) = (Some("/pki".as_ref()), "/".as_ref());
+        let plan = Plan { export, transport, address, file, pki, dir };
+        let command = match plan.command(peer, Path::new("/ours")) {
+            Ok(command) => command,
+            Err(Failure::Unavailable(_)) => return None,
+            Err(failure) => panic!("{failure}"),
+        };
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        Some(words.map(|word| word.to_string_lossy().into_owned()).collect())
+    }
+
+    #[test]
+    fn a_peer_has_the_rows_that_its_command_can_do() {
+        let file = "a=server -k {socket} {file}";
+        let found = words(file, Export::File, Transport::Unix).unwrap();
+        assert_eq!(found, ["server", "-k", "/s", "/etc/passwd"]);
+        for (export, transport) in [
+            (Export::Null, Transport::Unix),
+            (Export::File, Transport::Tcp),
+            (Export::File, Transport::Certificates),
+            (Export::Filtered(&OFFSET), Transport::Unix),
+            (Export::Forwarded(false), Transport::Unix),
+            (Export::Empty(4096), Transport::Unix),
+            (Export::Directory(10), Transport::Unix),
+        ] {
+            assert_eq!(words(file, export, transport), None, "{export:?} {transport:?}");
+        }
+        let zeroes = words("a=server -k {socket} {size}", Export::Null, Transport::Unix).unwrap();
+        assert_eq!(zeroes, ["server", "-k", "/s", "1073741824"]);
+        let psk = words("a=server {port} {psk} {file}", Export::File, Transport::Psk).unwrap();
+        assert_eq!(psk, ["server", "7", "/pki/keys.psk", "/etc/passwd"]);
+    }
+
+    #[test]
+    fn a_peer_with_the_arguments_of_nbdkit_has_filters_and_tls() {
+        let all = "a=/opt/nbdkit {arguments}";
+        let found = words(all, Export::Filtered(&OFFSET), Transport::Unix).unwrap().join(" ");
+        assert!(found.starts_with("/opt/nbdkit -f -U /s --filter=offset file "), "{found}");
+        let found = words(all, Export::Null, Transport::Certificates).unwrap().join(" ");
+        assert_eq!(
+            found,
+            "/opt/nbdkit -f -i 127.0.0.1 -p 7 --tls=require --tls-certificates=/pki null 1G"
+        );
+    }
+}

@@ -25,6 +25,8 @@ pub(crate) enum Job {
     CopyAs(Access),
     /// Connections, so many at a time.
     Connects(usize),
+    /// Connections, one at a time, beside so many idle ones.
+    ConnectsBeside(usize),
     /// Connections by libnbd, so many at a time.
     LibnbdConnects(usize),
     /// Memory with so many idle connections.
@@ -144,8 +146,8 @@ impl Workload {
 }
 
 use Job::{
-    Cold, Connects, Copy as CopyAll, CopyAs, Fio, Idle, LibnbdConnects, Lists, Load, Many, Map,
-    Maps, Startup,
+    Cold, Connects, ConnectsBeside, Copy as CopyAll, CopyAs, Fio, Idle, LibnbdConnects, Lists,
+    Load, Many, Map, Maps, Startup,
 };
 use Target::{Best, Cpu, CpuPerByte, Fair, Floor, Most, Nbdkit};
 use Transport::{Certificates, Psk, Tcp};
@@ -303,6 +305,10 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     growing("growth-connects-4", Export::File, Connects(4)).unit(Unit::Connections),
     growing("growth-connects-8", Export::File, Connects(8)).unit(Unit::Connections),
     growing("growth-connects-64", Export::File, Connects(64)).unit(Unit::Connections),
+    growing("growth-beside-0", Export::File, ConnectsBeside(0)).unit(Unit::Connections),
+    growing("growth-beside-8", Export::File, ConnectsBeside(8)).unit(Unit::Connections),
+    growing("growth-beside-64", Export::File, ConnectsBeside(64)).unit(Unit::Connections),
+    growing("growth-beside-512", Export::File, ConnectsBeside(512)).unit(Unit::Connections),
     growing("growth-filters-0", Export::Layers(0), Load(small(16, true))),
     growing("growth-filters-1", Export::Layers(1), Load(small(16, true))),
     growing("growth-filters-2", Export::Layers(2), Load(small(16, true))),
