@@ -27,7 +27,11 @@ const SERIES: [(&str, &str, &str); 9] = [
         "reads of 4 KiB, 16 in flight, all over a sparse file of 4 GiB with so many extents",
     ),
     ("dir", "files", "connections to one of so many files in dir="),
-    ("list", "files", "names in replies to NBD_OPT_LIST, of so many files in dir="),
+    (
+        "list",
+        "files",
+        "names in replies to NBD_OPT_LIST, one list for each connection, so many files in dir=",
+    ),
 ];
 
 /// One series as a table.

@@ -93,8 +93,10 @@ pub(crate) enum Export {
     Loaded(Loaded),
 }
 
-/// Filters of which each looks at every request and passes it on as it came, outermost first.
-const LAYERS: [&str; 6] = ["offset", "error", "delay", "blocksize", "rate", "retry"];
+/// Filters that pass on requests as they come, outermost first.
+const LAYERS: [&str; 6] = ["error", "offset", "blocksize", "delay", "rate", "truncate"];
+/// So that the outermost has to look at each request: else servers may leave all of them out.
+const OUTERMOST: &str = "error-pread-rate=0.000000000001";
 
 impl Export {
     /// What is in it.
@@ -227,7 +229,7 @@ impl Plan<'_> {
             (Export::Empty(size), _) => command.arg("memory").arg(size.to_string()),
             (Export::Layers(filters), _) => {
                 command.args(LAYERS[..filters].iter().map(|name| format!("--filter={name}")));
-                command.args(["null", "1G"])
+                command.args(["null", "1G"]).args((filters > 0).then_some(OUTERMOST))
             }
             (Export::Directory(_), Some(dir)) => {
                 command.arg("file").arg(format!("dir={}", dir.display()))

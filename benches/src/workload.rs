@@ -37,7 +37,7 @@ pub(crate) enum Job {
     Map,
     /// The same again and again; a request is one extent of a reply.
     Maps,
-    /// Connections that ask for the names of so many exports; a request is one name of a reply.
+    /// Connections that ask for the names of all exports, so many in a reply; a request is one name.
     Lists(u64),
 }
 
@@ -123,6 +123,9 @@ const fn loaded(name: &'static str, plugin: Loaded, job: Job) -> Workload {
 const fn growing(name: &'static str, export: Export, job: Job) -> Workload {
     workload(name, "growth", export, job)
 }
+
+/// Names that nbdkit's interface allows in a list of exports: of more files, these are the first.
+const MOST_LISTED: u64 = 10_000;
 
 /// The largest export: 8 EiB, less a block, for offsets have 63 bits.
 const MOST: u64 = (1 << 63) - 4096;
@@ -337,7 +340,8 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     growing("growth-dir-100000", Export::Directory(100_000), Connects(1)).unit(Unit::Connections),
     growing("growth-list-10", Export::Directory(10), Lists(10)),
     growing("growth-list-1000", Export::Directory(1_000), Lists(1_000)),
-    growing("growth-list-100000", Export::Directory(100_000), Lists(100_000)),
+    growing("growth-list-10000", Export::Directory(10_000), Lists(MOST_LISTED)),
+    growing("growth-list-100000", Export::Directory(100_000), Lists(MOST_LISTED)),
 ];
 
 #[cfg(test)]
