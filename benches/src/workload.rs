@@ -37,7 +37,7 @@ pub(crate) enum Job {
     Map,
     /// The same again and again; a request is one extent of a reply.
     Maps,
-    /// Connections that ask for the names of all exports, so many in a reply; a request is one name.
+    /// Connections that ask for the names of all exports, so many of them; a request is one name.
     Lists(u64),
 }
 
