@@ -113,6 +113,27 @@ mod tests {
         stale
     }
 
+    /// A copy of all files that are made of figures, and one of their sources there.
+    fn copy(test: &str) -> (PathBuf, PathBuf) {
+        let dir = std::env::temp_dir().join(format!("nbdb-{test}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(directory(&dir)).unwrap();
+        for (path, text) in generated(&root()).unwrap() {
+            fs::write(dir.join(path.strip_prefix(root()).unwrap()), text).unwrap();
+        }
+        let mut sources = Vec::new();
+        for entry in fs::read_dir(directory(&root())).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "tsv") {
+                let copy = directory(&dir).join(path.file_name().unwrap());
+                fs::copy(&path, &copy).unwrap();
+                sources.push(copy);
+            }
+        }
+        sources.sort();
+        (dir, sources.remove(0))
+    }
+
     #[test]
     fn only_what_is_between_the_marks_is_replaced() {
         let text = format!("a\n{BEGIN}\nold\n{END}\nb\n");
@@ -133,21 +154,7 @@ mod tests {
 
     #[test]
     fn one_edited_number_on_either_side_is_found() {
-        let dir = std::env::temp_dir().join(format!("nbdb-pages-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(dir.join("docs/bench")).unwrap();
-        for (path, text) in generated(&root()).unwrap() {
-            fs::write(dir.join(path.strip_prefix(root()).unwrap()), text).unwrap();
-        }
-        let mut sources: Vec<PathBuf> = fs::read_dir(directory(&root()))
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "tsv"))
-            .collect();
-        sources.sort();
-        for source in &sources {
-            fs::copy(source, directory(&dir).join(source.file_name().unwrap())).unwrap();
-        }
+        let (dir, source) = copy("edited");
         assert_eq!(stale(&dir), [] as [&str; 0]);
 
         let readme = dir.join("README.md");
@@ -158,12 +165,31 @@ mod tests {
         assert_eq!(stale(&dir), ["README.md"]);
         fs::write(&readme, right).unwrap();
 
-        let source = directory(&dir).join(sources[0].file_name().unwrap());
         let text = fs::read_to_string(&source).unwrap();
         let cell = text.lines().find(|line| line.starts_with("cell\tours\t")).unwrap();
         let median = cell.split('\t').nth(2).unwrap();
         fs::write(&source, text.replace(cell, &cell.replacen(median, "12345", 1))).unwrap();
         assert!(!stale(&dir).is_empty());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn another_kind_of_machine_is_added_and_the_latest_is_in_the_readme() {
+        let (dir, source) = copy("added");
+        let first = Figures::parse(&fs::read_to_string(&source).unwrap()).unwrap();
+        let mut second = first.clone();
+        second.kind = "another".to_owned();
+        second.machine = "Another machine".to_owned();
+        second.date = "2999-01-01".to_owned();
+        publish(&dir, &second).unwrap();
+        assert_eq!(stale(&dir), [] as [&str; 0]);
+        let readme = fs::read_to_string(dir.join("README.md")).unwrap();
+        assert!(readme.contains("Another machine, 2999-01-01: 8 of "), "{readme}");
+        let speed = fs::read_to_string(dir.join("docs/speed.md")).unwrap();
+        for kind in [&first.kind, &second.kind] {
+            assert!(speed.contains(&format!("(bench/{kind}.md)")), "{kind}");
+            assert!(directory(&dir).join(format!("{kind}.md")).is_file(), "{kind}");
+        }
         fs::remove_dir_all(&dir).unwrap();
     }
 }
