@@ -129,8 +129,9 @@ policies:
 	    apparmor_parser --skip-kernel-load --skip-cache -I /etc/apparmor.d -I apparmor $$profile || exit 1; \
 	done
 
-# This server, its peers and a floor side by side: about twenty minutes, on a machine that does nothing else. The table in the
-# README and the plots in docs/ are made anew. BENCH=quick is three minutes and changes neither; BENCHFLAGS choose, as in
+# This server, its peers and a floor side by side: about forty minutes, on a machine that does nothing else. What was measured is
+# written to docs/bench, in files of this kind of machine, of which the tables in the README and docs/speed.md are made anew.
+# BENCH=quick is three minutes and changes nothing; BENCHFLAGS choose, as in
 # make bench BENCHFLAGS="--only 4k-read-d16,null --servers ours,nbdkit,floor --rounds 5 --seconds 1".
 bench:
 	scripts/install-packages.sh bench

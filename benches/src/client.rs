@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -170,6 +170,33 @@ impl Client {
         Ok(())
     }
 
+    /// Connects, asks for the names of all exports, and ends option haggling. Returns how many
+    /// there are.
+    pub(crate) fn list(address: &Address) -> Result<u64, Failure> {
+        // Replies are short and many.
+        let mut stream = BufReader::with_capacity(1 << 16, Stream::connect(address)?);
+        let mut greeting = [0; NEWSTYLE_GREETING_LENGTH];
+        stream.read_exact(&mut greeting)?;
+        Greeting::decode_newstyle(&greeting)?;
+        let mut out = Vec::new();
+        let flags = ClientFlags::FIXED_NEWSTYLE | ClientFlags::NO_ZEROES;
+        out.extend_from_slice(&flags.bits().to_be_bytes());
+        encode_option(&mut out, Opt::LIST, &[]);
+        stream.get_mut().write_all(&out)?;
+        let mut exports = 0;
+        let refusal = read_replies(&mut stream, |reply, _| {
+            exports += u64::from(reply == Rep::SERVER);
+            Ok(())
+        })?;
+        if let Some(refusal) = refusal {
+            return Err(Failure::Unavailable(format!("NBD_OPT_LIST: {refusal}")));
+        }
+        out.clear();
+        encode_option(&mut out, Opt::ABORT, &[]);
+        stream.get_mut().write_all(&out)?;
+        Ok(exports)
+    }
+
     /// The handshake alone, on a socket that is connected.
     pub(crate) fn handshake(mut stream: Stream, wishes: &Wishes) -> Result<Client, Failure> {
         let mut greeting = [0; NEWSTYLE_GREETING_LENGTH];
@@ -223,7 +250,7 @@ impl Client {
 
 /// Reads replies to one option up to the last. The text of an error reply is returned.
 fn read_replies(
-    stream: &mut Stream,
+    stream: &mut impl Read,
     mut each: impl FnMut(Rep, &[u8]) -> Result<(), Failure>,
 ) -> Result<Option<String>, Failure> {
     loop {

@@ -8,12 +8,14 @@ use lexopt::prelude::*;
 
 use crate::client::Address;
 use crate::floor::Content;
-use crate::server::Kind;
+use crate::peer::Peer;
+use crate::plan::Kind;
 use crate::workload::{WORKLOADS, Workload};
 
 pub(crate) const USAGE: &str = "\
 usage: nbdkit-bench run [--quick] [--only WORKLOAD,...] [--servers SERVER,...] [--rounds N] [--seconds S]
-                        [--simple] [--ours PATH] [--dir DIR] [--publish DIR]
+                        [--simple] [--ours PATH] [--peer NAME=COMMAND]... [--dir DIR] [--publish DIR]
+       nbdkit-bench tables DIR
        nbdkit-bench list
        nbdkit-bench floor --unix PATH | --tcp ADDRESS:PORT  --file PATH | --null BYTES
 
@@ -24,8 +26,22 @@ usage: nbdkit-bench run [--quick] [--only WORKLOAD,...] [--servers SERVER,...] [
   --seconds  of each timed run (0.5)
   --simple   do not ask for structured replies
   --ours     our server (the nbdkit beside this program)
+  --peer     a further server: a column of its own, NAME; may be repeated
   --dir      for files to serve and results.json (bench, beside the directory of this program)
-  --publish  write plots to DIR/docs and the table into DIR/README.md
+  --publish  write what was measured to DIR/docs/bench, in files of this kind of machine, and make tables anew
+  tables     make the tables of DIR anew, of the figures in DIR/docs/bench
+
+The COMMAND of --peer is split into words as a shell does it, but no shell runs (sh -c is there for who needs one). It must stay
+in the foreground. In its words these are replaced:
+  {socket}        the path of a Unix socket to listen on       {port}  the TCP port to listen on, on 127.0.0.1
+  {file}          the path of a file to serve, raw             {size}  bytes of the export: without {file}, of zeroes
+  {certificates}  a directory: require TLS, ca-cert.pem, server-cert.pem, server-key.pem
+  {psk}           a file: require TLS with pre-shared keys
+  {arguments}     all of the arguments that nbdkit gets, for a server that has nbdkit's command line
+A NAME may have several commands. For each row the first is taken that has exactly what the row needs; rows for which none has
+it are left out. Examples:
+  --peer 'nbdkit1.40=/opt/nbdkit/nbdkit {arguments}'
+  --peer 'mine=mined --socket {socket} {file}' --peer 'mine=mined --port {port} {file}'
 ";
 
 /// What to do.
@@ -33,6 +49,7 @@ usage: nbdkit-bench run [--quick] [--only WORKLOAD,...] [--servers SERVER,...] [
 pub(crate) enum Mode {
     Run(Options),
     Floor { address: Address, content: Content },
+    Tables { root: PathBuf },
     List,
     Help,
 }
@@ -41,6 +58,7 @@ pub(crate) enum Mode {
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) workloads: Vec<Workload>,
+    /// Peers of the user's come last.
     pub(crate) servers: Vec<Kind>,
     pub(crate) rounds: usize,
     pub(crate) time: Duration,
@@ -55,10 +73,11 @@ pub(crate) fn parse() -> Result<Mode, lexopt::Error> {
     match parser.next()? {
         Some(Value(mode)) if mode == "run" => run(parser),
         Some(Value(mode)) if mode == "floor" => floor(parser),
+        Some(Value(mode)) if mode == "tables" => Ok(Mode::Tables { root: parser.value()?.into() }),
         Some(Value(mode)) if mode == "list" => Ok(Mode::List),
         Some(Long("help") | Short('h')) => Ok(Mode::Help),
         Some(other) => Err(other.unexpected()),
-        None => Err("run, list or floor?".into()),
+        None => Err("run, tables, list or floor?".into()),
     }
 }
 
@@ -75,6 +94,7 @@ fn run(mut parser: lexopt::Parser) -> Result<Mode, lexopt::Error> {
         dir: beside.parent().unwrap_or(beside).join("bench"),
         publish: None,
     };
+    let mut peers = Vec::new();
     while let Some(argument) = parser.next()? {
         match argument {
             Long("quick") => {
@@ -95,6 +115,10 @@ fn run(mut parser: lexopt::Parser) -> Result<Mode, lexopt::Error> {
             }
             Long("simple") => options.structured = false,
             Long("ours") => options.ours = parser.value()?.into(),
+            Long("peer") => {
+                let taken = Kind::ALL.map(Kind::name);
+                Peer::add(&mut peers, &parser.value()?.string()?, &taken)?;
+            }
             Long("dir") => options.dir = parser.value()?.into(),
             Long("publish") => options.publish = Some(parser.value()?.into()),
             Long("help") | Short('h') => return Ok(Mode::Help),
@@ -106,6 +130,8 @@ fn run(mut parser: lexopt::Parser) -> Result<Mode, lexopt::Error> {
     if options.publish.is_some() && !whole {
         return Err("--publish needs all workloads and servers".into());
     }
+    // For the rest of the run, so that a server can be told by a value that is copied.
+    options.servers.extend(peers.into_iter().map(|peer| Kind::Peer(Box::leak(Box::new(peer)))));
     Ok(Mode::Run(options))
 }
 

@@ -13,16 +13,14 @@ use std::sync::{Mutex, PoisonError};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::failure::Failure;
-use crate::pattern::Pattern;
+use crate::pattern::{PIECE, Pattern};
 
 const CHUNK: usize = 1 << 20;
 
 /// Bytes of the file that is mapped.
 pub(crate) const FRAGMENTED_SIZE: u64 = 10 << 30;
-/// Each so many bytes of it begin with [`FRAGMENTED_DATA`] bytes of data; the rest is a hole.
+/// Each so many bytes of it begin with [`PIECE`] bytes of data; the rest is a hole.
 pub(crate) const FRAGMENTED_STEP: u64 = 128 << 10;
-/// Bytes of each piece of data.
-pub(crate) const FRAGMENTED_DATA: u64 = 4 << 10;
 
 /// A directory of fixtures on a disk, and one in memory.
 #[derive(Debug)]
@@ -92,12 +90,49 @@ impl Fixtures {
         }
         let unfinished = self.dir.join("fragmented.tmp");
         let file = create(&unfinished)?;
-        let piece = [0x55; FRAGMENTED_DATA as usize];
+        let piece = [0x55; PIECE as usize];
         for at in (0..FRAGMENTED_SIZE / FRAGMENTED_STEP).map(|step| step * FRAGMENTED_STEP) {
             file.write_all_at(&piece, at)?;
         }
         file.set_len(FRAGMENTED_SIZE)?;
         file.sync_all()?;
+        fs::rename(&unfinished, &path)?;
+        Ok(path)
+    }
+
+    /// A sparse file of about 4 GiB, of pieces of data and holes by turns, so many in all.
+    pub(crate) fn sparse(&self, extents: u64) -> Result<PathBuf, Failure> {
+        let path = self.dir.join(format!("sparse-{extents}.img"));
+        let (step, pieces) = (sparse_step(extents), extents / 2);
+        if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == step * pieces) {
+            return Ok(path);
+        }
+        let unfinished = self.dir.join("sparse.tmp");
+        let file = create(&unfinished)?;
+        let mut piece = [0; PIECE as usize];
+        for at in (0..pieces).map(|number| number * step) {
+            Pattern::Pieces(step).fill(at, &mut piece);
+            file.write_all_at(&piece, at)?;
+        }
+        file.set_len(step * pieces)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, &path)?;
+        Ok(path)
+    }
+
+    /// A directory of so many small files, of which [`IN_DIRECTORY`] is one.
+    pub(crate) fn directory(&self, files: u64) -> Result<PathBuf, Failure> {
+        let path = self.dir.join(format!("directory-{files}"));
+        if path.is_dir() {
+            return Ok(path);
+        }
+        let unfinished = self.dir.join("directory.tmp");
+        let _ = fs::remove_dir_all(&unfinished);
+        fs::create_dir_all(&unfinished)?;
+        for number in 0..files {
+            let file = create(&unfinished.join(format!("disk-{number:06}")))?;
+            file.set_len(IN_DIRECTORY_SIZE)?;
+        }
         fs::rename(&unfinished, &path)?;
         Ok(path)
     }
@@ -165,6 +200,16 @@ impl Fixtures {
         run("psktool", &["-u", PSK_USER, "-p", &file("keys.psk")])?;
         Ok(dir)
     }
+}
+
+/// A file of every directory of files.
+pub(crate) const IN_DIRECTORY: &str = "disk-000007";
+/// Bytes of each file there.
+pub(crate) const IN_DIRECTORY_SIZE: u64 = 4096;
+
+/// Bytes from one piece of data to the next in a sparse file of so many extents.
+pub(crate) fn sparse_step(extents: u64) -> u64 {
+    (4 << 30) / (extents / 2) / PIECE * PIECE
 }
 
 /// The name that the pre-shared key belongs to.

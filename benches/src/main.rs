@@ -10,8 +10,10 @@
 mod client;
 mod command_line;
 mod failure;
+mod figures;
 mod fixtures;
 mod floor;
+mod growth;
 mod images;
 mod json;
 mod libnbd;
@@ -20,7 +22,10 @@ mod loaded;
 mod machine;
 mod map;
 mod measure;
+mod pages;
 mod pattern;
+mod peer;
+mod plan;
 mod plot;
 mod process_tree;
 mod publish;
@@ -32,6 +37,8 @@ mod stack;
 mod stats;
 mod table;
 mod target;
+mod unit;
+mod version;
 mod workload;
 mod written;
 
@@ -45,6 +52,7 @@ fn main() -> ExitCode {
         Ok(Mode::Floor { address, content }) => {
             floor::end_with_parent().and_then(|()| floor::run(&address, &content))
         }
+        Ok(Mode::Tables { root }) => publish::tables(&root),
         Ok(Mode::List) => {
             for workload in workload::WORKLOADS {
                 println!("{}", workload.name);
@@ -56,7 +64,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Err(error) => {
-            eprintln!("nbdkit-bench: error: {error}\n{}", command_line::USAGE);
+            eprintln!("nbdkit-bench: error: {error} (see nbdkit-bench --help)");
             return ExitCode::from(2);
         }
     };

@@ -10,15 +10,17 @@ use nbd_protocol::constants::Command;
 
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::fixtures::{Fixtures, drop_cache};
+use crate::fixtures::{FRAGMENTED_STEP, Fixtures, IN_DIRECTORY_SIZE, drop_cache};
 use crate::libnbd;
 use crate::load::{Access, Load, Tally, run_together};
 use crate::map;
 use crate::pattern::Pattern;
+use crate::plan::{Export, FILE_MIB, Kind, LARGE_MIB};
 use crate::process_tree::{SyscallCounter, cpu_time, pss_kib};
 use crate::replies::{Check, Replies};
-use crate::server::{Export, FILE_MIB, Kind, LARGE_MIB, Server};
-use crate::workload::{Job, Unit, Workload};
+use crate::server::Server;
+use crate::unit::Unit;
+use crate::workload::{Job, Workload};
 
 /// How much of an export is compared byte for byte before the first timed run.
 const VERIFIED: u64 = 8 << 20;
@@ -80,7 +82,7 @@ pub(crate) fn measure(
         return startup(workload, kind, setting);
     }
     let Setting { ours, fixtures, .. } = setting;
-    let mut server = Server::start(kind, ours, workload.export, workload.transport, fixtures)?;
+    let server = Server::start(kind, ours, workload.export, workload.transport, fixtures)?;
     let run = Run { workload, setting, first };
     let result = match workload.job {
         Job::Load(access) => run.load(&server, access),
@@ -95,8 +97,11 @@ pub(crate) fn measure(
             run.timed(&server, || libnbd::connects(&server.uri(), processes, setting.time))
         }
         Job::Connects(clients) => run.connects(&server, clients),
+        Job::ConnectsBeside(idle) => run.connects_beside(&server, idle),
         Job::Idle(clients) => run.idle(&server, clients),
-        Job::Map => run.map(&mut server),
+        Job::Map => run.map(&server),
+        Job::Maps => run.maps(&server),
+        Job::Lists(exports) => run.lists(&server, exports),
         Job::Startup => startup(workload, kind, setting),
     };
     result.map_err(|failure| match failure {
@@ -114,15 +119,11 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn pattern(&self) -> Pattern {
-        match self.workload.export {
-            Export::Null => Pattern::Zero,
-            Export::Filtered(_) => Pattern::Repeated,
-            _ => Pattern::Hashed,
-        }
+        self.workload.export.pattern()
     }
 
     fn connect(&self, server: &Server) -> Result<Client, Failure> {
-        server.connect(self.setting.structured, self.workload.job == Job::Map)
+        server.connect(self.setting.structured, matches!(self.workload.job, Job::Map | Job::Maps))
     }
 
     /// Does the job and takes what it cost the server.
@@ -184,15 +185,19 @@ impl Run<'_> {
         clients: usize,
     ) -> Result<Measurement, Failure> {
         let check = Check::Ends(self.pattern());
+        // With many clients each has less verified, so that it does not take minutes.
+        let share = clients.div_ceil(8) as u64;
         let mut loads = Vec::new();
         for seed in 0..clients {
             let mut load = Load::new(self.connect(server)?, access, seed as u64)?;
             if self.first {
-                load.verify(self.pattern(), VERIFIED)?;
+                load.verify(self.pattern(), VERIFIED / share)?;
             }
-            load.run(self.setting.time / 20, check)?;
             loads.push(load);
         }
+        // All at once, for the first may have been idle while the others came, and a worker that
+        // was idle has given memory back, which its next requests pay for.
+        run_together(&mut loads, self.setting.time / 5, check)?;
         let mut tallies = Vec::new();
         let mut measurement = self.timed(server, || {
             let start = Instant::now();
@@ -222,13 +227,17 @@ impl Run<'_> {
 
     fn connects(&self, server: &Server, clients: usize) -> Result<Measurement, Failure> {
         let count = Mutex::new(0);
+        let size = match self.workload.export {
+            Export::Directory(_) => IN_DIRECTORY_SIZE,
+            _ => FILE_MIB << 20,
+        };
         self.timed(server, || {
             let start = Instant::now();
             parallel(0..clients, |_| {
                 let mut mine = 0;
                 while start.elapsed() < self.setting.time {
                     let mut client = self.connect(server)?;
-                    if client.size != FILE_MIB << 20 {
+                    if client.size != size {
                         return Err(Failure::Wrong(format!("export size: {}", client.size)));
                     }
                     client.send(Command::DISC, 0, 0)?;
@@ -240,6 +249,16 @@ impl Run<'_> {
             let operations = *count.lock().unwrap_or_else(PoisonError::into_inner);
             Ok(Tally { operations, bytes: 0, elapsed: start.elapsed() })
         })
+    }
+
+    fn connects_beside(&self, server: &Server, idle: usize) -> Result<Measurement, Failure> {
+        let idle: Result<Vec<Client>, Failure> = (0..idle).map(|_| self.connect(server)).collect();
+        let idle = idle?;
+        let measurement = self.connects(server, 1)?;
+        for mut client in idle {
+            first_block(&mut client)?;
+        }
+        Ok(measurement)
     }
 
     fn idle(&self, server: &Server, clients: usize) -> Result<Measurement, Failure> {
@@ -257,9 +276,34 @@ impl Run<'_> {
         Ok(measurement)
     }
 
-    fn map(&self, server: &mut Server) -> Result<Measurement, Failure> {
+    fn map(&self, server: &Server) -> Result<Measurement, Failure> {
         let mut client = self.connect(server)?;
-        self.timed(server, || map::map(&mut client))
+        self.timed(server, || map::map(&mut client, FRAGMENTED_STEP))
+    }
+
+    fn maps(&self, server: &Server) -> Result<Measurement, Failure> {
+        let mut client = self.connect(server)?;
+        let Pattern::Pieces(step) = self.pattern() else {
+            return Err(Failure::Unavailable("the export has no pieces".to_owned()));
+        };
+        map::map(&mut client, step)?;
+        self.timed(server, || map::map_for(&mut client, step, self.setting.time))
+    }
+
+    fn lists(&self, server: &Server, exports: u64) -> Result<Measurement, Failure> {
+        self.timed(server, || {
+            let start = Instant::now();
+            let mut operations = 0;
+            while operations == 0 || start.elapsed() < self.setting.time {
+                let came = Client::list(&server.address)?;
+                if came != exports {
+                    let what = format!("NBD_OPT_LIST: {came} of {exports} names came");
+                    return Err(Failure::Unavailable(what));
+                }
+                operations += came;
+            }
+            Ok(Tally { operations, bytes: 0, elapsed: start.elapsed() })
+        })
     }
 }
 

@@ -5,6 +5,9 @@
 //! offset and stale data all show.
 #![forbid(unsafe_code)]
 
+/// Bytes of each piece of [`Pattern::Pieces`].
+pub(crate) const PIECE: u64 = 4 << 10;
+
 /// The content of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pattern {
@@ -14,6 +17,9 @@ pub(crate) enum Pattern {
     Repeated,
     /// Every byte is zero.
     Zero,
+    /// Each so many bytes begin with [`PIECE`] bytes of [`Pattern::Hashed`]; the rest is zero, and
+    /// may be a hole.
+    Pieces(u64),
 }
 
 impl Pattern {
@@ -23,6 +29,20 @@ impl Pattern {
             Pattern::Hashed => hash(offset).to_le_bytes(),
             Pattern::Repeated => hash(offset & !63).to_le_bytes(),
             Pattern::Zero => [0; 8],
+            Pattern::Pieces(step) if offset % step >= PIECE => [0; 8],
+            Pattern::Pieces(_) => hash(offset).to_le_bytes(),
+        }
+    }
+
+    /// Whether there is nothing but zeroes from `offset` on, for `length` bytes.
+    pub(crate) fn is_zero(self, offset: u64, length: u64) -> bool {
+        match self {
+            Pattern::Zero => true,
+            Pattern::Pieces(step) => {
+                let at = offset % step;
+                at >= PIECE && length <= step - at
+            }
+            Pattern::Hashed | Pattern::Repeated => false,
         }
     }
 
@@ -84,8 +104,8 @@ impl Random {
     /// A number below `limit`, which is not zero.
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(1);
-        // The high half of a product, so that no division is in the way; limits are far below 2^32.
-        ((hash(self.0) >> 32) * limit) >> 32
+        // The high half of a product, so that no division is in the way.
+        ((u128::from(hash(self.0)) * u128::from(limit)) >> 64) as u64
     }
 }
 
@@ -138,5 +158,16 @@ mod tests {
         let numbers: Vec<u64> = (0..1000).map(|_| random.below(10)).collect();
         assert!(numbers.iter().all(|number| *number < 10));
         assert!(numbers.contains(&0) && numbers.contains(&9));
+        // The blocks of an export of 8 EiB.
+        let far: Vec<u64> = (0..1000).map(|_| random.below(1 << 51)).collect();
+        assert!(far.iter().any(|number| *number > 1 << 50) && far.iter().all(|n| *n < 1 << 51));
+    }
+
+    #[test]
+    fn only_what_lies_between_two_pieces_is_a_hole() {
+        let pattern = Pattern::Pieces(16384);
+        assert!(pattern.is_zero(4096, 12288) && pattern.is_zero(16384 + 8192, 4096));
+        assert!(!pattern.is_zero(4096, 12289) && !pattern.is_zero(16384, 1));
+        assert!(pattern.holds(4096, &[0; 4096]) && !pattern.holds(16384, &[0; 4096]));
     }
 }

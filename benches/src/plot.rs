@@ -5,9 +5,7 @@
 
 use std::fmt::Write;
 
-use crate::results::{Line, Series};
-use crate::server::Kind;
-use crate::stats::Summary;
+use crate::figures::{Cell, Row};
 use crate::table::number;
 
 const WIDTH: f64 = 860.0;
@@ -19,20 +17,24 @@ const BAR: f64 = 15.0;
 const GAP: f64 = 14.0;
 const TOP: f64 = 58.0;
 
-fn colour(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Ours => "#1b6ca8",
-        Kind::Nbdkit => "#d1782a",
-        Kind::QemuNbd => "#8a6bb1",
-        Kind::NbdServer => "#5a9e5a",
-        Kind::Floor => "#b5b5b5",
+/// The colours of servers that are not always there.
+const FURTHER: [&str; 4] = ["#b13f5c", "#3f8f8f", "#8f7a3f", "#5c5c5c"];
+
+/// The colour of a server, by its name and its number in the group.
+fn colour(name: &str, index: usize) -> &'static str {
+    match name {
+        "ours" => "#1b6ca8",
+        "nbdkit" => "#d1782a",
+        "qemu-nbd" => "#8a6bb1",
+        "nbd-server" => "#5a9e5a",
+        "floor" => "#b5b5b5",
+        _ => FURTHER[index % FURTHER.len()],
     }
 }
 
-/// The plot of these lines, all of one family.
-pub(crate) fn svg(title: &str, machine: &str, lines: &[&Line]) -> String {
-    let bars = |line: &Line| line.series.iter().filter(|series| series.value().is_some()).count();
-    let height = TOP + lines.iter().map(|line| bars(line) as f64 * BAR + GAP).sum::<f64>() + 8.0;
+/// The plot of these rows, all of one family.
+pub(crate) fn svg(title: &str, machine: &str, rows: &[&Row]) -> String {
+    let height = TOP + rows.iter().map(|row| row.cells.len() as f64 * BAR + GAP).sum::<f64>() + 8.0;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
          font-family=\"sans-serif\" font-size=\"11\">\n\
@@ -48,37 +50,35 @@ pub(crate) fn svg(title: &str, machine: &str, lines: &[&Line]) -> String {
         &format!("median, least and greatest round; {machine}"),
     );
     let mut y = TOP;
-    for line in lines {
-        y = group(&mut svg, y, line) + GAP;
+    for row in rows {
+        y = group(&mut svg, y, row) + GAP;
     }
     svg += "</svg>\n";
     svg
 }
 
 /// Draws the bars of one workload from `y` down; returns where they end.
-fn group(svg: &mut String, mut y: f64, line: &Line) -> f64 {
-    let values: Vec<(&Series, Summary)> =
-        line.series.iter().filter_map(|series| Some((series, series.value()?))).collect();
-    let greatest = values.iter().map(|(_, value)| value.max).fold(f64::MIN_POSITIVE, f64::max);
-    let unit = line.workload.unit;
-    let note = if unit.is_cost() { ", less is better" } else { "" };
-    text(svg, 10.0, y + BAR - 4.0, "start", 11, line.workload.name);
-    text(svg, 10.0, y + 2.0 * BAR - 4.0, "start", 9, &format!("{}{note}", unit.name()));
-    for (series, value) in values {
+fn group(svg: &mut String, mut y: f64, row: &Row) -> f64 {
+    let greatest = row.cells.iter().map(|cell| cell.max).fold(f64::MIN_POSITIVE, f64::max);
+    let note = if row.unit.is_cost() { ", less is better" } else { "" };
+    text(svg, 10.0, y + BAR - 4.0, "start", 11, &row.workload);
+    text(svg, 10.0, y + 2.0 * BAR - 4.0, "start", 9, &format!("{}{note}", row.unit.name()));
+    for (index, cell) in row.cells.iter().enumerate() {
+        let Cell { server, median, min, max, .. } = cell;
         let scale = LONGEST / greatest;
         let (middle, baseline) = (y + BAR / 2.0 - 1.0, y + BAR - 4.0);
-        let (width, height) = (value.median * scale, BAR - 3.0);
-        let fill = colour(series.kind);
-        text(svg, LEFT - 6.0, baseline, "end", 10, series.kind.name());
+        let (width, height) = (median * scale, BAR - 3.0);
+        let fill = colour(server, index);
+        text(svg, LEFT - 6.0, baseline, "end", 10, server);
         // Writing to a string cannot fail.
         let _ = writeln!(
             svg,
             "<rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height}\" fill=\"{fill}\"/>\n\
              <path d=\"M{:.1} {middle:.1}H{:.1}\" stroke=\"black\"/>",
-            LEFT + value.min * scale,
-            LEFT + value.max * scale,
+            LEFT + min * scale,
+            LEFT + max * scale,
         );
-        text(svg, LEFT + value.max * scale + 6.0, baseline, "start", 10, &number(value.median));
+        text(svg, LEFT + max * scale + 6.0, baseline, "start", 10, &number(*median));
         y += BAR;
     }
     y
@@ -95,20 +95,27 @@ fn text(svg: &mut String, x: f64, y: f64, anchor: &str, size: u32, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::Measurement;
-    use crate::workload::WORKLOADS;
+    use crate::unit::Unit;
 
     #[test]
     fn the_longest_bar_has_the_greatest_value_and_names_are_escaped() {
-        let round = |value| Some(Measurement { value, ..Measurement::default() });
-        let series = |kind, value| Series { kind, rounds: vec![round(value)], reason: None };
-        let absent =
-            Series { kind: Kind::QemuNbd, rounds: vec![None], reason: Some("x".to_owned()) };
-        let line = Line {
-            workload: WORKLOADS[0],
-            series: vec![series(Kind::Ours, 20.0), series(Kind::Nbdkit, 10.0), absent],
+        let cell = |server: &str, value| Cell {
+            server: server.to_owned(),
+            median: value,
+            min: value,
+            max: value,
+            ratio: None,
+            cpu: None,
+            calls: None,
         };
-        let svg = svg("a & b", "machine <1>", &[&line]);
+        let row = Row {
+            workload: "4k".to_owned(),
+            family: "small".to_owned(),
+            unit: Unit::KiloOps,
+            targets: String::new(),
+            cells: vec![cell("ours", 20.0), cell("nbdkit", 10.0)],
+        };
+        let svg = svg("a & b", "machine <1>", &[&row]);
         assert!(svg.contains("width=\"470.0\"") && svg.contains("width=\"235.0\""));
         assert!(svg.contains("a &amp; b") && svg.contains("machine &lt;1>"));
         assert!(!svg.contains("qemu-nbd"));

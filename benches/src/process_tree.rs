@@ -158,6 +158,27 @@ mod tests {
         child.wait().unwrap();
     }
 
+    /// Workers end with their clients, and what they have used must not be gone with them.
+    #[test]
+    fn what_children_of_children_have_used_counts_when_they_have_ended() {
+        let busy = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+        let script = format!("(sh -c '{busy}'; true); echo done; read line");
+        let mut child = Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+        let root = Pid::from_raw(child.id().try_into().unwrap());
+        assert_eq!(members(root), [root]);
+        let all = cpu_time(root);
+        let own = Duration::from(ClockId::pid_cpu_clock_id(root).unwrap().now().unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(all > own + Duration::from_millis(20), "{all:?}, of which {own:?} its own");
+    }
+
     #[test]
     fn what_perf_could_not_count_is_not_zero() {
         assert_eq!(count_of("1234,,raw_syscalls:sys_enter,99,100.00,,\n"), Some(1234));

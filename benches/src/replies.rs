@@ -287,8 +287,10 @@ impl Replies {
         let length = usize::try_from(hole.length).unwrap_or(usize::MAX);
         match self.check {
             Check::Keep => waiting.buffer.resize(waiting.buffer.len().saturating_add(length), 0),
-            Check::All(Pattern::Zero) | Check::Ends(Pattern::Zero) => {}
-            Check::All(_) | Check::Ends(_) => {
+            Check::All(pattern) | Check::Ends(pattern) => {
+                if pattern.is_zero(hole.offset, u64::from(hole.length)) {
+                    return cover(waiting, hole.offset, u64::from(hole.length));
+                }
                 return Err(Failure::Wrong(format!("read: a hole at {}", hole.offset)));
             }
         }

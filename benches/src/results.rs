@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::measure::Measurement;
-use crate::server::Kind;
+use crate::plan::Kind;
 use crate::stats::{Summary, paired_ratio};
 use crate::target::Reached;
 use crate::workload::Workload;
@@ -58,7 +58,8 @@ impl Line {
 
     /// Our ratio to the peer to which it is the worst.
     pub(crate) fn ratio_to_best(&self) -> Option<f64> {
-        Kind::PEERS.into_iter().filter_map(|peer| self.ratio(peer)).min_by(f64::total_cmp)
+        let peers = self.series.iter().map(|series| series.kind).filter(|kind| kind.is_peer());
+        peers.filter_map(|peer| self.ratio(peer)).min_by(f64::total_cmp)
     }
 
     /// The server CPU time of ours, divided by that of another.

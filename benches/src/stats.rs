@@ -24,11 +24,6 @@ impl Summary {
         };
         Some(Summary { median, min, max })
     }
-
-    /// Half the distance between the extremes, in percent of the median.
-    pub(crate) fn spread_percent(&self) -> f64 {
-        if self.median == 0.0 { 0.0 } else { (self.max - self.min) / 2.0 / self.median * 100.0 }
-    }
 }
 
 /// The median of `ours[round] / theirs[round]` over the rounds in which both were measured.
@@ -50,7 +45,6 @@ mod tests {
     fn the_median_of_an_odd_number_is_the_middle_one() {
         let summary = Summary::of(&[9.0, 1.0, 2.0]).unwrap();
         assert_eq!(summary, Summary { median: 2.0, min: 1.0, max: 9.0 });
-        assert!((summary.spread_percent() - 200.0).abs() < 1e-9);
     }
 
     #[test]

@@ -3,9 +3,10 @@
 
 use crate::load::Access;
 use crate::loaded::Loaded;
-use crate::server::{Export, Transport};
+use crate::plan::{Export, Transport};
 use crate::stack::{self, Stack};
 use crate::target::Target;
+use crate::unit::Unit;
 
 /// What the client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(crate) enum Job {
     CopyAs(Access),
     /// Connections, so many at a time.
     Connects(usize),
+    /// Connections, one at a time, beside so many idle ones.
+    ConnectsBeside(usize),
     /// Connections by libnbd, so many at a time.
     LibnbdConnects(usize),
     /// Memory with so many idle connections.
@@ -32,38 +35,10 @@ pub(crate) enum Job {
     Startup,
     /// Block status of the whole export.
     Map,
-}
-
-/// The unit of a workload's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unit {
-    /// Thousands of requests per second.
-    KiloOps,
-    /// Megabytes (10^6) per second.
-    Megabytes,
-    /// Connections per second.
-    Connections,
-    /// Milliseconds.
-    Milliseconds,
-    /// MiB.
-    Mebibytes,
-}
-
-impl Unit {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Unit::KiloOps => "kop/s",
-            Unit::Megabytes => "MB/s",
-            Unit::Connections => "conn/s",
-            Unit::Milliseconds => "ms",
-            Unit::Mebibytes => "MiB",
-        }
-    }
-
-    /// Whether less is better.
-    pub(crate) fn is_cost(self) -> bool {
-        matches!(self, Unit::Milliseconds | Unit::Mebibytes)
-    }
+    /// The same again and again; a request is one extent of a reply.
+    Maps,
+    /// Connections that ask for the names of all exports, so many of them; a request is one name.
+    Lists(u64),
 }
 
 /// One line of the results.
@@ -144,6 +119,17 @@ const fn loaded(name: &'static str, plugin: Loaded, job: Job) -> Workload {
     workload(name, "loaded", Export::Loaded(plugin), job).want(&[Nbdkit(1.1)])
 }
 
+/// A row of growth, whose parameter is the end of its name.
+const fn growing(name: &'static str, export: Export, job: Job) -> Workload {
+    workload(name, "growth", export, job)
+}
+
+/// Names that nbdkit's interface allows in a list of exports: of more files, these are the first.
+const MOST_LISTED: u64 = 10_000;
+
+/// The largest export: 8 EiB, less a block, for offsets have 63 bits.
+const MOST: u64 = (1 << 63) - 4096;
+
 impl Workload {
     const fn over(self, transport: Transport) -> Workload {
         Workload { transport, ..self }
@@ -163,7 +149,8 @@ impl Workload {
 }
 
 use Job::{
-    Cold, Connects, Copy as CopyAll, CopyAs, Fio, Idle, LibnbdConnects, Load, Many, Map, Startup,
+    Cold, Connects, ConnectsBeside, Copy as CopyAll, CopyAs, Fio, Idle, LibnbdConnects, Lists,
+    Load, Many, Map, Maps, Startup,
 };
 use Target::{Best, Cpu, CpuPerByte, Fair, Floor, Most, Nbdkit};
 use Transport::{Certificates, Psk, Tcp};
@@ -311,6 +298,51 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     workload("cold-d1", "cold", Export::Large, Cold(small(1, true))),
     workload("cold-d16", "cold", Export::Large, Cold(small(16, true))),
     workload("cold-d64", "cold", Export::Large, Cold(small(64, true))),
+    growing("growth-clients-1", Export::File, Many(small(8, true), 1)),
+    growing("growth-clients-2", Export::File, Many(small(8, true), 2)),
+    growing("growth-clients-4", Export::File, Many(small(8, true), 4)),
+    growing("growth-clients-8", Export::File, Many(small(8, true), 8)),
+    growing("growth-clients-64", Export::File, Many(small(8, true), 64)),
+    growing("growth-clients-512", Export::File, Many(small(8, true), 512)),
+    growing("growth-connects-1", Export::File, Connects(1)).unit(Unit::Connections),
+    growing("growth-connects-2", Export::File, Connects(2)).unit(Unit::Connections),
+    growing("growth-connects-4", Export::File, Connects(4)).unit(Unit::Connections),
+    growing("growth-connects-8", Export::File, Connects(8)).unit(Unit::Connections),
+    growing("growth-connects-64", Export::File, Connects(64)).unit(Unit::Connections),
+    growing("growth-beside-0", Export::File, ConnectsBeside(0)).unit(Unit::Connections),
+    growing("growth-beside-8", Export::File, ConnectsBeside(8)).unit(Unit::Connections),
+    growing("growth-beside-64", Export::File, ConnectsBeside(64)).unit(Unit::Connections),
+    growing("growth-beside-512", Export::File, ConnectsBeside(512)).unit(Unit::Connections),
+    growing("growth-filters-0", Export::Layers(0), Load(small(16, true))),
+    growing("growth-filters-1", Export::Layers(1), Load(small(16, true))),
+    growing("growth-filters-2", Export::Layers(2), Load(small(16, true))),
+    growing("growth-filters-3", Export::Layers(3), Load(small(16, true))),
+    growing("growth-filters-4", Export::Layers(4), Load(small(16, true))),
+    growing("growth-filters-5", Export::Layers(5), Load(small(16, true))),
+    growing("growth-filters-6", Export::Layers(6), Load(small(16, true))),
+    growing("growth-size-1G", Export::Empty(1 << 30), Load(small(16, true))),
+    growing("growth-size-1T", Export::Empty(1 << 40), Load(small(16, true))),
+    growing("growth-size-1P", Export::Empty(1 << 50), Load(small(16, true))),
+    growing("growth-size-8E", Export::Empty(MOST), Load(small(16, true))),
+    growing("growth-map-10", Export::Sparse(10), Maps),
+    growing("growth-map-100", Export::Sparse(100), Maps),
+    growing("growth-map-1000", Export::Sparse(1_000), Maps),
+    growing("growth-map-10000", Export::Sparse(10_000), Maps),
+    growing("growth-map-100000", Export::Sparse(100_000), Maps),
+    growing("growth-map-1000000", Export::Sparse(1_000_000), Maps),
+    growing("growth-sparse-10", Export::Sparse(10), Load(small(16, true))),
+    growing("growth-sparse-100", Export::Sparse(100), Load(small(16, true))),
+    growing("growth-sparse-1000", Export::Sparse(1_000), Load(small(16, true))),
+    growing("growth-sparse-10000", Export::Sparse(10_000), Load(small(16, true))),
+    growing("growth-sparse-100000", Export::Sparse(100_000), Load(small(16, true))),
+    growing("growth-sparse-1000000", Export::Sparse(1_000_000), Load(small(16, true))),
+    growing("growth-dir-10", Export::Directory(10), Connects(1)).unit(Unit::Connections),
+    growing("growth-dir-1000", Export::Directory(1_000), Connects(1)).unit(Unit::Connections),
+    growing("growth-dir-100000", Export::Directory(100_000), Connects(1)).unit(Unit::Connections),
+    growing("growth-list-10", Export::Directory(10), Lists(10)),
+    growing("growth-list-1000", Export::Directory(1_000), Lists(1_000)),
+    growing("growth-list-10000", Export::Directory(10_000), Lists(MOST_LISTED)),
+    growing("growth-list-100000", Export::Directory(100_000), Lists(MOST_LISTED)),
 ];
 
 #[cfg(test)]
@@ -321,7 +353,9 @@ mod tests {
     fn names_are_unique_and_families_have_titles() {
         for (index, workload) in WORKLOADS.iter().enumerate() {
             assert!(WORKLOADS[..index].iter().all(|other| other.name != workload.name));
-            assert!(FAMILIES.iter().any(|(family, _)| *family == workload.family));
+            let plotted = FAMILIES.iter().any(|(family, _)| *family == workload.family);
+            // Rows of growth have tables instead.
+            assert!(plotted || workload.family == "growth");
         }
     }
 }

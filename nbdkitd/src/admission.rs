@@ -129,7 +129,11 @@ impl Admission {
 
     /// When a handshake may be evicted for a slot, if all slots are taken.
     pub(crate) fn next_slot(&self, connections: &Connections) -> Option<Instant> {
-        overdue(connections).filter(|_| self.all_slots_taken(connections)).map(|(at, _)| at)
+        // Asked in every turn of the loop, and mostly not true: then nothing is searched for.
+        if !self.all_slots_taken(connections) {
+            return None;
+        }
+        overdue(connections).map(|(at, _)| at)
     }
 
     fn all_slots_taken(&self, connections: &Connections) -> bool {

@@ -18,6 +18,8 @@ pub(super) struct Children {
     connections: HashMap<Pid, (u64, Option<u32>)>,
     /// Bits of the slots of kept files that workers have.
     slots: u64,
+    /// Whether children may have ended that were not asked for.
+    any_signal: bool,
 }
 
 fn child_signal() -> SigSet {
@@ -31,7 +33,8 @@ impl Children {
         child_signal().thread_block()?;
         let signals =
             SignalFd::with_flags(&child_signal(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        Ok(Children { signals, connections: HashMap::new(), slots: 0 })
+        // A child may have ended before the signal was blocked.
+        Ok(Children { signals, connections: HashMap::new(), slots: 0, any_signal: true })
     }
 
     /// A slot that no worker has, of so many. The lowest, so that few are ever used.
@@ -69,32 +72,43 @@ impl Children {
     }
 
     /// The connections whose workers have ended since the last call, and whether any child has.
+    ///
+    /// Where all children are asked for, the kernel looks at each that lives, 512 times with 512
+    /// idle clients: it is asked once after a signal, and not in every turn of the loop.
     pub(super) fn reap(&mut self) -> (Vec<(u64, WorkerExit)>, bool) {
         let (mut ended, mut any) = (Vec::new(), false);
         while let Ok(Some(signal)) = self.signals.read_signal() {
-            // No worker: the broker, or a program that a plugin ran while it was configured.
-            let pid = Pid::from_raw(signal.ssi_pid.cast_signed());
-            if !self.connections.contains_key(&pid) {
-                any |= waitpid(pid, Some(WaitPidFlag::WNOHANG)).is_ok();
+            self.any_signal = true;
+            // The kernel says 0 if it had no memory for more than the fact.
+            let pid = signal.ssi_pid.cast_signed();
+            if pid > 0 {
+                any |= self.reap_one(Some(Pid::from_raw(pid)), &mut ended);
             }
         }
-        loop {
-            let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, WorkerExit::from_code(code)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    (pid, WorkerExit::Killed(signal as i32))
-                }
-                Ok(WaitStatus::StillAlive) | Err(_) => break,
-                Ok(_) => continue,
-            };
-            any = true;
-            // What scripts have left behind ends here too.
-            if let Some((connection, slot)) = self.connections.remove(&pid) {
-                self.slots &= !slot.map_or(0, |slot| 1 << slot);
-                ended.push((connection, exit));
+        // One signal may stand for several children, but none ends without any.
+        if std::mem::take(&mut self.any_signal) {
+            while self.reap_one(None, &mut ended) {
+                any = true;
             }
         }
         (ended, any)
+    }
+
+    /// Reaps this child, or any. Returns whether one had ended.
+    fn reap_one(&mut self, pid: Option<Pid>, ended: &mut Vec<(u64, WorkerExit)>) -> bool {
+        let (pid, exit) = match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => (pid, WorkerExit::from_code(code)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, WorkerExit::Killed(signal as i32)),
+            // No others are asked for.
+            Ok(_) | Err(_) => return false,
+        };
+        // What is no worker: the broker, a program that a plugin ran while it was configured, what
+        // scripts have left behind.
+        if let Some((connection, slot)) = self.connections.remove(&pid) {
+            self.slots &= !slot.map_or(0, |slot| 1 << slot);
+            ended.push((connection, exit));
+        }
+        true
     }
 }
 
