@@ -54,7 +54,7 @@ SETTINGS  = $(BINDIR) $(SBINDIR) $(LIBDIR) $(LIBEXECDIR) $(INCLUDEDIR) $(PLUGIND
 # Release builds get paths that are the same on every machine, and flags for the code in C: see scripts/release-flags.sh.
 RELEASE_FLAGS = flags=$$(CARGO_TARGET_DIR='$(abspath $(TARGET))' RUSTC='$(RUSTC)' scripts/release-flags.sh) && eval "$$flags"
 
-.PHONY: all build built-in modules run test surroundings vm-test policies bench red-team listener-user fuzz fuzz-sessions lint reproducible deb install check-built install-files clean
+.PHONY: all build built-in modules run test surroundings vm-test policies bench red-team listener-user fuzz fuzz-sessions lint reproducible deb rpm install check-built install-files clean
 
 all: build
 
@@ -188,6 +188,12 @@ reproducible:
 deb:
 	scripts/install-packages.sh package
 	CARGO="$(CARGO)" packaging/deb.sh $(abspath $(TARGET))/deb
+
+# RPM packages, in target/rpm; on Debian, too, where packaging/try-rpm.sh installs them in a root of
+# their own.
+rpm:
+	scripts/install-packages.sh rpm
+	CARGO="$(CARGO)" packaging/rpm.sh $(abspath $(TARGET))/rpm
 
 # Installs what "make" has built, and builds nothing: root need not have cargo.
 install: check-built
