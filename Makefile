@@ -43,6 +43,7 @@ export NBDKIT_LISTENER_USER = $(LISTENER_USER)
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 RELEASE = $(TARGET)/release
 VM_DIRECTORY = $(abspath $(TARGET))/vm
+GUESTFS_DIRECTORY = $(abspath $(TARGET))/guestfs-test
 
 # What is installed for each built-in plugin and filter: see plugins/built-in.
 BUILT_IN_FILE ?= $(RELEASE)/libnbdkit_built_in.so
@@ -54,7 +55,7 @@ SETTINGS  = $(BINDIR) $(SBINDIR) $(LIBDIR) $(LIBEXECDIR) $(INCLUDEDIR) $(PLUGIND
 # Release builds get paths that are the same on every machine, and flags for the code in C: see scripts/release-flags.sh.
 RELEASE_FLAGS = flags=$$(CARGO_TARGET_DIR='$(abspath $(TARGET))' RUSTC='$(RUSTC)' scripts/release-flags.sh) && eval "$$flags"
 
-.PHONY: all build built-in modules run test surroundings vm-test policies bench red-team listener-user fuzz fuzz-sessions lint reproducible deb install check-built install-files clean
+.PHONY: all build built-in modules run test surroundings vm-test guestfs-test policies bench red-team listener-user fuzz fuzz-sessions lint reproducible deb rpm install check-built install-files clean
 
 all: build
 
@@ -98,7 +99,7 @@ test:
 	$(WITH_LISTENER_USER) --test hostile -- admission killing processes
 	$(WITH_LISTENER_USER) --test options -- captive listener_user log systemd
 	scripts/demo.sh $(TARGET)/debug/nbdkit
-	@echo "left out: the machines that boot (make vm-test)"
+	@echo "left out: the machines that boot (make vm-test, make guestfs-test)"
 
 # The suites of attackers and hostile clients, where hardened systems, containers and older kernels take something away. Root;
 # SURROUNDINGS chooses some of them.
@@ -117,6 +118,19 @@ vm-test: policies
 	@tests/vm/build.sh $(VM_DIRECTORY)/machine; status=$$?; \
 	if [ $$status -eq 3 ]; then echo "SKIPPED: make vm-test"; exit 0; fi; \
 	[ $$status -eq 0 ] && tests/vm/run.sh $(VM_DIRECTORY)/machine $(VM_DIRECTORY)/payload $(VM)
+
+# The tools of libguestfs and virt-v2v, of Debian 12, which start machines of their own: see
+# tests/guestfs/README.md. Root, for the system that they run in, which is made once. GUESTFS chooses
+# scenarios.
+guestfs-test:
+	$(CARGO) build $(CARGOFLAGS) -p nbdkitd -p nbdkit-worker -p nbdkit-spawner --bins
+	$(MAKE) --no-print-directory built-in PROFILE=
+	rm -rf $(GUESTFS_DIRECTORY)/payload
+	$(MAKE) --no-print-directory -s install-files DESTDIR=$(GUESTFS_DIRECTORY)/payload RELEASE=$(TARGET)/debug \
+	    BUILT_IN_FILE=$(TARGET)/debug/libnbdkit_built_in.so
+	@tests/guestfs/build.sh $(GUESTFS_DIRECTORY)/machine; status=$$?; \
+	if [ $$status -eq 3 ]; then echo "SKIPPED: make guestfs-test"; exit 0; fi; \
+	[ $$status -eq 0 ] && tests/guestfs/run.sh $(GUESTFS_DIRECTORY)/machine $(GUESTFS_DIRECTORY)/payload $(GUESTFS)
 
 # The policies for SELinux and AppArmor, compiled with the distribution's tools.
 policies:
@@ -189,6 +203,12 @@ reproducible:
 deb:
 	scripts/install-packages.sh package
 	CARGO="$(CARGO)" packaging/deb.sh $(abspath $(TARGET))/deb
+
+# RPM packages, in target/rpm; on Debian, too, where packaging/try-rpm.sh installs them in a root of
+# their own.
+rpm:
+	scripts/install-packages.sh rpm
+	CARGO="$(CARGO)" packaging/rpm.sh $(abspath $(TARGET))/rpm
 
 # Installs what "make" has built, and builds nothing: root need not have cargo.
 install: check-built

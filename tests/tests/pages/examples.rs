@@ -17,8 +17,8 @@ use nbdkit_tests::command::run;
 use crate::page::{Example, Page, page, pages};
 use crate::{DEADLINE, root};
 
-/// The pages whose examples are run: all but those of single plugins and filters, whose disks and
-/// devices are the reader's; and some of these.
+/// The pages whose examples are run as they stand: all but those of single plugins and filters,
+/// whose disks are the reader's (`module_examples.rs`).
 fn is_run(page: &Page) -> bool {
     const MORE: &[&str] = &["nbdkit-plugin", "nbdkit-filter", "nbdkit-rust-plugin"];
     let is_module = page.name.ends_with("-plugin") || page.name.ends_with("-filter");
@@ -26,7 +26,7 @@ fn is_run(page: &Page) -> bool {
 }
 
 /// Longest time that the commands of a page may take.
-const LONG: Duration = Duration::from_secs(300);
+pub(crate) const LONG: Duration = Duration::from_secs(300);
 
 /// Stops the servers whose pid files are there, so that they remove what they have made in /tmp.
 const STOP: &str = "
@@ -57,12 +57,12 @@ fn script(page: &Page) -> String {
     script
 }
 
-fn write_file(script: &mut String, name: &str, text: &str) {
+pub(crate) fn write_file(script: &mut String, name: &str, text: &str) {
     let _ = write!(script, "cat > {name} << 'END OF EXAMPLE'\n{text}END OF EXAMPLE\n");
 }
 
 /// Commands, each followed by what it prints.
-fn write_session(script: &mut String, text: &str) {
+pub(crate) fn write_session(script: &mut String, text: &str) {
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
         let mut command = line.strip_prefix("$ ").expect("a command").to_owned();
@@ -88,7 +88,7 @@ fn write_package(dir: &Path) {
 }
 
 /// A command that runs in namespaces of its own.
-fn isolated(arguments: &[&str], dir: &Path) -> Command {
+pub(crate) fn isolated(arguments: &[&str], dir: &Path) -> Command {
     let mut command = Command::new("unshare");
     if !nix::unistd::geteuid().is_root() {
         command.arg("--map-root-user");
@@ -104,7 +104,7 @@ fn isolated(arguments: &[&str], dir: &Path) -> Command {
 }
 
 /// Whether this user may have namespaces; a line says that not.
-fn has_namespaces() -> bool {
+pub(crate) fn has_namespaces() -> bool {
     let dir = TempDir::new();
     let tried = run(&mut isolated(&["true"], dir.path()), DEADLINE);
     if !tried.status.success() {

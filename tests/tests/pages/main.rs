@@ -1,14 +1,16 @@
 //! The manual pages and completions against what the programs themselves say: every plugin, filter,
-//! option and parameter has its entry, no entry is of something that is not there, and what the
-//! pages about topics tell the reader to type works.
+//! option and parameter has its entry, no entry is of something that is not there, and what pages
+//! tell the reader to type works.
 
 mod completions;
 mod examples;
 mod language;
+mod module_examples;
 mod modules;
 mod options;
 mod page;
 mod parameters;
+mod prepared;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
