@@ -21,6 +21,8 @@ LISTENER_USER ?= nbdkit-listener
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
+# Profiles for AppArmor go where a distribution has it; APPARMORDIR= installs none.
+APPARMORDIR ?= $(if $(wildcard /etc/apparmor.d),$(SYSCONFDIR)/apparmor.d)
 CARGO       ?= cargo
 RUSTC       ?= rustc
 CARGOFLAGS  ?= --locked
@@ -125,7 +127,7 @@ policies:
 	mkdir -p $(VM_DIRECTORY)/policies
 	cp -r selinux $(VM_DIRECTORY)/policies/
 	$(MAKE) -s -C $(VM_DIRECTORY)/policies/selinux > $(VM_DIRECTORY)/policies/log 2>&1 || { cat $(VM_DIRECTORY)/policies/log >&2; exit 1; }
-	for profile in apparmor/usr.*; do \
+	for profile in apparmor/nbdkit apparmor/nbdkit-worker; do \
 	    apparmor_parser --skip-kernel-load --skip-cache -I /etc/apparmor.d -I apparmor $$profile || exit 1; \
 	done
 
@@ -242,6 +244,10 @@ install-files:
 	install -m 644 systemd/etc/*.conf.example $(DESTDIR)$(SYSCONFDIR)/nbdkit/
 	if [ -e packaging/nbdkit.logrotate ]; then \
 	    install -D -m 644 packaging/nbdkit.logrotate $(DESTDIR)$(SYSCONFDIR)/logrotate.d/nbdkit; \
+	fi
+	if [ -n "$(APPARMORDIR)" ]; then \
+	    install -D -m 644 -t $(DESTDIR)$(APPARMORDIR) apparmor/nbdkit apparmor/nbdkit-worker && \
+	    install -D -m 644 -t $(DESTDIR)$(APPARMORDIR)/abstractions apparmor/abstractions/nbdkit-images; \
 	fi
 	set -e; set -- $(BUILT_IN); [ $$# -gt 0 ]; \
 	while [ $$# -gt 0 ]; do \
