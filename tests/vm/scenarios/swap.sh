@@ -19,3 +19,4 @@ expect "nobody was killed for memory" "$(dmesg | grep -c 'Out of memory\|oom-kil
 expect "no request failed" "$(dmesg | grep -cE 'I/O error|(Read|Write)-error on swap')" 0
 check "swap is switched off" swapoff /dev/nbd0
 check "disconnect" nbd-client -d /dev/nbd0
+kill "$(cat "$state/pid")"
