@@ -86,7 +86,7 @@ run:
 # Tests with the programs of "make listener-user".
 WITH_LISTENER_USER = NBDKIT_TEST_PROGRAMS=$(abspath $(TARGET))/listener-user $(CARGO) test $(CARGOFLAGS) -p nbdkit-tests
 
-# Every test: units, the protocol with a raw client, real clients, and side by side with Debian's nbdkit.
+# Every test: units, the protocol with a raw client, real clients, side by side with Debian's nbdkit, and in a machine that boots.
 test:
 	scripts/install-packages.sh test
 	scripts/unpack-guestfs-plugin.sh $(or $(CARGO_TARGET_DIR),target)/guestfs
@@ -100,7 +100,7 @@ test:
 	$(WITH_LISTENER_USER) --test hostile -- admission killing processes
 	$(WITH_LISTENER_USER) --test options -- captive listener_user log systemd
 	scripts/demo.sh $(TARGET)/debug/nbdkit
-	@echo "left out: the machines that boot (make vm-test)"
+	$(MAKE) --no-print-directory vm-test VM=quick
 
 # The suites of attackers and hostile clients, where hardened systems, containers and older kernels take something away. Root;
 # SURROUNDINGS chooses some of them.

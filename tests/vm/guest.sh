@@ -32,11 +32,11 @@ for scenario in $scenarios; do
     echo "$boot" > "$state/boot"
     cd "$state" || exit 1
     echo "begin $scenario" >&3
-    began=$(date +%s)
+    scenario_began=$(date +%s)
     # What the kernel has said of another scenario is nothing to this one.
     dmesg -C
     . "/vm/scenarios/$scenario.sh"
-    note "$scenario: $(($(date +%s) - began)) s"
+    note "$scenario: $(($(date +%s) - scenario_began)) s"
     touch "$base/$scenario.done"
 done
 # The console is shown when something failed.

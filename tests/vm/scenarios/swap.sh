@@ -3,6 +3,9 @@
 # vm: memory=512 disk=1024 limit=900 quick=yes
 
 . /vm/swap.sh
+# The short form: half of what swap-long does in a round.
+memory=16
+dirty=$((memory * 2))
 rounds=2
 swap_server --swap
 check "the worker is locked into memory" [ "$(status_of "$worker" VmLck)" -gt 10000 ]
