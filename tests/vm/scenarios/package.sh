@@ -5,11 +5,12 @@
 export DEBIAN_FRONTEND=noninteractive
 
 # What is on the machine, but for what changes by itself and what packages leave when they are
-# purged: caches, lists and logs of apt and dpkg, backups of the lists of users.
+# purged: caches, lists and logs of apt and dpkg, backups of the lists of users, and directories of
+# AppArmor's that the scripts of dh_apparmor(1) remove when they are empty.
 files() {
     find / -xdev \( -path /tmp -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg \
-        -o -path /var/lib/systemd -o -path "$state" -o -path /var/log -o -path /var/tmp \) -prune -o -print |
-        grep -v '^/etc/.*-$' | sort
+        -o -path /var/lib/systemd -o -path "$base" -o -path /var/log -o -path /var/tmp \) -prune -o -print |
+        grep -v -e '^/etc/.*-$' -e '^/etc/apparmor.d/disable$' -e '^/etc/apparmor.d/local$' | sort
     getent passwd
     getent group
 }
