@@ -32,7 +32,7 @@ second() {
     echo >> "$directory/changelog"
     cat "$changelog" >> "$directory/changelog"
     mv "$directory/changelog" "$changelog"
-    # The same directory for what is compiled: only what the number is part of is compiled again.
+    # The same directory for what is compiled, where some of it is there already.
     NBDKIT_VERSION_EXTRA=second "$tree/packaging/deb.sh" "$directory"
     rm -r "$tree"
 }
