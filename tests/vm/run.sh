@@ -133,7 +133,7 @@ boot() {
     done
     rm -f "$work/root.img"
     stop_host
-    tr -d '\r' < "$report" | grep -v '^end$' || true
+    tr -d '\r' < "$report" | grep -av '^end$' || true
     status=0
     if ! grep -q '^end' "$report" && [ "$(wish "$name" hang)" = allowed ]; then
         echo "# $name: the machine hung, as it may"
