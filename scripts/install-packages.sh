@@ -8,7 +8,7 @@ case "${1:-}" in
 run)  packages="e2fsprogs libnbd-bin libssl-dev pkg-config procps" ;;
 test) packages="btrfs-progs bzip2 cryptsetup-bin dosfstools e2fsprogs fdisk fio fish gdisk genisoimage gnutls-bin gzip iproute2 libext2fs-dev libnbd-bin libssl-dev logrotate lzip mandoc mount mtools nbd-server nbdkit nbdkit-plugin-dev nbdkit-plugin-libvirt nbdkit-plugin-lua nbdkit-plugin-perl nbdkit-plugin-python nbdkit-plugin-ruby nbdkit-plugin-tcl openssl pkg-config procps python3 python3-libnbd qemu-utils strace systemd xfsprogs xorriso xz-utils zsh zstd" ;;
 bench) packages="fio gnutls-bin gzip libnbd-bin libssl-dev linux-perf nbd-server nbdkit nbdkit-plugin-python pkg-config python3 python3-libnbd qemu-utils xz-utils" ;;
-package) packages="debhelper debootstrap devscripts libext2fs-dev libssl-dev lintian pkg-config" ;;
+package) packages="debhelper debootstrap devscripts dh-apparmor libext2fs-dev libssl-dev lintian pkg-config" ;;
 rpm)  packages="bzip2 libext2fs-dev libssl-dev pkg-config rpm rpmlint selinux-policy-dev" ;;
 vm)   packages="apparmor binutils cpio debootstrap e2fsprogs libssl-dev pkg-config selinux-policy-dev" ;;
 *)    echo "usage: $0 run|test|bench|package|rpm|vm" >&2; exit 2 ;;

@@ -4,7 +4,7 @@
 # shellcheck shell=sh
 
 # shellcheck disable=SC2154 # set by guest.sh
-output=$state/output
+output=$base/output
 
 failures=0
 

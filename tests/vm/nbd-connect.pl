@@ -12,6 +12,9 @@ my ($index, $server) = @ARGV;
 # https://systemd.io/ROOT_STORAGE_DAEMONS
 $0 = '@nbd-connect';
 use constant PATIENCE => 300;
+# After how many seconds a request that has no reply is looked after: the kernel sends one that was
+# lost with its connection again only then. Its own choice is 30.
+use constant TIMEOUT => 10;
 
 # The connection: protocol of NBD, "Fixed newstyle negotiation".
 
@@ -122,10 +125,10 @@ sub sockets {
 }
 
 my ($socket, $size, $flags) = connect_server();
-# NBD_CMD_CONNECT: index, size, block size, flags, sockets, how long requests wait without a
-# connection
+# NBD_CMD_CONNECT: index, size, block size, timeout of a request, flags, sockets, how long requests
+# wait without a connection
 ask($nbd, 1, attribute(1, pack('L', $index)) . attribute(2, pack('Q', $size)) . attribute(3, pack('Q', 4096))
-    . attribute(5, pack('Q', $flags)) . sockets($socket) . attribute(8, pack('Q', PATIENCE)));
+    . attribute(4, pack('Q', TIMEOUT)) . attribute(5, pack('Q', $flags)) . sockets($socket) . attribute(8, pack('Q', PATIENCE)));
 # The caller goes on when the device is there.
 exit 0 if fork;
 open(STDOUT, '>', '/dev/null');

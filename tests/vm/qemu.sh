@@ -21,6 +21,7 @@ run_qemu() {
 # system within five seconds.
 choose_accelerator() {
     accelerator="-accel kvm -cpu host,-arch-capabilities"
+    kernel_words=
     if [ -w /dev/kvm ]; then
         mkdir -p "$work/trial/bin"
         (cd "$work/trial" && gzip -dc "$machine/initramfs.gz" | cpio -i --quiet bin/busybox 2> /dev/null)
@@ -37,6 +38,9 @@ choose_accelerator() {
         echo "# with kernel virtual machines"
     else
         accelerator="-accel tcg,thread=multi -cpu max"
+        # Both cost an emulator much: workarounds for what it does not speculate, and a fifth level of
+        # page tables.
+        kernel_words="mitigations=off no5lvl"
         echo "# with software emulation: no working /dev/kvm"
     fi
     root_disk="-drive if=virtio,format=raw,file=$machine/root.img,snapshot=on"

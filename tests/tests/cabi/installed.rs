@@ -28,6 +28,8 @@ fn install() -> TempDir {
     let programs = Binary::ours().path().parent().unwrap().to_owned();
     let mut make = Command::new("make");
     make.arg("-C").arg(top()).args(["built-in", "install-files", "PROFILE=", "PREFIX=/usr"]);
+    // Otherwise only where this machine has AppArmor.
+    make.arg("APPARMORDIR=/etc/apparmor.d");
     make.arg(format!("DESTDIR={}", dir.path().display()));
     make.arg(format!("RELEASE={}", programs.display()));
     make.arg(format!("BUILT_IN_FILE={}/debug/libnbdkit_built_in.so", target.display()));
@@ -127,6 +129,8 @@ fn programs_headers_pages_and_completions_are_installed() {
         ("usr/lib/tmpfiles.d/nbdkitd.conf", 0o644),
         ("usr/share/doc/nbdkitd/examples/systemd/tls-psk.conf", 0o644),
         ("etc/nbdkit/disk.conf.example", 0o644),
+        ("etc/apparmor.d/nbdkit-worker", 0o644),
+        ("etc/apparmor.d/abstractions/nbdkit-images", 0o644),
     ] {
         let metadata =
             std::fs::metadata(dir.join(path)).unwrap_or_else(|why| panic!("{path}: {why}"));
@@ -147,6 +151,9 @@ fn programs_headers_pages_and_completions_are_installed() {
     let unit = "usr/lib/systemd/system/nbdkit@.service";
     let unit = std::fs::read_to_string(dir.join(unit)).unwrap();
     assert!(unit.contains("\nExecStart=/usr/bin/nbdkit "), "{unit}");
+    // The profile that the unit asks for, if it is loaded, is the one that is installed.
+    let profile = std::fs::read_to_string(dir.join("etc/apparmor.d/nbdkit")).unwrap();
+    assert!(unit.contains("\nAppArmorProfile=-nbdkit\n") && profile.contains("\nprofile nbdkit {"));
 }
 
 /// What `readelf` prints of an installed program.

@@ -28,21 +28,17 @@ load_local() {
     name=$1
     shift
     printf '  %s\n' "$@" > "/etc/apparmor.d/local/$name"
-    apparmor_parser -r /etc/apparmor.d/usr.bin.nbdkit /etc/apparmor.d/usr.libexec.nbdkit.nbdkit-worker
+    apparmor_parser -r /etc/apparmor.d/nbdkit /etc/apparmor.d/nbdkit-worker
 }
 
 sysctl -q -w kernel.printk_ratelimit=0
-cp -r /vm/apparmor/abstractions /vm/apparmor/usr.* /etc/apparmor.d/
 mkdir -p /etc/apparmor.d/local /etc/nbdkit/pki /run/nbdkit /var/lib/nbdkit /srv/images
-check "the profiles are loaded" apparmor_parser -r /etc/apparmor.d/usr.bin.nbdkit /etc/apparmor.d/usr.libexec.nbdkit.nbdkit-worker
+check "the profiles are loaded" apparmor_parser -r /etc/apparmor.d/nbdkit /etc/apparmor.d/nbdkit-worker
 check "and enforced" sh -c 'grep -x "nbdkit (enforce)" /sys/kernel/security/apparmor/profiles && grep -x "nbdkit-worker (enforce)" /sys/kernel/security/apparmor/profiles'
 echo 'NBDKIT_ARGS=file /var/lib/nbdkit/disk.img' > /etc/nbdkit/disk.conf
 echo secret > /etc/nbdkit/pki/server-key.pem
 truncate -s 16M /var/lib/nbdkit/disk.img /srv/images/other.img
 ! getent passwd nbdkit || chown nbdkit: /var/lib/nbdkit/disk.img
-mkdir -p /etc/systemd/system/nbdkit@.service.d
-printf '%s\n' '[Service]' 'AppArmorProfile=nbdkit' > /etc/systemd/system/nbdkit@.service.d/apparmor.conf
-systemctl daemon-reload
 
 use_disk
 expect "the listener's profile" "$(profile nbdkit)" "nbdkit (enforce) "

@@ -3,6 +3,9 @@
 # vm: memory=512 disk=1024 limit=900 quick=yes
 
 . /vm/swap.sh
+# The short form: half of what swap-long does in a round.
+memory=16
+dirty=$((memory * 2))
 rounds=2
 swap_server --swap
 check "the worker is locked into memory" [ "$(status_of "$worker" VmLck)" -gt 10000 ]
@@ -19,3 +22,4 @@ expect "nobody was killed for memory" "$(dmesg | grep -c 'Out of memory\|oom-kil
 expect "no request failed" "$(dmesg | grep -cE 'I/O error|(Read|Write)-error on swap')" 0
 check "swap is switched off" swapoff /dev/nbd0
 check "disconnect" nbd-client -d /dev/nbd0
+kill "$(cat "$state/pid")"

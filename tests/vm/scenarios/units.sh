@@ -1,6 +1,6 @@
 # Socket activation, template units and the sandbox inside of them: systemd/nbdkit@.socket and
 # nbdkit@.service as installed.
-# vm: memory=1024 limit=900 quick=yes
+# vm: memory=1024 limit=900 quick=yes boots=2
 
 served() {
     nbdinfo --size "nbd+unix:///?socket=/run/nbdkit/$1.sock"
