@@ -28,9 +28,7 @@ at_rest() {
 }
 
 # press ROUNDS: in a control group of its own, so that what is short is this program's memory and
-# not the machine's. Where the machine itself has none left, the kernel does not get the pages that
-# a write to a disk takes in the page cache, and waits for pages to be swapped out, for which it
-# needs such a write: see swap-machine.sh.
+# not the machine's, which swap-machine.sh does.
 press() {
     systemd-run -q --wait --pipe -p MemoryMax="${memory}M" perl /vm/pressure.pl "$dirty" "$1"
 }
