@@ -10,7 +10,7 @@ mkdir -p "$1"
 directory=$(realpath "$1")
 log=$directory/build.log
 
-# The packages that packaging/deb.sh has made in DIRECTORY, as those of version $1.
+# Moves the packages that packaging/deb.sh has made to the directory of version $1.
 collect() {
     rm -rf "${directory:?}/$1"
     mkdir "$directory/$1"
@@ -20,6 +20,7 @@ collect() {
     rm -f "$directory"/*.deb
 }
 
+# Builds the second version, from a copy of the tree with one more entry in its changelog.
 second() {
     tree=$directory/second
     rm -rf "$tree"
@@ -37,7 +38,7 @@ second() {
     rm -r "$tree"
 }
 
-# Newer sources than packages, or none: dpkg's tools have no such rule.
+# Whether the packages of version $1 are there and of the present sources.
 current() {
     [ -e "$directory/$1/complete" ] && [ "$(cat "$directory/$1/complete")" = "$sources" ]
 }
