@@ -34,8 +34,8 @@ second() {
     cat "$changelog" >> "$directory/changelog"
     mv "$directory/changelog" "$changelog"
     # The same directory for what is compiled, where some of it is there already.
+    # Last, since its status is this function's.
     NBDKIT_VERSION_EXTRA=second "$tree/packaging/deb.sh" "$directory"
-    rm -r "$tree"
 }
 
 # Whether the packages of version $1 are there and of the present sources.
@@ -53,6 +53,7 @@ for version in 1 2; do
     scripts/install-packages.sh package
     if [ "$version" = 1 ]; then packaging/deb.sh "$directory"; else second; fi > "$log" 2>&1 ||
         { echo "$0: no packages, see $log: $(tail -1 "$log")" >&2; exit 1; }
+    rm -rf "$directory/second"
     collect "$version"
     echo "$sources" > "$directory/$version/complete"
 done
