@@ -10,7 +10,7 @@ mkdir -p "$1"
 directory=$(realpath "$1")
 log=$directory/build.log
 
-# The packages that packaging/deb.sh has made in DIRECTORY, as those of version $1.
+# Moves the packages that packaging/deb.sh has made to the directory of version $1.
 collect() {
     rm -rf "${directory:?}/$1"
     mkdir "$directory/$1"
@@ -20,6 +20,7 @@ collect() {
     rm -f "$directory"/*.deb
 }
 
+# Builds the second version, from a copy of the tree with one more entry in its changelog.
 second() {
     tree=$directory/second
     rm -rf "$tree"
@@ -33,11 +34,11 @@ second() {
     cat "$changelog" >> "$directory/changelog"
     mv "$directory/changelog" "$changelog"
     # The same directory for what is compiled, where some of it is there already.
+    # Last, since its status is this function's.
     NBDKIT_VERSION_EXTRA=second "$tree/packaging/deb.sh" "$directory"
-    rm -r "$tree"
 }
 
-# Newer sources than packages, or none: dpkg's tools have no such rule.
+# Whether the packages of version $1 are there and of the present sources.
 current() {
     [ -e "$directory/$1/complete" ] && [ "$(cat "$directory/$1/complete")" = "$sources" ]
 }
@@ -52,6 +53,7 @@ for version in 1 2; do
     scripts/install-packages.sh package
     if [ "$version" = 1 ]; then packaging/deb.sh "$directory"; else second; fi > "$log" 2>&1 ||
         { echo "$0: no packages, see $log: $(tail -1 "$log")" >&2; exit 1; }
+    rm -rf "$directory/second"
     collect "$version"
     echo "$sources" > "$directory/$version/complete"
 done
