@@ -38,7 +38,6 @@ use nbdkit_ipc::{
     ToBrokerLink, title,
 };
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -161,7 +160,7 @@ fn run(
         nbdkit_api::error!("broker: close_range: {}", nbdkit_api::strerror(errno));
         return 1;
     }
-    match prepare(parent, plan) {
+    match prepare(&link, parent, plan) {
         Ok((ended, mut desk)) => {
             for channel in template {
                 desk.admit(0, channel);
@@ -177,7 +176,11 @@ fn run(
 }
 
 /// Confines the process, and has it signalled when the template ends.
-fn prepare(parent: Pid, plan: &Plan<'_>) -> nbdkit_api::Result<(SignalFd, Desk)> {
+fn prepare(
+    link: &BrokerLink,
+    parent: Pid,
+    plan: &Plan<'_>,
+) -> nbdkit_api::Result<(SignalFd, Desk)> {
     let _ = prctl::set_name(c"nbdkit:broker");
     title::set(&format!("broker {}", title::name(plan.plugin)));
     let mut signals = SigSet::empty();
@@ -185,9 +188,11 @@ fn prepare(parent: Pid, plan: &Plan<'_>) -> nbdkit_api::Result<(SignalFd, Desk)>
     signals.thread_block().or_error(|| "sigprocmask")?;
     let ended = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .or_error(|| "signalfd")?;
-    let mut desk = Desk::new(plan.declared().to_vec());
+    let mut desk = Desk::new(plan.declared().to_vec()).or_error(|| "epoll_create")?;
+    desk.watch(link, &ended).or_error(|| "epoll_ctl")?;
     if !plan.endpoints().is_empty() {
-        desk = desk.connecting(Connecting::new(plan.endpoints().to_vec()).or_error(|| "eventfd")?);
+        let connecting = Connecting::new(plan.endpoints().to_vec()).or_error(|| "eventfd")?;
+        desk = desk.connecting(connecting).or_error(|| "epoll_ctl")?;
     }
     confine::give_up_privileges(plan)?;
     // Later than a change of capabilities, which takes it back.
@@ -227,25 +232,10 @@ fn serve(link: &BrokerLink, ended: &SignalFd, mut orphan: bool, mut desk: Desk) 
         if orphan && desk.is_empty() {
             return;
         }
-        let (asking, wait) = desk.poll();
-        let ours = [Some(link.as_fd()), Some(ended.as_fd()), desk.answered()];
-        let ours = ours.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        let mut fds: Vec<PollFd<'_>> = ours.collect();
-        let askers = fds.len();
-        fds.extend(asking);
-        let timeout = wait.map_or(PollTimeout::NONE, |wait| {
-            PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
-        });
-        let ready = poll(&mut fds, timeout);
-        if ready.is_err_and(|errno| errno != Errno::EINTR) {
-            return;
-        }
+        let Ok(woken) = desk.wait(None) else { return };
         // At the end, messages in flight are still handled.
-        let has_ended = fds[1].any().unwrap_or(false);
-        more = has_ended || fds[0].any().unwrap_or(true);
-        let ready: Vec<bool> = fds[askers..].iter().map(|fd| fd.any() == Some(true)).collect();
-        desk.mark(&ready);
-        if has_ended {
+        more = woken.by_template || woken.by_listener;
+        if woken.by_template {
             let _ = ended.read_signal();
             orphan = true;
         }

@@ -5,6 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nbdkit_api::paths::Declared;
 use nbdkit_api::{Client, Endpoint, Layer, Result, ResultExt, client::Peer};
@@ -74,7 +75,8 @@ impl Broker {
     /// EMFILE, ENFILE, ENOMEM.
     pub fn new(declared: Vec<Declared>, endpoints: Vec<Endpoint>) -> Result<Broker> {
         let connecting = Connecting::new(endpoints).or_error(|| "eventfd")?;
-        Ok(Broker(Desk::new(declared).connecting(connecting)))
+        let desk = Desk::new(declared).or_error(|| "epoll_create")?;
+        Ok(Broker(desk.connecting(connecting).or_error(|| "epoll_ctl")?))
     }
 
     /// One more channel.
@@ -82,10 +84,9 @@ impl Broker {
         self.0.admit(connection, link);
     }
 
-    /// One turn of the loop, with all channels readable.
+    /// One turn of the loop, without waiting.
     pub fn turn(&mut self) {
-        let count = self.0.poll().0.len();
-        self.0.mark(&vec![true; count]);
+        let _ = self.0.wait(Some(Duration::ZERO));
         self.0.answer();
     }
 }

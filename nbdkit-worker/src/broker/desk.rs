@@ -7,59 +7,46 @@
 
 #![forbid(unsafe_code)]
 
+mod channels;
+
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nbdkit_api::endpoints::direct::{self, Address};
+use nbdkit_api::endpoints::direct;
 use nbdkit_api::paths::{self, Declared, Failure, Found};
 use nbdkit_api::{endpoints, log, strerror};
 use nbdkit_ipc::messages::broker::{MAX_REASON, OpenAccess};
 use nbdkit_ipc::{Channel, FromBroker, Received, RecvError, ToBroker};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use super::connecting::{Connecting, Outcome, Question};
 use super::rate::Rate;
+use channels::{Asker, Awaits, Channels, LISTENER, TEMPLATE, THREADS};
 
 /// Most channels at the same time. A worker whose channel is closed for another's asks for a new
 /// one when it needs it.
 pub(super) const MOST_CHANNELS: usize = 512;
 
-/// A worker's channel.
-struct Asker {
-    /// Which client's worker; 0 for a template that serves all.
-    connection: u64,
-    link: Channel<FromBroker, ToBroker>,
-    /// It alone has this number.
-    id: u64,
-    opening: Rate,
-    connecting: Rate,
-    /// When the last question came, as a number that grows.
-    last: u64,
-    /// A question that came before it may be answered.
-    held: Option<ToBroker>,
-    /// A thread answers its question.
-    pending: bool,
-    /// What the endpoint of its last first attempt has led to.
-    found: Option<(u32, Vec<Address>)>,
-    /// It may have a question.
-    ready: bool,
-    /// Until when it has to wait.
-    waits: Option<Instant>,
-    /// A line about its rate was logged.
-    reported: bool,
-}
-
 /// The broker's channels to workers, and what it may answer them.
 pub(crate) struct Desk {
+    channels: Channels,
+    /// Those that may have a question.
+    ready: Vec<u64>,
     declared: Vec<Declared>,
     connecting: Option<Connecting>,
-    askers: Vec<Asker>,
-    questions: u64,
+    /// Threads have answers.
+    found: bool,
     /// Most channels.
     most: usize,
+}
+
+/// Who has woken the broker, besides those who ask.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Woken {
+    pub(super) by_listener: bool,
+    pub(super) by_template: bool,
 }
 
 /// What becomes of a channel.
@@ -77,14 +64,29 @@ enum Next {
 }
 
 impl Desk {
-    pub(crate) fn new(declared: Vec<Declared>) -> Desk {
-        Desk { declared, connecting: None, askers: Vec::new(), questions: 0, most: MOST_CHANNELS }
+    /// Without channels and endpoints.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM.
+    pub(crate) fn new(declared: Vec<Declared>) -> nix::Result<Desk> {
+        Ok(Desk {
+            channels: Channels::new()?,
+            ready: Vec::new(),
+            declared,
+            connecting: None,
+            found: false,
+            most: MOST_CHANNELS,
+        })
     }
 
     /// The same with endpoints.
-    pub(crate) fn connecting(mut self, connecting: Connecting) -> Desk {
+    ///
+    /// # Errors
+    /// epoll_ctl(2)'s.
+    pub(crate) fn connecting(mut self, connecting: Connecting) -> nix::Result<Desk> {
+        self.channels.watch(&connecting, THREADS)?;
         self.connecting = Some(connecting);
-        self
+        Ok(self)
     }
 
     /// The same with fewer channels, where descriptors are few.
@@ -93,142 +95,131 @@ impl Desk {
         self
     }
 
+    /// Has [`wait`](Self::wait) end when one of these is readable.
+    ///
+    /// # Errors
+    /// epoll_ctl(2)'s.
+    pub(super) fn watch(&self, listener: impl AsFd, template: impl AsFd) -> nix::Result<()> {
+        self.channels.watch(listener, LISTENER)?;
+        self.channels.watch(template, TEMPLATE)
+    }
+
     /// One more channel.
     pub(crate) fn admit(&mut self, connection: u64, link: Channel<FromBroker, ToBroker>) {
-        if self.askers.len() >= self.most {
-            let oldest = self.askers.iter().enumerate().filter(|(_, it)| it.connection != 0);
-            if let Some((index, _)) = oldest.min_by_key(|(_, it)| it.last) {
-                let id = self.askers.remove(index).id;
-                self.connecting.iter_mut().for_each(|it| it.forget(id));
-            }
+        if self.channels.len() >= self.most
+            && let Some(oldest) = self.channels.oldest()
+        {
+            self.close(oldest);
         }
-        self.questions += 1;
         let now = Instant::now();
-        self.askers.push(Asker {
-            connection,
-            link,
-            id: self.questions,
-            opening: Rate::of_opening(self.declared.len(), now),
-            connecting: Rate::of_connecting(connection == 0, now),
-            last: self.questions,
-            held: None,
-            pending: false,
-            found: None,
-            ready: false,
-            waits: None,
-            reported: false,
-        });
+        let opening = Rate::of_opening(self.declared.len(), now);
+        let connecting = Rate::of_connecting(connection == 0, now);
+        if let Err(errno) = self.channels.insert(connection, link, opening, connecting) {
+            let errno = strerror(errno);
+            log::error(&format!("broker: epoll_ctl: {errno} (connection {connection})"));
+        }
     }
 
     /// Whether all channels are closed.
     pub(crate) fn is_empty(&self) -> bool {
-        self.askers.is_empty()
+        self.channels.len() == 0
     }
 
-    /// What becomes readable when a thread has an answer.
-    pub(crate) fn answered(&self) -> Option<BorrowedFd<'_>> {
-        self.connecting.as_ref().map(AsFd::as_fd)
-    }
-
-    /// What to wait for: those who do not have to wait themselves, and how long for the first of
-    /// the others. Of who has a question, only its end.
-    pub(crate) fn poll(&self) -> (Vec<PollFd<'_>>, Option<Duration>) {
-        let now = Instant::now();
-        let wait = self.askers.iter().filter_map(|it| it.waits).min();
-        // Rounded up, so as not to spin at the end.
-        let wait = wait.map(|at| at.saturating_duration_since(now) + Duration::from_millis(1));
-        let polled = self.askers.iter().filter(|it| it.waits.is_none());
-        let fds = polled.map(|asker| {
-            let events = if asker.pending { PollFlags::empty() } else { PollFlags::POLLIN };
-            PollFd::new(asker.link.as_fd(), events)
-        });
-        (fds.collect(), wait)
-    }
-
-    /// Notes which of those that [`poll`](Self::poll) named have something.
-    pub(crate) fn mark(&mut self, ready: &[bool]) {
-        let now = Instant::now();
-        let mut ready = ready.iter();
-        for asker in &mut self.askers {
-            match asker.waits {
-                None => asker.ready |= ready.next() == Some(&true),
-                Some(at) if at <= now => (asker.waits, asker.ready) = (None, true),
-                Some(_) => {}
-            }
-        }
+    /// Waits, at most so long, until somebody may have a question, a thread has an answer, or what
+    /// is watched is readable.
+    ///
+    /// # Errors
+    /// epoll_wait(2)'s, but not EINTR.
+    pub(crate) fn wait(&mut self, most: Option<Duration>) -> nix::Result<Woken> {
+        let events = self.channels.wait(most)?;
+        self.ready = events.channels;
+        self.found |= events.threads;
+        Ok(Woken { by_listener: events.listener, by_template: events.template })
     }
 
     /// One answer for each who may have a question, and those that threads have found.
     pub(crate) fn answer(&mut self) {
-        let mut connecting = self.connecting.take();
-        if let Some(connecting) = &mut connecting {
-            for (id, outcome) in connecting.finished() {
+        if std::mem::take(&mut self.found) {
+            let finished = self.connecting.as_mut().map(Connecting::finished);
+            for (id, outcome) in finished.into_iter().flatten() {
                 self.hand_over(id, outcome);
             }
         }
-        let mut askers = std::mem::take(&mut self.askers);
-        askers.retain_mut(|asker| {
-            if !asker.ready || asker.waits.is_some() {
-                return true;
-            }
-            asker.ready = false;
-            if asker.pending {
-                let gone = has_gone(asker);
-                connecting.iter_mut().filter(|_| gone).for_each(|it| it.forget(asker.id));
-                return !gone;
-            }
-            match self.answer_one(asker, connecting.as_mut()) {
-                Next::Idle => {}
-                // Its next question is found by polling.
-                Next::Again => asker.last = self.questions,
-                Next::Pending => (asker.last, asker.pending) = (self.questions, true),
-                Next::Waits(time) => asker.waits = Some(Instant::now() + time),
-                Next::Gone => return false,
-            }
-            true
-        });
-        self.askers = askers;
-        if let Some(connecting) = &mut connecting {
-            for (id, outcome) in connecting.start() {
-                self.hand_over(id, outcome);
-            }
+        for id in std::mem::take(&mut self.ready) {
+            self.take_turn(id);
         }
-        self.connecting = connecting;
+        let refused = self.connecting.as_mut().map(Connecting::start);
+        for (id, outcome) in refused.into_iter().flatten() {
+            self.hand_over(id, outcome);
+        }
+    }
+
+    /// Answers one question of a channel, if there is one.
+    fn take_turn(&mut self, id: u64) {
+        let Some(asker) = self.channels.get_mut(id) else { return };
+        if !asker.may_ask() {
+            return self.close(id);
+        }
+        match answer_one(asker, &self.declared, self.connecting.as_mut()) {
+            Next::Idle => {}
+            // Its next question is found by waiting.
+            Next::Again => self.channels.has_asked(id),
+            Next::Pending => {
+                self.channels.has_asked(id);
+                self.channels.set_awaits(id, Awaits::Thread);
+            }
+            Next::Waits(time) => {
+                self.channels.set_awaits(id, Awaits::Time(Instant::now() + time));
+            }
+            Next::Gone => self.close(id),
+        }
+    }
+
+    /// Closes a channel. What a thread finds for it is dropped.
+    fn close(&mut self, id: u64) {
+        let asker = self.channels.remove(id);
+        if asker.is_some_and(|asker| !asker.may_ask()) {
+            self.connecting.iter_mut().for_each(|it| it.forget(id));
+        }
     }
 
     /// Gives an asker what a thread has found for it.
     fn hand_over(&mut self, id: u64, outcome: Outcome) {
-        let Some(at) = self.askers.iter().position(|it| it.id == id) else { return };
-        let asker = &mut self.askers[at];
-        asker.pending = false;
+        let Some(asker) = self.channels.get_mut(id) else { return };
         if matches!(reply_with(asker, outcome), Next::Gone) {
-            self.askers.remove(at);
+            self.close(id);
+        } else {
+            self.channels.set_awaits(id, Awaits::Question);
         }
     }
+}
 
-    fn answer_one(&mut self, asker: &mut Asker, connecting: Option<&mut Connecting>) -> Next {
-        let question = match asker.held.take() {
-            Some(question) => question,
-            None => match receive(asker) {
-                Ok(question) => question,
-                Err(next) => return next,
-            },
-        };
-        self.questions += 1;
-        match question {
-            ToBroker::Open { path, name, access } => {
-                asker.opening.count();
-                let (answer, fd) = open(&self.declared, path, name.as_deref(), access);
-                reply(asker, &answer, fd.as_ref())
+/// Answers an asker's next question.
+fn answer_one(
+    asker: &mut Asker,
+    declared: &[Declared],
+    connecting: Option<&mut Connecting>,
+) -> Next {
+    let question = match asker.held.take() {
+        Some(question) => question,
+        None => match receive(asker) {
+            Ok(question) => question,
+            Err(next) => return next,
+        },
+    };
+    match question {
+        ToBroker::Open { path, name, access } => {
+            asker.opening.count();
+            let (answer, fd) = open(declared, path, name.as_deref(), access);
+            reply(asker, &answer, fd.as_ref())
+        }
+        ToBroker::Connect { endpoint, attempt } => {
+            if let Some(wait) = asker.connecting.wait(Instant::now()) {
+                asker.held = Some(question);
+                return has_to_wait(asker, wait, "connects");
             }
-            ToBroker::Connect { endpoint, attempt } => {
-                if let Some(wait) = asker.connecting.wait(Instant::now()) {
-                    asker.held = Some(question);
-                    return has_to_wait(asker, wait, "connects");
-                }
-                asker.connecting.count();
-                connect(asker, connecting, endpoint, attempt)
-            }
+            asker.connecting.count();
+            connect(asker, connecting, endpoint, attempt)
         }
     }
 }
@@ -309,12 +300,6 @@ fn reply(asker: &Asker, answer: &FromBroker, fd: Option<&OwnedFd>) -> Next {
         // It does not take its answers, or has gone.
         Err(_) => Next::Gone,
     }
-}
-
-/// Whether the other end of an asker's channel is closed.
-fn has_gone(asker: &Asker) -> bool {
-    let mut fds = [PollFd::new(asker.link.as_fd(), PollFlags::empty())];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
 }
 
 fn broke_the_rules(asker: &Asker, what: &str) -> Next {

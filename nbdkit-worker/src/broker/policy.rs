@@ -33,8 +33,9 @@ pub(super) const READING: &[Line] = &[
 pub(super) const BROKER: &[Line] = &[
     // Requests and answers.
     #[cfg(target_arch = "x86_64")]
-    any(c::SYS_poll),             // the loop
-    any(c::SYS_ppoll),            // the loop: glibc poll(3) on machines without a poll system call
+    any(c::SYS_epoll_wait),       // Channels::wait
+    any(c::SYS_epoll_pwait),      // Channels::wait, on machines without epoll_wait
+    any(c::SYS_epoll_ctl),        // Channels: workers come and go, or have to wait
     any(c::SYS_recvmsg),          // Open and Connect of workers; their channels from the listener
     any(c::SYS_sendmsg),          // descriptors for workers, log lines
     any(c::SYS_sendto),           // report_refusals: the message of a refused process
@@ -126,6 +127,9 @@ pub(super) const RESOLVING: &[Line] = &[
     any(c::SYS_bind),             // check_pf; Landlock has no port to listen on
     any(c::SYS_getsockname),      // check_pf, rfc3484 sorting
     any(c::SYS_getpeername),      // res_send over TCP: whether it is still connected
+    #[cfg(target_arch = "x86_64")]
+    any(c::SYS_poll),             // res_send and nscd: until there is an answer
+    any(c::SYS_ppoll),            // res_send and nscd: glibc poll(3) on machines without a poll system call
     any(c::SYS_recvfrom),         // res_send: answers
     any(c::SYS_sendmmsg),         // res_send: parallel A and AAAA queries
     any(c::SYS_writev),           // res_send over TCP

@@ -1,3 +1,4 @@
+use super::channels::MOST_EVENTS;
 use super::*;
 use nbdkit_ipc::messages::broker::MAX_NAME;
 use std::ffi::OsString;
@@ -20,7 +21,7 @@ impl Dir {
     fn desk(&self) -> Desk {
         let file = Declared::file(self.0.join("a"));
         let read_only = Declared::directory(&self.0, true).read_only(true);
-        Desk::new(vec![file, read_only])
+        Desk::new(vec![file, read_only]).unwrap()
     }
 }
 
@@ -40,11 +41,20 @@ fn worker(desk: &mut Desk, connection: u64) -> Worker {
     worker
 }
 
-/// One turn of the loop, with all channels readable.
+/// One turn of the loop, without waiting.
 fn turn(desk: &mut Desk) {
-    let count = desk.poll().0.len();
-    desk.mark(&vec![true; count]);
+    desk.wait(Some(Duration::ZERO)).unwrap();
     desk.answer();
+}
+
+/// For how many channels a wait would end.
+fn ready(desk: &mut Desk) -> usize {
+    desk.channels.wait(Some(Duration::ZERO)).unwrap().channels.len()
+}
+
+/// The first channel, if it is still open.
+fn first(desk: &mut Desk) -> &mut Asker {
+    desk.channels.get_mut(THREADS + 1).unwrap()
 }
 
 fn ask(desk: &mut Desk, worker: &Worker, question: &ToBroker) -> (FromBroker, usize) {
@@ -135,7 +145,7 @@ fn one_that_floods_waits_and_another_gets_its_turn() {
         answered += u32::from(flood.try_recv().is_ok());
     }
     assert!((200..1500).contains(&answered), "{answered}");
-    assert!(desk.askers[0].reported && desk.poll().1.is_some());
+    assert!(first(&mut desk).reported && desk.channels.shortest_wait().is_some());
     assert_eq!(ask(&mut desk, &honest, &question).1, 1);
 }
 
@@ -149,7 +159,7 @@ fn one_that_takes_no_answers_is_closed() {
         if deaf.try_send(&open(9, None, OpenAccess::Read), &[]).is_err() || desk.is_empty() {
             break;
         }
-        desk.askers[0].opening = Rate::of_opening(0, Instant::now());
+        first(&mut desk).opening = Rate::of_opening(0, Instant::now());
         turn(&mut desk);
     }
     assert!(desk.is_empty());
@@ -164,11 +174,74 @@ fn with_too_many_channels_the_one_that_asked_longest_ago_is_closed() {
     let question = open(0, None, OpenAccess::Read);
     assert_eq!(ask(&mut desk, &workers[0], &question).1, 1);
     workers.push(worker(&mut desk, MOST_CHANNELS as u64));
-    assert_eq!(desk.askers.len(), MOST_CHANNELS);
+    assert_eq!(desk.channels.len(), MOST_CHANNELS);
     eventually(|| is_closed(&workers[1]));
     for worker in [&workers[0], &template, &workers[MOST_CHANNELS - 1]] {
         assert_eq!(ask(&mut desk, worker, &question).1, 1);
     }
+}
+
+#[test]
+fn who_has_to_wait_does_not_keep_the_broker_busy_and_may_leave() {
+    let dir = Dir::new("waits");
+    let mut desk = dir.desk();
+    let flood = worker(&mut desk, 1);
+    while desk.channels.shortest_wait().is_none() {
+        let _ = flood.try_send(&open(0, None, OpenAccess::Read), &[]);
+        turn(&mut desk);
+        let _ = flood.try_recv();
+    }
+    // Much longer than this test takes; the question stays in the queue.
+    let id = THREADS + 1;
+    desk.channels.set_awaits(id, Awaits::Time(Instant::now() + Duration::from_secs(3600)));
+    flood.send(&open(0, None, OpenAccess::Read), &[]).unwrap();
+    assert_eq!(ready(&mut desk), 0);
+    assert!(desk.channels.shortest_wait() > Some(Duration::from_secs(60)));
+    drop(flood);
+    eventually(|| {
+        turn(&mut desk);
+        desk.is_empty()
+    });
+    assert_eq!(desk.channels.shortest_wait(), None);
+}
+
+/// There are more of them than one wait reports.
+#[test]
+fn each_of_many_that_flood_gets_its_turn() {
+    let dir = Dir::new("turns");
+    let mut desk = dir.desk();
+    let workers: Vec<_> = (1..=MOST_EVENTS as u64 * 3).map(|n| worker(&mut desk, n)).collect();
+    for worker in &workers {
+        for _ in 0..4 {
+            worker.send(&open(9, None, OpenAccess::Read), &[]).unwrap();
+        }
+    }
+    for round in 0..4 {
+        for _ in 0..3 {
+            turn(&mut desk);
+        }
+        for worker in &workers {
+            assert!(worker.try_recv().is_ok(), "round {round}");
+            assert!(matches!(worker.try_recv(), Err(RecvError::Empty)), "round {round}");
+        }
+    }
+    assert_eq!(ready(&mut desk), 0);
+}
+
+/// The listener, which made the channel, may still have a copy of the broker's end.
+#[test]
+fn a_closed_channel_of_which_there_is_a_copy_is_not_reported_again() {
+    let dir = Dir::new("copy");
+    let mut desk = dir.desk();
+    let (bad, theirs) = Worker::pair().unwrap();
+    let _copy = theirs.as_fd().try_clone_to_owned().unwrap();
+    desk.admit(1, theirs);
+    for _ in 0..2 {
+        nix::unistd::write(bad.as_fd(), b"noise").unwrap();
+    }
+    turn(&mut desk);
+    assert!(desk.is_empty());
+    assert_eq!(ready(&mut desk), 0);
 }
 
 mod connecting;

@@ -81,7 +81,7 @@ impl Office {
         let found = Arc::clone(&resolver);
         let find = Arc::new(move |endpoint: &Endpoint| found.find(endpoint));
         let connecting = Connecting::finding(endpoints, find).unwrap();
-        Office { desk: dir.desk().connecting(connecting), resolver, listener, _dir: dir }
+        Office { desk: dir.desk().connecting(connecting).unwrap(), resolver, listener, _dir: dir }
     }
 
     fn worker(&mut self, connection: u64) -> Worker {
@@ -242,7 +242,8 @@ fn who_connects_too_often_waits_and_has_its_answer_later() {
     flood.send(&question, &[]).unwrap();
     turn(&mut office.desk);
     assert!(matches!(flood.try_recv(), Err(RecvError::Empty)));
-    assert!(office.desk.askers[0].reported && office.desk.poll().1.is_some());
+    let desk = &mut office.desk;
+    assert!(first(desk).reported && desk.channels.shortest_wait().is_some());
     // Files have a rate of their own, but questions keep their order.
     assert_eq!(office.ask(&honest, &question), connecting(None));
     assert_eq!(office.answer(&flood), connecting(None));
@@ -257,13 +258,9 @@ fn a_pending_question_does_not_keep_the_broker_busy() {
     office.until_hanging(1);
     // More than it may have; it stays in its queue.
     slow.send(&connect(HANGS, 0), &[]).unwrap();
-    let ready = |office: &Office| {
-        let (mut fds, _) = office.desk.poll();
-        poll(&mut fds, PollTimeout::ZERO).unwrap()
-    };
-    assert_eq!(ready(&office), 0);
+    assert_eq!(ready(&mut office.desk), 0);
     drop(slow);
-    eventually(|| ready(&office) == 1);
+    eventually(|| ready(&mut office.desk) == 1);
     turn(&mut office.desk);
     assert!(office.desk.is_empty());
 }
