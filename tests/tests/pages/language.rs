@@ -40,6 +40,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("nbdinfo", "1"),
     ("nbdkit-curl-plugin", "1"),
     ("nbdsh", "1"),
+    ("open", "2"),
     ("openssl", "1"),
     ("parted", "8"),
     ("pidof", "1"),
