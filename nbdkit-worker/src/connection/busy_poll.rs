@@ -14,8 +14,10 @@ use super::pin::{self, Pin};
 
 /// Polls in vain in a row from which on polling becomes rarer. The end of every burst is one.
 const MISSES: u32 = 3;
-/// The most waits in a row without a poll.
+/// The most waits in a row without a poll, because polls were in vain.
 const MAX_SKIPPED: u32 = 256;
+/// And because the processors are taken: to try again costs each of these waits little.
+const SKIPPED_IF_CROWDED: u32 = 64;
 /// A yield that took longer has let another thread run: more than a system call that finds nothing
 /// to do takes on any machine, and less than one needs to be of use.
 const YIELDED: Duration = Duration::from_micros(4);
@@ -31,13 +33,15 @@ pub(super) struct BusyPoll {
     misses: u32,
     /// Waits that will not be polled.
     skip: u32,
+    /// That is because others want the processors.
+    crowded: bool,
     pin: Option<Pin>,
 }
 
 impl BusyPoll {
     /// Polls for no longer than `limit`; never if that is zero.
     pub(super) fn new(limit: Duration) -> BusyPoll {
-        BusyPoll { limit, misses: 0, skip: 0, pin: Pin::of(pin::BUSY_POLL) }
+        BusyPoll { limit, misses: 0, skip: 0, crowded: false, pin: Pin::of(pin::BUSY_POLL) }
     }
 
     /// Whether to poll during this wait.
@@ -82,10 +86,11 @@ impl BusyPoll {
             let before = now();
             let passed = before.saturating_duration_since(start) >= self.limit;
             if yields >= CROWDED || passed && yields > 0 {
-                self.skip = MAX_SKIPPED;
+                (self.skip, self.crowded) = (SKIPPED_IF_CROWDED, true);
                 return Ok(false);
             }
             if passed {
+                self.crowded = false;
                 self.missed();
                 return Ok(false);
             }
@@ -93,6 +98,24 @@ impl BusyPoll {
             if now().saturating_duration_since(before) > YIELDED {
                 yields += 1;
             }
+        }
+    }
+
+    /// Waits by `wait` instead, and takes its time: a request that came so soon would have been
+    /// found.
+    pub(super) fn sleep<T>(&mut self, wait: impl FnOnce() -> T) -> T {
+        if self.skip == 0 || self.crowded {
+            return wait();
+        }
+        let start = Instant::now();
+        let result = wait();
+        self.slept(start.elapsed());
+        result
+    }
+
+    fn slept(&mut self, time: Duration) {
+        if time < self.limit {
+            self.skip = 0;
         }
     }
 
@@ -179,11 +202,30 @@ mod tests {
         let mut crowded = policy();
         let (time, found) = poll(&mut crowded, u32::MAX, busy);
         assert!(!found && time < 2 * LIMIT, "{time:?}");
-        assert_eq!((0..1000).filter(|_| crowded.is_due()).count(), 1000 - MAX_SKIPPED as usize);
+        assert_eq!(
+            (0..1000).filter(|_| crowded.is_due()).count(),
+            1000 - SKIPPED_IF_CROWDED as usize
+        );
+        // However soon requests come then.
+        poll(&mut crowded, u32::MAX, busy);
+        crowded.sleep(|| ());
+        assert!(!crowded.is_due());
         // An interrupt, or the client itself.
         let mut once = policy();
         let (_, found) = poll(&mut once, 30, |number| if number == 5 { YIELDED } else { LOOK });
         assert!(found && once.is_due());
+    }
+
+    #[test]
+    fn a_client_that_has_become_quicker_is_polled_for_again() {
+        let mut policy = policy();
+        while policy.skip == 0 {
+            poll(&mut policy, u32::MAX, alone);
+        }
+        policy.slept(LIMIT);
+        assert!(!policy.is_due());
+        policy.slept(LIMIT - LOOK);
+        assert!(policy.is_due());
     }
 
     #[test]

@@ -399,7 +399,7 @@ mod tests {
             assert!(listed.lines().any(|line| line == spelling), "{spelling}");
         }
         assert!(!listed.contains("-options"));
-        let nbdkits = listed.replace("--allow-net\n--allow-path\n", "");
+        let nbdkits = listed.replace("--allow-net\n--allow-path\n--busy-poll\n", "");
         assert!(
             nbdkits
                 .starts_with("--ipv4-only\n--ipv6-only\n--debug\n--dump-config\n--dump-plugin\n")
@@ -410,7 +410,7 @@ mod tests {
     fn the_usage_summary_is_laid_out_like_that_of_nbdkit() {
         let usage = usage();
         let beginning = "nbdkit [-4|--ipv4-only] [-6|--ipv6-only] [--allow-net]\n       \
-                         [--allow-path=PATH[:rw]]\n       \
+                         [--allow-path=PATH[:rw]] [--busy-poll=MICROSECONDS]\n       \
                          [-D|--debug PLUGIN|FILTER|nbdkit.FLAG=N]\n       \
                          [--exit-with-parent] [-e|--exportname EXPORTNAME]\n       \
                          [--filter=FILTER ...] [-f|--foreground]\n       \

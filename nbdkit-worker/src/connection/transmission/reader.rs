@@ -186,7 +186,8 @@ impl<'s> Reader<'s> {
     /// Waits for `length` bytes, and frees memory if the client is idle; false if the client
     /// closed the connection.
     fn wait_for_header(&mut self, length: usize) -> Result<bool, End> {
-        let Reader { session, input, replies, payload, pipe, heavy, pipelined, .. } = self;
+        let Reader { session, input, replies, payload, pipe, heavy, pipelined, busy_poll, .. } =
+            self;
         // Not called where memory is kept.
         let idle = || {
             *replies = Replies::default();
@@ -203,7 +204,7 @@ impl<'s> Reader<'s> {
             }
             crate::process::release_stack();
         };
-        input.fill_or_idle(length, idle).during("read request")
+        busy_poll.sleep(|| input.fill_or_idle(length, idle)).during("read request")
     }
 
     /// Polls for more requests, if there are replies that would have to be sent before the reader
