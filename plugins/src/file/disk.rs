@@ -171,8 +171,9 @@ impl Connection for Disk {
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let count = buf.len();
-        let read = match self.direct(count, offset) {
-            Some(direct) => direct.read(buf, offset),
+        let read = match self.direct(count, offset).map(|direct| direct.read(buf, offset)) {
+            Some(Err(error)) if wants_other_blocks(&error) => self.file.read_exact_at(buf, offset),
+            Some(read) => read,
             None => self.file.read_exact_at(buf, offset),
         };
         read.map_err(|error| {
@@ -191,8 +192,9 @@ impl Connection for Disk {
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        let written = match self.direct(buf.len(), offset) {
-            Some(direct) => direct.write(buf, offset),
+        let written = match self.direct(buf.len(), offset).map(|direct| direct.write(buf, offset)) {
+            Some(Err(error)) if wants_other_blocks(&error) => self.file.write_all_at(buf, offset),
+            Some(written) => written,
             None => self.file.write_all_at(buf, offset),
         };
         written
@@ -287,6 +289,11 @@ pub(crate) fn file_size(file: &File, is_block_device: bool) -> nix::Result<u64> 
     let size =
         if is_block_device { lseek64(file, 0, Whence::SeekEnd)? } else { fstat(file)?.st_size };
     u64::try_from(size).map_err(|_| Errno::EOVERFLOW)
+}
+
+/// Whether O_DIRECT did not take a request: this disk has larger blocks than others.
+fn wants_other_blocks(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
 }
 
 /// What a device that asks for requests of at least `minimum` and ideally `optimal` bytes (0 for
