@@ -12,7 +12,7 @@ check "and with Debian's" convert "$debians" debians
 
 # Directories, sockets and the version in the lines are of one run.
 normal() {
-    sed 's|/tmp/v2v[^/ ]*|TMP|g; s|/var/tmp/convert/\(ours\|debians\)|OUT|g' "$1"
+    sed 's,/tmp/v2v[^/ ]*,TMP,g; s,/var/tmp/convert/\(ours\|debians\),OUT,g' "$1"
 }
 normal ours.lines > ours.normal
 normal debians.lines > debians.normal
