@@ -6,13 +6,13 @@
 
 mod kernel;
 mod refused;
+mod search;
 mod x32;
 
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule,
 };
 
 use crate::{Error, Result};
@@ -168,10 +168,7 @@ fn rules(lists: &[&[Line]]) -> Result<Rules> {
 }
 
 fn assemble(rules: Rules, other: Action, listed: Action) -> Result<Program> {
-    let machine = std::env::consts::ARCH.try_into().map_err(broken)?;
-    let filter = SeccompFilter::new(rules, other.into(), listed.into(), machine)
-        .and_then(TryInto::try_into)
-        .map_err(broken)?;
+    let filter = search::assemble(rules, other, listed)?;
     // Where listed calls are denied, x32 has other numbers for them.
     Ok(if cfg!(target_arch = "x86_64") && other == Action::Allow {
         x32::refuse(filter, listed)
