@@ -56,11 +56,11 @@ pub fn keep(kept: impl IntoIterator<Item = Capability>) -> Result<CapsHashSet> {
     for (set, kept) in
         [(CapSet::Permitted, &kept), (CapSet::Effective, &kept), (CapSet::Inheritable, &none)]
     {
-        check(set, kept)?;
+        check(&left(set)?, kept)?;
     }
     // Linux has no ambient capabilities before 4.3.
-    if caps::read(None, CapSet::Ambient).is_ok() {
-        check(CapSet::Ambient, &none)?;
+    if let Ok(left) = left(CapSet::Ambient) {
+        check(&left, &none)?;
     }
     // One that every kernel has: raising another that this kernel does not know would succeed.
     let any = Capability::CAP_SYS_ADMIN;
@@ -79,15 +79,20 @@ pub fn limit_bounding_set(kept: &CapsHashSet) -> Result<()> {
     if !has(Capability::CAP_SETPCAP)? {
         return Ok(());
     }
-    for capability in caps::read(None, CapSet::Bounding).map_err(failed)?.difference(kept) {
+    for capability in left(CapSet::Bounding)?.difference(kept) {
         caps::drop(None, CapSet::Bounding, *capability).map_err(failed)?;
     }
-    check(CapSet::Bounding, kept)
+    check(&left(CapSet::Bounding)?, kept)
+}
+
+/// What a set has. For the ambient and the bounding set that is a system call for each capability,
+/// or two.
+fn left(set: CapSet) -> Result<CapsHashSet> {
+    caps::read(None, set).map_err(failed)
 }
 
 /// Checks that a set has none but these.
-fn check(set: CapSet, kept: &CapsHashSet) -> Result<()> {
-    let left = caps::read(None, set).map_err(failed)?;
+fn check(left: &CapsHashSet, kept: &CapsHashSet) -> Result<()> {
     if left.is_subset(kept) {
         return Ok(());
     }
