@@ -1,6 +1,7 @@
 //! `-u` and `-g`: the user of template and workers; `--listener-user`: the user of the listener.
-//! They are looked up first, so that a mistyped name is reported before anything is started. A
-//! listener that changes its user never takes the workers' user, who must not be able to signal it.
+//! Those of the command line are looked up first, so that a mistyped name is reported before
+//! anything is started. A listener that changes its user never takes the workers' user, who must not
+//! be able to signal it.
 //!
 //! Unlike nbdkit, which changes only the user id with `-u` and keeps root's group, the primary
 //! group of the user comes with it unless `-g` names another.
@@ -74,7 +75,7 @@ pub(crate) enum IdentityError {
 /// `--sandbox=off`. `serving`: see [`identity`].
 ///
 /// # Errors
-/// Not a name or number, or this process may not change to it.
+/// The argument is not a name or number, or this process may not change to it.
 pub(crate) fn listener_user(
     given: Option<&OsStr>,
     sandboxed: bool,
@@ -82,6 +83,9 @@ pub(crate) fn listener_user(
 ) -> Result<ListenerUser, IdentityError> {
     let default = OsStr::new(LISTENER_USER);
     let name = given.unwrap_or(default);
+    if given.is_none() && (!geteuid().is_root() || !sandboxed || name.is_empty()) {
+        return Ok(ListenerUser::Same);
+    }
     let shown = name.to_string_lossy().into_owned();
     let found = find_user(name);
     if given.is_some() {
@@ -92,7 +96,7 @@ pub(crate) fn listener_user(
             return Err(IdentityError::NotRoot);
         }
     }
-    if !geteuid().is_root() || !sandboxed || (given.is_none() && name.is_empty()) {
+    if !sandboxed {
         return Ok(ListenerUser::Same);
     }
     let Some((user, group)) = found else {

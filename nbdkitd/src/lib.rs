@@ -44,6 +44,7 @@ mod system_error;
 mod template;
 mod tls;
 
+use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -130,8 +131,10 @@ fn run(command: CommandLine, parent: nix::unistd::Pid) -> Result<ExitCode, Start
     }
     let identity = identity::identity(options.user.as_deref(), options.group.as_deref())?;
     let sandboxed = options.sandbox != Some(Sandbox::Off);
-    let listener_user =
-        identity::listener_user(options.listener_user.as_deref(), sandboxed, identity)?;
+    let listener_user = OnceCell::new();
+    if let Some(name) = options.listener_user.as_deref() {
+        let _ = listener_user.set(identity::listener_user(Some(name), sandboxed, identity)?);
+    }
     let mut log = Log::new(&program, &options)?;
     let single = mode == Some(ServiceMode::Stdin);
     let streams = if single {

@@ -38,6 +38,7 @@ mod status;
 mod strays;
 mod workers;
 
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -48,10 +49,10 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::captive::Streams;
-use crate::cli::command_line::{Options, ServiceMode};
+use crate::cli::command_line::{Options, Sandbox, ServiceMode};
 use crate::daemon::Report;
 use crate::error::StartError;
-use crate::identity::{Identity, ListenerUser};
+use crate::identity::{self, Identity, ListenerUser};
 use crate::log::Log;
 use crate::made::MadeFile;
 use crate::notify::Manager;
@@ -86,8 +87,8 @@ pub(crate) struct Plan {
     pub(crate) first: Option<FirstStart>,
     /// Who serves.
     pub(crate) identity: Identity,
-    /// Whose this process is then.
-    pub(crate) listener_user: ListenerUser,
+    /// Whose this process is then, once it has been looked up: see [`Plan::listener_user`].
+    pub(crate) listener_user: OnceCell<ListenerUser>,
     /// Who waits for us to be ready, if we are in the background.
     pub(crate) report: Option<Report>,
     /// The client of `-s`.
@@ -100,6 +101,19 @@ pub(crate) struct Plan {
     pub(crate) tls: Option<Tls>,
     /// The OOM score that this process had before it protected itself, if it has.
     pub(crate) unprotected: Option<i32>,
+}
+
+impl Plan {
+    /// Whose this process is once it serves. What the command line names was looked up before; the
+    /// user of this build is looked up now, or was the last time.
+    fn listener_user(&self) -> &ListenerUser {
+        self.listener_user.get_or_init(|| {
+            let sandboxed = self.options.sandbox != Some(Sandbox::Off);
+            // Only what the command line names is an error.
+            identity::listener_user(None, sandboxed, self.identity)
+                .unwrap_or_else(|error| ListenerUser::Root(error.to_string()))
+        })
+    }
 }
 
 /// What the first start uses up. There is one for each server: when sockets have been made, or will
@@ -148,6 +162,11 @@ impl Server {
         server.keep_terminal()?;
         let template = server.context.plan().spec.start()?;
         server.slot.install(template, &server.context)?;
+        // While the template starts. Where there is no such user, the C library loads what else
+        // might know it, which takes half a millisecond.
+        if server.context.plan().mode.is_some() {
+            server.context.plan().listener_user();
+        }
         Ok(server)
     }
 

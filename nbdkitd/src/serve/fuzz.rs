@@ -55,7 +55,7 @@ impl Listener {
             mode: None,
             first: None,
             identity: Identity::default(),
-            listener_user: ListenerUser::Same,
+            listener_user: ListenerUser::Same.into(),
             report: None,
             streams: None,
             plugin: "null".to_owned(),

@@ -20,7 +20,7 @@ impl Server {
     /// half-way.
     pub(super) fn leave_root(&self) -> Result<(), ConfineError> {
         privileges::empty_bounding_set()?;
-        match &self.context.plan().listener_user {
+        match self.context.plan().listener_user() {
             ListenerUser::Same => {}
             ListenerUser::Root(why) => self.stays_root(why),
             ListenerUser::Other { account, name, demanded } => {
