@@ -45,6 +45,8 @@ pub(crate) struct Sandbox {
     shared: bool,
     /// Whether this kernel has filters.
     filters: bool,
+    /// The filters of the template, from [`compile`](Self::compile) on, until they are installed.
+    of_template: Vec<Program>,
     /// The filter that each worker installs, compiled by the template.
     given_up: Option<Program>,
 }
@@ -69,7 +71,8 @@ impl Sandbox {
         debug!("sandbox={} isolation={}", name(level), isolation.as_str());
         let shared = isolation == Isolation::Shared;
         let demanded = wanted == Some(Level::Strict);
-        Sandbox { level, demanded, needs, shared, filters: has_filters(), given_up: None }
+        let (filters, of_template, given_up) = (has_filters(), Vec::new(), None);
+        Sandbox { level, demanded, needs, shared, filters, of_template, given_up }
     }
 
     /// Whether there is any sandbox at all.
@@ -189,18 +192,34 @@ impl Sandbox {
         }
     }
 
-    /// Confines the template: this thread, and the threads that code in C has started. Called last.
+    /// Compiles the filters. Called when nothing is added to the needs any more.
+    ///
+    /// # Errors
+    /// EINVAL: a list is wrong.
+    pub(crate) fn compile(&mut self) -> Result<()> {
+        self.of_template = match self.level {
+            Level::Strict => filter::template(&self.needs)?,
+            Level::Compat | Level::Programs => filter::compat()?,
+            Level::Off => Vec::new(),
+        };
+        // What a worker gives up includes fork, by which programs are started.
+        let gives_up = self.level == Level::Strict && !self.needs.programs && self.filters;
+        if gives_up && !skips(Layer::Calls) {
+            self.given_up = Some(filter::worker(&self.needs, self.shared)?);
+        }
+        Ok(())
+    }
+
+    /// Confines the template: this thread, and the threads that code in C has started. Called last,
+    /// after [`compile`](Self::compile).
     ///
     /// # Errors
     /// The kernel has a layer and refuses to install it; a thread is not confined.
     pub(crate) fn close(&mut self) -> Result<()> {
+        let filters = std::mem::take(&mut self.of_template);
         match self.level {
             Level::Strict => {
                 process::report_refusals()?;
-                // What a worker gives up includes fork, by which programs are started.
-                if !self.needs.programs && self.filters && !skips(Layer::Calls) {
-                    self.given_up = Some(filter::worker(&self.needs, self.shared)?);
-                }
                 if !skips(Layer::Limits) && self.writes_no_file() {
                     privileges::forbid_file_growth()?;
                 }
@@ -208,9 +227,9 @@ impl Sandbox {
                 if self.needs.programs {
                     nbdkit_api::programs::set_confined_strictly();
                 }
-                self.install(&filter::template(&self.needs)?, rules)
+                self.install(&filters, rules)
             }
-            Level::Compat | Level::Programs => self.install(&filter::compat()?, None),
+            Level::Compat | Level::Programs => self.install(&filters, None),
             Level::Off => Ok(()),
         }
     }

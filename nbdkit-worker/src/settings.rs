@@ -32,7 +32,7 @@ pub(crate) struct Settings {
     pub(crate) log_connections: bool,
     /// `--busy-poll`: how long a reader polls for the next request before it sleeps.
     pub(crate) busy_poll: Duration,
-    /// Whether everything has to run on one processor.
+    /// Whether everything has to run on one processor: see [`count_processors`](Self::count_processors).
     pub(crate) one_processor: bool,
     /// The lock around every call into the stack, for NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS.
     all_requests: Option<SharedMutex<0>>,
@@ -59,9 +59,16 @@ impl Settings {
             swap: configure.swap,
             log_connections: configure.log_connections,
             busy_poll: configure.busy_poll,
-            one_processor: std::thread::available_parallelism().is_ok_and(|count| count.get() == 1),
+            one_processor: false,
             all_requests,
         })
+    }
+
+    /// Finds out how many processors there are, and what the control group leaves of them, which is
+    /// read from half a dozen files.
+    pub(crate) fn count_processors(&mut self) {
+        let count = std::thread::available_parallelism();
+        self.one_processor = count.is_ok_and(|count| count.get() == 1);
     }
 
     /// Whether a call into the stack may keep all other clients from it.

@@ -137,6 +137,9 @@ fn get_ready(
         undeclared,
     };
     let _ = link.send(&FromTemplate::Configured(configured), &[]);
+    // While the listener opens its sockets.
+    settings.count_processors();
+    sandbox.compile().map_err(failed)?;
 
     let service = match receive(link)? {
         Received { message: ToTemplate::EnterService(service), .. } => service,
