@@ -1,8 +1,10 @@
 //! Pre-shared keys: psktool's file, libnbd and qemu. nbdkit-tls(1), "TLS with Pre-Shared Keys
 //! (PSK)".
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use nbd_protocol::constants::{Opt, Rep};
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::server::Builder;
 use nbdkit_tests::tls::pre_shared_keys;
@@ -173,6 +175,66 @@ fn a_worker_has_the_key_of_its_client_and_no_other() {
     assert!(search(listener, &bob.1).0 > 0);
     drop(client.stdin.take());
     client.wait().expect("its end");
+}
+
+/// A ClientHello of TLS 1.2 that offers ECDHE_PSK_WITH_CHACHA20_POLY1305_SHA256 with P-256: what
+/// the server draws at random comes back in clear, before any key is used. RFC 5246, 7.4.1.2.
+fn hello_of_tls_1_2() -> Vec<u8> {
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    // No session; the cipher; no compression.
+    body.extend([0, 0, 2, 0xcc, 0xac, 1, 0]);
+    // supported_groups, ec_point_formats, renegotiation_info.
+    let extensions = [0, 10, 0, 4, 0, 2, 0, 23, 0, 11, 0, 2, 1, 0, 0xff, 1, 0, 1, 0];
+    body.extend([0, extensions.len() as u8]);
+    body.extend(extensions);
+    let mut record = vec![22, 3, 1, 0, body.len() as u8 + 4, 1, 0, 0, body.len() as u8];
+    record.extend(body);
+    record
+}
+
+/// The template has rehearsed a session, and workers inherit the generator that it has used.
+#[test]
+fn no_two_workers_draw_the_same_random_numbers() {
+    /// RFC 5246, 7.4.
+    const SERVER_HELLO: u8 = 2;
+    const SERVER_KEY_EXCHANGE: u8 = 12;
+    const SERVER_HELLO_DONE: u8 = 14;
+    const CLIENTS: usize = 8;
+    let Some(keys) = keys() else { return };
+    let server = server(&keys, &["null", "1M"]).start();
+    let mut drawn = BTreeSet::new();
+    for _ in 0..CLIENTS {
+        let mut client = server.connect();
+        client.handshake().expect("a greeting");
+        assert_eq!(client.simple_option(Opt::STARTTLS, &[]).expect("a reply").reply, Rep::ACK);
+        client.send_raw(&hello_of_tls_1_2()).expect("sent");
+        let mut messages = Vec::new();
+        loop {
+            let header = client.receive_raw(5).expect("a record");
+            assert_eq!(header[0], 22, "a handshake");
+            let length = u16::from_be_bytes([header[3], header[4]]).into();
+            messages.extend(client.receive_raw(length).expect("its content"));
+            if messages.ends_with(&[SERVER_HELLO_DONE, 0, 0, 0]) {
+                break;
+            }
+        }
+        let mut rest = &messages[..];
+        while let [kind, a, b, c, ..] = *rest {
+            let (message, others) = rest[4..].split_at(u32::from_be_bytes([0, a, b, c]) as usize);
+            rest = others;
+            match kind {
+                SERVER_HELLO => assert!(drawn.insert(message[2..34].to_vec()), "its random"),
+                SERVER_KEY_EXCHANGE => {
+                    let key = &message[message.len() - 65..];
+                    assert_eq!(key[0], 4, "a point");
+                    assert!(drawn.insert(key.to_vec()), "its ephemeral key");
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(drawn.len(), 2 * CLIENTS);
 }
 
 #[test]
