@@ -201,6 +201,7 @@ impl Server {
     pub(crate) fn run(mut self) -> End {
         let mut events = Events::with_capacity(256);
         while !self.finished() {
+            self.slot.poll_for_room(&self.context);
             let timeout = self.timeout(Instant::now());
             if let Err(error) = self.context.poll().poll(&mut events, timeout)
                 && error.kind() != io::ErrorKind::Interrupted

@@ -46,6 +46,7 @@ pub(crate) struct Template {
     link: Link,
     phase: Phase,
     outbox: VecDeque<ToTemplate>,
+    waits_for_room: bool,
     failed: bool,
     killed: Cell<bool>,
     reaped: bool,
@@ -77,6 +78,7 @@ impl Template {
             link,
             phase: Phase::ExpectHello,
             outbox: VecDeque::new(),
+            waits_for_room: false,
             failed: false,
             killed: Cell::new(false),
             reaped: false,
@@ -179,14 +181,23 @@ impl Template {
     /// # Errors
     /// A message that cannot be sent at all.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.waits_for_room = false;
         while let Some(message) = self.outbox.front() {
             match self.link.try_send(message, &[]) {
                 Ok(()) => drop(self.outbox.pop_front()),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.waits_for_room = true;
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// Whether the channel had no room for the last message that was to be sent.
+    pub(crate) fn waits_for_room(&self) -> bool {
+        self.waits_for_room
     }
 
     /// Sends a client. The caller needs its copies of the descriptors only if this fails.
@@ -199,7 +210,10 @@ impl Template {
             return Err(Errno::EAGAIN.into());
         }
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        self.link.try_send(&ToTemplate::Serve(serve.clone()), &fds)
+        let sent = self.link.try_send(&ToTemplate::Serve(serve.clone()), &fds);
+        self.waits_for_room =
+            sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        sent
     }
 
     /// Takes a message if there is one and the template was not killed, and checks that it is
@@ -307,11 +321,18 @@ mod tests {
         };
         let error = template.serve(&serve, &[]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        assert!(template.waits_for_room());
         for n in 0..50 {
             assert_eq!(other.recv().unwrap().message, parameter(n));
             template.flush().unwrap();
         }
         template.serve(&serve, &[]).unwrap();
-        assert_eq!(other.recv().unwrap().message, ToTemplate::Serve(serve));
+        assert!(!template.waits_for_room());
+        assert_eq!(other.recv().unwrap().message, ToTemplate::Serve(serve.clone()));
+        // Clients alone fill the channel, too.
+        while template.serve(&serve, &[]).is_ok() {}
+        assert!(template.waits_for_room());
+        while other.recv().is_ok() && template.serve(&serve, &[]).is_err() {}
+        assert!(!template.waits_for_room());
     }
 }

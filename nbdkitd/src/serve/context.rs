@@ -50,6 +50,12 @@ impl Context {
         self.poll.registry().register(&mut SourceFd(&fd), token, interest)
     }
 
+    /// Changes what a descriptor of the poll instance is polled for. One that is not registered is
+    /// ignored.
+    pub(super) fn reregister(&self, fd: RawFd, token: Token, interest: Interest) {
+        let _ = self.poll.registry().reregister(&mut SourceFd(&fd), token, interest);
+    }
+
     /// Removes a descriptor from the poll instance. One that is not registered is ignored.
     pub(super) fn deregister(&self, fd: RawFd) {
         let _ = self.poll.registry().deregister(&mut SourceFd(&fd));

@@ -59,6 +59,8 @@ pub(super) struct TemplateSlot {
     /// The listener's control groups, where there is a spawner that can move the other processes.
     groups: Option<Groups>,
     unread: bool,
+    /// Whether the template's channel is polled for room, too.
+    polled_for_room: bool,
     spawner_unread: bool,
     /// There is no template and there will be none.
     stopped_accepting: bool,
@@ -77,6 +79,7 @@ impl TemplateSlot {
             maker: Maker::Ourselves,
             groups: None,
             unread: false,
+            polled_for_room: false,
             spawner_unread: false,
             stopped_accepting: false,
         }
@@ -91,13 +94,26 @@ impl TemplateSlot {
         template: Template,
         context: &Context,
     ) -> Result<(), SystemError> {
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = context.register(template.raw_fd(), TEMPLATE, interest) {
+        if let Err(error) = context.register(template.raw_fd(), TEMPLATE, Interest::READABLE) {
             template.kill();
             return Err(SystemError::in_call("epoll_ctl")(error));
         }
+        self.polled_for_room = false;
         self.set(template);
         Ok(())
+    }
+
+    /// Has the template's channel polled for room as long as a message waits for it, and not
+    /// otherwise: each message that the template takes makes room, and would wake the listener.
+    pub(super) fn poll_for_room(&mut self, context: &Context) {
+        let Some(template) = &self.template else { return };
+        let waits = template.waits_for_room();
+        if waits != self.polled_for_room {
+            self.polled_for_room = waits;
+            let room = waits.then_some(Interest::WRITABLE);
+            let interest = room.map_or(Interest::READABLE, |room| Interest::READABLE | room);
+            context.reregister(template.raw_fd(), TEMPLATE, interest);
+        }
     }
 
     /// Puts a template into the slot whose channel is polled by nobody, or already.
