@@ -164,10 +164,7 @@ impl Client {
     /// Connects and waits for the server's greeting, which is all that an encrypted connection has
     /// in the clear.
     pub(crate) fn greeted(address: &Address) -> Result<(), Failure> {
-        let mut greeting = [0; NEWSTYLE_GREETING_LENGTH];
-        Stream::connect(address)?.read_exact(&mut greeting)?;
-        Greeting::decode_newstyle(&greeting)?;
-        Ok(())
+        read_greeting(&mut Stream::connect(address)?)
     }
 
     /// Connects, asks for the names of all exports, and ends option haggling. Returns how many
@@ -175,12 +172,7 @@ impl Client {
     pub(crate) fn list(address: &Address) -> Result<u64, Failure> {
         // Replies are short and many.
         let mut stream = BufReader::with_capacity(1 << 16, Stream::connect(address)?);
-        let mut greeting = [0; NEWSTYLE_GREETING_LENGTH];
-        stream.read_exact(&mut greeting)?;
-        Greeting::decode_newstyle(&greeting)?;
-        let mut out = Vec::new();
-        let flags = ClientFlags::FIXED_NEWSTYLE | ClientFlags::NO_ZEROES;
-        out.extend_from_slice(&flags.bits().to_be_bytes());
+        let mut out = begin(&mut stream)?;
         encode_option(&mut out, Opt::LIST, &[]);
         stream.get_mut().write_all(&out)?;
         let mut exports = 0;
@@ -199,12 +191,7 @@ impl Client {
 
     /// The handshake alone, on a socket that is connected.
     pub(crate) fn handshake(mut stream: Stream, wishes: &Wishes) -> Result<Client, Failure> {
-        let mut greeting = [0; NEWSTYLE_GREETING_LENGTH];
-        stream.read_exact(&mut greeting)?;
-        Greeting::decode_newstyle(&greeting)?;
-        let mut out = Vec::new();
-        let flags = ClientFlags::FIXED_NEWSTYLE | ClientFlags::NO_ZEROES;
-        out.extend_from_slice(&flags.bits().to_be_bytes());
+        let mut out = begin(&mut stream)?;
         if wishes.structured {
             encode_option(&mut out, Opt::STRUCTURED_REPLY, &[]);
             stream.write_all(&out)?;
@@ -246,6 +233,20 @@ impl Client {
             .ok_or_else(|| Failure::Wrong("NBD_OPT_GO: no NBD_INFO_EXPORT came".to_owned()))?;
         Ok(Client { stream, size, context })
     }
+}
+
+fn read_greeting(stream: &mut impl Read) -> Result<(), Failure> {
+    let mut greeting = [0; NEWSTYLE_GREETING_LENGTH];
+    stream.read_exact(&mut greeting)?;
+    Greeting::decode_newstyle(&greeting)?;
+    Ok(())
+}
+
+/// Waits for the greeting; the flags with which the client answers, to be sent with an option.
+fn begin(stream: &mut impl Read) -> Result<Vec<u8>, Failure> {
+    read_greeting(stream)?;
+    let flags = ClientFlags::FIXED_NEWSTYLE | ClientFlags::NO_ZEROES;
+    Ok(flags.bits().to_be_bytes().to_vec())
 }
 
 /// Reads replies to one option up to the last. The text of an error reply is returned.

@@ -233,21 +233,9 @@ fn needed(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::WORKLOADS;
-
-    fn line(name: &str, values: &[(Kind, f64)]) -> Line {
-        let workload = *WORKLOADS.iter().find(|workload| workload.name == name).unwrap();
-        let series = |(kind, value): &(Kind, f64)| Series {
-            kind: *kind,
-            rounds: vec![Some(Measurement { value: *value, ..Measurement::default() })],
-            reason: None,
-        };
-        Line { workload, series: values.iter().map(series).collect() }
-    }
+    use crate::testing::{FASTER, line};
 
     fn figures() -> Figures {
-        let values =
-            [(Kind::Ours, 30.0), (Kind::Nbdkit, 10.0), (Kind::QemuNbd, 15.0), (Kind::Floor, 60.0)];
         let server = |name: &str| (name.to_owned(), format!("{name} 1.0"));
         Figures {
             kind: "some-cpu".to_owned(),
@@ -255,7 +243,7 @@ mod tests {
             date: "2026-01-02".to_owned(),
             load: "0.1 at first".to_owned(),
             servers: ["ours", "nbdkit", "qemu-nbd", "floor"].map(server).to_vec(),
-            rows: vec![Row::of(&line("4k-read-d1", &values))],
+            rows: vec![Row::of(&line("4k-read-d1", &FASTER))],
         }
     }
 

@@ -110,25 +110,12 @@ impl Growth {
 mod tests {
     use super::*;
     use crate::figures::Cell;
-    use crate::unit::Unit;
+    use crate::testing::{self, cell};
 
     fn row(workload: &str, cpu: f64) -> Row {
-        let cell = |server: &str, cpu| Cell {
-            server: server.to_owned(),
-            median: 100.0,
-            min: 100.0,
-            max: 100.0,
-            ratio: None,
-            cpu,
-            calls: None,
-        };
-        Row {
-            workload: workload.to_owned(),
-            family: FAMILY.to_owned(),
-            unit: Unit::KiloOps,
-            targets: String::new(),
-            cells: vec![cell("ours", Some(cpu)), cell("nbdkit", None)],
-        }
+        let ours = Cell { cpu: Some(cpu), ..cell("ours", 100.0) };
+        let row = testing::row(workload, vec![ours, cell("nbdkit", 100.0)]);
+        Row { family: FAMILY.to_owned(), ..row }
     }
 
     #[test]

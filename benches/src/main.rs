@@ -37,6 +37,8 @@ mod stack;
 mod stats;
 mod table;
 mod target;
+#[cfg(test)]
+mod testing;
 mod unit;
 mod version;
 mod workload;

@@ -171,25 +171,11 @@ pub(crate) fn all(kinds: &[Figures]) -> String {
 mod tests {
     use super::*;
     use crate::figures::Cell;
-    use crate::unit::Unit;
+    use crate::testing::{self, cell};
 
     fn row(workload: &str, ratio: f64) -> Row {
-        let cell = |server: &str, ratio| Cell {
-            server: server.to_owned(),
-            median: 2.0,
-            min: 2.0,
-            max: 2.0,
-            ratio,
-            cpu: None,
-            calls: None,
-        };
-        Row {
-            workload: workload.to_owned(),
-            family: "small".to_owned(),
-            unit: Unit::KiloOps,
-            targets: String::new(),
-            cells: vec![cell("ours", None), cell("nbdkit", Some(ratio)), cell("floor", Some(0.01))],
-        }
+        let to = |server, ratio| Cell { ratio: Some(ratio), ..cell(server, 2.0) };
+        testing::row(workload, vec![cell("ours", 2.0), to("nbdkit", ratio), to("floor", 0.01)])
     }
 
     fn figures() -> Figures {

@@ -95,26 +95,11 @@ fn text(svg: &mut String, x: f64, y: f64, anchor: &str, size: u32, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unit::Unit;
+    use crate::testing::{cell, row};
 
     #[test]
     fn the_longest_bar_has_the_greatest_value_and_names_are_escaped() {
-        let cell = |server: &str, value| Cell {
-            server: server.to_owned(),
-            median: value,
-            min: value,
-            max: value,
-            ratio: None,
-            cpu: None,
-            calls: None,
-        };
-        let row = Row {
-            workload: "4k".to_owned(),
-            family: "small".to_owned(),
-            unit: Unit::KiloOps,
-            targets: String::new(),
-            cells: vec![cell("ours", 20.0), cell("nbdkit", 10.0)],
-        };
+        let row = row("4k", vec![cell("ours", 20.0), cell("nbdkit", 10.0)]);
         let svg = svg("a & b", "machine <1>", &[&row]);
         assert!(svg.contains("width=\"470.0\"") && svg.contains("width=\"235.0\""));
         assert!(svg.contains("a &amp; b") && svg.contains("machine &lt;1>"));

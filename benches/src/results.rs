@@ -105,23 +105,11 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::WORKLOADS;
-
-    fn line(name: &str, values: &[(Kind, f64)]) -> Line {
-        let workload = *WORKLOADS.iter().find(|workload| workload.name == name).unwrap();
-        let series = |(kind, value): &(Kind, f64)| Series {
-            kind: *kind,
-            rounds: vec![Some(Measurement { value: *value, ..Measurement::default() })],
-            reason: None,
-        };
-        Line { workload, series: values.iter().map(series).collect() }
-    }
+    use crate::testing::{FASTER, line};
 
     #[test]
     fn the_best_peer_is_the_one_that_leaves_us_the_smallest_ratio() {
-        let values =
-            [(Kind::Ours, 30.0), (Kind::Nbdkit, 10.0), (Kind::QemuNbd, 15.0), (Kind::Floor, 60.0)];
-        let line = line("4k-read-d1", &values);
+        let line = line("4k-read-d1", &FASTER);
         assert_eq!(line.ratio(Kind::Nbdkit), Some(3.0));
         assert_eq!(line.ratio_to_best(), Some(2.0));
         assert_eq!(line.ratio(Kind::Floor), Some(0.5));

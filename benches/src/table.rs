@@ -111,7 +111,7 @@ pub(crate) fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unit::Unit;
+    use crate::testing::{cell, row};
 
     #[test]
     fn numbers_keep_three_digits() {
@@ -120,22 +120,9 @@ mod tests {
 
     #[test]
     fn every_server_has_a_column_and_what_it_cannot_do_is_marked() {
-        let cell = |server: &str, cpu| Cell {
-            server: server.to_owned(),
-            median: 2.0,
-            min: 1.0,
-            max: 2.0,
-            ratio: None,
-            cpu,
-            calls: None,
-        };
-        let row = Row {
-            workload: "4k".to_owned(),
-            family: "small".to_owned(),
-            unit: Unit::KiloOps,
-            targets: String::new(),
-            cells: vec![cell("ours", Some(1.5)), cell("new", None)],
-        };
+        let ours = Cell { min: 1.0, cpu: Some(1.5), ..cell("ours", 2.0) };
+        let new = Cell { min: 1.0, ..cell("new", 2.0) };
+        let row = row("4k", vec![ours, new]);
         let servers = ["ours", "new", "old"].map(str::to_owned);
         assert_eq!(
             markdown(&[&row], &servers),

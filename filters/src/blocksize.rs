@@ -359,14 +359,31 @@ impl OpenLayer for Handle {
         self.is_whole(next, direction, count, offset)
     }
 
-    /// A write may wait for that of another client.
+    /// A write of a part of a block may wait for that of another client.
     fn blocking(&self) -> Blocking {
-        Blocking::Short
+        match self.limits.get() {
+            Some(Limits { minblock: 1, .. }) => Blocking::Never,
+            _ => Blocking::Short,
+        }
     }
 
+    /// A part of one block; more takes several requests. Readers take no lock.
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        let whole = self.is_whole(next, Direction::Read, buf.len() as u64, offset);
-        if whole { next.try_pread(buf, offset) } else { None }
+        if next.blocking() == Blocking::Never {
+            return Some(self.pread(next, buf, offset));
+        }
+        let limits = match self.limits(next) {
+            Ok(limits) => limits,
+            Err(error) => return Some(Err(error)),
+        };
+        let (start, end) = (limits.round_down(offset), offset + buf.len() as u64);
+        if limits.round_up(end) - start != limits.minblock {
+            return None;
+        }
+        let mut block = vec![0; limits.minblock as usize];
+        Some(next.try_pread(&mut block, start)?.map(|()| {
+            buf.copy_from_slice(&block[(offset - start) as usize..][..buf.len()]);
+        }))
     }
 }
 

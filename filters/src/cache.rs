@@ -419,15 +419,9 @@ impl OpenLayer for Handle {
         Blocking::Short
     }
 
-    /// What is all in the cache and in memory, or all below and there at once: one request below at
-    /// most, which is not repeated.
+    /// What of the cache is in memory, and below one run of blocks.
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        let blocks = self.blocks().ok()?;
-        if let Some(result) = blocks.try_read(buf, offset) {
-            return Some(result);
-        }
-        let passes = blocks.is_absent(buf.len() as u64, offset) && !self.on_read.now();
-        if passes { next.try_pread(buf, offset) } else { None }
+        self.blocks().ok()?.try_read(next, buf, offset, || self.on_read.now())
     }
 }
 

@@ -315,34 +315,43 @@ impl OpenLayer for Handle {
     }
 
     fn passes(&self, _: &Next, _: Direction, count: u64, offset: u64) -> bool {
-        matches!(self.whole(count, offset), Some(Contents::Below))
+        let first = || self.blocks().ok()?.runs(count, offset).next()?.ok();
+        self.on_read.is_never()
+            && first().is_some_and(|run| run.contents == Contents::Below && run.count == count)
     }
 
     fn blocking(&self) -> Blocking {
         Blocking::Short
     }
 
+    /// What of the overlay is in the page cache, and below one run.
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        match self.whole(buf.len() as u64, offset)? {
-            Contents::Below => next.try_pread(buf, offset),
-            // The file may have to be read from disk.
-            Contents::Overlay(_) => None,
-            Contents::Trimmed => {
-                buf.fill(0);
-                Some(Ok(()))
-            }
-        }
-    }
-}
-
-impl Handle {
-    /// Where all of a range stands, if it stands in one place and reading it changes nothing.
-    fn whole(&self, count: u64, offset: u64) -> Option<Contents> {
-        if !self.on_read.is_never() {
+        // A line for each run.
+        if log::verbose() && log::flag("cow", "verbose") != 0 {
             return None;
         }
-        let run = self.blocks().ok()?.runs(count, offset).next()?.ok()?;
-        (run.count == count).then_some(run.contents)
+        let blocks = match self.blocks() {
+            Ok(blocks) => blocks,
+            Err(error) => return Some(Err(error)),
+        };
+        let (mut rest, mut below) = (buf, None);
+        for run in blocks.runs(rest.len() as u64, offset) {
+            let run = run.ok()?;
+            let (part, others) = rest.split_at_mut(run.count as usize);
+            rest = others;
+            match run.contents {
+                Contents::Trimmed => part.fill(0),
+                Contents::Overlay(at) if self.overlay.read_now(part, at) => {}
+                Contents::Below if below.is_none() && !self.on_read.now() => {
+                    below = Some((part, run.offset));
+                }
+                Contents::Overlay(_) | Contents::Below => return None,
+            }
+        }
+        match below {
+            Some((part, offset)) => next.try_pread(part, offset),
+            None => Some(Ok(())),
+        }
     }
 }
 

@@ -15,10 +15,14 @@ const DISK_SIZE: usize = 256 << 10;
 const REQUESTS: usize = 400;
 
 /// The same requests in every run.
-struct Random(random::Random);
+pub(crate) struct Random(random::Random);
 
 impl Random {
-    fn below(&self, bound: u64) -> u64 {
+    pub(crate) fn new() -> Random {
+        Random(random::Random::new(1))
+    }
+
+    pub(crate) fn below(&self, bound: u64) -> u64 {
         self.0.word() % bound
     }
 }
@@ -46,7 +50,7 @@ impl Tally {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Share {
+pub(crate) enum Share {
     All,
     Part,
     Nothing,
@@ -58,7 +62,7 @@ enum Share {
 /// # Errors
 /// A request was declared to pass, but the filter did something else.
 fn check(disk: &Disk, filter: &Next) -> Result<(Share, Share), String> {
-    let random = Random(random::Random::new(1));
+    let random = Random::new();
     let (mut reads, mut writes) = (Tally::default(), Tally::default());
     let size = filter.size().unwrap();
     for _ in 0..REQUESTS {
@@ -82,7 +86,7 @@ fn check(disk: &Disk, filter: &Next) -> Result<(Share, Share), String> {
 }
 
 /// What the plugin was asked, but for prefetching: a filter may do that at any time.
-fn calls(disk: &Disk) -> Vec<String> {
+pub(crate) fn calls(disk: &Disk) -> Vec<String> {
     let mut calls = disk.take_calls();
     calls.retain(|call| !call.starts_with("cache"));
     calls
@@ -141,7 +145,7 @@ fn check_write(
     Ok(())
 }
 
-type Parameters = &'static [(&'static str, &'static str)];
+pub(crate) type Parameters = &'static [(&'static str, &'static str)];
 
 /// A file that the indexed-gzip filter makes.
 const INDEX: &str = "/tmp/nbdkit-index-data-paths";
@@ -149,7 +153,7 @@ const INDEX: &str = "/tmp/nbdkit-index-data-paths";
 /// Every filter, in the configurations that its data path depends on, with the reads and the writes
 /// that have to pass: a filter that lets nothing pass is correct but slow.
 #[rustfmt::skip]
-const FILTERS: &[(&str, Parameters, Share, Share)] = {
+pub(crate) const FILTERS: &[(&str, Parameters, Share, Share)] = {
     use Share::{All, Nothing, Part};
     &[
         ("blocksize", &[], All, All),
@@ -268,7 +272,7 @@ const FILTERS: &[(&str, Parameters, Share, Share)] = {
 #[test]
 fn every_filter_does_to_data_what_it_says() {
     for (name, params, reads, writes) in FILTERS {
-        let Some(disk) = testing::disk_for(name, DISK_SIZE) else { continue };
+        let Some(disk) = testing::device_for(name, DISK_SIZE) else { continue };
         let filter = testing::backend(&disk, &[name], params);
         let shares = check(&disk, &filter).unwrap_or_else(|why| panic!("{name} {params:?}: {why}"));
         assert_eq!(shares, (*reads, *writes), "{name} {params:?}");

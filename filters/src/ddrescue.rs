@@ -58,6 +58,16 @@ impl Handle {
         let index = self.0.partition_point(|range| range.end <= offset);
         self.0.get(index).is_some_and(|it| it.start <= offset && offset + count <= it.end)
     }
+
+    /// # Errors
+    /// EIO: a part was not rescued.
+    fn check(&self, count: u64, offset: u64) -> Result<()> {
+        if self.is_rescued(count, offset) {
+            return Ok(());
+        }
+        let why = format!("ddrescue: bytes from {offset} on were not rescued");
+        Err(Error::new(Errno::EIO, why))
+    }
 }
 
 impl OpenLayer for Handle {
@@ -74,12 +84,7 @@ impl OpenLayer for Handle {
     }
 
     fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
-        if !self.is_rescued(buf.len() as u64, offset) {
-            return Err(Error::new(
-                Errno::EIO,
-                format!("ddrescue: bytes from {offset} on were not rescued"),
-            ));
-        }
+        self.check(buf.len() as u64, offset)?;
         next.pread(buf, offset)
     }
 
@@ -94,8 +99,12 @@ impl OpenLayer for Handle {
         self.is_rescued(count, offset)
     }
 
+    /// What was not rescued fails at once.
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        if self.is_rescued(buf.len() as u64, offset) { next.try_pread(buf, offset) } else { None }
+        match self.check(buf.len() as u64, offset) {
+            Ok(()) => next.try_pread(buf, offset),
+            Err(error) => Some(Err(error)),
+        }
     }
 }
 

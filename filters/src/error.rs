@@ -153,10 +153,15 @@ struct Handle {
 
 impl Handle {
     fn perhaps_fail(&self, operation: usize) -> Result<()> {
+        self.fail_if(operation, |rate| self.random.unit() < rate)
+    }
+
+    /// Fails if the operation may, and, at rates below 1, `is_due`.
+    fn fail_if(&self, operation: usize, is_due: impl FnOnce(f64) -> bool) -> Result<()> {
         let setting = &self.settings[operation];
         if setting.rate <= 0.0
             || setting.trigger.as_ref().is_some_and(|path| !path.exists())
-            || (setting.rate < 1.0 && self.random.unit() >= setting.rate)
+            || (setting.rate < 1.0 && !is_due(setting.rate))
         {
             return Ok(());
         }
@@ -214,6 +219,16 @@ impl OpenLayer for Handle {
             Direction::Write => PWRITE,
         };
         if self.may_fail(operation) { DataPath::Opaque } else { DataPath::Transparent }
+    }
+
+    /// The number is drawn when it is known that the read is over, else `pread` draws it.
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        let result = match self.fail_if(PREAD, |rate| self.random.next_unit() < rate) {
+            Ok(()) => next.try_pread(buf, offset)?,
+            Err(error) => Err(error),
+        };
+        self.random.word();
+        Some(result)
     }
 }
 

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod attempts;
 pub mod blocksize;
 pub mod blocksize_policy;
 pub mod bzip2;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use nbdkit_api::{
-    DataPath, Direction, Errno, Error, Extents, Filter, Flags, Next, NextConfig, Open, OpenLayer,
-    Result, Slot, Value, log,
+    Blocking, DataPath, Direction, Errno, Error, Extents, Filter, Flags, Next, NextConfig, Open,
+    OpenLayer, Result, Slot, Value, log,
 };
 
 /// A part of the disk, and where its bytes are below.
@@ -207,6 +207,22 @@ impl OpenLayer for Handle {
 
     fn data_path(&self, _: Direction) -> DataPath {
         if self.0.is_empty() { DataPath::Transparent } else { DataPath::PerRequest }
+    }
+
+    /// What is in one piece below; more takes several requests.
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        if next.blocking() == Blocking::Never {
+            return Some(self.pread(next, buf, offset));
+        }
+        let (count, mut at) = (buf.len() as u64, None);
+        let found = self.pieces(next, count, offset, |_, below, length| {
+            at = (length == count).then_some(below);
+            Ok(false)
+        });
+        match found {
+            Ok(()) => next.try_pread(buf, at?),
+            Err(error) => Some(Err(error)),
+        }
     }
 
     fn passes(&self, _: &Next, _: Direction, count: u64, offset: u64) -> bool {

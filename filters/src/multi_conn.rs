@@ -308,6 +308,23 @@ impl OpenLayer for Handle {
         self.read(|| next.pread(buf, offset))
     }
 
+    /// Notes are the same if they are made twice. One request at a time is left to `pread`: there
+    /// is no pool then.
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        if self.model < ThreadModel::Parallel {
+            return None;
+        }
+        let mut done = None;
+        let result = self.read(|| {
+            done = next.try_pread(buf, offset);
+            Ok(())
+        });
+        match result {
+            Ok(()) => done,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
     fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         self.write(flags, |flags| next.pwrite(buf, offset, flags))
     }

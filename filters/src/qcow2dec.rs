@@ -87,10 +87,11 @@ impl Handle {
         self.disk.get().ok_or_else(|| corrupt(NAME, "used before prepare"))
     }
 
-    /// Calls `each` with a range's parts, one for each cluster, while that returns true.
+    /// Calls `each` with a range's parts, one for each cluster, while that returns true. Without
+    /// `next`, the tables have to be kept.
     fn pieces(
         &self,
-        next: &Next,
+        next: Option<&Next>,
         count: u64,
         offset: u64,
         mut each: impl FnMut(Piece) -> Result<bool>,
@@ -125,11 +126,16 @@ impl Handle {
             let image = Image { next, client: None };
             disk.header.decompress(&image, offset, length)
         })?;
-        let from = (piece.offset % disk.header.cluster_size()) as usize;
-        let part = data.get(from..).and_then(|data| data.get(..buf.len()));
-        buf.copy_from_slice(part.ok_or_else(|| corrupt(NAME, "a cluster is too short"))?);
-        Ok(())
+        copy_part(disk, &data, piece, buf)
     }
+}
+
+/// Copies a part of a cluster, whose bytes are `data`.
+fn copy_part(disk: &Disk, data: &[u8], piece: &Piece, buf: &mut [u8]) -> Result<()> {
+    let from = (piece.offset % disk.header.cluster_size()) as usize;
+    let part = data.get(from..).and_then(|data| data.get(..buf.len()));
+    buf.copy_from_slice(part.ok_or_else(|| corrupt(NAME, "a cluster is too short"))?);
+    Ok(())
 }
 
 /// Bytes that are together in the image and in a client's buffer, to be read in one go.
@@ -147,16 +153,39 @@ impl Run {
         self.at + self.length as u64
     }
 
-    /// Reads it into its place of `buf`.
-    fn read(&self, next: &Next, disk: &Disk, buf: &mut [u8]) -> Result<()> {
-        if self.length == 0 {
-            return Ok(());
+    /// Adds a cluster's part, if it comes next in the image and in the buffer.
+    fn extend(&mut self, at: u64, from: usize, length: usize) -> bool {
+        let fits = self.length > 0 && at == self.end() && from == self.from + self.length;
+        if fits {
+            self.length += length;
         }
+        fits
+    }
+
+    /// Its part of `buf`.
+    ///
+    /// # Errors
+    /// EIO: it is not within the image.
+    fn part<'a>(&self, disk: &Disk, buf: &'a mut [u8]) -> Result<&'a mut [u8]> {
         if self.end() > disk.image {
             let at = self.at;
             return Err(corrupt(NAME, format!("the image is cut off in a cluster at {at}")));
         }
-        next.pread(&mut buf[self.from..][..self.length], self.at)
+        Ok(&mut buf[self.from..][..self.length])
+    }
+
+    fn read(&self, next: &Next, disk: &Disk, buf: &mut [u8]) -> Result<()> {
+        if self.length == 0 { Ok(()) } else { next.pread(self.part(disk, buf)?, self.at) }
+    }
+
+    fn try_read(&self, next: &Next, disk: &Disk, buf: &mut [u8]) -> Option<Result<()>> {
+        if self.length == 0 {
+            return Some(Ok(()));
+        }
+        match self.part(disk, buf) {
+            Ok(part) => next.try_pread(part, self.at),
+            Err(error) => Some(Err(error)),
+        }
     }
 }
 
@@ -191,14 +220,11 @@ impl OpenLayer for Handle {
     fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
         let disk = self.disk()?;
         let mut run = Run::default();
-        self.pieces(next, buf.len() as u64, offset, |piece| {
+        self.pieces(Some(next), buf.len() as u64, offset, |piece| {
             let from = (piece.offset - offset) as usize;
             let length = piece.length as usize;
             match piece.place {
-                Place::At(at) if run.length > 0 && at == run.end() => {
-                    run.length += length;
-                    return Ok(true);
-                }
+                Place::At(at) if run.extend(at, from, length) => return Ok(true),
                 Place::At(at) => {
                     let before = std::mem::replace(&mut run, Run { at, from, length });
                     before.read(next, disk, buf)?;
@@ -216,6 +242,38 @@ impl OpenLayer for Handle {
         run.read(next, disk, buf)
     }
 
+    /// By tables and compressed clusters that are kept, and one read of the image. Errors are left
+    /// to `pread`.
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        let disk = self.disk().ok()?;
+        let mut run = Run::default();
+        let mut is_found = true;
+        let walked = self.pieces(None, buf.len() as u64, offset, |piece| {
+            let from = (piece.offset - offset) as usize;
+            let length = piece.length as usize;
+            is_found = match piece.place {
+                Place::At(at) if run.length == 0 => {
+                    run = Run { at, from, length };
+                    true
+                }
+                Place::At(at) => run.extend(at, from, length),
+                Place::Nowhere => {
+                    buf[from..][..length].fill(0);
+                    true
+                }
+                Place::Compressed { .. } => match self.clusters.kept(piece.cluster) {
+                    Some(data) => {
+                        copy_part(disk, &data, &piece, &mut buf[from..][..length])?;
+                        true
+                    }
+                    None => false,
+                },
+            };
+            Ok(is_found)
+        });
+        if walked.is_ok() && is_found { run.try_read(next, disk, buf) } else { None }
+    }
+
     fn extents(
         &self,
         next: &Next,
@@ -226,7 +284,7 @@ impl OpenLayer for Handle {
     ) -> Result<()> {
         let mut looked_at = 0;
         let mut first = None;
-        self.pieces(next, count, offset, |piece| {
+        self.pieces(Some(next), count, offset, |piece| {
             let is_zero = matches!(piece.place, Place::Nowhere);
             if flags.contains(Flags::REQ_ONE) && *first.get_or_insert(is_zero) != is_zero {
                 return Ok(false);

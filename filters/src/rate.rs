@@ -166,6 +166,9 @@ impl OpenLayer for Unlimited {
     }
 }
 
+/// By scope, the rate at which something was taken, if there is a limit.
+type Rates = [Option<Rate>; SCOPES.len()];
+
 struct Handle {
     client: Option<Arc<Client>>,
     address: Address,
@@ -187,6 +190,16 @@ impl Handle {
         }
     }
 
+    /// Takes bits from the bucket of a scope if they need not be waited for.
+    fn try_take(&self, scope: Scope, way: Direction, bits: u64, rate: Rate) -> Result<bool> {
+        match scope {
+            Scope::Server => self.shared.server.of(way).try_take(bits, rate),
+            Scope::Connection => self.own.of(way).try_take(bits, rate),
+            Scope::Address => self.shared.addresses.of(way).try_take(&self.address, bits, rate),
+            Scope::Export => self.shared.exports.of(way).try_take(&self.export, bits, rate),
+        }
+    }
+
     fn give_back(&self, scope: Scope, way: Direction, bits: u64, rate: Rate) {
         match scope {
             Scope::Server => self.shared.server.of(way).give_back(bits, rate),
@@ -196,13 +209,21 @@ impl Handle {
         }
     }
 
+    fn give_all_back(&self, way: Direction, bits: u64, rates: Rates) {
+        for (scope, rate) in SCOPES.into_iter().zip(rates) {
+            if let Some(rate) = rate {
+                self.give_back(scope, way, bits, rate);
+            }
+        }
+    }
+
     /// Takes the bits of so many bytes from all buckets, and waits until all have earned them.
     ///
     /// # Errors
     /// ESHUTDOWN: the client has gone or the server stops. The bits are given back.
     fn wait(&self, direction: Direction, bytes: usize) -> Result<()> {
         let bits = bytes as u64 * 8;
-        let mut rates = [None; SCOPES.len()];
+        let mut rates = Rates::default();
         let mut delay = Duration::ZERO;
         for scope in SCOPES {
             let at = scope as usize;
@@ -214,13 +235,28 @@ impl Handle {
         if delay.is_zero() {
             return Ok(());
         }
-        client::sleep(self.client.as_deref(), delay).inspect_err(|_| {
-            for (scope, rate) in SCOPES.into_iter().zip(rates) {
-                if let Some(rate) = rate {
-                    self.give_back(scope, direction, bits, rate);
+        client::sleep(self.client.as_deref(), delay)
+            .inspect_err(|_| self.give_all_back(direction, bits, rates))
+    }
+
+    /// Takes the bits from all buckets if none of them has to earn them first, and by which rates.
+    /// `None`: nothing was taken.
+    fn try_all(&self, direction: Direction, bits: u64) -> Option<Rates> {
+        let mut rates = Rates::default();
+        for scope in SCOPES {
+            let at = scope as usize;
+            let try_take =
+                |rate| self.try_take(scope, direction, bits, rate).is_ok_and(|taken| taken);
+            match self.limits[at].known() {
+                Some(None) => {}
+                Some(Some(rate)) if try_take(rate) => rates[at] = Some(rate),
+                _ => {
+                    self.give_all_back(direction, bits, rates);
+                    return None;
                 }
             }
-        })
+        }
+        Some(rates)
     }
 }
 
@@ -238,12 +274,24 @@ impl OpenLayer for Handle {
     fn blocking(&self) -> Blocking {
         Blocking::Long
     }
+
+    /// While there are tokens.
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        let bits = buf.len() as u64 * 8;
+        let rates = self.try_all(Direction::Read, bits)?;
+        let result = next.try_pread(buf, offset);
+        if result.is_none() {
+            self.give_all_back(Direction::Read, bits, rates);
+        }
+        result
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::{self, Disk};
+    use std::sync::atomic::Ordering;
     use std::time::Instant;
 
     fn took(what: impl FnOnce()) -> f64 {
@@ -284,6 +332,19 @@ mod tests {
             let waited = read(&one) + read(&two);
             assert!(waited >= least, "{name}: {waited}");
         }
+    }
+
+    #[test]
+    fn reads_need_not_wait_while_there_are_tokens_and_an_attempt_takes_none() {
+        let disk = Arc::new(Disk { blocking: Blocking::Short, ..Disk::new(1 << 20) });
+        // Two buckets, the second of which has 100 bytes and earns one in a second.
+        let params = [("rate", "1G"), ("connection-rate", "8"), ("burstiness", "100")];
+        let backend = testing::backend(&disk, &["rate"], &params);
+        let now = |count: usize| backend.try_pread(&mut vec![0; count], 0).is_some();
+        disk.cached.store(false, Ordering::Relaxed);
+        assert!((0..10).all(|_| !now(90)));
+        disk.cached.store(true, Ordering::Relaxed);
+        assert_eq!([101, 40, 90, 60, 20].map(now), [false, true, false, true, false]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! nbdkit-retry-request-filter(1): tries requests again that fail, on the same connection to the
 //! plugin.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nbdkit_api::{
@@ -66,9 +67,10 @@ impl Filter for RetryRequest {
     }
 
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
-        let handle = Handle { parameters: *self, client: open.client.map(Arc::clone) };
+        let client = open.client.map(Arc::clone);
+        let handle = Handle { parameters: *self, client, failed: Mutex::default() };
         if self.open {
-            handle.retry("open", || below.open(open).map(drop))?;
+            handle.retry("open", None, || below.open(open).map(drop))?;
         } else {
             below.open(open)?;
         }
@@ -79,17 +81,36 @@ impl Filter for RetryRequest {
 struct Handle {
     parameters: RetryRequest,
     client: Option<Arc<Client>>,
+    /// Reads that have been tried once, the oldest first.
+    failed: Mutex<VecDeque<Failed>>,
 }
 
+/// A read whose first attempt has failed, and is to be retried by `pread`.
+struct Failed {
+    count: usize,
+    offset: u64,
+    error: Error,
+}
+
+/// Most reads that are known to have failed: there are no more at a time, but that the layer above
+/// may go on with other ranges.
+const MOST_FAILED: usize = 128;
+
 impl Handle {
-    /// Makes attempts until one succeeds, as often as the parameters allow.
+    /// Makes attempts until one succeeds, as often as the parameters allow. `failed`: the error of
+    /// an attempt that was made already.
     ///
     /// # Errors
     /// That of the last attempt; ESHUTDOWN: the client has gone or the server stops.
-    fn retry<T>(&self, what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    fn retry<T>(
+        &self,
+        what: &str,
+        mut failed: Option<Error>,
+        mut attempt: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
         let mut number = 0;
         loop {
-            match attempt() {
+            match failed.take().map_or_else(&mut attempt, Err) {
                 // That fast zeroes are not fast is an answer.
                 Err(error) if number < self.parameters.retries && !error.is_unsupported() => {
                     number += 1;
@@ -100,31 +121,43 @@ impl Handle {
             }
         }
     }
+
+    fn failed(&self) -> MutexGuard<'_, VecDeque<Failed>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The error of the first attempt of a read, if that was made.
+    fn take_failed(&self, count: usize, offset: u64) -> Option<Error> {
+        let mut failed = self.failed();
+        let at = failed.iter().position(|it| it.count == count && it.offset == offset)?;
+        failed.remove(at).map(|it| it.error)
+    }
 }
 
 impl OpenLayer for Handle {
     fn size(&self, next: &Next) -> Result<u64> {
-        self.retry("get_size", || next.size())
+        self.retry("get_size", None, || next.size())
     }
 
     fn pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.retry("pread", || next.pread(buf, offset))
+        let failed = self.take_failed(buf.len(), offset);
+        self.retry("pread", failed, || next.pread(buf, offset))
     }
 
     fn pwrite(&self, next: &Next, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.retry("pwrite", || next.pwrite(buf, offset, flags))
+        self.retry("pwrite", None, || next.pwrite(buf, offset, flags))
     }
 
     fn flush(&self, next: &Next) -> Result<()> {
-        self.retry("flush", || next.flush())
+        self.retry("flush", None, || next.flush())
     }
 
     fn trim(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.retry("trim", || next.trim(count, offset, flags))
+        self.retry("trim", None, || next.trim(count, offset, flags))
     }
 
     fn zero(&self, next: &Next, count: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.retry("zero", || next.zero(count, offset, flags))
+        self.retry("zero", None, || next.zero(count, offset, flags))
     }
 
     fn extents(
@@ -135,7 +168,7 @@ impl OpenLayer for Handle {
         flags: Flags,
         extents: &mut Extents,
     ) -> Result<()> {
-        let found = self.retry("extents", || {
+        let found = self.retry("extents", None, || {
             // An attempt that fails may have added some.
             let mut found = Extents::new(extents.start(), extents.end());
             next.extents(count, offset, flags, &mut found)?;
@@ -145,16 +178,22 @@ impl OpenLayer for Handle {
     }
 
     fn cache(&self, next: &Next, count: u64, offset: u64) -> Result<()> {
-        self.retry("cache", || next.cache(count, offset))
+        self.retry("cache", None, || next.cache(count, offset))
     }
 
     fn blocking(&self) -> Blocking {
         Blocking::Long
     }
 
-    /// An attempt that does not block; if it fails, `pread` makes others.
+    /// The first attempt; if it fails, `pread` makes the others.
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        next.try_pread(buf, offset).filter(Result::is_ok)
+        let Err(error) = next.try_pread(buf, offset)? else { return Some(Ok(())) };
+        let mut failed = self.failed();
+        if failed.len() == MOST_FAILED {
+            failed.pop_front();
+        }
+        failed.push_back(Failed { count: buf.len(), offset, error });
+        None
     }
 }
 
@@ -172,8 +211,20 @@ mod tests {
         disk.take_calls();
         assert_eq!(backend.pread(&mut [0], 7).unwrap_err().errno(), Errno::ENOMEM);
         assert_eq!(disk.take_calls(), ["pread 1@7"; 4]);
+        // With an attempt before.
         assert!(backend.try_pread(&mut [0], 7).is_none());
+        assert_eq!(disk.take_calls(), ["pread 1@7"]);
+        assert_eq!(backend.pread(&mut [0], 7).unwrap_err().errno(), Errno::ENOMEM);
+        assert_eq!(disk.take_calls(), ["pread 1@7"; 3]);
+        assert_eq!(backend.pread(&mut [0], 7).unwrap_err().errno(), Errno::ENOMEM);
+        assert_eq!(disk.take_calls(), ["pread 1@7"; 4]);
+        // Reads that nobody goes on with.
+        (0..500).for_each(|offset| assert!(backend.try_pread(&mut [0], offset).is_none()));
         disk.take_calls();
+        assert_eq!(backend.pread(&mut [0], 0).unwrap_err().errno(), Errno::ENOMEM);
+        assert_eq!(disk.take_calls().len(), 4);
+        assert_eq!(backend.pread(&mut [0], 499).unwrap_err().errno(), Errno::ENOMEM);
+        assert_eq!(disk.take_calls().len(), 3);
         backend.pwrite(b"x", 0, Flags::FUA).unwrap();
         assert_eq!(disk.take_calls(), ["pwrite 1@0 FUA"]);
     }

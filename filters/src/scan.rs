@@ -236,11 +236,6 @@ impl OpenLayer for Handle {
         }
         true
     }
-
-    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        self.note_read(buf.len() as u64, offset);
-        next.try_pread(buf, offset)
-    }
 }
 
 #[cfg(test)]

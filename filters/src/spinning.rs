@@ -1,6 +1,6 @@
 //! nbdkit-spinning-filter(1): takes as long as the heads of a hard disk take to get to the data.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
 use nbdkit_api::{
@@ -128,20 +128,41 @@ impl Handle {
     /// Moves an arm through a request: the arm, to be kept as long as it moves, and how long the
     /// way to the request's beginning takes.
     fn moved(&self, count: u64, offset: u64) -> (MutexGuard<'_, u64>, Duration) {
+        let way = self.way(count, offset);
+        let mut at = self.arms[way.arm].lock().unwrap_or_else(PoisonError::into_inner);
+        let time = self.time(*at, &way);
+        *at = way.end;
+        (at, time)
+    }
+
+    fn way(&self, count: u64, offset: u64) -> Way {
         let size = self.size.get().copied().unwrap_or_default();
         let heads = u64::from(self.disk.heads).min(size).max(1);
         let range = size / heads;
         let head = offset.checked_div(range).unwrap_or(0).min(heads - 1);
         // The last head has what is left.
         let length = if head == heads - 1 { size - head * range } else { range };
-        let target = offset - head * range;
+        let begin = offset - head * range;
         let arm = if self.disk.separate { head as usize } else { 0 };
-        let mut at = self.arms[arm].lock().unwrap_or_else(PoisonError::into_inner);
-        let way = target.abs_diff(*at);
-        *at = (target + count).min(length);
-        let part = way as f64 / length as f64;
-        (at, if way > NEAR { self.disk.seek_time(part) } else { Duration::ZERO })
+        Way { arm, begin, end: (begin + count).min(length), length }
     }
+
+    /// How long the arm takes to the beginning from where it is.
+    fn time(&self, at: u64, way: &Way) -> Duration {
+        let distance = way.begin.abs_diff(at);
+        let part = distance as f64 / way.length as f64;
+        if distance > NEAR { self.disk.seek_time(part) } else { Duration::ZERO }
+    }
+}
+
+/// Where an arm goes for a request.
+struct Way {
+    arm: usize,
+    /// Of the request, bytes from the beginning of the head's range.
+    begin: u64,
+    end: u64,
+    /// Of the head's range, bytes.
+    length: u64,
 }
 
 impl OpenLayer for Handle {
@@ -180,12 +201,29 @@ impl OpenLayer for Handle {
     fn blocking(&self) -> Blocking {
         Blocking::Long
     }
+
+    /// What is near to where the arm is.
+    fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        let way = self.way(buf.len() as u64, offset);
+        let mut at = match self.arms[way.arm].try_lock() {
+            Ok(at) => at,
+            Err(TryLockError::Poisoned(at)) => at.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        if !self.time(*at, &way).is_zero() {
+            return None;
+        }
+        let result = next.try_pread(buf, offset)?;
+        *at = way.end;
+        Some(result)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::{self, Disk};
+    use std::sync::atomic::Ordering;
     use std::time::Instant;
 
     const SIZE: u64 = 8 << 20;
@@ -224,6 +262,21 @@ mod tests {
         // What is read in order is near.
         let in_order = (4..8).map(|at| disk.moved(1 << 20, at << 20).1);
         assert!(in_order.into_iter().all(|time| time.is_zero()));
+    }
+
+    #[test]
+    fn near_reads_need_not_wait_and_only_what_was_read_moves_an_arm() {
+        for cached in [true, false] {
+            let disk = Disk { blocking: Blocking::Short, ..Disk::new(SIZE as usize) };
+            disk.cached.store(cached, Ordering::Relaxed);
+            let disk = Arc::new(disk);
+            let next = testing::backend(&disk, &["spinning"], &[]);
+            let now = |offset| next.try_pread(&mut [0; 1024], offset).is_some();
+            // The second is near to the first, not to where the arm was at first.
+            assert_eq!([now(NEAR), now(2 * NEAR)], [cached, cached]);
+            assert!(!now(4 << 20));
+            assert_eq!(now(2 * NEAR + 1024), cached);
+        }
     }
 
     #[test]

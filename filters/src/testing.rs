@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use nbdkit_api::client::Peer;
@@ -25,6 +26,9 @@ pub(crate) struct Disk {
     pub(crate) extents: bool,
     pub(crate) block_size: BlockSize,
     pub(crate) fail_reads: Option<Errno>,
+    pub(crate) blocking: Blocking,
+    /// Whether reads need not wait, though `blocking` says that they may.
+    pub(crate) cached: AtomicBool,
 }
 
 impl Disk {
@@ -42,6 +46,8 @@ impl Disk {
             extents: true,
             block_size: BlockSize::default(),
             fail_reads: None,
+            blocking: Blocking::Never,
+            cached: AtomicBool::new(true),
         }
     }
 
@@ -207,7 +213,12 @@ impl Connection for Handle {
     }
 
     fn blocking(&self) -> Blocking {
-        Blocking::Never
+        self.0.blocking
+    }
+
+    fn try_pread(&self, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        let now = self.0.blocking == Blocking::Never || self.0.cached.load(Ordering::Relaxed);
+        now.then(|| self.pread(buf, offset))
     }
 }
 
@@ -331,6 +342,13 @@ pub(crate) fn disk_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
         _ => return Some(Arc::new(Disk::pattern(size))),
     };
     Some(disk_of(image))
+}
+
+/// The same on a device, for which reads may have to wait.
+pub(crate) fn device_for(filter: &str, size: usize) -> Option<Arc<Disk>> {
+    let mut disk = disk_for(filter, size)?;
+    Arc::get_mut(&mut disk)?.blocking = Blocking::Short;
+    Some(disk)
 }
 
 /// A qcow2 image of a disk of `size` bytes that has no data.

@@ -121,7 +121,10 @@ impl OpenLayer for Handle {
     }
 
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        if self.is_over() { None } else { next.try_pread(buf, offset) }
+        match self.check() {
+            Ok(()) => next.try_pread(buf, offset),
+            Err(error) => Some(Err(error)),
+        }
     }
 }
 
@@ -146,11 +149,11 @@ mod tests {
         std::thread::sleep(Duration::from_micros(2));
         backend.flush().unwrap();
         assert!(!is_cut.load(Ordering::Relaxed));
-        assert!(backend.try_pread(&mut [0], 0).is_none());
         assert_eq!(backend.passes_to(Direction::Write, 1, 0), None);
         let none = Flags::empty();
         for result in [
             backend.pread(&mut [0], 0),
+            backend.try_pread(&mut [0], 0).unwrap(),
             backend.pwrite(&[0], 0, none),
             backend.zero(1, 0, none),
             backend.trim(1, 0, none),

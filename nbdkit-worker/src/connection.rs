@@ -16,6 +16,7 @@ mod input;
 mod negotiated;
 mod options;
 pub(crate) mod pin;
+mod poll_backoff;
 mod pool;
 mod prealloc;
 mod receive;

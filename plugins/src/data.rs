@@ -79,31 +79,7 @@ impl Plugin for Data {
     }
 
     fn callbacks(&self) -> &'static [&'static str] {
-        &[
-            "dump_plugin",
-            "config",
-            "config_complete",
-            "config_help",
-            "get_ready",
-            "open",
-            "get_size",
-            "block_size",
-            "can_write",
-            "can_flush",
-            "can_trim",
-            "can_zero",
-            "can_fast_zero",
-            "can_extents",
-            "can_fua",
-            "can_multi_conn",
-            "can_cache",
-            "pread",
-            "pwrite",
-            "flush",
-            "trim",
-            "zero",
-            "extents",
-        ]
+        memory::CALLBACKS
     }
 
     fn magic_config_key(&self) -> Option<&str> {

@@ -23,37 +23,40 @@ pub struct Memory {
     disk: Option<Arc<dyn Allocator>>,
 }
 
+/// The callbacks of a plugin whose disk an allocator keeps.
+pub(crate) const CALLBACKS: &[&str] = &[
+    "dump_plugin",
+    "config",
+    "config_complete",
+    "config_help",
+    "get_ready",
+    "open",
+    "get_size",
+    "block_size",
+    "can_write",
+    "can_flush",
+    "can_trim",
+    "can_zero",
+    "can_fast_zero",
+    "can_extents",
+    "can_fua",
+    "can_multi_conn",
+    "can_cache",
+    "pread",
+    "pwrite",
+    "flush",
+    "trim",
+    "zero",
+    "extents",
+];
+
 impl Plugin for Memory {
     fn name(&self) -> &str {
         "memory"
     }
 
     fn callbacks(&self) -> &'static [&'static str] {
-        &[
-            "dump_plugin",
-            "config",
-            "config_complete",
-            "config_help",
-            "get_ready",
-            "open",
-            "get_size",
-            "block_size",
-            "can_write",
-            "can_flush",
-            "can_trim",
-            "can_zero",
-            "can_fast_zero",
-            "can_extents",
-            "can_fua",
-            "can_multi_conn",
-            "can_cache",
-            "pread",
-            "pwrite",
-            "flush",
-            "trim",
-            "zero",
-            "extents",
-        ]
+        CALLBACKS
     }
 
     fn magic_config_key(&self) -> Option<&str> {

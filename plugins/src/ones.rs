@@ -2,7 +2,7 @@
 
 use nbdkit_api::{Connection, Error, ExtentKind, Extents, Open, Plugin, Result, Value};
 
-use crate::simple::{Abilities, Disk, Simple};
+use crate::simple::{self, Abilities, Disk, Simple};
 
 /// The plugin: a size and the byte.
 #[derive(Debug)]
@@ -23,28 +23,7 @@ impl Plugin for Ones {
     }
 
     fn callbacks(&self) -> &'static [&'static str] {
-        &[
-            "longname",
-            "config",
-            "config_help",
-            "open",
-            "get_size",
-            "can_write",
-            "can_flush",
-            "can_trim",
-            "can_zero",
-            "can_fast_zero",
-            "can_extents",
-            "can_fua",
-            "can_multi_conn",
-            "can_cache",
-            "pread",
-            "pwrite",
-            "flush",
-            "trim",
-            "zero",
-            "extents",
-        ]
+        simple::CALLBACKS
     }
 
     fn longname(&self) -> Option<&str> {

@@ -34,6 +34,31 @@ impl Abilities {
         Abilities { write: true, trim: true, zero: true, flush: true, extents: true };
 }
 
+/// The callbacks of a plugin with parameters, a long name, and a disk with which clients may do
+/// everything.
+pub(crate) const CALLBACKS: &[&str] = &[
+    "longname",
+    "config",
+    "config_help",
+    "open",
+    "get_size",
+    "can_write",
+    "can_flush",
+    "can_trim",
+    "can_zero",
+    "can_fast_zero",
+    "can_extents",
+    "can_fua",
+    "can_multi_conn",
+    "can_cache",
+    "pread",
+    "pwrite",
+    "flush",
+    "trim",
+    "zero",
+    "extents",
+];
+
 /// A disk that is asked for data alone.
 pub(crate) trait Disk: Send + Sync + 'static {
     /// What clients may do with it.

@@ -82,6 +82,14 @@ pub fn status(pid: i32, field: &str) -> u64 {
     line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
+/// Threads of a process.
+///
+/// # Panics
+/// There is no such process.
+pub fn threads(pid: i32) -> u64 {
+    status(pid, "Threads:")
+}
+
 /// What the descriptors of a process lead to. Users other than root may not look at processes that
 /// are confined.
 ///

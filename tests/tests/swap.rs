@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nbd_protocol::constants::{Rep, TransmissionFlags};
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::Transport;
+use nbdkit_tests::processes::threads;
 use nbdkit_tests::server::Builder;
 use nbdkit_tests::tls::{Authority, KeyType};
 use nbdkit_tests::{Ask, Client, Server};
@@ -75,10 +76,6 @@ impl Cost {
             before = now;
         }
     }
-}
-
-fn threads(process: i32) -> usize {
-    std::fs::read_dir(format!("/proc/{process}/task")).expect("it lives").count()
 }
 
 /// The process that serves the only client.
@@ -164,7 +161,7 @@ fn costs_nothing<T: Transport>(
     what: &str,
     server: &Server,
     mut client: Client<T>,
-    most: usize,
+    most: u64,
     rest: Duration,
 ) {
     open(&mut client);
@@ -183,7 +180,7 @@ fn a_load_causes_no_page_fault_and_takes_no_memory() {
     if needs_root() {
         return;
     }
-    let stacks: [(&[&str], usize); 6] = [
+    let stacks: [(&[&str], u64); 6] = [
         (&["file", "{dir}/disk"], 17),
         (&["-t", "3", "file", "{dir}/disk"], 4),
         // Nothing in it waits, so the thread that reads does everything.

@@ -29,6 +29,39 @@ fn reads_are_rounded_and_cut() {
 }
 
 #[test]
+fn a_part_of_one_block_need_not_wait_for_more_than_the_layer_below() {
+    for (blocking, calls) in [(Blocking::Short, 0), (Blocking::Never, 2)] {
+        let disk = Arc::new(Disk { blocking, ..Disk::pattern(1 << 20) });
+        let filter = testing::backend(&disk, &["blocksize"], &[MINBLOCK, MAXDATA]);
+        let now = |count: usize, offset: usize| {
+            disk.take_calls();
+            let mut buf = vec![0xee; count];
+            let result = filter.try_pread(&mut buf, offset as u64);
+            if result.is_some() {
+                let expected: Vec<u8> = (offset..offset + count).map(|i| (i % 251) as u8).collect();
+                assert!(buf == expected, "{count}@{offset}");
+            }
+            disk.take_calls()
+        };
+        assert_eq!(now(100, 50), ["pread 4096@0"]);
+        assert_eq!(now(1, (1 << 20) - 1), ["pread 4096@1044480"]);
+        assert_eq!(now(8192, 4096), ["pread 8192@4096"]);
+        assert_eq!(now(4096, 4000).len(), calls, "two requests");
+        assert_eq!(now(32_768, 4096).len(), calls, "more than maxdata");
+    }
+}
+
+#[test]
+fn only_writers_of_parts_of_blocks_wait_for_each_other() {
+    let disk = Arc::new(Disk::new(8192));
+    for (minblock, blocking) in [("1", Blocking::Never), ("2", Blocking::Short)] {
+        let filter = testing::backend(&disk, &["blocksize"], &[("minblock", minblock)]);
+        filter.size().unwrap();
+        assert_eq!(filter.blocking(), blocking, "{minblock}");
+    }
+}
+
+#[test]
 fn writes_of_parts_leave_the_neighbours_as_they_are() {
     let (disk, filter) = disk();
     let mut expected = disk.data.lock().unwrap().clone();

@@ -9,6 +9,7 @@
 //! data.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nbdkit_api::shared::{BlockLock, SharedBlockMap, Unfinished};
@@ -144,15 +145,30 @@ impl Blocks {
         Ok(())
     }
 
-    /// Reads a range of which every byte is in the cache, and in memory. `None`: it is not, and a
-    /// part of `buf` may have been filled.
-    pub(super) fn try_read(&self, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+    /// Reads a range without waiting: what is in the cache has to be in memory, and what is not one
+    /// run of blocks, which the layer below has at once and which is not to be `kept`. `None`: it
+    /// is not, and a part of `buf` may have been filled.
+    pub(super) fn try_read(
+        &self,
+        next: &Next,
+        buf: &mut [u8],
+        offset: u64,
+        kept: impl Fn() -> bool,
+    ) -> Option<Result<()>> {
         let end = offset + buf.len() as u64;
+        let within = |from: u64, to: u64| (from - offset) as usize..(to - offset) as usize;
+        let mut below: Option<Range<u64>> = None;
         let mut at = offset;
         while at < end {
             let (state, to) = self.state_at(at).ok()?;
-            let (slot, to) = (state.slot()?, to.min(end));
-            let part = &mut buf[(at - offset) as usize..(to - offset) as usize];
+            let to = to.min(end);
+            let Some(slot) = state.slot() else {
+                let from = below.map_or(Some(at), |run| (run.end == at).then_some(run.start))?;
+                below = Some(from..to);
+                at = to;
+                continue;
+            };
+            let part = &mut buf[within(at, to)];
             let is_read = self.store.read_now(slot, at % self.store.block_size(), part);
             // As in `read`: the slot may be another block's by now.
             if !is_read || self.state_at(at).ok()?.0.slot() != Some(slot) {
@@ -163,7 +179,11 @@ impl Blocks {
             }
             at = to;
         }
-        Some(Ok(()))
+        match below {
+            None => Some(Ok(())),
+            Some(_) if kept() => None,
+            Some(run) => next.try_pread(&mut buf[within(run.start, run.end)], run.start),
+        }
     }
 
     pub(super) fn note_use(&self, slot: Slot, now: u64) -> Result<()> {

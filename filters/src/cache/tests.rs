@@ -87,7 +87,11 @@ fn reads_of_what_is_in_memory_need_not_wait() {
     assert!(disk.take_calls().is_empty());
     assert_eq!(now(4096, 0).unwrap(), testing::read(&filter, 4096, 0));
     assert_eq!(disk.take_calls(), ["pread 4096@0", "pread 4096@0"]);
-    assert_eq!(now(4096, 4095), None, "a part is below");
+    let expected: Vec<u8> =
+        (4095..8191).map(|at| if at < 4096 { (at % 251) as u8 } else { 7 }).collect();
+    assert_eq!(now(4096, 4095), can_tell.then_some(expected));
+    disk.take_calls();
+    assert_eq!(now(20_000, 0), None, "two parts are below");
     assert!(disk.take_calls().is_empty(), "nothing was done");
     let (disk, filter) = open(&[SMALL, ("cache-on-read", "true")]);
     assert!(filter.try_pread(&mut [0; 10], 0).is_none(), "the block is brought into the cache");

@@ -230,4 +230,10 @@ impl<F: Format> OpenLayer for Handle<F> {
     fn blocking(&self) -> Blocking {
         Blocking::Long
     }
+
+    /// What is decompressed already: to decompress is for several processors.
+    fn try_pread(&self, _: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        let (index, summary) = self.ready().ok()?;
+        index.read_kept(F::NAME, summary, &self.cache, self.max_block, buf, offset)
+    }
 }

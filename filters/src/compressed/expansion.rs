@@ -404,9 +404,13 @@ impl<F: Format> OpenLayer for Handle<F> {
         if self.expanded().is_some() { Blocking::Short } else { Blocking::Long }
     }
 
-    /// What is in the page cache.
+    /// What is in the page cache, or decompressed already.
     fn try_pread(&self, _: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        let read = page_cache::read_now(self.expanded()?.as_fd(), buf, offset).ok()?;
+        let Some(file) = self.expanded() else {
+            let (summary, index) = (&self.ready().ok()?.0, &self.expansion.index);
+            return index.read_kept(F::NAME, summary, &self.cache, F::MAX_SPAN, buf, offset);
+        };
+        let read = page_cache::read_now(file.as_fd(), buf, offset).ok()?;
         (read == buf.len()).then_some(Ok(()))
     }
 

@@ -140,13 +140,42 @@ impl Index {
         summary: &Summary,
         cache: &BlockCache,
         limit: u64,
-        mut buf: &mut [u8],
-        mut offset: u64,
+        buf: &mut [u8],
+        offset: u64,
         decode: impl Fn(u64, &Block) -> Result<Vec<u8>>,
     ) -> Result<()> {
+        let get = |number, block: &Block| cache.get(number, || decode(number, block)).map(Some);
+        self.copy(filter, summary, limit, buf, offset, get).map(drop)
+    }
+
+    /// As [`read`](Self::read) from blocks that are all in `cache`; `None`: they are not, and a
+    /// part of `buf` may have been filled.
+    pub(super) fn read_kept(
+        &self,
+        filter: &str,
+        summary: &Summary,
+        cache: &BlockCache,
+        limit: u64,
+        buf: &mut [u8],
+        offset: u64,
+    ) -> Option<Result<()>> {
+        let get = |number, _: &Block| Ok(cache.kept(number));
+        self.copy(filter, summary, limit, buf, offset, get).transpose()
+    }
+
+    /// Fills `buf` from the blocks that `get` has; `None` if it has not all of them.
+    fn copy(
+        &self,
+        filter: &str,
+        summary: &Summary,
+        limit: u64,
+        mut buf: &mut [u8],
+        mut offset: u64,
+        get: impl Fn(u64, &Block) -> Result<Option<Arc<Vec<u8>>>>,
+    ) -> Result<Option<()>> {
         while !buf.is_empty() {
             let (number, block) = self.find(filter, summary, offset, limit)?;
-            let data = cache.get(number, || decode(number, &block))?;
+            let Some(data) = get(number, &block)? else { return Ok(None) };
             let from = usize::try_from(offset - block.start).unwrap_or(usize::MAX);
             let data = data.get(from..).filter(|data| !data.is_empty());
             let data = data.ok_or_else(|| corrupt(filter, "a block is shorter than its index"))?;
@@ -156,7 +185,7 @@ impl Index {
             buf = left;
             offset += count as u64;
         }
-        Ok(())
+        Ok(Some(()))
     }
 
     fn block(&self, number: u64) -> Result<Block> {

@@ -1,12 +1,13 @@
 //! What all clients share: the file with the data of the overlay in clusters of the size of a
 //! block, the tables that say which block is where, and the locks for moving blocks.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use nbdkit_api::shared::{
     BlockLock, BlockLocks, BlockState, SharedBlockMaps, SharedFile, SharedWords, Unfinished,
 };
-use nbdkit_api::{Errno, Error, Result};
+use nbdkit_api::{Errno, Error, Result, page_cache};
 
 use super::accounts::{Accounts, Limits};
 use super::table::{Block, Table};
@@ -157,6 +158,11 @@ impl Overlay {
     /// EIO.
     pub(super) fn read(&self, buf: &mut [u8], at: u64) -> Result<()> {
         self.clusters.read_at(buf, at)
+    }
+
+    /// As [`read`](Self::read), if all of it is in the page cache; false otherwise.
+    pub(super) fn read_now(&self, buf: &mut [u8], at: u64) -> bool {
+        page_cache::read_now(self.clusters.as_fd(), buf, at) == Ok(buf.len())
     }
 
     /// Writes to the file.

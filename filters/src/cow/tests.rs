@@ -111,6 +111,32 @@ fn trimming_drops_blocks_and_zeroes_their_parts() {
     assert_eq!(testing::read(&backend, 10, 3 * BLOCK), [0, 0, 0, 0, 0, 7, 0, 0, 0, 0]);
 }
 
+/// Without waiting: what is in the overlay, trimmed, and in one place below.
+#[test]
+fn reads_of_what_is_in_memory_need_not_wait() {
+    let disk = Arc::new(Disk::pattern(1 << 20));
+    let backend = testing::backend(&disk, &["cow"], &[]);
+    let now = |count: usize, offset: u64| {
+        let mut buf = vec![0xee; count];
+        backend.try_pread(&mut buf, offset).map(|result| result.map(|()| buf).unwrap())
+    };
+    backend.pwrite(&[7; 2 * BLOCK as usize], 2 * BLOCK, NONE).unwrap();
+    backend.trim(BLOCK, 4 * BLOCK, NONE).unwrap();
+    // Not every file system can tell what is in memory.
+    let can_tell = now(10, 2 * BLOCK).is_some();
+    for (count, offset) in [(4096, 3 * BLOCK), (4 * BLOCK as usize - 50, BLOCK + 50)] {
+        let expected = testing::read(&backend, count, offset);
+        disk.take_calls();
+        assert_eq!(now(count, offset), can_tell.then_some(expected), "{count}@{offset}");
+        let below = usize::from(can_tell && offset < 2 * BLOCK);
+        assert_eq!(disk.take_calls().len(), below, "{count}@{offset}");
+    }
+    assert_eq!(now(10, 4 * BLOCK + 5), Some(vec![0; 10]));
+    disk.take_calls();
+    assert_eq!(now(6 * BLOCK as usize, 0), None, "two runs are below");
+    assert!(disk.take_calls().is_empty(), "nothing was done");
+}
+
 #[test]
 fn parts_of_large_blocks_are_zeroed_in_pieces() {
     let disk = Arc::new(Disk::pattern(4 << 20));

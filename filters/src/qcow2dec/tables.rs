@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use nbdkit_api::{BlockCache, Next, Result};
+use nbdkit_api::{BlockCache, Errno, Error, Next, Result};
 
 use super::NAME;
 use super::header::Header;
@@ -50,8 +50,9 @@ impl Tables {
         Tables(BlockCache::new(PAGES))
     }
 
-    /// For a request, whose entries are often next to each other.
-    pub(super) fn lookup<'a>(&'a self, next: &'a Next) -> Lookup<'a> {
+    /// For a request, whose entries are often next to each other. Pages that are not kept are read
+    /// from `next`; without it, they are not found.
+    pub(super) fn lookup<'a>(&'a self, next: Option<&'a Next>) -> Lookup<'a> {
         Lookup { tables: self, next, last: None, l2: None }
     }
 }
@@ -59,7 +60,7 @@ impl Tables {
 /// Looks up the clusters of one request.
 pub(super) struct Lookup<'a> {
     tables: &'a Tables,
-    next: &'a Next,
+    next: Option<&'a Next>,
     /// The page that was used last, and its number.
     last: Option<(u64, Arc<Vec<u8>>)>,
     /// The last entry of the L1 table, and its index.
@@ -70,7 +71,7 @@ impl Lookup<'_> {
     /// Where `cluster` is in an image of `image` bytes.
     ///
     /// # Errors
-    /// EIO: the tables are damaged; those of the layer below.
+    /// EIO: the tables are damaged; those of the layer below; EAGAIN: a page is not kept.
     pub(super) fn place_of(&mut self, header: &Header, image: u64, cluster: u64) -> Result<Place> {
         let (index, within) = (cluster / header.entries(), cluster % header.entries());
         let table = match self.l2 {
@@ -93,18 +94,25 @@ impl Lookup<'_> {
         let (number, within) = (offset / PAGE, (offset % PAGE) as usize);
         let page = match self.last.take() {
             Some((last, page)) if last == number => page,
-            _ => self.tables.0.get(number, || {
-                let length = PAGE.min(image.saturating_sub(number * PAGE));
-                let mut page = vec![0; length as usize];
-                self.next.pread(&mut page, number * PAGE)?;
-                Ok(page)
-            })?,
+            _ => self.page(number, image)?,
         };
         let bytes = page.get(within..).and_then(|bytes| bytes.first_chunk());
         let bytes = bytes.ok_or_else(|| corrupt(NAME, "the image is cut off in a table"))?;
         let entry = u64::from_be_bytes(*bytes);
         self.last = Some((number, page));
         Ok(entry)
+    }
+
+    fn page(&self, number: u64, image: u64) -> Result<Arc<Vec<u8>>> {
+        let Some(next) = self.next else {
+            return self.tables.0.kept(number).ok_or_else(|| Error::silent(Errno::EAGAIN));
+        };
+        self.tables.0.get(number, || {
+            let length = PAGE.min(image.saturating_sub(number * PAGE));
+            let mut page = vec![0; length as usize];
+            next.pread(&mut page, number * PAGE)?;
+            Ok(page)
+        })
     }
 }
 

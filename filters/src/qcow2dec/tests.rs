@@ -1,6 +1,6 @@
 use std::io::Write;
 
-use nbdkit_api::{Errno, Error};
+use nbdkit_api::{Blocking, Errno, Error};
 
 use crate::testing::{self, decoded, disk_of, sample};
 
@@ -95,9 +95,14 @@ fn clusters_of_each_kind_are_where_the_tables_say() {
         let clusters = [three, one, two, zero, four, five, zero, zero, zero, nine];
         let expected = &clusters.concat()[..10 * 512 - 100];
         assert!(maker.decoded().unwrap() == expected, "version {version}");
-        let next = testing::backend(&disk_of(maker.bytes), &["qcow2dec"], &[]);
+        let mut disk = disk_of(maker.bytes);
+        std::sync::Arc::get_mut(&mut disk).unwrap().blocking = Blocking::Short;
+        let next = testing::backend(&disk, &["qcow2dec"], &[]);
         for (count, offset) in [(1, 0), (512, 512), (1000, 700), (600, 2000), (13, 2559)] {
             assert!(testing::read(&next, count, offset as u64) == expected[offset..][..count]);
+            let mut now = vec![0xee; count];
+            next.try_pread(&mut now, offset as u64).unwrap().unwrap();
+            assert!(now == expected[offset..][..count], "{count}@{offset}");
         }
         let extents = testing::extents_of(&next, expected.len() as u64, 0);
         let kinds =

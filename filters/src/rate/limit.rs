@@ -73,7 +73,23 @@ impl Limit {
     /// The rate that holds now, `None` for no limit. `last`: the last one from the file, of any
     /// worker, 0 for none.
     pub(super) fn now(&self, last: &AtomicU64) -> Option<Rate> {
-        let file_rate = self.file.as_ref().and_then(|file| self.file_rate(file, last));
+        self.of(self.file.as_ref().and_then(|file| self.file_rate(file, last)))
+    }
+
+    /// The rate that holds now, if it is known without a look at the file.
+    pub(super) fn known(&self) -> Option<Option<Rate>> {
+        let file_rate = match &self.file {
+            None => None,
+            Some(_) => {
+                let state = self.state.try_lock().ok()?;
+                state.looked.filter(|at| at.elapsed() < INTERVAL)?;
+                state.rate
+            }
+        };
+        Some(self.of(file_rate))
+    }
+
+    fn of(&self, file_rate: Option<NonZeroU64>) -> Option<Rate> {
         let per_second = file_rate.or(self.rate)?;
         let capacity = (per_second.get() as f64 * self.burstiness) as u64;
         Some(Rate { per_second, capacity, owed: OWED })
@@ -148,6 +164,8 @@ mod tests {
         let source = Source { rate: NonZeroU64::new(7), path: Some(dir.clone()) };
         let limit = Limit::new(&source, 2.0);
         let last = AtomicU64::new(0);
+        let known = |limit: &Limit| limit.known().map(|rate| rate.unwrap().per_second.get());
+        assert_eq!(known(&limit), None, "nobody has looked");
         assert_eq!(rate_of(&limit, &last), Some(7), "no file");
         for (content, rate) in [
             ("2M\njunk", 2 << 20),
@@ -159,6 +177,8 @@ mod tests {
         ] {
             std::fs::write(&dir, content).unwrap();
             assert_eq!(rate_of(&limit, &last), Some(rate), "{content:?}");
+            // Unless it has been so long that the file has to be looked at again.
+            assert!(known(&limit).is_none_or(|known| known == rate), "{content:?}");
         }
         std::fs::remove_file(&dir).unwrap();
         assert_eq!(rate_of(&limit, &last), Some(1 << 10), "deleted");

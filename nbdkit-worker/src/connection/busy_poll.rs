@@ -11,12 +11,9 @@
 use std::time::{Duration, Instant};
 
 use super::pin::{self, Pin};
+use super::poll_backoff::PollBackoff;
 
-/// Polls in vain in a row from which on polling becomes rarer. The end of every burst is one.
-const MISSES: u32 = 3;
-/// The most waits in a row without a poll, because polls were in vain.
-const MAX_SKIPPED: u32 = 256;
-/// And because the processors are taken: to try again costs each of these waits little.
+/// Waits without a poll, because the processors are taken: to try again costs each of them little.
 const SKIPPED_IF_CROWDED: u32 = 64;
 /// A yield that took longer has let another thread run: more than a system call that finds nothing
 /// to do takes on any machine, and less than one needs to be of use.
@@ -29,32 +26,27 @@ const CROWDED: u32 = 2;
 pub(super) struct BusyPoll {
     /// The longest poll; zero for none.
     limit: Duration,
-    /// Polls in vain in a row.
-    misses: u32,
-    /// Waits that will not be polled.
-    skip: u32,
-    /// That is because others want the processors.
+    backoff: PollBackoff,
+    /// Waits are not polled because others want the processors.
     crowded: bool,
-    pin: Option<Pin>,
 }
 
 impl BusyPoll {
-    /// Polls for no longer than `limit`; never if that is zero.
-    pub(super) fn new(limit: Duration) -> BusyPoll {
-        BusyPoll { limit, misses: 0, skip: 0, crowded: false, pin: Pin::of(pin::BUSY_POLL) }
+    /// Polls for no longer than `limit`; never if that is zero. On one processor a client cannot
+    /// run while it is polled for.
+    pub(super) fn new(limit: Duration, one_processor: bool) -> BusyPoll {
+        let pin = Pin::of(pin::BUSY_POLL).or(one_processor.then_some(Pin::Never));
+        BusyPoll::pinned(limit, pin)
+    }
+
+    fn pinned(limit: Duration, pin: Option<Pin>) -> BusyPoll {
+        BusyPoll { limit, backoff: PollBackoff::new(pin), crowded: false }
     }
 
     /// Whether to poll during this wait.
     #[inline]
     pub(super) fn is_due(&mut self) -> bool {
-        if self.limit.is_zero() || self.pin == Some(Pin::Never) {
-            return false;
-        }
-        if self.skip > 0 && self.pin.is_none() {
-            self.skip -= 1;
-            return false;
-        }
-        true
+        !self.limit.is_zero() && self.backoff.is_due()
     }
 
     /// Polls by `look` until it finds something; false if it did not within the limit, or others
@@ -80,18 +72,19 @@ impl BusyPoll {
         let mut yields = 0;
         loop {
             if look()? {
-                self.misses = 0;
+                self.backoff.record(true);
                 return Ok(true);
             }
             let before = now();
             let passed = before.saturating_duration_since(start) >= self.limit;
             if yields >= CROWDED || passed && yields > 0 {
-                (self.skip, self.crowded) = (SKIPPED_IF_CROWDED, true);
+                self.backoff.skip(SKIPPED_IF_CROWDED);
+                self.crowded = true;
                 return Ok(false);
             }
             if passed {
+                self.backoff.record(false);
                 self.crowded = false;
-                self.missed();
                 return Ok(false);
             }
             pause();
@@ -104,7 +97,7 @@ impl BusyPoll {
     /// Waits by `wait` instead, and takes its time: a request that came so soon would have been
     /// found.
     pub(super) fn sleep<T>(&mut self, wait: impl FnOnce() -> T) -> T {
-        if self.skip == 0 || self.crowded {
+        if !self.backoff.is_skipping() || self.crowded {
             return wait();
         }
         let start = Instant::now();
@@ -115,14 +108,7 @@ impl BusyPoll {
 
     fn slept(&mut self, time: Duration) {
         if time < self.limit {
-            self.skip = 0;
-        }
-    }
-
-    fn missed(&mut self) {
-        self.misses = self.misses.saturating_add(1);
-        if let Some(more) = self.misses.checked_sub(MISSES) {
-            self.skip = (2 << more.min(16)).min(MAX_SKIPPED);
+            self.backoff.resume();
         }
     }
 }
@@ -165,7 +151,7 @@ mod tests {
     }
 
     fn policy() -> BusyPoll {
-        BusyPoll::new(LIMIT)
+        BusyPoll::new(LIMIT, false)
     }
 
     #[test]
@@ -177,23 +163,14 @@ mod tests {
     }
 
     #[test]
-    fn polls_in_vain_become_rare_and_one_that_is_not_makes_them_usual_again() {
+    fn a_poll_in_vain_counts_and_one_that_is_not_does_not() {
         let mut policy = policy();
-        let mut polls = 0;
-        for _ in 0..1000 {
-            if policy.is_due() {
-                polls += 1;
-                poll(&mut policy, u32::MAX, alone);
-            }
-        }
-        assert!((10..40).contains(&polls), "{polls}");
-        while !policy.is_due() {}
-        assert!(poll(&mut policy, 5, alone).1);
-        for _ in 0..2 {
-            assert!(policy.is_due());
+        while policy.is_due() {
             poll(&mut policy, u32::MAX, alone);
         }
-        assert!(policy.is_due(), "a client may pause");
+        while !policy.is_due() {}
+        assert!(poll(&mut policy, 5, alone).1);
+        assert!(!policy.backoff.is_skipping() && policy.is_due());
     }
 
     #[test]
@@ -219,7 +196,7 @@ mod tests {
     #[test]
     fn a_client_that_has_become_quicker_is_polled_for_again() {
         let mut policy = policy();
-        while policy.skip == 0 {
+        while !policy.backoff.is_skipping() {
             poll(&mut policy, u32::MAX, alone);
         }
         policy.slept(LIMIT);
@@ -229,11 +206,11 @@ mod tests {
     }
 
     #[test]
-    fn it_can_be_pinned_and_switched_off() {
-        assert!(!BusyPoll::new(Duration::ZERO).is_due());
-        let mut never = BusyPoll { pin: Some(Pin::Never), ..policy() };
-        assert!(!never.is_due());
-        let mut always = BusyPoll { pin: Some(Pin::Always), ..policy() };
+    fn it_can_be_pinned_and_is_off_without_time_or_a_second_processor() {
+        assert!(!BusyPoll::new(Duration::ZERO, false).is_due());
+        assert!(!BusyPoll::new(LIMIT, true).is_due());
+        assert!(!BusyPoll::pinned(Duration::ZERO, Some(Pin::Always)).is_due());
+        let mut always = BusyPoll::pinned(LIMIT, Some(Pin::Always));
         for _ in 0..20 {
             assert!(always.is_due());
             poll(&mut always, u32::MAX, alone);

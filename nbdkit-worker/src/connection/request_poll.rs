@@ -11,6 +11,7 @@
 use std::time::{Duration, Instant};
 
 use super::pin::{self, Pin};
+use super::poll_backoff::PollBackoff;
 
 /// The longest poll, in empty looks at the socket: about what one batch in place of two saves,
 /// which is a send with the wake-up of the receiver here, and a poll and a recv there. How long an
@@ -24,40 +25,26 @@ const MAX_BUDGET: Duration = Duration::from_micros(100);
 /// A batch of this many requests does not wait for more: one send for each dozen of requests is a
 /// small part of the work.
 const ENOUGH: usize = 12;
-/// Polls in vain from which on polling becomes rarer. The end of every burst of requests is one.
-const MISSES: u32 = 3;
-/// The most batches in a row that are sent without a poll.
-const MAX_SKIPPED: u32 = 256;
 
 /// How polling for requests went on one connection.
 #[derive(Debug)]
 pub(super) struct RequestPoll {
-    /// Polls in vain in a row.
-    misses: u32,
-    /// Batches that will be sent without a poll.
-    skip: u32,
+    /// Batches are sent without a poll while that is in vain.
+    backoff: PollBackoff,
     /// The shortest time that an empty look took, once one was measured.
     look: Option<Duration>,
-    pin: Option<Pin>,
 }
 
 impl Default for RequestPoll {
     fn default() -> RequestPoll {
-        RequestPoll { misses: 0, skip: 0, look: None, pin: Pin::of(pin::REQUEST_POLL) }
+        RequestPoll { backoff: PollBackoff::new(Pin::of(pin::REQUEST_POLL)), look: None }
     }
 }
 
 impl RequestPoll {
     /// Whether to poll before this batch is sent.
     pub(super) fn is_due(&mut self) -> bool {
-        if let Some(pin) = self.pin {
-            return pin == Pin::Always;
-        }
-        if self.skip > 0 {
-            self.skip -= 1;
-            return false;
-        }
-        true
+        self.backoff.is_due()
     }
 
     /// Polls by `look` until it finds something: once, or for a short time if the batch of requests
@@ -102,17 +89,8 @@ impl RequestPoll {
                 next = elapsed() + cost * PAUSE;
             }
         }
-        self.record(found);
+        self.backoff.record(found);
         Ok(())
-    }
-
-    /// Backs off while polls are in vain.
-    fn record(&mut self, found: bool) {
-        self.misses = if found { 0 } else { self.misses.saturating_add(1) };
-        self.skip = match self.misses.checked_sub(MISSES) {
-            None => 0,
-            Some(more) => (2 << more.min(16)).min(MAX_SKIPPED),
-        };
     }
 }
 
@@ -193,29 +171,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_policy_does_not_look_at_what_polls_find() {
-        for (pin, due) in [(Pin::Always, true), (Pin::Never, false)] {
-            let mut policy = RequestPoll { pin: Some(pin), ..RequestPoll::default() };
-            for _ in 0..20 {
-                assert_eq!(policy.is_due(), due);
-                policy.record(false);
-            }
+    fn a_poll_in_vain_counts_and_one_that_is_not_does_not() {
+        let (mut policy, cost) = (RequestPoll::default(), Duration::from_nanos(400));
+        while policy.is_due() {
+            poll(&mut policy, cost, u32::MAX);
         }
-    }
-
-    #[test]
-    fn polls_in_vain_become_rare_and_a_request_makes_them_usual_again() {
-        let mut policy = RequestPoll::default();
-        let mut polls = 0;
-        for _ in 0..1000 {
-            if policy.is_due() {
-                polls += 1;
-                policy.record(false);
-            }
-        }
-        assert!((10..40).contains(&polls), "{polls}");
         while !policy.is_due() {}
-        policy.record(true);
-        assert!(policy.is_due());
+        poll(&mut policy, cost, 5);
+        assert!(!policy.backoff.is_skipping() && policy.is_due());
     }
 }

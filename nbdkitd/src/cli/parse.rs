@@ -407,5 +407,4 @@ fn absolute(path: &OsStr, environment: &Environment<'_>) -> Result<PathBuf, Faul
 }
 
 #[cfg(test)]
-#[path = "parse_tests.rs"]
 mod tests;

@@ -41,6 +41,17 @@ impl BlockCache {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The block with this number, if it is in the cache.
+    pub fn kept(&self, number: u64) -> Option<Arc<Vec<u8>>> {
+        let mut state = self.lock();
+        state.clock += 1;
+        let clock = state.clock;
+        let entry = state.entries.iter_mut().find(|entry| entry.number == number)?;
+        let data = entry.data.clone()?;
+        entry.used = clock;
+        Some(data)
+    }
+
     /// The block with this number: from the cache, from the thread that decompresses it now, or by
     /// `decode`, in place of the block that was not used for longest.
     ///
@@ -129,6 +140,10 @@ mod tests {
             made.load(Ordering::Relaxed)
         };
         assert_eq!([1, 2, 1, 3, 1, 2].map(get), [1, 2, 2, 3, 3, 4]);
+        // A look is a use, too, and makes nothing.
+        assert!(cache.kept(3).is_none());
+        assert_eq!(*cache.kept(1).unwrap(), [1]);
+        assert_eq!([3, 1, 2].map(get), [5, 5, 6]);
     }
 
     #[test]
@@ -147,6 +162,7 @@ mod tests {
             while cache.lock().entries.is_empty() {
                 std::thread::yield_now();
             }
+            assert!(cache.kept(7).is_none(), "it is being made");
             let second = scope.spawn(|| cache.get(7, || panic!("made twice")));
             begun.wait();
             assert_eq!(*first.join().unwrap().unwrap(), [7]);
@@ -160,6 +176,7 @@ mod tests {
         let cache = BlockCache::new(1);
         let failed = cache.get(1, || Err(Error::silent(Errno::EIO)));
         assert_eq!(failed.unwrap_err().errno(), Errno::EIO);
+        assert!(cache.kept(1).is_none());
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             cache.get(1, || panic!("in the middle"))
         }));

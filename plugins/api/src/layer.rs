@@ -204,9 +204,21 @@ pub trait OpenLayer: Send + Sync {
         Blocking::Never
     }
 
-    /// `pread` if that cannot block, else `None`, and nothing has been done. Called unless the data
-    /// path is [`Transparent`](DataPath::Transparent), [`Shifted`](DataPath::Shifted) or
-    /// [`Watched`](DataPath::Watched). The default can tell only if nothing ever blocks.
+    /// `pread` if it need not wait, on the thread that reads the client's requests. `None`: it has
+    /// to, and `pread` is called for the same request, on a thread that may wait. Called unless the
+    /// data path is [`Transparent`](DataPath::Transparent), [`Shifted`](DataPath::Shifted) or
+    /// [`Watched`](DataPath::Watched), or the request [`passes`](Self::passes): what passes is
+    /// tried below without asking the filter.
+    ///
+    /// An attempt that returns `None` must have done nothing that `pread` does again: counted or
+    /// logged a request, drawn a random number, taken a token, moved a head. It may look at things,
+    /// fill parts of `buf`, and leave a mark that is the same if it is made twice. So an attempt
+    /// takes locks only if they are free; makes at most one request below, by `next.try_pread`,
+    /// for a second one that has to wait could not undo the first; and does what counts behind
+    /// that. A filter that neither sleeps nor computes for long answers whenever the layer below
+    /// does, unless it has to make several requests there.
+    ///
+    /// The default can tell only if nothing ever blocks.
     fn try_pread(&self, next: &Next, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         let never = self.blocking().max(next.blocking()) == Blocking::Never;
         never.then(|| self.pread(next, buf, offset))

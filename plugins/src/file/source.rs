@@ -163,6 +163,11 @@ impl Source {
     /// What was just `opened` by [`open`](Self::open), once more with O_DIRECT. Not if it is a
     /// descriptor: another's open file description stays as it is.
     ///
+    /// That takes two descriptions, for O_DIRECT is a flag of one, and parts of blocks need the
+    /// page cache. A confined process cannot open a descriptor anew, so the broker is asked for
+    /// this one; the other is one that the template has kept, unless it is of a directory's file or
+    /// of a block device.
+    ///
     /// # Errors
     /// EINVAL if that is not possible; ESTALE if the path leads to another file by now; those of
     /// [`open`](Self::open).

@@ -63,6 +63,18 @@ fn a_long_name_is_cut_into_parts_of_13() {
     assert_eq!(long_entries("abcdefghijklm", &short)[0][28..], *b"l\0m\0");
 }
 
+/// By what the fuzz target checks of any names.
+#[test]
+fn names_that_look_alike_are_read_back_each_as_it_is() {
+    let mut names: Vec<String> =
+        (0..200).map(|number| format!("a long name {number}.text")).collect();
+    names.extend([1, 12, 13, 14, 26, 255].map(|length| "x".repeat(length)));
+    names.extend(
+        ["A.TXT", "a.txt", "ünïcödé", "\u{1f4be}", "no.long.name", ".hidden"].map(str::to_owned),
+    );
+    fuzz::run(names.join("\0").as_bytes());
+}
+
 #[test]
 fn names_that_fat_cannot_hold_are_refused() {
     for bad in ["a:b", "a?", "a\n", "a.", "a ", " a", &"n".repeat(256), &"\u{1d11e}".repeat(128)] {

@@ -7,13 +7,13 @@ use nbd_protocol::constants::{Command, CommandFlags, Opt};
 use nbd_protocol::handshake::InfoRequest;
 use nbd_protocol::transmission::Request;
 use nbdkit_tests::client::{Failure, Headers, Transport};
-use nbdkit_tests::processes::{eventually, is_alive};
+use nbdkit_tests::processes::{eventually, is_alive, threads};
 use nbdkit_tests::server::Builder;
 use nbdkit_tests::server::ours;
 use nbdkit_tests::{Ask, Server};
 
 use super::bystander::{Bystander, Work};
-use super::processes::{peak_kib, threads, worker_of};
+use super::processes::{peak_kib, worker_of};
 use super::{GIB, KIB, MIB, open, succeed};
 
 /// A sparse file in the server's directory.

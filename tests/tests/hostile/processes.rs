@@ -28,8 +28,3 @@ pub(crate) fn kill_9(pid: i32) {
 pub(crate) fn peak_kib(pid: i32) -> u64 {
     status(pid, "VmHWM:")
 }
-
-/// Threads of a process.
-pub(crate) fn threads(pid: i32) -> u64 {
-    status(pid, "Threads:")
-}

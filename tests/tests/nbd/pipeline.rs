@@ -1,7 +1,7 @@
 //! Requests that are in flight without a thread for each, and how they end.
 
 use nbd_protocol::constants::{Command, CommandFlags};
-use nbdkit_tests::processes::{eventually, is_alive};
+use nbdkit_tests::processes::{eventually, is_alive, threads};
 use nbdkit_tests::server::ours;
 use nbdkit_tests::tls::{Authority, KeyType, is_possible};
 use nbdkit_tests::{Ask, TempDir};
@@ -12,10 +12,6 @@ use super::{ESHUTDOWN, socket};
 
 /// As many as are in flight at once.
 const MANY: u64 = 16;
-
-fn threads(pid: i32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
-}
 
 /// Sends writes and reads of so many bytes, then receives all replies; the contents have to be
 /// right.

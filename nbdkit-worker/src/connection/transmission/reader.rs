@@ -81,6 +81,7 @@ pub(super) struct Reader<'s> {
 
 impl<'s> Reader<'s> {
     pub(super) fn new(session: &'s Session<'s>, input: Input) -> Reader<'s> {
+        let settings = session.connection.settings;
         Reader {
             session,
             blocking: session.target.backend.blocking(),
@@ -89,7 +90,7 @@ impl<'s> Reader<'s> {
             in_flight: InFlight::default(),
             pipelined: session.pool.is_some()
                 && !session.prealloc.is_on()
-                && !session.connection.settings.is_serialized()
+                && !settings.is_serialized()
                 && session.target.backend.is_pipelined(),
             payload: session.prealloc.payload(),
             pipe: session.new_pipe(),
@@ -97,7 +98,7 @@ impl<'s> Reader<'s> {
             writes: InlineWrites::default(),
             calls: InlineCalls::default(),
             request_poll: RequestPoll::default(),
-            busy_poll: BusyPoll::new(session.connection.settings.busy_poll),
+            busy_poll: BusyPoll::new(settings.busy_poll, settings.one_processor),
             heavy: false,
             batch: 0,
             taken: 0,

@@ -42,9 +42,9 @@ impl Backend {
         }
     }
 
-    /// `pread` if that cannot block; `None` if it might, and nothing was done. Always `None` where
-    /// requests are traced: the line of each layer comes before those of the layers below, and only
-    /// `pread` knows that there will be one.
+    /// `pread` if that need not wait; `None` if it has to, and nothing was done that `pread` does
+    /// again. Always `None` where requests are traced: the line of each layer comes before those of
+    /// the layers below, and only `pread` knows that there will be one.
     pub fn try_pread(&self, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
         if log::datapath() {
             return None;
@@ -66,6 +66,11 @@ impl Backend {
                     opened.layer.passed(Direction::Read, count, offset, took, result.is_ok());
                 }
                 result
+            }
+            DataPath::PerRequest
+                if opened.layer.passes(next, Direction::Read, buf.len() as u64, offset) =>
+            {
+                next.try_pread(buf, offset)
             }
             DataPath::PerRequest | DataPath::Opaque => opened.layer.try_pread(next, buf, offset),
         }?;

@@ -72,6 +72,14 @@ impl TokenBucket {
         Ok(take_at(self.word(), now()?, tokens, rate))
     }
 
+    /// Takes `tokens` if they can be used at once; false if not, and nothing was taken.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn try_take(&self, tokens: u64, rate: Rate) -> Result<bool> {
+        Ok(try_take_at(self.word(), now()?, tokens, rate))
+    }
+
     /// Returns `tokens` that were taken and not used.
     pub fn give_back(&self, tokens: u64, rate: Rate) {
         give_back(self.word(), tokens, rate);
@@ -87,16 +95,26 @@ impl TokenBucket {
 
 /// [`TokenBucket::take`] from the bucket of this word, at a time of [`now`].
 pub(super) fn take_at(word: &AtomicU64, now: u64, tokens: u64, rate: Rate) -> Duration {
-    let saved = rate.earning(rate.capacity);
-    let owed = rate.earning(rate.owed);
     let mut seen = access::load(word);
     loop {
-        // Tokens are saved up to the capacity, and owed up to the limit: whatever the word is.
-        let latest = now.saturating_add(owed);
-        let from = seen.clamp(now.saturating_sub(saved).min(latest), latest);
-        let earned = from.saturating_add(rate.earning(tokens));
+        let earned = rate.earned(seen, now, tokens);
         match access::exchange(word, seen, earned) {
             Ok(()) => return Duration::from_nanos(earned.saturating_sub(now)),
+            Err(other) => seen = other,
+        }
+    }
+}
+
+/// [`TokenBucket::try_take`] from the bucket of this word, at a time of [`now`].
+pub(super) fn try_take_at(word: &AtomicU64, now: u64, tokens: u64, rate: Rate) -> bool {
+    let mut seen = access::load(word);
+    loop {
+        let earned = rate.earned(seen, now, tokens);
+        if earned > now {
+            return false;
+        }
+        match access::exchange(word, seen, earned) {
+            Ok(()) => return true,
             Err(other) => seen = other,
         }
     }
@@ -117,6 +135,15 @@ pub(super) fn is_full(word: &AtomicU64, now: u64, rate: Rate) -> bool {
 }
 
 impl Rate {
+    /// When `tokens` more will be earned, if `seen` is the word of a bucket.
+    fn earned(self, seen: u64, now: u64, tokens: u64) -> u64 {
+        let saved = self.earning(self.capacity);
+        // Tokens are saved up to the capacity, and owed up to the limit: whatever the word is.
+        let latest = now.saturating_add(self.earning(self.owed));
+        let from = seen.clamp(now.saturating_sub(saved).min(latest), latest);
+        from.saturating_add(self.earning(tokens))
+    }
+
     /// Nanoseconds in which so many tokens are earned.
     fn earning(self, tokens: u64) -> u64 {
         let nanoseconds =
@@ -189,6 +216,19 @@ mod tests {
     }
 
     #[test]
+    fn tokens_that_would_have_to_be_waited_for_are_not_taken() {
+        let bucket = bucket();
+        let take = |now, tokens| try_take_at(bucket.word(), now, tokens, RATE);
+        assert!(!take(T, 501), "more than the capacity");
+        assert!(take(T, 400) && !take(T, 101) && take(T, 100) && !take(T, 1));
+        assert!(take(T + S / 10, 100) && !take(T + S / 10, 1));
+        // What others wait for comes first.
+        assert_eq!(bucket.at(T + S / 10, 200, RATE), ms(200));
+        assert!(!take(T + S / 5, 1) && take(T + S / 2, 200));
+        assert!(TokenBucket::private().try_take(500, RATE).unwrap());
+    }
+
+    #[test]
     fn another_rate_holds_from_the_next_taking_on() {
         let bucket = bucket();
         bucket.at(T, 1500, RATE);
@@ -251,6 +291,8 @@ mod tests {
                     assert!(waits == ms(0) || waits == ms(100), "{how}: {word:#x} {waits:?}");
                 };
                 let take = |bucket: &TokenBucket| _ = bucket.at(T, 100, RATE);
+                deaths::at_every_step(bucket, take, check);
+                let take = |bucket: &TokenBucket| _ = try_take_at(bucket.word(), T, 100, RATE);
                 deaths::at_every_step(bucket, take, check);
             },
         );

@@ -47,6 +47,15 @@ impl TokenBuckets {
         Ok(bucket::take_at(self.place(key, now, rate), now, tokens, rate))
     }
 
+    /// Takes `tokens` from the bucket of `key` if they can be used at once; false if not.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn try_take(&self, key: &impl Hash, tokens: u64, rate: Rate) -> Result<bool> {
+        let now = bucket::now()?;
+        Ok(bucket::try_take_at(self.place(key, now, rate), now, tokens, rate))
+    }
+
     /// Returns `tokens` that were taken and not used.
     pub fn give_back(&self, key: &impl Hash, tokens: u64, rate: Rate) {
         // If the place has another key by now, the bucket was full.
@@ -113,6 +122,8 @@ mod tests {
         assert!(buckets.take(&"two", 500, RATE).unwrap() > Duration::ZERO);
         buckets.give_back(&"one", 51_000, RATE);
         assert!(buckets.take(&"one", 1, RATE).unwrap() < Duration::from_secs(10));
+        assert!(!buckets.try_take(&"two", 1, RATE).unwrap());
+        assert!(buckets.try_take(&"three", 500, RATE).unwrap());
         buckets.give_back(&"nobody", 1, RATE);
     }
 

@@ -1,4 +1,6 @@
-//! What each option means, which options contradict each other, and the errors.
+//! What each option means. What is refused is in `refused`.
+
+mod refused;
 
 use super::*;
 use crate::cli::command_line::{
@@ -253,30 +255,6 @@ fn where_to_listen_follows_from_the_options() {
 }
 
 #[test]
-fn contradictions_have_the_errors_of_nbdkit() {
-    let combination = "nbdkit: --dump-plugin, -p, --run, -s, -U or --vsock options cannot be used in this combination";
-    for args in [
-        &["-p", "1", "-U", "-"][..],
-        &["--vsock", "-U", "/s"],
-        &["-s", "-p", "1"],
-        &["-s", "-U", "-"],
-        &["-s", "--vsock"],
-        &["-s", "--run", "x"],
-        &["-s", "--dump-plugin"],
-        &["-p", "1", "-U", "-", "--dump-plugin"],
-        &["-p", "1", "-U", "-", "--run", "x"],
-        &["-s", "-U", "-", "--help"],
-        &["-s", "-U", "-", "--version"],
-    ] {
-        assert_eq!(refused(&[args, &["null"]].concat()), combination, "{args:?}");
-    }
-    let oldstyle = "nbdkit: cannot use oldstyle protocol (-o) and require TLS";
-    assert_eq!(refused(&["--tls=require", "-o", "null"]), oldstyle);
-    assert_eq!(refused(&["--tls=require", "-o", "-s", "-U", "-", "null", "--help"]), oldstyle);
-    assert!(ok(&["--tls=require", "-o", "-n", "null"]).options.tls.mode == Some(TlsMode::Require));
-}
-
-#[test]
 fn pairs_that_nbdkit_accepts_are_accepted() {
     for args in [
         &["-U", "-", "--dump-plugin", "null"][..],
@@ -288,54 +266,6 @@ fn pairs_that_nbdkit_accepts_are_accepted() {
         &["--tls=on", "-o", "null"],
     ] {
         ok(args);
-    }
-}
-
-#[test]
-fn bad_arguments_have_the_errors_of_nbdkit() {
-    let long_path = format!("/tmp/{}", "x".repeat(120));
-    for (args, message) in [
-        (&["--tls=foo"][..], "nbdkit: error: could not decipher boolean (foo)"),
-        (&["--tls="], "nbdkit: error: could not decipher boolean ()"),
-        (&["-t", "abc"], "nbdkit: error: threads: could not parse number: \"abc\": not a number"),
-        (
-            &["--mask-handshake=-1"],
-            "nbdkit: error: mask-handshake: negative numbers are not allowed",
-        ),
-        (
-            &["--log=relative"],
-            "nbdkit: --log must be \"stderr\", \"syslog\", \"journal\", \"null\", or an absolute path",
-        ),
-        (&["-U", ""], "nbdkit: error: cannot convert null or empty path to an absolute path"),
-        (&["-P", ""], "nbdkit: error: cannot convert null or empty path to an absolute path"),
-        (&["-U", &long_path], "nbdkit: -U: path too long: length 125 > max 107 bytes"),
-        (
-            &["--vsock", "-p", "abc"],
-            "nbdkit: error: port: could not parse number: \"abc\": not a number",
-        ),
-        (&["--vsock", "-p", "-5"], "nbdkit: error: port: negative numbers are not allowed"),
-        (
-            &["--vsock", "-p", "4294967296"],
-            "nbdkit: error: port: could not parse number: \"4294967296\": Numerical result out of range",
-        ),
-        (&["-p", "65536"], "nbdkit: error: port: 65536 is out of range: TCP ports end at 65535"),
-        (&["-p", ""], "nbdkit: error: port: empty string where we expected a number"),
-        (&["--timeout=1x"], "nbdkit: error: timeout: could not parse delay or sleep: \"1x\""),
-        (&["--busy-poll=1001"], "nbdkit: --busy-poll must be from 0 to 1000 microseconds"),
-        (
-            &["--busy-poll=1ms"],
-            "nbdkit: error: busy-poll: could not parse number: \"1ms\": trailing garbage",
-        ),
-        (&["--isolation=none"], "nbdkit: --isolation must be \"connection\" or \"shared\""),
-        (
-            &["--sandbox=on"],
-            "nbdkit: --sandbox must be \"strict\", \"programs\", \"compat\" or \"off\"",
-        ),
-        (&["--allow-path="], "nbdkit: --allow-path must be PATH or PATH:rw"),
-        (&["--allow-path=:rw"], "nbdkit: --allow-path must be PATH or PATH:rw"),
-        (&["--name=a\nb"], "nbdkit: --name must be printable UTF-8 text"),
-    ] {
-        assert_eq!(refused(&[args, &["null"]].concat()), message, "{args:?}");
     }
 }
 
@@ -381,26 +311,6 @@ fn questions_without_a_plugin_are_answered_by_the_listener() {
     ] {
         assert_eq!(ok(args).action, action, "{args:?}");
     }
-}
-
-#[test]
-fn without_plugin_and_question_there_is_nothing_to_do() {
-    let nothing = "nbdkit: no plugins given on the command line.\n\
-                   Use 'nbdkit --help' or read the nbdkit(1) manual page for documentation.";
-    for args in [&[][..], &["-f"], &["-s", "-U", "-"], &["-o", "--tls=require"], &["--filter=x"]] {
-        assert_eq!(refused(args), nothing, "{args:?}");
-    }
-    assert!(
-        refused(&["--dump-plugin"]).starts_with("nbdkit: use 'nbdkit plugin --dump-plugin' or\n")
-    );
-}
-
-#[test]
-fn the_first_bad_option_ends_the_reading() {
-    assert_eq!(refused(&["--bad", "--dump-config"]), "nbdkit: unrecognized option '--bad'");
-    assert!(refused(&["-D", "foo", "--dump-config"]).contains("-D (Debug Flag)"));
-    assert!(refused(&["--help", "-t", "abc"]).contains("threads"));
-    assert_eq!(refused(&["--version", "-p"]), "nbdkit: option requires an argument -- 'p'");
 }
 
 #[test]
@@ -527,17 +437,6 @@ fn sockets_for_others_are_mentioned_and_ignored() {
 }
 
 #[test]
-fn a_count_of_no_sockets_is_fatal_before_the_options_are_read() {
-    let none = Environment { listen_fds: Some("0".into()), ..activated() };
-    for args in [&["--help"][..], &["--dump-config"], &["--bad"], &[]] {
-        assert_eq!(
-            parse_in(&none, args).unwrap_err(),
-            "nbdkit: socket activation: LISTEN_FDS=0 out of range"
-        );
-    }
-}
-
-#[test]
 fn posixly_correct_makes_parameters_of_late_options() {
     let posix = Environment { posixly_correct: true, ..environment() };
     let Action::Serve { stack, service } =
@@ -547,32 +446,6 @@ fn posixly_correct_makes_parameters_of_late_options() {
     };
     assert_eq!(stack.parameters.len(), 2);
     assert!(matches!(service, ServiceMode::Tcp { .. }));
-}
-
-#[test]
-fn messages_begin_with_the_name_of_the_program() {
-    for (argv0, args, message) in [
-        ("/usr/bin/nbdkit", &["--bad"][..], "/usr/bin/nbdkit: unrecognized option '--bad'"),
-        ("/usr/bin/nbdkit", &["--tls=foo"], "nbdkit: error: could not decipher boolean (foo)"),
-        ("foo", &["--tls=foo"], "foo: error: could not decipher boolean (foo)"),
-        ("foo", &["-D", "x"], "foo: -D (Debug Flag) must have the format NAME.FLAG=N"),
-        ("", &["-D", "x"], "nbdkit: -D (Debug Flag) must have the format NAME.FLAG=N"),
-    ] {
-        let args = std::iter::once(&argv0).chain(args).map(OsString::from).collect();
-        let error = parse(args, &environment()).unwrap_err();
-        assert_eq!(error.to_string(), message);
-    }
-}
-
-#[test]
-fn only_getopt_refusals_want_the_usage() {
-    let ask = |args: &[&str]| {
-        parse(args.iter().map(OsString::from).collect(), &environment()).unwrap_err()
-    };
-    assert!(ask(&["nbdkit", "--bad"]).wants_usage());
-    assert!(ask(&["nbdkit", "null", "-p"]).wants_usage());
-    assert!(!ask(&["nbdkit"]).wants_usage());
-    assert!(!ask(&["nbdkit", "--tls=foo", "null"]).wants_usage());
 }
 
 #[test]
@@ -597,13 +470,4 @@ fn paths_and_values_need_not_be_utf8() {
     assert_eq!(stack.plugin, raw(b"./plugin\xfc"));
     assert_eq!(stack.parameters[0].value, raw(b"\xfb"));
     assert_eq!(stack.parameters[1], parameter(&raw(b"\xfa"), Applies::Always));
-}
-
-#[test]
-fn relative_paths_need_a_current_directory() {
-    let nowhere = Environment { current_dir: None, ..environment() };
-    assert!(
-        parse_in(&nowhere, &["-U", "s", "null"]).unwrap_err().contains("current directory is gone")
-    );
-    assert!(parse_in(&nowhere, &["-U", "/s", "null"]).is_ok());
 }
