@@ -1,5 +1,5 @@
 # The drop-ins of systemd/examples as they are installed: TLS with a key and a password that only
-# root may read, a passphrase, a dynamic user, TCP, a block device, a network and TLS there.
+# root may read, a passphrase, a dynamic user, TCP, a block device, a network and TLS there, swap.
 # With the profiles of AppArmor, as on every Debian.
 # vm: memory=1024 limit=900 disk=64
 
@@ -164,6 +164,23 @@ check "a proxy that is to read the files itself" serve unreadable nbd hostname=l
     tls-certificates=/etc/pki/libnbd
 check "does not serve" sh -c "! nbdinfo --size '$(uri unreadable)'"
 check "and says why" says unreadable 'open: /etc/pki/libnbd/ca-cert.pem: Permission denied'
+
+image swap
+modprobe nbd
+drop_in nbdkit@swap.service swap
+check "a socket for a disk that is swapped on" serve swap --swap -t 4 file /var/lib/nbdkit/swap.img
+check "a client connects" nbd-client -unix /run/nbdkit/swap.sock -swap /dev/nbd0
+check "and swaps on it" sh -e -c 'mkswap /dev/nbd0; swapon /dev/nbd0; grep -q ^/dev/nbd0 /proc/swaps; swapoff /dev/nbd0'
+check "its worker is locked into memory" [ "$(status_of "$(member swap nbdkit:worker)" VmLck)" -gt 10000 ]
+expect "all of it is spared when memory is short" "$(for pid in $(cat "$(group swap)/cgroup.procs"); do
+    cat "/proc/$pid/oom_score_adj"
+done | sort -u)" -1000
+expect "nothing of it may be in swap" "$(cat "$(group swap)/memory.swap.max")" 0
+check "the client disconnects" nbd-client -d /dev/nbd0
+image unlocked
+check "a disk that is swapped on, without the drop-in" serve unlocked --swap -t 4 file /var/lib/nbdkit/unlocked.img
+check "is not served" sh -c "! nbdinfo --size '$(uri unlocked)'"
+check "and the log names the limit" says unlocked RLIMIT_MEMLOCK
 
 expect "no denial of AppArmor" "$(denials)" ""
 expect "no secret is in the journal" "$(journalctl -o cat | grep -cF -e 'a long passphrase' -e "$(cut -d: -f2 /etc/nbdkit/psk.psk)")" 0
