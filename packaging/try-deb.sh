@@ -5,7 +5,7 @@
 set -eu
 packages=$(realpath "$1")
 if command -v lintian > /dev/null; then
-    lintian --allow-root --fail-on error "$packages"/nbdkitd_*.changes
+    lintian --allow-root --fail-on error "$packages"/nbdkitd*.deb
 fi
 if [ $# -gt 1 ]; then
     mkdir -p "$2"
