@@ -1,13 +1,19 @@
 #!/bin/sh
-# Installs the packages in a fresh Debian, serves a disk, and purges them: nothing may be left. Root, debootstrap and a mirror.
+# Has lintian look at the packages, if it is there, installs them in a fresh Debian, serves a disk,
+# and purges them: nothing may be left. Root, debootstrap and a mirror.
 # usage: try-deb.sh DIRECTORY_OF_PACKAGES [CHROOT, made if it is not there]
 set -eu
 packages=$(realpath "$1")
+if command -v lintian > /dev/null; then
+    lintian --allow-root --fail-on error "$packages"/nbdkitd*.deb
+fi
 if [ $# -gt 1 ]; then
     mkdir -p "$2"
     root=$(realpath "$2")
 else
     root=$(mktemp -d /var/tmp/nbdkitd-chroot.XXXXXX)
+    # Its root directory: others than root pass through it.
+    chmod 755 "$root"
 fi
 cleanup() {
     umount "$root/proc" 2>/dev/null || true
@@ -20,10 +26,12 @@ in_root() {
 mount -t proc proc "$root/proc"
 trap 'cleanup ${2+kept}' EXIT
 
-# All but what packages leave behind when they are purged: the caches and lists of apt and dpkg, logs, backups of users.
+# All but what packages leave behind when they are purged: the caches and lists of apt and dpkg,
+# logs, backups of users, the lock of adduser(8).
 files() {
     (cd "$root" && find . -xdev \( -path ./proc -o -path ./var/lib/apt -o -path ./var/cache -o -path ./var/log \
-        -o -path ./var/lib/dpkg -o -path ./tmp -o -path ./packages \) -prune -o -print | grep -v -e '^./etc/.*-$' | sort)
+        -o -path ./var/lib/dpkg -o -path ./run/adduser -o -path ./tmp \
+        -o -path ./packages \) -prune -o -print | grep -v -e '^./etc/.*-$' | sort)
     in_root getent passwd
     in_root getent group
 }

@@ -1,16 +1,22 @@
 #!/bin/sh
-# Installs the packages of "make rpm" in a root of their own, serves a disk from there, and erases
-# them: nothing may be left. Root, debootstrap and a mirror: the root is a fresh Debian, whose
-# libraries rpm does not know.
+# Has rpmlint look at the packages of "make rpm", if it is there, installs them in a root of their
+# own, serves a disk from there, and erases them: nothing may be left. Root, debootstrap and a
+# mirror: the root is a fresh Debian, whose libraries rpm does not know.
 # usage: try-rpm.sh DIRECTORY_OF_PACKAGES [CHROOT, made if it is not there]
 set -eu
 built=$(realpath "$1")
+if [ -z "${TRY_RPM_ROOT:-}" ] && command -v rpmlint > /dev/null; then
+    rpmlint -r "$(dirname "$0")/nbdkitd.rpmlintrc" "$built"/*.rpm > "$built/rpmlint" ||
+        { grep -e ': E: ' -e checked "$built/rpmlint" >&2; exit 1; }
+fi
 if [ -z "${TRY_RPM_ROOT:-}" ]; then
     if [ $# -gt 1 ]; then
         mkdir -p "$2"
         root=$(realpath "$2")
     else
         root=$(mktemp -d /var/tmp/nbdkitd-root.XXXXXX)
+        # Its root directory: others than root pass through it.
+        chmod 755 "$root"
         trap 'rm -rf "$root"' EXIT
     fi
     [ -e "$root/etc/debian_version" ] || debootstrap --variant=minbase --include=e2fsprogs,libext2fs2,libnbd-bin,libssl3,passwd,systemd \

@@ -52,8 +52,12 @@ mount --bind "$payload/usr/local" "$root/usr/local"
 mount --bind "$here" "$root/mnt"
 mkdir "$root/run/lock" "$root/tmp/bin"
 # Who runs nbdkit asks for it by this name: a script writes down how, and runs the server of the
-# scenario's choice.
-cp "$here/nbdkit" "$root/tmp/bin/"
+# scenario's choice. Another gives each tool its limit.
+cp "$here/nbdkit" "$here/limited" "$root/tmp/bin/"
+for tool in guestfish virt-cat virt-customize virt-inspector virt-sysprep virt-v2v virt-v2v-in-place; do
+    [ -e "$root/usr/bin/$tool" ] || { echo "$0: there is no $tool" >&2; exit 1; }
+    ln -s limited "$root/tmp/bin/$tool"
+done
 # Plugins of Debian's, for our server.
 ln -sf /usr/lib/x86_64-linux-gnu/nbdkit/plugins/nbdkit-python-plugin.so "$root/usr/local/lib/nbdkit/plugins/"
 
@@ -62,10 +66,10 @@ for name in $chosen; do
     began=$(date +%s)
     echo "=== $name"
     mkdir "$work/$name"
-    # An hour is for a machine that hangs.
+    # Each tool has a limit of its own: see limited. An hour is for what hangs beside them.
     timeout 3600 chroot "$root" env -i PATH=/tmp/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8 \
         LIBGUESTFS_BACKEND=direct LIBGUESTFS_BACKEND_SETTINGS=force_tcg LIBGUESTFS_CACHEDIR=/srv/cache LIBGUESTFS_MEMSIZE=1024 \
-        NBDKIT_LOG="/var/tmp/$name/command-lines" scenario="$name" \
+        GUESTFS_LIMIT="${GUESTFS_LIMIT:-1500}" NBDKIT_LOG="/var/tmp/$name/command-lines" scenario="$name" \
         sh /mnt/scenario.sh < /dev/null || { status=1; echo "failed: $name"; }
     [ -z "${GUESTFS_KEEP:-}" ] || cp -r "$work/$name" "$GUESTFS_KEEP/"
     rm -rf "${work:?}/$name"

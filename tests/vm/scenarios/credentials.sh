@@ -1,6 +1,6 @@
 # The drop-ins of systemd/examples as they are installed: TLS with a key and a password that only
-# root may read, a passphrase, a dynamic user, TCP, a block device, a network. With the profiles of
-# AppArmor, as on every Debian.
+# root may read, a passphrase, a dynamic user, TCP, a block device, a network and TLS there, swap.
+# With the profiles of AppArmor, as on every Debian.
 # vm: memory=1024 limit=900 disk=64
 
 examples=/usr/local/share/doc/nbdkitd/examples/systemd
@@ -21,11 +21,28 @@ serve() {
     systemctl start "nbdkit@$instance.socket"
 }
 
+# The directory of an instance's control group.
+group() {
+    echo "/sys/fs/cgroup$(systemctl show -P ControlGroup "nbdkit@$1.service")"
+}
+
 # users INSTANCE [FORMAT]: of its processes, by name, or %u for the number.
 users() {
-    for pid in $(cat "/sys/fs/cgroup$(systemctl show -P ControlGroup "nbdkit@$1.service")/cgroup.procs"); do
+    for pid in $(cat "$(group "$1")/cgroup.procs"); do
         stat -c "${2:-%U}" "/proc/$pid"
     done | sort -u | tr '\n' ' '
+}
+
+# A process of an instance, by the name that it gives itself.
+member() {
+    for pid in $(cat "$(group "$1")/cgroup.procs"); do
+        [ "$(cat "/proc/$pid/comm")" != "$2" ] || echo "$pid"
+    done | head -n 1
+}
+
+# What the log of an instance has.
+says() {
+    journalctl -u "nbdkit@$1.service" -o cat | grep -F "$2"
 }
 
 image() {
@@ -122,6 +139,48 @@ check "a server to connect to" systemd-run -q --unit=remote -p Type=notify "$(co
 drop_in nbdkit@proxy.service network
 check "a socket for a proxy" serve proxy nbd hostname=localhost port=10810
 expect "the proxy serves" "$(nbdinfo --size "$(uri proxy)")" 8388608
+
+# What the nbd plugin shows another server is root's as well.
+install -d -m 700 /etc/pki/libnbd
+install -m 600 pki/ca-cert.pem pki/client-cert.pem pki/client-key.pem /etc/pki/libnbd
+cp -p /etc/nbdkit/psk.psk /etc/nbdkit/upstream-psk.client-psk
+check "a server that asks for certificates" systemd-run -q --unit=remote-tls -p Type=notify "$(command -v nbdkit)" -f -p 10811 \
+    --tls=require --tls-certificates=/etc/pki/nbdkit --tls-verify-peer memory 8M
+check "and one with pre-shared keys" systemd-run -q --unit=remote-psk -p Type=notify "$(command -v nbdkit)" -f -p 10812 \
+    --tls=require --tls-psk=/etc/nbdkit/psk.psk memory 8M
+drop_in nbdkit@upstream.service network
+drop_in nbdkit@upstream.service upstream-tls
+check "a socket for a proxy with a certificate" serve upstream nbd hostname=localhost port=10811
+expect "the proxy serves by TLS" "$(nbdinfo --size "$(uri upstream)")" 8388608
+template=$(member upstream nbdkit:template)
+kill -9 "$template"
+check "another template is made" wait_for 120 sh -c "[ ! -e /proc/$template ] && nbdinfo --size '$(uri upstream)'"
+drop_in nbdkit@upstream-psk.service network
+drop_in nbdkit@upstream-psk.service upstream-tls '/^LoadCredential\|^Environment/d; s/^#\(LoadCredential\|Environment\)/\1/'
+check "a socket for a proxy with a pre-shared key" serve upstream-psk nbd hostname=localhost port=10812
+expect "this proxy serves" "$(nbdinfo --size "$(uri upstream-psk)")" 8388608
+drop_in nbdkit@unreadable.service network
+check "a proxy that is to read the files itself" serve unreadable nbd hostname=localhost port=10811 tls=require \
+    tls-certificates=/etc/pki/libnbd
+check "does not serve" sh -c "! nbdinfo --size '$(uri unreadable)'"
+check "and says why" says unreadable 'open: /etc/pki/libnbd/ca-cert.pem: Permission denied'
+
+image swap
+modprobe nbd
+drop_in nbdkit@swap.service swap
+check "a socket for a disk that is swapped on" serve swap --swap -t 4 file /var/lib/nbdkit/swap.img
+check "a client connects" nbd-client -unix /run/nbdkit/swap.sock -swap /dev/nbd0
+check "and swaps on it" sh -e -c 'mkswap /dev/nbd0; swapon /dev/nbd0; grep -q ^/dev/nbd0 /proc/swaps; swapoff /dev/nbd0'
+check "its worker is locked into memory" [ "$(status_of "$(member swap nbdkit:worker)" VmLck)" -gt 10000 ]
+expect "all of it is spared when memory is short" "$(for pid in $(cat "$(group swap)/cgroup.procs"); do
+    cat "/proc/$pid/oom_score_adj"
+done | sort -u)" -1000
+expect "nothing of it may be in swap" "$(cat "$(group swap)/memory.swap.max")" 0
+check "the client disconnects" nbd-client -d /dev/nbd0
+image unlocked
+check "a disk that is swapped on, without the drop-in" serve unlocked --swap -t 4 file /var/lib/nbdkit/unlocked.img
+check "is not served" sh -c "! nbdinfo --size '$(uri unlocked)'"
+check "and the log names the limit" says unlocked RLIMIT_MEMLOCK
 
 expect "no denial of AppArmor" "$(denials)" ""
 expect "no secret is in the journal" "$(journalctl -o cat | grep -cF -e 'a long passphrase' -e "$(cut -d: -f2 /etc/nbdkit/psk.psk)")" 0

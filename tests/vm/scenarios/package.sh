@@ -63,11 +63,15 @@ nbd-client -d /dev/nbd0
 check "installed again" apt-get install -q -y --no-install-recommends /vm/packages/1/*.deb
 check "what was enabled is served after a start" sh -e -c "systemctl start nbdkit@disk.socket; $(cat "$state/client")"
 
-check "what was enabled is disabled" systemctl disable --now nbdkit@disk.socket
+# Purged while it is enabled and serves.
+check "the socket is enabled" systemctl is-enabled nbdkit@disk.socket
 rm /etc/nbdkit/disk.conf /var/lib/nbdkit/disk.img
 check "apt purges the packages" apt-get purge -q -y nbdkitd nbdkitd-filter-ext2
 expect "no process is left then" "$(of_server)" 0
 expect "no unit is left" "$(systemctl list-units --all --plain --no-legend 'nbdkit*')" ""
 check "nothing is left in /run" [ ! -e /run/nbdkit ]
+if aa-enabled --quiet; then
+    expect "the kernel has no profile of AppArmor" "$(grep ^nbdkit /sys/kernel/security/apparmor/profiles)" ""
+fi
 files > "$state/after"
 expect "no file and no user is left" "$(diff "$state/before" "$state/after")" ""
