@@ -98,7 +98,9 @@ pub(crate) fn measure(
         }
         Job::Connects(clients) => run.connects(&server, clients),
         Job::ConnectsBeside(idle) => run.connects_beside(&server, idle),
-        Job::Idle(clients) => run.idle(&server, clients),
+        Job::Connected(clients) => run.memory(&server, clients, SETTLE),
+        Job::Idle(clients) => run.memory(&server, clients, IDLE),
+        Job::Wake => run.wake(&server),
         Job::Map => run.map(&server),
         Job::Maps => run.maps(&server),
         Job::Lists(exports) => run.lists(&server, exports),
@@ -261,18 +263,45 @@ impl Run<'_> {
         Ok(measurement)
     }
 
-    fn idle(&self, server: &Server, clients: usize) -> Result<Measurement, Failure> {
+    fn memory(
+        &self,
+        server: &Server,
+        clients: usize,
+        after: Duration,
+    ) -> Result<Measurement, Failure> {
         let clients: Result<Vec<Client>, Failure> =
             (0..clients).map(|_| self.connect(server)).collect();
         let clients = clients?;
-        // They have to be idle for a while to count as idle.
-        std::thread::sleep(SETTLE);
+        std::thread::sleep(after);
         let mut measurement = self.timed(server, || Ok(Tally::default()))?;
         measurement.value = measurement.pss_kib as f64 / 1024.0;
         // Each is still there and answers.
         for mut client in clients {
             first_block(&mut client)?;
         }
+        Ok(measurement)
+    }
+
+    fn wake(&self, server: &Server) -> Result<Measurement, Failure> {
+        const CLIENTS: usize = 20;
+        let clients: Result<Vec<Client>, Failure> =
+            (0..CLIENTS).map(|_| self.connect(server)).collect();
+        let mut clients = clients?;
+        for client in &mut clients {
+            first_block(client)?;
+        }
+        std::thread::sleep(IDLE);
+        let mut times = Vec::new();
+        let mut measurement = self.timed(server, || {
+            for client in &mut clients {
+                let start = Instant::now();
+                first_block(client)?;
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+            Ok(Tally { operations: CLIENTS as u64, ..Tally::default() })
+        })?;
+        times.sort_by(f64::total_cmp);
+        measurement.value = times[CLIENTS / 2];
         Ok(measurement)
     }
 
@@ -307,8 +336,10 @@ impl Run<'_> {
     }
 }
 
-/// Before the memory for idle clients is measured.
+/// Before the memory of clients is measured that have been at work a moment ago.
 const SETTLE: Duration = Duration::from_secs(1);
+/// And of those that are idle: longer than it takes until a server does something about it.
+const IDLE: Duration = Duration::from_secs(7);
 
 fn startup(workload: &Workload, kind: Kind, setting: &Setting) -> Result<Measurement, Failure> {
     let mut times = Vec::new();

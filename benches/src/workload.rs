@@ -29,8 +29,12 @@ pub(crate) enum Job {
     ConnectsBeside(usize),
     /// Connections by libnbd, so many at a time.
     LibnbdConnects(usize),
-    /// Memory with so many idle connections.
+    /// Memory with so many connections, a second after the last request.
+    Connected(usize),
+    /// Memory with so many connections that have been idle for several seconds.
     Idle(usize),
+    /// The first request of a connection that has been idle for several seconds.
+    Wake,
     /// From the start of the program to the first block read.
     Startup,
     /// Block status of the whole export.
@@ -67,7 +71,7 @@ pub(crate) const FAMILIES: [(&str, &str); 11] = [
     ("tcp", "TCP"),
     ("tls", "TLS over TCP, client libnbd"),
     ("connections", "Connections per second"),
-    ("cost", "Memory of idle connections, time to start, time to map"),
+    ("cost", "Memory of connections, time to wake, to start, to map"),
     ("cold", "4 KiB random reads, file not in the page cache"),
 ];
 
@@ -149,8 +153,8 @@ impl Workload {
 }
 
 use Job::{
-    Cold, Connects, ConnectsBeside, Copy as CopyAll, CopyAs, Fio, Idle, LibnbdConnects, Lists,
-    Load, Many, Map, Maps, Startup,
+    Cold, Connected, Connects, ConnectsBeside, Copy as CopyAll, CopyAs, Fio, Idle, LibnbdConnects,
+    Lists, Load, Many, Map, Maps, Startup, Wake,
 };
 use Target::{Best, Cpu, CpuPerByte, Fair, Floor, Most, Nbdkit};
 use Transport::{Certificates, Psk, Tcp};
@@ -282,11 +286,13 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         .over(Psk)
         .unit(Unit::Connections)
         .want(&[Nbdkit(1.5)]),
-    workload("idle-100", "cost", Export::File, Idle(100)).unit(Unit::Mebibytes),
+    workload("connected-100", "cost", Export::File, Connected(100)).unit(Unit::Mebibytes),
+    workload("connected-1000", "cost", Export::File, Connected(1000)).unit(Unit::Mebibytes),
     workload("idle-1000", "cost", Export::File, Idle(1000))
         .unit(Unit::Mebibytes)
         .want(&[Nbdkit(2.0)])
         .quick(),
+    workload("idle-wake", "cost", Export::File, Wake).unit(Unit::Milliseconds).want(&[Most(1.0)]),
     workload("start-up", "cost", Export::File, Startup)
         .unit(Unit::Milliseconds)
         .want(&[Most(5.0), Nbdkit(0.4)])
