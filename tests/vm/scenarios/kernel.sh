@@ -19,7 +19,7 @@ kill "$(cat "$state/pid")"
 # Landlock 2 of Linux 6.1: no rights over truncation, devices and TCP. The strict sandbox has to
 # work with it, and to say what it does not restrict.
 rm -f "$state/pid" "$state/sock"
-check "a strict server" sh -c "nbdkit -v --sandbox=strict -P '$state/pid' -U '$state/sock' file '$state/disk' 2> '$state/log'"
+check "a strict server" sh -c "nbdkit -v --park-idle=0 --sandbox=strict -P '$state/pid' -U '$state/sock' file '$state/disk' 2> '$state/log'"
 expect "serves" "$(nbdinfo --size "nbd+unix:///?socket=$state/sock")" 8388608
 note "$(grep -i landlock "$state/log" | head -3 | tr '\n' '|')"
 modprobe nbd
