@@ -89,6 +89,10 @@ impl Filter for Blocksize {
         Ok(())
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let lock = self.lock.clone();

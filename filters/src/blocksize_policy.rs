@@ -105,6 +105,10 @@ impl Filter for BlocksizePolicy {
         next.config_complete()
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(Handle { parameters: self.clone(), client: open.client.cloned() }))

@@ -40,6 +40,10 @@ impl Filter for CacheExtents {
         }
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let last = self.last.clone();

@@ -24,6 +24,10 @@ impl Filter for CheckWrite {
         below.read_only()
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(&open.readonly(true))?;
         Ok(Box::new(*self))

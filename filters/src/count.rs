@@ -51,6 +51,10 @@ impl Filter for Count {
         );
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let counters = self.counters.as_ref();

@@ -170,6 +170,10 @@ impl Filter for ExportName {
         }
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         if self.strict && !self.lists(open.export) {
             let name = quoted(open.export);

@@ -48,6 +48,10 @@ impl Filter for ExtentList {
         next.config_complete()
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(Handle(self.extents.clone().unwrap_or_default())))

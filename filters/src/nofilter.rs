@@ -15,6 +15,10 @@ impl Filter for NoFilter {
         Some("nbdkit nofilter filter")
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(Handle))

@@ -38,6 +38,10 @@ impl Filter for Offset {
         Ok(())
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let (offset, range) = (self.offset, self.range);

@@ -41,6 +41,10 @@ impl Filter for ReadAhead {
         if self.is_parallel { below.threads() } else { below }
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(Handle { is_parallel: self.is_parallel, prefetcher: OnceLock::new() }))

@@ -105,6 +105,10 @@ impl Filter for Stats {
         }
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         let ready =

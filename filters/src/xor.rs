@@ -76,6 +76,10 @@ impl Filter for Xor {
         matches!(self.source, Some(Source::Random { is_given: false, .. }))
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, below: &mut Slot<'_>, open: &Open<'_>) -> Result<Box<dyn OpenLayer>> {
         below.open(open)?;
         Ok(Box::new(Handle(self.pattern()?.into_iter().cycle().take(PERIOD).collect())))

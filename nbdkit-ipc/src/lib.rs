@@ -44,8 +44,9 @@ pub use status::WorkerExit;
 /// spawner removes in the end (`SpawnerSetup::private`), the broker's `Connect`. 6: `StackId` and
 /// `KeyId`. 7: watchers. 8: `Totals`, `Configure::log_connections`, who a client is by TLS
 /// (`tls_dn`), the log file that the spawner opens (`OpenLog`), the spawner's `Hello`. 9:
-/// `Configure::busy_poll`, `WorkerExit::Disconnected`.
-pub const VERSION: u32 = 9;
+/// `Configure::busy_poll`, `WorkerExit::Disconnected`. 10: parking (`Park`, `Serve::park_after`,
+/// `Serve::parked`, `WorkerExit::Parked`).
+pub const VERSION: u32 = 10;
 
 /// Identifies the build: all programs of a server must come from the same one. The number is a hash
 /// of what the programs are made of; see build.rs of this crate.

@@ -9,6 +9,7 @@
 pub mod broker;
 mod configure;
 mod log;
+mod parked;
 pub mod spawner;
 mod template;
 #[cfg(test)]
@@ -21,5 +22,6 @@ pub use configure::{
 };
 pub use log::{Level, LogRecord, MAX_LOG_TEXT};
 pub use nbdkit_common::{Isolation, Peer, PeerAddress};
+pub use parked::ParkedState;
 pub use template::{Configured, EnterService, FromTemplate, Hello, Serve, ToTemplate};
 pub use worker::{FromWorker, MAX_DN, ToWorker, Totals};

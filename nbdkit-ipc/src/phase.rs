@@ -72,7 +72,8 @@ pub fn check_worker_ids(message: &FromWorker) -> Result<(), &'static str> {
         FromWorker::Log(_)
         | FromWorker::Shutdown
         | FromWorker::Refused { .. }
-        | FromWorker::Totals(_) => Ok(()),
+        | FromWorker::Totals(_)
+        | FromWorker::Park { .. } => Ok(()),
     }
 }
 
@@ -131,7 +132,7 @@ pub enum WorkerPhase {
     Keyed,
     /// In transmission.
     Serving,
-    /// At its end, after `Totals`.
+    /// At its end, after `Totals` or `Park`.
     Ended,
     /// At its end, after `Refused`.
     Refused,
@@ -147,6 +148,7 @@ pub fn worker_message(message: &FromWorker) -> &'static str {
         FromWorker::Key(_) => "Key",
         FromWorker::Broker { .. } => "Broker",
         FromWorker::Totals(_) => "Totals",
+        FromWorker::Park { .. } => "Park",
     }
 }
 
@@ -158,6 +160,7 @@ impl WorkerPhase {
             (FromWorker::Key(_), Handshake) => Some(Keyed),
             (FromWorker::Serving { .. }, Handshake | Keyed) => Some(Serving),
             (FromWorker::Totals(_), Handshake | Keyed | Serving) => Some(Ended),
+            (FromWorker::Park { .. }, Serving) => Some(Ended),
             (FromWorker::Refused { .. }, Handshake | Keyed | Serving | Ended) => Some(Refused),
             // At any time: another thread may send these between `Refused` and the end.
             (FromWorker::Log(_) | FromWorker::Shutdown, _) => Some(self),
@@ -168,7 +171,8 @@ impl WorkerPhase {
                 | FromWorker::Serving { .. }
                 | FromWorker::Refused { .. }
                 | FromWorker::Broker { .. }
-                | FromWorker::Totals(_),
+                | FromWorker::Totals(_)
+                | FromWorker::Park { .. },
                 _,
             ) => None,
         }
@@ -195,7 +199,7 @@ mod tests {
     use super::*;
     use crate::ids::{KeyId, StackId};
     use crate::keys::KeyRequest;
-    use crate::messages::{Configured, Hello, Isolation, Totals};
+    use crate::messages::{Configured, Hello, Isolation, ParkedState, Totals};
 
     #[test]
     fn out_of_phase_messages_are_refused() {
@@ -265,6 +269,7 @@ mod tests {
                 may_shutdown: false,
                 programs: false,
                 undeclared: false,
+                can_park: true,
             };
             for message in [
                 FromTemplate::Configured(configured),
@@ -292,6 +297,17 @@ mod tests {
         let serving =
             FromWorker::Serving { stack: StackId::ONLY, export: String::new(), tls_dn: None };
         assert_eq!(WorkerPhase::Refused.after(&serving), None);
+    }
+
+    #[test]
+    fn a_client_is_parked_once_and_in_transmission() {
+        let state = ParkedState::of(&()).unwrap();
+        let park = FromWorker::Park { state, totals: Totals::default() };
+        use WorkerPhase::{Ended, Handshake, Keyed, Refused, Serving};
+        assert_eq!(Serving.after(&park), Some(Ended));
+        for phase in [Handshake, Keyed, Ended, Refused] {
+            assert_eq!(phase.after(&park), None, "{phase:?}");
+        }
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub enum WorkerExit {
     Forbidden,
     /// The plugin or a filter has disconnected the client, `nbdkit_disconnect`. Status 9.
     Disconnected,
+    /// The client is idle, and `Park` has handed it back to the listener. Status 10.
+    Parked,
 }
 
 impl WorkerExit {
@@ -45,6 +47,7 @@ impl WorkerExit {
             WorkerExit::Failed => 7,
             WorkerExit::Forbidden => 8,
             WorkerExit::Disconnected => 9,
+            WorkerExit::Parked => 10,
             WorkerExit::Panicked => 101,
             WorkerExit::Killed(_) => 128,
             WorkerExit::Unknown(status) => status,
@@ -62,6 +65,7 @@ impl WorkerExit {
             7 => WorkerExit::Failed,
             8 => WorkerExit::Forbidden,
             9 => WorkerExit::Disconnected,
+            10 => WorkerExit::Parked,
             101 => WorkerExit::Panicked,
             other => WorkerExit::Unknown(other),
         }
@@ -74,7 +78,8 @@ impl WorkerExit {
             | WorkerExit::Protocol
             | WorkerExit::Refused
             | WorkerExit::Broken
-            | WorkerExit::Disconnected => None,
+            | WorkerExit::Disconnected
+            | WorkerExit::Parked => None,
             WorkerExit::Deadline => {
                 Some("handshake not finished in time, client disconnected".to_owned())
             }
@@ -102,6 +107,7 @@ mod tests {
             WorkerExit::Failed,
             WorkerExit::Forbidden,
             WorkerExit::Disconnected,
+            WorkerExit::Parked,
             WorkerExit::Panicked,
         ] {
             assert_eq!(WorkerExit::from_code(exit.code()), exit);

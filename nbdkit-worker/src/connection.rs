@@ -15,6 +15,7 @@ mod inline_writes;
 mod input;
 mod negotiated;
 mod options;
+mod parking;
 pub(crate) mod pin;
 mod poll_backoff;
 mod pool;
@@ -38,11 +39,15 @@ use std::sync::Arc;
 use nbdkit_api::{Client, Errno, Layer, strerror};
 use nbdkit_ipc::WorkerExit;
 
+pub(crate) use parking::{Parked, Parking};
 pub(crate) use socket::Socket;
 pub(crate) use totals::Counters;
 
 use crate::authority::Authority;
 use crate::settings::Settings;
+use export::Export;
+use input::Input;
+use negotiated::Negotiated;
 
 /// A client's connection and what serving it needs.
 pub(crate) struct Connection<'a> {
@@ -59,7 +64,9 @@ pub(crate) struct Connection<'a> {
     /// Called with the export's name when the handshake has succeeded.
     pub(crate) on_serving: &'a (dyn Fn(&str) + Sync),
     /// What the client reads and writes.
-    pub(crate) totals: Counters,
+    pub(crate) totals: &'a Counters,
+    /// How it is parked, if it can be.
+    pub(crate) parking: Option<Parking<'a>>,
 }
 
 /// Why a connection ended before or without NBD_CMD_DISC, by who caused it.
@@ -75,6 +82,8 @@ enum End {
     Refused,
     /// The connection broke; the operation and its error, for the log.
     Broken(String),
+    /// The client is idle, and is to be parked.
+    Idle,
 }
 
 /// The deadline of the handshake has passed. A type of its own, to be distinguished from the
@@ -87,6 +96,12 @@ impl std::error::Error for DeadlinePassed {}
 impl std::fmt::Display for DeadlinePassed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("not finished in time")
+    }
+}
+
+impl DeadlinePassed {
+    fn is(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<DeadlinePassed>)
     }
 }
 
@@ -105,10 +120,7 @@ trait During<T> {
 impl<T> During<T> for io::Result<T> {
     fn during(self, what: impl std::fmt::Display) -> Result<T, End> {
         self.map_err(|error| {
-            if error
-                .get_ref()
-                .is_some_and(<dyn std::error::Error + Send + Sync>::is::<DeadlinePassed>)
-            {
+            if DeadlinePassed::is(&error) {
                 return End::Deadline;
             }
             End::Broken(match (error.raw_os_error(), error.kind()) {
@@ -123,15 +135,31 @@ impl<T> During<T> for io::Result<T> {
 }
 
 impl Connection<'_> {
-    /// Serves the client until one side ends the connection; returns the worker's exit status.
+    /// Serves the client until one side ends the connection, or it is parked; returns the worker's
+    /// exit status.
     pub(crate) fn serve(&self) -> WorkerExit {
+        self.run(|| handshake::negotiate(self))
+    }
+
+    /// As [`serve`](Self::serve), a client that was parked.
+    pub(crate) fn resume(&self, parked: &Parked) -> WorkerExit {
+        self.run(|| parking::resume(self, parked))
+    }
+
+    fn run(&self, begin: impl FnOnce() -> Result<(Negotiated, Export, Input), End>) -> WorkerExit {
         let _speaker = nbdkit_api::log::enter(nbdkit_api::log::Speaker {
             layer: Some(self.plugin_name()),
             connection: self.client.number(),
         });
-        let end = match handshake::negotiate(self) {
+        let end = match begin() {
             Ok((negotiated, export, input)) => {
-                transmission::serve(self, &negotiated, export, input)
+                match (transmission::serve(self, &negotiated, export, input), &self.parking) {
+                    (Err(End::Idle), Some(parking)) => match parking.park(&negotiated) {
+                        Ok(()) => return WorkerExit::Parked,
+                        Err(end) => Err(end),
+                    },
+                    (end, _) => end,
+                }
             }
             Err(end) => Err(end),
         };
@@ -143,7 +171,7 @@ impl Connection<'_> {
             {
                 WorkerExit::Disconnected
             }
-            Ok(()) | Err(End::Done) => WorkerExit::Clean,
+            Ok(()) | Err(End::Done | End::Idle) => WorkerExit::Clean,
             Err(End::Protocol(what)) => {
                 nbdkit_api::error!("{what}");
                 WorkerExit::Protocol

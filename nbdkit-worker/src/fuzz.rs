@@ -54,7 +54,9 @@ impl Server {
         let authority = Arc::new(Nobody);
         let totals = Counters::default();
         let on_serving = &|_: &str| {};
-        Connection { layer, settings, client, socket, authority, on_serving, totals }.serve()
+        let (totals, parking) = (&totals, None);
+        Connection { layer, settings, client, socket, authority, on_serving, totals, parking }
+            .serve()
     }
 }
 

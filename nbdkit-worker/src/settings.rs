@@ -32,7 +32,8 @@ pub(crate) struct Settings {
     pub(crate) log_connections: bool,
     /// `--busy-poll`: how long a reader polls for the next request before it sleeps.
     pub(crate) busy_poll: Duration,
-    /// Whether everything has to run on one processor: see [`count_processors`](Self::count_processors).
+    /// Whether everything has to run on one processor: see
+    /// [`count_processors`](Self::count_processors).
     pub(crate) one_processor: bool,
     /// The lock around every call into the stack, for NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS.
     all_requests: Option<SharedMutex<0>>,

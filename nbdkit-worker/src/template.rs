@@ -7,6 +7,7 @@
 
 mod enter;
 mod orphaned;
+mod parked;
 mod reap;
 mod replaced;
 mod service;
@@ -135,6 +136,10 @@ fn get_ready(
         may_shutdown,
         programs,
         undeclared,
+        can_park: layer.can_park()
+            && isolation == Isolation::Connection
+            && !settings.one_client
+            && !configure.swap,
     };
     let _ = link.send(&FromTemplate::Configured(configured), &[]);
     // While the listener opens its sockets.

@@ -13,8 +13,8 @@ use nbd_protocol::constants::{Command as Cmd, CommandFlags, Opt, Rep};
 use nbd_protocol::handshake::{OptionReplyHeader, encode_option};
 use nbd_protocol::transmission::{Request, SimpleReply};
 use nbdkit_ipc::messages::{
-    Allowed, Applies, Configure, EnterService, Hello, Isolation, Level, Parameter, Peer,
-    PeerAddress, Protocol, Purpose, Serve,
+    Allowed, Applies, Configure, EnterService, Hello, Isolation, Level, Parameter, ParkedState,
+    Peer, PeerAddress, Protocol, Purpose, Serve,
 };
 use nbdkit_ipc::process::Process;
 use nbdkit_ipc::{Channel, FromTemplate, FromWorker, StackId, ToTemplate, ToWorker, WorkerExit};
@@ -31,6 +31,12 @@ impl Drop for Template {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A client that is never parked.
+fn serve(connection: u64, peer: Peer) -> Serve {
+    let (stack, broker) = (StackId::ONLY, false);
+    Serve { connection, stack, peer, broker, park_after: None, parked: None }
 }
 
 impl Template {
@@ -116,8 +122,7 @@ impl Template {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (link, worker) = Channel::pair().unwrap();
         let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-        let message =
-            ToTemplate::Serve(Serve { connection, stack: StackId::ONLY, peer, broker: false });
+        let message = ToTemplate::Serve(serve(connection, peer));
         self.link.send(&message, &[worker.as_fd(), theirs.as_fd()]).unwrap();
         ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         (ours, link)
@@ -215,13 +220,7 @@ fn shared_isolation_serves_on_threads() {
     let mut template = Template::serving("null", &[("size", "1M")], Some(Isolation::Shared));
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-    template
-        .link
-        .send(
-            &ToTemplate::Serve(Serve { connection: 1, stack: StackId::ONLY, peer, broker: false }),
-            &[theirs.as_fd()],
-        )
-        .unwrap();
+    template.link.send(&ToTemplate::Serve(serve(1, peer)), &[theirs.as_fd()]).unwrap();
     drop(theirs);
     negotiate(&mut ours);
     let serving = FromTemplate::Serving {
@@ -279,4 +278,43 @@ fn nothing_outlives_the_listener() {
     drop(link);
     assert!(template.child.wait().unwrap().success());
     assert_eq!(client.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_client_that_is_idle_is_parked_and_the_next_worker_goes_on_where_the_last_one_was() {
+    let template = Template::serving("memory", &[("size", "1M")], None);
+    let (mut client, theirs) = UnixStream::pair().unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let peer = || Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
+    let park_after = Some(Duration::from_millis(20));
+    let begin = |parked| {
+        let (link, worker) = Channel::<ToWorker, FromWorker>::pair().unwrap();
+        let message = ToTemplate::Serve(Serve { park_after, parked, ..serve(1, peer()) });
+        template.link.send(&message, &[worker.as_fd(), theirs.as_fd()]).unwrap();
+        assert!(matches!(template.recv(), FromTemplate::Forked { connection: 1, .. }));
+        link
+    };
+    let parked = |link: &Channel<ToWorker, FromWorker>| {
+        let FromWorker::Park { state, totals } = link.recv().unwrap().message else {
+            panic!("not parked")
+        };
+        let exit = WorkerExit::Parked;
+        assert_eq!(template.recv(), FromTemplate::Exited { connection: 1, exit });
+        (state, totals)
+    };
+    let first = begin(None);
+    negotiate(&mut client);
+    assert!(matches!(first.recv().unwrap().message, FromWorker::Serving { .. }));
+    assert_eq!(read(&mut client, 0, 512), [0; 512]);
+    let (state, totals) = parked(&first);
+    assert_eq!((totals.read, totals.written), (512, 0));
+    let second = begin(Some(state));
+    assert_eq!(read(&mut client, 4096, 1024), [0; 1024]);
+    let (_, totals) = parked(&second);
+    assert_eq!((totals.read, totals.written), (1024, 0));
+    // What is no state of a connection ends its worker only.
+    let third = begin(Some(ParkedState::of(&7_u8).unwrap()));
+    assert!(matches!(third.recv().unwrap().message, FromWorker::Log(_)));
+    let exit = WorkerExit::Failed;
+    assert_eq!(template.recv(), FromTemplate::Exited { connection: 1, exit });
 }

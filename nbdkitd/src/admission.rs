@@ -23,7 +23,7 @@ use crate::peer_key::PeerKey;
 
 /// `--max-connections` if it is not given. Each connection is a process, and one descriptor of the
 /// listener.
-const MAX_CONNECTIONS: u32 = 1024;
+pub(crate) const MAX_CONNECTIONS: u32 = 1024;
 
 /// Unfinished handshakes at a time, if the number of connections has no limit.
 const HANDSHAKES: usize = 256;

@@ -14,6 +14,7 @@ use nbdkit_ipc::phase::{Brokers, WorkerPhase};
 use nbdkit_ipc::process::Process;
 
 use crate::log::{Quota, Subject, escape};
+use crate::parking::{Parking, Patience};
 use crate::peer_key::PeerKey;
 
 /// The longest export name. NBD protocol, "String values".
@@ -51,8 +52,15 @@ pub(crate) struct Connection {
     tls_dn: Option<String>,
     /// What it has read and written, if its worker has reported that.
     pub(crate) totals: Option<Totals>,
+    /// What it had read and written when it was parked.
+    pub(crate) earlier: Totals,
+    /// How long it has to be idle to be parked; `None` if it never is.
+    pub(crate) patience: Option<Patience>,
+    pub(crate) parking: Parking,
     /// When it was sent to the template.
     pub(crate) since: Instant,
+    /// The same, the last time.
+    pub(crate) worker_since: Instant,
     /// It is being disconnected, since another client's handshake needs the slot.
     pub(crate) evicted: bool,
     /// Its worker has violated the protocol of the control channel, and is killed.
@@ -61,8 +69,11 @@ pub(crate) struct Connection {
     pub(crate) kill_requested: bool,
     /// The template that it was sent to has ended.
     pub(crate) orphan: bool,
-    /// The client's socket, kept for the next template until a worker is known to have it.
+    /// The client's socket, kept for the next template until a worker is known to have it; and
+    /// longer, if the client may be parked.
     pub(crate) client: Option<OwnedFd>,
+    /// A worker is known to have the client.
+    pub(crate) is_taken: bool,
 }
 
 impl Connection {
@@ -73,7 +84,25 @@ impl Connection {
 
     /// Whether the template has yet to fork its worker, or to report it.
     pub(crate) fn awaits_fork(&self) -> bool {
-        self.has_worker && self.pid.is_none() && !self.orphan
+        self.has_worker && self.pid.is_none() && !self.orphan && !self.parking.has_no_worker()
+    }
+
+    /// A worker is known to have the client.
+    pub(crate) fn taken(&mut self) {
+        self.is_taken = true;
+        if matches!(self.parking, Parking::Sent(_)) {
+            (self.parking, self.totals) = (Parking::No, None);
+        }
+        if self.patience.is_none() {
+            self.client = None;
+        }
+    }
+
+    /// Its worker has ended, and the next one is in transmission from the beginning.
+    pub(crate) fn without_worker(&mut self) {
+        (self.pid, self.process) = (None, None);
+        (self.phase, self.brokers) = (WorkerPhase::Serving, Brokers::default());
+        self.orphan = false;
     }
 
     /// Its handshake is over, and this export is being served.
@@ -202,12 +231,17 @@ impl Connections {
             export: None,
             tls_dn: None,
             totals: None,
+            earlier: Totals::default(),
+            patience: None,
+            parking: Parking::No,
             since: now,
+            worker_since: now,
             evicted: false,
             has_violated: false,
             kill_requested: false,
             orphan: false,
             client,
+            is_taken: false,
         };
         self.table.insert(number, connection);
     }
@@ -226,11 +260,12 @@ impl Connections {
             return Err(Violation::Process);
         }
         let connection = self.table.get_mut(&number).ok_or(Violation::UnknownConnection)?;
-        if connection.pid.is_some() || isolation == Isolation::Shared {
+        let has_or_needs_none = connection.pid.is_some() || connection.parking.has_no_worker();
+        if has_or_needs_none || isolation == Isolation::Shared {
             return Err(Violation::Forked);
         }
         connection.pid = Some(pid);
-        connection.client = None;
+        connection.taken();
         Ok(connection)
     }
 
@@ -244,7 +279,8 @@ impl Connections {
 
     /// The template has ended that all clients were sent to.
     pub(crate) fn orphan_all(&mut self) {
-        self.table.values_mut().for_each(|connection| connection.orphan = true);
+        let served = self.table.values_mut().filter(|it| !it.parking.has_no_worker());
+        served.for_each(|connection| connection.orphan = true);
     }
 
     /// The connection of this number.

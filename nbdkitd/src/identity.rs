@@ -1,7 +1,7 @@
 //! `-u` and `-g`: the user of template and workers; `--listener-user`: the user of the listener.
 //! Those of the command line are looked up first, so that a mistyped name is reported before
-//! anything is started. A listener that changes its user never takes the workers' user, who must not
-//! be able to signal it.
+//! anything is started. A listener that changes its user never takes the workers' user, who must
+//! not be able to signal it.
 //!
 //! Unlike nbdkit, which changes only the user id with `-u` and keeps root's group, the primary
 //! group of the user comes with it unless `-g` names another.

@@ -32,6 +32,7 @@ mod identity;
 mod log;
 mod made;
 mod notify;
+mod parking;
 mod peer_key;
 mod pid_file;
 mod preflight;

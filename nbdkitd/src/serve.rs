@@ -12,9 +12,10 @@
 //!
 //! - `context`: settings, log and poll instance; `startup`: from the first template to the first
 //!   client
-//! - `dispatch`: messages of template and workers; `strays`: processes that scripts leave;
-//!   `own_user`: leaving root; `reopen`: the log file on SIGUSR1; `ended`: what is logged about a
-//!   connection that has ended; `status`: what the service manager shows
+//! - `parking`: clients that are idle; `dispatch`: messages of template and workers; `strays`:
+//!   processes that scripts leave; `own_user`: leaving root; `reopen`: the log file on SIGUSR1;
+//!   `ended`: what is logged about a connection that has ended; `status`: what the service manager
+//!   shows
 //! - `printed`: what other processes print where the server has a terminal; `fuzz`: a server
 //!   without processes
 
@@ -29,6 +30,7 @@ mod ending;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod own_user;
+mod parking;
 mod printed;
 mod reopen;
 mod shutdown;
@@ -261,6 +263,7 @@ impl Server {
             || self.workers.has_readable()
             || self.workers.has_signatures_to_make()
             || self.acceptor.can_accept(state, now)
+            || self.acceptor.can_resume(state, now)
         {
             return Some(Duration::ZERO);
         }

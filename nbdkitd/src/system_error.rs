@@ -5,6 +5,8 @@
 use std::fmt;
 use std::io;
 
+use nix::errno::Errno;
+
 use crate::errno_text;
 
 /// A system call that failed: `CALL: OBJECT: strerror`.
@@ -13,6 +15,11 @@ pub(crate) struct SystemError {
     call: &'static str,
     object: Option<String>,
     cause: io::Error,
+}
+
+/// The number of an error of the system; that of none for others.
+pub(crate) fn number(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or_default())
 }
 
 impl SystemError {

@@ -204,13 +204,12 @@ impl Template {
     ///
     /// # Errors
     /// EAGAIN: the queue is full. EPIPE: the template has ended.
-    pub(crate) fn serve(&mut self, serve: &Serve, fds: &[OwnedFd]) -> io::Result<()> {
+    pub(crate) fn serve(&mut self, serve: &Serve, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.flush()?;
         if !self.outbox.is_empty() {
             return Err(Errno::EAGAIN.into());
         }
-        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        let sent = self.link.try_send(&ToTemplate::Serve(serve.clone()), &fds);
+        let sent = self.link.try_send(&ToTemplate::Serve(serve.clone()), fds);
         self.waits_for_room =
             sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
         sent
@@ -310,6 +309,8 @@ mod tests {
             template.send(parameter(n));
         }
         let serve = Serve {
+            park_after: None,
+            parked: None,
             broker: false,
             stack: StackId::ONLY,
             connection: 1,

@@ -158,6 +158,10 @@ impl Plugin for Data {
         true
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         match &self.disk {
             Some((disk, size)) => memory::open(disk, *size),

@@ -218,6 +218,10 @@ impl Plugin for File {
         Ok(())
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
         let source = self.source.as_ref().ok_or_else(|| Error::msg("file: not configured"))?;
         let opened = source.open(open.export, open.readonly)?;

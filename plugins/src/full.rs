@@ -58,6 +58,10 @@ impl Plugin for Full {
         }
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         Ok(Box::new(Simple(NoSpace { size: self.size.unwrap_or(0) })))
     }

@@ -114,6 +114,10 @@ impl Plugin for Memory {
         true
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         match (&self.disk, self.size) {
             (Some(disk), Some(size)) => open(disk, size),

@@ -39,6 +39,10 @@ impl Plugin for Null {
         Ok(())
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         Ok(Box::new(Simple(Nothing { size: self.size })))
     }

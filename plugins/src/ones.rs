@@ -50,6 +50,10 @@ impl Plugin for Ones {
         Ok(())
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         Ok(Box::new(Simple(Constant { size: self.size, byte: self.byte })))
     }

@@ -139,6 +139,10 @@ impl Plugin for Partitioning {
         declared.fold(needs, |needs, file| needs.declare(file.read_only(readonly)))
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
         let files = self.files.iter().map(|file| paths::open(file, None, open.readonly));
         let files = Files::open(files.collect::<Result<_>>()?);

@@ -37,6 +37,10 @@ impl Plugin for Pattern {
         Ok(())
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         Ok(Box::new(Simple(Offsets { size: self.size })))
     }

@@ -66,6 +66,10 @@ impl Plugin for Random {
         Ok(())
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         Ok(Box::new(Simple(Noise { size: self.size, seed: self.seed })))
     }

@@ -102,6 +102,10 @@ impl Plugin for SparseRandom {
         Ok(())
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         Ok(Box::new(Simple(Sparse {
             size: self.size,

@@ -58,6 +58,10 @@ impl Plugin for Split {
         declared.fold(needs, |needs, file| needs.declare(file.read_only(readonly)))
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, open: &Open<'_>) -> Result<Box<dyn Connection>> {
         let files = self.files.iter().map(|file| paths::open(file, None, open.readonly));
         let files = files.collect::<Result<Vec<_>>>()?;

@@ -21,6 +21,10 @@ impl Plugin for Zero {
         false
     }
 
+    fn can_park(&self) -> bool {
+        true
+    }
+
     fn open(&self, _open: &Open<'_>) -> Result<Box<dyn Connection>> {
         Ok(Box::new(Simple(Empty)))
     }

@@ -238,7 +238,7 @@ fn a_removed_file_takes_up_no_space_once_its_clients_have_gone() {
         eprintln!("SKIPPED: takes root");
         return;
     }
-    let builder = server(&["file", "{dir}/disk"]);
+    let builder = server(&["--park-idle=0", "file", "{dir}/disk"]);
     let disk = builder.dir().join("disk");
     put(&disk, 1);
     let server = builder.start();

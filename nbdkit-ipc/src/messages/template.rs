@@ -2,9 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Configure, Isolation, LogRecord, Parameter, Peer, Totals};
+use super::{Configure, Isolation, LogRecord, Parameter, ParkedState, Peer, Totals};
 use crate::ids::StackId;
 use crate::keys::{KeyAnswer, KeyRequest, TlsPiece};
 use crate::status::WorkerExit;
@@ -173,6 +175,8 @@ pub struct Configured {
     pub programs: bool,
     /// Whether the stack has code that does not declare what it needs.
     pub undeclared: bool,
+    /// Whether clients that are idle can give up their workers.
+    pub can_park: bool,
 }
 
 /// The step from start-up into service.
@@ -200,4 +204,9 @@ pub struct Serve {
     pub peer: Peer,
     /// Whether the worker's end of a channel to the broker is attached.
     pub broker: bool,
+    /// With isolation `Connection`: how long the client has to be idle to be parked; `None` if it
+    /// is never to be.
+    pub park_after: Option<Duration>,
+    /// The state of a client that was parked: it is in transmission already.
+    pub parked: Option<ParkedState>,
 }

@@ -130,6 +130,29 @@ fn totals_keep_their_bytes() {
     assert_eq!(encode(&FromTemplate::Totals { connection: 7, totals }).unwrap(), template);
 }
 
+/// If these bytes change, so must `VERSION`.
+#[test]
+fn parking_keeps_its_bytes() {
+    let state = ParkedState::of(&7_u8).unwrap();
+    let parked = [1, 0, 0, 0, 0, 0, 0, 0, 7];
+    let totals = Totals { read: 2, written: 3 };
+    let numbers = [2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
+    let park = FromWorker::Park { state: state.clone(), totals };
+    assert_eq!(encode(&park).unwrap(), [&[7, 0, 0, 0][..], &parked, &numbers].concat());
+    let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
+    let serve = |park_after, parked| {
+        let peer = peer.clone();
+        let (connection, stack, broker) = (9, StackId::ONLY, true);
+        ToTemplate::Serve(Serve { connection, stack, peer, broker, park_after, parked })
+    };
+    let start = [5, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1];
+    assert_eq!(encode(&serve(None, None)).unwrap(), [&start[..], &[0, 0]].concat());
+    let after = [1, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0];
+    let time = std::time::Duration::new(4, 5);
+    let bytes = [&start[..], &after, &[1], &parked].concat();
+    assert_eq!(encode(&serve(Some(time), Some(state))).unwrap(), bytes);
+}
+
 #[test]
 fn levels_keep_their_order() {
     for (number, level) in

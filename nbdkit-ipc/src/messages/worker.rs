@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::LogRecord;
+use super::{LogRecord, ParkedState};
 use crate::ids::StackId;
 use crate::keys::{KeyAnswer, KeyRequest};
 
@@ -20,6 +20,17 @@ pub struct Totals {
     pub read: u64,
     /// NBD_CMD_WRITE.
     pub written: u64,
+}
+
+impl Totals {
+    /// With those of another worker of the same client.
+    #[must_use]
+    pub fn and(self, other: Totals) -> Totals {
+        Totals {
+            read: self.read.saturating_add(other.read),
+            written: self.written.saturating_add(other.written),
+        }
+    }
 }
 
 /// Sent by a worker, a process that parses a client's bytes, on its own channel: check before use.
@@ -56,6 +67,16 @@ pub enum FromWorker {
     ///
     /// [`log_connections`]: super::Configure::log_connections
     Totals(Totals),
+    /// The client is idle: the worker has closed its export and ends now, with
+    /// [`WorkerExit::Parked`](crate::WorkerExit::Parked). The listener, which has kept the client's
+    /// socket, has the template fork another when a request comes. Once, after `Serving`, if
+    /// [`park_after`](super::Serve::park_after) permits it.
+    Park {
+        /// What the client's next worker needs.
+        state: ParkedState,
+        /// What the client has read and written on this worker.
+        totals: Totals,
+    },
 }
 
 /// Sent by the listener to a worker.

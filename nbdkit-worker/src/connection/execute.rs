@@ -5,6 +5,7 @@
 mod block_status;
 mod known_data;
 mod read;
+mod unflushed;
 
 use nbd_protocol::constants::Command;
 use nbd_protocol::transmission::Request;
@@ -15,6 +16,7 @@ use super::reply::Replies;
 use super::totals::Counters;
 use crate::settings::Settings;
 pub(crate) use known_data::KnownData;
+pub(crate) use unflushed::Unflushed;
 
 /// The stack that requests are carried out against, and the form of its replies.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +28,7 @@ pub(crate) struct Target<'a> {
     pub(crate) size: u64,
     pub(crate) known_data: &'a KnownData,
     pub(crate) totals: &'a Counters,
+    pub(crate) unflushed: &'a Unflushed,
 }
 
 impl Target<'_> {
@@ -57,14 +60,19 @@ impl Target<'_> {
         match command {
             Command::READ => return self.read(request, replies),
             Command::BLOCK_STATUS => return self.block_status(request, flags, payload, replies),
-            Command::WRITE => self.backend.pwrite(payload, offset, flags)?,
-            Command::FLUSH => self.backend.flush()?,
+            Command::WRITE => {
+                let result = self.backend.pwrite(payload, offset, flags);
+                self.unflushed.written(flags);
+                result?;
+            }
+            Command::FLUSH => self.unflushed.flush(|| self.backend.flush())?,
             Command::TRIM | Command::WRITE_ZEROES => {
                 let result = match command {
                     Command::TRIM => self.backend.trim(length, offset, flags),
                     _ => self.backend.zero(length, offset, flags),
                 };
                 self.known_data.forget();
+                self.unflushed.written(flags);
                 result?;
             }
             Command::CACHE => self.backend.cache(length, offset)?,

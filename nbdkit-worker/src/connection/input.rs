@@ -3,11 +3,11 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::time::TimeVal;
 
-use super::Socket;
+use super::{DeadlinePassed, Socket};
 
 /// Size of the buffer, bytes. So large that the allocator maps it: pages that were never written
 /// take no memory, and a handshake touches one.
@@ -16,6 +16,20 @@ pub(super) const CAPACITY: usize = 256 * 1024;
 const IDLE_AFTER: TimeVal = TimeVal::new(0, 250_000);
 /// Bytes of a payload that the first read waits for.
 const PAYLOAD_STEP: usize = 64 * 1024;
+
+/// How the wait for the next request has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// There is one.
+    Request,
+    /// The client closed the connection.
+    Closed,
+    /// The client has been idle for so long that it is to be parked.
+    Idle,
+}
+
+/// When a client that is idle is parked: after this time, if the function permits it then.
+pub(super) type ParkAfter<'a> = (Duration, &'a dyn Fn() -> bool);
 
 /// A buffered reader over the client's socket.
 #[derive(Debug)]
@@ -122,11 +136,16 @@ impl Input {
     }
 
     /// As [`fill`](Self::fill), for the next request: if the client is idle, calls `idle` once and
-    /// frees the buffer until more arrives.
+    /// frees the buffer until more arrives, or until the client is to be parked.
     ///
     /// # Errors
     /// As [`fill`](Self::fill).
-    pub(crate) fn fill_or_idle(&mut self, count: usize, idle: impl FnOnce()) -> io::Result<bool> {
+    pub(crate) fn fill_or_idle(
+        &mut self,
+        count: usize,
+        idle: impl FnOnce(),
+        park: Option<ParkAfter<'_>>,
+    ) -> io::Result<Waited> {
         if !self.idle_timeout && self.used && !self.kept {
             self.idle_timeout = true;
             self.socket.set_read_timeout(Some(IDLE_AFTER));
@@ -134,7 +153,7 @@ impl Input {
         if (self.idle_timeout || self.kept) && self.start == self.end {
             let room = if self.narrow { count } else { CAPACITY };
             match self.socket.read(&mut self.buf[..room], self.deadline) {
-                Ok(0) => return Ok(false),
+                Ok(0) => return Ok(Waited::Closed),
                 Ok(read) => self.received(read),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.kept => {
                     self.socket.wait_input(self.deadline)?;
@@ -146,13 +165,33 @@ impl Input {
                     self.used = false;
                     self.idle_timeout = false;
                     idle();
-                    self.socket.wait_input(self.deadline)?;
+                    if !self.wait_unless_parked(park)? {
+                        return Ok(Waited::Idle);
+                    }
                     self.buf = vec![0; CAPACITY].into_boxed_slice();
                 }
                 Err(error) => return Err(error),
             }
         }
-        self.fill(count)
+        Ok(if self.fill(count)? { Waited::Request } else { Waited::Closed })
+    }
+
+    /// Waits for input of a client that is idle; false if it is to be parked.
+    fn wait_unless_parked(&self, park: Option<ParkAfter<'_>>) -> io::Result<bool> {
+        let Some((after, is_permitted)) = park else {
+            self.socket.wait_input(self.deadline)?;
+            return Ok(true);
+        };
+        loop {
+            match self.socket.wait_input(Some(Instant::now() + after)) {
+                Err(error) if DeadlinePassed::is(&error) => {
+                    if is_permitted() {
+                        return Ok(false);
+                    }
+                }
+                result => return result.map(|()| true),
+            }
+        }
     }
 
     /// Moves the bytes to the front if `count` bytes would not fit behind `start`.
@@ -318,9 +357,33 @@ mod tests {
     }
 
     #[test]
+    fn a_client_is_parked_when_it_has_been_idle_and_that_is_permitted() {
+        let (mut client, mut input) = pair();
+        client.write_all(b"a").unwrap();
+        assert_eq!(input.take().unwrap(), Some(*b"a"));
+        let asked = std::cell::Cell::new(0);
+        let third = || {
+            asked.set(asked.get() + 1);
+            asked.get() == 3
+        };
+        let after = Duration::from_millis(10);
+        let waited = input.fill_or_idle(1, || (), Some((after, &third))).unwrap();
+        assert_eq!((waited, asked.get()), (Waited::Idle, 3));
+        let (mut client, mut input) = pair();
+        client.write_all(b"ab").unwrap();
+        assert_eq!(input.take().unwrap(), Some(*b"a"));
+        let waited = input.fill_or_idle(1, || (), Some((Duration::ZERO, &|| true))).unwrap();
+        assert_eq!(waited, Waited::Request, "part of a request has come");
+        input.consume(1);
+        drop(client);
+        let waited = input.fill_or_idle(1, || (), Some((Duration::ZERO, &|| true))).unwrap();
+        assert_eq!(waited, Waited::Closed);
+    }
+
+    #[test]
     fn waiting_ends_at_the_deadline() {
         let (_client, mut input) = pair();
-        input.deadline = Some(Instant::now() + std::time::Duration::from_millis(20));
+        input.deadline = Some(Instant::now() + Duration::from_millis(20));
         assert_eq!(input.take::<1>().unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

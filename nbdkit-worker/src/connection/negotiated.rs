@@ -57,6 +57,17 @@ impl std::fmt::Display for Negotiated {
     }
 }
 
+impl Negotiated {
+    /// Whether what was agreed on can be kept with an export that was opened again, and is now as
+    /// `now` says. It may have grown.
+    pub(super) fn still_holds(&self, now: &Negotiated) -> bool {
+        let is_read_only = |it: &Negotiated| it.flags.contains(TransmissionFlags::READ_ONLY);
+        now.size >= self.size
+            && now.flags.contains(self.flags)
+            && is_read_only(now) == is_read_only(self)
+    }
+}
+
 /// [`Negotiated`] as it is sent: plain values, of which any combination can arrive.
 #[derive(Serialize, Deserialize)]
 struct Unchecked {
@@ -185,6 +196,18 @@ mod tests {
             let received = transfer(&unchecked);
             assert!(matches!(received, Err(RecvError::Violation(_))), "{name}: {received:?}");
         }
+    }
+
+    #[test]
+    fn an_export_that_was_opened_again_may_have_grown_and_may_not_offer_less() {
+        let agreed = negotiated();
+        assert!(agreed.still_holds(&agreed));
+        assert!(agreed.still_holds(&Negotiated { size: agreed.size + 1, ..agreed.clone() }));
+        assert!(!agreed.still_holds(&Negotiated { size: agreed.size - 1, ..agreed.clone() }));
+        let with = |flags| Negotiated { flags, ..agreed.clone() };
+        assert!(agreed.still_holds(&with(agreed.flags | TransmissionFlags::SEND_TRIM)));
+        assert!(!agreed.still_holds(&with(TransmissionFlags::HAS_FLAGS)));
+        assert!(!agreed.still_holds(&with(agreed.flags | TransmissionFlags::READ_ONLY)));
     }
 
     #[test]

@@ -117,7 +117,8 @@ fn serve(socket: UnixStream, plugin: Delayed, threads: u32) -> WorkerExit {
         socket,
         authority: Arc::new(Nobody),
         on_serving: &|_| {},
-        totals: super::Counters::default(),
+        totals: &super::Counters::default(),
+        parking: None,
     };
     catch_unwind(AssertUnwindSafe(|| connection.serve())).unwrap_or(WorkerExit::Panicked)
 }

@@ -20,7 +20,7 @@ use nbdkit_api::{Blocking, Direction, FileRange, Range, debug, log};
 use reader::Reader;
 use sender::Sender;
 
-use super::execute::{KnownData, Target};
+use super::execute::{KnownData, Target, Unflushed};
 use super::export::Export;
 use super::inline_calls::Score;
 use super::input::Input;
@@ -30,7 +30,7 @@ use super::prealloc::{self, Prealloc};
 use super::reply::Replies;
 use super::splice::Pipe;
 use super::validate::Rules;
-use super::{Connection, During, End};
+use super::{Connection, During, End, Parking};
 
 /// Serves an open export until the client disconnects, then closes it.
 ///
@@ -48,7 +48,7 @@ pub(super) fn serve(
         prealloc.reserve(if pooled { connection.settings.threads } else { 0 })?;
         input.keep();
     }
-    let known_data = KnownData::default();
+    let (known_data, unflushed) = (KnownData::default(), Unflushed::default());
     let mut session = Session {
         connection,
         rules: Rules::from(negotiated),
@@ -58,7 +58,8 @@ pub(super) fn serve(
             features: negotiated.features,
             size: negotiated.size,
             known_data: &known_data,
-            totals: &connection.totals,
+            totals: connection.totals,
+            unflushed: &unflushed,
         },
         sender: Sender::new(connection),
         pool: pooled.then(|| prealloc.pool(connection.settings.threads)),
@@ -71,8 +72,10 @@ pub(super) fn serve(
         Some(error) => Err(error).during("write reply"),
         None => end,
     };
-    let closed = export.close(connection);
-    end.and(closed.map_err(|_| End::Refused))
+    match (end, export.close(connection)) {
+        (Ok(()) | Err(End::Idle), Err(_)) => Err(End::Refused),
+        (end, _) => end,
+    }
 }
 
 fn header_length(extended: bool) -> usize {
@@ -145,6 +148,18 @@ impl Session<'_> {
 
     fn features(&self) -> Features {
         self.target.features
+    }
+
+    /// Whether the client, which is idle, may be parked: it waits for nothing, and closing its
+    /// export loses nothing.
+    fn may_be_parked(&self) -> bool {
+        let connection = self.connection;
+        connection.parking.as_ref().is_some_and(Parking::is_possible)
+            && connection.socket.is_plain()
+            && !connection.client.is_disconnecting()
+            && !crate::process::is_quiescing()
+            && self.pool.as_ref().is_none_or(Pool::is_idle)
+            && !(self.target.unflushed.any() && self.target.backend.can_flush().unwrap_or(true))
     }
 
     /// Waits until no request is in the pool.

@@ -60,6 +60,11 @@ impl Children {
         }
     }
 
+    /// The connections that have workers.
+    pub(super) fn connections(&self) -> impl Iterator<Item = u64> {
+        self.connections.values().map(|(connection, _)| *connection)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.connections.is_empty()
     }

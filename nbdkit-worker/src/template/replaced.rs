@@ -36,12 +36,13 @@ impl Replaced {
         self.0.as_ref().map(AsFd::as_fd)
     }
 
-    /// Something has: what is not at its path any more is closed.
-    pub(super) fn take(&self) {
+    /// Something has: what is not at its path any more is closed, unless `any_parked` may need it
+    /// again.
+    pub(super) fn take(&self, any_parked: bool) {
         let Some(inotify) = &self.0 else { return };
         while inotify.read_events().is_ok() {}
         if let Some(kept) = paths::kept() {
-            kept.forget_replaced();
+            kept.forget_replaced(any_parked);
         }
     }
 }

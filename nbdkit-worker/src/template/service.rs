@@ -5,6 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use nbdkit_api::paths::Kept;
 use nbdkit_api::{Isolation, Layer, log::error as log_error, paths, strerror};
 use nbdkit_ipc::messages::Serve;
 use nbdkit_ipc::process::Process;
@@ -13,6 +14,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::orphaned::Deadline;
+use super::parked::ParkedClients;
 use super::replaced::Replaced;
 use super::{reap, shared, strays, unexpected, worker};
 use crate::broker::Broker;
@@ -81,6 +83,7 @@ impl Service {
                 return;
             }
         };
+        let mut parked = ParkedClients::default();
         let mut serving = true;
         let mut listener_lives = true;
         // When workers are killed.
@@ -94,18 +97,14 @@ impl Service {
             let fds = [Some(children.as_fd()), link].into_iter().flatten().chain(watchers);
             let mut fds: Vec<PollFd<'_>> =
                 fds.chain(replaced).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-            match poll(&mut fds, Deadline::left(deadline)) {
-                Ok(_) => {
-                    if replaced.is_some() && fds.last().and_then(PollFd::any) == Some(true) {
-                        self.replaced.iter().for_each(Replaced::take);
-                    }
-                }
-                Err(Errno::EINTR) => {}
+            let any_replaced = match poll(&mut fds, Deadline::left(deadline)) {
+                Ok(_) => replaced.is_some() && fds.last().and_then(PollFd::any) == Some(true),
+                Err(Errno::EINTR) => false,
                 Err(errno) => {
                     log_error(&format!("poll: {}", strerror(errno)));
                     return;
                 }
-            }
+            };
             if let (Some(watchers), Some(link)) = (&mut self.watchers, &self.link) {
                 watchers.handle(link);
             }
@@ -113,9 +112,17 @@ impl Service {
                 children.kill();
             }
             let (ended, any) = children.reap();
+            let any_ended = !ended.is_empty();
             for (connection, exit) in ended {
+                parked.ended(connection, exit);
                 self.send(&FromTemplate::Exited { connection, exit });
                 self.layer.worker_ended();
+            }
+            if any_replaced {
+                let any_parked = parked.replaced(children.connections());
+                self.replaced.iter().for_each(|replaced| replaced.take(any_parked));
+            } else if any_ended && !parked.any() {
+                paths::kept().into_iter().for_each(Kept::none_parked);
             }
             // A stray that has ended may have left children, too.
             if let Some(strays) = self.strays.as_ref().filter(|_| any) {
@@ -131,6 +138,7 @@ impl Service {
                     Ok(Received { message: ToTemplate::Serve(serve), fds, .. })
                         if serving && serve.stack == StackId::ONLY =>
                     {
+                        parked.served(&serve);
                         self.fork_worker(&serve, fds, &mut children);
                     }
                     Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => break,
@@ -181,8 +189,10 @@ impl Service {
                 drop(self.oom_score.take());
                 if let Some(kept) = kept {
                     kept.use_slot(slot);
-                    // Descriptors that are kept for other clients.
-                    for range in kept.of_other_slots(slot) {
+                    // Descriptors that are kept for other clients. A client that was parked may
+                    // need one of them, if its file was replaced.
+                    let shares = serve.parked.is_some() && slot.is_none() && kept.has_replaced();
+                    for range in kept.of_other_slots(slot).iter().filter(|_| !shares) {
                         let _ = process::close_range(*range.start(), *range.end());
                     }
                 }

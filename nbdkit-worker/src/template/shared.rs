@@ -287,8 +287,9 @@ fn serve_one(
         });
     };
     let authority = Arc::new(authority);
-    let (on_serving, totals) = (&on_serving, Counters::default());
-    let connection = Connection { layer, settings, client, socket, authority, on_serving, totals };
+    let (on_serving, totals, parking) = (&on_serving, &Counters::default(), None);
+    let connection =
+        Connection { layer, settings, client, socket, authority, on_serving, totals, parking };
     let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));
     if settings.log_connections {
         let totals = connection.totals.totals();

@@ -7,13 +7,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use nbdkit_api::client::Client;
-use nbdkit_ipc::messages::{self, MAX_DN, Serve};
+use nbdkit_api::paths::parking;
+use nbdkit_ipc::messages::{self, MAX_DN, ParkedState, Serve};
 use nbdkit_ipc::{Channel, FromWorker, StackId, WorkerExit, title};
 
 use super::Service;
 use crate::authority::Listener;
 use crate::broker::ask;
-use crate::connection::{Connection, Counters, Socket};
+use crate::connection::{Connection, Counters, Parked, Parking, Socket};
 use crate::log::TemplateLink;
 use crate::{log, privileges, process};
 
@@ -67,11 +68,28 @@ pub(super) fn run(
     }
     let socket = Socket::new(input, output);
     let client = client(serve, &socket);
+    let parked = match serve.parked.as_ref().map(ParkedState::decode::<Parked>) {
+        Some(None) => {
+            nbdkit_api::error!("what was parked is no state of a connection");
+            return WorkerExit::Failed.code();
+        }
+        parked => parked.flatten(),
+    };
+    let park_after = serve.park_after;
+    if park_after.is_some() || parked.is_some() {
+        parking::note_files(parked.as_ref().and_then(Parked::file));
+    }
     let told = Arc::clone(&client);
     let tell = |export: &str| {
         entitle(&serve.peer.address, Some(export));
         let (stack, export, tls_dn) = (StackId::ONLY, export.to_owned(), tls_dn(&told));
         let _ = link.send(&FromWorker::Serving { stack, export, tls_dn }, &[]);
+    };
+    let totals = Counters::default();
+    let park = |parked: &Parked| {
+        let Some(state) = ParkedState::of(parked) else { return false };
+        let totals = totals.totals();
+        link.send(&FromWorker::Park { state, totals }, &[]).is_ok()
     };
     let connection = Connection {
         layer: &service.layer,
@@ -80,13 +98,21 @@ pub(super) fn run(
         socket,
         authority: listener,
         on_serving: &tell,
-        totals: Counters::default(),
+        totals: &totals,
+        parking: park_after.map(|after| Parking { after, park: &park }),
     };
-    let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));
-    if service.settings.log_connections {
-        let _ = link.send(&FromWorker::Totals(connection.totals.totals()), &[]);
+    let served = catch_unwind(AssertUnwindSafe(|| match &parked {
+        None => connection.serve(),
+        Some(parked) => {
+            entitle(&serve.peer.address, Some(parked.export()));
+            connection.resume(parked)
+        }
+    }));
+    let exit = served.unwrap_or(WorkerExit::Panicked);
+    if service.settings.log_connections && exit != WorkerExit::Parked {
+        let _ = link.send(&FromWorker::Totals(totals.totals()), &[]);
     }
-    served.unwrap_or(WorkerExit::Panicked).code()
+    exit.code()
 }
 
 /// Shows whose worker this is, and as soon as that is known, for which export. A function of its

@@ -24,7 +24,7 @@ use super::parameters::{self, ReadFile};
 use super::tokens::{Token, Tokens};
 use super::values::{
     parse_busy_poll, parse_crl_expiry, parse_debug_flag, parse_isolation, parse_log, parse_sandbox,
-    parse_tcp_port, parse_text, parse_tls, parse_tls_version,
+    parse_seconds, parse_tcp_port, parse_text, parse_tls, parse_tls_version,
 };
 
 /// The longest path of a Unix socket, in bytes: `sun_path` without its NUL. unix(7).
@@ -181,6 +181,9 @@ impl Given {
             OptionId::NoMetaContexts => options.protocol.meta_contexts = false,
             OptionId::NoStructuredReplies => options.protocol.structured_replies = false,
             OptionId::OldStyle => options.protocol.oldstyle = true,
+            OptionId::ParkIdle => {
+                options.park_idle = Some(parse_seconds("park-idle", &argument)?);
+            }
             OptionId::PidFile => options.pid_file = Some(absolute(&argument, environment)?),
             OptionId::Port => self.port = Some(argument),
             OptionId::PrintUri => options.print_uri = true,

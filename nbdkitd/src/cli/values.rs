@@ -113,6 +113,11 @@ pub(crate) fn parse_busy_poll(argument: &OsStr) -> Result<Duration, Fault> {
     Ok(poll)
 }
 
+/// Whole seconds, 0 or more.
+pub(crate) fn parse_seconds(option: &str, argument: &OsStr) -> Result<Duration, Fault> {
+    Ok(Duration::from_secs(parse_integer::<u32>(option, argument)?.into()))
+}
+
 /// `--sandbox`.
 pub(crate) fn parse_sandbox(argument: &OsStr) -> Result<Sandbox, Fault> {
     match argument.as_bytes() {

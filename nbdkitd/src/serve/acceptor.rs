@@ -16,9 +16,10 @@
 mod backoff;
 mod pending;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::{Interest, Token};
 use nbdkit_ipc::messages::Peer;
@@ -29,7 +30,7 @@ use super::context::Context;
 use super::shutdown::Stage;
 use super::slot::TemplateSlot;
 use super::workers::Workers;
-use crate::admission::{Admission, Decision, MOST_WAITING, Waiting};
+use crate::admission::{Admission, Decision, MAX_CONNECTIONS, MOST_WAITING, Waiting};
 use crate::cli::command_line::Options;
 use crate::connections::client_name;
 use crate::descriptors;
@@ -93,6 +94,10 @@ pub(super) struct Acceptor {
     /// Accepted clients that wait for admission, and those that an ended template has forked no
     /// worker for.
     waiting: Waiting<(OwnedFd, Peer)>,
+    /// Connections of clients that were parked and have come back.
+    back: VecDeque<u64>,
+    /// How long a client has to be idle to be parked; `None` if it never is.
+    park_after: Option<Duration>,
     /// When the next client that waits may be admitted, if that is known.
     next_admission: Option<Instant>,
     backoff: AcceptBackoff,
@@ -109,6 +114,8 @@ impl Acceptor {
             private: None,
             pending: None,
             waiting: Waiting::new(MOST_WAITING),
+            back: VecDeque::new(),
+            park_after: None,
             next_admission: None,
             backoff: AcceptBackoff::default(),
             admission: Admission::new(max_connections, max_connections_per_peer, now),
@@ -166,9 +173,16 @@ impl Acceptor {
         pending.into_iter().chain(self.waiting.take_all().map(|(_, peer)| peer))
     }
 
-    /// Admits no more clients than there are descriptors for.
-    pub(super) fn fit_descriptors(&mut self, context: &Context) {
-        let room = descriptors::make_room();
+    /// Admits no more clients than there are descriptors for. Where they are scarce, no client is
+    /// parked, for that takes one more for each. `can_park`: whether the stack permits it.
+    pub(super) fn fit_descriptors(&mut self, can_park: bool, context: &Context) {
+        let asked = self.admission.total().unwrap_or(MAX_CONNECTIONS as usize);
+        self.park_after = context.park_idle().filter(|_| can_park);
+        let mut room = descriptors::make_room(self.park_after.is_some());
+        if self.park_after.is_some() && room.served < asked {
+            self.park_after = None;
+            room = descriptors::make_room(false);
+        }
         if let Some(asked) = self.admission.clamp(room.served) {
             context.log().notice(&format!(
                 "the limit of {} descriptors is enough for {} clients at a time, not for {asked} (--max-connections)",
@@ -194,6 +208,29 @@ impl Acceptor {
 
     fn has_ready_socket(&self) -> bool {
         self.sockets.iter().any(|it| it.ready)
+    }
+
+    /// A client that was parked has come back.
+    pub(super) fn came_back(&mut self, number: u64) {
+        self.back.push_back(number);
+    }
+
+    /// The first client that has come back, if the template may be sent one.
+    pub(super) fn next_back(&self, state: ServerState<'_>) -> Option<u64> {
+        self.back.front().copied().filter(|_| self.can_send(state))
+    }
+
+    /// The first client that has come back was sent to the template, or is gone.
+    pub(super) fn was_resumed(&mut self) {
+        self.back.pop_front();
+        self.backoff.reset();
+    }
+
+    /// Whether there is a client that has come back and may be sent to the template now.
+    pub(super) fn can_resume(&self, state: ServerState<'_>, now: Instant) -> bool {
+        self.next_back(state).is_some()
+            && !state.slot.waits_for_room()
+            && self.backoff.until().is_none_or(|until| now >= until)
     }
 
     /// Whether a client may be sent to the template, as far as template and stage go.
@@ -378,28 +415,18 @@ mod tests {
     use super::*;
     use crate::admission::OWN_TIME;
     use crate::serve::fuzz::Listener;
-    use nbdkit_ipc::FromTemplate;
-    use nbdkit_ipc::messages::{Hello, PeerAddress};
-    use std::time::Duration;
+    use nbdkit_ipc::messages::PeerAddress;
 
     #[test]
     fn a_client_that_waits_for_a_moment_is_admitted_whenever_the_loop_wakes() {
         // Two more than one peer may have in the handshake.
         let mut listener = Listener::new(130, true).unwrap();
+        // The harness's template does not accept clients yet.
+        listener.template_serves();
         let server = &mut listener.server;
         let (_client, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let now = Instant::now();
         let peer = Peer { address: PeerAddress::Unix, credentials: None, security_context: None };
-        // The harness's template does not accept clients yet.
-        for message in [
-            FromTemplate::Hello(Hello::ours()),
-            FromTemplate::Configured(server.slot.configured().unwrap().clone()),
-            FromTemplate::Ready,
-        ] {
-            listener.template.send(&message, &[]).unwrap();
-        }
-        server.slot.set_ready();
-        server.read_template();
         server.acceptor.queue(theirs.into(), peer, now, &server.context);
         server.admit_waiting(now);
         let at = server.acceptor.next_admission.unwrap();

@@ -43,6 +43,7 @@ impl Server {
             return;
         }
         self.send_pending(now);
+        self.resume_parked(now);
         self.admit_waiting(now);
         self.acceptor.report_full(&self.workers, now, &self.context);
         for _ in 0..CLIENTS_AT_ONCE {
@@ -167,6 +168,7 @@ impl Server {
             return;
         }
         self.serve_broker_waiters();
+        self.end_parked(false);
         for peer in self.acceptor.take_clients() {
             self.refuse_unserved(&peer, now);
         }

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Poll, Token};
@@ -76,6 +77,14 @@ impl Context {
     /// Whether the only client is the one on standard input and output (`-s`).
     pub(super) fn is_single(&self) -> bool {
         self.plan.mode == Some(ServiceMode::Stdin)
+    }
+
+    /// How long clients have to be idle to be parked at first; `None` if they never are.
+    pub(super) fn park_idle(&self) -> Option<Duration> {
+        /// Longer than the pauses of a client that is at work, as far as most are concerned.
+        const DEFAULT: Duration = Duration::from_secs(5);
+        let after = self.plan.options.park_idle.unwrap_or(DEFAULT);
+        (!after.is_zero() && !self.is_single()).then_some(after)
     }
 
     /// Whether any process is confined (not with `--sandbox=off`).

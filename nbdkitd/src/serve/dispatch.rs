@@ -170,6 +170,9 @@ impl Server {
 
     /// Takes some messages of one connection's worker.
     pub(super) fn read_worker_of(&mut self, number: u64) {
+        if self.take_parked(number) {
+            return;
+        }
         match self.read_worker(number, MESSAGES_AT_ONCE) {
             Left::Nothing => {}
             Left::More => self.workers.set_readable(number),
@@ -223,6 +226,9 @@ impl Server {
                 self.workers.serving(number, export, tls_dn).map_err(Violation::text)?;
             }
             FromWorker::Totals(totals) => self.workers.set_totals(number, totals),
+            FromWorker::Park { state, totals } => {
+                self.workers.ask_to_park(number, state, totals)?;
+            }
         }
         Ok(())
     }
@@ -299,9 +305,14 @@ impl Server {
         // The worker's last messages may still be in its channel.
         self.read_worker(number, MESSAGES_AFTER_END);
         self.slot.forget_broker_request(number);
+        if self.goes_on_parked(number, exit) {
+            self.slot.replace_if_broker_lost(self.shutdown.stage(), &self.workers);
+            return Ok(());
+        }
         let mut connection = self.workers.remove(number, &self.context)?;
         if let Some(client) = connection.client.take()
             && !connection.evicted
+            && !connection.is_taken
             && self.shutdown.is_serving()
             && self.slot.can_requeue(exit)
         {

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use nbdkit_ipc::WorkerExit;
+use nbdkit_ipc::messages::Totals;
 
 use super::Server;
 use crate::connections::Connection;
@@ -55,7 +56,10 @@ fn notice(connection: &Connection, reason: &str, time: Duration) -> String {
     let certificate = connection.certificate();
     let bytes = connection.totals.map_or_else(
         || "bytes unknown".to_owned(),
-        |totals| format!("{} bytes read, {} written", totals.read, totals.written),
+        |totals| {
+            let Totals { read, written } = totals.and(connection.earlier);
+            format!("{read} bytes read, {written} written")
+        },
     );
     let seconds = time.as_secs_f64();
     format!("connection ended: {reason} ({connection}{certificate}), {bytes}, {seconds:.3} seconds")
@@ -91,6 +95,8 @@ fn reason(
         Some(WorkerExit::Panicked) => "worker panicked".into(),
         Some(WorkerExit::Killed(signal)) => format!("worker killed by signal {signal}").into(),
         Some(WorkerExit::Unknown(status)) => format!("worker exited with status {status}").into(),
+        // It has not asked for it.
+        Some(WorkerExit::Parked) => "client left".into(),
         Some(WorkerExit::Forbidden) => "worker killed by the sandbox".into(),
         None => "the template has ended".into(),
     }
@@ -100,7 +106,7 @@ fn reason(
 mod tests {
     use super::*;
     use crate::connections::Connections;
-    use nbdkit_ipc::messages::{Peer, PeerAddress, Totals};
+    use nbdkit_ipc::messages::{Peer, PeerAddress};
 
     fn connection() -> Connection {
         let mut table = Connections::default();
@@ -119,7 +125,8 @@ mod tests {
             "connection ended: worker killed by signal 9 (client 127.0.0.1:4000), bytes unknown, 1.234 seconds"
         );
         connection.serving("x".to_owned(), Some("CN=a".to_owned())).unwrap();
-        connection.totals = Some(Totals { read: u64::MAX, written: 0 });
+        connection.totals = Some(Totals { read: u64::MAX - 1, written: 0 });
+        connection.earlier = Totals { read: 1, written: 0 };
         assert_eq!(
             notice(&connection, "client left", time),
             "connection ended: client left (client 127.0.0.1:4000, export \"x\", certificate \"CN=a\"), 18446744073709551615 bytes read, 0 written, 1.234 seconds"

@@ -103,6 +103,7 @@ impl Server {
         self.slot.stop_replacing();
         self.acceptor.close(&self.context);
         self.workers.quiesce();
+        self.end_parked(true);
         self.slot.send(ToTemplate::Quiesce);
     }
 
@@ -117,6 +118,7 @@ impl Server {
         self.context.log().error(&format!(
             "the template cannot be replaced, since {why}; no more clients are served"
         ));
+        self.end_parked(true);
         self.stop_if_unused();
     }
 

@@ -77,6 +77,7 @@ impl Listener {
             may_shutdown: true,
             programs: false,
             undeclared: false,
+            can_park: true,
         });
         let mut workers = Vec::new();
         for _ in 0..connections {
@@ -90,7 +91,7 @@ impl Listener {
                 Some(ours)
             };
             let number = server.acceptor.next_connection();
-            server.workers.add(number, peer, None, link, Instant::now());
+            server.workers.add(number, peer, None, link, None, Instant::now());
         }
         Ok(Listener { server, template, workers })
     }
@@ -103,6 +104,34 @@ impl Listener {
     /// The template is of this build.
     pub fn template_says_hello(&self) {
         let _ = self.template.try_send(&FromTemplate::Hello(Hello::ours()), &[]);
+    }
+
+    /// The template serves from now on.
+    #[cfg(test)]
+    pub(super) fn template_serves(&mut self) {
+        for message in [
+            FromTemplate::Hello(Hello::ours()),
+            FromTemplate::Configured(self.server.slot.configured().unwrap().clone()),
+            FromTemplate::Ready,
+        ] {
+            self.template.send(&message, &[]).unwrap();
+        }
+        self.server.slot.set_ready();
+        self.server.read_template();
+    }
+
+    /// The next message to the template that is such a one.
+    #[cfg(test)]
+    pub(super) fn received(
+        &self,
+        is: impl Fn(&ToTemplate) -> bool,
+    ) -> (ToTemplate, Vec<std::os::fd::OwnedFd>) {
+        loop {
+            let received = self.template.recv().unwrap();
+            if is(&received.message) {
+                return (received.message, received.fds);
+            }
+        }
     }
 
     /// A worker's end.

@@ -11,7 +11,8 @@ mod cgroup;
 mod replace;
 mod schedule;
 
-use std::os::fd::OwnedFd;
+use std::io::ErrorKind;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use mio::Interest;
@@ -26,7 +27,7 @@ use super::context::Context;
 use super::workers::Workers;
 use crate::connections::Connection;
 use crate::log::{Quota, Speaker};
-use crate::system_error::SystemError;
+use crate::system_error::{self, SystemError};
 use crate::template::ProgramError;
 use crate::template::{Incoming, Origin, Template};
 use broker::BrokerSlot;
@@ -116,6 +117,11 @@ impl TemplateSlot {
         }
     }
 
+    /// Whether the template's channel had no room for the last message.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.template.as_ref().is_some_and(Template::waits_for_room)
+    }
+
     /// Puts a template into the slot whose channel is polled by nobody, or already.
     pub(super) fn set(&mut self, template: Template) {
         self.template = Some(template);
@@ -190,6 +196,11 @@ impl TemplateSlot {
         self.configured.as_ref().is_some_and(|configured| configured.may_shutdown)
     }
 
+    /// Whether clients of the stack that are idle can give up their workers.
+    pub(super) fn can_park(&self) -> bool {
+        self.configured.as_ref().is_some_and(|configured| configured.can_park)
+    }
+
     /// Whether the stack runs programs.
     pub(super) fn has_programs(&self) -> bool {
         self.configured.as_ref().is_some_and(|configured| configured.programs)
@@ -254,14 +265,22 @@ impl TemplateSlot {
         }
     }
 
-    /// Sends the template a client.
+    /// Sends the template a client. False if the template does not take it now, or has ended.
     ///
     /// # Errors
-    /// EAGAIN: the template does not take it now. EPIPE: the template has ended.
-    pub(super) fn serve(&mut self, serve: &Serve, fds: &[OwnedFd]) -> std::io::Result<()> {
-        match &mut self.template {
-            Some(template) => template.serve(serve, fds),
-            None => Err(Errno::EPIPE.into()),
+    /// What has failed for lack of descriptors or memory.
+    pub(super) fn take(
+        &mut self,
+        serve: &Serve,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<bool, (&'static str, Errno)> {
+        let Some(template) = &mut self.template else { return Ok(false) };
+        match template.serve(serve, fds) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::BrokenPipe) => {
+                Ok(false)
+            }
+            Err(error) => Err(("sendmsg", system_error::number(&error))),
         }
     }
 

@@ -199,7 +199,7 @@ impl Server {
             return Err(StartError::LauncherGone);
         }
         // After the command of --run was started, which may use select(2).
-        self.acceptor.fit_descriptors(&self.context);
+        self.acceptor.fit_descriptors(self.slot.can_park(), &self.context);
         // After all that starts programs, and before anybody relies on it.
         self.confine()?;
         self.made.clear();
@@ -245,10 +245,15 @@ fn refused_change(before: &Configured, now: &Configured) -> Option<&'static str>
         replaceable: _,
         programs: _,
         undeclared: _,
+        can_park,
     } = before;
     // Clients that are there are in the books as one or the other.
     if *isolation != now.isolation {
         return Some("the new one has another isolation than the first");
+    }
+    // A client that is parked has to be served by any.
+    if *can_park && !now.can_park {
+        return Some("the new one cannot serve clients that are parked");
     }
     // No client of the first could have stopped the server for the others.
     (now.may_shutdown && !may_shutdown)

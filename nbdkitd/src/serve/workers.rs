@@ -30,6 +30,7 @@ use super::FIRST_WORKER;
 use super::context::Context;
 use crate::connections::{Connection, Connections, Violation};
 use crate::log::Level;
+use crate::parking::{Parking, Patience};
 use crate::peer_key::PeerKey;
 use kill::OwnProcesses;
 use signing::Signing;
@@ -87,20 +88,35 @@ impl Workers {
         self.connections.is_empty()
     }
 
+    pub(super) fn connection_mut(&mut self, number: u64) -> Option<&mut Connection> {
+        self.connections.get_mut(number)
+    }
+
     /// Adds a client that the template was sent. `client` is its socket, if another template could
-    /// serve it. Without a `link` it is served by the template itself.
+    /// serve it. Without a `link` it is served by the template itself. `patience`: how it may be
+    /// parked.
     pub(super) fn add(
         &mut self,
         number: u64,
         peer: Peer,
         client: Option<OwnedFd>,
         link: Option<WorkerLink>,
+        patience: Option<Patience>,
         now: Instant,
     ) {
         self.connections.add(number, peer, client, link.is_some(), now);
+        if let Some(connection) = self.connections.get_mut(number) {
+            connection.patience = patience;
+        }
         if let Some(link) = link {
             self.links.insert(number, link);
         }
+    }
+
+    /// Adds the channel to the worker of a client that was parked, and begins to poll it.
+    pub(super) fn add_link(&mut self, number: u64, link: WorkerLink, context: &Context) {
+        self.links.insert(number, link);
+        self.register(number, context);
     }
 
     /// Begins to poll a connection's channel.
@@ -176,8 +192,7 @@ impl Workers {
             Err(error) => return Incoming::Violation(error.to_string().into()),
         };
         let Some(connection) = self.connections.get_mut(number) else { return Incoming::Closed };
-        // The worker has the client now.
-        connection.client = None;
+        connection.taken();
         let phase = connection.phase;
         let Some(next) = phase.after(&message) else {
             let name = worker_message(&message);
@@ -290,7 +305,11 @@ impl Workers {
         context: &Context,
     ) -> Result<Connection, Violation> {
         self.close_link(number, context);
-        self.connections.remove(number)
+        let connection = self.connections.remove(number)?;
+        if let (Parking::Parked(..), Some(client)) = (&connection.parking, &connection.client) {
+            context.deregister(client.as_raw_fd());
+        }
+        Ok(connection)
     }
 
     /// The template has ended to which all clients were sent. Returns the connections that are over
@@ -301,7 +320,8 @@ impl Workers {
         self.connections.orphan_all();
         let is_over =
             |number| is_shared || (!self.has_link(number) && !self.has_process(number, own));
-        let numbers = self.connections.iter().map(|(number, _)| number);
+        let served = self.connections.iter().filter(|(_, it)| !it.parking.has_no_worker());
+        let numbers = served.map(|(number, _)| number);
         numbers.filter(|number| is_over(*number)).collect()
     }
 

@@ -35,6 +35,8 @@ pub(crate) trait Module: Send + Sync {
     /// Temporary files, of a plugin.
     fn temporary(&self) -> Vec<PathBuf>;
 
+    fn can_park(&self) -> bool;
+
     /// A worker has ended; for filters.
     fn worker_ended(&self);
 
@@ -170,6 +172,12 @@ impl Layer {
             Some(below) => below.temporary(),
             None => self.module.temporary(),
         }
+    }
+
+    /// Whether the connection of a client that is idle may be closed and opened again: see
+    /// [`Plugin::can_park`](crate::Plugin::can_park).
+    pub fn can_park(&self) -> bool {
+        self.module.can_park() && self.below().is_none_or(|below| below.can_park())
     }
 
     /// Tells every filter that a worker has ended.

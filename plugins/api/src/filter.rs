@@ -165,6 +165,11 @@ pub trait Filter: Send + Sync {
         false
     }
 
+    /// See [`Plugin::can_park`](crate::Plugin::can_park).
+    fn can_park(&self) -> bool {
+        false
+    }
+
     /// Called when a client has connected, before any negotiation; calls on to `below`.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 
 pub mod direct;
 mod kept;
+pub mod parking;
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -23,6 +24,7 @@ use crate::error::{Errno, Error, Result};
 use direct::How;
 pub use direct::{Failure, Found};
 pub use kept::{Kept, Lent, MOST_KEPT};
+use parking::FileId;
 
 /// A path that connections open.
 #[derive(Debug, Clone)]
@@ -164,18 +166,39 @@ pub fn open(declared: &Declared, name: Option<&OsStr>, readonly: bool) -> Result
         Opened { file, name: shown.display().to_string(), writable, is_block_device }
     };
     let service = SERVICE.get();
-    if let Some(service) = service
-        && name.is_none()
-        && let Some((lent, writable)) = kept::lend(&service.kept, declared)
-    {
-        return Ok(opened(lent, writable, false));
+    let kept = service.map(|service| &service.kept);
+    let expected = parking::expected();
+    if let Some(kept) = kept {
+        let lent = match expected {
+            // Wherever its path leads now.
+            Some(id) => kept.lend_again(id),
+            None if name.is_none() => kept::lend(kept, declared),
+            None => None,
+        };
+        if let Some((lent, writable)) = lent {
+            parking::opened(&lent, Some(kept));
+            return Ok(opened(lent, writable, false));
+        }
     }
     let found = match service {
         Some(service) => service.broker.open(declared, name, !readonly),
         None => find(declared, name, !readonly),
     };
+    let is_expected = |found: &Found| expected.is_none_or(|id| FileId::of(&found.file) == Some(id));
+    let found = match (found, expected) {
+        (Ok(found), _) if is_expected(&found) => Ok(found),
+        (_, Some(id)) => {
+            let file = kept.and_then(|kept| kept.replaced(id));
+            Ok(file.ok_or_else(|| {
+                Error::msg(format!("{}: was replaced while its client was idle", shown.display()))
+            })?)
+        }
+        (found, None) => found,
+    };
     let Found { file, writable, is_block_device } = found.map_err(|why| why.into_error(shown))?;
-    Ok(opened(Lent::from(file), writable, is_block_device))
+    let file = Lent::from(file);
+    parking::opened(&file, kept);
+    Ok(opened(file, writable, is_block_device))
 }
 
 /// A descriptor for listing the directory that `declared` leads to now.

@@ -201,6 +201,13 @@ pub trait Plugin: Send + Sync {
         false
     }
 
+    /// Whether a connection may be closed while its client is idle, and opened again when it sends
+    /// the next request, without the client noticing: nothing is in it that `open` does not make
+    /// again, and both take no time.
+    fn can_park(&self) -> bool {
+        false
+    }
+
     /// Called when a client has connected, before any negotiation.
     ///
     /// # Errors

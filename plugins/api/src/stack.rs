@@ -248,6 +248,10 @@ impl Module for PluginModule {
         self.0.temporary()
     }
 
+    fn can_park(&self) -> bool {
+        self.0.can_park()
+    }
+
     fn worker_ended(&self) {}
 
     fn watcher(&self) -> Option<Box<dyn Watcher>> {
@@ -310,6 +314,10 @@ impl Module for FilterModule {
 
     fn temporary(&self) -> Vec<PathBuf> {
         Vec::new()
+    }
+
+    fn can_park(&self) -> bool {
+        self.filter.can_park()
     }
 
     fn worker_ended(&self) {

@@ -70,7 +70,7 @@ fn every_option_in_the_list_is_accepted() {
     // is due.
     for option in output(&["--long-options"]).lines() {
         let value = match option {
-            "--busy-poll" => "=0",
+            "--busy-poll" | "--park-idle" => "=0",
             "--debug" => "=nbdkit.x=1",
             "--isolation" => "=shared",
             "--log" => "=null",

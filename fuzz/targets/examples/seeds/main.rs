@@ -9,6 +9,7 @@ mod upstream;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::time::Duration;
 
 use images::{luks, made_by, qcow2, seekable};
 use nbd_protocol::constants::{InfoType, Opt};
@@ -16,7 +17,8 @@ use nbd_protocol::handshake::{InfoRequest, MetaContextRequest, encode_option};
 use nbdkit_fuzz::session;
 use nbdkit_ipc::messages::broker::OpenAccess;
 use nbdkit_ipc::messages::{
-    Configured, EnterService, Hello, Isolation, Level, LogRecord, Peer, PeerAddress, Serve, Totals,
+    Configured, EnterService, Hello, Isolation, Level, LogRecord, ParkedState, Peer, PeerAddress,
+    Serve, Totals,
 };
 use nbdkit_ipc::{
     Channel, FromBroker, FromBrokerLink, FromTemplate, FromWatcher, FromWorker, StackId, ToBroker,
@@ -359,6 +361,7 @@ fn from_template() -> Vec<Vec<u8>> {
         may_shutdown: true,
         programs: true,
         undeclared: false,
+        can_park: true,
     };
     [
         FromTemplate::Hello(hello()),
@@ -397,6 +400,10 @@ fn from_worker() -> Vec<Vec<u8>> {
         FromWorker::Shutdown,
         FromWorker::Serving { stack: StackId(1), export: "disk".to_owned(), tls_dn: None },
         FromWorker::Totals(Totals { read: 4096, written: 512 }),
+        FromWorker::Park {
+            state: ParkedState::of(&"state").expect("short"),
+            totals: Totals { read: 4096, written: 512 },
+        },
         FromWorker::Broker { stack: StackId::ONLY },
     ]
     .iter()
@@ -415,6 +422,8 @@ fn messages() -> Vec<Vec<u8>> {
                 credentials: Some((1, 2, 3)),
                 security_context: Some("label".to_owned()),
             },
+            park_after: Some(Duration::from_secs(5)),
+            parked: ParkedState::of(&"state"),
         })
     };
     let to_template = [

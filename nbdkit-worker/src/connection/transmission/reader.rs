@@ -10,12 +10,12 @@ use std::thread::Scope;
 
 use nbd_protocol::constants::Command;
 use nbd_protocol::transmission::Request;
-use nbdkit_api::{Blocking, Error, debug};
+use nbdkit_api::{Blocking, Error, Flags, debug};
 
 use super::super::busy_poll::BusyPoll;
 use super::super::inline_calls::InlineCalls;
 use super::super::inline_writes::{InlineWrites, Verdict};
-use super::super::input::Input;
+use super::super::input::{Input, Waited};
 use super::super::pin::{self, Pin};
 use super::super::pool::{Job, Pool};
 use super::super::receive::Receive;
@@ -153,11 +153,12 @@ impl<'s> Reader<'s> {
             self.reply_until_header(length)?;
             self.flush()?;
             self.calls.waited();
-            if self.input.available().len() < length
-                && !self.poll_for_header(length)?
-                && !self.wait_for_header(length)?
-            {
-                return Ok(None);
+            if self.input.available().len() < length && !self.poll_for_header(length)? {
+                match self.wait_for_header(length)? {
+                    Waited::Request => {}
+                    Waited::Closed => return Ok(None),
+                    Waited::Idle => return Err(End::Idle),
+                }
             }
         }
         let header = self.input.available();
@@ -184,9 +185,9 @@ impl<'s> Reader<'s> {
         busy_poll.poll(look, std::thread::yield_now).during("read request")
     }
 
-    /// Waits for `length` bytes, and frees memory if the client is idle; false if the client
-    /// closed the connection.
-    fn wait_for_header(&mut self, length: usize) -> Result<bool, End> {
+    /// Waits for `length` bytes, and frees memory if the client is idle.
+    fn wait_for_header(&mut self, length: usize) -> Result<Waited, End> {
+        let in_flight = self.in_flight.count();
         let Reader { session, input, replies, payload, pipe, heavy, pipelined, busy_poll, .. } =
             self;
         // Not called where memory is kept.
@@ -205,7 +206,10 @@ impl<'s> Reader<'s> {
             }
             crate::process::release_stack();
         };
-        busy_poll.sleep(|| input.fill_or_idle(length, idle)).during("read request")
+        let may_be_parked = || in_flight == 0 && session.may_be_parked();
+        let park = session.connection.parking.as_ref();
+        let park = park.map(|it| (it.after, &may_be_parked as &dyn Fn() -> bool));
+        busy_poll.sleep(|| input.fill_or_idle(length, idle, park)).during("read request")
     }
 
     /// Polls for more requests, if there are replies that would have to be sent before the reader
@@ -353,7 +357,9 @@ impl<'s> Reader<'s> {
         self.flush()?;
         let Reader { input, pipe, writes, replies, .. } = self;
         let receive = Receive::new(backend, range, request.offset, count);
-        match receive.run(input, pipe, writes).during(read_data(request))? {
+        let received = receive.run(input, pipe, writes);
+        session.target.unflushed.written(Flags::empty());
+        match received.during(read_data(request))? {
             Ok(()) => replies.success(request, session.features()),
             Err(error) => {
                 session.target.totals.failed(request);

@@ -114,6 +114,21 @@ fn a_poll_is_in_microseconds_and_may_be_none() {
 }
 
 #[test]
+fn a_client_is_parked_after_seconds_or_never() {
+    for (value, seconds) in [("0", 0), ("3600", 3600)] {
+        let park = options(&[&format!("--park-idle={value}")]).park_idle;
+        assert_eq!(park, Some(Duration::from_secs(seconds)));
+    }
+    assert_eq!(options(&[]).park_idle, None);
+    for value in ["", "-1", "1.5", "5s"] {
+        assert!(
+            refused(&[&format!("--park-idle={value}"), "null"]).contains("park-idle"),
+            "{value}"
+        );
+    }
+}
+
+#[test]
 fn every_spelling_of_every_switch_sets_its_field() {
     type Set = fn(&mut Options);
     let cases: &[(&[&str], Set)] = &[

@@ -3,8 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use nbdkit_ipc::StackId;
@@ -12,9 +11,11 @@ use nbdkit_ipc::messages::{Isolation, Peer, Serve};
 use nix::errno::Errno;
 
 use super::Acceptor;
+use crate::parking::Patience;
 use crate::serve::context::Context;
 use crate::serve::slot::TemplateSlot;
 use crate::serve::workers::{WorkerLink, Workers};
+use crate::system_error;
 
 /// The client that is to be sent to the template next.
 pub(super) struct Pending {
@@ -30,8 +31,14 @@ impl Acceptor {
     /// Makes a client the next connection. [`send_pending`](Self::send_pending) sends it as soon as
     /// the template takes it.
     pub(in crate::serve) fn set_pending(&mut self, peer: Peer, fds: Vec<OwnedFd>) {
-        let serve =
-            Serve { connection: self.next_connection(), stack: StackId::ONLY, peer, broker: false };
+        let serve = Serve {
+            connection: self.next_connection(),
+            stack: StackId::ONLY,
+            peer,
+            broker: false,
+            park_after: self.park_after,
+            parked: None,
+        };
         self.pending = Some(Pending { serve, fds, link: None });
     }
 
@@ -62,14 +69,15 @@ impl Acceptor {
             }
         }
         self.backoff.reset();
-        let Pending { serve: Serve { connection, stack: _, peer, broker }, mut fds, link } =
-            pending;
+        let Pending { serve, mut fds, link } = pending;
+        let Serve { connection, peer, broker, park_after, .. } = serve;
         // Behind the worker's ends of its channels. The two of `-s` are of no use to another
         // template.
         let client = fds.pop().filter(|_| link.is_some() && fds.len() == 1 + usize::from(broker));
         // The worker's end of its channel: the channel is to be closed when the worker ends.
         drop(fds);
-        workers.add(connection, peer, client, link, now);
+        let patience = park_after.map(Patience::new).filter(|_| client.is_some());
+        workers.add(connection, peer, client, link, patience, now);
         workers.register(connection, context);
         Ok(())
     }
@@ -81,7 +89,7 @@ fn send(pending: &mut Pending, slot: &mut TemplateSlot) -> Result<bool, (&'stati
     let isolation = slot.isolation();
     if isolation == Some(Isolation::Connection) && pending.link.is_none() {
         let (ours, theirs) =
-            WorkerLink::pair().map_err(|error| ("socketpair", error_number(&error)))?;
+            WorkerLink::pair().map_err(|error| ("socketpair", system_error::number(&error)))?;
         pending.fds.insert(0, theirs.into_fd());
         pending.link = Some(ours);
     }
@@ -93,15 +101,6 @@ fn send(pending: &mut Pending, slot: &mut TemplateSlot) -> Result<bool, (&'stati
         pending.serve.broker = true;
         pending.fds.insert(1, channel);
     }
-    match slot.serve(&pending.serve, &pending.fds) {
-        Ok(()) => Ok(true),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::BrokenPipe) => {
-            Ok(false)
-        }
-        Err(error) => Err(("sendmsg", error_number(&error))),
-    }
-}
-
-fn error_number(error: &io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or_default())
+    let fds: Vec<BorrowedFd<'_>> = pending.fds.iter().map(AsFd::as_fd).collect();
+    slot.take(&pending.serve, &fds)
 }

@@ -23,7 +23,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
-use super::{Declared, direct, find};
+use super::parking::FileId;
+use super::{Declared, Found, direct, find};
 
 /// Most descriptions of one file.
 pub const MOST_KEPT: usize = 16;
@@ -60,6 +61,8 @@ impl From<FileStat> for Identity {
 struct Entry {
     path: PathBuf,
     identity: Identity,
+    /// For clients that are parked. Asked when all of `files` were open: a worker closes others'.
+    id: Option<FileId>,
     writable: bool,
     /// A description for each slot.
     files: Vec<File>,
@@ -71,6 +74,8 @@ struct Entry {
 #[derive(Debug)]
 pub struct Kept {
     entries: RwLock<Vec<Arc<Entry>>>,
+    /// What is not at its path any more, and may be a parked client's.
+    replaced: RwLock<Vec<Arc<Entry>>>,
     /// Bits of the slots that this process may use.
     ours: AtomicU64,
 }
@@ -78,7 +83,15 @@ pub struct Kept {
 impl Kept {
     /// Nothing.
     pub fn nothing() -> Kept {
-        Kept { entries: RwLock::default(), ours: AtomicU64::new(u64::MAX) }
+        Kept::from(Vec::new())
+    }
+
+    fn from(entries: Vec<Arc<Entry>>) -> Kept {
+        Kept {
+            entries: RwLock::new(entries),
+            replaced: RwLock::default(),
+            ours: AtomicU64::new(u64::MAX),
+        }
     }
 
     /// Opens what is declared and can be kept. What cannot be opened now is left to the broker,
@@ -101,16 +114,15 @@ impl Kept {
                 }
             }
         }
-        let entries = entries.into_iter().map(Arc::new).collect();
-        Kept { entries: RwLock::new(entries), ours: AtomicU64::new(u64::MAX) }
+        Kept::from(entries.into_iter().map(Arc::new).collect())
     }
 
     /// The descriptors, as ranges of numbers, that are not of `slot`. Empty if there are so many
     /// ranges that closing them is not worth it.
     pub fn of_other_slots(&self, slot: Option<u32>) -> Vec<RangeInclusive<RawFd>> {
         const MOST_RANGES: usize = 8;
-        let entries = self.read();
-        let numbers = entries.iter().flat_map(|entry| {
+        let (entries, replaced) = (self.read(), self.read_replaced());
+        let numbers = entries.iter().chain(replaced.iter()).flat_map(|entry| {
             let others = entry.files.iter().zip(0..).filter(|(_, its)| Some(*its) != slot);
             others.map(|(file, _)| file.as_raw_fd())
         });
@@ -128,7 +140,8 @@ impl Kept {
 
     /// How many slots there are.
     pub fn slots(&self) -> usize {
-        self.read().iter().map(|entry| entry.files.len()).max().unwrap_or(0)
+        let (entries, replaced) = (self.read(), self.read_replaced());
+        entries.iter().chain(replaced.iter()).map(|entry| entry.files.len()).max().unwrap_or(0)
     }
 
     /// In a process of one client: the slot that is its, if any is.
@@ -137,10 +150,55 @@ impl Kept {
     }
 
     /// Closes what is not at its path any more, so that it does not take up space after its
-    /// removal. Must not be called in a process that has been given a slot.
-    pub fn forget_replaced(&self) {
+    /// removal; if `any_parked`, only when [`none_parked`](Self::none_parked) says so. Must not be
+    /// called in a process that has been given a slot.
+    pub fn forget_replaced(&self, any_parked: bool) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        entries.retain(|entry| entry.is_current());
+        let (current, replaced) =
+            std::mem::take(&mut *entries).into_iter().partition(|entry| entry.is_current());
+        *entries = current;
+        if any_parked {
+            let all: Vec<_> = replaced;
+            self.replaced.write().unwrap_or_else(PoisonError::into_inner).extend(all);
+        }
+    }
+
+    /// No client is parked: what was replaced is nobody's any more.
+    pub fn none_parked(&self) {
+        if !self.read_replaced().is_empty() {
+            self.replaced.write().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
+    /// Whether this file is among them, at its path or not.
+    pub(super) fn has(&self, id: FileId) -> bool {
+        self.read().iter().chain(self.read_replaced().iter()).any(|entry| entry.is(id))
+    }
+
+    /// This file, for one client, and whether it is writable; `None` if it is not among them or
+    /// none is free.
+    pub(super) fn lend_again(&self, id: FileId) -> Option<(Lent, bool)> {
+        let (entries, replaced) = (self.read(), self.read_replaced());
+        let entry = entries.iter().chain(replaced.iter()).find(|entry| entry.is(id))?;
+        Some((entry.take(self.ours.load(Ordering::Relaxed))?, entry.writable))
+    }
+
+    /// This file, if it was replaced: the description of a slot, which another client that was
+    /// parked may share. There is no other way left to open it.
+    pub(super) fn replaced(&self, id: FileId) -> Option<Found> {
+        let replaced = self.read_replaced();
+        let entry = replaced.iter().find(|entry| entry.is(id))?;
+        let file = entry.files.first()?.try_clone().ok()?;
+        Some(Found { file, writable: entry.writable, is_block_device: false })
+    }
+
+    /// Whether there is anything that is only here.
+    pub fn has_replaced(&self) -> bool {
+        !self.read_replaced().is_empty()
+    }
+
+    fn read_replaced(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Entry>>> {
+        self.replaced.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Entry>>> {
@@ -158,12 +216,14 @@ impl Entry {
         let mut entry = Entry {
             path: declared.path.clone(),
             identity: Identity::from(stat),
+            id: None,
             writable: true,
             files: Vec::new(),
             taken: AtomicU64::new(0),
         };
         entry.add(declared);
-        (!entry.files.is_empty()).then_some(entry)
+        entry.id = FileId::of(entry.files.first()?);
+        Some(entry)
     }
 
     /// One description more, if that can be opened.
@@ -179,6 +239,10 @@ impl Entry {
     fn is_current(&self) -> bool {
         let now = fstatat(AT_FDCWD, &self.path, AtFlags::empty());
         now.map(Identity::from) == Ok(self.identity)
+    }
+
+    fn is(&self, id: FileId) -> bool {
+        self.id == Some(id)
     }
 
     /// Takes a slot, one of `ours`, if one is free.
@@ -220,7 +284,7 @@ pub(super) fn lend(kept: &Kept, declared: &Declared) -> Option<(Lent, bool)> {
     let shared = kept.ours.load(Ordering::Relaxed) == u64::MAX;
     drop((lent, entries));
     if shared {
-        kept.forget_replaced();
+        kept.forget_replaced(false);
     }
     None
 }

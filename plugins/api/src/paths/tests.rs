@@ -158,7 +158,7 @@ fn a_kept_file_that_is_not_at_its_path_any_more_or_has_another_mode_is_not_lent(
     std::fs::rename(dir.put("b", "new"), &declared.path).unwrap();
     assert!(kept::lend(&kept, &declared).is_none());
     assert_eq!(kept.slots(), MOST_KEPT);
-    kept.forget_replaced();
+    kept.forget_replaced(false);
     assert_eq!(kept.slots(), 0);
 }
 
@@ -184,4 +184,33 @@ fn a_directory_and_a_descriptor_are_not_kept_and_many_files_keep_fewer() {
         .chain([Declared::file(path)])
         .collect();
     assert_eq!(Kept::new(&many).slots(), 2);
+}
+
+#[test]
+fn a_parked_client_gets_its_file_again_whatever_became_of_its_path() {
+    let dir = Dir::new("parked");
+    let declared = Declared::file(dir.put("a", "old"));
+    let kept = Kept::new(std::slice::from_ref(&declared));
+    let id = FileId::of(&kept::lend(&kept, &declared).unwrap().0).unwrap();
+    let start = |file: &File| {
+        let mut bytes = [0; 3];
+        std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, 0).unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    };
+    let again = |kept: &Kept| kept.lend_again(id).map(|(lent, _)| start(&lent));
+    assert_eq!(again(&kept).as_deref(), Some("old"));
+    std::fs::rename(dir.put("b", "new"), &declared.path).unwrap();
+    assert_eq!(again(&kept).as_deref(), Some("old"));
+    kept.forget_replaced(true);
+    assert!(kept.has(id) && kept.has_replaced());
+    assert_eq!((again(&kept).as_deref(), kept.slots()), (Some("old"), MOST_KEPT));
+    assert!(kept::lend(&kept, &declared).is_none(), "of the new file none is kept");
+    // Where all slots are taken.
+    kept.use_slot(None);
+    assert!(again(&kept).is_none());
+    assert_eq!(start(&kept.replaced(id).unwrap().file), "old");
+    let other = FileId { birth: id.birth.map(|birth| birth + 1), ..id };
+    assert!(id.birth.is_none() || kept.replaced(other).is_none());
+    kept.none_parked();
+    assert!(!kept.has(id) && kept.replaced(id).is_none());
 }
