@@ -190,8 +190,20 @@ pub fn landlock_is() -> Option<String> {
     std::env::var("NBDKIT_TEST_LANDLOCK").ok()
 }
 
+/// The directory of the programs that are started where a test names no others, for tests that copy
+/// them.
+///
+/// # Panics
+/// If they have not been built.
+#[must_use]
+pub fn programs() -> PathBuf {
+    let binary = if landlock_is().is_some() { Binary::red_team() } else { Binary::ours() };
+    binary.path().parent().expect("a directory").to_owned()
+}
+
 impl Builder {
-    /// What is started: ours with the means to take the kernel for an older one, if it is to.
+    /// What is started: ours with the means to take the kernel for an older one, if it is to. Copies
+    /// are of [`programs`], which have them.
     fn old_kernel(&mut self) -> Binary {
         let Some(version) = landlock_is().filter(|_| matches!(self.binary, Binary::Ours(_))) else {
             return self.binary.clone();
@@ -201,7 +213,11 @@ impl Builder {
             version => format!("nbdkit.landlock={version}"),
         };
         self.arguments.splice(0..0, ["-D".into(), flag.into()]);
-        Binary::red_team()
+        if self.binary == Binary::under_test() || self.binary == Binary::ours() {
+            Binary::red_team()
+        } else {
+            self.binary.clone()
+        }
     }
 }
 

@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::Headers;
 use nbdkit_tests::processes::{children, children_called, descriptors, eventually, is_alive};
-use nbdkit_tests::server::Builder;
-use nbdkit_tests::server::ours;
+use nbdkit_tests::server::{Builder, ours, programs};
 use nbdkit_tests::{Ask, Server};
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkfifo};
@@ -152,7 +151,7 @@ fn a_moved_image_ends_nobody_and_is_served_again_when_it_is_back() {
 #[test]
 fn without_clients_too_the_server_waits_for_its_image() {
     std::thread::scope(|scope| {
-        for option in ["--sandbox=strict", "--sandbox=off", "--isolation=shared"] {
+        for option in ["--isolation=connection", "--sandbox=off", "--isolation=shared"] {
             scope.spawn(move || waits_for_its_image(option));
         }
     });
@@ -181,16 +180,16 @@ fn waits_for_its_image(option: &str) {
 /// be refused.
 #[test]
 fn an_upgrade_leaves_a_server_the_worker_of_its_own_build() {
-    let programs = nbdkit_tests::TempDir::new();
-    let built = Binary::ours().path().parent().expect("a directory").to_owned();
+    let built = programs();
+    let copies = nbdkit_tests::TempDir::new();
     for name in ["nbdkit", "nbdkit-worker", "nbdkit-spawner"] {
-        fs::copy(built.join(name), programs.join(name)).expect("copied");
+        fs::copy(built.join(name), copies.join(name)).expect("copied");
     }
     let stack = ["file", "{dir}/disk"];
-    let binary = Binary::Ours(programs.join("nbdkit"));
+    let binary = Binary::Ours(copies.join("nbdkit"));
     let mut server = with_disk(&stack, false).binary(binary).start();
     let mut client = open(&server, Headers::Structured);
-    let worker = programs.join("nbdkit-worker");
+    let worker = copies.join("nbdkit-worker");
     eventually("the spawner has the program open", || {
         let spawners = children_called(server.pid().as_raw(), "nbdkit:spawner");
         // Others than root may not look at it.
@@ -199,8 +198,8 @@ fn an_upgrade_leaves_a_server_the_worker_of_its_own_build() {
             Err(_) => true,
         })
     });
-    fs::copy("/bin/false", programs.join("newer")).expect("copied");
-    fs::rename(programs.join("newer"), worker).expect("renamed");
+    fs::copy("/bin/false", copies.join("newer")).expect("copied");
+    fs::rename(copies.join("newer"), worker).expect("renamed");
     kill_9(server.template());
     work_until(&mut client, "newcomers are served", || answer(&server) == Answer::Greeting);
     succeed(&mut open(&server, Headers::Simple), &Ask::read(0, 4096));
