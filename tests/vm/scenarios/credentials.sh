@@ -153,8 +153,9 @@ drop_in nbdkit@upstream.service upstream-tls
 check "a socket for a proxy with a certificate" serve upstream nbd hostname=localhost port=10811
 expect "the proxy serves by TLS" "$(nbdinfo --size "$(uri upstream)")" 8388608
 template=$(member upstream nbdkit:template)
-kill -9 "$template"
-check "another template is made" wait_for 120 sh -c "[ ! -e /proc/$template ] && nbdinfo --size '$(uri upstream)'"
+check "its template is killed" kill -9 "$template"
+check "another one is made and reads the files again" wait_for 120 \
+    sh -c "[ ! -e '/proc/$template' ] && nbdinfo --size '$(uri upstream)'"
 drop_in nbdkit@upstream-psk.service network
 drop_in nbdkit@upstream-psk.service upstream-tls '/^LoadCredential\|^Environment/d; s/^#\(LoadCredential\|Environment\)/\1/'
 check "a socket for a proxy with a pre-shared key" serve upstream-psk nbd hostname=localhost port=10812
