@@ -194,9 +194,19 @@ impl Sandbox {
 
     /// Compiles the filters. Called when nothing is added to the needs any more.
     ///
+    /// On a thread of its own, which leaves its small pieces of free memory in a heap of its own.
+    /// What workers allocate would stand among them: each would have 16 KiB more.
+    ///
     /// # Errors
-    /// EINVAL: a list is wrong.
+    /// EINVAL: a list is wrong; EAGAIN: no thread.
     pub(crate) fn compile(&mut self) -> Result<()> {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, || self.compile_here());
+            thread.map_err(failed)?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn compile_here(&mut self) -> Result<()> {
         self.of_template = match self.level {
             Level::Strict => filter::template(&self.needs)?,
             Level::Compat | Level::Programs => filter::compat()?,
