@@ -202,8 +202,8 @@ pub fn programs() -> PathBuf {
 }
 
 impl Builder {
-    /// What is started: ours with the means to take the kernel for an older one, if it is to. Copies
-    /// are of [`programs`], which have them.
+    /// What is started: ours with the means to take the kernel for an older one, if it is to.
+    /// Copies are of [`programs`], which have them.
     fn old_kernel(&mut self) -> Binary {
         let Some(version) = landlock_is().filter(|_| matches!(self.binary, Binary::Ours(_))) else {
             return self.binary.clone();
