@@ -166,6 +166,18 @@ check "a proxy that is to read the files itself" serve unreadable nbd hostname=l
 check "does not serve" sh -c "! nbdinfo --size '$(uri unreadable)'"
 check "and says why" says unreadable 'open: /etc/pki/libnbd/ca-cert.pem: Permission denied'
 
+image logged
+check "a socket for a server with a log of its own" serve logged --log=/var/log/nbdkit/logged.log --log-connections file /var/lib/nbdkit/logged.img
+log=/var/log/nbdkit/logged.log
+expect "it serves" "$(nbdinfo --size "$(uri logged)")" 8388608
+check "its log has the client" wait_for 120 grep 'connection ended' "$log"
+expect "others do not read it" "$(stat -c '%U %a' "$log") $(stat -c %a /var/log/nbdkit)" "nbdkit-listener 600 750"
+mv "$log" "$log.1"
+check "the log is rotated" systemctl kill --kill-whom=main --signal=SIGUSR1 nbdkit@logged.service
+check "and opened anew" wait_for 120 test -e "$log"
+expect "it serves again" "$(nbdinfo --size "$(uri logged)")" 8388608
+check "the new log has the client" wait_for 120 grep 'connection ended' "$log"
+
 image swap
 modprobe nbd
 drop_in nbdkit@swap.service swap

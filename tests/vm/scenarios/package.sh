@@ -70,6 +70,7 @@ check "apt purges the packages" apt-get purge -q -y nbdkitd nbdkitd-filter-ext2
 expect "no process is left then" "$(of_server)" 0
 expect "no unit is left" "$(systemctl list-units --all --plain --no-legend 'nbdkit*')" ""
 check "nothing is left in /run" [ ! -e /run/nbdkit ]
+check "and no log" [ ! -e /var/log/nbdkit ]
 if aa-enabled --quiet; then
     expect "the kernel has no profile of AppArmor" "$(grep ^nbdkit /sys/kernel/security/apparmor/profiles)" ""
 fi

@@ -27,7 +27,7 @@ expect "SELinux is in the kernel" "$(getenforce)" Permissive
 sysctl -q -w kernel.printk_ratelimit=0
 check "the module is loaded" semodule -i /vm/selinux/nbdkit.pp
 mkdir -p /etc/nbdkit/pki /run/nbdkit /var/lib/nbdkit
-echo 'NBDKIT_ARGS=file /var/lib/nbdkit/disk.img' > /etc/nbdkit/disk.conf
+echo 'NBDKIT_ARGS=--log=/var/log/nbdkit/disk.log --log-connections file /var/lib/nbdkit/disk.img' > /etc/nbdkit/disk.conf
 echo secret > /etc/nbdkit/pki/server-key.pem
 truncate -s 16M /var/lib/nbdkit/disk.img
 ! getent passwd nbdkit || chown nbdkit: /var/lib/nbdkit/disk.img
@@ -43,6 +43,8 @@ for kind in template broker worker; do
     expect "the domain of the $kind" "$(context "nbdkit:$kind")" "nbdkit_worker_t "
 done
 check "disconnect" nbd-client -d /dev/nbd0
+check "the log has the client" wait_for 120 grep 'connection ended' /var/log/nbdkit/disk.log
+expect "the type of the log" "$(stat -c %C /var/log/nbdkit/disk.log | cut -d: -f3)" nbdkit_log_t
 
 check "a server on TCP" systemd-run -q --unit=tcp -p Type=notify "$(command -v nbdkit)" -f --log=stderr -p 10809 memory 16M
 expect "serves" "$(nbdinfo --size nbd://127.0.0.1)" 16777216
