@@ -195,11 +195,15 @@ impl Sandbox {
     /// Compiles the filters. Called when nothing is added to the needs any more.
     ///
     /// On a thread of its own, which leaves its small pieces of free memory in a heap of its own.
-    /// What workers allocate would stand among them: each would have 16 KiB more.
+    /// What workers allocate would stand among them: each would have 16 KiB more. Not with `swap`
+    /// (`--swap`): the threads of workers would allocate from that heap, which is not locked.
     ///
     /// # Errors
     /// EINVAL: a list is wrong; EAGAIN: no thread.
-    pub(crate) fn compile(&mut self) -> Result<()> {
+    pub(crate) fn compile(&mut self, swap: bool) -> Result<()> {
+        if swap {
+            return self.compile_here();
+        }
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().spawn_scoped(scope, || self.compile_here());
             thread.map_err(failed)?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -144,7 +144,7 @@ fn get_ready(
     let _ = link.send(&FromTemplate::Configured(configured), &[]);
     // While the listener opens its sockets.
     settings.count_processors();
-    sandbox.compile().map_err(failed)?;
+    sandbox.compile(configure.swap).map_err(failed)?;
 
     let service = match receive(link)? {
         Received { message: ToTemplate::EnterService(service), .. } => service,
