@@ -182,7 +182,7 @@ pub(crate) struct Options {
     pub(crate) max_connections_per_peer: Option<u32>,
     /// `--name`.
     pub(crate) name: Option<String>,
-    /// `--park-idle`; `None` is the default, zero is never.
+    /// `--park-idle`; `None` and zero: never.
     pub(crate) park_idle: Option<Duration>,
     /// `-P`, absolute.
     pub(crate) pid_file: Option<PathBuf>,

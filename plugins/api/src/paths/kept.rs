@@ -149,9 +149,9 @@ impl Kept {
         self.ours.store(slot.map_or(0, |slot| 1 << slot), Ordering::Relaxed);
     }
 
-    /// Closes what is not at its path any more, so that it does not take up space after its
-    /// removal; if `any_parked`, only when [`none_parked`](Self::none_parked) says so. Must not be
-    /// called in a process that has been given a slot.
+    /// Closes files that are not at their paths any more, so that a removed file does not take up
+    /// space. With `any_parked` they stay open, for clients that are parked, until
+    /// [`none_parked`](Self::none_parked). Must not be called in a process that has a slot.
     pub fn forget_replaced(&self, any_parked: bool) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         let (current, replaced) =
@@ -163,7 +163,7 @@ impl Kept {
         }
     }
 
-    /// No client is parked: what was replaced is nobody's any more.
+    /// No client is parked: closes the replaced files that were left open for them.
     pub fn none_parked(&self) {
         if !self.read_replaced().is_empty() {
             self.replaced.write().unwrap_or_else(PoisonError::into_inner).clear();

@@ -38,7 +38,7 @@ impl FileId {
 /// The files that this process has opened for its client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenFiles {
-    /// None, or it does not matter to anybody.
+    /// None, or none was noted.
     None,
     /// One, which the template has open, too.
     One(FileId),
