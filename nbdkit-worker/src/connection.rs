@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub(crate) mod activity;
 mod busy_poll;
 mod execute;
 mod export;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 use nbdkit_api::{Client, Errno, Layer, strerror};
 use nbdkit_ipc::WorkerExit;
 
+pub(crate) use activity::Activity;
 pub(crate) use parking::{Parked, Parking};
 pub(crate) use socket::Socket;
 pub(crate) use totals::Counters;
@@ -65,6 +67,8 @@ pub(crate) struct Connection<'a> {
     pub(crate) on_serving: &'a (dyn Fn(&str) + Sync),
     /// What the client reads and writes.
     pub(crate) totals: &'a Counters,
+    /// What it does, for those who end it.
+    pub(crate) activity: Arc<Activity>,
     /// How it is parked, if it can be.
     pub(crate) parking: Option<Parking<'a>>,
 }

@@ -55,8 +55,19 @@ impl Server {
         let totals = Counters::default();
         let on_serving = &|_: &str| {};
         let (totals, parking) = (&totals, None);
-        Connection { layer, settings, client, socket, authority, on_serving, totals, parking }
-            .serve()
+        let activity = Arc::default();
+        let connection = Connection {
+            layer,
+            settings,
+            client,
+            socket,
+            authority,
+            on_serving,
+            totals,
+            activity,
+            parking,
+        };
+        connection.serve()
     }
 }
 

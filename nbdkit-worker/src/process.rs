@@ -4,9 +4,11 @@
 #![expect(unsafe_code, reason = "signal handlers, madvise, malloc_trim")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
+use std::time::Duration;
 
-use nbdkit_api::ResultExt;
+use nbdkit_api::{ResultExt, client};
 use nbdkit_ipc::{WorkerExit, refusal};
 pub(crate) use nbdkit_sandbox::process::{
     close_all_but, close_range, exit_now, fork, is_single_threaded,
@@ -20,6 +22,8 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, gettid};
 
+use crate::connection::activity::{self, Activity};
+
 /// Waits for a child to end, at most so many milliseconds.
 pub(crate) fn wait_for(child: Pid, milliseconds: u16) {
     for _ in 0..milliseconds {
@@ -27,7 +31,7 @@ pub(crate) fn wait_for(child: Pid, milliseconds: u16) {
             Ok(WaitStatus::StillAlive) => {}
             Ok(_) | Err(_) => return,
         }
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -150,10 +154,18 @@ pub(crate) fn release_stack() {
 pub(crate) fn leave_signals_to_listener() {
     // These can be caught, so this does not fail.
     let _ = signals::catch(&signals::of_all_processes());
-    let hang_up =
-        SigAction::new(SigHandler::Handler(stop_reading), SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler only touches atomics and calls shutdown(2), which is async-signal-safe.
-    let _ = unsafe { sigaction(Signal::SIGIO, &hang_up) };
+    // A message interrupts the wait for the broker. The timer is no reason to interrupt anything.
+    let handlers = [
+        (Signal::SIGIO, messaged as extern "C" fn(libc::c_int), SaFlags::empty()),
+        (Signal::SIGALRM, look as extern "C" fn(libc::c_int), SaFlags::SA_RESTART),
+    ];
+    for (signal, handler, flags) in handlers {
+        let action = SigAction::new(SigHandler::Handler(handler), flags, SigSet::empty());
+        // SAFETY: both only touch atomics, and call poll(2), shutdown(2) and setitimer(2), which
+        // are async-signal-safe or, like setitimer(2), system calls that use no memory but their
+        // arguments'.
+        let _ = unsafe { sigaction(signal, &action) };
+    }
 }
 
 // Descriptors of this process for signal handlers. 0, which is the null device here, stands for
@@ -162,6 +174,8 @@ pub(crate) fn leave_signals_to_listener() {
 
 /// The client's socket of this worker.
 static CLIENT: AtomicI32 = AtomicI32::new(0);
+/// What its connection does. Null before there is one; then it lives for ever.
+static ACTIVITY: AtomicPtr<Activity> = AtomicPtr::new(std::ptr::null_mut());
 /// The control channel of this worker, see [`end_client_on_message`].
 static WATCHED: AtomicI32 = AtomicI32::new(0);
 /// The control channel on which a refused system call is reported.
@@ -236,10 +250,8 @@ pub(crate) fn is_quiescing() -> bool {
     QUIESCING.load(Ordering::Relaxed)
 }
 
-/// The listener has sent `Quiesce`, or has ended: makes the client's socket read as ended. That
-/// ends the wait for the next request whether it has begun or not, and costs the data path no
-/// system call.
-extern "C" fn stop_reading(_signal: libc::c_int) {
+/// SIGIO: the listener has sent a message, or has ended. Unless it is an answer, it is `Quiesce`.
+extern "C" fn messaged(_signal: libc::c_int) {
     // The kernel queues a message and then signals: the signal of an answer may arrive when the
     // answer has been read, and O_ASYNC is set again. See AwaitMessage.
     let watched = WATCHED.load(Ordering::Relaxed);
@@ -261,10 +273,25 @@ extern "C" fn stop_reading(_signal: libc::c_int) {
     }
 }
 
-/// Ends the client as the signal does, for code that has read the message itself.
+/// Ends the client as the signal does, for code that has read the message itself: once it is quiet.
 /// Async-signal-safe.
 pub(crate) fn end_client() {
     QUIESCING.store(true, Ordering::Relaxed);
+    client::set_stopping();
+    set_timer(activity::LOOK);
+    look(libc::SIGALRM);
+}
+
+/// SIGALRM, every [`activity::LOOK`] once the server stops: if the client is quiet, makes its
+/// socket read as ended. That ends the wait for the next request whether it has begun or not, and
+/// costs the data path no system call.
+extern "C" fn look(_signal: libc::c_int) {
+    // SAFETY: null, or by `end_client_on_message` from an Arc that is never released.
+    let activity = unsafe { ACTIVITY.load(Ordering::Acquire).as_ref() };
+    if !activity.is_none_or(Activity::is_quiet) {
+        return;
+    }
+    set_timer(Duration::ZERO);
     let fd = CLIENT.load(Ordering::Relaxed);
     if fd > 0 {
         // SAFETY: shutdown(2) is async-signal-safe and takes numbers. The number is, or was, that
@@ -279,11 +306,32 @@ pub(crate) fn end_client() {
     }
 }
 
-/// Has SIGIO sent whenever `channel` has a message or is closed, and `client` end when it arrives.
+/// Has SIGALRM sent every `interval`; never, if that is zero. Async-signal-safe.
+fn set_timer(interval: Duration) {
+    let tv_usec = interval.subsec_micros().into();
+    let interval = libc::timeval { tv_sec: 0, tv_usec };
+    let timer = libc::itimerval { it_interval: interval, it_value: interval };
+    // SAFETY: reads one structure. It fails for numbers out of range only. errno is this thread's,
+    // and is restored for the code that was interrupted.
+    unsafe {
+        let errno = libc::__errno_location();
+        let saved = *errno;
+        libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut());
+        *errno = saved;
+    }
+}
+
+/// Has SIGIO sent whenever `channel` has a message or is closed, and `client`, which is doing
+/// `activity`, end when it arrives.
 ///
 /// # Errors
 /// Those of fcntl(2).
-pub(crate) fn end_client_on_message(channel: impl AsFd, client: impl AsFd) -> nix::Result<()> {
+pub(crate) fn end_client_on_message(
+    channel: impl AsFd,
+    client: impl AsFd,
+    activity: Arc<Activity>,
+) -> nix::Result<()> {
+    ACTIVITY.store(Arc::into_raw(activity).cast_mut(), Ordering::Release);
     CLIENT.store(client.as_fd().as_raw_fd(), Ordering::Relaxed);
     WATCHED.store(channel.as_fd().as_raw_fd(), Ordering::Relaxed);
     // SAFETY: F_SETOWN takes a process id by value.

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nbd_protocol::constants::NbdError;
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::processes::{descriptors, eventually};
 use nbdkit_tests::{Ask, Server};
@@ -263,6 +264,45 @@ fn stopping_the_server_finishes_running_requests() {
     // A delay is cut short by the shutdown, so the answer is an error; but there is an answer.
     assert!(client.receive().is_ok());
     assert!(server.wait().success());
+}
+
+/// A client that is in the middle of its work, as the kernel's is: a send that failed would have it
+/// close its socket, and lose the replies that it has not read yet.
+#[test]
+fn a_client_can_send_until_it_has_read_that_the_server_stops() {
+    for isolation in ["--isolation=connection", "--isolation=shared"] {
+        for _ in 0..5 {
+            let mut server = start(&[isolation, "memory", "1M"]);
+            let mut client = server.connected("");
+            let write = Ask::write(0, [7; 4096]);
+            let mut owed = 0;
+            let mut send = |client: &mut nbdkit_tests::Client<_>| {
+                client.send(&write).expect("the server reads");
+            };
+            for _ in 0..8 {
+                send(&mut client);
+                owed += 1;
+            }
+            let mut answered = 0;
+            let mut stops = false;
+            while owed > 0 {
+                let reply = client.receive().expect("every request is answered");
+                owed -= 1;
+                answered += 1;
+                if answered == 1000 {
+                    server.signal(Signal::SIGTERM);
+                }
+                stops |= reply.nbd_error() == Some(NbdError::Shutdown);
+                if !stops {
+                    assert_eq!(reply.error, None);
+                    send(&mut client);
+                    owed += 1;
+                }
+            }
+            client.expect_close().expect("closed");
+            assert!(server.wait().success());
+        }
+    }
 }
 
 #[test]

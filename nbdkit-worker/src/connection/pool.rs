@@ -4,13 +4,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 use std::time::Duration;
 
 use nbd_protocol::transmission::Request;
 use nbdkit_api::Flags;
+
+use super::Activity;
 
 /// Bytes of requests and replies in flight on one connection. A single request may exceed it.
 const MAX_BYTES: u64 = 64 << 20;
@@ -67,7 +68,7 @@ struct State {
 pub(super) struct Pool {
     state: Mutex<State>,
     /// Whether something is queued or running: written under the lock, read without.
-    busy: AtomicBool,
+    activity: Arc<Activity>,
     work: Condvar,
     room: Condvar,
     limit: usize,
@@ -79,10 +80,10 @@ pub(super) struct Pool {
 
 impl Pool {
     /// A pool of at most `limit` threads; none is started yet.
-    pub(super) fn new(limit: usize) -> Pool {
+    pub(super) fn new(limit: usize, activity: Arc<Activity>) -> Pool {
         Pool {
             state: Mutex::default(),
-            busy: AtomicBool::new(false),
+            activity,
             work: Condvar::new(),
             room: Condvar::new(),
             limit,
@@ -95,12 +96,17 @@ impl Pool {
     /// which are kept. A request of up to [`PREALLOCATED`] bytes allocates nothing; it waits while
     /// all buffers are in use. The bytes in flight are limited to the buffers' total, or to one
     /// longer request.
-    pub(super) fn preallocated(limit: usize) -> Pool {
+    pub(super) fn preallocated(limit: usize, activity: Arc<Activity>) -> Pool {
         let spare = (0..limit).map(|_| Vec::with_capacity(PREALLOCATED)).collect();
         let queue = VecDeque::with_capacity(MAX_QUEUED);
         let state = State { spare, queue, ..State::default() };
         let max_bytes = (limit * PREALLOCATED) as u64;
-        Pool { state: Mutex::new(state), preallocated: true, max_bytes, ..Pool::new(limit) }
+        Pool {
+            state: Mutex::new(state),
+            preallocated: true,
+            max_bytes,
+            ..Pool::new(limit, activity)
+        }
     }
 
     /// Starts all threads of a preallocated pool; each runs `serve` in `scope`.
@@ -141,7 +147,7 @@ impl Pool {
     /// Whether nothing is queued or running. Takes no lock: the reader asks for every request.
     #[inline]
     pub(super) fn is_idle(&self) -> bool {
-        !self.busy.load(Ordering::Acquire)
+        !self.activity.is_pooled()
     }
 
     /// Waits until nothing is queued or running.
@@ -181,7 +187,7 @@ impl Pool {
         }
         state.bytes += cost;
         state.queue.push_back(job);
-        self.busy.store(true, Ordering::Release);
+        self.activity.set_pooled(true);
         let idle = state.idle > 0;
         drop(state);
         if idle {
@@ -228,7 +234,7 @@ impl Pool {
                 state.bytes -= cost;
                 self.take_back(&mut state, job.payload);
                 if state.running == 0 && state.queue.is_empty() {
-                    self.busy.store(false, Ordering::Release);
+                    self.activity.set_pooled(false);
                 }
                 if state.waiting > 0 {
                     self.room.notify_one();
@@ -281,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_preallocated_pool_reuses_its_buffers_and_starts_no_thread() {
-        let pool = Pool::preallocated(2);
+        let pool = Pool::preallocated(2, Arc::default());
         let buffers = |pool: &Pool| {
             let state = pool.lock();
             let mut all: Vec<_> = state.spare.iter().map(|b| (b.as_ptr(), b.capacity())).collect();
@@ -311,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_longer_request_returns_its_buffer_to_the_pool() {
-        let pool = Pool::preallocated(1);
+        let pool = Pool::preallocated(1, Arc::default());
         std::thread::scope(|scope| {
             pool.start(scope, || || pool.work(|_| ())).unwrap();
             let mut payload = pool.buffer(4 * PREALLOCATED);

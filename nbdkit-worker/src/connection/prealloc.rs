@@ -9,11 +9,12 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::End;
 use super::pool::{PREALLOCATED, Pool};
 use super::reply::Replies;
+use super::{Activity, End};
 use crate::process;
 
 /// Room for a batch of replies in front of one of [`PREALLOCATED`] bytes, bytes: see
@@ -73,8 +74,8 @@ impl Prealloc {
     }
 
     /// A pool of `threads` threads.
-    pub(super) fn pool(self, threads: usize) -> Pool {
-        if self.0 { Pool::preallocated(threads) } else { Pool::new(threads) }
+    pub(super) fn pool(self, threads: usize, activity: Arc<Activity>) -> Pool {
+        if self.0 { Pool::preallocated(threads, activity) } else { Pool::new(threads, activity) }
     }
 }
 

@@ -118,6 +118,7 @@ fn serve(socket: UnixStream, plugin: Delayed, threads: u32) -> WorkerExit {
         authority: Arc::new(Nobody),
         on_serving: &|_| {},
         totals: &super::Counters::default(),
+        activity: Arc::default(),
         parking: None,
     };
     catch_unwind(AssertUnwindSafe(|| connection.serve())).unwrap_or(WorkerExit::Panicked)

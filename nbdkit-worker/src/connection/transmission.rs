@@ -13,6 +13,7 @@ mod route;
 mod sender;
 
 use std::io;
+use std::sync::Arc;
 
 use nbd_protocol::transmission::Request;
 use nbdkit_api::{Blocking, Direction, FileRange, Range, debug, log};
@@ -62,7 +63,8 @@ pub(super) fn serve(
             unflushed: &unflushed,
         },
         sender: Sender::new(connection),
-        pool: pooled.then(|| prealloc.pool(connection.settings.threads)),
+        pool: pooled
+            .then(|| prealloc.pool(connection.settings.threads, Arc::clone(&connection.activity))),
         score: Score::default(),
         prealloc,
     };

@@ -8,10 +8,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::Instant;
 
 use nbdkit_api::log::error as log_error;
-use nbdkit_api::{Client, programs, strerror};
+use nbdkit_api::{Client, client, programs, strerror};
+use nbdkit_ipc::messages::Serve;
 use nbdkit_ipc::{FromTemplate, Received, RecvError, StackId, ToTemplate, WorkerExit};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -21,12 +22,39 @@ use nix::unistd::{pipe2, read, write};
 use super::orphaned::Deadline;
 use super::{Service, unexpected, worker};
 use crate::authority::{SharedListener, Waiting};
-use crate::connection::{Connection, Counters, Socket};
+use crate::connection::activity::LOOK;
+use crate::connection::{Activity, Connection, Counters, Socket};
 use crate::log::TemplateLink;
 use crate::process;
 
 /// The clients being served, so that they can be ended.
-type Clients = Mutex<HashMap<u64, (Arc<Client>, Socket)>>;
+type Clients = Mutex<HashMap<u64, Served>>;
+
+/// A client that is being served.
+#[derive(Clone)]
+struct Served {
+    client: Arc<Client>,
+    socket: Socket,
+    activity: Arc<Activity>,
+    /// Nothing more is read from it.
+    is_done: bool,
+}
+
+impl Served {
+    fn new(serve: &Serve, socket: Socket) -> Served {
+        let client = worker::client(serve, &socket);
+        Served { client, socket, activity: Arc::default(), is_done: false }
+    }
+
+    /// Reads nothing more from the client once it is quiet. To be called every [`LOOK`] when the
+    /// server stops.
+    fn look(&mut self) {
+        if !self.is_done && self.activity.is_quiet() {
+            self.is_done = true;
+            self.socket.stop_reading();
+        }
+    }
+}
 
 /// Serves clients until the listener sends `Quiesce` or ends, then ends them and waits for their
 /// threads.
@@ -69,8 +97,8 @@ fn run_all(service: &Service, link: &Arc<TemplateLink>) {
                         continue;
                     };
                     let connection = serve.connection;
-                    let client = worker::client(&serve, &socket);
-                    lock(&clients).insert(connection, (Arc::clone(&client), socket.clone()));
+                    let served = Served::new(&serve, socket);
+                    lock(&clients).insert(connection, served.clone());
                     let (clients, end_of_thread) = (&clients, &end_of_thread);
                     let authority = SharedListener {
                         link: Arc::clone(link),
@@ -79,7 +107,7 @@ fn run_all(service: &Service, link: &Arc<TemplateLink>) {
                     };
                     let thread = std::thread::Builder::new().name("connection".to_owned());
                     let started = thread.spawn_scoped(scope, move || {
-                        let exit = serve_one(service, client, socket, authority);
+                        let exit = serve_one(service, served, authority);
                         lock(clients).remove(&connection);
                         programs::forget(connection);
                         ended(service, connection, exit);
@@ -110,9 +138,9 @@ fn run_all(service: &Service, link: &Arc<TemplateLink>) {
             }
         }
         waiting.close();
-        for (client, socket) in lock(&clients).values() {
-            client.disconnect(false);
-            socket.stop_reading();
+        client::set_stopping();
+        for served in lock(&clients).values() {
+            served.client.disconnect(false);
         }
         wait(service, link, &clients, &over);
     });
@@ -120,8 +148,8 @@ fn run_all(service: &Service, link: &Arc<TemplateLink>) {
 
 /// Ends a client at once, with the programs that run for it, unless it has ended by itself.
 fn give_up(clients: &Clients, connection: u64) {
-    if let Some((_, socket)) = lock(clients).get(&connection) {
-        socket.cut();
+    if let Some(served) = lock(clients).get(&connection) {
+        served.socket.cut();
         programs::give_up(connection);
     }
 }
@@ -137,12 +165,19 @@ fn wait(service: &Service, link: &TemplateLink, clients: &Clients, over: &OwnedF
         let all: Vec<u64> = lock(clients).keys().copied().collect();
         all.into_iter().for_each(|connection| give_up(clients, connection));
     };
+    let mut looked = Instant::now();
     while !lock(clients).is_empty() {
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            lock(clients).values_mut().for_each(Served::look);
+        }
         let mut fds = vec![PollFd::new(over.as_fd(), PollFlags::POLLIN)];
         if listener_lives {
             fds.push(PollFd::new(link.as_fd(), PollFlags::POLLIN));
         }
-        if !matches!(poll(&mut fds, Deadline::left(deadline)), Ok(_) | Err(Errno::EINTR)) {
+        let is_done = lock(clients).values().all(|served| served.is_done);
+        let patience = if is_done { Deadline::left(deadline) } else { look_again() };
+        if !matches!(poll(&mut fds, patience), Ok(_) | Err(Errno::EINTR)) {
             return;
         }
         if deadline.is_some_and(Deadline::has_passed) {
@@ -176,7 +211,7 @@ fn wait(service: &Service, link: &TemplateLink, clients: &Clients, over: &OwnedF
 /// Serves the only client that there will be (`-s`) on the thread that configured the stack, which
 /// some code in C wants to be called by, and lets another wait for the end.
 fn run_single(service: &Service, link: &Arc<TemplateLink>) {
-    let (connection, client, socket) = loop {
+    let (connection, served) = loop {
         match link.recv() {
             Ok(Received { message: ToTemplate::Serve(serve), fds, .. })
                 if serve.stack == StackId::ONLY =>
@@ -184,7 +219,7 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
                 let Some(socket) = socket(fds) else {
                     return log_error("a client arrived with the wrong number of descriptors");
                 };
-                break (serve.connection, worker::client(&serve, &socket), socket);
+                break (serve.connection, Served::new(&serve, socket));
             }
             Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
             _ => return,
@@ -195,7 +230,7 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
         SharedListener { link: Arc::clone(link), connection, waiting: Arc::clone(&waiting) };
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let (served, reading, over) = (Arc::clone(&client), socket.clone(), &over);
+        let (mut ending, over) = (served.clone(), &over);
         let thread = std::thread::Builder::new().name("quiesce".to_owned());
         let started = thread.spawn_scoped(scope, move || {
             loop {
@@ -208,17 +243,21 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
                 }
             }
             waiting.close();
-            served.disconnect(false);
-            reading.stop_reading();
-            let Some(listener_lives) = listener_is_tired(service, link, over) else { return };
-            reading.cut();
+            client::set_stopping();
+            ending.client.disconnect(false);
+            let is_over = || {
+                ending.look();
+                over.load(Ordering::Relaxed)
+            };
+            let Some(listener_lives) = listener_is_tired(service, link, is_over) else { return };
+            ending.socket.cut();
             programs::give_up(connection);
-            if !listener_lives && !is_over_in_time(over) {
+            if !listener_lives && !is_over_in_time(|| over.load(Ordering::Relaxed)) {
                 process::exit_now(WorkerExit::Failed.code());
             }
         });
         let exit = match started {
-            Ok(_) => serve_one(service, client, socket, authority),
+            Ok(_) => serve_one(service, served, authority),
             Err(error) => {
                 log_error(&format!("thread: {error}"));
                 WorkerExit::Failed
@@ -229,35 +268,44 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
     });
 }
 
-/// How often is looked whether the client has ended, milliseconds.
-const LOOK: u16 = 20;
+/// [`LOOK`] for poll(2).
+fn look_again() -> PollTimeout {
+    PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO)
+}
 
-/// Waits, after `Quiesce`, until the client has ended (`over`: `None`) or is to be ended: the
+/// Waits, after `Quiesce`, until the client has ended (`is_over`: `None`) or is to be ended: the
 /// listener sends so (true), or is gone (false).
-fn listener_is_tired(service: &Service, link: &TemplateLink, over: &AtomicBool) -> Option<bool> {
-    while !over.load(Ordering::Relaxed) {
-        let _ = poll(&mut [PollFd::new(link.as_fd(), PollFlags::POLLIN)], PollTimeout::from(LOOK));
+fn listener_is_tired(
+    service: &Service,
+    link: &TemplateLink,
+    mut is_over: impl FnMut() -> bool,
+) -> Option<bool> {
+    while !is_over() {
+        let _ = poll(&mut [PollFd::new(link.as_fd(), PollFlags::POLLIN)], look_again());
         match link.try_recv() {
             Ok(Received { message: ToTemplate::Disconnect { .. }, .. }) => return Some(true),
             Ok(_) | Err(RecvError::Empty | RecvError::Io(Errno::EINTR)) => {}
             // A client that may wait for a script is not waited for.
             Err(_) if service.strays.is_some() => return Some(false),
-            Err(_) => return (!is_over_in_time(over)).then_some(false),
+            Err(_) => return (!is_over_in_time(is_over)).then_some(false),
         }
     }
     None
 }
 
 /// Waits for a while until the client has ended, if it does.
-fn is_over_in_time(over: &AtomicBool) -> bool {
+fn is_over_in_time(mut is_over: impl FnMut() -> bool) -> bool {
     let deadline = Deadline::new();
-    while !over.load(Ordering::Relaxed) && !deadline.has_passed() {
-        std::thread::sleep(Duration::from_millis(LOOK.into()));
+    while !is_over() {
+        if deadline.has_passed() {
+            return false;
+        }
+        std::thread::sleep(LOOK);
     }
-    over.load(Ordering::Relaxed)
+    true
 }
 
-fn lock(clients: &Clients) -> std::sync::MutexGuard<'_, HashMap<u64, (Arc<Client>, Socket)>> {
+fn lock(clients: &Clients) -> std::sync::MutexGuard<'_, HashMap<u64, Served>> {
     clients.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -269,12 +317,8 @@ fn socket(fds: Vec<OwnedFd>) -> Option<Socket> {
     }
 }
 
-fn serve_one(
-    service: &Service,
-    client: Arc<Client>,
-    socket: Socket,
-    authority: SharedListener,
-) -> WorkerExit {
+fn serve_one(service: &Service, served: Served, authority: SharedListener) -> WorkerExit {
+    let Served { client, socket, activity, .. } = served;
     let (layer, settings) = (&service.layer, &service.settings);
     let number = client.number();
     let told = Arc::clone(&client);
@@ -288,8 +332,17 @@ fn serve_one(
     };
     let authority = Arc::new(authority);
     let (on_serving, totals, parking) = (&on_serving, &Counters::default(), None);
-    let connection =
-        Connection { layer, settings, client, socket, authority, on_serving, totals, parking };
+    let connection = Connection {
+        layer,
+        settings,
+        client,
+        socket,
+        authority,
+        on_serving,
+        totals,
+        activity,
+        parking,
+    };
     let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));
     if settings.log_connections {
         let totals = connection.totals.totals();

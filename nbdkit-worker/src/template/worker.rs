@@ -14,7 +14,7 @@ use nbdkit_ipc::{Channel, FromWorker, StackId, WorkerExit, title};
 use super::Service;
 use crate::authority::Listener;
 use crate::broker::ask;
-use crate::connection::{Connection, Counters, Parked, Parking, Socket};
+use crate::connection::{Activity, Connection, Counters, Parked, Parking, Socket};
 use crate::log::TemplateLink;
 use crate::{log, privileges, process};
 
@@ -40,7 +40,8 @@ pub(super) fn run(
     process::set_channel(&*link, true);
     log::use_worker(Arc::clone(&link));
     drop(template_link);
-    if let Err(errno) = process::end_client_on_message(&*link, &input) {
+    let activity = Arc::<Activity>::default();
+    if let Err(errno) = process::end_client_on_message(&*link, &input, Arc::clone(&activity)) {
         nbdkit_api::error!("fcntl: {}", nbdkit_api::strerror(errno));
         return WorkerExit::Failed.code();
     }
@@ -99,6 +100,7 @@ pub(super) fn run(
         authority: listener,
         on_serving: &tell,
         totals: &totals,
+        activity,
         parking: park_after.map(|after| Parking { after, park: &park }),
     };
     let served = catch_unwind(AssertUnwindSafe(|| match &parked {

@@ -203,16 +203,19 @@ pub fn sleep(client: Option<&Client>, duration: Duration) -> Result<()> {
         if left.is_zero() {
             return Ok(());
         }
+        let leaving = client.is_some_and(|client| client.leaving.load(Ordering::Relaxed));
+        if is_stopping() && !leaving {
+            return Err(closing_in("sleep"));
+        }
         // A millisecond is poll's resolution; round up so as not to spin at the end.
         let millis = left
             .as_millis()
             .saturating_add(u128::from(!left.subsec_nanos().is_multiple_of(1_000_000)));
-        let timeout = PollTimeout::try_from(millis.min(60_000) as i32).unwrap_or(PollTimeout::MAX);
+        let timeout = PollTimeout::from(millis.min(LOOK) as u16);
         if left < Duration::from_millis(1) {
             std::thread::sleep(left);
             return Ok(());
         }
-        let leaving = client.is_some_and(|client| client.leaving.load(Ordering::Relaxed));
         let end = if leaving { 0 } else { libc::POLLRDHUP };
         let mut fds = [PollFd::new(socket.as_fd(), PollFlags::from_bits_retain(end))];
         match poll(&mut fds, timeout) {
@@ -222,10 +225,7 @@ pub fn sleep(client: Option<&Client>, duration: Duration) -> Result<()> {
                 std::thread::sleep(left);
                 return Ok(());
             }
-            _ => {
-                return Err(Error::silent(Errno::ESHUTDOWN)
-                    .context("aborting sleep because the connection is closing"));
-            }
+            _ => return Err(closing_in("sleep")),
         }
     }
 }
@@ -239,6 +239,9 @@ pub(crate) fn is_gone(client: Option<&Client>) -> bool {
     }
     let Some(socket) = client.socket() else { return false };
     let leaving = client.leaving.load(Ordering::Relaxed);
+    if is_stopping() && !leaving {
+        return true;
+    }
     // Behind NBD_CMD_DISC, that it sends nothing more is no news.
     let end = if leaving { 0 } else { libc::POLLRDHUP };
     let mut fds = [PollFd::new(socket, PollFlags::from_bits_retain(end))];
@@ -256,11 +259,31 @@ pub fn check_present(client: Option<&Client>) -> Result<()> {
 
 /// Why a wait in the name of a client has ended.
 pub(crate) fn closing() -> Error {
-    Error::silent(Errno::ESHUTDOWN).context("aborting wait because the connection is closing")
+    closing_in("wait")
+}
+
+fn closing_in(what: &str) -> Error {
+    let text = format!("aborting {what} because the connection is closing");
+    Error::silent(Errno::ESHUTDOWN).context(&text)
+}
+
+/// How often a wait looks whether the server stops, milliseconds.
+pub(crate) const LOOK: u128 = 100;
+
+/// Whether the server stops: nothing is waited for any more in the name of a client.
+pub(crate) fn is_stopping() -> bool {
+    STOPPING.load(Ordering::Relaxed)
+}
+
+/// Set by the process that serves clients when the server stops, while replies may still be owed.
+/// Async-signal-safe.
+pub fn set_stopping() {
+    STOPPING.store(true, Ordering::Relaxed);
 }
 
 static STDIO_SAFE: AtomicBool = AtomicBool::new(true);
 static FORKED: AtomicBool = AtomicBool::new(false);
+static STOPPING: AtomicBool = AtomicBool::new(false);
 static REPLACEMENT: AtomicBool = AtomicBool::new(false);
 static SWAP: AtomicBool = AtomicBool::new(false);
 static TLS_REQUIRED: AtomicBool = AtomicBool::new(false);

@@ -112,6 +112,7 @@ impl<'s> Reader<'s> {
     pub(super) fn run<'scope>(&mut self, threads: Threads<'scope, 's>) -> Result<(), End> {
         let extended = self.session.features().extended;
         let client = &self.session.connection.client;
+        self.session.connection.activity.begin();
         while let Some(request) = self.next_request(extended)? {
             if client.is_cut() {
                 return Ok(());
@@ -209,7 +210,11 @@ impl<'s> Reader<'s> {
         let may_be_parked = || in_flight == 0 && session.may_be_parked();
         let park = session.connection.parking.as_ref();
         let park = park.map(|it| (it.after, &may_be_parked as &dyn Fn() -> bool));
-        busy_poll.sleep(|| input.fill_or_idle(length, idle, park)).during("read request")
+        let activity = &session.connection.activity;
+        activity.wait_begins();
+        let waited = busy_poll.sleep(|| input.fill_or_idle(length, idle, park));
+        activity.wait_ends();
+        waited.during("read request")
     }
 
     /// Polls for more requests, if there are replies that would have to be sent before the reader

@@ -23,6 +23,7 @@ pub(super) const CLIENT: &[Line] = &[
     any(c::SYS_splice),           // sender: a large read without a copy
     any(c::SYS_pipe2),            // splice: the pipe between disk and socket
     any(c::SYS_shutdown),         // disconnect; end_client, when the listener sends Quiesce
+    with(c::SYS_setitimer, &[Is(0, c::ITIMER_REAL as u64)]), // end_client: how often a client is looked at
     any(c::SYS_close),            // every descriptor that is dropped
     any(c::SYS_close_range),      // fork_worker: descriptors that are kept for other clients
 

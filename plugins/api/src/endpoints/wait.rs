@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::error::Errno;
 
 /// How long to wait, and for whom.
@@ -35,23 +35,23 @@ impl Wait<'_> {
     /// Waits until `fd` has one of `events`, or an error.
     ///
     /// # Errors
-    /// ETIMEDOUT; ESHUTDOWN if the client has closed its connection or the server stops, which
-    /// closes it too; poll(2)'s.
+    /// ETIMEDOUT; ESHUTDOWN if the client has closed its connection or the server stops; poll(2)'s.
     pub fn ready(&self, fd: BorrowedFd<'_>, events: PollFlags) -> Result<(), Errno> {
-        /// Of one call, milliseconds: i32::MAX of them are 24 days.
-        const LONGEST: u128 = 1 << 30;
         let socket = self.client.and_then(Client::socket);
         loop {
             let left = self.left();
             // Rounded up, so as not to spin at the end.
-            let milliseconds = left.as_micros().div_ceil(1000).min(LONGEST);
-            let timeout = PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX);
+            let milliseconds = left.as_micros().div_ceil(1000).min(client::LOOK);
+            let timeout = PollTimeout::from(milliseconds as u16);
             let mut fds = vec![PollFd::new(fd, events)];
             fds.extend(
                 socket.map(|it| PollFd::new(it, PollFlags::from_bits_retain(libc::POLLRDHUP))),
             );
             match poll(&mut fds, timeout) {
                 Ok(0) if left.is_zero() => return Err(Errno::ETIMEDOUT),
+                Ok(0) | Err(Errno::EINTR) if socket.is_some() && client::is_stopping() => {
+                    return Err(Errno::ESHUTDOWN);
+                }
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) if fds[0].any() == Some(true) => return Ok(()),
                 Ok(_) => return Err(Errno::ESHUTDOWN),
