@@ -180,7 +180,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     row(OptionId::OldStyle, Some('o'), &["old-style", "oldstyle"], &["oldstyle"],
         Argument::None, "use the oldstyle protocol"),
     row(OptionId::ParkIdle, None, &["park-idle"], &["park-idle"],
-        Argument::Equals("SECONDS"), "idle clients give up their processes then (default 0: never)"),
+        Argument::Equals("SECONDS"), "idle clients give up their processes then (default 5, 0: never)"),
     row(OptionId::PidFile, Some('P'), &["pid-file", "pidfile"], &["pidfile"],
         Argument::Spaced("PIDFILE"), "write the process ID here when ready"),
     row(OptionId::Port, Some('p'), &["port"], &["port"],

@@ -81,7 +81,9 @@ impl Context {
 
     /// How long clients have to be idle to be parked at first; `None` if they never are.
     pub(super) fn park_idle(&self) -> Option<Duration> {
-        let after = self.plan.options.park_idle.unwrap_or_default();
+        /// Longer than the pauses of a client that is at work, as far as most are concerned.
+        const DEFAULT: Duration = Duration::from_secs(5);
+        let after = self.plan.options.park_idle.unwrap_or(DEFAULT);
         (!after.is_zero() && !self.is_single()).then_some(after)
     }
 

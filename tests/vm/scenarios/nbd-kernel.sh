@@ -1,5 +1,5 @@
 # The kernel's client: file systems, verified writes, several connections, swap, and what it does
-# when a worker is killed.
+# when a worker is killed or given up.
 # vm: memory=1024 limit=900 quick=yes
 
 modprobe nbd
@@ -79,3 +79,20 @@ check "disconnect of this client" nbd-client -d /dev/nbd1
 expect "the listener was the same all the time" "$(status_of "$listener" Pid)" "$listener"
 kill "$listener"
 check "the server ends" wait_for 120 sh -c "! kill -0 $listener"
+
+# An idle client gives up its worker, and its file system does not notice.
+rm -f "$state/pid" "$socket"
+check "a server whose clients are soon idle" nbdkit --park-idle=1 -P "$state/pid" -U "$socket" file /var/tmp/disk
+check "connected" nbd-client -unix "$socket" /dev/nbd0
+mkfs.ext4 -q -F /dev/nbd0
+mount /dev/nbd0 /mnt/nbd
+for round in 1 2 3; do
+    check "written, $round" sh -c "head -c 1M /dev/urandom > /mnt/nbd/$round && sync -f /mnt/nbd/$round && sha256sum /mnt/nbd/$round >> '$state/sums'"
+    check "it has no worker, $round" wait_for 120 sh -c '! pgrep -x nbdkit:worker'
+    echo 3 > /proc/sys/vm/drop_caches
+    check "read again, $round" sha256sum -c "$state/sums"
+done
+umount /mnt/nbd
+check "the file system is whole" fsck.ext4 -f -n /dev/nbd0
+check "disconnect of the idle client" nbd-client -d /dev/nbd0
+kill "$(cat "$state/pid")"
