@@ -51,7 +51,12 @@ note "$(systemd-analyze security nbdkit@disk.service | tail -1)"
 modprobe nbd
 check "the kernel's client connects" nbd-client -unix /run/nbdkit/disk.sock /dev/nbd0
 check "a worker serves it" wait_for 120 sh -c "[ -n \"\$(pgrep -x nbdkit:worker)\" ]"
+# An idle client gives up its worker.
+wake() {
+    dd if=/dev/nbd0 of=/dev/null count=1 iflag=direct status=none
+}
 for kind in nbdkit nbdkit:template nbdkit:broker nbdkit:worker; do
+    wake
     pid=$(member disk "$kind")
     [ -n "$pid" ] || { check "there is a $kind" false; continue; }
     expect "$kind: filters of system calls" "$(status_of "$pid" Seccomp)" 2
@@ -60,6 +65,7 @@ for kind in nbdkit nbdkit:template nbdkit:broker nbdkit:worker; do
         0000000000000000/0000000000000000
     note "$kind: user $(status_of "$pid" Uid), $(status_of "$pid" Seccomp_filters) filters, CapEff $(status_of "$pid" CapEff)"
 done
+wake
 worker=$(member disk nbdkit:worker)
 expect "the worker has no capability" "$(status_of "$worker" CapEff)/$(status_of "$worker" CapBnd)" \
     0000000000000000/0000000000000000
