@@ -67,6 +67,7 @@ const SERVER_FLAGS: &[&str] = &[
     pin::CALLS,
     pin::REQUEST_POLL,
     pin::SPLICE,
+    pin::TURNS,
     pin::WRITES,
     #[cfg(feature = "red-team")]
     "skip",

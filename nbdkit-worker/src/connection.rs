@@ -29,6 +29,7 @@ mod splice;
 mod tls;
 mod totals;
 mod transmission;
+mod turns;
 mod validate;
 
 #[cfg(test)]
@@ -44,6 +45,7 @@ pub(crate) use activity::Activity;
 pub(crate) use parking::{Parked, Parking};
 pub(crate) use socket::Socket;
 pub(crate) use totals::Counters;
+pub(crate) use turns::Turns;
 
 use crate::authority::Authority;
 use crate::settings::Settings;

@@ -8,6 +8,7 @@ use nbdkit_api::ThreadModel;
 use nbdkit_api::shared::SharedMutex;
 use nbdkit_ipc::messages::{Configure, Protocol};
 
+use crate::connection::Turns;
 use crate::tls::Tls;
 
 /// The options of the command line about connections.
@@ -35,6 +36,8 @@ pub(crate) struct Settings {
     /// Whether everything has to run on one processor: see
     /// [`count_processors`](Self::count_processors).
     pub(crate) one_processor: bool,
+    /// Whether calls of the plugin are made one at a time.
+    pub(crate) turns: Turns,
     /// The lock around every call into the stack, for NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS.
     all_requests: Option<SharedMutex<0>>,
 }
@@ -61,6 +64,7 @@ impl Settings {
             log_connections: configure.log_connections,
             busy_poll: configure.busy_poll,
             one_processor: false,
+            turns: Turns::new(),
             all_requests,
         })
     }

@@ -1,4 +1,4 @@
-/* Measures how many callbacks run at the same time: reads at offset 0 take 100 ms; one elsewhere returns the most that
+/* Measures how many callbacks run at the same time: reads at offset 0 take MILLISECONDS; one elsewhere returns the most that
  * were seen together, the number of the process, and of the thread. -DMODEL=N: the thread model. -DBACKGROUND: the plugin
  * has a thread of its own.
  */
@@ -12,6 +12,10 @@
 #include <unistd.h>
 
 #define THREAD_MODEL MODEL
+
+#ifndef MILLISECONDS
+#define MILLISECONDS 100
+#endif
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t running, most, reads;
@@ -38,7 +42,7 @@ overlap_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_
   if (++running > most)
     most = running;
   pthread_mutex_unlock (&lock);
-  if (nbdkit_nanosleep (0, 100000000) == -1)
+  if (nbdkit_nanosleep (0, MILLISECONDS * 1000000) == -1)
     return -1;
   pthread_mutex_lock (&lock);
   running--;

@@ -5,7 +5,9 @@
 //! processors; a call that only copies costs less than that. So requests begin in the pool, whose
 //! threads take the time of each. Once nearly all were quick the reader calls the plugin itself,
 //! until a call has slept: then the next ones go to the pool again, so that they do not wait for
-//! each other.
+//! each other. The reader makes them, too, where calls of all clients are made in [`turns`].
+//!
+//! [`turns`]: super::turns
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::inline_writes::sleeps;
 use super::pin::{self, Pin};
+use super::turns::{Alone, Turn, Turns};
 
 /// A call that takes less costs no more than a hand-over.
 const QUICK: Duration = Duration::from_micros(20);
@@ -35,15 +38,8 @@ const PAUSE: u32 = 10;
 pub(super) struct Score(AtomicU32);
 
 impl Score {
-    /// Makes a call in the pool, and takes its time.
-    pub(super) fn time<T>(&self, call: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let result = call();
-        self.record(start.elapsed());
-        result
-    }
-
-    fn record(&self, time: Duration) {
+    /// A call was made in the pool, and took so long.
+    pub(super) fn record(&self, time: Duration) {
         let now = self.0.load(Ordering::Relaxed);
         let next = if time < QUICK { (now + WON).min(ENOUGH) } else { now.saturating_sub(LOST) };
         // Two threads at once may count as one.
@@ -61,7 +57,12 @@ impl Score {
 
 /// How the reader's own calls went.
 #[derive(Debug)]
-pub(super) struct InlineCalls {
+pub(super) struct InlineCalls<'t> {
+    turns: &'t Turns,
+    /// The reader has the turn, for the requests that it has read.
+    turn: Option<Turn<'t>>,
+    /// It makes calls alone, to see what they take then.
+    alone: Option<Alone<'t>>,
     /// How often the thread had slept before the first call since it last waited by itself.
     sleeps: Option<i64>,
     /// Until when the pool makes the calls.
@@ -69,13 +70,12 @@ pub(super) struct InlineCalls {
     pin: Option<Pin>,
 }
 
-impl Default for InlineCalls {
-    fn default() -> InlineCalls {
-        InlineCalls { sleeps: None, pool_until: None, pin: Pin::of(pin::CALLS) }
+impl<'t> InlineCalls<'t> {
+    pub(super) fn new(turns: &'t Turns) -> InlineCalls<'t> {
+        let pin = Pin::of(pin::CALLS);
+        InlineCalls { turns, turn: None, alone: None, sleeps: None, pool_until: None, pin }
     }
-}
 
-impl InlineCalls {
     /// Whether the reader should make the next call.
     pub(super) fn are_due(&mut self, score: &Score) -> bool {
         self.are_due_at(score, Instant::now)
@@ -84,6 +84,9 @@ impl InlineCalls {
     fn are_due_at(&mut self, score: &Score, now: impl FnOnce() -> Instant) -> bool {
         if let Some(pin) = self.pin {
             return pin == Pin::Always;
+        }
+        if self.turns.are_taken() || self.alone.is_some() || self.turns.is_trial_due() {
+            return true;
         }
         if !score.is_enough() {
             return false;
@@ -95,13 +98,27 @@ impl InlineCalls {
         true
     }
 
-    /// The thread may have slept elsewhere.
+    /// The thread waits, or may have slept elsewhere.
     pub(super) fn waited(&mut self) {
         self.sleeps = None;
+        self.turn = None;
+        self.alone = None;
     }
 
     /// Makes a call, and takes its time.
     pub(super) fn time<T>(&mut self, score: &Score, call: impl FnOnce() -> T) -> T {
+        if self.alone.is_none() && self.turns.is_trial_due() && !self.turns.are_taken() {
+            self.alone = self.turns.try_alone();
+        }
+        if let Some(alone) = &mut self.alone {
+            let (result, goes_on) = alone.call(call);
+            self.alone.take_if(|_| !goes_on);
+            return result;
+        }
+        if self.turns.are_taken() && self.turn.is_none() {
+            self.turn = self.turns.take();
+            self.sleeps = None;
+        }
         let before = *self.sleeps.get_or_insert_with(sleeps);
         let start = Instant::now();
         let result = call();
@@ -117,8 +134,11 @@ impl InlineCalls {
         slept: impl FnOnce() -> bool,
     ) {
         if time > LONG && slept() {
-            score.reset();
             self.sleeps = None;
+            if let Some(turn) = self.turn.take() {
+                return turn.slept(time);
+            }
+            score.reset();
             self.pool_until = start.checked_add(time * (PAUSE + 1));
         }
     }
@@ -139,7 +159,8 @@ mod tests {
     #[test]
     fn the_reader_makes_calls_once_nearly_all_were_quick() {
         let quick = QUICK / 2;
-        let due = |score: &Score| InlineCalls::default().are_due(score);
+        let turns = Turns::new();
+        let due = |score: &Score| InlineCalls::new(&turns).are_due(score);
         assert!(!due(&after(std::iter::repeat_n(quick, 63))));
         assert!(due(&after(std::iter::repeat_n(quick, 64))));
         assert!(!due(&after(std::iter::repeat_n(QUICK, 1000))));
@@ -154,7 +175,8 @@ mod tests {
     fn a_call_that_slept_sends_the_next_ones_to_the_pool_for_ten_times_as_long() {
         let score = after(std::iter::repeat_n(QUICK / 2, 100));
         let start = Instant::now();
-        let mut calls = InlineCalls::default();
+        let turns = Turns::new();
+        let mut calls = InlineCalls::new(&turns);
         calls.record(&score, start, 5 * MS, || false);
         assert!(calls.are_due(&score), "it was preempted");
         calls.record(&score, start, LONG, || unreachable!("not long"));
@@ -168,7 +190,8 @@ mod tests {
 
     #[test]
     fn a_pinned_policy_does_not_look_at_what_calls_take() {
-        let pinned = |pin| InlineCalls { pin: Some(pin), ..InlineCalls::default() };
+        let turns = Turns::new();
+        let pinned = |pin| InlineCalls { pin: Some(pin), ..InlineCalls::new(&turns) };
         assert!(pinned(Pin::Always).are_due(&after([])));
         assert!(!pinned(Pin::Never).are_due(&after(std::iter::repeat_n(QUICK / 2, 100))));
     }
@@ -178,7 +201,8 @@ mod tests {
     fn a_call_that_sleeps_is_told_from_one_that_computes() {
         for sleeps in [false, true] {
             let score = after(std::iter::repeat_n(QUICK / 2, 100));
-            let mut calls = InlineCalls::default();
+            let turns = Turns::new();
+            let mut calls = InlineCalls::new(&turns);
             let end = Instant::now() + 2 * MS;
             calls.time(&score, || {
                 if sleeps {

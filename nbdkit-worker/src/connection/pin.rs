@@ -36,3 +36,5 @@ pub(crate) const CALLS: &str = "policy.calls";
 pub(crate) const WRITES: &str = "policy.writes";
 /// Large reads and writes are spliced: `splice`.
 pub(crate) const SPLICE: &str = "policy.splice";
+/// Calls of a plugin are made one at a time: `turns`.
+pub(crate) const TURNS: &str = "policy.turns";

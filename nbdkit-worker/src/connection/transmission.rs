@@ -134,7 +134,9 @@ impl Session<'_> {
         let range = || self.target.file_range(request);
         let spliced = self.splice_out(request, *splice_out, range, replies, pipe);
         let sent = spliced.unwrap_or_else(|| {
-            self.score.time(|| self.target.execute(request, *flags, payload, replies));
+            let call = || self.target.execute(request, *flags, payload, replies);
+            let ((), time) = self.connection.settings.turns.call(call);
+            self.score.record(time);
             self.sender.send(replies)
         });
         if let Err(error) = sent {

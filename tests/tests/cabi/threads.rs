@@ -25,7 +25,12 @@ fn seen(client: &mut Client<UnixStream>) -> Seen {
 
 /// Has two clients read four times each, all at once, and returns what the plugin saw.
 fn overlap(model: u32, options: &[&str]) -> Seen {
-    let plugin = compile("overlap.c", &[&format!("-DMODEL={model}")]);
+    overlap_of(&[&format!("-DMODEL={model}")], options)
+}
+
+/// The same, of a plugin that was compiled with these flags.
+fn overlap_of(flags: &[&str], options: &[&str]) -> Seen {
+    let plugin = compile("overlap.c", flags);
     let server = Server::nbdkit(options).arg(&plugin).start();
     let mut clients: Vec<_> = (0..2).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(open);
@@ -58,6 +63,17 @@ fn serialize_requests_overlaps_once_for_each_client() {
 fn parallel_overlaps_up_to_the_limit_of_threads() {
     assert_eq!(overlap(3, &[]).most, 8);
     assert_eq!(overlap(3, &["-t", "3"]).most, 6);
+}
+
+#[test]
+fn calls_are_made_in_turn_or_not_and_long_ones_are_not_waited_for() {
+    let short = ["-DMODEL=3", "-DMILLISECONDS=3"];
+    let most = |flags: &[&str], turns: &str| {
+        overlap_of(flags, &["-D", &format!("nbdkit.policy.turns={turns}")]).most
+    };
+    assert_eq!(most(&short, "1"), 1);
+    assert!(most(&short, "-1") > 1);
+    assert!(most(&["-DMODEL=3"], "1") > 1, "a turn that is longer than 50 ms ends");
 }
 
 /// The reader is the first thread of a process that has one client.

@@ -67,7 +67,7 @@ pub(super) struct Reader<'s> {
     /// Whether the reader carries out writes.
     writes: InlineWrites,
     /// Whether the reader makes the calls of a plugin that may wait for anything.
-    calls: InlineCalls,
+    calls: InlineCalls<'s>,
     /// Whether to poll for more requests before replies are sent.
     request_poll: RequestPoll,
     /// Whether to poll before the reader sleeps.
@@ -96,7 +96,7 @@ impl<'s> Reader<'s> {
             pipe: session.new_pipe(),
             spliced: Spliced::new(session.connection.socket.is_plain(), Pin::of(pin::SPLICE)),
             writes: InlineWrites::default(),
-            calls: InlineCalls::default(),
+            calls: InlineCalls::new(&settings.turns),
             request_poll: RequestPoll::default(),
             busy_poll: BusyPoll::new(settings.busy_poll, settings.one_processor),
             heavy: false,
@@ -128,8 +128,15 @@ impl<'s> Reader<'s> {
                     break;
                 }
                 Route::Violation => return Err(payload_too_long(&request, payload)),
-                Route::Reject(error) => self.reject(&request, payload, &error)?,
+                Route::Reject(error) => {
+                    self.calls.waited();
+                    self.reject(&request, payload, &error)?;
+                }
                 Route::Execute(plan) => {
+                    // What follows may wait for the client.
+                    if !plan.executor.is_call() {
+                        self.calls.waited();
+                    }
                     self.session.target.totals.requested(&request);
                     self.execute(&request, plan, payload as usize, threads)?;
                 }
@@ -224,7 +231,8 @@ impl<'s> Reader<'s> {
             return Ok(());
         }
         let one_processor = self.session.connection.settings.one_processor;
-        let Reader { request_poll, input, batch, .. } = self;
+        let Reader { request_poll, input, batch, calls, .. } = self;
+        calls.waited();
         request_poll.poll(*batch, one_processor, || input.take_more(length)).during("read request")
     }
 

@@ -135,6 +135,13 @@ pub(super) enum Executor {
     Pipeline,
 }
 
+impl Executor {
+    /// Whether the reader makes the call of a plugin, and has all that it needs for that.
+    pub(super) fn is_call(self) -> bool {
+        matches!(self, Executor::Inline { timed: Timed::Call, flush: false, .. })
+    }
+}
+
 /// Decides how to treat `request`, which has `payload` bytes of payload.
 #[inline]
 pub(super) fn route(request: &Request, payload: u64, state: &State<'_>) -> Route {
