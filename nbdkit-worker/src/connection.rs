@@ -29,7 +29,7 @@ mod splice;
 mod tls;
 mod totals;
 mod transmission;
-mod turns;
+pub(crate) mod turns;
 mod validate;
 
 #[cfg(test)]
@@ -45,7 +45,6 @@ pub(crate) use activity::Activity;
 pub(crate) use parking::{Parked, Parking};
 pub(crate) use socket::Socket;
 pub(crate) use totals::Counters;
-pub(crate) use turns::Turns;
 
 use crate::authority::Authority;
 use crate::settings::Settings;

@@ -8,7 +8,7 @@ use nbdkit_api::ThreadModel;
 use nbdkit_api::shared::SharedMutex;
 use nbdkit_ipc::messages::{Configure, Protocol};
 
-use crate::connection::Turns;
+use crate::connection::turns::Turns;
 use crate::tls::Tls;
 
 /// The options of the command line about connections.
