@@ -2,10 +2,10 @@
 //! neither themselves, so that what a path or a name leads to is decided when a client comes, and a
 //! read-only stack has nothing that could be written to.
 //!
-//! A fork of the template, made while that is still in the machine's network namespace and before
-//! its sandbox closes. It holds the final user's rights over files and no client's socket, and runs
-//! no code of plugins or filters. It believes the listener; every message of a worker is hostile,
-//! and what it answers is decided from the stack's needs alone.
+//! A fork of the template, made before its sandbox closes and, if the broker connects, while it is
+//! still in the machine's network namespace. It holds the final user's rights over files and no
+//! client's socket, and runs no code of plugins or filters. It believes the listener; every message
+//! of a worker is hostile, and what it answers is decided from the stack's needs alone.
 //!
 //! - [`ask`]: the other side, in workers; `desk`: questions and answers; `rate`: how many;
 //!   `connecting`: those that take long
@@ -97,8 +97,8 @@ pub(crate) struct Links {
     pub(crate) connecting: Vec<ask::Link>,
 }
 
-/// Makes the broker and tells the listener. Called while the process may still become another user,
-/// and is in the machine's network namespace.
+/// Makes the broker and tells the listener. Called while the process may still become another user
+/// and, for a broker that connects, is in the machine's network namespace.
 ///
 /// # Errors
 /// EMFILE, ENOMEM, EAGAIN.

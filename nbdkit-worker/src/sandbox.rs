@@ -45,10 +45,12 @@ pub(crate) struct Sandbox {
     shared: bool,
     /// Whether this kernel has filters.
     filters: bool,
-    /// The filters of the template, from [`compile`](Self::compile) on, until they are installed.
+    /// The filters of the template, from [`prepare`](Self::prepare) on, until they are installed.
     of_template: Vec<Program>,
     /// The filter that each worker installs, compiled by the template.
     given_up: Option<Program>,
+    /// Whether this process is in its namespaces already.
+    separated: bool,
 }
 
 impl Sandbox {
@@ -71,8 +73,16 @@ impl Sandbox {
         debug!("sandbox={} isolation={}", name(level), isolation.as_str());
         let shared = isolation == Isolation::Shared;
         let demanded = wanted == Some(Level::Strict);
-        let (filters, of_template, given_up) = (has_filters(), Vec::new(), None);
-        Sandbox { level, demanded, needs, shared, filters, of_template, given_up }
+        Sandbox {
+            level,
+            demanded,
+            needs,
+            shared,
+            filters: has_filters(),
+            of_template: Vec::new(),
+            given_up: None,
+            separated: false,
+        }
     }
 
     /// Whether there is any sandbox at all.
@@ -122,6 +132,11 @@ impl Sandbox {
         }
     }
 
+    /// Whether one process serves all clients.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
     /// Whether there is a broker.
     pub(crate) fn has_broker(&self) -> bool {
         self.opens_by_broker() || self.connects_by_broker()
@@ -167,11 +182,14 @@ impl Sandbox {
     /// Enters the namespaces that only a privileged process can make, but for the network. Called
     /// before privileges are dropped, and before the broker is forked, which shares them.
     pub(crate) fn separate(&self) {
-        // Programs have the namespaces of the user.
-        let separate = matches!(self.level, Level::Strict | Level::Compat);
-        if separate && !skips(Layer::Namespaces) {
+        if !self.separated && self.has_namespaces() {
             namespaces::enter();
         }
+    }
+
+    /// Programs have the namespaces of the user.
+    fn has_namespaces(&self) -> bool {
+        matches!(self.level, Level::Strict | Level::Compat) && !skips(Layer::Namespaces)
     }
 
     /// Confines a watcher that runs programs, which work as those of the final user do: by what no
@@ -186,27 +204,51 @@ impl Sandbox {
     /// Leaves the machine's network. Called before privileges are dropped, and after the broker was
     /// forked, which stays in it.
     pub(crate) fn separate_network(&self) {
-        let wanted = self.level == Level::Strict && self.needs.network == Network::None;
-        if wanted && !skips(Layer::Namespaces) {
+        if !self.separated && self.has_network_namespace() {
             namespaces::enter_network();
         }
     }
 
-    /// Compiles the filters. Called when nothing is added to the needs any more.
+    fn has_network_namespace(&self) -> bool {
+        let wanted = self.level == Level::Strict && self.needs.network == Network::None;
+        wanted && !skips(Layer::Namespaces)
+    }
+
+    /// Compiles the filters and, where no process is forked later that has to stay in the machine's
+    /// namespaces, enters its own: a network takes the kernel half a millisecond, and the listener
+    /// opens its sockets meanwhile. Called when nothing is added to the needs any more, and no code
+    /// of the stack runs before [`separate_network`](Self::separate_network). `watchers`: whether
+    /// there will be any.
     ///
-    /// On a thread of its own, which leaves its small pieces of free memory in a heap of its own.
-    /// What workers allocate would stand among them: each would have 16 KiB more. Not with `swap`
-    /// (`--swap`): the threads of workers would allocate from that heap, which is not locked.
+    /// The filters are compiled on a thread, which leaves its small pieces of free memory in a heap
+    /// of its own. What workers allocate would stand among them: each would have 16 KiB more. Not
+    /// with `swap` (`--swap`): the threads of workers would allocate from that heap, which is not
+    /// locked.
     ///
     /// # Errors
     /// EINVAL: a list is wrong; EAGAIN: no thread.
-    pub(crate) fn compile(&mut self, swap: bool) -> Result<()> {
+    pub(crate) fn prepare(&mut self, swap: bool, watchers: bool) -> Result<()> {
+        let now = !watchers && !self.connects_by_broker();
+        let (namespaces, network) =
+            (now && self.has_namespaces(), now && self.has_network_namespace());
+        let separate = || {
+            if namespaces {
+                namespaces::enter();
+            }
+            if network {
+                namespaces::enter_network();
+            }
+        };
+        self.separated = now;
         if swap {
+            separate();
             return self.compile_here();
         }
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().spawn_scoped(scope, || self.compile_here());
-            thread.map_err(failed)?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            let thread = thread.map_err(failed)?;
+            separate();
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -225,7 +267,7 @@ impl Sandbox {
     }
 
     /// Confines the template: this thread, and the threads that code in C has started. Called last,
-    /// after [`compile`](Self::compile).
+    /// after [`prepare`](Self::prepare).
     ///
     /// # Errors
     /// The kernel has a layer and refuses to install it; a thread is not confined.

@@ -144,7 +144,8 @@ fn get_ready(
     let _ = link.send(&FromTemplate::Configured(configured), &[]);
     // While the listener opens its sockets.
     settings.count_processors();
-    sandbox.compile(configure.swap).map_err(failed)?;
+    let watchers = layer.watchers();
+    sandbox.prepare(configure.swap, !watchers.is_empty()).map_err(failed)?;
 
     let service = match receive(link)? {
         Received { message: ToTemplate::EnterService(service), .. } => service,
@@ -157,7 +158,7 @@ fn get_ready(
     // Before its file is another user's.
     let oom_score = OomScore::take(configure.swap);
     let Companions { broker, watchers } =
-        enter(&service, configure.swap, settings.threads, &layer, &mut sandbox, link, shared)
+        enter(&service, configure.swap, settings.threads, &layer, watchers, &mut sandbox, link)
             .map_err(failed)?;
     if isolation == Isolation::Connection && !process::is_single_threaded() {
         log_error(

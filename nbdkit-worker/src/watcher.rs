@@ -56,9 +56,12 @@ impl Watchers {
     ///
     /// # Errors
     /// EMFILE, ENOMEM, EAGAIN.
-    pub(crate) fn start(layer: &Arc<Layer>, plan: Plan<'_>) -> nbdkit_api::Result<Watchers> {
+    pub(crate) fn start(
+        all: Vec<(Arc<Layer>, Box<dyn Watcher>)>,
+        plan: Plan<'_>,
+    ) -> nbdkit_api::Result<Watchers> {
         let mut watchers = Watchers::default();
-        for (layer, watcher) in layer.watchers() {
+        for (layer, watcher) in all {
             let (link, theirs) = Channel::pair().or_error(|| "watcher: socketpair")?;
             match process::fork().or_error(|| "watcher: fork")? {
                 Some(pid) => watchers.0.push(Running { layer, pid, link: Some(link) }),

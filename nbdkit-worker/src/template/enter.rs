@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use nbdkit_api::paths::{self, Kept};
-use nbdkit_api::{Layer, ResultExt, endpoints};
+use nbdkit_api::{Layer, ResultExt, Watcher, endpoints};
 use nbdkit_ipc::messages::EnterService;
 
 use super::replaced::Replaced;
@@ -29,9 +29,9 @@ pub(super) fn enter(
     swap: bool,
     threads: usize,
     layer: &Arc<Layer>,
+    watchers: Vec<(Arc<Layer>, Box<dyn Watcher>)>,
     sandbox: &mut Sandbox,
     link: &TemplateLink,
-    shared: bool,
 ) -> nbdkit_api::Result<Companions> {
     process::leave_signals_to_listener();
     let _ = nix::sys::prctl::set_name(c"nbdkit:template");
@@ -57,11 +57,12 @@ pub(super) fn enter(
     }
     // All of this needs privileges that are dropped below.
     let plan = watcher::Plan { service, confined: sandbox.is_on() };
-    let watchers = Watchers::start(layer, plan)?;
+    let watchers = Watchers::start(watchers, plan)?;
     sandbox.separate();
     let plugin = layer.plugin_name();
     let broker = match sandbox.has_broker() {
         true => {
+            let shared = sandbox.is_shared();
             let plan = broker::Plan { plugin, needs: sandbox.needs(), service, shared, swap };
             Some(broker::start(link, &plan)?)
         }
