@@ -244,12 +244,17 @@ impl Sandbox {
             separate();
             return self.compile_here();
         }
+        let alone = process::is_single_threaded();
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().spawn_scoped(scope, || self.compile_here());
             let thread = thread.map_err(failed)?;
             separate();
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        })?;
+        if alone {
+            process::await_end_of_threads();
+        }
+        Ok(())
     }
 
     fn compile_here(&mut self) -> Result<()> {
