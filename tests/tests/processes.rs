@@ -277,7 +277,7 @@ fn a_client_can_send_until_it_has_read_that_the_server_stops() {
             let mut client = server.connected("");
             let write = Ask::write(0, [7; 4096]);
             let mut owed = 0;
-            let mut send = |client: &mut nbdkit_tests::Client<_>| {
+            let send = |client: &mut nbdkit_tests::Client<_>| {
                 client.send(&write).expect("the server reads");
             };
             for _ in 0..8 {
