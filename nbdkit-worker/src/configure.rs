@@ -65,6 +65,7 @@ const SERVER_FLAGS: &[&str] = &[
     "environ",
     pin::BUSY_POLL,
     pin::CALLS,
+    pin::GROUPS,
     pin::REQUEST_POLL,
     pin::SPLICE,
     pin::TURNS,

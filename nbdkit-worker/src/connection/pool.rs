@@ -12,6 +12,7 @@ use nbd_protocol::transmission::Request;
 use nbdkit_api::Flags;
 
 use super::Activity;
+use super::read_groups::{self, ReadGroups};
 
 /// Bytes of requests and replies in flight on one connection. A single request may exceed it.
 const MAX_BYTES: u64 = 64 << 20;
@@ -33,6 +34,8 @@ pub(super) struct Job {
     pub(super) flags: Flags,
     /// The bytes of a large read that should be spliced out, if a file holds them.
     pub(super) splice_out: Option<usize>,
+    /// Whether a thread may take it together with others of this kind: a short read.
+    pub(super) grouped: bool,
     /// A write's data.
     pub(super) payload: Vec<u8>,
 }
@@ -48,6 +51,8 @@ impl Job {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Job>,
+    /// Whether jobs were queued that no thread was woken for.
+    unannounced: bool,
     /// Threads that wait for work.
     idle: usize,
     threads: usize,
@@ -63,6 +68,22 @@ struct State {
     closed: bool,
 }
 
+impl State {
+    /// Jobs queued and running.
+    fn outstanding(&self) -> usize {
+        self.queue.len() + self.running
+    }
+
+    /// Moves what a thread takes at once from the queue to `jobs`: one job, or up to `most` that
+    /// are grouped.
+    fn take(&mut self, jobs: &mut Vec<Job>, most: usize) {
+        let grouped = self.queue.iter().take(most).take_while(|job| job.grouped).count();
+        let count = grouped.max(1).min(self.queue.len());
+        jobs.extend(self.queue.drain(..count));
+        self.running += jobs.len();
+    }
+}
+
 /// The pool of one connection.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -70,6 +91,8 @@ pub(super) struct Pool {
     /// Whether something is queued or running: written under the lock, read without.
     activity: Arc<Activity>,
     work: Condvar,
+    /// How many reads a thread takes at once.
+    groups: ReadGroups,
     room: Condvar,
     limit: usize,
     /// Whether threads and buffers are made before the first request, and kept (`--swap`).
@@ -85,6 +108,7 @@ impl Pool {
             state: Mutex::default(),
             activity,
             work: Condvar::new(),
+            groups: ReadGroups::new(limit),
             room: Condvar::new(),
             limit,
             preallocated: false,
@@ -138,6 +162,7 @@ impl Pool {
     }
 
     fn wait_for_room<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.wake(&mut state);
         state.waiting += 1;
         state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         state.waiting -= 1;
@@ -158,9 +183,28 @@ impl Pool {
         }
     }
 
+    /// How many reads a thread takes at once.
+    pub(super) fn groups(&self) -> &ReadGroups {
+        &self.groups
+    }
+
+    /// Wakes threads for the grouped jobs that were queued since the last call.
+    pub(super) fn announce(&self) {
+        self.wake(&mut self.lock());
+    }
+
+    fn wake(&self, state: &mut State) {
+        if std::mem::take(&mut state.unannounced) {
+            let threads = state.queue.len().div_ceil(self.groups.size(state.outstanding()));
+            for _ in 0..threads.min(state.idle) {
+                self.work.notify_one();
+            }
+        }
+    }
+
     /// Queues a job, after waiting while too many bytes or jobs are in flight, and starts a thread
     /// in `scope` that runs `serve` if all are busy. Returns the job if there is no thread and none
-    /// could be started.
+    /// could be started. A grouped job may wait until it is [announced](Self::announce).
     pub(super) fn submit<'scope, F>(
         &self,
         scope: &'scope Scope<'scope, '_>,
@@ -177,7 +221,8 @@ impl Pool {
         {
             state = self.wait_for_room(state);
         }
-        if state.queue.len() >= state.idle && state.threads < self.limit {
+        let group = if job.grouped { self.groups.size(state.outstanding()) } else { 1 };
+        if state.queue.len() / group >= state.idle && state.threads < self.limit {
             match thread().spawn_scoped(scope, serve) {
                 Ok(_) => state.threads += 1,
                 // EAGAIN: the threads that exist will carry the job out, or the caller.
@@ -186,9 +231,10 @@ impl Pool {
             }
         }
         state.bytes += cost;
+        state.unannounced |= job.grouped;
+        let idle = state.idle > 0 && !job.grouped;
         state.queue.push_back(job);
         self.activity.set_pooled(true);
-        let idle = state.idle > 0;
         drop(state);
         if idle {
             self.work.notify_one();
@@ -220,19 +266,22 @@ impl Pool {
         }
     }
 
-    /// Runs jobs until the pool is closed and empty.
-    pub(super) fn work(&self, mut run: impl FnMut(&Job)) {
+    /// Runs jobs, one or a group at a time, until the pool is closed and empty.
+    pub(super) fn work(&self, mut run: impl FnMut(&[Job])) {
+        let mut jobs = Vec::with_capacity(read_groups::MOST);
         let mut state = self.lock();
         loop {
-            if let Some(job) = state.queue.pop_front() {
-                state.running += 1;
+            let most = self.groups.size(state.outstanding());
+            state.take(&mut jobs, most);
+            if !jobs.is_empty() {
                 drop(state);
-                run(&job);
-                let cost = job.cost();
+                run(&jobs);
                 state = self.lock();
-                state.running -= 1;
-                state.bytes -= cost;
-                self.take_back(&mut state, job.payload);
+                state.running -= jobs.len();
+                for job in jobs.drain(..) {
+                    state.bytes -= job.cost();
+                    self.take_back(&mut state, job.payload);
+                }
                 if state.running == 0 && state.queue.is_empty() {
                     self.activity.set_pooled(false);
                 }
@@ -271,6 +320,7 @@ fn thread() -> Builder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::read_groups::MOST;
     use super::*;
     use nbd_protocol::constants::{Command, CommandFlags};
 
@@ -282,7 +332,7 @@ mod tests {
             offset: 0,
             length: payload.len() as u64,
         };
-        Job { request, flags: Flags::empty(), splice_out: None, payload }
+        Job { request, flags: Flags::empty(), splice_out: None, grouped: false, payload }
     }
 
     #[test]
@@ -296,8 +346,10 @@ mod tests {
         };
         let before = buffers(&pool);
         std::thread::scope(|scope| {
-            pool.start(scope, || || pool.work(|job| assert!(job.payload.iter().all(|b| *b == 7))))
-                .unwrap();
+            fn check(jobs: &[Job]) {
+                assert!(jobs.iter().all(|job| job.payload.iter().all(|byte| *byte == 7)));
+            }
+            pool.start(scope, || || pool.work(check)).unwrap();
             for length in [1, PREALLOCATED, 100, PREALLOCATED - 1].into_iter().cycle().take(100) {
                 let mut payload = pool.buffer(length);
                 payload.clear();
@@ -313,6 +365,57 @@ mod tests {
         });
         assert_eq!(buffers(&pool), before);
         assert!(before.iter().all(|(_, capacity)| *capacity == PREALLOCATED));
+    }
+
+    fn read() -> Job {
+        let request = Request { command: Command::READ, ..job(Vec::new()).request };
+        Job { request, grouped: true, ..job(Vec::new()) }
+    }
+
+    #[test]
+    fn short_reads_are_taken_together_and_others_alone() {
+        let pool = &Pool::new(1, Arc::default());
+        let taken = Mutex::new(Vec::new());
+        let taken = &taken;
+        let (begin, begun) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let mut serve = Some(move || {
+                begun.recv().unwrap();
+                pool.work(|jobs| taken.lock().unwrap().push(jobs.len()));
+            });
+            let mut jobs = vec![read(), read(), job(vec![1]), job(vec![2])];
+            jobs.extend((0..MOST + 1).map(|_| read()));
+            for job in jobs {
+                let serve = serve.take();
+                let serve = move || serve.expect("one thread is enough")();
+                assert!(pool.submit(scope, job, serve).is_none());
+            }
+            begin.send(()).unwrap();
+            pool.drain();
+            pool.close();
+        });
+        assert_eq!(*taken.lock().unwrap(), [2, 1, 1, MOST, 1]);
+        assert!(pool.is_idle());
+        assert_eq!(pool.lock().bytes, 0);
+    }
+
+    #[test]
+    fn a_thread_that_waits_begins_with_short_reads_when_they_are_announced() {
+        let pool = &Pool::new(1, Arc::default());
+        std::thread::scope(|scope| {
+            let serve = || pool.work(|_| ());
+            assert!(pool.submit(scope, job(Vec::new()), serve).is_none());
+            while pool.lock().idle == 0 {
+                std::thread::yield_now();
+            }
+            assert!(pool.submit(scope, read(), || unreachable!("a thread waits")).is_none());
+            assert!(!pool.is_idle());
+            let start = std::time::Instant::now();
+            pool.announce();
+            pool.drain();
+            assert!(start.elapsed() < LINGER, "it was not woken");
+            pool.close();
+        });
     }
 
     #[test]

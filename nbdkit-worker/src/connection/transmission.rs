@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod group;
 mod reader;
 mod route;
 mod sender;
@@ -125,23 +126,31 @@ impl Session<'_> {
         });
         let _cut = CutOnPanic(self);
         let (mut replies, mut pipe) = (self.prealloc.replies(), self.new_pipe());
-        pool.work(|job| self.execute(job, &mut replies, &mut pipe));
+        pool.work(|jobs| {
+            let sent = match jobs {
+                [job] if !job.grouped => self.execute(job, &mut replies, &mut pipe),
+                group => self.read_group(group, pool.groups(), &mut replies),
+            };
+            if let Err(error) = sent {
+                debug!("reply not sent: {error}");
+            }
+        });
     }
 
     /// Carries out a job and sends its reply, on a thread of the pool.
-    fn execute(&self, job: &Job, replies: &mut Replies, pipe: &mut Option<Pipe>) {
-        let Job { request, flags, splice_out, payload } = job;
+    ///
+    /// # Errors
+    /// The reply could not be sent.
+    fn execute(&self, job: &Job, replies: &mut Replies, pipe: &mut Option<Pipe>) -> io::Result<()> {
+        let Job { request, flags, splice_out, payload, .. } = job;
         let range = || self.target.file_range(request);
         let spliced = self.splice_out(request, *splice_out, range, replies, pipe);
-        let sent = spliced.unwrap_or_else(|| {
+        spliced.unwrap_or_else(|| {
             let call = || self.target.execute(request, *flags, payload, replies);
             let ((), time) = self.connection.settings.turns.call(call);
             self.score.record(time);
             self.sender.send(replies)
-        });
-        if let Err(error) = sent {
-            debug!("reply not sent: {error}");
-        }
+        })
     }
 
     /// The pipe that a thread starts with: with `--swap` the one that large requests need.

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod in_flight;
+mod short_reads;
 
 use std::io;
 use std::thread::Scope;
@@ -66,6 +67,8 @@ pub(super) struct Reader<'s> {
     spliced: Spliced,
     /// Whether the reader carries out writes.
     writes: InlineWrites,
+    /// Whether grouped jobs were queued that no thread was woken for.
+    unannounced: bool,
     /// Whether the reader makes the calls of a plugin that may wait for anything.
     calls: InlineCalls<'s>,
     /// Whether to poll for more requests before replies are sent.
@@ -96,6 +99,7 @@ impl<'s> Reader<'s> {
             pipe: session.new_pipe(),
             spliced: Spliced::new(session.connection.socket.is_plain(), Pin::of(pin::SPLICE)),
             writes: InlineWrites::default(),
+            unannounced: false,
             calls: InlineCalls::new(&settings.turns),
             request_poll: RequestPoll::default(),
             busy_poll: BusyPoll::new(settings.busy_poll, settings.one_processor),
@@ -155,6 +159,7 @@ impl<'s> Reader<'s> {
     fn next_request(&mut self, extended: bool) -> Result<Option<Request>, End> {
         let length = header_length(extended);
         if self.input.available().len() < length {
+            self.announce();
             self.poll_requests(length)?;
         }
         if self.input.available().len() < length {
@@ -244,8 +249,14 @@ impl<'s> Reader<'s> {
             || bytes + self.taken >= FLUSH_HALF_AT && self.input.available().len() <= self.taken
     }
 
-    /// Sends the pending replies.
+    /// Sends the pending replies, and has the pool begin: the reader may wait.
     fn flush(&mut self) -> Result<(), End> {
+        self.announce();
+        self.send()
+    }
+
+    /// Sends the pending replies.
+    fn send(&mut self) -> Result<(), End> {
         self.batch = 0;
         self.taken = 0;
         self.calls.waited();
@@ -289,6 +300,7 @@ impl<'s> Reader<'s> {
         if !error.message().is_empty() {
             nbdkit_api::error!("{}", error.message());
         }
+        self.announce();
         self.input.skip(payload).during(read_data(request))?;
         self.replies.error(request, self.session.features(), error);
         Ok(())
@@ -430,12 +442,17 @@ impl<'s> Reader<'s> {
         pool: &'s Pool,
         scope: &'scope Scope<'scope, 's>,
     ) -> Result<(), End> {
-        self.flush()?;
+        let grouped = self.is_grouped(request, plan.splice_out);
+        if !grouped {
+            self.announce();
+        }
+        self.send()?;
+        self.unannounced |= grouped;
         let mut payload = pool.buffer(length);
         self.input.read_payload(&mut payload, length).during(read_data(request))?;
         let session = self.session;
         let Plan { flags, splice_out, .. } = *plan;
-        let job = Job { request: *request, flags, splice_out, payload };
+        let job = Job { request: *request, flags, splice_out, grouped, payload };
         let refused = pool.submit(scope, job, move || session.work(pool));
         if let Some(Job { payload, .. }) = refused {
             session.target.execute(request, flags, &payload, &mut self.replies);
