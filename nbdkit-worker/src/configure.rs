@@ -63,6 +63,7 @@ const SERVER_FLAGS: &[&str] = &[
     "backend.controlpath",
     "backend.datapath",
     "environ",
+    pin::ATTEMPTS,
     pin::BUSY_POLL,
     pin::CALLS,
     pin::GROUPS,

@@ -21,6 +21,7 @@ pub(crate) mod pin;
 mod poll_backoff;
 mod pool;
 mod prealloc;
+mod read_attempts;
 mod read_groups;
 mod receive;
 mod reply;

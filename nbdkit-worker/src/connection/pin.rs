@@ -34,6 +34,8 @@ pub(crate) const REQUEST_POLL: &str = "policy.requestpoll";
 pub(crate) const CALLS: &str = "policy.calls";
 /// The reader carries out writes to a local device: `inline_writes`.
 pub(crate) const WRITES: &str = "policy.writes";
+/// The reader tries to answer reads that were not in memory of late: `read_attempts`.
+pub(crate) const ATTEMPTS: &str = "policy.attempts";
 /// A thread of the pool takes several reads at once: `read_groups`.
 pub(crate) const GROUPS: &str = "policy.groups";
 /// Large reads and writes are spliced: `splice`.

@@ -19,6 +19,7 @@ use super::super::inline_writes::{InlineWrites, Verdict};
 use super::super::input::{Input, Waited};
 use super::super::pin::{self, Pin};
 use super::super::pool::{Job, Pool};
+use super::super::read_attempts::ReadAttempts;
 use super::super::receive::Receive;
 use super::super::reply::Replies;
 use super::super::request_poll::RequestPoll;
@@ -67,6 +68,8 @@ pub(super) struct Reader<'s> {
     spliced: Spliced,
     /// Whether the reader carries out writes.
     writes: InlineWrites,
+    /// Whether the reader tries to answer short reads.
+    attempts: ReadAttempts,
     /// Whether grouped jobs were queued that no thread was woken for.
     unannounced: bool,
     /// Whether the reader makes the calls of a plugin that may wait for anything.
@@ -99,6 +102,7 @@ impl<'s> Reader<'s> {
             pipe: session.new_pipe(),
             spliced: Spliced::new(session.connection.socket.is_plain(), Pin::of(pin::SPLICE)),
             writes: InlineWrites::default(),
+            attempts: ReadAttempts::default(),
             unannounced: false,
             calls: InlineCalls::new(&settings.turns),
             request_poll: RequestPoll::default(),
@@ -320,7 +324,7 @@ impl<'s> Reader<'s> {
         }
         let done = match plan.attempt {
             Attempt::None => false,
-            Attempt::WithoutWaiting => self.read_without_waiting(request, plan.splice_out)?,
+            Attempt::WithoutWaiting => self.attempt_read(request, plan.splice_out)?,
             Attempt::SpliceIn { drain } => self.splice_in(request, payload, drain)?,
         };
         if done || plan.executor == Executor::Pipeline && self.queue(request, payload)? {

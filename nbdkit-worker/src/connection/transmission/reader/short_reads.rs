@@ -1,5 +1,5 @@
-//! Short reads of a local device that are not in memory: the pool begins with them together, once
-//! there are no more.
+//! Short reads of a local device: answered from memory, or left to the pool, which begins with them
+//! together once there are no more.
 
 #![forbid(unsafe_code)]
 
@@ -8,7 +8,7 @@ use nbd_protocol::transmission::Request;
 use nbdkit_api::Blocking;
 
 use super::super::super::read_groups::UP_TO;
-use super::Reader;
+use super::{End, Reader};
 
 impl Reader<'_> {
     /// Whether a request is a read that others like it are begun with and replied to at once.
@@ -18,6 +18,24 @@ impl Reader<'_> {
             && request.length <= UP_TO
             && splice_out.is_none()
             && !self.session.connection.settings.is_serialized()
+    }
+
+    /// Replies to a read if its data is in memory and the reader should look; false if nothing was
+    /// done.
+    pub(super) fn attempt_read(
+        &mut self,
+        request: &Request,
+        splice_out: Option<usize>,
+    ) -> Result<bool, End> {
+        if !self.is_grouped(request, splice_out) {
+            return self.read_without_waiting(request, splice_out);
+        }
+        if !self.attempts.are_due() {
+            return Ok(false);
+        }
+        let found = self.read_without_waiting(request, splice_out)?;
+        self.attempts.record(found);
+        Ok(found)
     }
 
     /// Has the pool begin with the reads that were left to it.
