@@ -1,6 +1,7 @@
 //! How polls that find nothing become rarer, until one finds something.
 //!
-//! When to poll, and for how long, is for the policies to say: `busy_poll`, `request_poll`.
+//! When to poll, for what, and for how long, is for the policies to say: `busy_poll`,
+//! `request_poll`, `read_attempts`.
 
 #![forbid(unsafe_code)]
 
@@ -19,13 +20,22 @@ pub(super) struct PollBackoff {
     misses: u32,
     /// Occasions that will go by without a poll.
     skip: u32,
+    /// So many polls in vain in a row make them rarer, and so many occasions go by at most.
+    patience: u32,
+    most_skipped: u32,
     pin: Option<Pin>,
 }
 
 impl PollBackoff {
     /// At all to begin with; or, if the policy is pinned, at all or none.
     pub(super) fn new(pin: Option<Pin>) -> PollBackoff {
-        PollBackoff { misses: 0, skip: 0, pin }
+        PollBackoff { misses: 0, skip: 0, patience: MISSES, most_skipped: MAX_SKIPPED, pin }
+    }
+
+    /// As [`new`](Self::new): rarer after `patience` polls in vain in a row, at every
+    /// `most_skipped` + 1st occasion in the end.
+    pub(super) fn after(pin: Option<Pin>, patience: u32, most_skipped: u32) -> PollBackoff {
+        PollBackoff { patience, most_skipped, ..PollBackoff::new(pin) }
     }
 
     /// Whether to poll at this occasion.
@@ -44,9 +54,9 @@ impl PollBackoff {
     /// A poll found something, or was in vain.
     pub(super) fn record(&mut self, found: bool) {
         self.misses = if found { 0 } else { self.misses.saturating_add(1) };
-        self.skip = match self.misses.checked_sub(MISSES) {
+        self.skip = match self.misses.checked_sub(self.patience) {
             None => 0,
-            Some(more) => (2 << more.min(16)).min(MAX_SKIPPED),
+            Some(more) => (2 << more.min(16)).min(self.most_skipped),
         };
     }
 

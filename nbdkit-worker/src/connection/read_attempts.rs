@@ -9,49 +9,22 @@
 #![forbid(unsafe_code)]
 
 use super::pin::{self, Pin};
+use super::poll_backoff::PollBackoff;
 
-/// Attempts in vain in a row from which on attempts are rare. Of reads that find half of their data
-/// in memory, one in 65 000 begins such a row.
+/// Attempts in vain in a row from which on attempts become rare. Of reads that find half of their
+/// data in memory, one in 65 000 begins such a row.
 const MISSES: u32 = 16;
-/// Reads between two attempts then: what has come into memory since is handed over for no longer.
+/// The most reads between two attempts: what has come into memory since is handed over for no
+/// longer.
 const SKIPPED: u32 = 31;
 
-/// How attempts to read without waiting went on one connection.
-#[derive(Debug)]
-pub(super) struct ReadAttempts {
-    /// Attempts in vain in a row.
-    misses: u32,
-    /// Reads that will go by without an attempt.
-    skip: u32,
-    pin: Option<Pin>,
+/// Which reads are tried, of one connection.
+pub(super) fn read_attempts() -> PollBackoff {
+    of(Pin::of(pin::ATTEMPTS))
 }
 
-impl Default for ReadAttempts {
-    fn default() -> ReadAttempts {
-        ReadAttempts { misses: 0, skip: 0, pin: Pin::of(pin::ATTEMPTS) }
-    }
-}
-
-impl ReadAttempts {
-    /// Whether the reader should try the next read.
-    #[inline]
-    pub(super) fn are_due(&mut self) -> bool {
-        if let Some(pin) = self.pin {
-            return pin == Pin::Always;
-        }
-        if self.skip > 0 {
-            self.skip -= 1;
-            return false;
-        }
-        true
-    }
-
-    /// An attempt has found its data in memory, or was in vain.
-    #[inline]
-    pub(super) fn record(&mut self, found: bool) {
-        self.misses = if found { 0 } else { self.misses.saturating_add(1) };
-        self.skip = if self.misses >= MISSES { SKIPPED } else { 0 };
-    }
+fn of(pin: Option<Pin>) -> PollBackoff {
+    PollBackoff::after(pin, MISSES, SKIPPED)
 }
 
 #[cfg(test)]
@@ -59,27 +32,28 @@ mod tests {
     use super::*;
 
     /// How many of so many reads are tried, if attempts find something or not.
-    fn tried(attempts: &mut ReadAttempts, reads: usize, found: bool) -> usize {
-        let read = |_: &usize| attempts.are_due().then(|| attempts.record(found)).is_some();
+    fn tried(attempts: &mut PollBackoff, reads: usize, found: bool) -> usize {
+        let read = |_: &usize| attempts.is_due().then(|| attempts.record(found)).is_some();
         (0..reads).filter(read).count()
     }
 
     #[test]
     fn attempts_in_vain_become_rare_and_one_that_is_not_makes_them_usual_again() {
-        let mut attempts = ReadAttempts::default();
+        let mut attempts = of(None);
         assert_eq!(tried(&mut attempts, 100, true), 100);
         assert_eq!(tried(&mut attempts, 16, false), 16);
+        assert_eq!(tried(&mut attempts, 3 + 5 + 9 + 17, false), 4);
         assert_eq!(tried(&mut attempts, 10 * 32, false), 10);
         assert_eq!(tried(&mut attempts, 31, true), 0);
         assert_eq!(tried(&mut attempts, 100, true), 100);
-        assert_eq!(tried(&mut attempts, 100, false), 18, "a new row");
+        assert_eq!(tried(&mut attempts, 100, false), 21, "a new row");
     }
 
     #[test]
     fn a_client_that_finds_one_read_in_eight_in_memory_has_all_of_them_tried() {
-        let mut attempts = ReadAttempts::default();
+        let mut attempts = of(None);
         for read in 0..10_000 {
-            assert!(attempts.are_due());
+            assert!(attempts.is_due());
             attempts.record(read % 8 == 0);
         }
     }
@@ -87,7 +61,7 @@ mod tests {
     #[test]
     fn a_pinned_policy_does_not_look_at_what_attempts_find() {
         for (pin, all) in [(Pin::Always, 50), (Pin::Never, 0)] {
-            let mut attempts = ReadAttempts { pin: Some(pin), ..ReadAttempts::default() };
+            let mut attempts = of(Some(pin));
             assert_eq!(tried(&mut attempts, 50, false), all);
         }
     }

@@ -18,8 +18,9 @@ use super::super::inline_calls::InlineCalls;
 use super::super::inline_writes::{InlineWrites, Verdict};
 use super::super::input::{Input, Waited};
 use super::super::pin::{self, Pin};
+use super::super::poll_backoff::PollBackoff;
 use super::super::pool::{Job, Pool};
-use super::super::read_attempts::ReadAttempts;
+use super::super::read_attempts::read_attempts;
 use super::super::receive::Receive;
 use super::super::reply::Replies;
 use super::super::request_poll::RequestPoll;
@@ -69,7 +70,7 @@ pub(super) struct Reader<'s> {
     /// Whether the reader carries out writes.
     writes: InlineWrites,
     /// Whether the reader tries to answer short reads.
-    attempts: ReadAttempts,
+    attempts: PollBackoff,
     /// Whether grouped jobs were queued that no thread was woken for.
     unannounced: bool,
     /// Whether the reader makes the calls of a plugin that may wait for anything.
@@ -102,7 +103,7 @@ impl<'s> Reader<'s> {
             pipe: session.new_pipe(),
             spliced: Spliced::new(session.connection.socket.is_plain(), Pin::of(pin::SPLICE)),
             writes: InlineWrites::default(),
-            attempts: ReadAttempts::default(),
+            attempts: read_attempts(),
             unannounced: false,
             calls: InlineCalls::new(&settings.turns),
             request_poll: RequestPoll::default(),

@@ -30,7 +30,7 @@ impl Reader<'_> {
         if !self.is_grouped(request, splice_out) {
             return self.read_without_waiting(request, splice_out);
         }
-        if !self.attempts.are_due() {
+        if !self.attempts.is_due() {
             return Ok(false);
         }
         let found = self.read_without_waiting(request, splice_out)?;
