@@ -164,18 +164,12 @@ pub(crate) fn release_stack() {
 pub(crate) fn leave_signals_to_listener() {
     // These can be caught, so this does not fail.
     let _ = signals::catch(&signals::of_all_processes());
-    // A message interrupts the wait for the broker. The timer is no reason to interrupt anything.
-    let handlers = [
-        (Signal::SIGIO, messaged as extern "C" fn(libc::c_int), SaFlags::empty()),
-        (Signal::SIGALRM, look as extern "C" fn(libc::c_int), SaFlags::SA_RESTART),
-    ];
-    for (signal, handler, flags) in handlers {
-        let action = SigAction::new(SigHandler::Handler(handler), flags, SigSet::empty());
-        // SAFETY: both only touch atomics, and call poll(2), shutdown(2) and setitimer(2), which
-        // are async-signal-safe or, like setitimer(2), system calls that use no memory but their
-        // arguments'.
-        let _ = unsafe { sigaction(signal, &action) };
-    }
+    let handler = SigHandler::Handler(messaged);
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler only touches atomics, and calls poll(2), shutdown(2), sigaction(2) and
+    // setitimer(2), which are async-signal-safe or, like setitimer(2), a system call that uses no
+    // memory but its arguments'.
+    let _ = unsafe { sigaction(Signal::SIGIO, &action) };
 }
 
 // Descriptors of this process for signal handlers. 0, which is the null device here, stands for
@@ -286,8 +280,15 @@ extern "C" fn messaged(_signal: libc::c_int) {
 /// Ends the client as the signal does, for code that has read the message itself: once it is quiet.
 /// Async-signal-safe.
 pub(crate) fn end_client() {
-    QUIESCING.store(true, Ordering::Relaxed);
+    if QUIESCING.swap(true, Ordering::Relaxed) {
+        return;
+    }
     client::set_stopping();
+    // Only now: until here a plugin may have had a timer of its own.
+    let handler = SigHandler::Handler(look);
+    let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler only touches atomics, and calls shutdown(2) and setitimer(2), as above.
+    let _ = unsafe { sigaction(Signal::SIGALRM, &action) };
     set_timer(activity::LOOK);
     look(libc::SIGALRM);
 }

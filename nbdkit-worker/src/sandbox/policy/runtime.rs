@@ -35,7 +35,7 @@ pub(super) const RUNTIME: &[Line] = &[
     with(c::SYS_getrusage, &[Is(0, c::RUSAGE_THREAD as u64)]), // pool: whether writes wait for the disk
 
     // Signals: abort(3) sends the only one; see also GIVEN_UP.
-    any(c::SYS_rt_sigaction),     // abort resets SIGABRT
+    any(c::SYS_rt_sigaction),     // abort resets SIGABRT; end_client: SIGALRM
     any(c::SYS_rt_sigprocmask),   // pthread_create and fork block signals
     any(c::SYS_rt_sigreturn),     // the kernel's return from SIGIO, SIGXFSZ
     any(c::SYS_sigaltstack),      // std: guard against overflow of the stack
