@@ -351,6 +351,8 @@ pub(crate) fn end_client_on_message(
     };
     nix::errno::Errno::result(result)?;
     fcntl(channel.as_fd(), FcntlArg::F_SETFL(OFlag::O_ASYNC))?;
+    // One that has arrived before raises no signal.
+    messaged(libc::SIGIO);
     Ok(())
 }
 

@@ -267,6 +267,19 @@ fn stopping_the_server_finishes_running_requests() {
     assert!(server.wait().success());
 }
 
+/// Its worker may be told to end before it has begun to listen for that.
+#[test]
+fn a_client_that_has_just_come_is_not_killed_when_the_server_stops() {
+    for round in 0..40 {
+        let mut server = start(&["memory", "1M"]);
+        let _client = server.connect();
+        std::thread::sleep(Duration::from_micros(200) * (round % 20));
+        server.signal(Signal::SIGTERM);
+        let log = server.stderr_text_after_end();
+        assert!(!log.contains("did not finish"), "{round}: {log}");
+    }
+}
+
 /// A client that is in the middle of its work, as the kernel's is: a send that failed would have it
 /// close its socket, and lose the replies that it has not read yet.
 #[test]

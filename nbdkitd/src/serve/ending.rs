@@ -102,6 +102,7 @@ impl Server {
         self.slot.release_broker(Stage::Stopping, &self.workers, &self.context);
         self.slot.stop_replacing();
         self.acceptor.close(&self.context);
+        self.serve_woken();
         self.workers.quiesce();
         self.end_parked(true);
         self.slot.send(ToTemplate::Quiesce);

@@ -15,6 +15,7 @@ use mio::{Interest, Token};
 use nbdkit_ipc::messages::{ParkedState, Peer, Serve, Totals};
 use nbdkit_ipc::{StackId, WorkerExit};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::context::Context;
 use super::slot::TemplateSlot;
@@ -72,6 +73,18 @@ impl Workers {
         connection.without_worker();
         context.log().debug(|| format!("parked: {connection}"));
         true
+    }
+
+    /// Whether a parked client has sent something, and is there.
+    fn is_woken(&self, number: u64) -> bool {
+        let Some(connection) = self.connections().get(number) else { return false };
+        let (Parking::Parked(..), Some(client)) = (&connection.parking, &connection.client) else {
+            return false;
+        };
+        let events = PollFlags::POLLIN | PollFlags::from_bits_retain(libc::POLLRDHUP);
+        let mut fds = [PollFd::new(client.as_fd(), events)];
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1))
+            && fds[0].revents() == Some(PollFlags::POLLIN)
     }
 
     /// A parked client has sent something, or is gone. False if it is not parked.
@@ -182,6 +195,21 @@ impl Server {
                 Ok(true) => self.acceptor.was_resumed(),
                 Ok(false) => return,
                 Err((call, errno)) => return self.back_off(call, errno, now),
+            }
+        }
+    }
+
+    /// The server stops: a parked client that has just sent something gets a worker all the same,
+    /// which answers that. The kernel's client would wait for the answer for ever.
+    pub(super) fn serve_woken(&mut self) {
+        for number in self.workers.parked(true) {
+            if self.workers.is_woken(number) {
+                self.workers.came_back(number, Instant::now(), &self.context);
+            }
+        }
+        for number in self.workers.parked(false) {
+            if !matches!(self.workers.resume(number, &mut self.slot, &self.context), Ok(true)) {
+                return;
             }
         }
     }
@@ -302,6 +330,30 @@ mod tests {
         assert!(matches!(parking(&listener), Some(Parking::Back(_))), "there is no template");
         listener.server.stop(0);
         assert!(parking(&listener).is_none());
+    }
+
+    #[test]
+    fn a_parked_client_that_has_just_sent_something_is_answered_when_the_server_stops() {
+        for sends in [false, true] {
+            let (mut listener, mut client) = serving(Some(PATIENCE));
+            park(&mut listener, 0);
+            if sends {
+                client.write_all(b"x").unwrap();
+            }
+            listener.server.stop(0);
+            let serves = |message: &ToTemplate| matches!(message, ToTemplate::Serve(_));
+            let ends = |message: &ToTemplate| matches!(message, ToTemplate::Quiesce);
+            let (message, fds) = listener.received(|message| serves(message) || ends(message));
+            assert_eq!((serves(&message), fds.len()), if sends { (true, 2) } else { (false, 0) });
+            assert_eq!(listener.server.workers.connections().get(1).is_some(), sends);
+            if sends {
+                let link = nbdkit_ipc::Channel::<FromWorker, nbdkit_ipc::ToWorker>::from_fd(
+                    fds.into_iter().next().unwrap(),
+                );
+                let received = link.recv().unwrap().message;
+                assert_eq!(received, nbdkit_ipc::ToWorker::Quiesce, "the worker will find it");
+            }
+        }
     }
 
     #[test]
