@@ -249,7 +249,7 @@ fn refused(syscall: u32) -> ! {
 /// Whether the listener has sent `Quiesce`, or has ended.
 static QUIESCING: AtomicBool = AtomicBool::new(false);
 
-/// Whether new requests are to be refused because the server is stopping.
+/// Whether the server is stopping.
 pub(crate) fn is_quiescing() -> bool {
     QUIESCING.load(Ordering::Relaxed)
 }

@@ -3,8 +3,9 @@
 //!
 //! A client on a Unix socket gets EPIPE for what it sends after that. The kernel's client then
 //! closes its side of the socket, and with it loses the replies that it has not read yet: their
-//! requests stay in its queue for ever. So the input is shut down once the client is quiet, and
-//! until then new requests are refused with ESHUTDOWN.
+//! requests stay in its queue for ever. So the input is shut down once the client is quiet. Until
+//! then its requests are served: one that connects again must not see an error. A client that does
+//! not become quiet in a second has them refused with ESHUTDOWN.
 
 #![forbid(unsafe_code)]
 
@@ -14,9 +15,12 @@ use std::time::Duration;
 /// How often [`Activity::is_quiet`] has to be called once the server stops.
 pub(crate) const LOOK: Duration = Duration::from_millis(20);
 
-/// How many times a client that does not become quiet is looked at: two seconds, of the five that
+/// How many times a client is looked at before its requests are refused: one second.
+const SERVED_LOOKS: u32 = 50;
+
+/// How many times a client that does not become quiet is looked at: three seconds, of the five that
 /// the listener waits.
-const MOST_LOOKS: u32 = 100;
+const MOST_LOOKS: u32 = 150;
 
 /// What a connection does. Written by the thread that reads its requests and those of its pool,
 /// read by whoever ends the connection, which may be a signal handler.
@@ -60,6 +64,11 @@ impl Activity {
 
     pub(super) fn set_pooled(&self, pooled: bool) {
         self.pooled.store(pooled, Ordering::Release);
+    }
+
+    /// Whether new requests are to be refused. Async-signal-safe.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.looks.load(Ordering::Relaxed) >= SERVED_LOOKS
     }
 
     /// Whether the input can be shut down: the client has waited for nothing, and sent nothing,
@@ -111,10 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_does_not_become_quiet_is_ended() {
+    fn a_client_that_does_not_become_quiet_is_refused_and_then_ended() {
         let activity = Activity::default();
         activity.begin();
-        for _ in 0..MOST_LOOKS {
+        for look in 0..MOST_LOOKS {
+            assert_eq!(activity.is_refused(), look >= SERVED_LOOKS);
             assert!(!activity.is_quiet());
         }
         assert!(activity.is_quiet());

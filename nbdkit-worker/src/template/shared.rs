@@ -49,6 +49,9 @@ impl Served {
     /// Reads nothing more from the client once it is quiet. To be called every [`LOOK`] when the
     /// server stops.
     fn look(&mut self) {
+        if self.activity.is_refused() {
+            self.client.disconnect(false);
+        }
         if !self.is_done && self.activity.is_quiet() {
             self.is_done = true;
             self.socket.stop_reading();
@@ -139,9 +142,6 @@ fn run_all(service: &Service, link: &Arc<TemplateLink>) {
         }
         waiting.close();
         client::set_stopping();
-        for served in lock(&clients).values() {
-            served.client.disconnect(false);
-        }
         wait(service, link, &clients, &over);
     });
 }
@@ -244,7 +244,6 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
             }
             waiting.close();
             client::set_stopping();
-            ending.client.disconnect(false);
             let is_over = || {
                 ending.look();
                 over.load(Ordering::Relaxed)

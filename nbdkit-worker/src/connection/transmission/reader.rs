@@ -126,7 +126,7 @@ impl<'s> Reader<'s> {
             if client.is_cut() {
                 return Ok(());
             }
-            if crate::process::is_quiescing() {
+            if self.session.connection.activity.is_refused() {
                 client.disconnect(false);
             }
             let payload = payload_length(&request, extended);
