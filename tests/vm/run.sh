@@ -83,16 +83,33 @@ sum() {
     for name in $1; do wish "$name" "$2"; done | awk '{ total += $1 } END { print total }'
 }
 
-# emulate SCENARIOS: until the machine is switched off or reboots.
+# emulate SCENARIOS: until the machine is switched off or reboots. One that reports nothing for
+# two minutes is started again, twice at most: an emulated kernel that comes up while the host is busy
+# may hang as it looks for the speed of its clocks.
 emulate() {
-    # shellcheck disable=SC2086 # lists of words
-    run_qemu "$limit" -no-reboot -m "$(most "$1" memory)" $extra -initrd "$machine/initramfs.gz" \
-        -append "console=ttyS0 panic=-1 loglevel=5 $kernel_words systemd.show_status=error \
-            vm.scenarios=$(echo $1 | tr ' ' ,) $append $(wish "$name" kernel | tr , ' ')" \
-        -chardev "file,id=console,path=$console,append=on" -serial chardev:console \
-        -chardev "file,id=report,path=$report,append=on" -serial chardev:report < /dev/null > "$work/$name.qemu" 2>&1 &
-    qemu_pid=$!
-    wait "$qemu_pid" 2> /dev/null || true
+    heard=$(wc -c < "$report")
+    for attempt in 1 2 3; do
+        # shellcheck disable=SC2086 # lists of words
+        run_qemu "$limit" -no-reboot -m "$(most "$1" memory)" $extra -initrd "$machine/initramfs.gz" \
+            -append "console=ttyS0 panic=-1 loglevel=5 $kernel_words systemd.show_status=error \
+                vm.scenarios=$(echo $1 | tr ' ' ,) $append $(wish "$name" kernel | tr , ' ')" \
+            -chardev "file,id=console,path=$console,append=on" -serial chardev:console \
+            -chardev "file,id=report,path=$report,append=on" -serial chardev:report < /dev/null > "$work/$name.qemu" 2>&1 &
+        qemu_pid=$!
+        seconds=0
+        while [ "$seconds" -lt 120 ] && [ "$(wc -c < "$report")" = "$heard" ] && kill -0 "$qemu_pid" 2> /dev/null; do
+            sleep 1
+            seconds=$((seconds + 1))
+        done
+        if [ "$seconds" = 120 ] && [ "$attempt" != 3 ]; then
+            echo "# nothing was heard of the machine: started again"
+            kill "$qemu_pid" 2> /dev/null || true
+            wait "$qemu_pid" 2> /dev/null || true
+            continue
+        fi
+        wait "$qemu_pid" 2> /dev/null || true
+        break
+    done
     qemu_pid=
 }
 
