@@ -49,9 +49,6 @@ impl Served {
     /// Reads nothing more from the client once it is quiet. To be called every [`LOOK`] when the
     /// server stops.
     fn look(&mut self) {
-        if self.activity.is_refused() {
-            self.client.disconnect(false);
-        }
         if !self.is_done && self.activity.is_quiet() {
             self.is_done = true;
             self.socket.stop_reading();
