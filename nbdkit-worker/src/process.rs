@@ -283,7 +283,6 @@ pub(crate) fn end_client() {
     if QUIESCING.swap(true, Ordering::Relaxed) {
         return;
     }
-    client::set_stopping();
     // Only now: until here a plugin may have had a timer of its own.
     let handler = SigHandler::Handler(look);
     let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
@@ -300,6 +299,9 @@ extern "C" fn look(_signal: libc::c_int) {
     // SAFETY: null, or by `end_client_on_message` from an Arc that is never released.
     let activity = unsafe { ACTIVITY.load(Ordering::Acquire).as_ref() };
     if !activity.is_none_or(Activity::is_quiet) {
+        if activity.is_some_and(Activity::is_refused) {
+            client::set_stopping();
+        }
         return;
     }
     set_timer(Duration::ZERO);

@@ -255,16 +255,33 @@ fn a_killed_listener_takes_with_it_what_waits_for_the_stack() {
     }
 }
 
+/// What waits in the name of a client is waited for as long as its requests are served.
 #[test]
 fn stopping_the_server_finishes_running_requests() {
-    let mut server = start(&["--filter=delay", "memory", "1M", "wdelay=500ms"]);
-    let mut client = server.connected("");
-    client.send(&Ask::write(0, *b"late")).expect("sent");
-    std::thread::sleep(Duration::from_millis(100));
-    server.signal(Signal::SIGTERM);
-    // A delay is cut short by the shutdown, so the answer is an error; but there is an answer.
-    assert!(client.receive().is_ok());
-    assert!(server.wait().success());
+    for isolation in ["--isolation=connection", "--isolation=shared"] {
+        for (delay, error) in [("500ms", None), ("3600", Some(NbdError::Shutdown))] {
+            let delay = format!("wdelay={delay}");
+            let mut server = start(&[isolation, "--filter=delay", "memory", "1M", &delay]);
+            // Behind another server, which waits for it.
+            let mut upstream = None;
+            if error.is_none() {
+                let socket = format!("socket={}", server.socket().display());
+                let proxy = start(&[isolation, "nbd", &socket]);
+                upstream = Some(std::mem::replace(&mut server, proxy));
+            }
+            let mut client = server.connected("");
+            client.send(&Ask::write(0, *b"late")).expect("sent");
+            std::thread::sleep(Duration::from_millis(100));
+            for server in upstream.iter_mut().chain([&mut server]) {
+                server.signal(Signal::SIGTERM);
+            }
+            let reply = client.receive().expect("every request is answered");
+            assert_eq!(reply.nbd_error(), error, "{isolation} {delay}");
+            for server in upstream.iter_mut().chain([&mut server]) {
+                assert!(server.wait().success());
+            }
+        }
+    }
 }
 
 /// Its worker may be told to end before it has begun to listen for that.

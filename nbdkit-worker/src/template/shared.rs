@@ -49,9 +49,15 @@ impl Served {
     /// Reads nothing more from the client once it is quiet. To be called every [`LOOK`] when the
     /// server stops.
     fn look(&mut self) {
-        if !self.is_done && self.activity.is_quiet() {
+        if self.is_done {
+            return;
+        }
+        if self.activity.is_quiet() {
             self.is_done = true;
             self.socket.stop_reading();
+        } else if self.activity.is_refused() {
+            // All that are not quiet were looked at as often.
+            client::set_stopping();
         }
     }
 }
@@ -138,7 +144,6 @@ fn run_all(service: &Service, link: &Arc<TemplateLink>) {
             }
         }
         waiting.close();
-        client::set_stopping();
         wait(service, link, &clients, &over);
     });
 }
@@ -240,7 +245,6 @@ fn run_single(service: &Service, link: &Arc<TemplateLink>) {
                 }
             }
             waiting.close();
-            client::set_stopping();
             let is_over = || {
                 ending.look();
                 over.load(Ordering::Relaxed)

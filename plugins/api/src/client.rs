@@ -270,12 +270,14 @@ fn closing_in(what: &str) -> Error {
 /// How often a wait looks whether the server stops, milliseconds.
 pub(crate) const LOOK: u128 = 100;
 
-/// Whether the server stops: nothing is waited for any more in the name of a client.
+/// Whether the server stops and refuses requests: nothing is waited for any more in the name of a
+/// client.
 pub(crate) fn is_stopping() -> bool {
     STOPPING.load(Ordering::Relaxed)
 }
 
-/// Set by the process that serves clients when the server stops, while replies may still be owed.
+/// Set by the process that serves clients when the server has stopped for so long that it refuses
+/// requests, while replies may still be owed.
 /// Async-signal-safe.
 pub fn set_stopping() {
     STOPPING.store(true, Ordering::Relaxed);
