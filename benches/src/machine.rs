@@ -93,6 +93,12 @@ pub(crate) fn load_average() -> String {
     text.split(' ').next().unwrap_or("?").to_owned()
 }
 
+/// How TCP decides when to send, by the kernel's name for it: tcp(7), tcp_congestion_control.
+pub(crate) fn congestion_control() -> String {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    text.map_or_else(|_| "?".to_owned(), |text| text.trim().to_owned())
+}
+
 /// Today in UTC, YYYY-MM-DD.
 pub(crate) fn date() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());

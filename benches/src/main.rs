@@ -28,6 +28,7 @@ mod peer;
 mod plan;
 mod plot;
 mod process_tree;
+mod processors;
 mod publish;
 mod replies;
 mod results;

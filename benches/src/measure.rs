@@ -17,6 +17,7 @@ use crate::map;
 use crate::pattern::Pattern;
 use crate::plan::{Export, FILE_MIB, Kind, LARGE_MIB};
 use crate::process_tree::{SyscallCounter, cpu_time, pss_kib};
+use crate::processors::Apart;
 use crate::replies::{Check, Replies};
 use crate::server::Server;
 use crate::unit::Unit;
@@ -82,12 +83,17 @@ pub(crate) fn measure(
         return startup(workload, kind, setting);
     }
     let Setting { ours, fixtures, .. } = setting;
+    let apart = matches!(workload.job, Job::Shares(..)).then(Apart::for_server).transpose()?;
     let server = Server::start(kind, ours, workload.export, workload.transport, fixtures)?;
     let run = Run { workload, setting, first };
     let result = match workload.job {
         Job::Load(access) => run.load(&server, access),
         Job::Cold(access) => run.cold(&server, access),
         Job::Many(access, clients) => run.many(&server, access, clients),
+        Job::Shares(access, clients) => {
+            apart.as_ref().map_or(Ok(()), Apart::move_client)?;
+            run.many(&server, access, clients)
+        }
         Job::Fio(access) => run.with_libnbd(&server, |uri| libnbd::fio(uri, access, setting.time)),
         Job::Copy => run.with_libnbd(&server, |uri| libnbd::copy(uri, LARGE_MIB << 20)),
         Job::CopyAs(access) => {

@@ -56,7 +56,11 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         rows.push(row);
     }
     // Two busy clients and servers make a load of their own; what is beyond it was other work.
-    let load = format!("{load} at first, {} at last", machine::load_average());
+    let load = format!(
+        "{load} at first, {} at last, TCP by {}",
+        machine::load_average(),
+        machine::congestion_control()
+    );
     println!("\n{}\n{}, load average {load}", table::LEGEND, machine.text);
     report_missing(&lines);
     for table in growth::tables(&rows, &names) {

@@ -23,6 +23,8 @@ pub(crate) enum Job {
     Copy,
     /// nbdcopy of the whole export with one connection and these requests.
     CopyAs(Access),
+    /// The same, with processors of their own for server and clients: how it shares them out.
+    Shares(Access, usize),
     /// Connections, so many at a time.
     Connects(usize),
     /// Connections, one at a time, beside so many idle ones.
@@ -154,7 +156,7 @@ impl Workload {
 
 use Job::{
     Cold, Connected, Connects, ConnectsBeside, Copy as CopyAll, CopyAs, Fio, Idle, LibnbdConnects,
-    Lists, Load, Many, Map, Maps, Startup, Wake,
+    Lists, Load, Many, Map, Maps, Shares, Startup, Wake,
 };
 use Target::{Best, Cpu, CpuPerByte, Fair, Floor, Most, Nbdkit};
 use Transport::{Certificates, Psk, Tcp};
@@ -183,7 +185,10 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     workload("4k-write-single-d16", "small", Export::Writable, Load(writing(small(16, false)))),
     workload("clients-8-d1", "small", Export::File, Many(small(1, true), 8)),
     workload("clients-8-d8", "small", Export::File, Many(small(8, true), 8))
-        .want(&[Nbdkit(2.0), Fair(0.8)])
+        .want(&[Nbdkit(2.0)])
+        .quick(),
+    workload("shares-8-d8", "small", Export::File, Shares(small(8, true), 8))
+        .want(&[Nbdkit(1.0), Fair(0.8)])
         .quick(),
     workload("memory-d1", "memory", Export::Memory, Load(small(1, true))),
     workload("memory-d16", "memory", Export::Memory, Load(small(16, true))),
