@@ -11,6 +11,7 @@ mod authority;
 mod broker;
 mod cabi;
 mod cc;
+mod code_pages;
 mod configure;
 mod connection;
 mod describe;

@@ -29,7 +29,7 @@ use crate::oom::OomScore;
 use crate::sandbox::Sandbox;
 use crate::settings::Settings;
 use crate::tls::{MakeSessions, Material, Tls};
-use crate::{configure, describe, process};
+use crate::{code_pages, configure, describe, process};
 use enter::{Companions, enter};
 use service::Service;
 
@@ -144,6 +144,12 @@ fn get_ready(
     let _ = link.send(&FromTemplate::Configured(configured), &[]);
     // While the listener opens its sockets.
     settings.count_processors();
+    if isolation == Isolation::Connection
+        && configure.stdio_safe
+        && let Err(error) = code_pages::copy_at_fork()
+    {
+        nbdkit_api::debug!("page tables of code are not copied: {error}");
+    }
     let watchers = layer.watchers();
     sandbox.prepare(configure.swap, !watchers.is_empty()).map_err(failed)?;
 
