@@ -10,6 +10,7 @@ mod keepalive;
 mod label;
 mod peer;
 mod tcp;
+mod tuning;
 mod unix;
 mod vsock;
 
@@ -19,9 +20,10 @@ use std::os::fd::OwnedFd;
 pub(crate) use activation::{ActivationError, adopt};
 pub(crate) use keepalive::keep_alive;
 use label::{LabelError, SocketLabel};
-pub(crate) use peer::{is_tcp, peer};
+pub(crate) use peer::peer;
 use tcp::TcpError;
 use thiserror::Error;
+pub(crate) use tuning::tune;
 pub(crate) use unix::PrivateDirectory;
 use vsock::VsockError;
 

@@ -30,7 +30,7 @@ pub(super) const LISTENER: &[Line] = &[
     any(c::SYS_getpeername),      // peer: the address of a client
     any(c::SYS_getsockname),      // peer: the family of its socket
     any(c::SYS_getsockopt),       // peer: SO_PEERCRED, SO_PEERSEC
-    any(c::SYS_setsockopt),       // TCP_NODELAY; the buffers of channels and of Unix sockets
+    any(c::SYS_setsockopt),       // TCP_NODELAY, TCP_CONGESTION; the buffers of channels and of Unix sockets
 
     // Channels and signals.
     with(c::SYS_socketpair, &[Is(0, c::AF_UNIX as u64), Is(1, CHANNEL)]), // Channel::pair, for a worker. Not datagrams, which go anywhere without connect

@@ -8,9 +8,8 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use nbdkit_ipc::ToTemplate;
-use nbdkit_ipc::messages::{Peer, PeerAddress};
+use nbdkit_ipc::messages::Peer;
 use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
 
 use super::Server;
 use super::acceptor::{Accepted, ServerState};
@@ -25,11 +24,6 @@ const CLIENTS_AT_ONCE: usize = 64;
 
 /// How many clients are sent to the template before the other sources get their turn.
 const ADMITTED_AT_ONCE: usize = 16;
-
-/// What a Unix socket may hold that its client has not read, bytes. The kernel counts twice as
-/// much, and allows no more than net.core.wmem_max. Of its default, 208 KiB, no reply to a read of
-/// 256 KiB has room, so that server and client sleep once for each.
-const UNIX_SEND_BUFFER: usize = 512 << 10;
 
 impl Server {
     /// What decides, outside of the acceptor, whether clients are accepted.
@@ -86,12 +80,7 @@ impl Server {
             );
             return self.acceptor.report_refused(&peer, &line, now, &self.context);
         }
-        // Without these the client is served, more slowly.
-        if sockets::is_tcp(&peer) {
-            let _ = setsockopt(&client, sockopt::TcpNoDelay, &true);
-        } else if peer.address == PeerAddress::Unix {
-            let _ = setsockopt(&client, sockopt::SndBuf, &UNIX_SEND_BUFFER);
-        }
+        sockets::tune(&client, &peer);
         self.acceptor.queue(client, peer, now, &self.context);
         self.admit_waiting(now);
     }

@@ -43,14 +43,6 @@ fn address(socket: impl AsFd) -> PeerAddress {
     }
 }
 
-/// Whether TCP's options apply.
-pub(crate) fn is_tcp(peer: &Peer) -> bool {
-    match peer.address {
-        PeerAddress::Inet(_) => true,
-        PeerAddress::Unix | PeerAddress::Vsock { .. } | PeerAddress::Unknown => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,7 +59,6 @@ mod tests {
             assert_eq!(peer.address, PeerAddress::Inet(address));
             assert_eq!(address, client.local_addr().unwrap());
             assert_eq!(peer.credentials, None);
-            assert!(is_tcp(&peer));
         }
     }
 
