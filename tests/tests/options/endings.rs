@@ -222,11 +222,14 @@ fn a_request_that_waits_to_be_retried_ends_with_its_client_and_with_the_server()
     assert!(server.wait().success());
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 
-    let (mut server, _client) = retrying(&[]);
+    // As long as its client's requests are served, it is waited for: a second.
+    let (mut server, mut client) = retrying(&[]);
     let start = Instant::now();
     server.signal(Signal::SIGTERM);
+    let reply = client.receive().expect("every request is answered");
+    assert!(reply.error.is_some());
     assert!(server.wait().success());
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 }
 
 #[test]
