@@ -53,6 +53,12 @@ impl Workers {
         Ok(())
     }
 
+    /// Whether the worker of a client has asked for it to be parked, and has not ended yet.
+    fn has_asked(&self, number: u64) -> bool {
+        let connection = self.connections().get(number);
+        connection.is_some_and(|it| matches!(it.parking, Parking::Asked(_)))
+    }
+
     /// Parks a client whose worker has ended: its socket is polled from now on. False if it cannot
     /// be.
     fn park(&mut self, number: u64, now: Instant, context: &Context) -> bool {
@@ -167,6 +173,11 @@ impl Server {
         }
         match exit {
             Some(WorkerExit::Parked) => self.workers.park(number, Instant::now(), &self.context),
+            // Reaped by a template that has ended before it said how. That it asked is the last
+            // that a worker does with its client.
+            None if self.workers.has_asked(number) => {
+                self.workers.park(number, Instant::now(), &self.context)
+            }
             None if self.slot.can_requeue(exit) => {
                 let again = self.workers.send_again(number, &self.context);
                 if again {
@@ -316,6 +327,26 @@ mod tests {
         let (mut listener, _client) = serving(Some(Patience::new(Duration::from_secs(600))));
         park(&mut listener, 0);
         assert!(parking(&listener).is_none(), "it has not been idle for as long");
+    }
+
+    #[test]
+    fn a_client_is_parked_whose_template_ends_before_it_has_reported_that_of_the_worker() {
+        let (mut listener, _client) = serving(Some(PATIENCE));
+        std::thread::sleep(8 * BASE);
+        let (state, totals) = (ParkedState::of(&7_u8).unwrap(), Totals::default());
+        let worker = listener.workers.remove(0);
+        worker.send(&FromWorker::Park { state, totals }, &[]).unwrap();
+        drop(worker);
+        listener.template_ends();
+        // A program that another test starts has the other end, too, until it is executed.
+        for _ in 0..2000 {
+            listener.turn();
+            if matches!(parking(&listener), Some(Parking::Parked(..))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("it is not parked");
     }
 
     #[test]
