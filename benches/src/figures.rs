@@ -49,7 +49,7 @@ pub(crate) struct Figures {
     pub(crate) machine: String,
     /// YYYY-MM-DD.
     pub(crate) date: String,
-    /// Load averages.
+    /// What else mattered: load averages, and by what TCP decides when to send.
     pub(crate) load: String,
     /// Names and versions.
     pub(crate) servers: Vec<(String, String)>,

@@ -17,14 +17,14 @@ pub(crate) enum Job {
     Cold(Access),
     /// Our load generator on several connections at once.
     Many(Access, usize),
+    /// The same, with processors of their own for server and clients: what each client gets.
+    Shares(Access, usize),
     /// fio with libnbd.
     Fio(Access),
     /// nbdcopy of the whole export, over several connections.
     Copy,
     /// nbdcopy of the whole export with one connection and these requests.
     CopyAs(Access),
-    /// The same, with processors of their own for server and clients: how it shares them out.
-    Shares(Access, usize),
     /// Connections, so many at a time.
     Connects(usize),
     /// Connections, one at a time, beside so many idle ones.

@@ -53,14 +53,8 @@ impl Workers {
         Ok(())
     }
 
-    /// Whether the worker of a client has asked for it to be parked, and has not ended yet.
-    fn has_asked(&self, number: u64) -> bool {
-        let connection = self.connections().get(number);
-        connection.is_some_and(|it| matches!(it.parking, Parking::Asked(_)))
-    }
-
     /// Parks a client whose worker has ended: its socket is polled from now on. False if it cannot
-    /// be.
+    /// be, or its worker has not asked for it.
     fn park(&mut self, number: u64, now: Instant, context: &Context) -> bool {
         self.close_link(number, context);
         let Some(connection) = self.connection_mut(number) else { return false };
@@ -171,22 +165,19 @@ impl Server {
         if !self.shutdown.is_serving() || self.slot.has_stopped_accepting() {
             return false;
         }
-        match exit {
-            Some(WorkerExit::Parked) => self.workers.park(number, Instant::now(), &self.context),
-            // Reaped by a template that has ended before it said how. That it asked is the last
-            // that a worker does with its client.
-            None if self.workers.has_asked(number) => {
-                self.workers.park(number, Instant::now(), &self.context)
-            }
-            None if self.slot.can_requeue(exit) => {
-                let again = self.workers.send_again(number, &self.context);
-                if again {
-                    self.acceptor.came_back(number);
-                }
-                again
-            }
-            _ => false,
+        // Nobody says so if the template that reaped the worker has ended since. That it asked is
+        // the last that a worker does with its client.
+        let may_be_parked = matches!(exit, Some(WorkerExit::Parked) | None);
+        if may_be_parked && self.workers.park(number, Instant::now(), &self.context) {
+            return true;
         }
+        let again = exit.is_none()
+            && self.slot.can_requeue(exit)
+            && self.workers.send_again(number, &self.context);
+        if again {
+            self.acceptor.came_back(number);
+        }
+        again
     }
 
     /// What is readable is the socket of a parked client. False if it is not.

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use nbdkit_ipc::messages::{Peer, PeerAddress};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -27,7 +27,8 @@ pub(crate) fn tune(client: &OwnedFd, peer: &Peer) {
             let _ = setsockopt(client, sockopt::TcpNoDelay, &true);
             // A client of an IPv6 socket that came by IPv4 has an address of both.
             if address.ip().to_canonical().is_loopback() {
-                send_at_once(client);
+                let name = OsString::from(WITHIN_MACHINE);
+                let _ = setsockopt(client, sockopt::TcpCongestion, &name);
             }
         }
         PeerAddress::Unix => {
@@ -35,10 +36,6 @@ pub(crate) fn tune(client: &OwnedFd, peer: &Peer) {
         }
         PeerAddress::Vsock { .. } | PeerAddress::Unknown => {}
     }
-}
-
-fn send_at_once(client: impl AsFd) {
-    let _ = setsockopt(&client, sockopt::TcpCongestion, &OsString::from(WITHIN_MACHINE));
 }
 
 #[cfg(test)]

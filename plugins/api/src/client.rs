@@ -277,8 +277,7 @@ pub(crate) fn is_stopping() -> bool {
 }
 
 /// Set by the process that serves clients when the server has stopped for so long that it refuses
-/// requests, while replies may still be owed.
-/// Async-signal-safe.
+/// requests, while replies may still be owed. Async-signal-safe.
 pub fn set_stopping() {
     STOPPING.store(true, Ordering::Relaxed);
 }
