@@ -19,6 +19,7 @@ mod options;
 mod parking;
 pub(crate) mod pin;
 mod poll_backoff;
+mod poll_length;
 mod pool;
 mod prealloc;
 mod read_attempts;

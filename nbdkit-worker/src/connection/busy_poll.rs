@@ -3,8 +3,8 @@
 //! A client that has one request in flight sends the next as soon as it has the reply. To wake a
 //! thread that sleeps takes longer than all that the server does for a small request, so a reader
 //! that has slept is what such a client waits for. Polling takes a processor meanwhile, so it ends
-//! after a limit, is done only while it finds requests, and leaves the processor to any other
-//! thread that wants it. nbdkit(1), `--busy-poll`.
+//! after a limit (`poll_length`), is done only while it finds requests, and leaves the processor to
+//! any other thread that wants it. nbdkit(1), `--busy-poll`.
 
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::pin::{self, Pin};
 use super::poll_backoff::PollBackoff;
+use super::poll_length::PollLength;
 
 /// Waits without a poll, because the processors are taken: to try again costs each of them little.
 const SKIPPED_IF_CROWDED: u32 = 64;
@@ -24,29 +25,35 @@ const CROWDED: u32 = 2;
 /// How polling before sleep went on one connection.
 #[derive(Debug)]
 pub(super) struct BusyPoll {
-    /// The longest poll; zero for none.
-    limit: Duration,
+    /// Zero for no poll.
+    length: PollLength,
     backoff: PollBackoff,
+    /// When the last poll began, if it was in vain.
+    since: Option<Instant>,
     /// Waits are not polled because others want the processors.
     crowded: bool,
 }
 
 impl BusyPoll {
-    /// Polls for no longer than `limit`; never if that is zero. On one processor a client cannot
+    /// Polls for no longer than `most`; never if that is zero. On one processor a client cannot
     /// run while it is polled for.
-    pub(super) fn new(limit: Duration, one_processor: bool) -> BusyPoll {
+    pub(super) fn new(most: Duration, one_processor: bool) -> BusyPoll {
         let pin = Pin::of(pin::BUSY_POLL).or(one_processor.then_some(Pin::Never));
-        BusyPoll::pinned(limit, pin)
+        BusyPoll::pinned(most, pin)
     }
 
-    fn pinned(limit: Duration, pin: Option<Pin>) -> BusyPoll {
-        BusyPoll { limit, backoff: PollBackoff::new(pin), crowded: false }
+    fn pinned(most: Duration, pin: Option<Pin>) -> BusyPoll {
+        let length = match pin {
+            Some(Pin::Always) => PollLength::fixed(most),
+            _ => PollLength::up_to(most),
+        };
+        BusyPoll { length, backoff: PollBackoff::new(pin), since: None, crowded: false }
     }
 
     /// Whether to poll during this wait.
     #[inline]
     pub(super) fn is_due(&mut self) -> bool {
-        !self.limit.is_zero() && self.backoff.is_due()
+        !self.length.limit().is_zero() && self.backoff.is_due()
     }
 
     /// Polls by `look` until it finds something; false if it did not within the limit, or others
@@ -69,14 +76,17 @@ impl BusyPoll {
         mut pause: impl FnMut(),
     ) -> Result<bool, E> {
         let start = now();
+        let limit = self.length.limit();
+        let mut last = start;
         let mut yields = 0;
         loop {
             if look()? {
                 self.backoff.record(true);
+                self.length.found(last.saturating_duration_since(start));
                 return Ok(true);
             }
             let before = now();
-            let passed = before.saturating_duration_since(start) >= self.limit;
+            let passed = before.saturating_duration_since(start) >= limit;
             if yields >= CROWDED || passed && yields > 0 {
                 self.backoff.skip(SKIPPED_IF_CROWDED);
                 self.crowded = true;
@@ -84,30 +94,38 @@ impl BusyPoll {
             }
             if passed {
                 self.backoff.record(false);
+                if self.backoff.is_skipping() {
+                    self.length.in_vain();
+                }
                 self.crowded = false;
+                self.since = Some(start);
                 return Ok(false);
             }
             pause();
-            if now().saturating_duration_since(before) > YIELDED {
+            last = now();
+            if last.saturating_duration_since(before) > YIELDED {
                 yields += 1;
             }
         }
     }
 
     /// Waits by `wait` instead, and takes its time: a request that came so soon would have been
-    /// found.
+    /// found, or would be by a longer poll.
     pub(super) fn sleep<T>(&mut self, wait: impl FnOnce() -> T) -> T {
-        if !self.backoff.is_skipping() || self.crowded {
+        let since = self.since.take();
+        let measured = self.backoff.is_skipping() || since.is_some() && self.length.may_grow();
+        if !measured || self.crowded {
             return wait();
         }
-        let start = Instant::now();
+        let start = since.unwrap_or_else(Instant::now);
         let result = wait();
         self.slept(start.elapsed());
         result
     }
 
     fn slept(&mut self, time: Duration) {
-        if time < self.limit {
+        self.length.slept(time);
+        if time < self.length.limit() {
             self.backoff.resume();
         }
     }
@@ -203,6 +221,28 @@ mod tests {
         assert!(!policy.is_due());
         policy.slept(LIMIT - LOOK);
         assert!(policy.is_due());
+    }
+
+    #[test]
+    fn a_client_that_takes_longer_to_wake_is_polled_for_longer() {
+        let (mut policy, gap) = (BusyPoll::new(4 * LIMIT, false), LIMIT + LIMIT / 2);
+        let looks = (gap.as_nanos() / LOOK.as_nanos() / 2) as u32;
+        let mut found = 0;
+        for _ in 0..1000 {
+            if policy.is_due() && poll(&mut policy, looks, alone).1 {
+                found += 1;
+            } else {
+                policy.slept(2 * gap);
+            }
+        }
+        assert!(found > 900, "{found}");
+        // Not for one that pauses, again and again.
+        while policy.is_due() {
+            poll(&mut policy, u32::MAX, alone);
+        }
+        while !policy.is_due() {}
+        let (time, _) = poll(&mut policy, u32::MAX, alone);
+        assert!(time < LIMIT + 3 * LOOK, "{time:?}");
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::tls::Tls;
 
 /// Most requests of one client that run at the same time, without `-t`. nbdkit(1).
 const DEFAULT_THREADS: u32 = 16;
-/// `--busy-poll`, if it is not given: the time that a processor takes to be woken, several times.
-const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(50);
+/// `--busy-poll`, if it is not given: what a client takes to be woken on a slow machine, twice.
+const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(200);
 
 /// Environment variables for the listener alone, which other processes do not inherit.
 pub(crate) const LISTENER_VARIABLES: [&str; 6] = [
