@@ -8,7 +8,7 @@ use nbdkit_api::paths::Opened;
 use nix::fcntl::OFlag;
 
 use crate::shared::Region;
-use crate::{channel, disk, raw, shared, system};
+use crate::{channel, code, disk, raw, shared, system};
 
 /// Its result: `ok`, with more after a space; `errno NUMBER`; `unknown`.
 pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>) -> String {
@@ -32,6 +32,9 @@ pub(crate) fn carry_out(attack: &str, regions: &[Region], file: Option<&Opened>)
         "raise-descriptors" => {
             system::raise_descriptors().and_then(|_| system::fill_descriptors(number() as usize))
         }
+        "map-code" => code::map(),
+        "make-code" => code::make(),
+        "write-code" => code::write(),
         // Files, and the broker.
         "write-disk" => disk::write(file),
         "truncate-disk" => disk::truncate(file),

@@ -16,6 +16,7 @@
 
 mod attack;
 mod channel;
+mod code;
 mod disk;
 mod raw;
 mod shared;

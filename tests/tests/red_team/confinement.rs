@@ -131,6 +131,29 @@ const ROWS: &[Row] = &[
         opens: false,
         ends: &[(0, Refused("clone"), Refused("clone")), (CALLS, Succeeds, Succeeds)],
     },
+    // Code that is not in the program's file.
+    Row {
+        attack: "map-code",
+        opens: false,
+        ends: &[(0, Refused("mmap"), Refused("mmap")), (CALLS, Succeeds, Succeeds)],
+    },
+    Row {
+        attack: "make-code",
+        opens: false,
+        ends: &[(0, Refused("mprotect"), Refused("mprotect")), (CALLS, Succeeds, Succeeds)],
+    },
+    Row {
+        attack: "write-code",
+        opens: false,
+        ends: &[
+            (0, Fails(EACCES), Fails(EACCES)),
+            (CALLS, Fails(EACCES), Fails(EACCES)),
+            (PATHS, Fails(EACCES), Fails(EACCES)),
+            // Not dumpable: its /proc/self is root's. After setuid(2) it is not, whatever we do.
+            (CALLS | PATHS, Fails(EACCES), Fails(EACCES)),
+            (CALLS | PATHS | LIMITS, Fails(EACCES), Succeeds),
+        ],
+    },
     Row {
         attack: "signal={listener}",
         opens: false,
