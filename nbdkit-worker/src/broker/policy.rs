@@ -98,6 +98,7 @@ pub(super) const CONNECTING: &[Line] = &[
     any(c::SYS_sched_getaffinity),// pthread_getattr_np: std looks where a thread's stack is
     with(c::SYS_prctl, &[Is(0, c::PR_SET_NAME as u64)]), // std names its threads
     any(c::SYS_exit),             // the end of a thread
+    any(c::SYS_sched_yield),      // std mpsc: a thread is in the middle of sending an answer
     any(c::SYS_mmap),             // stacks of threads; see CODE
     any(c::SYS_mprotect),         // guard pages, arenas of threads; see CODE
 ];
