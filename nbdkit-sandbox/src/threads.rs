@@ -41,6 +41,19 @@ fn is_alone() -> Option<bool> {
     }
 }
 
+/// Waits until this thread is the only one, for a second at most, if others are about to end: the
+/// kernel wakes who joins a thread a moment before it counts the thread as gone. Whether this is
+/// the only one. Like [`confine`], called before a filter is closed.
+pub fn await_end_of_others() -> bool {
+    let start = Instant::now();
+    loop {
+        match is_alone() {
+            Some(false) if start.elapsed() < Duration::from_secs(1) => std::thread::yield_now(),
+            alone => return alone == Some(true),
+        }
+    }
+}
+
 /// The threads of this process.
 fn all() -> io::Result<BTreeSet<i32>> {
     let entries = std::fs::read_dir("/proc/self/task")?;
@@ -55,7 +68,7 @@ fn all() -> io::Result<BTreeSet<i32>> {
 /// SIGHUP that the C library has installed ([`signals::catch`](crate::signals::catch)).
 ///
 /// # Errors
-/// A thread is not confined; without /proc, that there are threads at all.
+/// A thread is not confined; without /proc, that there are threads at all, and stay.
 pub fn confine(paths: Option<BorrowedFd<'_>>) -> Result<()> {
     if is_alone() == Some(true) {
         return Ok(());
@@ -65,8 +78,14 @@ pub fn confine(paths: Option<BorrowedFd<'_>>) -> Result<()> {
     loop {
         // A thread inherits all of this from the one that starts it, so no thread is left when all
         // that exist are done.
-        let what = "threads cannot be confined: /proc/self/task";
-        let threads = all().map_err(|error| Error::of(what)(errno_text(&error)))?;
+        let threads = match all() {
+            Ok(threads) => threads,
+            Err(_) if await_end_of_others() => return Ok(()),
+            Err(error) => {
+                let what = "threads cannot be confined: /proc/self/task";
+                return Err(Error::of(what)(errno_text(&error)));
+            }
+        };
         let Some(next) = threads.difference(&done).next().copied() else {
             return Ok(());
         };

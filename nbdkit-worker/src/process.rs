@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nbdkit_api::{ResultExt, client};
 use nbdkit_ipc::{WorkerExit, refusal};
@@ -32,16 +32,6 @@ pub(crate) fn wait_for(child: Pid, milliseconds: u16) {
             Ok(_) | Err(_) => return,
         }
         std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Waits until this thread is the only one, after the others were joined, for a second at most: the
-/// kernel wakes who joins a thread a moment before it counts the thread as gone, and a fork fails
-/// until then.
-pub(crate) fn await_end_of_threads() {
-    let start = Instant::now();
-    while !is_single_threaded() && start.elapsed() < Duration::from_secs(1) {
-        std::thread::yield_now();
     }
 }
 

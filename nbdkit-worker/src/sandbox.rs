@@ -252,7 +252,8 @@ impl Sandbox {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
         if alone {
-            process::await_end_of_threads();
+            // A fork would fail until then.
+            threads::await_end_of_others();
         }
         Ok(())
     }
