@@ -271,6 +271,10 @@ extern "C" fn obey(_signal: libc::c_int) {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::Duration;
+
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
 
     /// Nothing is sent to any thread: without a restorer it would crash when the handler returns.
     #[test]
@@ -282,5 +286,24 @@ mod tests {
         assert!(error.ends_with("SIGHUP has no handler"), "{error}");
         drop(end);
         other.join().unwrap();
+    }
+
+    /// In a fork, which has one thread, however many the tests have.
+    #[test]
+    fn a_thread_that_is_about_to_end_is_waited_for() {
+        // SAFETY: of what other threads may have locked, the child uses the heap alone, which the C
+        // library makes usable after a fork.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Parent { child } => {
+                assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
+            }
+            ForkResult::Child => {
+                let pause = || std::thread::sleep(Duration::from_millis(50));
+                let thread = std::thread::Builder::new().spawn(pause);
+                let was_there = thread.is_ok() && super::is_alone() == Some(false);
+                let is_gone = super::await_end_of_others() && super::is_alone() == Some(true);
+                crate::process::exit_now(i32::from(!(was_there && is_gone)));
+            }
+        }
     }
 }

@@ -22,7 +22,8 @@ use crate::tls::Tls;
 
 /// Most requests of one client that run at the same time, without `-t`. nbdkit(1).
 const DEFAULT_THREADS: u32 = 16;
-/// `--busy-poll`, if it is not given: what a client takes to be woken on a slow machine, twice.
+/// `--busy-poll`, if it is not given: twice the time from a reply to the next request where both
+/// sides sleep, on a machine where it takes long to wake them.
 const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(200);
 
 /// Environment variables for the listener alone, which other processes do not inherit.

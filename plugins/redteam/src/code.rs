@@ -5,10 +5,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use nix::errno::Errno;
 use nix::libc;
 
-use crate::raw;
+use crate::{raw, system};
 
 const PAGE: libc::c_long = 4096;
 
@@ -32,10 +31,15 @@ fn memory(protection: libc::c_int) -> nix::Result<libc::c_long> {
 /// Writes over code of its own, which the kernel permits here whatever the mapping says; with what
 /// stands there.
 pub(crate) fn write() -> nix::Result<String> {
-    let of = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-    let memory = File::options().read(true).write(true).open("/proc/self/mem").map_err(of)?;
     let (code, mut byte) = (write as fn() -> nix::Result<String> as usize as u64, [0]);
-    memory.read_exact_at(&mut byte, code).map_err(of)?;
-    memory.write_all_at(&byte, code).map_err(of)?;
-    Ok("ok".to_owned())
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/proc/self/mem")
+        .and_then(|memory| {
+            memory.read_exact_at(&mut byte, code)?;
+            memory.write_all_at(&byte, code)
+        })
+        .map(|()| "ok".to_owned())
+        .map_err(|error| system::errno(&error))
 }

@@ -23,7 +23,7 @@ fn ok() -> String {
     "ok".to_owned()
 }
 
-fn errno(error: &std::io::Error) -> Errno {
+pub(crate) fn errno(error: &std::io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
