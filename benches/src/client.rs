@@ -81,10 +81,18 @@ impl AsFd for Stream {
 }
 
 impl Read for Stream {
+    /// As read(2), but a signal does not end it: with a timeout it would even if none is handled
+    /// (signal(7)).
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => stream.read(buf),
-            Stream::Tcp(stream) => stream.read(buf),
+        loop {
+            let result = match self {
+                Stream::Unix(stream) => stream.read(buf),
+                Stream::Tcp(stream) => stream.read(buf),
+            };
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
         }
     }
 }

@@ -23,6 +23,7 @@ pub use assembly::{Chunk, Reply, ReplyError};
 pub use transmission::Ask;
 pub use transport::{TIMEOUT, Transport};
 
+use crate::uninterrupted;
 use assembly::Assembly;
 
 /// Why a client could not go on.
@@ -194,12 +195,10 @@ impl<T: Transport> Client<T> {
         let mut bytes = vec![0; length];
         let mut filled = 0;
         while filled < length {
-            match self.stream.read(&mut bytes[filled..]) {
-                Ok(0) if filled == 0 => return Err(Failure::Closed),
-                Ok(0) => return Err(Failure::Cut),
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+            match uninterrupted(|| self.stream.read(&mut bytes[filled..]))? {
+                0 if filled == 0 => return Err(Failure::Closed),
+                0 => return Err(Failure::Cut),
+                count => filled += count,
             }
         }
         Ok(bytes)

@@ -20,9 +20,11 @@ pub mod tempdir;
 pub mod tls;
 pub mod tools;
 pub mod transcript;
+pub mod uninterrupted;
 pub mod workout;
 
 pub use client::{Ask, Client};
 pub use server::Server;
 pub use single::Single;
 pub use tempdir::TempDir;
+pub use uninterrupted::uninterrupted;

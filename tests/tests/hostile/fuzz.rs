@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use nbd_protocol::constants::{Command, CommandFlags, Opt};
 use nbd_protocol::handshake::{InfoRequest, MetaContextRequest, encode_option};
 use nbd_protocol::transmission::{BlockStatusPayload, Request};
-use nbdkit_tests::Server;
 use nbdkit_tests::client::Headers;
 use nbdkit_tests::processes::eventually;
 use nbdkit_tests::server::ours;
+use nbdkit_tests::{Server, uninterrupted};
 
 use super::bystander::{Bystander, Work};
 
@@ -201,7 +201,7 @@ fn play(socket: &Path, session: &Session) -> bool {
     let _ = stream.shutdown(Shutdown::Write);
     let (mut taken, mut buffer) = (0, vec![0; 65536]);
     loop {
-        match stream.read(&mut buffer) {
+        match uninterrupted(|| stream.read(&mut buffer)) {
             Ok(0) => return true,
             Ok(_) if taken > COLLECT || (!sent && taken > 0) => return false,
             Ok(count) => taken += count,

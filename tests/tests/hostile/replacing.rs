@@ -14,7 +14,7 @@ use nbdkit_tests::binary::Binary;
 use nbdkit_tests::client::Headers;
 use nbdkit_tests::processes::{children, children_called, descriptors, eventually, is_alive};
 use nbdkit_tests::server::{Builder, ours, programs};
-use nbdkit_tests::{Ask, Server};
+use nbdkit_tests::{Ask, Server, uninterrupted};
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkfifo};
 
@@ -42,7 +42,7 @@ enum Answer {
 fn answer(server: &Server) -> Answer {
     let mut stream = UnixStream::connect(server.socket()).expect("somebody listens");
     stream.set_read_timeout(Some(ANSWER)).expect("a socket");
-    match stream.read(&mut [0]) {
+    match uninterrupted(|| stream.read(&mut [0])) {
         Ok(1) => Answer::Greeting,
         Ok(_) => Answer::Disconnected,
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Answer::Disconnected,

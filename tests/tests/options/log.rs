@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::processes::{eventually, is_alive};
-use nbdkit_tests::{Ask, Server};
+use nbdkit_tests::{Ask, Server, uninterrupted};
 
 use crate::support::{
     DEADLINE, Daemon, Paths, assert_refused, assert_serves, connect, debian_lacks, launch, nbdkit,
@@ -131,7 +131,7 @@ fn system_log_message(socket: &UnixDatagram, words: &str) -> String {
     let mut bytes = [0; 4096];
     let mut heard = String::new();
     loop {
-        match socket.recv(&mut bytes) {
+        match uninterrupted(|| socket.recv(&mut bytes)) {
             Ok(length) => {
                 let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
                 if text.contains(words) {

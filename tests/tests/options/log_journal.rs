@@ -5,7 +5,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
 use nbdkit_tests::binary::Binary;
-use nbdkit_tests::{Ask, command};
+use nbdkit_tests::{Ask, command, uninterrupted};
 
 use crate::log::{COMPLAINING, COMPLAINT};
 use crate::support::{
@@ -59,7 +59,8 @@ fn parse(mut bytes: &[u8]) -> Fields {
 fn message(journal: &UnixDatagram, words: &str) -> Fields {
     let mut bytes = vec![0; 256 * 1024];
     loop {
-        let length = journal.recv(&mut bytes).unwrap_or_else(|error| panic!("{words}: {error}"));
+        let length = uninterrupted(|| journal.recv(&mut bytes))
+            .unwrap_or_else(|error| panic!("{words}: {error}"));
         let fields = parse(&bytes[..length]);
         if fields["MESSAGE"].contains(words) {
             return fields;

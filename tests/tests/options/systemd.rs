@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use nbdkit_tests::binary::Binary;
 use nbdkit_tests::command::{self, Finished};
-use nbdkit_tests::{Client, Server};
+use nbdkit_tests::{Client, Server, uninterrupted};
 use nix::sys::signal::Signal;
 
 use crate::support::{DEADLINE, Foreground, Paths, assert_serves, connect, debian_lacks, pid_in};
@@ -199,7 +199,8 @@ fn the_programs_of_the_server_do_not_inherit_the_variables() {
 /// The next message to the service manager. sd_notify(3).
 fn heard(manager: &UnixDatagram) -> String {
     let mut buffer = [0; 256];
-    let length = manager.recv(&mut buffer).expect("a message to the service manager");
+    let length =
+        uninterrupted(|| manager.recv(&mut buffer)).expect("a message to the service manager");
     String::from_utf8_lossy(&buffer[..length]).into_owned()
 }
 

@@ -12,6 +12,7 @@ use nbdkit_tests::processes::eventually;
 use nbdkit_tests::red_team::attack;
 use nbdkit_tests::tempdir::TempDir;
 use nbdkit_tests::tls::{self, Authority, KeyType};
+use nbdkit_tests::uninterrupted;
 
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
@@ -226,7 +227,7 @@ fn a_listener_that_makes_a_call_it_never_makes_ends_and_the_log_says_why() {
         assert_eq!(server.wait().code(), Some(1));
         let mut buffer = [0; 4096];
         let last_words = loop {
-            let length = journal.recv(&mut buffer).expect("its last words");
+            let length = uninterrupted(|| journal.recv(&mut buffer)).expect("its last words");
             let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
             if text.contains("to the listener, which ends") {
                 break text;
@@ -250,7 +251,7 @@ fn a_listener_that_makes_a_call_it_never_makes_ends_and_the_log_says_why() {
         let mut buffer = [0; 4096];
         let mut line = String::new();
         while !line.contains("to the listener, which ends") {
-            let length = system_log.recv(&mut buffer).expect("its last words");
+            let length = uninterrupted(|| system_log.recv(&mut buffer)).expect("its last words");
             line = String::from_utf8_lossy(&buffer[..length]).into_owned();
         }
         assert!(line.starts_with("<27>nbdkit["), "LOG_DAEMON, LOG_ERR: {line}");
