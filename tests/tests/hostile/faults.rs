@@ -4,10 +4,11 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use nbd_protocol::constants::NbdError;
 use nbdkit_tests::client::Headers;
-use nbdkit_tests::processes::{children, eventually, is_alive};
+use nbdkit_tests::processes::{children, descendants, eventually, is_alive};
 use nbdkit_tests::server::ours;
 use nbdkit_tests::{Ask, Server};
 use nix::sys::signal::{Signal, kill};
@@ -111,6 +112,29 @@ fn a_template_killed_under_load_is_replaced_and_its_workers_go_on() {
     assert!(server.stop().success());
     eventually("all have ended", || everyone.iter().all(|pid| !is_alive(*pid)));
     assert_eq!(names_in(server.dir().path()), ["disk", "pid", "sock"]);
+}
+
+/// As job control, a debugger and the freezer of control groups do it. epoll_wait(2) and receives
+/// with a timeout end with EINTR then, though no signal is handled. signal(7).
+#[test]
+fn processes_that_are_stopped_and_continued_under_load_go_on() {
+    let servers: [&[&str]; 4] =
+        [&[], &["--isolation=shared"], &["--filter=cow"], &["--filter=noparallel"]];
+    for arguments in servers {
+        let mut server = file_server(arguments);
+        let bystander = Bystander::start(&server, "stops and continuations", Work::Writes(MIB));
+        for _ in 0..200 {
+            for pid in [vec![server.pid().as_raw()], descendants(server.pid().as_raw())].concat() {
+                // A worker may have ended meanwhile.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGSTOP);
+                std::thread::sleep(Duration::from_micros(200));
+                let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        bystander.finish();
+        assert!(server.stop().success(), "{arguments:?}");
+    }
 }
 
 /// It has their sockets and has not come to making workers.
