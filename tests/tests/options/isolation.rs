@@ -65,7 +65,7 @@ fn clients_of_a_shared_process_do_not_wait_for_one_another() {
         return;
     }
     let server = Server::nbdkit(["--isolation=shared", "--filter=delay", "null", "1M"])
-        .arg("rdelay=500ms")
+        .arg("rdelay=2s")
         .start();
     let mut clients: Vec<_> = (0..8).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(open);
@@ -76,7 +76,7 @@ fn clients_of_a_shared_process_do_not_wait_for_one_another() {
     for client in &mut clients {
         assert_eq!(client.receive().expect("a reply").error, None);
     }
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(14), "{:?}", began.elapsed());
 }
 
 #[test]

@@ -185,7 +185,7 @@ fn small_replies_are_not_held_back() {
         client.receive().expect("a reply");
         client.receive().expect("a reply");
     }
-    assert!(began.elapsed().as_secs() < 6, "{:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() < 14, "{:?}", began.elapsed());
 }
 
 /// Whether the server's end of the connection has a keepalive timer: `tr` in /proc/net/tcp,
