@@ -16,7 +16,8 @@ use nix::unistd::Pid;
 /// proc_tid_children(5).
 ///
 /// Adopted processes are listed with the first thread, as the processes that it has forked. Other
-/// threads fork none that outlive them.
+/// threads fork none that outlive them. The list lacks none, for only the first thread reaps those,
+/// which is the one that reads it: while it was read, none went from it.
 pub fn children() -> Vec<Pid> {
     let own = std::process::id();
     let Ok(list) = fs::read_to_string(format!("/proc/self/task/{own}/children")) else {

@@ -27,11 +27,24 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// The living children of a process, of all its threads. None if there is no such process.
 pub fn children(pid: i32) -> Vec<i32> {
+    let mut last = listed_children(pid);
+    loop {
+        let list = listed_children(pid);
+        if list == last {
+            return list.into_iter().filter(|pid| is_alive(*pid)).collect();
+        }
+        last = list;
+    }
+}
+
+/// The children, ended ones too, as the kernel lists them, which skips one for each that is reaped
+/// once it is listed. A list that comes a second time lacks none: whoever is reaped while the first
+/// is read is not in the second. proc_tid_children(5).
+fn listed_children(pid: i32) -> Vec<i32> {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     threads
         .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok())
         .flat_map(|line| numbers(&line))
-        .filter(|pid| is_alive(*pid))
         .collect()
 }
 
@@ -136,5 +149,38 @@ impl Server {
         client.handshake().expect("a greeting");
         assert_eq!(client.go(export, &[]).expect("a reply").end.reply, Rep::ACK);
         client
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    /// A child is found although those before it end and are reaped while they are listed.
+    #[test]
+    fn no_child_is_missed_while_others_end() {
+        for _ in 0..300 {
+            let script = "for i in 1 2 3 4 5 6 7 8; do : & done; sleep 60 & echo $!; wait";
+            let mut parent = Command::new("sh")
+                .args(["-c", script])
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("a shell");
+            let own = Pid::from_raw(parent.id().try_into().expect("a process id"));
+            let mut line = String::new();
+            let mut output = BufReader::new(parent.stdout.take().expect("its output"));
+            output.read_line(&mut line).expect("a number");
+            let last = line.trim().parse().expect("a process id");
+            let found = (0..50).all(|_| children(own.as_raw()).contains(&last));
+            kill(Pid::from_raw(last), Signal::SIGKILL).expect("a process of ours");
+            parent.wait().expect("its end");
+            assert!(found);
+        }
     }
 }

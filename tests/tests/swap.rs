@@ -80,21 +80,10 @@ impl Cost {
 
 /// The process that serves the only client.
 fn worker(server: &Server, shared: bool) -> i32 {
-    let children = |pid: i32| {
-        let path = format!("/proc/{pid}/task/{pid}/children");
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
-    };
-    let is = |pid: &i32, name: &str| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|it| it.trim_end() == name)
-    };
-    let is_worker = |pid: &i32| is(pid, "nbdkit:worker");
-    let is_template = |pid: &i32| is(pid, "nbdkit:template");
-    let templates = children(server.pid().as_raw());
     if shared {
-        return templates.into_iter().find(is_template).expect("a template");
+        return server.template();
     }
-    templates.into_iter().flat_map(children).find(is_worker).expect("one client, one worker")
+    *server.workers().first().expect("one client, one worker")
 }
 
 /// A disk of a file with data and holes.

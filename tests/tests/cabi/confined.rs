@@ -51,14 +51,7 @@ fn server_of(flags: &[&str], skip: u32, options: &[&str]) -> Server {
 
 /// The fields of the status of each thread of the template.
 fn statuses(server: &Server) -> Vec<BTreeMap<String, String>> {
-    let listener = server.pid().as_raw();
-    let children = std::fs::read_to_string(format!("/proc/{listener}/task/{listener}/children"));
-    let children = children.unwrap();
-    let comm = |pid: &&str| std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    let template = children
-        .split_whitespace()
-        .find(|pid| comm(pid).is_ok_and(|its| its.trim() == "nbdkit:template"));
-    let threads = std::fs::read_dir(format!("/proc/{}/task", template.expect("a template")));
+    let threads = std::fs::read_dir(format!("/proc/{}/task", server.template()));
     let status = |path: std::path::PathBuf| std::fs::read_to_string(path.join("status")).unwrap();
     let fields = |text: String| {
         let pairs = text.lines().filter_map(|line| line.split_once(':'));

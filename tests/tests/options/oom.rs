@@ -4,7 +4,7 @@
 use std::fs;
 
 use nbdkit_tests::Server;
-use nbdkit_tests::processes::eventually;
+use nbdkit_tests::processes::{children, eventually};
 use nix::unistd::geteuid;
 
 use crate::support::{debian_lacks, needs_root};
@@ -14,8 +14,7 @@ const USER: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups";
 /// The processes below one: their names, and their values.
 fn scores_below(pid: i32, found: &mut Vec<(String, i32)>) {
     let read = |pid: i32, file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
-    let children = read(pid, &format!("task/{pid}/children")).unwrap_or_default();
-    for child in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+    for child in children(pid) {
         if let (Ok(name), Ok(score)) = (read(child, "comm"), read(child, "oom_score_adj")) {
             let name = name.trim().trim_start_matches("nbdkit:").to_owned();
             found.push((name, score.trim().parse().unwrap()));
@@ -154,13 +153,6 @@ fn a_worker_does_not_hold_the_score_of_its_template() {
         let targets = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         targets.filter(|target| target.ends_with("oom_score_adj")).count()
     };
-    let children = |pid: i32, name: &str| -> Vec<i32> {
-        let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        let comm = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm"));
-        let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
-        pids.filter(|pid| comm(pid).is_ok_and(|comm| comm.trim() == name)).collect()
-    };
-    let template = children(server.pid().as_raw(), "nbdkit:template")[0];
-    let worker = children(template, "nbdkit:worker")[0];
+    let (template, worker) = (server.template(), server.workers()[0]);
     assert_eq!((holders(template), holders(worker)), (1, 0));
 }
