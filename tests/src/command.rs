@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+/// How long what a command has left may go on writing.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
 /// How a finished command ended and what it wrote.
 #[derive(Clone, Debug)]
 pub struct Finished {
@@ -32,7 +35,8 @@ impl Finished {
     }
 }
 
-/// Runs `command` to its end with no standard input.
+/// Runs `command` to its end with no standard input. Children that it leaves may write for
+/// [`LAST_WORDS`] more, and are killed.
 ///
 /// # Panics
 /// If it cannot be started, or does not end within `deadline`: it is then killed, with its
@@ -60,6 +64,11 @@ pub fn run(command: &mut Command, deadline: Duration) -> Finished {
             Err(error) => panic!("wait: {command:?}: {error}"),
         }
     };
+    // A server that a client has started may have something to say still.
+    let end = Instant::now() + LAST_WORDS;
+    while !(stdout.is_finished() && stderr.is_finished()) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     // A child left in the background would hold the pipes open for ever.
     kill_group(child.id());
     let text = |thread: JoinHandle<Vec<u8>>| {
@@ -83,4 +92,22 @@ fn gather(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
         }
         bytes
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_command_leaves_may_have_its_say_and_is_killed() {
+        let deadline = Duration::from_secs(20);
+        let finished =
+            run(Command::new("sh").args(["-c", "(sleep 0.1; echo late >&2) &"]), deadline);
+        assert_eq!(finished.stderr, "late\n");
+        let start = Instant::now();
+        let finished = run(Command::new("sh").args(["-c", "sleep 60 & echo $!"]), deadline);
+        assert!(start.elapsed() < deadline);
+        let left = finished.stdout.trim().parse().expect("a process id");
+        crate::processes::eventually("it was killed", || !crate::processes::is_alive(left));
+    }
 }
