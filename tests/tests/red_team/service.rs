@@ -134,11 +134,11 @@ fn each_process_of_the_unit_has_its_user_and_no_more_than_it_needs() {
     let mut client = server.connected("");
     let first = assert_layers(&server, 0);
     assert_eq!(client.call(&nbdkit_tests::Ask::read(0, 1)).expect("a reply").error, None);
-    drop(client);
     // None of them is root, not even the spawner, from which a new template gets what it needs.
     for pid in descendants(server.pid().as_raw()) {
         assert!(!status(pid)["Uid"].split('\t').any(|id| id == "0"), "{:?}", status(pid));
     }
+    drop(client);
     let pid = nix::unistd::Pid::from_raw(first);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("killed");
     let _client = server.connected("");
